@@ -1,0 +1,40 @@
+"""What can go wrong through no fault of edgekd: one sentence, one hint, exit code 2 (1 for a failed gate)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgekdError(Exception):
+    """A mistake or a circumstance the user can mend. The command line prints it without a traceback.
+
+    Args:
+        message: one sentence saying what happened.
+        hint: one sentence saying what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class GateFailed(EdgekdError):
+    """A parity or accuracy gate said no: everything ran, the result is not good enough."""
+
+    exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean "x"?` for the closest known word, else the list of them all (at most 12)."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f'Did you mean "{close[0]}"?'
+    return "Known: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "") + "."

@@ -1,0 +1,101 @@
+"""Writing that cannot leave half a file behind, and hashes of what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from edgekd.errors import EdgekdError
+
+
+def cache_root() -> Path:
+    """Folder of everything that can be made again: `$EDGEKD_CACHE`, else the platform's user cache."""
+    chosen = os.environ.get("EDGEKD_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("edgekd"))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "permission denied" under `path` into an `EdgekdError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EdgekdError(
+                f"The disk holding {path} is full.", "Free some space and run again; nothing half-written was kept."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise EdgekdError(f"{path} cannot be written.", "Choose another folder or mend its permissions.") from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path` in one rename, else it is removed.
+
+    A killed process leaves at most a `.tmp-*` file or folder that nothing reads.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
+        try:
+            yield scratch
+            if scratch.is_dir() and path.is_dir():
+                # A folder cannot be renamed onto a full one: step aside first, so that one of both always exists.
+                old = scratch.with_name(scratch.name + "-old")
+                os.rename(path, old)
+                os.rename(scratch, path)
+                shutil.rmtree(old)
+            else:
+                if scratch.is_file():
+                    with open(scratch, "rb+") as handle:
+                        os.fsync(handle.fileno())
+                os.replace(scratch, path)
+        finally:
+            if scratch.is_dir():
+                shutil.rmtree(scratch, ignore_errors=True)
+            else:
+                scratch.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text in one step."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, in one step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON; a missing or torn file is an `EdgekdError` that calls it `what`."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EdgekdError(f"There is no {what} at {path}.", "Check the path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EdgekdError(f"The {what} at {path} is not readable JSON.", "Make it again, or restore it.") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def short_hash(*parts: str) -> str:
+    """16 hex digits over the parts, for names of folders and ids."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,146 @@
+"""The folders that cross a wall between rooms: a training run and an exported artifact."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgekd.errors import EdgekdError
+from edgekd.files import read_json, sha256_file, write_json
+from edgekd.preprocess import Preprocess
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class TensorSpec(BaseModel):
+    """One input or output of an artifact. `shape` holds ints and names; a name is a free dimension."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    layout: str
+
+
+class Artifact(BaseModel):
+    """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
+
+    The input is RGB uint8; normalisation is inside the graph. The output is `logits`, whose softmax is calibrated on
+    the run's ID validation images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    name: str
+    """`<target>-<precision>`, the folder's name."""
+    target: str
+    format: str
+    precision: Precision
+    files: dict[str, str]
+    """File name → SHA-256, the model first."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    quantization: dict[str, Any] | None = None
+    """Method, number and ids of the calibration images, what stayed in float; None for fp32 and fp16."""
+    parity: dict[str, Any]
+    """Agreement and logit error against the torch student on real images (export/parity.py)."""
+    source: dict[str, Any]
+    """Student name, recipe, teacher, run folder's name, split hash, sha256 of the student's weights."""
+    versions: dict[str, str]
+    created: str
+    """UTC, ISO 8601."""
+
+    @property
+    def model_file(self) -> str:
+        return next(iter(self.files))
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "artifact.json", self.model_dump(mode="json"))
+
+
+def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
+    """Load `artifact.json` of an artifact folder and verify every file's hash.
+
+    Raises:
+        EdgekdError: no such folder or file, unknown schema, a file missing or altered.
+    """
+    folder = Path(folder)
+    data = read_json(folder / "artifact.json", "artifact")
+    if isinstance(data, dict) and data.get("schema_version") != 1:
+        raise EdgekdError(
+            f"The artifact at {folder} has schema version {data.get('schema_version')}; this edgekd reads version 1.",
+            "Export it again, or use the edgekd that wrote it.",
+        )
+    try:
+        artifact = Artifact.model_validate(data)
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The artifact at {folder} is damaged: {first_problem(error)}.", "Export it again with --overwrite."
+        ) from error
+    if check_hashes:
+        for name, expected in artifact.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise EdgekdError(f"The artifact at {folder} lacks its file {name}.", "Copy the whole folder again.")
+            if sha256_file(path) != expected:
+                raise EdgekdError(
+                    f"{path} is not the file that was exported: its SHA-256 differs from artifact.json.",
+                    "Copy the folder again, or export again with --overwrite.",
+                )
+    return artifact
+
+
+def first_problem(error: ValidationError) -> str:
+    """Pydantic's first complaint as `field: reason`."""
+    problem = error.errors()[0]
+    return f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+
+
+class Run(BaseModel):
+    """`run.json`: what a finished training run is made of. Everything is relative to the run's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = 1
+    name: str
+    student: str
+    recipe: str
+    data: str
+    teacher: str
+    teacher_id: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    split_hash: str
+    test_domain: str | None
+    seed: int
+    steps: int
+    train_seconds: float
+    images_per_second: float
+    data_wait_percent: float
+    selection: str
+    """The rule that chose the weights, for example `last EMA`; never looks at the OOD split."""
+    student_sha256: str
+    versions: dict[str, str]
+    created: str
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "run.json", self.model_dump(mode="json"))
+
+
+def read_run(folder: Path) -> Run:
+    """Load `run.json`; an unfinished or foreign folder is an `EdgekdError`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EdgekdError(f"There is no run at {folder}.", "Train one: edgekd train.")
+    if not (folder / "run.json").is_file():
+        hint = "Finish it: edgekd train --resume --out " + str(folder) if (folder / "config.json").is_file() else ""
+        raise EdgekdError(f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote.")
+    try:
+        return Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    except (ValidationError, json.JSONDecodeError) as error:
+        detail = first_problem(error) if isinstance(error, ValidationError) else "not JSON"
+        raise EdgekdError(f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite.") from error
