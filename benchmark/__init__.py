@@ -1,1 +1,4 @@
+"""The benchmark room: latency, in-domain and out-of-distribution accuracy, and the report. Never imports torch.
 
+Nothing is imported here, so that the latency process (`python -m edgekd.benchmark.worker`) starts with what it needs.
+"""

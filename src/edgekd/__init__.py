@@ -1,5 +1,28 @@
-"""edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain."""
+"""edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
+`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.benchmark(...)` and `edgekd.evaluate(...)` take the same names as the
+command line and return value objects (`edgekd.api`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from edgekd.errors import EdgekdError, GateFailed
 from edgekd.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from edgekd.api import benchmark, evaluate, export, train
+
+__all__ = ["EdgekdError", "GateFailed", "__version__", "benchmark", "evaluate", "export", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # The heavy parts load when they are first used. `export` and `benchmark` are rooms as well as verbs: those two
+    # packages are callable modules (see `edgekd.callable_module`).
+    if name in ("export", "benchmark"):
+        return importlib.import_module(f"edgekd.{name}")
+    if name in ("train", "evaluate"):
+        return getattr(importlib.import_module("edgekd.api"), name)
+    raise AttributeError(f"module 'edgekd' has no attribute '{name}'")

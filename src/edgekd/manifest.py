@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, sha256_file, write_json
@@ -54,6 +54,8 @@ class Artifact(BaseModel):
     versions: dict[str, str]
     created: str
     """UTC, ISO 8601."""
+    folder: Path | None = Field(default=None, exclude=True)
+    """Where it lies; not written down, so that a folder can move."""
 
     @property
     def model_file(self) -> str:
@@ -92,7 +94,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
                     f"{path} is not the file that was exported: its SHA-256 differs from artifact.json.",
                     "Copy the folder again, or export again with --overwrite.",
                 )
-    return artifact
+    return artifact.model_copy(update={"folder": folder})
 
 
 def first_problem(error: ValidationError) -> str:
@@ -126,6 +128,8 @@ class Run(BaseModel):
     student_sha256: str
     versions: dict[str, str]
     created: str
+    folder: Path | None = Field(default=None, exclude=True)
+    """Where it lies; not written down, so that a folder can move."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / "run.json", self.model_dump(mode="json"))
@@ -140,7 +144,8 @@ def read_run(folder: Path) -> Run:
         hint = "Finish it: edgekd train --resume --out " + str(folder) if (folder / "config.json").is_file() else ""
         raise EdgekdError(f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote.")
     try:
-        return Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+        run = Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
     except (ValidationError, json.JSONDecodeError) as error:
         detail = first_problem(error) if isinstance(error, ValidationError) else "not JSON"
         raise EdgekdError(f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite.") from error
+    return run.model_copy(update={"folder": folder})

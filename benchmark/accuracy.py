@@ -1,0 +1,167 @@
+"""Who is measured, on what, and the logits that come out: every image is read once for all who are measured on it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data import ImageSet
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.images import UnreadableImage
+from edgekd.preprocess import Preprocess
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Kind = Literal["teacher", "torch", "artifact"]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model under measurement.
+
+    Attributes:
+        name: `teacher`, `torch`, or the artifact's name; unique within its run.
+        run: name of the training run it belongs to.
+        kind: teacher zero-shot, the student in torch, or an exported file.
+        precision: `fp32`, `fp16` or `int8`.
+        preprocess: how its pixels are made.
+        predict: uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.
+        classes: C class names, in the order of the logits.
+        folder: the artifact's folder; None for teacher and torch student.
+        identity: two subjects with the same non-empty identity are the same model (the teacher of two runs): it is
+            measured once and shown once.
+        threads: threads `predict` works with, where the caller knows; artifacts are asked themselves.
+    """
+
+    name: str
+    run: str
+    kind: Kind
+    precision: str
+    preprocess: Preprocess
+    predict: Predict
+    classes: tuple[str, ...]
+    folder: Path | None = None
+    identity: str = ""
+    threads: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Same for subjects that are the same model."""
+        return f"{self.kind}:{self.identity}" if self.identity else f"{self.run}/{self.name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """Images to measure on: `id`, or `ood:<domain>`.
+
+    Attributes:
+        name: `id` or `ood:<domain>`.
+        images: where they come from.
+        indices: int64 `[n]` into `images`.
+        run: only subjects of this run are measured on it (runs that left out different domains); None for all.
+    """
+
+    name: str
+    images: ImageSet
+    indices: NDArray[np.int64]
+    run: str | None = None
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Int64 `[n]`, index into `images.classes`."""
+        return self.images.labels[self.indices]
+
+    def holds(self, subject: Subject) -> bool:
+        return self.run is None or self.run == subject.run
+
+
+def predict_suite(subjects: Sequence[Subject], suite: Suite, *, batch: int = 64) -> list[NDArray[np.float32]]:
+    """Logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
+
+    Each image is read once, by threads that work ahead of the models, and prepared once for each different
+    `Preprocess`. A model that knows more classes than the suite is masked to the suite's (the convention of ImageNet-A
+    and -R); columns follow the suite's class order.
+
+    Raises:
+        EdgekdError: a class that a subject does not know, an image that has become unreadable, logits of the wrong
+            shape or not finite.
+    """
+    columns = [_columns(subject, suite) for subject in subjects]
+    preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
+    for pixels in _batches(suite, preprocesses, batch):
+        for subject, chosen, part in zip(subjects, columns, parts, strict=True):
+            logits = subject.predict(pixels[subject.preprocess.hash])  # [B, C]
+            _check(logits, subject, suite, len(pixels[subject.preprocess.hash]))
+            part.append(np.asarray(logits[:, chosen], dtype=np.float32))
+    return [np.concatenate(part) for part in parts]
+
+
+def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """One image as a model takes it, uint8 `[size, size, 3]`."""
+    return _read(image_set, index, {"": preprocess})[""]
+
+
+def _batches(suite: Suite, preprocesses: dict[str, Preprocess], batch: int) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[dict[str, NDArray[np.uint8]]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        remaining = iter(suite.indices.tolist())
+        ready: list[dict[str, NDArray[np.uint8]]] = []
+        for index in itertools.islice(remaining, 2 * batch):
+            waiting.append(pool.submit(_read, suite.images, index, preprocesses))
+        while waiting:
+            ready.append(waiting.popleft().result())
+            following = next(remaining, None)
+            if following is not None:
+                waiting.append(pool.submit(_read, suite.images, following, preprocesses))
+            if len(ready) == batch or not waiting:
+                yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}  # [B, H, W, 3]
+                ready = []
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(images: ImageSet, index: int, preprocesses: dict[str, Preprocess]) -> dict[str, NDArray[np.uint8]]:
+    try:
+        image = images.read(index)
+    except UnreadableImage as error:
+        raise EdgekdError(
+            f"The image {images.ids[index]} can no longer be read: {error.reason}.",
+            "Restore it, or load the data again so that it is left out.",
+        ) from error
+    return {name: preprocess.pixels(image) for name, preprocess in preprocesses.items()}
+
+
+def _columns(subject: Subject, suite: Suite) -> NDArray[np.int64]:
+    place = {name: column for column, name in enumerate(subject.classes)}
+    for name in suite.images.classes:
+        if name not in place:
+            raise EdgekdError(
+                f'The data has a class "{name}" that {subject.name} of run {subject.run} was not made for.',
+                did_you_mean(name, subject.classes),
+            )
+    return np.asarray([place[name] for name in suite.images.classes], dtype=np.int64)
+
+
+def _check(logits: NDArray[np.float32], subject: Subject, suite: Suite, rows: int) -> None:
+    wanted = (rows, len(subject.classes))
+    if logits.shape != wanted:
+        raise EdgekdError(
+            f"{subject.name} of run {subject.run} returned logits of shape {list(logits.shape)}, not {list(wanted)}.",
+            "Its class list does not belong to its weights: export it again.",
+        )
+    if not np.isfinite(logits).all():
+        raise EdgekdError(
+            f"{subject.name} of run {subject.run} returned logits that are not finite on {suite.name}.",
+            "Its weights or its quantization are broken: compare it with the FP32 artifact.",
+        )

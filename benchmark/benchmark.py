@@ -1,0 +1,271 @@
+"""The whole measurement: logits of every subject on every suite, latency of every subject, one report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark import environment, rows
+from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
+from edgekd.benchmark.latency import (
+    CONTEXT,
+    FULL,
+    MIN_BUFFERS,
+    QUICK,
+    LatencySamples,
+    Protocol,
+    measure_interleaved,
+    rotating,
+    summarise,
+)
+from edgekd.benchmark.report import write_report
+from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, Report, SummaryRow
+from edgekd.benchmark.stats import percentile
+from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
+from edgekd.console import say
+from edgekd.errors import EdgekdError
+
+Logits = dict[tuple[str, int], NDArray[np.float32]]
+"""(subject's key, position of the suite) → `[n, C]`."""
+
+
+def run_benchmark(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    out: Path,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    context: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
+
+    Args:
+        subjects: several runs may be measured together; each run's teacher and torch student are its references.
+        suites: `id` and `ood:<domain>`; a suite of one run is only used for that run's subjects.
+        out: gets report.json, report.md, report.png, predictions.npz and latency.npz.
+        quick: the short latency protocol, marked everywhere.
+        threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
+        context: what to tell the reader besides (see docs/report.md); `runs` holds one mapping per run.
+        overwrite: replace an earlier report at `out`.
+
+    Raises:
+        EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
+    """
+    _check(subjects, suites, out, overwrite)
+    protocol = QUICK if quick else FULL
+    before = environment.state()
+    started = time.perf_counter()
+    logits = _predict(subjects, suites)
+    accuracy_s = time.perf_counter() - started
+    latency, samples = _latency(subjects, suites, protocol, threads)
+    accuracy, summary = _accuracy(subjects, suites, logits)
+    seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
+    report = Report(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        quick=quick,
+        notes=(),
+        summary=tuple(summary),
+        accuracy=tuple(accuracy),
+        latency=tuple(latency),
+        protocol={
+            "latency": asdict(protocol),
+            "latency_context": asdict(CONTEXT),
+            "preprocess": {s.preprocess.hash: s.preprocess.model_dump(mode="json") for s in subjects},
+            "seconds": seconds,
+        },
+        context=dict(context or {}),
+        environment=environment.describe() | {"before": before, "after": environment.state()},
+    )
+    report = report.model_copy(update={"notes": tuple(rows.remarks(report))})
+    write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=samples)
+    return report
+
+
+def _check(subjects: Sequence[Subject], suites: Sequence[Suite], out: Path, overwrite: bool) -> None:
+    if not subjects:
+        raise EdgekdError("There is no model to measure.", "Name a run or an artifact.")
+    if not suites or any(len(suite.indices) == 0 for suite in suites):
+        empty = next((suite.name for suite in suites), "every suite")
+        raise EdgekdError(f"There are no images to measure on in {empty}.", "Check the data and its split.")
+    names = [f"{subject.run}/{subject.name}" for subject in subjects]
+    for name in names:
+        if names.count(name) > 1:
+            raise EdgekdError(f"{name} is to be measured twice.", "Name each run and artifact once.")
+    for subject in subjects:
+        if not any(suite.holds(subject) for suite in suites):
+            raise EdgekdError(f"There are no images to measure {subject.name} of run {subject.run} on.", "")
+    if out.exists() and not out.is_dir():
+        raise EdgekdError(f"{out} is a file, not a folder.", "Choose another --out.")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / "report.json").is_file():
+            raise EdgekdError(f"{out} exists and holds no report.", "Choose an empty or new folder for --out.")
+        if not overwrite:
+            raise EdgekdError(f"{out} already holds a report.", "Choose another --out, or add --overwrite.")
+
+
+def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> Logits:
+    logits: Logits = {}
+    for number, suite in enumerate(suites):
+        models = list({subject.key: subject for subject in subjects if suite.holds(subject)}.values())
+        if models:
+            where = suite.name if suite.run is None else f"{suite.name} of {suite.run}"
+            say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
+            for subject, found in zip(models, predict_suite(models, suite), strict=True):
+                logits[subject.key, number] = found
+    return logits
+
+
+def _accuracy(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> tuple[list[AccuracyRow], list[SummaryRow]]:
+    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
+    accuracy: list[AccuracyRow] = []
+    of: dict[tuple[str, str], list[AccuracyRow]] = {}
+    for subject in subjects:
+        reference = torch_of.get(subject.run) if subject.kind != "torch" else None
+        own = [
+            rows.accuracy_row(
+                subject, suite, logits[subject.key, number], logits[reference.key, number] if reference else None
+            )
+            for number, suite in enumerate(suites)
+            if suite.holds(subject)
+        ]
+        of[subject.run, subject.name] = own
+        accuracy += own
+    teacher_ood: dict[str, float | None] = {}
+    for subject in subjects:
+        if subject.kind == "teacher":
+            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(rows.OOD)]
+            teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
+    summary, first_run = [], dict[tuple[Any, ...], str]()
+    for subject in subjects:
+        # A teacher of two runs is one row only where both are measured on the same images.
+        where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
+        first = first_run.setdefault((subject.key, *where), subject.run)
+        summary.append(
+            rows.summary_row(
+                subject,
+                of[subject.run, subject.name],
+                teacher_ood_avg=teacher_ood.get(subject.run),
+                same_as=first if first != subject.run else None,
+                costs=_costs(subject, torch_of.get(subject.run), suites, logits),
+            )
+        )
+    return accuracy, summary
+
+
+def _costs(
+    subject: Subject, reference: Subject | None, suites: Sequence[Suite], logits: Logits
+) -> dict[str, Difference]:
+    if subject.kind != "artifact" or reference is None:
+        return {}
+    found = {}
+    for name, prefix in (("id", "id"), ("ood", rows.OOD)):
+        chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.startswith(prefix)]
+        if chosen:
+            found[name] = rows.difference(
+                [logits[reference.key, number] for number in chosen],
+                [logits[subject.key, number] for number in chosen],
+                [suites[number] for number in chosen],
+            )
+    return found
+
+
+def _latency(
+    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None
+) -> tuple[list[LatencyRow], dict[str, NDArray[Any]]]:
+    models = {subject.key: subject for subject in subjects}
+    buffers, prepare_ms = _buffers(models.values(), suites)
+    artifacts = {key: subject for key, subject in models.items() if subject.kind == "artifact"}
+    others = {key: subject for key, subject in models.items() if subject.kind != "artifact"}
+    if others:
+        say(f"latency of {len(others)} models in this process, for context")
+    beside = measure_interleaved(
+        {key: rotating(subject.predict, buffers[subject.preprocess.hash]) for key, subject in others.items()}, CONTEXT
+    )
+    exported = measure_artifacts(
+        {key: subject.folder for key, subject in artifacts.items() if subject.folder is not None},
+        {key: buffers[subject.preprocess.hash] for key, subject in artifacts.items()},
+        protocol,
+        threads=threads,
+    )
+    parts = {key: [one.samples for one in found] for key, found in exported.items()}
+    parts |= {key: [found] for key, found in beside.items()}
+    numbers = {key: summarise(found) for key, found in parts.items()}
+    found_rows, raw = [], dict[str, NDArray[Any]]()
+    for subject in subjects:
+        facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
+        if subject.key in exported:
+            facts = _session_facts(exported[subject.key]) | {"protocol": protocol.name}
+        else:
+            # This process has called the model before (accuracy), so its first call is not a first inference.
+            facts["first_ms"] = None
+        found_rows.append(
+            LatencyRow(
+                run=subject.run,
+                subject=subject.name,
+                quick=protocol is QUICK,
+                batch=1,
+                buffers=len(buffers[subject.preprocess.hash]),
+                prepare_p50_ms=prepare_ms[subject.preprocess.hash],
+                **(numbers[subject.key] | facts),
+            )
+        )
+        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
+    return found_rows, raw
+
+
+def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
+    return {
+        "provider": found[0].provider,
+        "threads": found[0].threads,
+        "load_ms": float(np.median([one.load_ms for one in found])),
+    }
+
+
+def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:
+    raw: dict[str, NDArray[Any]] = {}
+    for process, part in enumerate(parts):
+        raw[f"samples_ms/{name}/{process}"] = part.samples_ms
+        raw[f"blocks/{name}/{process}"] = part.blocks
+    return raw
+
+
+def _buffers(
+    models: Iterable[Subject], suites: Sequence[Suite]
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, float]]:
+    """For each preprocess hash at least 64 prepared images, and the median time to read and prepare one, in ms."""
+    suite = next((suite for suite in suites if suite.name == "id"), suites[0])
+    chosen = suite.indices[np.linspace(0, len(suite.indices) - 1, MIN_BUFFERS).round().astype(int)]
+    buffers: dict[str, NDArray[np.uint8]] = {}
+    prepare_ms: dict[str, float] = {}
+    for preprocess in {subject.preprocess.hash: subject.preprocess for subject in models}.values():
+        images, times = [], []
+        for index in chosen.tolist():
+            before = time.perf_counter_ns()
+            images.append(prepare(suite.images, index, preprocess))
+            times.append((time.perf_counter_ns() - before) / 1e6)
+        buffers[preprocess.hash] = np.stack(images)  # [64, H, W, 3]
+        prepare_ms[preprocess.hash] = percentile(np.asarray(times), 50)
+    return buffers, prepare_ms
+
+
+def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, suite in enumerate(suites):
+        name = suite.name if suite.run is None else f"{suite.run}/{suite.name}"
+        arrays[f"labels/{name}"] = suite.labels
+        arrays[f"ids/{name}"] = np.asarray([suite.images.ids[index] for index in suite.indices])
+        for subject in subjects:
+            if suite.holds(subject):
+                arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"] = logits[subject.key, number]
+    return arrays

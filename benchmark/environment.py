@@ -1,0 +1,78 @@
+"""On what it was measured: everything about the machine that moves a latency, and nothing that names its owner."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16",
+            "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")  # fmt: skip
+"""CPU flags that decide which INT8 and FP16 kernels a runtime can take, as Linux names them."""
+
+PACKAGES = ("edgekd", "onnxruntime", "numpy", "pillow", "torch")
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions, governor; a value that the system does not tell is None."""
+    model, flags = _cpu()
+    return {
+        "cpu": model,
+        "features": [name for name in FEATURES if name in flags],
+        "cores": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def state() -> dict[str, Any]:
+    """What may change while measuring: 1-minute load average, clock of core 0 in MHz, temperature in °C."""
+    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    millidegrees = _read("/sys/class/thermal/thermal_zone0/temp")
+    return {
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "cpu_mhz": round(int(khz) / 1000) if khz else None,
+        "temperature_c": round(int(millidegrees) / 1000, 1) if millidegrees else None,
+    }
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _cpu() -> tuple[str, frozenset[str]]:
+    info = _read("/proc/cpuinfo") or ""
+    fields: dict[str, str] = {}
+    for line in info.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = frozenset((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name") or fields.get("Model")
+    if not name and platform.system() == "Darwin":
+        answer = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        name = answer.stdout.strip()
+    return name or platform.processor() or platform.machine(), flags
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,225 @@
+"""How long one image takes: single stream, batch 1, real images, every sample kept.
+
+Single stream means that the next query starts when the previous one is answered (MLPerf's scenario of that name).
+Inside the clock is one call of the model on a uint8 image that lies ready in memory; reading, decoding and resizing
+are outside and timed apart (`prepare_p50_ms` in the report).
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.stats import percentile, percentile_intervals, queries_to_claim
+
+RunOnce = Callable[[int], object]
+Clock = Callable[[], int]
+MIN_BUFFERS = 64
+"""Images in rotation: enough that an input does not stay in the innermost caches from one query to the next."""
+REENTRY_RUNS = 2
+"""Untimed queries after another model had the caches. Fixed beforehand for everyone, so nothing is trimmed."""
+SETTLED_WITHIN = 0.02
+_WINDOW_RUNS = 25
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long to warm up and to measure: a number of runs and a time, both to be reached, unless `limit_s` ends it."""
+
+    name: str
+    warmup_runs: int
+    warmup_s: float
+    warmup_limit_s: float
+    """An unsettled warm-up ends here and is marked."""
+    runs: int
+    seconds: float
+    limit_s: float
+    """Measuring ends here even with fewer than `runs`, and is marked."""
+    block_s: float
+    """Length of a block: models take turns by blocks, and intervals are drawn by blocks."""
+    processes: int
+    """Fresh processes for each artifact."""
+
+
+FULL = Protocol("full", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 5)
+QUICK = Protocol("quick", 50, 1.0, 5.0, 128, 10.0, 60.0, 0.5, 1)
+CONTEXT = Protocol("context", 5, 0.3, 1.0, 20, 1.0, 2.5, 0.1, 1)
+"""For teacher and torch student: measured in the calling process, briefly, to give the artifacts a background."""
+PROTOCOLS = {protocol.name: protocol for protocol in (FULL, QUICK, CONTEXT)}
+
+
+@dataclass(frozen=True, eq=False)
+class LatencySamples:
+    """One model in one process.
+
+    Attributes:
+        samples_ms: float64 `[n]`, in the order measured, none left out.
+        blocks: int64 `[n]`, rising number of the block that a sample belongs to.
+        first_ms: the very first call.
+        warmup_runs: untimed calls before the first sample, the first call included.
+        warmup_s: time they took.
+        settled: the last two windows of the warm-up had medians less than 2 % apart.
+        complete: the protocol's runs and seconds were both reached.
+    """
+
+    samples_ms: NDArray[np.float64]
+    blocks: NDArray[np.int64]
+    first_ms: float
+    warmup_runs: int
+    warmup_s: float
+    settled: bool
+    complete: bool
+
+
+def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8]) -> RunOnce:
+    """Query number i of `predict` on image i modulo the number of buffers.
+
+    Args:
+        predict: takes uint8 `[1, H, W, 3]`.
+        buffers: uint8 `[N, H, W, 3]`.
+    """
+    views = [buffers[index : index + 1] for index in range(len(buffers))]
+    return lambda query: predict(views[query % len(views)])
+
+
+def measure(run_once: RunOnce, protocol: Protocol, *, clock: Clock = time.perf_counter_ns) -> LatencySamples:
+    """Warm up and time one model; `run_once(i)` answers query i."""
+    return measure_interleaved({"": run_once}, protocol, clock=clock)[""]
+
+
+def measure_interleaved(
+    runners: Mapping[str, RunOnce], protocol: Protocol, *, clock: Clock = time.perf_counter_ns
+) -> dict[str, LatencySamples]:
+    """Warm up each model, then time them in alternating blocks (A B A B …) until each has enough.
+
+    What drifts on a shared machine (clocks, neighbours) then hits all of them alike. Garbage collection is off while
+    the clock runs.
+    """
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        states = {name: _warm_up(run_once, protocol, clock) for name, run_once in runners.items()}
+        block = 0
+        while waiting := [state for state in states.values() if not state.ended(protocol)]:
+            for state in waiting:
+                if len(waiting) > 1:
+                    for _ in range(REENTRY_RUNS):
+                        state.query(clock)
+                state.timed_block(block, protocol.block_s, clock)
+                block += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: state.result(protocol) for name, state in states.items()}
+
+
+@dataclass
+class _State:
+    """One model while it is being measured. Times in nanoseconds."""
+
+    run_once: RunOnce
+    queries: int = 0
+    warmup: list[int] = field(default_factory=list)
+    settled: bool = False
+    samples: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    timed: int = 0
+
+    def query(self, clock: Clock) -> int:
+        before = clock()
+        self.run_once(self.queries)
+        after = clock()
+        self.queries += 1
+        return after - before
+
+    def timed_block(self, block: int, block_s: float, clock: Clock) -> None:
+        spent = 0
+        while spent < block_s * 1e9:
+            elapsed = self.query(clock)
+            self.samples.append(elapsed)
+            self.blocks.append(block)
+            spent += elapsed
+        self.timed += spent
+
+    def complete(self, protocol: Protocol) -> bool:
+        return len(self.samples) >= protocol.runs and self.timed >= protocol.seconds * 1e9
+
+    def ended(self, protocol: Protocol) -> bool:
+        return self.complete(protocol) or self.timed >= protocol.limit_s * 1e9
+
+    def result(self, protocol: Protocol) -> LatencySamples:
+        return LatencySamples(
+            np.asarray(self.samples, dtype=np.float64) / 1e6,
+            np.asarray(self.blocks, dtype=np.int64),
+            first_ms=self.warmup[0] / 1e6,
+            warmup_runs=len(self.warmup),
+            warmup_s=sum(self.warmup) / 1e9,
+            settled=self.settled,
+            complete=self.complete(protocol),
+        )
+
+
+def _warm_up(run_once: RunOnce, protocol: Protocol, clock: Clock) -> _State:
+    state = _State(run_once)
+    spent, check_at = 0, protocol.warmup_runs
+    while spent < protocol.warmup_limit_s * 1e9:
+        elapsed = state.query(clock)
+        state.warmup.append(elapsed)
+        spent += elapsed
+        count = len(state.warmup)
+        if count >= check_at and spent >= protocol.warmup_s * 1e9:
+            state.settled = settled(state.warmup)
+            if state.settled:
+                break
+            check_at = count + max(1, count // 10)
+    return state
+
+
+def settled(times: Sequence[int]) -> bool:
+    """Whether the medians of the last two windows differ by less than 2 %.
+
+    A window is a quarter of the runs so far, at least 25; with too few runs for two windows it is half of them.
+    """
+    window = min(max(_WINDOW_RUNS, len(times) // 4), len(times) // 2)
+    if window == 0:
+        return False
+    last, previous = (float(np.median(part)) for part in (times[-window:], times[-2 * window : -window]))
+    return abs(last - previous) < SETTLED_WITHIN * previous
+
+
+def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
+    """The numbers of one model over all its processes.
+
+    Percentiles are of all samples together; `first_ms` is the median over the processes; `cv` is the population
+    standard deviation over the mean; `p99_ms` is None below the number of queries that supports it
+    (`stats.queries_to_claim`).
+    """
+    samples = np.concatenate([part.samples_ms for part in parts])
+    process = np.repeat(np.arange(len(parts)), [len(part.samples_ms) for part in parts])
+    offsets = np.cumsum([0] + [int(part.blocks.max()) + 1 for part in parts])
+    blocks = np.concatenate([part.blocks + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+    p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))
+    return {
+        "p50_ms": percentile(samples, 50),
+        "p50_ci95_ms": list(p50),
+        "p90_ms": percentile(samples, 90),
+        "p90_ci95_ms": list(p90),
+        "p99_ms": percentile(samples, 99) if len(samples) >= queries_to_claim(99) else None,
+        "mean_ms": float(samples.mean()),
+        "cv": float(samples.std() / samples.mean()),
+        "n": len(samples),
+        "seconds": float(samples.sum() / 1e3),
+        "first_ms": float(np.median([part.first_ms for part in parts])),
+        "processes": len(parts),
+        "p50_per_process_ms": [percentile(part.samples_ms, 50) for part in parts],
+        "warmup_runs": [part.warmup_runs for part in parts],
+        "settled": all(part.settled for part in parts),
+        "complete": all(part.complete for part in parts),
+    }

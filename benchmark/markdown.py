@@ -1,0 +1,123 @@
+"""`report.md`: the main table, what a reader needs to judge it, and the details."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
+from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, label, main_table, mark, ms, percent
+
+_COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
+_SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
+                 "NLL", "Brier")  # fmt: skip
+_LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean", "CV", "runs", "seconds", "first",
+                   "load", "read + resize")  # fmt: skip
+
+
+def markdown(report: Report) -> str:
+    """The whole report as Markdown."""
+    table = main_table(report)
+    lines = [f"# Benchmark ({QUICK_MARK})" if report.quick else "# Benchmark", ""]
+    lines += [*_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
+    lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
+    if costs := list(_costs(report)):
+        lines += ["## What the export cost", ""]
+        lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
+        lines += [*_table(_COST_HEADER, costs), ""]
+    lines += ["## Each suite", "", *_table(_SUITE_HEADER, map(_suite_cells, report.accuracy)), ""]
+    lines += ["## Each latency", "", *_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
+    lines += ["Times in ms unless said otherwise. How each number is made: docs/report.md.", ""]
+    return "\n".join(lines)
+
+
+def under_table(report: Report) -> list[str]:
+    """What a reader needs to judge the table, one statement a line; the first says when the run was a quick one."""
+    lines = [f"**{QUICK_MARK}**: the short latency protocol."] if report.quick else []
+    lines += report.notes
+    lines.append(_images(report))
+    for run, facts in report.context.get("runs", {}).items():
+        lines.append(f"Run {run}: " + ", ".join(f"{_words(key)} {value}" for key, value in facts.items()) + ".")
+    lines += [f"{_words(key).capitalize()}: {value}." for key, value in report.context.items() if key != "runs"]
+    users: dict[str, dict[str, None]] = {}
+    for row in report.summary:
+        users.setdefault(row.preprocess, {})[label(row)] = None
+    lines.append("Preprocess: " + ", ".join(f"{name} ({', '.join(who)})" for name, who in users.items()) + ".")
+    lines += [_latency_rule(report), _machine(report)]
+    if any(mark(row) for row in report.latency):
+        lines.append("†: measured briefly inside the calling process, as background; not comparable with an artifact.")
+    return lines
+
+
+def _images(report: Report) -> str:
+    by_run: dict[str, dict[str, None]] = {}
+    for row in report.accuracy:
+        by_run.setdefault(row.run, {})[f"{row.suite} n = {row.n}"] = None
+    runs_of: dict[str, list[str]] = {}
+    for run, parts in by_run.items():
+        runs_of.setdefault(", ".join(parts), []).append(run)
+    if len(runs_of) == 1:
+        return f"Images: {next(iter(runs_of))}."
+    return "Images: " + "; ".join(f"{parts} ({', '.join(runs)})" for parts, runs in runs_of.items()) + "."
+
+
+def _latency_rule(report: Report) -> str:
+    rule = report.protocol["latency"]
+    threads = {row.threads for row in report.latency if not mark(row)}
+    said = ", ".join("as the runtime chooses" if count is None else str(count) for count in sorted(threads, key=str))
+    several = rule["processes"] > 1
+    where = f"each of {rule['processes']} fresh processes" if several else "one fresh process, the artifacts in turns"
+    return (
+        f"Latency: single stream, batch 1, warm-up of at least {rule['warmup_runs']} runs and {rule['warmup_s']:g} s, "
+        f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, no sample left out; inside the "
+        f"clock: the model on a uint8 image in memory; threads: {said or NONE}."
+    )
+
+
+def _machine(report: Report) -> str:
+    env = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
+    return (
+        f"Machine: {env['cpu']}, {env['usable_cores']} cores, governor {env['governor'] or 'unknown'}, load average "
+        f"{env['before']['load_average']} before and {env['after']['load_average']} after; "
+        f"features {', '.join(env['features']) or 'unknown'}; Python {env['python']}, {versions}."
+    )
+
+
+def _costs(report: Report) -> Iterator[tuple[str, ...]]:
+    for row in report.summary:
+        if row.quant_cost_id is None and row.quant_cost_ood is None:
+            continue
+        cells: list[str] = []
+        for cost in (row.quant_cost_id, row.quant_cost_ood):
+            if cost is None:
+                cells += [NONE, NONE]
+            else:
+                low, high = cost.ci95
+                cells += [f"{100 * cost.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{cost.mcnemar_p:.3f}"]
+        yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
+
+
+def _suite_cells(row: AccuracyRow) -> tuple[str, ...]:
+    low, high = row.top1_ci95
+    top1 = f"{percent(row.top1)} [{percent(low)}, {percent(high)}]"
+    worst = f"{row.worst_class} {percent(row.worst_class_recall)}"
+    rest = (fraction(value) for value in (row.ece, row.adaptive_ece, row.nll, row.brier))
+    return (row.run, row.subject, row.suite, str(row.n), top1, percent(row.macro), worst, *rest)
+
+
+def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
+    threads = NONE if row.threads is None else str(row.threads)
+    times = (ms(row.p50_ms), ms(row.p90_ms), ms(row.mean_ms), f"{row.cv:.2f}", str(row.n), f"{row.seconds:.1f}")
+    once = (ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms))
+    return (row.run, row.subject, row.provider, threads, *times, *once)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), "|" + "---|" * len(header), *(line(row) for row in rows)]

@@ -1,0 +1,123 @@
+"""How sure a number is: intervals for percentiles, accuracies and differences, and when a percentile may be named.
+
+Every random draw is seeded: the same samples give the same interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+_Z95, _Z99 = 1.959963984540054, 2.5758293035489004
+
+
+def percentile(samples: NDArray[np.float64], q: float) -> float:
+    """The smallest sample that at least `q` percent of all do not exceed (nearest rank: always a real sample)."""
+    return float(np.percentile(samples, q, method="inverted_cdf"))
+
+
+def percentile_intervals(
+    samples: NDArray[np.float64],
+    blocks: NDArray[np.int64],
+    processes: NDArray[np.int64],
+    qs: Sequence[float],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> list[Interval]:
+    """Bootstrap 95 % intervals of percentiles of latencies, resampling processes and, inside them, blocks.
+
+    Neighbouring latencies resemble each other (clocks, other work on the machine), so drawing single samples would
+    give intervals far too narrow. Whole blocks of consecutive samples are drawn instead (Künsch 1989), and, where
+    there are several, whole processes first (two-stage cluster bootstrap, Davison & Hinkley 1997, section 3.8).
+
+    Args:
+        samples: `[n]`.
+        blocks: `[n]`, block number of each sample, unique over all processes.
+        processes: `[n]`, process number of each sample.
+        qs: percents, 0–100.
+
+    Returns:
+        For each of `qs` the 2.5th and 97.5th percentile of the resampled percentile, in the unit of the samples.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(samples, kind="stable")
+    block_names, block_of = np.unique(blocks, return_inverse=True)
+    process_names, first_process = np.unique(processes, return_inverse=True)
+    process_of_block = np.zeros(len(block_names), dtype=np.int64)
+    process_of_block[block_of] = first_process
+    chosen = rng.multinomial(len(process_names), np.full(len(process_names), 1 / len(process_names)), size=replicates)
+    times = np.zeros((replicates, len(block_names)), dtype=np.int64)  # [R, blocks]: how often each block is drawn
+    for process in range(len(process_names)):
+        members = np.flatnonzero(process_of_block == process)
+        uniform = np.full(len(members), 1 / len(members))
+        times[:, members] = rng.multinomial(chosen[:, process] * len(members), uniform)
+    ranked, block_ranked = samples[order], block_of[order]
+    wanted = np.asarray(qs) / 100
+    found = np.empty((replicates, len(qs)))
+    for replicate in range(replicates):
+        weight = np.cumsum(times[replicate][block_ranked])  # [n]
+        found[replicate] = ranked[np.searchsorted(weight, wanted * weight[-1] - 1e-9)]
+    low, high = np.percentile(found, [2.5, 97.5], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def queries_to_claim(q: float) -> int:
+    """Queries needed to state percentile `q` at 99 % confidence with a margin of (1 − q/100) / 20.
+
+    Source: MLPerf inference rules, appendix on statistical confidence; rounded up to a multiple of 2^13 as there
+    (p90 24,576; p95 57,344; p97 90,112; p99 270,336).
+    """
+    p = q / 100
+    margin = (1 - p) / 20
+    return math.ceil(_Z99**2 * p * (1 - p) / margin**2 / 2**13) * 2**13
+
+
+def wilson_interval(hits: int, n: int) -> Interval:
+    """95 % interval of a fraction (Wilson 1927), inside 0–1 even for 0 or `n` hits."""
+    p = hits / n
+    spread = 1 + _Z95**2 / n
+    centre = (p + _Z95**2 / (2 * n)) / spread
+    half = _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n)) / spread
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_interval(
+    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], *, replicates: int = 10_000, seed: int = 0
+) -> Interval:
+    """Bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
+
+    Args:
+        pairs: for each suite, which images the first and the second model classify rightly, bool `[n]` each, in the
+            same order. Images are drawn in pairs, each suite on its own.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(replicates)
+    for first, second in pairs:
+        n = len(first)
+        won, lost = int((first & ~second).sum()), int((~first & second).sum())
+        # Resampling images only changes how many of them differ in either direction: three counts, one multinomial.
+        counts = rng.multinomial(n, [won / n, lost / n, 1 - (won + lost) / n], size=replicates)
+        drawn += (counts[:, 0] - counts[:, 1]) / n
+    low, high = np.percentile(drawn / len(pairs), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Exact two-sided McNemar p-value for "both models are right equally often" (McNemar 1947, binomial form).
+
+    1.0 when they never differ in being right.
+    """
+    won, lost = int((first & ~second).sum()), int((~first & second).sum())
+    discordant, fewer = won + lost, min(won, lost)
+    if won == lost:
+        return 1.0
+    tail = term = 1
+    for k in range(fewer):
+        term = term * (discordant - k) // (k + 1)
+        tail += term
+    return min(1.0, float(tail / 2 ** (discordant - 1)))

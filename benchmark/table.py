@@ -1,0 +1,69 @@
+"""The main table of a report as text cells, and how each kind of number is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
+
+QUICK_MARK = "QUICK – indicative only"
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """Cells as text. `rows` holds the run's name and the cells after it."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def main_table(report: Report) -> MainTable:
+    """A row for each subject, a teacher that runs share once; accuracies and gap in percent and points."""
+    domains = list(dict.fromkeys(domain for row in report.summary for domain in row.ood))
+    several = len(domains) > 1
+    latency = {(row.run, row.subject): row for row in report.latency}
+    header = ("subject", "ID", *(f"OOD:{domain}" for domain in domains), *(("OOD avg", "OOD worst") if several else ()))
+    header += ("gap", "retention", "ECE ID / OOD", "p50 ms [95 % CI]", "p90 ms", "MB")
+    rows = []
+    for row in report.summary:
+        if row.same_as is not None:
+            continue
+        time = latency[row.run, row.subject]
+        cells = (
+            label(row),
+            percent(row.id),
+            *(percent(row.ood.get(domain)) for domain in domains),
+            *((percent(row.ood_avg), percent(row.ood_worst)) if several else ()),
+            percent(row.gap),
+            percent(row.retention),
+            f"{fraction(row.ece_id)} / {fraction(row.ece_ood)}",
+            f"{ms(time.p50_ms)} [{ms(time.p50_ci95_ms[0])}, {ms(time.p50_ci95_ms[1])}]{mark(time)}",
+            ms(time.p90_ms) + mark(time),
+            NONE if row.size_mb is None else f"{row.size_mb:.2f}",
+        )
+        rows.append((row.run, cells))
+    return MainTable(header, tuple(rows))
+
+
+def label(row: SummaryRow) -> str:
+    return {"teacher": "teacher zero-shot", "torch": "torch student"}.get(row.kind, row.subject)
+
+
+def mark(row: LatencyRow) -> str:
+    """† for a latency that was only measured as background."""
+    return "†" if row.protocol == "context" else ""
+
+
+def percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def fraction(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def ms(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"

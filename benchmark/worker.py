@@ -1,0 +1,144 @@
+"""The latency of artifacts, in fresh processes without torch: `python -P -m edgekd.benchmark.worker JOB.json`.
+
+The parent writes the prepared images and a job into a temporary folder; the child opens the artifacts, measures, and
+leaves samples and facts there. With `QUICK` one child takes all artifacts in alternating blocks; with `FULL` every
+artifact gets its own child, five times over, and the artifacts take turns (A B A B …).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.latency import PROTOCOLS, LatencySamples, Protocol, measure_interleaved, rotating
+from edgekd.console import say
+from edgekd.errors import EdgekdError
+from edgekd.files import read_json, write_json
+
+_JOB, _ANSWER, _SAMPLES = "job.json", "answer.json", "samples.npz"
+
+
+@dataclass(frozen=True)
+class ArtifactLatency:
+    """What one child found out about one artifact."""
+
+    samples: LatencySamples
+    load_ms: float
+    provider: str
+    threads: int
+
+
+def measure_artifacts(
+    folders: Mapping[str, Path],
+    buffers: Mapping[str, NDArray[np.uint8]],
+    protocol: Protocol,
+    *,
+    threads: int | None = None,
+) -> dict[str, list[ArtifactLatency]]:
+    """Latency of artifact folders, one entry per process.
+
+    Args:
+        folders: key → artifact folder.
+        buffers: key → uint8 `[N, H, W, 3]`, images prepared as that artifact wants them.
+        threads: threads inside a model; None leaves the choice to the session, which reports it.
+
+    Raises:
+        EdgekdError: an artifact that cannot be opened or run.
+    """
+    found: dict[str, list[ArtifactLatency]] = {key: [] for key in folders}
+    groups = [list(folders)] if protocol.processes == 1 else [[key] for key in folders]
+    for process in range(protocol.processes):
+        for group in groups:
+            if not group:
+                continue
+            names = ", ".join(folders[key].name for key in group)
+            say(f"latency of {names}: process {process + 1} of {protocol.processes}, {protocol.seconds:g} s each")
+            answers = _run_child({key: folders[key] for key in group}, buffers, protocol, threads)
+            for key, answer in answers.items():
+                found[key].append(answer)
+    return found
+
+
+def _run_child(
+    folders: Mapping[str, Path], buffers: Mapping[str, NDArray[np.uint8]], protocol: Protocol, threads: int | None
+) -> dict[str, ArtifactLatency]:
+    with tempfile.TemporaryDirectory(prefix="edgekd-latency-") as name:
+        scratch = Path(name)
+        entries = []
+        for number, (key, folder) in enumerate(folders.items()):
+            np.save(scratch / f"{number}.npy", buffers[key])
+            entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
+        write_json(scratch / _JOB, {"protocol": protocol.name, "threads": threads, "entries": entries})
+        # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
+        command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
+        child = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if not (scratch / _ANSWER).is_file():
+            last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+            raise EdgekdError(
+                f"The latency process for {', '.join(folder.name for folder in folders.values())} "
+                f"ended with code {child.returncode}: {last}",
+                "Check that the artifact runs here: open it with edgekd.targets.session.open_session.",
+            )
+        answer = read_json(scratch / _ANSWER, "latency answer")
+        if "error" in answer:
+            raise EdgekdError(*answer["error"])
+        with np.load(scratch / _SAMPLES) as arrays:
+            return {entry["key"]: _from_answer(entry, number, arrays) for number, entry in enumerate(answer["entries"])}
+
+
+def _from_answer(entry: Mapping[str, Any], number: int, arrays: Mapping[str, NDArray[Any]]) -> ArtifactLatency:
+    facts = entry["facts"]
+    samples = LatencySamples(samples_ms=arrays[f"samples_ms_{number}"], blocks=arrays[f"blocks_{number}"], **facts)
+    return ArtifactLatency(samples, entry["load_ms"], entry["provider"], entry["threads"])
+
+
+def work(job_path: Path) -> None:
+    """The child's side: measure what the job says and write the answer beside it."""
+    job = read_json(job_path, "latency job")
+    try:
+        answer, arrays = _measure(job["entries"], job_path.parent, PROTOCOLS[job["protocol"]], job["threads"])
+    except EdgekdError as error:
+        write_json(job_path.parent / _ANSWER, {"error": [error.message, error.hint]})
+        return
+    np.savez(job_path.parent / _SAMPLES, **dict[str, Any](arrays))
+    write_json(job_path.parent / _ANSWER, {"entries": answer})
+
+
+def _measure(
+    entries: Sequence[Mapping[str, str]], scratch: Path, protocol: Protocol, threads: int | None
+) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    from edgekd.targets.session import open_session  # only the child needs a runtime
+
+    sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
+    runners = {
+        entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"])) for entry in entries
+    }
+    measured = measure_interleaved(runners, protocol)
+    answer: list[dict[str, Any]] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, (key, samples) in enumerate(measured.items()):
+        session = sessions[key]
+        facts = {f.name: getattr(samples, f.name) for f in fields(samples) if f.name not in ("samples_ms", "blocks")}
+        answer.append(
+            {
+                "key": key,
+                "facts": facts,
+                "load_ms": session.load_ms,
+                "provider": session.provider,
+                "threads": session.threads,
+            }
+        )
+        arrays[f"samples_ms_{number}"], arrays[f"blocks_{number}"] = samples.samples_ms, samples.blocks
+    return answer, arrays
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""Read a finished run back: the student, its text bank, and the images it was split on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edgekd.config import TrainConfig
+from edgekd.data import ImageSet, load_images
+from edgekd.errors import EdgekdError
+from edgekd.files import read_json
+from edgekd.manifest import Run, read_run
+from edgekd.split import Split, read_split
+
+from edgekd.distill.prompts import TextBank, read_text_bank
+from edgekd.distill.students import Student, make_student
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run in memory. `bank` is None for students with a linear head."""
+
+    run: Run
+    folder: Path
+    config: TrainConfig
+    student: Student
+    bank: TextBank | None
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """The text head, float32 `[C, D]`."""
+        return self.bank.vectors if self.bank and self.student.projector is not None else None
+
+    def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
+        """The run's images and its written-down split; `override` says where the images lie now."""
+        images = load_images(override or self.run.data)
+        return images, read_split(self.folder / "split.json", images)
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Load a run folder.
+
+    Raises:
+        EdgekdError: unfinished or damaged run.
+    """
+    run = read_run(folder)
+    config = TrainConfig.model_validate(read_json(folder / "config.json", "run configuration"))
+    bank_path = folder / "text_bank.safetensors"
+    bank = read_text_bank(bank_path) if bank_path.exists() else None
+    path = folder / "student.safetensors"
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise EdgekdError(f"{path} cannot be read ({error}).", "Train the run again with --overwrite.") from error
+    text_head = "projector.weight" in state
+    student = make_student(
+        config.student,
+        pretrained="scratch",
+        options=config.student_options,
+        size=config.size,
+        dim=state["projector.weight"].shape[0] if text_head else None,
+        classes=None if text_head else len(run.classes),
+    )
+    student.load_state_dict(state)
+    student.preprocess = run.preprocess
+    return LoadedRun(run, folder, config, student.eval(), bank)

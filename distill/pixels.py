@@ -1,0 +1,88 @@
+"""Decode once: a data set's images as one uint8 array on disk, squash-resized to the side a model needs.
+
+Training reads every image many times; decoding a JPEG costs about as much as a small student's forward pass. The
+array is shared between runs, made under a lock, and renamed into place when complete.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.console import say
+from edgekd.data import ImageSet
+from edgekd.files import cache_root, disk_errors, replacing, short_hash
+
+MAX_BYTES = 8 * 2**30
+"""Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Random access to squash-resized images.
+
+    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly.
+    """
+
+    images: ImageSet
+    side: int
+    array: NDArray[np.uint8] | None
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 `[len(indices), side, side, 3]`."""
+        if self.array is not None:
+            return self.array[indices]
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(lambda i: squashed(self.images, int(i), self.side), indices)))
+
+
+def squashed(images: ImageSet, index: int, side: int) -> NDArray[np.uint8]:
+    """Image `index` as uint8 `[side, side, 3]`, antialiased, whatever its aspect ratio."""
+    return np.asarray(images.read(index, draft=2 * side).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def store_side(size: int) -> int:
+    """Side to store for views of `size` pixels: the smallest crop (70 % of the area) is then hardly enlarged."""
+    return round(size * 1.2)
+
+
+def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> PixelStore:
+    """Open the stored pixels of `images`, decoding them first if nobody has.
+
+    Raises:
+        EdgekdError: the cache folder cannot be written or the disk is full.
+    """
+    shape = (len(images), side, side, 3)
+    if int(np.prod(shape)) > max_bytes:
+        return PixelStore(images, side, None)
+    folder = cache_root() / "pixels"
+    path = folder / f"{short_hash('pixels-1', str(side), *images.keys)}-{side}px.npy"
+    if not path.exists():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(path) + ".lock"):
+            if not path.exists():
+                _decode_all(images, path, shape)
+    return PixelStore(images, side, cast(NDArray[np.uint8], np.load(path, mmap_mode="r")))
+
+
+def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:
+    say(f"decoding {shape[0]:,} images to {shape[1]} px once ({np.prod(shape) / 2**20:,.0f} MiB in {path.parent})")
+    with replacing(path) as scratch:
+        # Reserve the whole file now: writing to a sparse mapping on a full disk kills the process with SIGBUS.
+        with open(scratch, "wb") as handle:
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            block = max(1, 2**24 // int(np.prod(shape[1:])))
+            with ThreadPoolExecutor() as pool:
+                for start in range(0, shape[0], block):
+                    rows = pool.map(lambda i: squashed(images, i, shape[1]), range(start, min(start + block, shape[0])))
+                    handle.write(np.stack(list(rows)).tobytes())

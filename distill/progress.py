@@ -1,0 +1,172 @@
+"""What a training run says while it runs: a bar, metrics.jsonl and TensorBoard, written by process 0 alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from lightning_fabric import Fabric
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch import Tensor
+
+from edgekd.config import TrainConfig
+from edgekd.console import err, say
+from edgekd.files import write_text
+
+from edgekd.distill.loader import Prefetcher
+
+
+class Progress:
+    """Counts, measures and shows the steps of one run.
+
+    Lines of metrics.jsonl and of TensorBoard that a killed run wrote after its last checkpoint are dropped on
+    resuming, so every step stands there once.
+    """
+
+    def __init__(self, out: Path, steps: int, config: TrainConfig, fabric: Fabric, resume_at: int) -> None:
+        self._path = out / "metrics.jsonl"
+        self._log_every = config.log_every
+        self._fabric = fabric
+        self._steps = steps
+        self._images = 0
+        self._waited_s = 0.0
+        self._started = time.perf_counter()
+        self._warm: float | None = None
+        self._last_line = 0.0
+        self._bar: Bar | None = None
+        self._board = None
+        if fabric.is_global_zero:
+            _keep_until(self._path, resume_at)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at or None)  # type: ignore[no-untyped-call]
+            if err.is_terminal:
+                self._bar = _bar("{task.fields[note]}")
+                self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._board:
+            self._board.close()  # type: ignore[no-untyped-call]
+
+    @property
+    def seconds(self) -> float:
+        """Since this process started training."""
+        return time.perf_counter() - self._started
+
+    @property
+    def images_per_second(self) -> float:
+        """Over all steps but the first, which pays for start-up."""
+        return self._images / self._warm_seconds
+
+    @property
+    def data_wait_percent(self) -> float:
+        """Part of the time that training stood still for data."""
+        return 100 * self._waited_s / self._warm_seconds
+
+    @property
+    def _warm_seconds(self) -> float:
+        now = time.perf_counter()
+        return max(1e-9, now - (self._warm or now))
+
+    def step(
+        self, step: int, stage: str, loss: Tensor, values: Mapping[str, Tensor], lr: float, images: int, batches: Prefetcher
+    ) -> None:
+        """Record one optimizer step of `images` images over all processes."""
+        if self._warm is None:
+            self._warm = time.perf_counter()
+        else:
+            self._images += images
+            self._waited_s += batches.waited_s
+        batches.reset()
+        if (step + 1) % self._log_every and step + 1 != self._steps:
+            if self._bar:
+                self._bar.update(self._task, completed=step + 1)
+            return
+        shown = {
+            name: float(self._fabric.all_reduce(value.detach().float(), reduce_op="mean"))
+            for name, value in {"loss": loss, **values}.items()
+        }
+        if not self._fabric.is_global_zero:
+            return
+        total = shown.pop("loss")
+        self._write(
+            {
+                "step": step + 1,
+                "stage": stage,
+                "loss": total,
+                "terms": shown,
+                "lr": lr,
+                "images_per_second": round(self.images_per_second, 2),
+                "data_wait_percent": round(self.data_wait_percent, 2),
+            }
+        )
+        if self._board:
+            for name, value in {"loss": total, "lr": lr, **{f"terms/{k}": v for k, v in shown.items()}}.items():
+                self._board.add_scalar(f"train/{name}", value, step + 1)  # type: ignore[no-untyped-call]
+        note = f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  data_wait {self.data_wait_percent:.0f} %"
+        if self._bar:
+            self._bar.update(self._task, completed=step + 1, note=note)
+        elif time.perf_counter() - self._last_line > 10 or step + 1 == self._steps:
+            self._last_line = time.perf_counter()
+            rate = self.seconds / max(1, step + 1)
+            say(f"step {step + 1}/{self._steps}  {note}  about {rate * (self._steps - step - 1):.0f} s left")
+
+    def evaluated(self, done: int, accuracy: float, *, final: bool = False) -> None:
+        """Record an accuracy on source validation, 0–1."""
+        self._write({"step": done, "val_top1": accuracy})
+        if self._board:
+            self._board.add_scalar("val/top1", accuracy, done)  # type: ignore[no-untyped-call]
+        if final:
+            say(f"ID validation accuracy {100 * accuracy:.1f} %")
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        with open(self._path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def counting(title: str, total: int, fabric: Fabric) -> Iterator[Callable[[int], None]]:
+        """A bar over `total` things (a line every 10 s where there is no terminal); yields `advance(n)`."""
+        done, started, last_line = 0, time.perf_counter(), time.perf_counter()
+        bar = _bar("") if fabric.is_global_zero and err.is_terminal else None
+        task = bar.add_task(title, total=total) if bar else None
+
+        def advance(n: int) -> None:
+            nonlocal done, last_line
+            done = min(total, done + n)
+            if bar and task is not None:
+                bar.update(task, completed=done)
+            elif fabric.is_global_zero and time.perf_counter() - last_line > 10:
+                last_line = time.perf_counter()
+                left = (last_line - started) / done * (total - done)
+                say(f"{title}: {done:,} of {total:,}, about {left:.0f} s left")
+
+        with bar or contextlib.nullcontext():
+            yield advance
+        say(f"{title}: {total:,} in {time.perf_counter() - started:.1f} s")
+
+
+def _bar(extra: str) -> Bar:
+    return Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
+        TimeRemainingColumn(), TextColumn(extra), console=err,
+    )
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,97 @@
+"""From class names to a text bank: names → prompts → teacher's text embeddings → one unit vector per class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import replacing
+
+TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """One unit vector per class in the teacher's space."""
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    vectors: Tensor
+    """float32 `[classes, D]`, rows of length 1."""
+    teacher_id: str
+    logit_scale: float
+    """The teacher's factor on cosines (100 for OpenAI's CLIP): `softmax(logit_scale · cos)` is its prediction."""
+
+    def write(self, path: Path) -> None:
+        """Save as safetensors; text fields travel in the header."""
+        header = {
+            "classes": "\n".join(self.classes),
+            "templates": "\n".join(self.templates),
+            "teacher_id": self.teacher_id,
+            "logit_scale": repr(self.logit_scale),
+        }
+        with replacing(path) as scratch:
+            save_file({"vectors": self.vectors.contiguous()}, scratch, metadata=header)
+
+
+def read_text_bank(path: Path) -> TextBank:
+    """Load a bank written by `TextBank.write`."""
+    with safe_open(path, framework="pt") as handle:
+        header = handle.metadata()
+        return TextBank(
+            classes=tuple(header["classes"].split("\n")),
+            templates=tuple(header["templates"].split("\n")),
+            vectors=handle.get_tensor("vectors"),
+            teacher_id=header["teacher_id"],
+            logit_scale=float(header["logit_scale"]),
+        )
+
+
+def readable(name: str) -> str:
+    """A folder name as words: `dining_table` → `dining table`."""
+    return name.replace("_", " ").strip()
+
+
+def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
+    """Prompt templates with one `{}` for the class name.
+
+    Args:
+        choice: `photo` ("a photo of a {}"), `imagenet7` and `imagenet80` (CLIP's published ensembles), `domain`
+            ("a {domain} of a {}" over the *source* domains, as VL2V's E2 and RISE), or a text file with a template
+            per line.
+        domains: names of the source domains; the unseen domain must not be among them.
+    """
+    if choice == "photo":
+        return ("a photo of a {}",)
+    if choice in ("imagenet7", "imagenet80"):
+        from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+        published = SIMPLE_IMAGENET_TEMPLATES if choice == "imagenet7" else OPENAI_IMAGENET_TEMPLATES
+        return tuple(template("{}") for template in published)
+    if choice == "domain":
+        if not domains or tuple(domains) == ("all",):
+            raise EdgekdError(
+                "The domain templates need images sorted by domain, and these are not.",
+                "Use --prompts photo, or a domain/class/image folder.",
+            )
+        return tuple(f"a {readable(domain)} of a {{}}" for domain in domains)
+    path = Path(choice)
+    if not path.is_file():
+        raise EdgekdError(f'There is no template set or file "{choice}".', did_you_mean(choice, TEMPLATE_SETS))
+    templates = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise EdgekdError(f"{path} is not a list of templates.", "Write one per line, each with one {} for the class.")
+    return templates
+
+
+def ensemble(vectors: Tensor) -> Tensor:
+    """Average prompts as CLIP does: normalise each, mean, normalise again. `[T, C, D]` → float32 `[C, D]`."""
+    return normalize(normalize(vectors.float(), dim=-1).mean(dim=0), dim=-1)

@@ -1,0 +1,142 @@
+"""Recipes are data: stages, each with its terms and weights, what trains, and how fast.
+
+A recipe says nothing about student, data or hardware. Any number can be changed from the command line, for example
+`--set stages.distill.terms.cos_img.weight=0.7` or `--set stages.align.share=0.1`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgekd.errors import EdgekdError, did_you_mean
+
+from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs
+
+Part = Literal["backbone", "projector", "head"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training.
+
+    `share` is this stage's part of the run's steps, so that every recipe costs the same budget. `lr` multiplies the
+    run's learning rate. What is not in `trains` is frozen.
+    """
+
+    name: str
+    share: float
+    terms: Mapping[str, TermSpec]
+    trains: tuple[Part, ...]
+    lr: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named list of stages and the head that predicts."""
+
+    name: str
+    summary: str
+    source: str
+    head: Literal["text", "linear"]
+    stages: tuple[Stage, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Batch fields that some stage cannot do without."""
+        return frozenset().union(*(needs(stage.terms) for stage in self.stages))
+
+
+_VL2V = {"cos_img": TermSpec(0.5), "cos_text": TermSpec(0.5)}
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "erm",
+            "labels only: fine-tune with cross-entropy, the baseline",
+            "Vapnik 1998; DomainBed (Gulrajani and Lopez-Paz 2021)",
+            "linear",
+            (Stage("train", 1.0, {"ce": TermSpec(1.0)}, ("backbone", "head")),),
+        ),
+        Recipe(
+            "kd",
+            "labels plus the teacher's zero-shot probabilities",
+            "Hinton et al. 2015, KL on log-probabilities times T²",
+            "linear",
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {"ce": TermSpec(0.5), "logit_kd": TermSpec(0.5, {"temperature": 4.0})},
+                    ("backbone", "head"),
+                ),
+            ),
+        ),
+        Recipe(
+            "clip-mse",
+            "no labels: regress the teacher's raw image embedding",
+            "NVIDIA-AI-IOT/clip-distillation 2023",
+            "text",
+            (Stage("train", 1.0, {"feat_mse": TermSpec(1.0)}, ("backbone", "projector")),),
+        ),
+        Recipe(
+            "vl2v-adip",
+            "align a projector, distil image and text embeddings, predict with the text head",
+            "Addepalli et al., CVPR 2024 (λ = 0.5)",
+            "text",
+            (
+                Stage("align", 0.2, _VL2V, ("projector",), lr=3.0),
+                Stage("distill", 0.8, _VL2V, ("backbone",)),
+            ),
+        ),
+    )
+}
+DEFAULT_RECIPE = "vl2v-adip"
+
+
+def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of that name, with `overrides[stage][field]` put in place of its own numbers.
+
+    Raises:
+        EdgekdError: no such recipe, stage, field, term, mask or confidence; shares that do not add up to 1.
+    """
+    if name not in RECIPES:
+        raise EdgekdError(f'There is no recipe "{name}".', did_you_mean(name, RECIPES) + " See: edgekd list recipes.")
+    recipe = RECIPES[name]
+    for stage_name, changes in (overrides or {}).items():
+        names = [stage.name for stage in recipe.stages]
+        if stage_name not in names:
+            raise EdgekdError(f'The recipe {name} has no stage "{stage_name}".', did_you_mean(stage_name, names))
+        stages = tuple(_changed(stage, changes) if stage.name == stage_name else stage for stage in recipe.stages)
+        recipe = dataclasses.replace(recipe, stages=stages)
+    total = sum(stage.share for stage in recipe.stages)
+    if abs(total - 1) > 1e-6 or any(stage.share < 0 for stage in recipe.stages):
+        raise EdgekdError(f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1.")
+    return recipe
+
+
+def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
+    _known(changes, ("share", "lr", "terms"), f"stage {stage.name}")
+    terms = dict(stage.terms)
+    for term, fields in changes.get("terms", {}).items():
+        if term not in TERMS:
+            raise EdgekdError(f'There is no loss term "{term}".', did_you_mean(term, TERMS))
+        fields = fields if isinstance(fields, Mapping) else {"weight": fields}
+        _known(fields, ("weight", "params", "mask", "confidence"), f"term {term}")
+        if fields.get("mask") and fields["mask"] not in MASKS:
+            raise EdgekdError(f'There is no mask "{fields["mask"]}".', did_you_mean(fields["mask"], MASKS))
+        if fields.get("confidence") and fields["confidence"] not in CONFIDENCES:
+            raise EdgekdError(f'There is no confidence "{fields["confidence"]}".', did_you_mean(fields["confidence"], CONFIDENCES))
+        terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **fields)
+    kept = {term: spec for term, spec in terms.items() if spec.weight}
+    own = {field: float(changes[field]) for field in ("share", "lr") if field in changes}
+    return dataclasses.replace(stage, terms=kept, **own)
+
+
+def _known(given: Mapping[str, Any], fields: tuple[str, ...], what: str) -> None:
+    for field in given:
+        if field not in fields:
+            raise EdgekdError(f'A {what} has no "{field}".', did_you_mean(field, fields))

@@ -1,0 +1,232 @@
+"""The students: any timm model by name, with weights from the hub, from a file, or none, and never by silent choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import replacing
+from edgekd.hub import prefer_local_cache
+from edgekd.preprocess import Preprocess
+
+Pretrained = Literal["hub", "scratch"]
+
+FRIENDLY = {
+    "mobilenetv3": "mobilenetv3_large_100",
+    "mobilenetv3_small": "mobilenetv3_small_100",
+    "mobilenetv4": "mobilenetv4_conv_small",
+    "mobilenetv2": "mobilenetv2_100",
+    "efficientnet": "efficientnet_b0",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "deit_tiny": "deit_tiny_patch16_224",
+    "fastvit": "fastvit_t8",
+    "repvit": "repvit_m1_0",
+    "resnet18": "resnet18",
+}
+
+
+def timm_name(student: str) -> str:
+    """`mobilenetv3` → `mobilenetv3_large_100`; timm's own names pass. Unknown names raise with the closest one."""
+    name = FRIENDLY.get(student, student)
+    if not timm.is_model(name):
+        raise EdgekdError(
+            f'There is no student "{student}".',
+            did_you_mean(student, [*FRIENDLY, *timm.list_models()]) + " See: edgekd list students.",
+        )
+    return name
+
+
+class Student(nn.Module):
+    """Backbone, then a projector into the teacher's space (text head) or a linear classifier.
+
+    Args:
+        backbone: timm model with `num_classes=0`, float `[B, 3, S, S]` → `[B, d]`.
+        features: d.
+        dim: the teacher's D for a text head, else None.
+        classes: number of classes for a linear head, else None.
+        preprocess: whose mean and std the student normalises with.
+    """
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, features: int, preprocess: Preprocess, *, dim: int | None = None, classes: int | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = nn.Linear(features, dim) if dim else None
+        self.head = nn.Linear(features, classes) if classes else None
+        self.preprocess = preprocess
+        self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None], persistent=False)
+        # Factor on the raw scores that makes their softmax calibrated on ID validation; fitted after training.
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` (text head) or logits `[B, C]` (linear head)."""
+        features = self.backbone((views - self.mean) / self.std)
+        out: Tensor = (self.projector or self.head)(features)  # type: ignore[misc]
+        return out
+
+    def scores(self, views: Tensor, bank: Tensor | None) -> Tensor:
+        """Class scores, float `[B, C]`: `scale · s·T` without normalising `s`, which folds into one layer and has
+        the cosine head's argmax (METHODS §9.4), or `scale ·` the linear head's logits."""
+        out = self(views).float()
+        return self.scale * (out @ bank.T if self.projector is not None and bank is not None else out)
+
+
+def make_student(
+    student: str,
+    *,
+    pretrained: Pretrained,
+    weights: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    size: int | None = None,
+    dim: int | None = None,
+    classes: int | None = None,
+) -> Student:
+    """Build a student.
+
+    Args:
+        student: friendly or timm name (a timm `name.tag` picks the weights).
+        pretrained: `hub` downloads timm's weights; `scratch` starts from random ones. Ignored with `weights`.
+        weights: safetensors or torch file with this architecture's parameters; loaded without running any code.
+        options: further arguments of `timm.create_model`.
+        size: input side in pixels; None takes the model's own.
+        dim: D for a text head. classes: C for a linear head.
+
+    Raises:
+        EdgekdError: unknown name or option, hub out of reach, weights that do not fit.
+    """
+    name = timm_name(student)
+    state = load_weights(weights) if weights else None
+    arguments: dict[str, Any] = dict(options or {}) | {"num_classes": 0}
+    if size and name.split("_")[0] in ("vit", "deit", "deit3", "eva02", "beit"):
+        arguments["img_size"] = size
+    try:
+        backbone = timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise EdgekdError(f"{name} cannot be built with {arguments} ({error}).", "Check --size and student_options.") from error
+    if state is not None:
+        _load_file_state(backbone, state, name, weights)
+    elif pretrained == "hub":
+        backbone = _from_hub(name, arguments, student)
+    config = backbone.pretrained_cfg
+    preprocess = Preprocess(
+        size=size or config["input_size"][-1],
+        interpolation=config.get("interpolation") if config.get("interpolation") in ("bilinear", "bicubic") else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    with torch.inference_mode():
+        probe = torch.zeros(1, 3, preprocess.size, preprocess.size)
+        try:
+            features = backbone.eval()(probe).shape[-1]
+        except (RuntimeError, AssertionError) as error:
+            raise EdgekdError(
+                f"{name} cannot take {preprocess.size} px images ({error}).", f"Leave --size out, or use {config['input_size'][-1]}."
+            ) from error
+    return Student(backbone, features, preprocess, dim=dim, classes=classes)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or torch file. A torch file with anything but tensors in it is refused unread."""
+    if not path.is_file():
+        raise EdgekdError(f"There is no weights file {path}.", "Check --student-weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise their own kinds for the same few reasons
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise EdgekdError(
+                f"{path} contains pickled code, which edgekd does not run.",
+                "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
+            ) from error
+        raise EdgekdError(f"{path} is not a readable weights file.", "It must be safetensors or a torch state dict.") from error
+    for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise EdgekdError(f"{path} holds no state dict.", "It must map parameter names to tensors.")
+    return {key.removeprefix("module."): value for key, value in loaded.items()}
+
+
+def _load_file_state(backbone: nn.Module, state: dict[str, Tensor], name: str, path: Path | None) -> None:
+    classifier = backbone.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    own = backbone.state_dict()
+    # A ViT at another size: timm resamples its position embedding.
+    if "pos_embed" in own and "pos_embed" in state and own["pos_embed"].shape != state["pos_embed"].shape:
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, backbone)
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in own]
+    if wrong or missing or extra:
+        example = (wrong or missing or extra)[0]
+        raise EdgekdError(
+            f"{path} is not a {name}: {len(missing)} parameters missing, {len(extra)} unknown, {len(wrong)} of another "
+            f"shape (for example {example}).",
+            "Give the weights of this very architecture with timm's parameter names.",
+        )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Module:
+    prefer_local_cache()
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    except (OSError, RuntimeError) as error:
+        raise EdgekdError(
+            f"The pretrained weights of {name} are not in the local cache and the hub cannot be reached.",
+            "Three ways on: --student-weights FILE with weights copied from elsewhere; run once with a network (or set "
+            "HF_ENDPOINT to a mirror) so that they are cached; or start from random weights with --pretrained scratch.",
+        ) from error
+    return model
+
+
+def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write all parameters and buffers as safetensors."""
+    from safetensors.torch import save_file
+
+    state = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
+    with replacing(path) as scratch:
+        save_file(state, scratch, metadata=dict(metadata))
+
+
+@torch.inference_mode()
+def fit_scale(scores: Tensor, labels: Tensor) -> float:
+    """The factor on raw scores `[N, C]` with the least negative log-likelihood (temperature scaling, Guo et al. 2017).
+
+    Golden-section search over ln(factor): the loss is unimodal in it. Targets are smoothed by 1/(N+2) as in Platt
+    1999; otherwise a validation set without a mistake would ask for an infinite factor.
+    """
+    smoothing = 1 / (len(labels) + 2)
+    low, high = math.log(1e-3), math.log(1e4)
+    ratio = (math.sqrt(5) - 1) / 2
+
+    def loss(log_factor: float) -> float:
+        return float(nn.functional.cross_entropy(scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing))
+
+    for _ in range(60):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)

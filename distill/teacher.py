@@ -1,0 +1,238 @@
+"""The teachers: anything open_clip can build, a vendor's precomputed embeddings, and the toy teacher in the package.
+
+A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:tag), `hf-hub:ORG/MODEL`,
+`local-dir:FOLDER`, or `embeddings:FILE.npz`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import sha256_file, short_hash
+from edgekd.hub import hub_reachable, prefer_local_cache
+from edgekd.preprocess import Preprocess
+
+from edgekd.distill.prompts import TextBank, ensemble, readable
+
+
+@dataclass(frozen=True)
+class ClipTeacher:
+    """A frozen open_clip model. It normalises with its own statistics, never with the student's."""
+
+    spec: str
+    id: str
+    """16 hex digits over its weights and preprocessing."""
+    preprocess: Preprocess
+    logit_scale: float
+    dim: int
+    model: nn.Module
+    tokenizer: Any
+
+    @torch.inference_mode()
+    def embed_images(self, views: Tensor) -> Tensor:
+        """Float `[B, 3, S, S]` in 0–1, S the teacher's own size → float32 `[B, D]`, not normalised."""
+        if views.shape[-1] != self.preprocess.size:
+            views = interpolate(views, size=self.preprocess.size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=views.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std))
+        features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
+        return features.float()
+
+    @torch.inference_mode()
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts → float32 `[N, D]`, not normalised. Longer prompts are cut by the tokenizer."""
+        device = next(self.model.parameters()).device
+        chunks = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
+        encode = self.model.encode_text
+        return torch.cat([encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks])  # type: ignore[operator]
+
+    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
+        """One unit vector per class, averaged over the templates."""
+        prompts = [template.format(readable(name)) for template in templates for name in classes]
+        vectors = self.embed_texts(prompts).reshape(len(templates), len(classes), -1)  # [T, C, D]
+        return TextBank(tuple(classes), tuple(templates), ensemble(vectors), self.id, self.logit_scale)
+
+
+@dataclass(frozen=True)
+class EmbeddingsTeacher:
+    """A black box: embeddings somebody computed elsewhere, one per image, and one text vector per class.
+
+    The file is an `.npz` with `image_ids` (str `[N]`, as `edgekd` prints them: path inside the data folder),
+    `image_vectors` (float `[N, D]`), `class_names` (str `[C]`), `text_vectors` (float `[C, D]`) and optionally
+    `logit_scale`. One embedding per image means that every augmented view is taught its image's embedding.
+    """
+
+    spec: str
+    id: str
+    logit_scale: float
+    dim: int
+    vectors: Mapping[str, np.ndarray]
+    texts: Mapping[str, np.ndarray]
+
+    def lookup(self, ids: Sequence[str]) -> Tensor:
+        """Embeddings of the named images, float32 `[len(ids), D]`."""
+        missing = [name for name in ids if name not in self.vectors]
+        if missing:
+            raise EdgekdError(
+                f"{self.spec} has no embedding for {len(missing):,} of {len(ids):,} images, for example {missing[0]}.",
+                "Its image_ids must be the paths inside the data folder, with forward slashes.",
+            )
+        return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
+
+    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
+        """The file's text vectors for `classes`; `templates` cannot be applied and are recorded as `precomputed`."""
+        names = {readable(name): vector for name, vector in self.texts.items()}
+        missing = [name for name in classes if readable(name) not in names]
+        if missing:
+            raise EdgekdError(
+                f'{self.spec} has no text vector for the class "{missing[0]}" ({len(missing)} missing).',
+                did_you_mean(readable(missing[0]), names),
+            )
+        vectors = torch.from_numpy(np.stack([names[readable(name)] for name in classes]).astype(np.float32))
+        return TextBank(tuple(classes), ("precomputed",), normalize(vectors, dim=-1), self.id, self.logit_scale)
+
+
+Teacher = ClipTeacher | EmbeddingsTeacher
+
+
+def load_teacher(spec: str) -> Teacher:
+    """Build the teacher a spec names, on the CPU, in evaluation mode.
+
+    Raises:
+        EdgekdError: unknown name (with the closest known one), missing or unreadable files, no network for a hub name.
+    """
+    if spec == "toy":
+        folder = importlib.resources.files("edgekd.toy_teacher")
+        with importlib.resources.as_file(folder) as path:
+            return _open_clip_teacher(spec, f"local-dir:{path}", None)
+    if spec.startswith("embeddings:"):
+        return _embeddings_teacher(spec, Path(spec.removeprefix("embeddings:")))
+    if spec.startswith("local-dir:"):
+        folder_path = Path(spec.removeprefix("local-dir:")).expanduser()
+        if not (folder_path / "open_clip_config.json").is_file():
+            raise EdgekdError(
+                f"{folder_path} is not an open_clip model folder: it has no open_clip_config.json.",
+                "Give the folder that holds open_clip_config.json and the weights.",
+            )
+        return _open_clip_teacher(spec, f"local-dir:{folder_path}", None)
+    if spec.startswith("hf-hub:"):
+        prefer_local_cache()
+        return _open_clip_teacher(spec, spec, None)
+    return _named_teacher(spec)
+
+
+def _named_teacher(spec: str) -> ClipTeacher:
+    import open_clip
+
+    name, _, tag = spec.partition(":")
+    if name not in open_clip.list_models():
+        raise EdgekdError(
+            f'There is no teacher "{spec}".', did_you_mean(name, [*open_clip.list_models(), "toy"]) + " See: edgekd list teachers."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag == "random":
+        return _open_clip_teacher(spec, name, None)
+    is_file = bool(tag) and Path(tag).is_file()
+    if tag not in tags and not is_file:
+        raise EdgekdError(
+            f'The teacher {name} has no weights "{tag}".' if tag else f"The teacher {name} needs a weights tag.",
+            f"Write {name}:TAG. " + did_you_mean(tag, tags),
+        )
+    if not is_file:
+        prefer_local_cache()
+    return _open_clip_teacher(spec, name, tag)
+
+
+def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
+    import open_clip
+
+    try:
+        if tag is None and ":" not in name:
+            torch.manual_seed(0)  # `NAME:random`, for speed tests: the same random weights every time
+            model = open_clip.create_model(name)
+        else:
+            model = open_clip.create_model_from_pretrained(name, pretrained=tag, return_transform=False)
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if not name.startswith("local-dir:") and not hub_reachable():
+            raise EdgekdError(
+                f"The teacher {spec} is not in the local cache and the hub cannot be reached.",
+                "Connect once, copy the model folder here and use local-dir:FOLDER, or use precomputed embeddings:FILE.npz.",
+            ) from error
+        raise EdgekdError(
+            f"The teacher {spec} could not be loaded ({_first_line(error)}).", "Check the folder's config and weights."
+        ) from error
+    model.eval().requires_grad_(False)
+    settings = open_clip.get_model_preprocess_cfg(model)
+    size = settings["size"]
+    preprocess = Preprocess(
+        size=size[0] if isinstance(size, (tuple, list)) else size,
+        resize="squash" if settings.get("resize_mode") == "squash" else "crop",
+        interpolation=settings.get("interpolation", "bicubic"),
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+    )
+    probe = model.encode_text(tokenizer(["a"]))
+    return ClipTeacher(
+        spec=spec,
+        id=short_hash("clip-1", _weights_hash(model), preprocess.hash),
+        preprocess=preprocess,
+        logit_scale=float(model.logit_scale.exp()),
+        dim=probe.shape[-1],
+        model=model.to(memory_format=torch.channels_last),
+        tokenizer=tokenizer,
+    )
+
+
+def _weights_hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
+    if not path.is_file():
+        raise EdgekdError(f"There is no embeddings file {path}.", "Write embeddings:FILE.npz.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        images, vectors = arrays["image_ids"], arrays["image_vectors"]
+        classes, texts = arrays["class_names"], arrays["text_vectors"]
+    except (ValueError, OSError, KeyError, EOFError) as error:
+        raise EdgekdError(
+            f"{path} is not an embeddings file ({_first_line(error)}).",
+            "It must be an .npz with image_ids, image_vectors, class_names and text_vectors (plain arrays, no objects).",
+        ) from error
+    if vectors.ndim != 2 or texts.ndim != 2 or vectors.shape[1] != texts.shape[1] or len(images) != len(vectors) or len(classes) != len(texts):
+        raise EdgekdError(
+            f"The arrays in {path} do not fit together: images {vectors.shape} for {len(images)} ids, "
+            f"texts {texts.shape} for {len(classes)} names.",
+            "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names.",
+        )
+    if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
+        raise EdgekdError(f"{path} holds values that are not finite.", "Compute the embeddings again.")
+    return EmbeddingsTeacher(
+        spec=spec,
+        id=short_hash("embeddings-1", sha256_file(path)),
+        logit_scale=float(arrays.get("logit_scale", np.float32(100.0))),
+        dim=int(vectors.shape[1]),
+        vectors=dict(zip(map(str, images), vectors, strict=True)),
+        texts=dict(zip(map(str, classes), texts, strict=True)),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160]

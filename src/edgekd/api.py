@@ -1,0 +1,447 @@
+"""The library's front door; the command line says the same words. Each function wires rooms together and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.console import say, warn
+from edgekd.errors import EdgekdError
+from edgekd.manifest import Artifact, Precision, Run, read_artifact, read_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekd.benchmark.accuracy import Subject, Suite
+    from edgekd.benchmark.rows import Report
+    from edgekd.data import ImageSet
+    from edgekd.distill.load import LoadedRun
+    from edgekd.split import Split
+
+PARITY_IMAGES = 256
+
+
+def train(
+    student: str | None = None, *, config: str | Path | None = None, settings: Iterable[str] = (), **options: Any
+) -> Run:
+    """Distil a student and write its run folder.
+
+    Args:
+        student: friendly or timm name.
+        config: TOML file with any of the settings of `edgekd.config.TrainConfig`.
+        settings: `a.b=c` strings, as `--set` takes them; they win over everything else.
+        **options: any field of `TrainConfig` by its name.
+
+    Returns:
+        The finished run; `run.json` in its folder says the same.
+    """
+    from edgekd.config import load_config
+    from edgekd.distill.train import train as run_training
+
+    return run_training(
+        load_config({"student": student, **options}, file=Path(config) if config else None, settings=settings)
+    )
+
+
+def export(
+    run: str | Path | None = None,
+    *,
+    target: str = "onnxruntime",
+    precision: Precision = "fp32",
+    data: str | None = None,
+    calibration_images: int = 300,
+    overwrite: bool = False,
+) -> list[Artifact]:
+    """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
+
+    INT8 and FP16 are made from the FP32 file, which is exported with them when it is not there yet.
+
+    Args:
+        run: run folder; None takes the newest under `runs/`.
+        target: see `edgekd list targets`.
+        precision: `fp32`, `fp16` or `int8`.
+        data: where the run's images lie now, if they have moved.
+        calibration_images: training images that INT8 ranges are measured on.
+        overwrite: replace artifacts of the same name.
+
+    Returns:
+        The artifacts written, the wanted precision last.
+    """
+    from edgekd.targets.registry import get_target
+
+    known = get_target(target)
+    if precision not in known.precisions:
+        raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
+    from edgekd.distill.load import load_run
+    from edgekd.distill.plan import newest_run
+    from edgekd.export.export import export_model
+    from edgekd.export.graph import Deployable
+
+    loaded = load_run(Path(run) if run else newest_run())
+    folder = loaded.folder / "artifacts"
+    base = folder / f"{target}-fp32"
+    wanted: list[Precision] = ["fp32"] if precision == "fp32" or not base.exists() else []
+    wanted += [precision] if precision != "fp32" else []
+    for name in wanted:
+        if (folder / f"{target}-{name}").exists() and not overwrite:
+            raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
+    images, split = loaded.data(data)
+    calibration = _spread(split.train, calibration_images, images)
+    parity = _spread(np_concat(split.val, split.id_test, split.ood_test), PARITY_IMAGES, images)
+    model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
+    artifacts = []
+    for name in wanted:
+        artifacts.append(
+            export_model(
+                model,
+                folder / f"{target}-{name}",
+                name=f"{target}-{name}",
+                target=target,
+                precision=name,
+                classes=loaded.run.classes,
+                preprocess=loaded.run.preprocess,
+                calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
+                calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else None,
+                parity_images=_pixels(loaded, images, parity),
+                source=_source(loaded),
+                overwrite=overwrite,
+                fp32_path=base / "model.onnx" if name != "fp32" else None,
+            )
+        )
+    return artifacts
+
+
+def benchmark(
+    *paths: str | Path,
+    data: str | None = None,
+    quick: bool = False,
+    threads: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
+
+    Args:
+        *paths: run folders (their teacher, torch student and every artifact) or artifact folders; none takes the
+            newest run.
+        data: other images to measure on, or where the run's own images lie now.
+        quick: a short latency measurement, marked as such everywhere.
+        threads: threads of the artifact's runtime; None leaves it to the runtime.
+        out: report folder; None writes `<run>/benchmark`.
+        overwrite: replace an earlier report in `out`.
+
+    Returns:
+        The report, as `report.json` has it.
+    """
+    from edgekd.benchmark.benchmark import run_benchmark
+    from edgekd.data import load_images
+    from edgekd.distill.load import load_run
+    from edgekd.distill.plan import newest_run
+
+    runs: dict[Path, list[str]] = {}
+    subjects: list[Subject] = []
+    suites: list[Suite] = []
+    contexts = []
+    for path in [Path(p) for p in paths] or [newest_run()]:
+        if (path / "artifact.json").is_file() and not (path.parent.parent / "run.json").is_file():
+            subjects.append(_lone_artifact(path, data))
+            continue
+        folder, artifacts = _run_of(path)
+        runs.setdefault(folder, []).extend(artifacts)
+    loaded_runs = [load_run(folder) for folder in runs]
+    same_split = len({loaded.run.split_hash for loaded in loaded_runs}) <= 1
+    if not loaded_runs and data:
+        suites += _foreign_suites(load_images(data), None)
+    for number, loaded in enumerate(loaded_runs):
+        subjects += _subjects(loaded, runs[loaded.folder])
+        if number == 0 or not same_split:
+            suites += _suites(loaded, data, None if same_split else loaded.run.name)
+        contexts.append(_context(loaded))
+    target = Path(out) if out else (loaded_runs[0].folder if loaded_runs else Path(paths[0])) / "benchmark"
+    return run_benchmark(
+        subjects, suites, target, quick=quick, threads=threads, context={"runs": contexts}, overwrite=overwrite or out is None
+    )
+
+
+def evaluate(
+    run: str | Path | None = None,
+    *,
+    data: str | None = None,
+    teacher: str | None = None,
+    prompts: str = "photo",
+) -> list[dict[str, Any]]:
+    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+
+    Args:
+        run: run folder; None evaluates the teacher alone.
+        data: any images `load_images` takes; None takes the run's data, or `toy`.
+        teacher: teacher spec; None takes the run's teacher, or `toy`.
+        prompts: template set.
+
+    Returns:
+        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1).
+    """
+    from edgekd.benchmark.metrics import macro, top1
+    from edgekd.data import load_images
+    from edgekd.distill.load import load_run
+    from edgekd.distill.predict import predict_all, student_predict, teacher_predict
+    from edgekd.distill.prompts import templates_for
+    from edgekd.distill.teacher import ClipTeacher, load_teacher
+
+    loaded = load_run(Path(run)) if run else None
+    images = load_images(data or (loaded.run.data if loaded else "toy"))
+    spec = teacher or (loaded.run.teacher if loaded else "toy")
+    import numpy as np
+
+    everything = np.arange(len(images))
+    scored: list[tuple[str, NDArray[np.float32]]] = []
+    if spec != "none":
+        model = load_teacher(spec)
+        bank = model.text_bank(images.classes, templates_for(prompts, images.domains))
+        if isinstance(model, ClipTeacher):
+            scored.append(("teacher", predict_all(teacher_predict(model, bank), images, everything, model.preprocess)))
+        else:
+            embeddings = model.lookup(images.ids).numpy()
+            scored.append(("teacher", embeddings @ bank.vectors.numpy().T))
+    if loaded:
+        columns = _columns(loaded.run.classes, images.classes)
+        scores = predict_all(student_predict(loaded.student, loaded.vectors), images, everything, loaded.run.preprocess)
+        scored.append(("student", scores[:, columns]))
+    rows = []
+    for subject, scores in scored:
+        for d, domain in enumerate(images.domains):
+            here = images.domain_of == d
+            if here.any():
+                labels = images.labels[here]
+                rows.append(
+                    {
+                        "subject": subject,
+                        "domain": domain,
+                        "n": int(here.sum()),
+                        "top1": top1(scores[here], labels),
+                        "macro": macro(scores[here], labels),
+                    }
+                )
+    return rows
+
+
+def np_concat(*parts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One sorted index array out of several."""
+    import numpy as np
+
+    return np.sort(np.concatenate(parts))
+
+
+def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:
+    """`count` of the indices, the same share of every domain as far as there are enough, in a fixed order."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.Philox(0))
+    queues = [rng.permutation(indices[images.domain_of[indices] == d]).tolist() for d in range(len(images.domains))]
+    chosen: list[int] = []
+    while any(queues) and len(chosen) < count:
+        for queue in queues:
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop())
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _pixels(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    import numpy as np
+
+    from edgekd.distill.predict import pixel_batches
+
+    return np.concatenate(list(pixel_batches(images, indices, loaded.run.preprocess)))
+
+
+def _head(loaded: LoadedRun) -> Any:
+    """The student's last layers as one linear layer with calibrated scores."""
+    from edgekd.export.graph import fold_head
+
+    scale = float(loaded.student.scale)
+    if loaded.vectors is not None:
+        return fold_head(loaded.student.projector, loaded.vectors, scale)
+    import torch
+
+    assert loaded.student.head is not None
+    return fold_head(loaded.student.head, torch.eye(len(loaded.run.classes)), scale)
+
+
+def _source(loaded: LoadedRun) -> dict[str, Any]:
+    run = loaded.run
+    return {
+        "run": run.name,
+        "student": run.student,
+        "recipe": run.recipe,
+        "teacher": run.teacher,
+        "split_hash": run.split_hash,
+        "student_sha256": run.student_sha256,
+    }
+
+
+def _run_of(path: Path) -> tuple[Path, list[str]]:
+    """A path given to benchmark → the run's folder and the artifacts to measure (a run: all of them)."""
+    if (path / "artifact.json").is_file():
+        read_artifact(path)
+        return path.parent.parent, [path.name]
+    read_run(path)
+    artifacts = sorted(p.parent.name for p in path.glob("artifacts/*/artifact.json"))
+    if not artifacts:
+        warn(f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}")
+    return path, [name for name in artifacts if not name.endswith(".failed")]
+
+
+def _lone_artifact(path: Path, data: str | None) -> Subject:
+    """An artifact folder that was copied away from its run: it is measured alone, on the images given."""
+    from edgekd.benchmark.accuracy import Subject
+    from edgekd.targets.session import open_session
+
+    if data is None:
+        raise EdgekdError(f"{path} lies outside its run, so its images cannot be found.", "Say what to measure on: --data DIR.")
+    session = open_session(path)
+    artifact = session.artifact
+    return Subject(
+        name=artifact.name,
+        run=str(artifact.source.get("run", "")),
+        kind="artifact",
+        precision=artifact.precision,
+        preprocess=artifact.preprocess,
+        predict=session.run,
+        classes=artifact.classes,
+        folder=path,
+    )
+
+
+def _subjects(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
+    import torch
+
+    from edgekd.benchmark.accuracy import Subject
+    from edgekd.distill.predict import student_predict, teacher_predict
+    from edgekd.distill.teacher import ClipTeacher, load_teacher
+    from edgekd.targets.session import open_session
+
+    run = loaded.run
+    subjects = []
+    if loaded.bank is not None:
+        teacher = load_teacher(run.teacher)
+        if isinstance(teacher, ClipTeacher):
+            if teacher.id != run.teacher_id:
+                raise EdgekdError(
+                    f"The teacher {run.teacher} is not the one {run.name} was trained with.", "Restore its weights, or train again."
+                )
+            subjects.append(
+                Subject(
+                    name="teacher",
+                    run=run.name,
+                    kind="teacher",
+                    precision="fp32",
+                    preprocess=teacher.preprocess,
+                    predict=teacher_predict(teacher, loaded.bank),
+                    classes=run.classes,
+                    identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}",
+                    threads=torch.get_num_threads(),
+                )
+            )
+        else:
+            say(f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images")
+    subjects.append(
+        Subject(
+            name="torch",
+            run=run.name,
+            kind="torch",
+            precision="fp32",
+            preprocess=run.preprocess,
+            predict=student_predict(loaded.student, loaded.vectors),
+            classes=run.classes,
+            threads=torch.get_num_threads(),
+        )
+    )
+    for name in artifacts:
+        folder = loaded.folder / "artifacts" / name
+        session = open_session(folder)
+        artifact = session.artifact
+        if artifact.source.get("student_sha256") != run.student_sha256:
+            raise EdgekdError(f"{folder} was exported from another student.", f"Export again: edgekd export {loaded.folder} --overwrite.")
+        subjects.append(
+            Subject(
+                name=name,
+                run=run.name,
+                kind="artifact",
+                precision=artifact.precision,
+                preprocess=artifact.preprocess,
+                predict=session.run,
+                classes=artifact.classes,
+                folder=folder,
+            )
+        )
+    return subjects
+
+
+def _suites(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
+    """The run's own ID and OOD test images; with other `data`, every domain of it as an OOD suite."""
+    from edgekd.benchmark.accuracy import Suite
+    from edgekd.data import load_images
+    from edgekd.split import read_split
+
+    images = load_images(data or loaded.run.data)
+    try:
+        split = read_split(loaded.folder / "split.json", images)
+    except EdgekdError:
+        if data is None:
+            raise
+        return _foreign_suites(images, run)
+    return _own_suites(images, split, run) or [Suite("id", images, split.val, run)]
+
+
+def _own_suites(images: ImageSet, split: Split, run: str | None) -> list[Suite]:
+    from edgekd.benchmark.accuracy import Suite
+
+    suites = [Suite("id", images, split.id_test, run)] if len(split.id_test) else []
+    if split.test_domain is not None:
+        suites.append(Suite(f"ood:{split.test_domain}", images, split.ood_test, run))
+    return suites
+
+
+def _foreign_suites(images: ImageSet, run: str | None) -> list[Suite]:
+    import numpy as np
+
+    from edgekd.benchmark.accuracy import Suite
+
+    say(f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite")
+    names = [images.name] if images.domains == ("all",) else list(images.domains)
+    return [
+        Suite(f"ood:{name}", images, np.flatnonzero(images.domain_of == d), run) for d, name in enumerate(names)
+    ]
+
+
+def _columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        from edgekd.errors import did_you_mean
+
+        raise EdgekdError(f'The student does not know the class "{missing[0]}".', did_you_mean(missing[0], known))
+    return [list(known).index(name) for name in wanted]
+
+
+def _context(loaded: LoadedRun) -> dict[str, Any]:
+    from edgekd.files import read_json
+
+    split = read_json(loaded.folder / "split.json", "split")
+    run = loaded.run
+    return {
+        "name": run.name,
+        "student": run.student,
+        "recipe": run.recipe,
+        "teacher": run.teacher,
+        "data": run.data,
+        "seed": run.seed,
+        "steps": run.steps,
+        "train_seconds": run.train_seconds,
+        "selection": run.selection,
+        "split_rule": split["rule"],
+        "split_hash": run.split_hash,
+        "test_domain": run.test_domain,
+        "templates": list(loaded.bank.templates) if loaded.bank else [],
+    }

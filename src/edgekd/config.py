@@ -1,0 +1,128 @@
+"""Everything a training run can be told, from three sources in rising order: `--config` file, flags, `--set a.b=c`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgekd.errors import EdgekdError, did_you_mean
+
+
+class TrainConfig(BaseModel):
+    """A training run. `None` means: chosen from data and student when the run starts, printed and written down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: str = "mobilenetv3"
+    pretrained: Literal["hub", "scratch"] | None = None
+    """Where the first weights come from. None: random for the toy data (said so), else the hub."""
+    student_weights: Path | None = None
+    student_options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `timm.create_model`, such as `pad_type`."""
+    data: str = "toy"
+    teacher: str = "toy"
+    prompts: str = "photo"
+    recipe: str = "vl2v-adip"
+    stages: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the recipe's numbers, `{stage: {field: value}}`."""
+    test_domain: str = "auto"
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of the train/val/test split; kept apart from `seed` so that seeds compare on the same images."""
+    size: int | None = Field(default=None, ge=16, le=1024)
+    batch_size: int = Field(default=64, ge=2)
+    """Images per step over all processes."""
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Part of each stage over which the learning rate rises; then it falls as a cosine."""
+    views: int = Field(default=4, ge=1, le=65_000)
+    """Cached augmented views per image."""
+    online_teacher: bool = False
+    """Ask the teacher at every step instead of caching; views are then never repeated."""
+    bn: Literal["frozen", "train"] | None = None
+    """BatchNorm statistics: frozen at their pretrained values, or trained. None: trained only from scratch."""
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the averaged weights that are evaluated and saved; 0 switches averaging off."""
+    select: Literal["last", "best"] = "last"
+    """Which weights are kept: the last, or those with the best mean accuracy on source validation."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on source validation. None: at the end, and with `select=best` eight times."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between checkpoints."""
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    smoke: bool = False
+    """A few steps on a few images: does it run at all?"""
+
+
+def load_config(
+    flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()
+) -> TrainConfig:
+    """Merge a TOML file, flags that were given (not None) and `a.b=c` settings into one validated configuration.
+
+    Raises:
+        EdgekdError: every problem of the three sources in one message.
+    """
+    merged: dict[str, Any] = {}
+    if file is not None:
+        merged |= _toml(file)
+    merged |= {name: value for name, value in flags.items() if value is not None}
+    for setting in settings:
+        _put(merged, setting)
+    try:
+        config = TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                problems.append(f'unknown setting "{name}". {did_you_mean(name, TrainConfig.model_fields)}')
+            else:
+                problems.append(f"{name}: {problem['msg'].lower()}")
+        raise EdgekdError("The configuration does not hold: " + "; ".join(problems) + ".", "See: edgekd train --help.") from error
+    if config.steps and config.epochs:
+        raise EdgekdError("Both steps and epochs are set.", "Give one of them.")
+    return config
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EdgekdError(f"{path} is not valid TOML: {error}.", "See docs/train.md for an example.") from error
+    # A [train] table leaves room for other commands' settings in the same file.
+    table = values.get("train", values)
+    return dict(table) if isinstance(table, dict) else {}
+
+
+def _put(target: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise EdgekdError(f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise EdgekdError(f'"{setting}" cannot be set: {parent} is a value, not a table.', "Check the name.")
+        target = inner
+    target[last] = value

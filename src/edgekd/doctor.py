@@ -1,0 +1,97 @@
+"""`edgekd doctor` and `edgekd list`: what is here, in plain lines."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.metadata
+import importlib.util
+import os
+import platform
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import cache_root
+
+PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "tensorrt", "coremltools")
+
+
+def examine() -> list[str]:
+    """Versions, processor, accelerators, folders and hub, one line each."""
+    import torch
+
+    from edgekd.benchmark.environment import describe
+    from edgekd.hub import hub_reachable
+
+    machine = describe()
+    features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
+    lines = [
+        f"edgekd      {importlib.metadata.version('edgekd')}, Python {platform.python_version()} on {platform.platform()}",
+        f"processor   {machine['cpu']} ({os.cpu_count()} cores; {features})",
+        f"CUDA        {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no device'}",
+    ]
+    for package in PACKAGES:
+        try:
+            lines.append(f"{package:<12}{importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package:<12}not installed")
+    import onnxruntime
+
+    lines.append(f"providers   {', '.join(onnxruntime.get_available_providers())}")
+    lines.append(f"cache       {cache_root()}")
+    lines.append(f"hub         {'reachable' if hub_reachable() else 'out of reach: use local weights and local-dir: teachers'}")
+    return lines
+
+
+def student_lines(pattern: str | None) -> list[str]:
+    """Friendly names, or the timm names that match."""
+    import timm
+
+    from edgekd.distill.students import FRIENDLY
+
+    if pattern is None:
+        lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
+        return [*lines, "", 'Any timm name works too; search with: edgekd list students "*pattern*"']
+    names: list[str] = timm.list_models(pattern)
+    return names or _nothing("student", pattern, timm.list_models())
+
+
+def teacher_lines(pattern: str | None) -> list[str]:
+    """Kinds of teacher specs, or open_clip's name:tag pairs that match."""
+    import open_clip
+
+    names = open_clip.list_pretrained(as_str=True)
+    if pattern is None:
+        return [
+            "toy                       shipped with edgekd; works offline",
+            "NAME:TAG                  open_clip's own, for example ViT-B-32:laion2b_s34b_b79k",
+            "hf-hub:ORG/MODEL          any open_clip model on the hub",
+            "local-dir:FOLDER          open_clip_config.json and weights in a folder",
+            "embeddings:FILE.npz       precomputed image and text embeddings (a black box)",
+            "",
+            f'open_clip knows {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
+        ]
+    return [name for name in names if fnmatch.fnmatch(name, pattern)] or _nothing("teacher", pattern, names)
+
+
+def recipe_lines() -> list[str]:
+    """Every recipe with what it does, its source, stages, terms and weights."""
+    from edgekd.distill.recipes import DEFAULT_RECIPE, RECIPES
+
+    lines = []
+    for recipe in RECIPES.values():
+        default = " (default)" if recipe.name == DEFAULT_RECIPE else ""
+        lines.append(f"{recipe.name}{default}: {recipe.summary} [{recipe.source}]")
+        for stage in recipe.stages:
+            terms = " + ".join(f"{spec.weight:g}·{term}" for term, spec in stage.terms.items())
+            lines.append(f"    {stage.name}: {terms}; trains {', '.join(stage.trains)}; {100 * stage.share:g} % of the steps")
+    return lines
+
+
+def target_lines() -> list[str]:
+    """Every target with its runtime and precisions."""
+    from edgekd.targets.registry import TARGETS
+
+    return [f"{target.name:<14}{', '.join(target.precisions):<20}{target.summary}" for target in TARGETS.values()]
+
+
+def _nothing(what: str, pattern: str, names: list[str]) -> list[str]:
+    raise EdgekdError(f'No {what} matches "{pattern}".', did_you_mean(pattern.strip("*"), names))

@@ -1,0 +1,35 @@
+"""Model hubs: find out quickly that one cannot be reached, and say what to do instead."""
+
+from __future__ import annotations
+
+import functools
+import urllib.error
+import urllib.request
+
+
+@functools.cache
+def hub_reachable() -> bool:
+    """One short request (5 s at most, proxies honoured) to the Hugging Face endpoint in use.
+
+    The hub's own client retries for about a minute before it gives up; a user without a network should not wait for
+    that. Any HTTP answer counts as reachable.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def prefer_local_cache() -> None:
+    """When the hub is out of reach, let the hub client answer from its cache at once or fail at once."""
+    if not hub_reachable():
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True

@@ -1,0 +1,296 @@
+"""Where images lie and what they are called: folder conventions and manifests, before any file is opened.
+
+Folders: `class/img`, `domain/class/img` (DomainBed), `train|val|test/class/img`. Hidden files and folders are passed
+over, links are followed but not in circles. A manifest is a `.csv` or `.parquet` file with the columns `path`, `label`
+and, if wanted, `domain` and `split`; its paths are relative to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgekd.console import warn
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.images import EXTENSIONS
+
+ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."
+MANIFESTS = (".csv", ".parquet")
+_COLUMNS = ("path", "label", "domain", "split")
+_DEEPEST = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image as the layout names it; `path` is relative to the root, `domain` and `role` may be absent."""
+
+    path: str
+    label: str
+    domain: str | None = None
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Everything found under `root`, sorted by path, and how many files of which kind were passed over."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    folders: tuple[str, ...] = ()
+    """Class folders, also those without an image."""
+    passed_over: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+
+def list_folder(root: Path) -> Listing:
+    """Recognise the layout of `root` by how deep its images lie.
+
+    Raises:
+        EdgekdError: no image, images at several depths or too deep, role folders beside others.
+    """
+    passed_over: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    images: dict[tuple[str, ...], list[str]] = {}
+    for parts, names in _walk(root, (), (os.path.realpath(root),)):
+        images[parts] = kept = []
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if parts and ending in EXTENSIONS:
+                kept.append(name)
+            elif parts or ending in EXTENSIONS:
+                reason = f"file ending {ending or 'in nothing'}" if parts else "image outside a class folder"
+                passed_over[reason] += 1
+                examples.setdefault(reason, shown("/".join((*parts, name))))
+    depths: dict[int, str] = {}
+    for parts, kept in images.items():
+        if kept:
+            depths.setdefault(len(parts), shown("/".join((*parts, kept[0]))))
+    if not depths:
+        _refuse_empty(root, passed_over)
+    if len(depths) > 1:
+        raise EdgekdError(
+            f"Images in {root} lie at different depths: {' and '.join(depths.values())}.",
+            f"Bring them to one depth; {CONVENTIONS}",
+        )
+    depth, example = next(iter(depths.items()))
+    if depth > 2:
+        raise EdgekdError(f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS)
+    tops = sorted({parts[0] for parts in images if len(parts) == depth})
+    for parts in images:
+        if len(parts) == 1 and parts[0] not in tops:
+            passed_over["folder without class folders"] += 1
+            examples.setdefault("folder without class folders", shown(parts[0]))
+    roles = _role_folders(root, tops) if depth == 2 else None
+    entries = [
+        Entry(
+            path="/".join((*parts, name)),
+            label=parts[-1],
+            domain=parts[0] if depth == 2 and roles is None else None,
+            role=roles[parts[0]] if roles is not None else None,
+        )
+        for parts, kept in images.items()
+        if len(parts) == depth
+        for name in kept
+    ]
+    folders = sorted({parts[-1] for parts in images if len(parts) == depth})
+    ordered = tuple(sorted(entries, key=lambda entry: entry.path))
+    return Listing(root, ordered, tuple(folders), passed_over, examples)
+
+
+def shown(path: str) -> str:
+    """A path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _walk(folder: Path, parts: tuple[str, ...], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yield (folder names below the root, file names), sorted; `above` are the real paths of the folders on the way."""
+    names, folders = [], []
+    try:
+        with os.scandir(folder) as found:
+            for item in found:
+                if item.name.startswith(".") or item.name.lower() in ("thumbs.db", "desktop.ini", "__macosx"):
+                    continue
+                # os.path, unlike the entry, bears a link that points at itself.
+                if os.path.isdir(item.path) if item.is_symlink() else item.is_dir():
+                    folders.append(item.name)
+                elif os.path.isfile(item.path) if item.is_symlink() else item.is_file():
+                    names.append(item.name)
+                elif item.is_symlink() and not os.path.exists(item.path):
+                    # A dangling link is reported as missing when it is opened; pipes and devices are never opened.
+                    names.append(item.name)
+    except PermissionError as error:
+        raise EdgekdError(f"The folder {folder} cannot be read.", "Mend its permissions.") from error
+    yield parts, sorted(names)
+    if len(parts) == _DEEPEST:
+        return
+    for name in sorted(folders):
+        real = os.path.realpath(folder / name)
+        if real not in above:
+            yield from _walk(folder / name, (*parts, name), (*above, real))
+
+
+def _refuse_empty(root: Path, passed_over: Counter[str]) -> None:
+    if "image outside a class folder" in passed_over:
+        raise EdgekdError(f"The images in {root} lie in no class folder.", f"Make one folder per class; {CONVENTIONS}")
+    if passed_over:
+        kinds = ", ".join(f"{count} × {reason}" for reason, count in passed_over.most_common(3))
+        raise EdgekdError(f"{root} holds no image ({kinds}).", CONVENTIONS)
+    raise EdgekdError(f"The folder {root} holds no image.", CONVENTIONS)
+
+
+def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
+    """Folder name → role when the top level is train/val/test, None when it is domains."""
+    roles = {top: ROLES[top.lower()] for top in tops if top.lower() in ROLES}
+    if "train" not in roles.values():
+        return None
+    others = [top for top in tops if top not in roles]
+    if others:
+        raise EdgekdError(
+            f"In {root}, the folder {others[0]} lies beside train, where only val and test may.",
+            "Move it away, or describe domains and splits in a manifest with the columns path,label,domain,split.",
+        )
+    if len(set(roles.values())) < len(roles):
+        raise EdgekdError(f"{root} has two folders for one role: {', '.join(sorted(roles))}.", "Keep one of them.")
+    return roles
+
+
+def list_manifest(path: Path) -> Listing:
+    """Read a manifest's rows. Absolute paths are taken as they stand.
+
+    Raises:
+        EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed twice.
+    """
+    columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+    _check_columns(path, columns)
+    entries: dict[str, Entry] = {}
+    for number, row in rows:
+        place = f"Row {number} of {path}"
+        image, label = row["path"], row["label"]
+        if not image or not label:
+            raise EdgekdError(f"{place} has no {'label' if image else 'path'}.", "Fill it in, or remove the row.")
+        if "domain" in columns and not row["domain"]:
+            raise EdgekdError(f"{place} has no domain.", "Fill it in, or remove the column.")
+        role = ROLES.get(row["split"].lower()) if "split" in columns else None
+        if "split" in columns and role is None:
+            raise EdgekdError(f'{place} has the split "{row["split"]}".', did_you_mean(row["split"].lower(), ROLES))
+        if image in entries:
+            raise EdgekdError(f"{place} lists {image} a second time.", "Keep one row per image.")
+        entries[image] = Entry(image, label, row["domain"] if "domain" in columns else None, role)
+    if not entries:
+        raise EdgekdError(f"The manifest {path} has no rows.", "List one image per row: path,label.")
+    return Listing(path.parent, tuple(entries[image] for image in sorted(entries)))
+
+
+def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            lines = list(csv.reader(handle))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgekdError(f"{path} is not UTF-8 CSV.", "Save it as comma-separated UTF-8 text.") from error
+    except OSError as error:
+        raise EdgekdError(f"{path} cannot be read.", "Mend its permissions.") from error
+    columns = [name.strip() for name in lines[0]] if lines else []
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, cells in enumerate(lines[1:], start=2):
+            if any(cells):
+                padded = [cell.strip() for cell in cells] + [""] * (len(columns) - len(cells))
+                yield number, dict(zip(columns, padded, strict=False))
+
+    return columns, rows()
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise EdgekdError(f"{path} is not a readable Parquet file.", "Write it again.") from error
+    columns = list(table.column_names)
+    wanted = table.select([name for name in _COLUMNS if name in columns]).to_pylist()
+    rows = (
+        (number, {name: "" if value is None else str(value) for name, value in row.items()})
+        for number, row in enumerate(wanted, start=1)
+    )
+    return columns, rows
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    unknown = [name for name in columns if name not in _COLUMNS]
+    for name in ("path", "label"):
+        if name not in columns:
+            close = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
+            found = f'rename "{close[0]}" to "{name}"' if close else f"its columns are {', '.join(columns) or 'none'}"
+            raise EdgekdError(
+                f'The manifest {path} has no column "{name}".', f"A manifest has path,label[,domain][,split]; {found}."
+            )
+    for name in unknown:
+        # A misspelt optional column would silently change the split.
+        if difflib.get_close_matches(name.lower(), set(_COLUMNS) - set(columns), n=1, cutoff=0.6):
+            raise EdgekdError(
+                f'The manifest {path} has an unknown column "{name}".', did_you_mean(name.lower(), _COLUMNS)
+            )
+    if unknown:
+        warn(f"columns of {path} that edgekd does not use: {', '.join(unknown)}.")
+
+
+def order_classes(names: set[str]) -> list[str]:
+    """Sorted names; by value where all are numbers, so that folder 10 is class 10."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
+    """Class names by `classes.txt` in `root`, or the folder names (manifest labels) where there is none.
+
+    Either no line of the file has a tab: line i names the i-th of the sorted folders; or every line is
+    `folder<TAB>name`, in any order. Blank lines do not count.
+
+    Raises:
+        EdgekdError: the lines do not fit the folders, or name two classes alike.
+    """
+    path = root / "classes.txt"
+    if not path.is_file():
+        return tuple(shown(name) for name in classes)
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdgekdError(
+            f"{path} is not readable UTF-8 text.", "Save it as UTF-8, one class name per line."
+        ) from error
+    if len(lines) != len(classes):
+        raise EdgekdError(
+            f"{path} names {len(lines)} classes, but there are {len(classes)}.",
+            "Give one line per class folder, in sorted order, or folder<TAB>name lines.",
+        )
+    pairs = [line.split("\t", 1) for line in lines]
+    if any(len(pair) == 2 for pair in pairs):
+        names: dict[str, str] = {}
+        for number, pair in enumerate(pairs, start=1):
+            folder = pair[0].strip()
+            if len(pair) == 1 or folder not in classes or folder in names:
+                wrong = (
+                    "has no tab"
+                    if len(pair) == 1
+                    else f'names "{folder}" {"again" if folder in names else ""}'.rstrip()
+                )
+                hint = "Write folder<TAB>name on every line." if len(pair) == 1 else did_you_mean(folder, classes)
+                raise EdgekdError(f"Line {number} of {path} {wrong}.", hint)
+            names[folder] = pair[1].strip()
+        chosen = tuple(names[folder] for folder in classes)
+    else:
+        chosen = tuple(lines)
+    twice = [name for name, count in Counter(chosen).items() if count > 1]
+    if twice:
+        raise EdgekdError(f'{path} gives two classes the name "{twice[0]}".', "Name every class differently.")
+    return chosen

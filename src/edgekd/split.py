@@ -1,0 +1,291 @@
+"""Which image trains, which one selects, which one tests in domain and out of it: decided once, written down.
+
+A group (one class of one domain) is ordered by a hash of the seed and the image's content, then cut 80/10/10. So the
+cut does not depend on file names, on where the folder lies, or on which other images there are, but for those at the
+two cutting points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.console import warn, warn_counted
+from edgekd.data import ImageSet
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import read_json, short_hash, write_json
+
+ROLES = ("train", "val", "id_test", "ood_test")
+_SCHEMA_VERSION = 1
+_HELD_OUT = 10
+"""One image in so many goes to val, and as many to id_test."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Sorted int64 indices into one `ImageSet`, and why they are what they are.
+
+    Attributes:
+        train, val, id_test: of the source domains.
+        ood_test: every image of the domain left out, empty where none is.
+        test_domain: name of that domain.
+        rule: the rule as a sentence.
+        seed: seed of the order inside a group.
+        hash: 16 hex digits over contents and roles; the same wherever the images lie.
+        entries: role → image id → content key, as `split.json` stores it.
+    """
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    id_test: NDArray[np.int64]
+    ood_test: NDArray[np.int64]
+    test_domain: str | None
+    rule: str
+    seed: int
+    hash: str
+    entries: dict[str, dict[str, str]]
+
+    def write(self, path: Path) -> None:
+        """Write `split.json`: schema_version, rule, seed, test_domain, hash, and per role {image id: content key}."""
+        write_json(
+            path,
+            {
+                "schema_version": _SCHEMA_VERSION,
+                "rule": self.rule,
+                "seed": self.seed,
+                "test_domain": self.test_domain,
+                "hash": self.hash,
+                "roles": self.entries,
+            },
+        )
+
+
+def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
+    """Divide `images`.
+
+    With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train,
+    val and id_test (or as its folders or manifest say). Of 2 images one trains, of 1 that one. The same content never
+    lies on both sides: copies follow the first one, and what is also in a given test set or in the domain left out
+    does not train.
+
+    Args:
+        test_domain: a domain's name, `auto` (the alphabetically last of several, none of one) or `none`.
+        seed: any integer.
+
+    Raises:
+        EdgekdError: unknown domain, nothing left to train on, a class without a training image, too few images.
+    """
+    left_out = _left_out(images, test_domain)
+    out_index = -1 if left_out is None else images.domains.index(left_out)
+    is_ood = images.domain_of == out_index
+    ood_keys = {key for key, out in zip(images.keys, is_ood.tolist(), strict=True) if out}
+    source = [index for index in range(len(images)) if not is_ood[index] and images.keys[index] not in ood_keys]
+    clashing = [index for index in range(len(images)) if not is_ood[index] and images.keys[index] in ood_keys]
+    _warn_dropped(images, clashing, f"content that is also in {left_out}")
+    if images.roles is None:
+        chosen, cut = _cut_groups(images, source, seed), "each class of each domain is cut 80/10/10 by content hash"
+        if len(images.domains) == 1:
+            cut = "each class is cut 80/10/10 by content hash"
+        elif left_out is not None:
+            cut = cut.replace("each domain", "each other domain")
+    else:
+        chosen, cut = _as_given(images, source, seed)
+    outside = f"All of domain {left_out} is ood_test" if left_out is not None else "No domain is left out"
+    chosen["ood_test"] = np.flatnonzero(is_ood).tolist()
+    split = _build(
+        images, chosen, test_domain=left_out, rule=f"{outside}; {cut} into train, val and id_test.", seed=seed
+    )
+    _check(images, split)
+    return split
+
+
+def _left_out(images: ImageSet, wanted: str) -> str | None:
+    """The domain left out, None for none."""
+    layered = images.domains != ("all",)
+    if wanted == "none" or (wanted == "auto" and not layered):
+        return None
+    if wanted != "auto" and wanted not in images.domains:
+        if not layered:
+            raise EdgekdError(
+                f'{images.name} has no domains, so "{wanted}" cannot be left out.', "Use --test-domain none."
+            )
+        raise EdgekdError(f'{images.name} has no domain "{wanted}".', did_you_mean(wanted, images.domains))
+    if len(images.domains) == 1:
+        raise EdgekdError(
+            f"{images.name} has only one domain, {images.domains[0]}; leaving it out leaves nothing to train on.",
+            "Use --test-domain none to split it in domain only.",
+        )
+    return images.domains[-1] if wanted == "auto" else wanted
+
+
+def _shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
+    """The indices in the order of SHA-256(seed, content key)."""
+    return sorted(indices, key=lambda i: (hashlib.sha256(f"{seed}:{images.keys[i]}".encode()).digest(), i))
+
+
+def _grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
+    """One list per (domain, class), each content once: its first image stands for its copies."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    seen: set[str] = set()
+    for index in indices:
+        if images.keys[index] not in seen:
+            seen.add(images.keys[index])
+            groups[int(images.domain_of[index]), int(images.labels[index])].append(index)
+    return [groups[place] for place in sorted(groups)]
+
+
+def _with_copies(images: ImageSet, pool: list[int], role_of: dict[str, str]) -> dict[str, list[int]]:
+    """Role → indices of `pool`, by the role of each one's content."""
+    chosen: dict[str, list[int]] = {role: [] for role in ROLES}
+    for index in pool:
+        chosen[role_of[images.keys[index]]].append(index)
+    return chosen
+
+
+def _portion(count: int) -> int:
+    """A tenth, half rounded up, at least one."""
+    return max(1, math.floor(count / _HELD_OUT + 0.5))
+
+
+def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, list[int]]:
+    role_of: dict[str, str] = {}
+    for group in _grouped(images, source):
+        order = _shuffled(images, group, seed)
+        held = _portion(len(order))
+        if len(order) == 1:
+            roles = ["train"]
+        elif len(order) == 2:
+            # Too few for both: the content decides which set gets the second one.
+            roles = ["train", "val" if int(images.keys[order[1]], 16) % 2 else "id_test"]
+        else:
+            roles = ["val"] * held + ["id_test"] * held + ["train"] * (len(order) - 2 * held)
+        role_of |= {images.keys[index]: role for index, role in zip(order, roles, strict=True)}
+    return _with_copies(images, source, role_of)
+
+
+def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str, list[int]], str]:
+    """Roles of the layout; a set that is not there is a tenth of train."""
+    assert images.roles is not None
+    given: dict[str, list[int]] = {"test": [], "val": [], "train": []}
+    holder: dict[str, str] = {}
+    for role, indices in given.items():
+        for index in source:
+            if images.roles[index] == role and holder.setdefault(images.keys[index], role) == role:
+                indices.append(index)
+    clashing = {index for index in source if holder[images.keys[index]] != images.roles[index]}
+    _warn_dropped(images, sorted(clashing), "content that is also held out")
+    role_of = {key: {"test": "id_test"}.get(role, role) for key, role in holder.items()}
+    missing = [role for role in ("val", "test") if not given[role]]
+    for role in missing:
+        name = "id_test" if role == "test" else role
+        for group in _grouped(images, (i for i in given["train"] if role_of[images.keys[i]] == "train")):
+            if len(group) > 1:
+                held = _shuffled(images, group, seed)[: _portion(len(group))]
+                role_of |= {images.keys[index]: name for index in held}
+    rule = "the data's own train, val and test are taken"
+    if missing:
+        rule += f", {' and '.join(missing)}, which it lacks, as a tenth of train by content hash,"
+    pool = [index for index in source if index not in clashing]
+    return _with_copies(images, pool, role_of), rule
+
+
+def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
+    if indices:
+        warn_counted(
+            f"images of {images.name} in no part of the split",
+            Counter({reason: len(indices)}),
+            {reason: images.ids[indices[0]]},
+        )
+
+
+def _build(images: ImageSet, chosen: dict[str, list[int]], *, test_domain: str | None, rule: str, seed: int) -> Split:
+    arrays = {role: np.array(sorted(chosen[role]), dtype=np.int64) for role in ROLES}
+    entries = {role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES}
+    return Split(**arrays, test_domain=test_domain, rule=rule, seed=seed, hash=_hash(entries), entries=entries)
+
+
+def _hash(entries: dict[str, dict[str, str]]) -> str:
+    return short_hash(*sorted(f"{role}:{key}" for role in ROLES for key in entries[role].values()))
+
+
+def _check(images: ImageSet, split: Split) -> None:
+    trained = set(images.labels[split.train].tolist())
+    untrained = [name for index, name in enumerate(images.classes) if index not in trained]
+    if untrained:
+        where = f" when {split.test_domain} is left out" if split.test_domain is not None else ""
+        raise EdgekdError(
+            f"No training image is left{where} for {len(untrained)} of {len(images.classes)} classes: "
+            f"{_some(untrained)}.",
+            "Add images of them, remove them" + (", or leave out another domain with --test-domain." if where else "."),
+        )
+    for role, indices in (("val", split.val), ("id_test", split.id_test)):
+        if not len(indices):
+            raise EdgekdError(
+                f"{images.name} has too few images to set any aside for {role}.",
+                "Give at least 3 different images per class and domain.",
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+
+
+def read_split(path: Path, images: ImageSet) -> Split:
+    """Find the images of a `split.json` again in `images`: by id and content, else (moved, renamed) by content alone.
+
+    Raises:
+        EdgekdError: not a split, or an image is gone or altered; a split is never made anew in silence.
+    """
+    data = read_json(path, "split")
+    try:
+        if data["schema_version"] != _SCHEMA_VERSION:
+            raise EdgekdError(
+                f"The split at {path} has schema version {data['schema_version']}, not {_SCHEMA_VERSION}.",
+                "Use the edgekd that wrote it.",
+            )
+        stored = {role: {str(name): str(key) for name, key in data["roles"][role].items()} for role in ROLES}
+        rule, seed, test_domain, expected = str(data["rule"]), int(data["seed"]), data["test_domain"], data["hash"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EdgekdError(f"The split at {path} is damaged.", "Restore it, or train again with --overwrite.") from error
+    if _hash(stored) != expected:
+        raise EdgekdError(f"The split at {path} was altered: its hash differs.", "Restore the file that was written.")
+    chosen = _located(path, images, stored)
+    unused = len(images) - len({index for indices in chosen.values() for index in indices})
+    if unused:
+        warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
+    return _build(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+
+
+def _located(path: Path, images: ImageSet, stored: dict[str, dict[str, str]]) -> dict[str, list[int]]:
+    by_name = {(name, key): index for index, (name, key) in enumerate(zip(images.ids, images.keys, strict=True))}
+    free: dict[str, list[int]] = defaultdict(list)
+    named = {(name, key) for names in stored.values() for name, key in names.items()}
+    for place, index in by_name.items():
+        if place not in named:
+            free[place[1]].append(index)
+    names_now = set(images.ids)
+    chosen: dict[str, list[int]] = {role: [] for role in ROLES}
+    lost: list[tuple[str, str]] = []
+    for role, names in stored.items():
+        for name, key in names.items():
+            if (name, key) in by_name:
+                chosen[role].append(by_name[name, key])
+            elif free[key]:
+                chosen[role].append(free[key].pop(0))
+            else:
+                lost.append((name, "altered" if name in names_now else "gone"))
+    if lost:
+        count = Counter(state for _, state in lost)
+        kinds = " and ".join(f"{count[state]} {state}" for state in ("gone", "altered") if count[state])
+        raise EdgekdError(
+            f"The split at {path} does not fit {images.name}: {kinds}, for example {lost[0][0]} ({lost[0][1]}).",
+            "Restore those images, or start a new run on the data as it is now.",
+        )
+    return chosen

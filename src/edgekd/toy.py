@@ -1,0 +1,187 @@
+"""The embedded image suite: ten kinds of object, each drawn as photo, painting, cartoon and sketch.
+
+It is a miniature of the situation edgekd is for. In the student's images a class mostly comes in its usual colours
+and surroundings (trees green, fish under water), as it does in any collected data set; in the toy teacher's images
+(`world=True`) colours and surroundings are free. Everything follows from the seed: no file, no network, no clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from edgekd import toy_draw
+from edgekd.toy_draw import Colour, Role, Scene
+
+if TYPE_CHECKING:
+    from edgekd.data import ImageSet
+
+VERSION = "toy-1"
+"""Part of every key: raise it with any change that alters a drawing."""
+CLASSES = tuple(toy_draw.SHAPES)
+DOMAINS = tuple(toy_draw.STYLES)
+PER_CLASS = 80
+"""Images of one class in one domain, unless told otherwise."""
+HABIT = 0.85
+"""How often a student's image shows its class in a usual colour, and how often in a usual place."""
+
+COLOURS: Mapping[str, Colour] = {
+    "red": (205, 45, 40),
+    "orange": (235, 135, 35),
+    "yellow": (240, 205, 60),
+    "green": (60, 145, 60),
+    "blue": (50, 95, 190),
+    "purple": (125, 65, 160),
+    "pink": (235, 150, 180),
+    "brown": (125, 80, 45),
+    "white": (235, 230, 220),
+    "grey": (125, 125, 130),
+}
+SCENES: Mapping[str, Scene] = {
+    "the sky": Scene((100, 160, 230), (200, 225, 245), 0.0, (4, 6)),
+    "a meadow": Scene((150, 195, 235), (95, 160, 60), 0.55, (14, 14)),
+    "the forest": Scene((60, 90, 50), (85, 65, 40), 0.7, (10, 7)),
+    "the sea": Scene((190, 215, 235), (40, 90, 150), 0.5, (3, 22)),
+    "deep water": Scene((50, 140, 180), (15, 50, 100), 0.0, (5, 12)),
+    "a road": Scene((175, 180, 190), (90, 90, 95), 0.5, (20, 20)),
+    "a table": Scene((185, 140, 90), (140, 95, 55), 0.0, (3, 26)),
+    "a cloth": Scene((150, 50, 60), (105, 30, 50), 0.0, (24, 24)),
+    "the night": Scene((15, 20, 50), (45, 45, 90), 0.0, (6, 6)),
+    "sand": Scene((225, 205, 160), (200, 170, 115), 0.0, (26, 20)),
+}
+
+
+@dataclass(frozen=True)
+class Habit:
+    """How a class usually looks and where it is usually found: names of `COLOURS` and `SCENES`."""
+
+    main: tuple[str, ...]
+    second: tuple[str, ...]
+    scenes: tuple[str, ...]
+
+
+HABITS: Mapping[str, Habit] = {
+    "butterfly": Habit(("orange", "purple"), ("yellow", "pink"), ("a meadow", "the sky")),
+    "car": Habit(("red", "blue"), ("grey",), ("a road",)),
+    "cup": Habit(("white", "blue"), ("red", "white"), ("a table",)),
+    "fish": Habit(("orange", "grey"), ("yellow", "red"), ("deep water",)),
+    "house": Habit(("white", "yellow"), ("red", "brown"), ("a meadow", "a road")),
+    "key": Habit(("yellow", "grey"), ("yellow",), ("a cloth", "a table")),
+    "mushroom": Habit(("red", "brown"), ("white",), ("the forest",)),
+    "sailboat": Habit(("white",), ("brown", "red"), ("the sea",)),
+    "star": Habit(("yellow", "white"), ("orange",), ("the night",)),
+    "tree": Habit(("green",), ("brown",), ("a meadow", "the sky")),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a drawing shows besides its class and domain, by name: colours of two parts and the scene."""
+
+    main: str
+    second: str
+    scene: str
+
+
+def look(cls: str, seed: int, *, world: bool = False) -> Look:
+    """The colours and the scene that `draw` gives this image; `world` leaves them to chance alone."""
+    rng, habit = Random(seed), HABITS[cls]
+
+    def choose(usual: tuple[str, ...], every: Mapping[str, object]) -> str:
+        return rng.choice(usual if not world and rng.random() < HABIT else tuple(every))
+
+    return Look(choose(habit.main, COLOURS), choose(habit.second, COLOURS), choose(habit.scenes, SCENES))
+
+
+def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Image:
+    """One RGB image of 72 × 72 pixels, the same for the same arguments on every machine.
+
+    Args:
+        cls: one of `CLASSES`.
+        domain: one of `DOMAINS`.
+        seed: any non-negative integer.
+        world: free colours and surroundings (the teacher's images) instead of the usual ones.
+    """
+    shown, rng = look(cls, seed, world=world), Random(seed + 1)
+    place = SCENES[shown.scene]
+    horizon = place.horizon and min(0.9, max(0.1, place.horizon + rng.uniform(-0.15, 0.15)))
+    scene = Scene(_jitter(place.far, rng), _jitter(place.near, rng), horizon, place.stretch)
+    colours: dict[Role, Colour] = {
+        "main": _jitter(COLOURS[shown.main], rng),
+        "second": _jitter(COLOURS[shown.second], rng),
+        "light": _jitter((225, 225, 225), rng),
+        "dark": _jitter((45, 40, 45), rng),
+    }
+    return toy_draw.STYLES[domain](toy_draw.pose(cls, rng), colours, scene, rng, seed)
+
+
+def _jitter(colour: Colour, rng: Random) -> Colour:
+    gain = rng.uniform(0.8, 1.15)
+    red, green, blue = (min(255, max(0, round(value * gain + rng.uniform(-18, 18)))) for value in colour)
+    return red, green, blue
+
+
+def image_key(seed: int, domain: str, cls: str, number: int, *, world: bool = False) -> str:
+    """32 hex digits that name one image of a suite; the image is drawn from them, so equal keys are equal images."""
+    text = "\0".join((VERSION, "world" if world else "suite", str(seed), domain, cls, str(number)))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def image_seed(key: str) -> int:
+    """The seed `draw` gets for an image of this key."""
+    return int(key[:15], 16)
+
+
+@dataclass(frozen=True)
+class ToyReader:
+    """Draws image `i` of a suite, domain by domain and class by class. Picklable and thread-safe: it holds no state."""
+
+    seed: int
+    per_class: int
+    world: bool
+
+    def key(self, i: int) -> str:
+        domain, cls, number = self.place(i)
+        return image_key(self.seed, DOMAINS[domain], CLASSES[cls], number, world=self.world)
+
+    def place(self, i: int) -> tuple[int, int, int]:
+        """Index of the domain, index of the class, number within both."""
+        if not 0 <= operator.index(i) < len(DOMAINS) * len(CLASSES) * self.per_class:
+            raise IndexError(i)
+        rest, number = divmod(int(i), self.per_class)
+        domain, cls = divmod(rest, len(CLASSES))
+        return domain, cls, number
+
+    def __call__(self, i: int) -> Image.Image:
+        domain, cls, _ = self.place(i)
+        return draw(CLASSES[cls], DOMAINS[domain], image_seed(self.key(i)), world=self.world)
+
+
+def toy_images(seed: int = 0, per_class: int = PER_CLASS, world: bool = False) -> ImageSet:
+    """The suite with `per_class` images of each class in each domain, drawn as they are read.
+
+    Suites of another seed, and the teacher's (`world`), share no image with it.
+    """
+    from edgekd.data import ImageSet
+
+    reader = ToyReader(seed, per_class, world)
+    places = np.array([reader.place(i) for i in range(len(DOMAINS) * len(CLASSES) * per_class)], dtype=np.int64)
+    names = [f"{DOMAINS[domain]}/{CLASSES[cls]}/{number:04d}" for domain, cls, number in places.tolist()]
+    return ImageSet(
+        name="toy",
+        classes=CLASSES,
+        domains=DOMAINS,
+        labels=places[:, 1].copy(),
+        domain_of=places[:, 0].copy(),
+        keys=tuple(reader.key(i) for i in range(len(places))),
+        ids=tuple(names),
+        roles=None,
+        reader=reader,
+    )

@@ -1,0 +1,66 @@
+"""What every test may use: a cache of its own, and small image folders drawn on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests out of the user's cache; one cache per session, so that what is dear is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for one test."""
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+def draw_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
+    """Write noise that depends on `seed`; the ending chooses the format, `size` is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def make_image() -> Callable[..., Path]:
+    """`make_image(path, seed=0, size=(width, height))` writes one image of noise."""
+    return draw_image
+
+
+@pytest.fixture
+def make_domain_folder() -> Callable[..., Path]:
+    """`make_domain_folder(root, domains=…, classes=…, count=…)` writes `domain/class/0000.png`, all contents different.
+
+    With `domains=()` the layout is `class/0000.png`.
+    """
+
+    def make(
+        root: Path,
+        *,
+        domains: Sequence[str] = ("art", "photo", "sketch"),
+        classes: Sequence[str] = ("cat", "dog"),
+        count: int = 10,
+        size: tuple[int, int] = (40, 32),
+    ) -> Path:
+        seed = 0
+        for domain in domains or (".",):
+            for name in classes:
+                for number in range(count):
+                    draw_image(root / domain / name / f"{number:04d}.png", seed=seed, size=size)
+                    seed += 1
+        return root
+
+    return make

@@ -1,0 +1,192 @@
+"""The clockwork of the latency measurement, on a clock that only moves when a model works."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgekd.benchmark.latency import (
+    CONTEXT,
+    FULL,
+    QUICK,
+    REENTRY_RUNS,
+    LatencySamples,
+    measure,
+    measure_interleaved,
+    rotating,
+    settled,
+    summarise,
+)
+
+
+class FakeTime:
+    """`clock()` in nanoseconds; `model(ms)` is a model whose query i takes `ms(i)` milliseconds."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.calls: list[str] = []
+
+    def clock(self) -> int:
+        return self.now
+
+    def model(self, ms: Callable[[int], float], name: str = "") -> Callable[[int], None]:
+        def run_once(query: int) -> None:
+            self.calls.append(name)
+            self.now += round(ms(query) * 1e6)
+
+        return run_once
+
+
+def test_rules_of_the_protocols() -> None:
+    assert (FULL.warmup_runs, FULL.warmup_s, FULL.runs, FULL.seconds, FULL.processes) == (50, 3.0, 1024, 60.0, 5)
+    assert (QUICK.warmup_runs, QUICK.runs, QUICK.seconds) == (50, 128, 10.0)
+
+
+@pytest.mark.parametrize(("ms", "runs"), [(2.0, 5000), (10.0, 1000), (100.0, 128)])
+def test_both_runs_and_seconds_are_reached(ms: float, runs: int) -> None:
+    fake = FakeTime()
+    found = measure(fake.model(lambda _: ms), QUICK, clock=fake.clock)
+    assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
+    assert len(found.samples_ms) >= QUICK.runs
+    assert found.samples_ms.sum() >= 10_000
+    assert found.complete
+    assert found.settled
+
+
+@pytest.mark.parametrize(("ms", "runs"), [(1.0, 3000), (10.0, 300), (200.0, 50)])
+def test_warm_up_reaches_both_runs_and_seconds(ms: float, runs: int) -> None:
+    fake = FakeTime()
+    found = measure(fake.model(lambda _: ms), FULL, clock=fake.clock)
+    assert found.warmup_runs == runs
+    assert found.warmup_s == pytest.approx(runs * ms / 1e3)
+
+
+def test_warm_up_waits_until_it_settles() -> None:
+    fake = FakeTime()
+    found = measure(fake.model(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1), QUICK, clock=fake.clock)
+    assert found.settled
+    assert 150 < found.warmup_runs < 300
+    assert found.samples_ms.max() < 11
+    assert found.first_ms == 20.0
+
+
+def test_a_model_that_never_settles_is_bounded_and_marked() -> None:
+    fake = FakeTime()
+    found = measure(fake.model(lambda query: 5.0 * 1.01 ** (query // 2)), QUICK, clock=fake.clock)
+    assert not found.settled
+    assert found.warmup_s == pytest.approx(QUICK.warmup_limit_s, rel=0.1)
+
+
+def test_a_very_slow_model_ends_at_the_limit_and_is_marked() -> None:
+    fake = FakeTime()
+    found = measure(fake.model(lambda _: 2000.0), QUICK, clock=fake.clock)
+    assert len(found.samples_ms) == 30
+    assert not found.complete
+
+
+def test_settled_compares_the_last_two_windows() -> None:
+    assert settled([100] * 50)
+    assert settled([900] * 40 + [100] * 50)
+    assert not settled([104] * 25 + [100] * 25)
+    assert settled([101] * 25 + [100] * 25)
+    # From 100 runs on a window is a quarter of them.
+    assert not settled([900] * 100 + [100] * 50 + [104] * 50)
+    assert not settled([7])
+
+
+def test_no_sample_is_left_out_and_queries_run_on() -> None:
+    fake = FakeTime()
+    seen: list[int] = []
+
+    def run_once(query: int) -> None:
+        seen.append(query)
+        fake.now += 50_000_000 if query == 60 else 10_000_000
+
+    found = measure(run_once, QUICK, clock=fake.clock)
+    assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
+    assert found.samples_ms.max() == (50.0 if found.warmup_runs <= 60 else 10.0)
+    outlier = measure(
+        lambda query: setattr(fake, "now", fake.now + (500 if query == 700 else 10) * 1_000_000), QUICK, clock=fake.clock
+    )
+    assert outlier.samples_ms.max() == 500.0
+
+
+def test_models_take_turns_by_blocks() -> None:
+    fake = FakeTime()
+    found = measure_interleaved(
+        {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")}, QUICK, clock=fake.clock
+    )
+    measured = fake.calls[found["a"].warmup_runs + found["b"].warmup_runs :]
+    turns = [measured[0]] + [now for before, now in zip(measured, measured[1:], strict=False) if now != before]
+    assert turns == ["a", "b"] * 20
+    assert measured.count("a") == len(found["a"].samples_ms) + 20 * REENTRY_RUNS
+    assert np.unique(found["a"].blocks).tolist() == list(range(0, 40, 2))
+    assert np.unique(found["b"].blocks).tolist() == list(range(1, 40, 2))
+
+
+def test_drift_hits_interleaved_models_alike() -> None:
+    fake = FakeTime()
+    slow_down = lambda _: 5.0 + fake.now / 1e9 / 10  # noqa: E731
+    found = measure_interleaved({"a": fake.model(slow_down), "b": fake.model(slow_down)}, QUICK, clock=fake.clock)
+    a, b = (float(np.median(found[name].samples_ms)) for name in "ab")
+    assert a == pytest.approx(b, rel=0.02)
+
+
+def test_garbage_collection_is_off_while_measuring_and_on_again_after_a_failure() -> None:
+    seen: list[bool] = []
+
+    def run_once(query: int) -> None:
+        seen.append(gc.isenabled())
+        if query == 3:
+            raise RuntimeError("model broke")
+
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="model broke"):
+        measure(run_once, CONTEXT)
+    assert seen == [False] * 4
+    assert gc.isenabled()
+
+
+def test_buffers_rotate() -> None:
+    buffers = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, axis=3)
+    seen: list[tuple[int, tuple[int, ...]]] = []
+    run_once = rotating(lambda image: seen.append((int(image[0, 0, 0, 0]), image.shape)), buffers)
+    for query in range(5):
+        run_once(query)
+    assert seen == [(value, (1, 1, 1, 3)) for value in (0, 1, 2, 0, 1)]
+
+
+def test_a_session_that_sleeps_is_timed_right() -> None:
+    brief = replace(QUICK, warmup_runs=5, warmup_s=0.05, warmup_limit_s=0.2, runs=30, seconds=0.3, block_s=0.05)
+    numbers = summarise([measure(lambda _: time.sleep(0.005), brief)])
+    assert 5.0 <= numbers["p50_ms"] < 15.0
+    assert numbers["n"] >= 30
+    assert numbers["seconds"] >= 0.3
+
+
+def samples(values: list[float], first_ms: float = 9.0, complete: bool = True) -> LatencySamples:
+    array = np.asarray(values)
+    return LatencySamples(array, np.arange(len(array)) // 2, first_ms, 50, 3.0, True, complete)
+
+
+def test_summary_by_hand() -> None:
+    numbers = summarise([samples([1.0, 2.0, 3.0, 4.0]), samples([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 11.0, complete=False)])
+    assert (numbers["p50_ms"], numbers["p90_ms"], numbers["mean_ms"], numbers["n"]) == (5.0, 9.0, 5.5, 10)
+    assert numbers["cv"] == pytest.approx(8.25**0.5 / 5.5)
+    assert numbers["seconds"] == pytest.approx(0.055)
+    assert numbers["first_ms"] == 10.0
+    assert numbers["p50_per_process_ms"] == [2.0, 7.0]
+    assert numbers["settled"]
+    assert not numbers["complete"]
+
+
+def test_p99_only_with_enough_samples() -> None:
+    assert summarise([samples([1.0] * 2000)])["p99_ms"] is None
+    values = np.tile(np.arange(100.0), 2704)  # 270,400 samples
+    many = LatencySamples(values, np.arange(len(values)) // 30_000, 1.0, 50, 3.0, True, True)
+    assert summarise([many])["p99_ms"] == 98.0
