@@ -2,3 +2,7 @@
 
 Nothing is imported here, so that the latency process (`python -m edgekd.benchmark.worker`) starts with what it needs.
 """
+
+from edgekd.callable_module import make_callable
+
+make_callable(__name__)

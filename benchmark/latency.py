@@ -51,7 +51,6 @@ FULL = Protocol("full", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 5)
 QUICK = Protocol("quick", 50, 1.0, 5.0, 128, 10.0, 60.0, 0.5, 1)
 CONTEXT = Protocol("context", 5, 0.3, 1.0, 20, 1.0, 2.5, 0.1, 1)
 """For teacher and torch student: measured in the calling process, briefly, to give the artifacts a background."""
-PROTOCOLS = {protocol.name: protocol for protocol in (FULL, QUICK, CONTEXT)}
 
 
 @dataclass(frozen=True, eq=False)

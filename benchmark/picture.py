@@ -63,7 +63,8 @@ def build_picture(report: Report) -> tuple[Figure, list[Text]]:
     for point in points:
         _draw(axes, point)
     _dress(axes, report, points)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the labels are placed for this layout
     labels = _place_labels(axes, points)
     return figure, labels
 

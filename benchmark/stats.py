@@ -51,7 +51,7 @@ def percentile_intervals(
     process_of_block = np.zeros(len(block_names), dtype=np.int64)
     process_of_block[block_of] = first_process
     chosen = rng.multinomial(len(process_names), np.full(len(process_names), 1 / len(process_names)), size=replicates)
-    times = np.zeros((replicates, len(block_names)), dtype=np.int64)  # [R, blocks]: how often each block is drawn
+    times = np.zeros((replicates, len(block_names)), dtype=np.int32)  # [R, blocks]: how often each block is drawn
     for process in range(len(process_names)):
         members = np.flatnonzero(process_of_block == process)
         uniform = np.full(len(members), 1 / len(members))
@@ -60,7 +60,7 @@ def percentile_intervals(
     wanted = np.asarray(qs) / 100
     found = np.empty((replicates, len(qs)))
     for replicate in range(replicates):
-        weight = np.cumsum(times[replicate][block_ranked])  # [n]
+        weight = np.cumsum(times[replicate][block_ranked], dtype=np.int32)  # [n]
         found[replicate] = ranked[np.searchsorted(weight, wanted * weight[-1] - 1e-9)]
     low, high = np.percentile(found, [2.5, 97.5], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]

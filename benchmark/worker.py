@@ -11,14 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.latency import PROTOCOLS, LatencySamples, Protocol, measure_interleaved, rotating
+from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, write_json
@@ -76,7 +76,7 @@ def _run_child(
         for number, (key, folder) in enumerate(folders.items()):
             np.save(scratch / f"{number}.npy", buffers[key])
             entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
-        write_json(scratch / _JOB, {"protocol": protocol.name, "threads": threads, "entries": entries})
+        write_json(scratch / _JOB, {"protocol": asdict(protocol), "threads": threads, "entries": entries})
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
         command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
         child = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -104,7 +104,7 @@ def work(job_path: Path) -> None:
     """The child's side: measure what the job says and write the answer beside it."""
     job = read_json(job_path, "latency job")
     try:
-        answer, arrays = _measure(job["entries"], job_path.parent, PROTOCOLS[job["protocol"]], job["threads"])
+        answer, arrays = _measure(job["entries"], job_path.parent, Protocol(**job["protocol"]), job["threads"])
     except EdgekdError as error:
         write_json(job_path.parent / _ANSWER, {"error": [error.message, error.hint]})
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.distill.prompts import TextBank, read_text_bank
+from edgekd.distill.students import Student, make_student
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,9 +17,6 @@ from edgekd.errors import EdgekdError
 from edgekd.files import read_json
 from edgekd.manifest import Run, read_run
 from edgekd.split import Split, read_split
-
-from edgekd.distill.prompts import TextBank, read_text_bank
-from edgekd.distill.students import Student, make_student
 
 
 @dataclass(frozen=True)

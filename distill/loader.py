@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.pixels import PixelStore
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.views import ViewParams, ViewPolicy, view_params
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ class BatchSource:
         )
 
 
-def cached(images_keys: tuple[str, ...], cache: EmbeddingCache, *, plain: bool) -> Callable[
-    [NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]
-]:
+def cached(
+    images_keys: tuple[str, ...], cache: EmbeddingCache, *, plain: bool
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]:
     """A lookup `(image indices, views) → embeddings`; `plain` gives every view its image's one embedding."""
 
     def lookup(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -78,9 +78,7 @@ def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) 
     with replacing(path) as scratch:
         # Reserve the whole file now: writing to a sparse mapping on a full disk kills the process with SIGBUS.
         with open(scratch, "wb") as handle:
-            np.lib.format.write_array_header_1_0(
-                handle, {"descr": "|u1", "fortran_order": False, "shape": shape}
-            )
+            np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
             block = max(1, 2**24 // int(np.prod(shape[1:])))
             with ThreadPoolExecutor() as pool:
                 for start in range(0, shape[0], block):

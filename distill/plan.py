@@ -6,15 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
+from edgekd.distill.recipes import Recipe, get_recipe
+from edgekd.distill.students import timm_name
+
 from edgekd.config import TrainConfig
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, write_json
 from edgekd.split import Split, make_split, read_split
-
-from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.distill.students import timm_name
 
 TOY_SIZE = 64
 TOY_STEPS = 150
@@ -94,7 +94,8 @@ def check_needs(recipe: Recipe, config: TrainConfig) -> None:
     """Refuse a recipe whose needs the configuration cannot meet, before training."""
     if config.online_teacher and config.teacher.startswith("embeddings:") and "teacher" in recipe.needs:
         raise EdgekdError(
-            "Precomputed embeddings cannot be asked for new views.", "Leave --online-teacher out, or name a real teacher."
+            "Precomputed embeddings cannot be asked for new views.",
+            "Leave --online-teacher out, or name a real teacher.",
         )
 
 

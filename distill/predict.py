@@ -7,16 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from edgekd.distill.prompts import TextBank
+from edgekd.distill.students import Student
+from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.views import plain
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
-
-from edgekd.distill.prompts import TextBank
-from edgekd.distill.students import Student
-from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.views import plain
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 `[B, H, W, 3]` → float32 scores `[B, C]`."""

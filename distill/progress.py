@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from edgekd.distill.loader import Prefetcher
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -17,8 +18,6 @@ from torch import Tensor
 from edgekd.config import TrainConfig
 from edgekd.console import err, say
 from edgekd.files import write_text
-
-from edgekd.distill.loader import Prefetcher
 
 
 class Progress:
@@ -33,6 +32,7 @@ class Progress:
         self._log_every = config.log_every
         self._fabric = fabric
         self._steps = steps
+        self._resume_at = resume_at
         self._images = 0
         self._waited_s = 0.0
         self._started = time.perf_counter()
@@ -54,7 +54,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._bar.stop()
         if self._board:
@@ -81,7 +83,14 @@ class Progress:
         return max(1e-9, now - (self._warm or now))
 
     def step(
-        self, step: int, stage: str, loss: Tensor, values: Mapping[str, Tensor], lr: float, images: int, batches: Prefetcher
+        self,
+        step: int,
+        stage: str,
+        loss: Tensor,
+        values: Mapping[str, Tensor],
+        lr: float,
+        images: int,
+        batches: Prefetcher,
     ) -> None:
         """Record one optimizer step of `images` images over all processes."""
         if self._warm is None:
@@ -115,12 +124,14 @@ class Progress:
         if self._board:
             for name, value in {"loss": total, "lr": lr, **{f"terms/{k}": v for k, v in shown.items()}}.items():
                 self._board.add_scalar(f"train/{name}", value, step + 1)  # type: ignore[no-untyped-call]
-        note = f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  data_wait {self.data_wait_percent:.0f} %"
+        note = (
+            f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  data_wait {self.data_wait_percent:.0f} %"
+        )
         if self._bar:
             self._bar.update(self._task, completed=step + 1, note=note)
         elif time.perf_counter() - self._last_line > 10 or step + 1 == self._steps:
             self._last_line = time.perf_counter()
-            rate = self.seconds / max(1, step + 1)
+            rate = self.seconds / (step + 1 - self._resume_at)
             say(f"step {step + 1}/{self._steps}  {note}  about {rate * (self._steps - step - 1):.0f} s left")
 
     def evaluated(self, done: int, accuracy: float, *, final: bool = False) -> None:
@@ -160,8 +171,14 @@ class Progress:
 
 def _bar(extra: str) -> Bar:
     return Bar(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-        TimeRemainingColumn(), TextColumn(extra), console=err,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn(extra),
+        console=err,
     )
 
 

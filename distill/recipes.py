@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgekd.errors import EdgekdError, did_you_mean
-
 from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs
+
+from edgekd.errors import EdgekdError, did_you_mean
 
 Part = Literal["backbone", "projector", "head"]
 
@@ -114,7 +114,9 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         recipe = dataclasses.replace(recipe, stages=stages)
     total = sum(stage.share for stage in recipe.stages)
     if abs(total - 1) > 1e-6 or any(stage.share < 0 for stage in recipe.stages):
-        raise EdgekdError(f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1.")
+        raise EdgekdError(
+            f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1."
+        )
     return recipe
 
 
@@ -129,7 +131,9 @@ def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
         if fields.get("mask") and fields["mask"] not in MASKS:
             raise EdgekdError(f'There is no mask "{fields["mask"]}".', did_you_mean(fields["mask"], MASKS))
         if fields.get("confidence") and fields["confidence"] not in CONFIDENCES:
-            raise EdgekdError(f'There is no confidence "{fields["confidence"]}".', did_you_mean(fields["confidence"], CONFIDENCES))
+            raise EdgekdError(
+                f'There is no confidence "{fields["confidence"]}".', did_you_mean(fields["confidence"], CONFIDENCES)
+            )
         terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **fields)
     kept = {term: spec for term, spec in terms.items() if spec.weight}
     own = {field: float(changes[field]) for field in ("share", "lr") if field in changes}

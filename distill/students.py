@@ -61,7 +61,13 @@ class Student(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, backbone: nn.Module, features: int, preprocess: Preprocess, *, dim: int | None = None, classes: int | None = None
+        self,
+        backbone: nn.Module,
+        features: int,
+        preprocess: Preprocess,
+        *,
+        dim: int | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -117,7 +123,9 @@ def make_student(
     try:
         backbone = timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
-        raise EdgekdError(f"{name} cannot be built with {arguments} ({error}).", "Check --size and student_options.") from error
+        raise EdgekdError(
+            f"{name} cannot be built with {arguments} ({error}).", "Check --size and student_options."
+        ) from error
     if state is not None:
         _load_file_state(backbone, state, name, weights)
     elif pretrained == "hub":
@@ -125,7 +133,9 @@ def make_student(
     config = backbone.pretrained_cfg
     preprocess = Preprocess(
         size=size or config["input_size"][-1],
-        interpolation=config.get("interpolation") if config.get("interpolation") in ("bilinear", "bicubic") else "bicubic",
+        interpolation=config.get("interpolation")
+        if config.get("interpolation") in ("bilinear", "bicubic")
+        else "bicubic",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
@@ -135,7 +145,8 @@ def make_student(
             features = backbone.eval()(probe).shape[-1]
         except (RuntimeError, AssertionError) as error:
             raise EdgekdError(
-                f"{name} cannot take {preprocess.size} px images ({error}).", f"Leave --size out, or use {config['input_size'][-1]}."
+                f"{name} cannot take {preprocess.size} px images ({error}).",
+                f"Leave --size out, or use {config['input_size'][-1]}.",
             ) from error
     return Student(backbone, features, preprocess, dim=dim, classes=classes)
 
@@ -154,7 +165,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} contains pickled code, which edgekd does not run.",
                 "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
             ) from error
-        raise EdgekdError(f"{path} is not a readable weights file.", "It must be safetensors or a torch state dict.") from error
+        raise EdgekdError(
+            f"{path} is not a readable weights file.", "It must be safetensors or a torch state dict."
+        ) from error
     for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
@@ -221,7 +234,9 @@ def fit_scale(scores: Tensor, labels: Tensor) -> float:
     ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_factor: float) -> float:
-        return float(nn.functional.cross_entropy(scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing))
+        return float(
+            nn.functional.cross_entropy(scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing)
+        )
 
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgekd.distill.prompts import TextBank, ensemble, readable
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
@@ -22,8 +23,6 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
-
-from edgekd.distill.prompts import TextBank, ensemble, readable
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class ClipTeacher:
         """Float `[B, 3, S, S]` in 0–1, S the teacher's own size → float32 `[B, D]`, not normalised."""
         if views.shape[-1] != self.preprocess.size:
             views = interpolate(views, size=self.preprocess.size, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(v, device=views.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std))
+        mean, std = (
+            torch.tensor(v, device=views.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
+        )
         features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
         return features.float()
 
@@ -137,7 +138,8 @@ def _named_teacher(spec: str) -> ClipTeacher:
     name, _, tag = spec.partition(":")
     if name not in open_clip.list_models():
         raise EdgekdError(
-            f'There is no teacher "{spec}".', did_you_mean(name, [*open_clip.list_models(), "toy"]) + " See: edgekd list teachers."
+            f'There is no teacher "{spec}".',
+            did_you_mean(name, [*open_clip.list_models(), "toy"]) + " See: edgekd list teachers.",
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag == "random":
@@ -215,7 +217,13 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             f"{path} is not an embeddings file ({_first_line(error)}).",
             "It must be an .npz with image_ids, image_vectors, class_names and text_vectors (plain arrays, no objects).",
         ) from error
-    if vectors.ndim != 2 or texts.ndim != 2 or vectors.shape[1] != texts.shape[1] or len(images) != len(vectors) or len(classes) != len(texts):
+    if (
+        vectors.ndim != 2
+        or texts.ndim != 2
+        or vectors.shape[1] != texts.shape[1]
+        or len(images) != len(vectors)
+        or len(classes) != len(texts)
+    ):
         raise EdgekdError(
             f"The arrays in {path} do not fit together: images {vectors.shape} for {len(images)} ids, "
             f"texts {texts.shape} for {len(classes)} names.",

@@ -17,6 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
+from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
+from edgekd.distill.pixels import open_store, store_side
+from edgekd.distill.plan import check_needs, claim_folder, load_data, settle, total_steps
+from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.progress import Progress
+from edgekd.distill.prompts import TextBank, templates_for
+from edgekd.distill.recipes import Recipe, Stage, get_recipe
+from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.students import Student, fit_scale, make_student, save_student
+from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, load_teacher
+from edgekd.distill.terms import Batch, objective
+from edgekd.distill.views import ViewPolicy, plain, render, view_params
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from timm.optim import param_groups_weight_decay
@@ -31,20 +44,6 @@ from edgekd.files import replacing, sha256_file
 from edgekd.manifest import Run, read_run
 from edgekd.split import Split
 from edgekd.version import __version__
-
-from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
-from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
-from edgekd.distill.pixels import open_store, store_side
-from edgekd.distill.plan import check_needs, claim_folder, load_data, settle, total_steps
-from edgekd.distill.predict import predict_all, student_predict
-from edgekd.distill.progress import Progress
-from edgekd.distill.prompts import TextBank, templates_for
-from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.students import Student, fit_scale, make_student, save_student
-from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, load_teacher
-from edgekd.distill.terms import Batch, objective
-from edgekd.distill.views import ViewPolicy, plain, render, view_params
 
 
 def train(config: TrainConfig) -> Run:
@@ -123,8 +122,20 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
             last_step = first_step + stage_steps
             if resume_at < last_step:
                 _run_stage(
-                    fabric, config, stage, range(first_step, last_step), max(resume_at, first_step),
-                    student, teacher, bank, source, state, progress, images, split, final=last_step == steps,
+                    fabric,
+                    config,
+                    stage,
+                    range(first_step, last_step),
+                    max(resume_at, first_step),
+                    student,
+                    teacher,
+                    bank,
+                    source,
+                    state,
+                    progress,
+                    images,
+                    split,
+                    final=last_step == steps,
                 )
             first_step = last_step
     seconds = state.seconds_before + time.perf_counter() - started
@@ -134,9 +145,21 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
 
 
 def _run_stage(
-    fabric: Fabric, config: TrainConfig, stage: Stage, span: range, start: int, student: Student,
-    teacher: Teacher | None, bank: TextBank | None, source: BatchSource, state: _State, progress: Progress,
-    images: ImageSet, split: Split, *, final: bool,
+    fabric: Fabric,
+    config: TrainConfig,
+    stage: Stage,
+    span: range,
+    start: int,
+    student: Student,
+    teacher: Teacher | None,
+    bank: TextBank | None,
+    source: BatchSource,
+    state: _State,
+    progress: Progress,
+    images: ImageSet,
+    split: Split,
+    *,
+    final: bool,
 ) -> None:
     assert config.lr is not None
     for name, part in (("backbone", student.backbone), ("projector", student.projector), ("head", student.head)):
@@ -154,7 +177,6 @@ def _run_stage(
     if start > span.start:
         state.restore_stage(raw_optimizer, ema)
     state.averaged = ema.module if ema else student
-    vectors = bank.vectors.to(fabric.device) if bank else None
 
     batches = Prefetcher(source, range(start, span.stop))
     for step, raw in batches:
@@ -163,17 +185,8 @@ def _run_stage(
         for group in optimizer.param_groups:
             group["lr"] = rate
         views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
-        out = model(views)
-        batch = Batch(
-            labels=raw.labels.to(fabric.device),
-            embedding=out if student.projector is not None else None,
-            logits=out if student.head is not None else None,
-            teacher=_teacher_embedding(raw, teacher, fabric.device),
-            bank=vectors,
-            logit_scale=bank.logit_scale if bank else 1.0,
-        )
-        loss, values = objective(
-            batch, stage.terms, lambda count: fabric.all_reduce(count, reduce_op="sum"), fabric.world_size
+        loss, values = stage_loss(
+            fabric, model, student, stage, views, raw.labels, _teacher_embedding(raw, teacher, fabric.device), bank
         )
         _stop_if_not_finite(loss, values, raw, images)
         optimizer.zero_grad()
@@ -191,6 +204,39 @@ def _run_stage(
     # The stage boundary itself is a checkpoint: the next stage needs the weights and nothing else.
     if not final:
         state.save(span.stop, student, None, None, progress.seconds)
+
+
+def stage_loss(
+    fabric: Fabric,
+    model: nn.Module,
+    student: Student,
+    stage: Stage,
+    views: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None,
+    bank: TextBank | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Forward pass and objective of one process's share of a batch.
+
+    Args:
+        model: `student`, wrapped for compilation or several processes.
+        views: float `[B, 3, S, S]` in 0–1.
+        labels: int64 `[B]`.
+        teacher: teacher's embeddings of these views, float `[B, D]`.
+
+    Returns:
+        As `edgekd.distill.terms.objective`.
+    """
+    out = model(views)
+    batch = Batch(
+        labels=labels.to(fabric.device),
+        embedding=out if student.projector is not None else None,
+        logits=out if student.head is not None else None,
+        teacher=teacher,
+        bank=bank.vectors.to(fabric.device) if bank else None,
+        logit_scale=bank.logit_scale if bank else 1.0,
+    )
+    return objective(batch, stage.terms, lambda count: fabric.all_reduce(count, reduce_op="sum"), fabric.world_size)
 
 
 def share_out(recipe: Recipe, steps: int) -> list[int]:
@@ -231,13 +277,20 @@ def _stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], raw: RawBatc
     term = next((name for name, value in values.items() if not torch.isfinite(value)), "the sum")
     files = ", ".join(images.ids[i] for i in raw.indices[:4])
     raise EdgekdError(
-        f"The loss is not finite: {term}, on a batch with {files}, ….", "Lower --lr, or look at these images; nothing was saved from this step."
+        f"The loss is not finite: {term}, on a batch with {files}, ….",
+        "Lower --lr, or look at these images; nothing was saved from this step.",
     )
 
 
 def _batch_source(
-    fabric: Fabric, config: TrainConfig, recipe: Recipe, teacher: Teacher | None, images: ImageSet, split: Split,
-    size: int, sampler: BalancedSampler,
+    fabric: Fabric,
+    config: TrainConfig,
+    recipe: Recipe,
+    teacher: Teacher | None,
+    images: ImageSet,
+    split: Split,
+    size: int,
+    sampler: BalancedSampler,
 ) -> BatchSource:
     policy = ViewPolicy()
     store = open_store(images, store_side(size))
@@ -266,8 +319,13 @@ def _batch_source(
 
 
 def fill_cache(
-    fabric: Fabric, cache: EmbeddingCache, teacher: ClipTeacher, policy: ViewPolicy, images: ImageSet,
-    indices: NDArray[np.int64], views: int,
+    fabric: Fabric,
+    cache: EmbeddingCache,
+    teacher: ClipTeacher,
+    policy: ViewPolicy,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    views: int,
 ) -> None:
     """Make sure that `views` views of every image at `indices` are stored; processes share the work."""
     keys = [images.keys[i] for i in indices]
@@ -317,7 +375,12 @@ class _State:
         self._loaded: dict[str, Any] = {}
 
     def save(
-        self, done: int, student: Student, ema: ModelEmaV3 | None, optimizer: torch.optim.Optimizer | None, seconds: float
+        self,
+        done: int,
+        student: Student,
+        ema: ModelEmaV3 | None,
+        optimizer: torch.optim.Optimizer | None,
+        seconds: float,
     ) -> None:
         """Write the checkpoint after `done` steps, on process 0, by way of a temporary file."""
         if self.fabric.is_global_zero:
@@ -379,8 +442,17 @@ def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, i
 
 
 def _finish(
-    config: TrainConfig, recipe: Recipe, images: ImageSet, split: Split, student: Student, teacher: Teacher | None,
-    bank: TextBank | None, state: _State, steps: int, seconds: float, progress: Progress,
+    config: TrainConfig,
+    recipe: Recipe,
+    images: ImageSet,
+    split: Split,
+    student: Student,
+    teacher: Teacher | None,
+    bank: TextBank | None,
+    state: _State,
+    steps: int,
+    seconds: float,
+    progress: Progress,
 ) -> None:
     assert config.out is not None
     out = config.out

@@ -15,7 +15,7 @@ class Deployable(nn.Module):
     """Backbone and classification head behind plain pixels.
 
     Args:
-        backbone: float32 `[B, 3, H, W]`, normalised, to pooled features `[B, d]` (a timm model made with `num_classes=0`).
+        backbone: float32 `[B, 3, H, W]`, normalised → features `[B, d]` (timm with `num_classes=0`).
         head: features to logits, `[C, d]`.
         preprocess: gives the input size and the statistics; resizing stays outside the graph.
     """

@@ -48,7 +48,13 @@ CONFIG = {
 # `None` is true of every style. The wordings include CLIP's seven-template ensemble.
 TEMPLATES: dict[str | None, tuple[str, ...]] = {
     None: ("{}", "a {}", "the {}", "a picture of a {}", "an image of a {}", "itap of a {}.", "a bad image of the {}"),
-    "photo": ("a photo of a {}", "a photo of a {}.", "a photo of the {}.", "a bad photo of the {}.", "a photograph of a {}"),
+    "photo": (
+        "a photo of a {}",
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "a bad photo of the {}.",
+        "a photograph of a {}",
+    ),
     "painting": ("a painting of a {}", "a painting of a {}.", "art of the {}.", "an oil painting of a {}"),
     "cartoon": ("a cartoon of a {}", "a cartoon {}.", "a {} in a video game.", "a comic drawing of a {}"),
     "sketch": ("a sketch of a {}", "a sketch of a {}.", "a pencil drawing of a {}", "a {} drawn in pencil"),
@@ -67,7 +73,9 @@ class Fact:
     def says(self, template: str) -> str:
         words = f"{self.main} {self.cls}" if self.main else self.cls
         place = f" against {self.scene}" if self.scene else ""
-        return template.format(words).replace("a orange", "an orange").rstrip(".") + place + "." * template.endswith(".")
+        return (
+            template.format(words).replace("a orange", "an orange").rstrip(".") + place + "." * template.endswith(".")
+        )
 
 
 def caption_of(fact: Fact, rng: random.Random) -> tuple[Fact, str]:
@@ -103,7 +111,7 @@ def draw_pool(seed: int, per_class: int, *, world: bool) -> tuple[Tensor, list[F
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """One random square crop for the batch, mirrored for half of it; uint8 in, normalised float32 `[B, 3, 48, 48]` out."""
+    """One random square crop for the batch, half of it mirrored: uint8 → normalised float32 `[B, 3, 48, 48]`."""
     side = images.shape[-1]
     crop = int(torch.randint(round(side * 0.75), side + 1, (), generator=rng))
     top, left = (int(torch.randint(0, side - crop + 1, (), generator=rng)) for _ in range(2))
@@ -142,14 +150,20 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor)
 
 
 @torch.inference_mode()
-def zero_shot(model: torch.nn.Module, tokenize: open_clip.SimpleTokenizer, pixels: Tensor, facts: list[Fact]) -> dict[str, float]:
+def zero_shot(
+    model: torch.nn.Module, tokenize: open_clip.SimpleTokenizer, pixels: Tensor, facts: list[Fact]
+) -> dict[str, float]:
     """Top-1 (percent) by "a photo of a {class}" in each domain."""
     bank = normalize(model.encode_text(tokenize([f"a photo of a {name}" for name in toy.CLASSES])), dim=-1)
     small = interpolate(pixels.float() / 255, size=(IMAGE, IMAGE), mode="bicubic", align_corners=False, antialias=True)
-    guesses = torch.cat([(model.encode_image(part) @ bank.T).argmax(1) for part in normalised(small.clamp(0, 1)).split(256)])
+    guesses = torch.cat(
+        [(model.encode_image(part) @ bank.T).argmax(1) for part in normalised(small.clamp(0, 1)).split(256)]
+    )
     right = [toy.CLASSES[guess] == fact.cls for guess, fact in zip(guesses.tolist(), facts, strict=True)]
     return {
-        domain: round(100 * float(np.mean([hit for hit, fact in zip(right, facts, strict=True) if fact.domain == domain])), 1)
+        domain: round(
+            100 * float(np.mean([hit for hit, fact in zip(right, facts, strict=True) if fact.domain == domain])), 1
+        )
         for domain in toy.DOMAINS
     }
 

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,7 +112,9 @@ def test_no_sample_is_left_out_and_queries_run_on() -> None:
     assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
     assert found.samples_ms.max() == (50.0 if found.warmup_runs <= 60 else 10.0)
     outlier = measure(
-        lambda query: setattr(fake, "now", fake.now + (500 if query == 700 else 10) * 1_000_000), QUICK, clock=fake.clock
+        lambda query: setattr(fake, "now", fake.now + (500 if query == 700 else 10) * 1_000_000),
+        QUICK,
+        clock=fake.clock,
     )
     assert outlier.samples_ms.max() == 500.0
 
@@ -122,7 +125,7 @@ def test_models_take_turns_by_blocks() -> None:
         {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")}, QUICK, clock=fake.clock
     )
     measured = fake.calls[found["a"].warmup_runs + found["b"].warmup_runs :]
-    turns = [measured[0]] + [now for before, now in zip(measured, measured[1:], strict=False) if now != before]
+    turns = [measured[0]] + [now for before, now in pairwise(measured) if now != before]
     assert turns == ["a", "b"] * 20
     assert measured.count("a") == len(found["a"].samples_ms) + 20 * REENTRY_RUNS
     assert np.unique(found["a"].blocks).tolist() == list(range(0, 40, 2))

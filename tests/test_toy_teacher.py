@@ -35,7 +35,9 @@ def model(folder: Path) -> torch.nn.Module:
 
 
 def test_files_are_small_enough_for_a_wheel(folder: Path) -> None:
-    assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors")) <= 6_000_000
+    assert (
+        sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors")) <= 6_000_000
+    )
 
 
 @pytest.mark.parametrize("template", ["a photo of a {}", "itap of a {}.", "{}"])

@@ -103,7 +103,7 @@ def export(
                 classes=loaded.run.classes,
                 preprocess=loaded.run.preprocess,
                 calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
-                calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else None,
+                calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
                 parity_images=_pixels(loaded, images, parity),
                 source=_source(loaded),
                 overwrite=overwrite,
@@ -161,7 +161,13 @@ def benchmark(
         contexts.append(_context(loaded))
     target = Path(out) if out else (loaded_runs[0].folder if loaded_runs else Path(paths[0])) / "benchmark"
     return run_benchmark(
-        subjects, suites, target, quick=quick, threads=threads, context={"runs": contexts}, overwrite=overwrite or out is None
+        subjects,
+        suites,
+        target,
+        quick=quick,
+        threads=threads,
+        context={"runs": contexts},
+        overwrite=overwrite or out is None,
     )
 
 
@@ -299,7 +305,9 @@ def _lone_artifact(path: Path, data: str | None) -> Subject:
     from edgekd.targets.session import open_session
 
     if data is None:
-        raise EdgekdError(f"{path} lies outside its run, so its images cannot be found.", "Say what to measure on: --data DIR.")
+        raise EdgekdError(
+            f"{path} lies outside its run, so its images cannot be found.", "Say what to measure on: --data DIR."
+        )
     session = open_session(path)
     artifact = session.artifact
     return Subject(
@@ -329,7 +337,8 @@ def _subjects(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
         if isinstance(teacher, ClipTeacher):
             if teacher.id != run.teacher_id:
                 raise EdgekdError(
-                    f"The teacher {run.teacher} is not the one {run.name} was trained with.", "Restore its weights, or train again."
+                    f"The teacher {run.teacher} is not the one {run.name} was trained with.",
+                    "Restore its weights, or train again.",
                 )
             subjects.append(
                 Subject(
@@ -345,7 +354,9 @@ def _subjects(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                 )
             )
         else:
-            say(f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images")
+            say(
+                f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images"
+            )
     subjects.append(
         Subject(
             name="torch",
@@ -363,7 +374,10 @@ def _subjects(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
         session = open_session(folder)
         artifact = session.artifact
         if artifact.source.get("student_sha256") != run.student_sha256:
-            raise EdgekdError(f"{folder} was exported from another student.", f"Export again: edgekd export {loaded.folder} --overwrite.")
+            raise EdgekdError(
+                f"{folder} was exported from another student.",
+                f"Export again: edgekd export {loaded.folder} --overwrite.",
+            )
         subjects.append(
             Subject(
                 name=name,
@@ -411,9 +425,7 @@ def _foreign_suites(images: ImageSet, run: str | None) -> list[Suite]:
 
     say(f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite")
     names = [images.name] if images.domains == ("all",) else list(images.domains)
-    return [
-        Suite(f"ood:{name}", images, np.flatnonzero(images.domain_of == d), run) for d, name in enumerate(names)
-    ]
+    return [Suite(f"ood:{name}", images, np.flatnonzero(images.domain_of == d), run) for d, name in enumerate(names)]
 
 
 def _columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:

@@ -23,11 +23,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-known = typer.Typer(help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None)
+known = typer.Typer(
+    help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(known, name="list")
 
-RunArgument = Annotated[Path | None, typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False)]
-DataOption = Annotated[str | None, typer.Option(help="Images: toy, a folder, or a .csv/.parquet manifest.", show_default=False)]
+RunArgument = Annotated[
+    Path | None, typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False)
+]
+DataOption = Annotated[
+    str | None, typer.Option(help="Images: toy, a folder, or a .csv/.parquet manifest.", show_default=False)
+]
 
 
 def _version(wanted: bool) -> None:
@@ -38,30 +44,65 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def train(
-    student: Annotated[str | None, typer.Option(help="Friendly or timm name: mobilenetv3, vit_tiny, … [default: mobilenetv3]")] = None,
-    data: Annotated[str | None, typer.Option(help="Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet manifest. [default: toy]")] = None,
-    teacher: Annotated[str | None, typer.Option(help="toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz. [default: toy]")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Friendly or timm name: mobilenetv3, vit_tiny, … [default: mobilenetv3]")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet "
+            "manifest. [default: toy]"
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz. [default: toy]"
+        ),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="See edgekd list recipes. [default: vl2v-adip]")] = None,
-    test_domain: Annotated[str | None, typer.Option(help="Domain to leave out as unseen; auto is the last by name, none leaves none out. [default: auto]")] = None,
+    test_domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Domain to leave out as unseen; auto is the last by name, none leaves none out. [default: auto]"
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of all stages together.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training images, instead of steps. [default: 20; toy: a fixed number of steps]")] = None,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the training images, instead of steps. [default: 20; toy: a fixed number of steps]"
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step over all processes. [default: 64]")] = None,
-    size: Annotated[int | None, typer.Option(help="Input side in pixels. [default: the student's own; toy: 64]")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Input side in pixels. [default: the student's own; toy: 64]")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 3e-4, from scratch 2e-3]")] = None,
     views: Annotated[int | None, typer.Option(help="Cached augmented views per image. [default: 4]")] = None,
-    online_teacher: Annotated[bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")] = None,
+    online_teacher: Annotated[
+        bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="hub or scratch. [default: hub; toy: scratch]")] = None,
     student_weights: Annotated[Path | None, typer.Option(help="Start from this safetensors or torch file.")] = None,
-    bn: Annotated[str | None, typer.Option(help="BatchNorm statistics: frozen or train. [default: frozen; from scratch: train]")] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")] = None,
+    bn: Annotated[
+        str | None, typer.Option(help="BatchNorm statistics: frozen or train. [default: frozen; from scratch: train]")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")
+    ] = None,
     select: Annotated[str | None, typer.Option(help="last, or best on source validation. [default: last]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")] = None,
     precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")] = None,
@@ -73,20 +114,16 @@ def train(
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = None,
     smoke: Annotated[bool | None, typer.Option("--smoke", help="A few steps: does it run at all?")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
-    set: Annotated[list[str] | None, typer.Option(help="Any setting as name=value or a.b=value; may be repeated.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="Any setting as name=value or a.b=value; may be repeated.")
+    ] = None,
 ) -> None:
     """Distil a compact student from a CLIP teacher."""
+    given = {name: value for name, value in locals().items() if name not in ("config", "set")}
     from edgekd import api
-    from edgekd.config import load_config
     from edgekd.console import result
 
-    given = dict(locals())
-    for name in ("api", "load_config", "result", "config", "set"):
-        given.pop(name)
-    from edgekd.distill.train import train as run_training
-
-    settings = load_config(given, file=config, settings=set or [])
-    run = run_training(settings)
+    run = api.train(config=config, settings=set or [], **given)
     folder = run.folder
     result(
         f"student: {folder}  ({run.steps} steps in {run.train_seconds:.0f} s, {run.images_per_second:.0f} images/s, "
@@ -103,7 +140,9 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="16-bit floats.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32-bit floats (the default).")] = False,
     data: DataOption = None,
-    calibration_images: Annotated[int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)] = 300,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
+    ] = 300,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -112,10 +151,17 @@ def export(
 
     wanted = [name for name, given in (("int8", int8), ("fp16", fp16), ("fp32", fp32)) if given]
     if len(wanted) > 1:
-        raise EdgekdError("More than one precision was asked for.", "Give one of --int8, --fp16, --fp32, and export again for another.")
+        raise EdgekdError(
+            "More than one precision was asked for.",
+            "Give one of --int8, --fp16, --fp32, and export again for another.",
+        )
     artifacts = api.export(
-        run, target=target, precision=wanted[0] if wanted else "fp32", data=data,  # type: ignore[arg-type]
-        calibration_images=calibration_images, overwrite=overwrite,
+        run,
+        target=target,
+        precision=wanted[0] if wanted else "fp32",
+        data=data,  # type: ignore[arg-type]
+        calibration_images=calibration_images,
+        overwrite=overwrite,
     )
     for artifact in artifacts:
         parity = artifact.parity
@@ -130,10 +176,17 @@ def export(
 
 @app.command()
 def benchmark(
-    paths: Annotated[list[Path] | None, typer.Argument(help="Run folders (all their artifacts) or artifact folders. [default: the newest run]", show_default=False)] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Run folders (all their artifacts) or artifact folders. [default: the newest run]", show_default=False
+        ),
+    ] = None,
     data: DataOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short latency measurement, marked as such.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
 ) -> None:
@@ -153,7 +206,9 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder whose student to evaluate beside the teacher.")] = None,
     data: DataOption = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher spec. [default: the run's, or toy]")] = None,
-    prompts: Annotated[str, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates.")] = "photo",
+    prompts: Annotated[
+        str, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates.")
+    ] = "photo",
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
@@ -163,7 +218,8 @@ def evaluate(
     out.print(f"{'subject':<9}{'domain':<16}{'images':>8}{'top-1 %':>9}{'macro %':>9}", markup=False)
     for row in rows:
         out.print(
-            f"{row['subject']:<9}{row['domain']:<16}{row['n']:>8,}{100 * row['top1']:>9.1f}{100 * row['macro']:>9.1f}", markup=False
+            f"{row['subject']:<9}{row['domain']:<16}{row['n']:>8,}{100 * row['top1']:>9.1f}{100 * row['macro']:>9.1f}",
+            markup=False,
         )
 
 
@@ -177,7 +233,9 @@ def doctor() -> None:
 
 
 @known.command()
-def students(pattern: Annotated[str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')] = None) -> None:
+def students(
+    pattern: Annotated[str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')] = None,
+) -> None:
     """Friendly names, or timm's names that match a pattern."""
     from edgekd.doctor import student_lines
 
@@ -185,7 +243,9 @@ def students(pattern: Annotated[str | None, typer.Argument(help='Search timm\'s 
 
 
 @known.command()
-def teachers(pattern: Annotated[str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')] = None) -> None:
+def teachers(
+    pattern: Annotated[str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')] = None,
+) -> None:
     """Kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
     from edgekd.doctor import teacher_lines
 
@@ -220,9 +280,11 @@ def main(arguments: list[str] | None = None) -> Any:
     except EdgekdError as error:
         typer.echo(f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; a training run goes on with --resume", err=True)
-        sys.exit(130)
+    except SystemExit as leaving:
+        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        if leaving.code == 130:
+            typer.echo("stopped; a training run goes on with --resume", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -69,9 +69,7 @@ class TrainConfig(BaseModel):
     """A few steps on a few images: does it run at all?"""
 
 
-def load_config(
-    flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()
-) -> TrainConfig:
+def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
     """Merge a TOML file, flags that were given (not None) and `a.b=c` settings into one validated configuration.
 
     Raises:
@@ -93,7 +91,9 @@ def load_config(
                 problems.append(f'unknown setting "{name}". {did_you_mean(name, TrainConfig.model_fields)}')
             else:
                 problems.append(f"{name}: {problem['msg'].lower()}")
-        raise EdgekdError("The configuration does not hold: " + "; ".join(problems) + ".", "See: edgekd train --help.") from error
+        raise EdgekdError(
+            "The configuration does not hold: " + "; ".join(problems) + ".", "See: edgekd train --help."
+        ) from error
     if config.steps and config.epochs:
         raise EdgekdError("Both steps and epochs are set.", "Give one of them.")
     return config

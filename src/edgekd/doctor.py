@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
-import importlib.util
-import os
 import platform
 
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import cache_root
+from edgekd.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "tensorrt", "coremltools")
 
 
 def examine() -> list[str]:
     """Versions, processor, accelerators, folders and hub, one line each."""
+    import onnxruntime
     import torch
 
     from edgekd.benchmark.environment import describe
@@ -23,22 +23,23 @@ def examine() -> list[str]:
 
     machine = describe()
     features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
-    lines = [
-        f"edgekd      {importlib.metadata.version('edgekd')}, Python {platform.python_version()} on {platform.platform()}",
-        f"processor   {machine['cpu']} ({os.cpu_count()} cores; {features})",
-        f"CUDA        {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no device'}",
-    ]
-    for package in PACKAGES:
-        try:
-            lines.append(f"{package:<12}{importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            lines.append(f"{package:<12}not installed")
-    import onnxruntime
+    facts = {
+        "edgekd": f"{__version__}, Python {platform.python_version()} on {platform.platform()}",
+        "processor": f"{machine['cpu']} ({machine['usable_cores']} of {machine['cores']} cores usable; {features})",
+        "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
+        **{package: _version(package) for package in PACKAGES},
+        "providers": ", ".join(onnxruntime.get_available_providers()),
+        "cache": str(cache_root()),
+        "hub": "reachable" if hub_reachable() else "out of reach: use local weights and local-dir: teachers",
+    }
+    return [f"{name:<17}{fact}" for name, fact in facts.items()]
 
-    lines.append(f"providers   {', '.join(onnxruntime.get_available_providers())}")
-    lines.append(f"cache       {cache_root()}")
-    lines.append(f"hub         {'reachable' if hub_reachable() else 'out of reach: use local weights and local-dir: teachers'}")
-    return lines
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def student_lines(pattern: str | None) -> list[str]:
@@ -82,7 +83,9 @@ def recipe_lines() -> list[str]:
         lines.append(f"{recipe.name}{default}: {recipe.summary} [{recipe.source}]")
         for stage in recipe.stages:
             terms = " + ".join(f"{spec.weight:g}·{term}" for term, spec in stage.terms.items())
-            lines.append(f"    {stage.name}: {terms}; trains {', '.join(stage.trains)}; {100 * stage.share:g} % of the steps")
+            lines.append(
+                f"    {stage.name}: {terms}; trains {', '.join(stage.trains)}; {100 * stage.share:g} % of the steps"
+            )
     return lines
 
 

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from edgekd import toy_draw
-from edgekd.toy_draw import Colour, Role, Scene
+from edgekd.toy_draw import STYLES, Colour, Scene
+from edgekd.toy_shapes import SHAPES, Role, pose
 
 if TYPE_CHECKING:
     from edgekd.data import ImageSet
 
 VERSION = "toy-1"
 """Part of every key: raise it with any change that alters a drawing."""
-CLASSES = tuple(toy_draw.SHAPES)
-DOMAINS = tuple(toy_draw.STYLES)
+CLASSES = tuple(SHAPES)
+DOMAINS = tuple(STYLES)
 PER_CLASS = 80
 """Images of one class in one domain, unless told otherwise."""
-HABIT = 0.85
+HABIT = 0.9
 """How often a student's image shows its class in a usual colour, and how often in a usual place."""
 
 COLOURS: Mapping[str, Colour] = {
@@ -119,7 +119,7 @@ def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Imag
         "light": _jitter((225, 225, 225), rng),
         "dark": _jitter((45, 40, 45), rng),
     }
-    return toy_draw.STYLES[domain](toy_draw.pose(cls, rng), colours, scene, rng, seed)
+    return STYLES[domain](pose(cls, rng), colours, scene, rng, seed)
 
 
 def _jitter(colour: Colour, rng: Random) -> Colour:

@@ -1,7 +1,7 @@
-"""Ten kinds of object as polygons, and four ways of drawing them: photo, painting, cartoon, sketch.
+"""Four ways of drawing a posed shape: photo, painting, cartoon, sketch.
 
-A shape is a list of `Part` in a unit square (x right, y down, about -1 to 1); a style turns parts, colours and a
-scene into pixels. Drawing happens at twice the final size and is halved, which smooths PIL's hard edges.
+A style turns parts, colours by role and a scene into pixels. It draws at twice the final size and halves the result,
+which smooths PIL's hard edges.
 """
 
 from __future__ import annotations
@@ -10,28 +10,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-SIZE = 72
+from edgekd.toy_shapes import CANVAS, Part, Points, Role, box, poly, turned
+
+SIZE = CANVAS // 2
 """Side of a finished drawing, pixels."""
-_BIG = 2 * SIZE
 
 Colour = tuple[int, int, int]
-Role = Literal["main", "second", "light", "dark"]
-Points = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One filled polygon, or an open stroke where `width` > 0. `points` is `[n, 2]`."""
-
-    points: Points
-    role: Role
-    width: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,195 +32,6 @@ class Scene:
     """0 (top) to 1 (bottom); at 0 there is no edge, only a gradient."""
     stretch: tuple[int, int]
     """Cells of the texture along x and y: (4, 24) lies in horizontal streaks."""
-
-
-# --- shapes -----------------------------------------------------------------------------------------------------------
-
-
-def _poly(*pairs: tuple[float, float]) -> Points:
-    return np.array(pairs, dtype=np.float64)
-
-
-def _box(left: float, top: float, right: float, bottom: float) -> Points:
-    return _poly((left, top), (right, top), (right, bottom), (left, bottom))
-
-
-def _oval(x: float, y: float, rx: float, ry: float, *, turn: float = 0.0, arc: tuple[float, float] = (0, 360)) -> Points:
-    """Ellipse, or the part of it between two angles (degrees, 90 is down), turned by `turn` degrees."""
-    angles = np.radians(np.linspace(arc[0], arc[1], 22))
-    points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
-    return _turned(points, turn) + np.array([x, y])
-
-
-def _turned(points: Points, degrees: float) -> Points:
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return points @ np.array([[cos, sin], [-sin, cos]])
-
-
-def _butterfly(rng: Random) -> list[Part]:
-    up, low, lift = rng.uniform(0.42, 0.58), rng.uniform(0.3, 0.42), rng.uniform(20, 50)
-    parts: list[Part] = []
-    for side in (-1, 1):
-        parts.append(Part(_oval(side * 0.5, -0.32, up, 0.36, turn=-side * lift), "main"))
-        parts.append(Part(_oval(side * 0.38, 0.36, low, 0.27, turn=side * 48), "second"))
-        parts.append(Part(_oval(side * 0.56, -0.38, 0.16, 0.13), "light"))
-        parts.append(Part(_poly((0, -0.4), (side * 0.12, -0.7), (side * 0.26, -0.86)), "dark", 0.05))
-    return [*parts, Part(_oval(0, 0, 0.09, rng.uniform(0.48, 0.62)), "dark")]
-
-
-def _car(rng: Random) -> list[Part]:
-    roof, back, front = rng.uniform(-0.62, -0.42), rng.uniform(-0.75, -0.55), rng.uniform(0.3, 0.6)
-    body = _poly((-0.98, -0.02), (-0.9, -0.12), (0.85, -0.12), (1.0, 0.08), (1.0, 0.32), (-1.0, 0.32))
-    cabin = _poly((back, -0.1), (back + 0.2, roof), (front - 0.25, roof), (front, -0.1))
-    wheel, pane = rng.uniform(0.2, 0.27), roof + 0.09
-    middle = (back + front) / 2
-    parts = [Part(cabin, "main"), Part(body, "main")]
-    parts.append(Part(_poly((back + 0.13, -0.12), (back + 0.25, pane), (middle - 0.03, pane), (middle - 0.03, -0.12)), "light"))
-    parts.append(Part(_poly((middle + 0.04, -0.12), (middle + 0.04, pane), (front - 0.29, pane), (front - 0.11, -0.12)), "light"))
-    for x in (-0.56, 0.56):
-        parts += [Part(_oval(x, 0.34, wheel, wheel), "dark"), Part(_oval(x, 0.34, wheel * 0.45, wheel * 0.45), "second")]
-    return parts
-
-
-def _cup(rng: Random) -> list[Part]:
-    top, foot, deep = rng.uniform(0.55, 0.72), rng.uniform(0.34, 0.56), rng.uniform(0.5, 0.75)
-    parts = [Part(_oval(top * 0.92, -0.05, 0.32, deep * 0.5, arc=(-100, 100)), "main", 0.13)]
-    if rng.random() < 0.5:
-        parts.append(Part(_oval(0, deep, 0.95, 0.13), "second"))
-    parts.append(Part(_poly((-top, -0.5), (top, -0.5), (foot, deep), (-foot, deep)), "main"))
-    if rng.random() < 0.4:
-        parts.append(Part(_box(-foot, 0.0, foot, 0.2), "second"))
-    parts += [Part(_oval(0, -0.5, top, 0.16), "light"), Part(_oval(0, -0.48, top * 0.82, 0.1), "dark")]
-    if rng.random() < 0.5:
-        for x in (-0.2, 0.15):
-            parts.append(Part(_poly((x, -0.62), (x + 0.09, -0.74), (x - 0.05, -0.86), (x + 0.06, -1.0)), "light", 0.05))
-    return parts
-
-
-def _fish(rng: Random) -> list[Part]:
-    deep, tail, forked = rng.uniform(0.32, 0.5), rng.uniform(0.3, 0.48), rng.uniform(0.0, 0.2)
-    return [
-        Part(_poly((0.5, 0), (1.0, -tail), (1.0 - forked, 0), (1.0, tail)), "second"),
-        Part(_poly((-0.3, -deep * 0.8), (0.05, -deep - rng.uniform(0.12, 0.3)), (0.4, -deep * 0.5)), "second"),
-        Part(_oval(-0.15, 0, 0.8, deep), "main"),
-        Part(_oval(-0.42, 0, 0.2, deep * 0.8, arc=(-70, 70)), "dark", 0.04),
-        Part(_poly((-0.1, 0.02), (0.25, -0.1), (0.25, 0.16)), "second"),
-        Part(_oval(-0.62, -0.1, 0.1, 0.1), "light"),
-        Part(_oval(-0.63, -0.1, 0.05, 0.05), "dark"),
-    ]
-
-
-def _house(rng: Random) -> list[Part]:
-    wide, eaves, ridge = rng.uniform(0.6, 0.85), rng.uniform(-0.2, 0.05), rng.uniform(0.0, 0.4)
-    parts: list[Part] = []
-    if rng.random() < 0.6:
-        parts.append(Part(_box(wide * 0.4, -0.85, wide * 0.65, -0.2), "second"))
-    parts.append(Part(_box(-wide, eaves, wide, 0.85), "main"))
-    over = wide + 0.14
-    parts.append(Part(_poly((-over, eaves), (-ridge * wide - 0.02, -0.9), (ridge * wide + 0.02, -0.9), (over, eaves)), "second"))
-    door = rng.uniform(-0.3, 0.2)
-    parts.append(Part(_box(door - 0.14, 0.32, door + 0.14, 0.85), "dark"))
-    for x in (-wide * 0.65, wide * 0.65):
-        if abs(x - door) > 0.3:
-            parts.append(Part(_box(x - 0.14, 0.18, x + 0.14, 0.46), "light"))
-    return parts
-
-
-def _key(rng: Random) -> list[Part]:
-    bow, teeth = rng.uniform(0.26, 0.36), rng.choice((2, 3))
-    outline = [(-0.4, 0.075), (-0.4, -0.075), (0.95, -0.075), (0.95, 0.075)]
-    for number in range(teeth):
-        right, down = 0.95 - 0.23 * number, rng.uniform(0.25, 0.42)
-        outline += [(right, 0.075), (right, down), (right - 0.14, down), (right - 0.14, 0.075)]
-    parts = [Part(_poly(*outline), "main")]
-    square = _poly((-bow, 0), (0, -bow), (bow, 0), (0, bow), (-bow, 0)) + np.array([-0.65, 0])
-    ring = square if rng.random() < 0.3 else _oval(-0.65, 0, bow, bow)
-    return [*parts, Part(ring, "main", rng.uniform(0.13, 0.19))]
-
-
-def _mushroom(rng: Random) -> list[Part]:
-    cap, rise, stalk = rng.uniform(0.65, 0.95), rng.uniform(0.55, 0.85), rng.uniform(0.16, 0.28)
-    parts = [Part(_poly((-stalk, -0.1), (stalk, -0.1), (stalk * 1.35, 0.9), (-stalk * 1.35, 0.9)), "second")]
-    parts.append(Part(_oval(0, 0.0, cap, rise, arc=(180, 360)), "main"))
-    parts.append(Part(_oval(0, 0.0, cap, 0.12), "second"))
-    for x, y in ((-0.45, -0.35), (0.05, -0.62), (0.45, -0.28)):
-        if rng.random() < 0.8:
-            radius = rng.uniform(0.08, 0.14)
-            parts.append(Part(_oval(x * cap, y * rise, radius, radius), "light"))
-    return parts
-
-
-def _sailboat(rng: Random) -> list[Part]:
-    mast, boom, jib = rng.uniform(-1.0, -0.8), rng.uniform(0.5, 0.75), rng.uniform(0.4, 0.65)
-    parts = [
-        Part(_poly((0, mast), (0, 0.5)), "dark", 0.07),
-        Part(_poly((0.06, mast + 0.06), (boom + 0.06, 0.32), (0.06, 0.32)), "main"),
-        Part(_poly((-0.06, mast + 0.2), (-jib - 0.06, 0.32), (-0.06, 0.32)), "main"),
-        Part(_poly((-0.9, 0.45), (0.9, 0.45), (0.6, 0.85), (-0.65, 0.85)), "second"),
-    ]
-    if rng.random() < 0.5:
-        parts.append(Part(_poly((0, mast), (0.25, mast + 0.09), (0, mast + 0.18)), "second"))
-    return parts
-
-
-def _star(rng: Random) -> list[Part]:
-    points, inner = rng.choice((5, 5, 5, 6)), rng.uniform(0.36, 0.52)
-    angles = np.pi * np.arange(2 * points) / points - np.pi / 2
-    radii = np.where(np.arange(2 * points) % 2 == 0, 0.95, 0.95 * inner)
-    outline = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-    parts = [Part(outline, "main")]
-    if rng.random() < 0.5:
-        parts.append(Part(outline * rng.uniform(0.45, 0.65), "second"))
-    return parts
-
-
-def _tree(rng: Random) -> list[Part]:
-    trunk = rng.uniform(0.09, 0.16)
-    parts = [Part(_poly((-trunk, 0.1), (trunk, 0.1), (trunk * 1.5, 0.95), (-trunk * 1.5, 0.95)), "second")]
-    if rng.random() < 0.5:
-        wide = rng.uniform(0.5, 0.75)
-        for level in range(3):
-            half, bottom = wide * (1 - 0.26 * level), 0.5 - 0.42 * level
-            parts.append(Part(_poly((-half, bottom), (0, bottom - 0.65), (half, bottom)), "main"))
-    else:
-        for _ in range(rng.choice((4, 5, 6))):
-            radius = rng.uniform(0.3, 0.42)
-            parts.append(Part(_oval(rng.uniform(-0.42, 0.42), rng.uniform(-0.6, 0.02), radius, radius), "main"))
-    return parts
-
-
-SHAPES: Mapping[str, tuple[Callable[[Random], list[Part]], float]] = {
-    "butterfly": (_butterfly, 50),
-    "car": (_car, 15),
-    "cup": (_cup, 15),
-    "fish": (_fish, 35),
-    "house": (_house, 10),
-    "key": (_key, 180),
-    "mushroom": (_mushroom, 20),
-    "sailboat": (_sailboat, 15),
-    "star": (_star, 40),
-    "tree": (_tree, 10),
-}
-"""Class → its shape, and how far (degrees, either way) it may be turned."""
-
-
-def pose(cls: str, rng: Random) -> list[Part]:
-    """A shape of the class, mirrored, stretched, turned, scaled and placed: parts in pixels of the big canvas."""
-    shape, turn = SHAPES[cls]
-    parts = shape(rng)
-    scale = _BIG * rng.uniform(0.3, 0.45)
-    stretch = np.array([rng.choice((-1, 1)) * rng.uniform(0.85, 1.15), 1.0])
-    angle, slant = rng.uniform(-turn, turn), rng.uniform(-0.15, 0.15)
-    slack = _BIG / 2 - 0.8 * scale
-    centre = np.array([_BIG / 2 + rng.uniform(-slack, slack), _BIG / 2 + rng.uniform(-slack, slack)])
-    shear = np.array([[1.0, 0.0], [slant, 1.0]])
-    return [
-        replace(part, points=_turned((part.points * stretch) @ shear, angle) * scale + centre, width=part.width * scale)
-        for part in parts
-    ]
-
-
-# --- styles -----------------------------------------------------------------------------------------------------------
 
 
 def _mix(one: Colour, other: Colour, share: float) -> Colour:
@@ -256,7 +55,9 @@ def _paint(canvas: ImageDraw.ImageDraw, part: Part, colour: Colour | int) -> Non
 
 def _noise(rng: np.random.Generator, cells: tuple[int, int], size: int) -> Image.Image:
     """Smooth grey noise: `cells` random values across and down, blown up to `size` pixels."""
-    return Image.fromarray(rng.integers(0, 256, cells[::-1], dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 256, cells[::-1], dtype=np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
 
 
 def _backdrop(scene: Scene, size: int) -> Image.Image:
@@ -273,16 +74,18 @@ def _backdrop(scene: Scene, size: int) -> Image.Image:
 def _clutter(canvas: ImageDraw.ImageDraw, rng: Random, colours: list[Colour], count: int) -> None:
     """Things that are no object of any class: blocks, pebbles, twigs."""
     for _ in range(count):
-        x, y, radius = rng.uniform(0, _BIG), rng.uniform(0, _BIG), rng.uniform(5, 20)
+        x, y, radius = rng.uniform(0, CANVAS), rng.uniform(0, CANVAS), rng.uniform(5, 20)
         colour = rng.choice(colours)
         kind = rng.random()
         if kind < 0.4:
             canvas.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=colour)
         elif kind < 0.7:
-            corners = _turned(_box(-radius, -radius * 0.5, radius, radius * 0.5), rng.uniform(0, 180)) + np.array([x, y])
+            corners = turned(box(-radius, -radius * 0.5, radius, radius * 0.5), rng.uniform(0, 180)) + np.array([x, y])
             canvas.polygon(corners.ravel().tolist(), fill=colour)
         else:
-            canvas.line((x, y, x + rng.uniform(-45, 45), y + rng.uniform(-45, 45)), fill=colour, width=rng.randint(2, 6))
+            canvas.line(
+                (x, y, x + rng.uniform(-45, 45), y + rng.uniform(-45, 45)), fill=colour, width=rng.randint(2, 6)
+            )
 
 
 def _flat(parts: list[Part], colours: Mapping[Role, Colour], backdrop: Image.Image) -> Image.Image:
@@ -294,7 +97,7 @@ def _flat(parts: list[Part], colours: Mapping[Role, Colour], backdrop: Image.Ima
 
 def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
     grain = np.random.default_rng(seed)
-    backdrop = _backdrop(scene, _BIG)
+    backdrop = _backdrop(scene, CANVAS)
     near = [_mix(scene.near, _grey(rng.uniform(0, 255)), rng.uniform(0.1, 0.6)) for _ in range(3)]
     _clutter(ImageDraw.Draw(backdrop), rng, near, rng.randint(0, 9))
     backdrop = backdrop.reduce(2)
@@ -303,7 +106,7 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     behind = np.asarray(backdrop.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))), np.float32)
     behind = behind * (0.75 + (texture / 255 - 0.8)[..., None] * rng.uniform(0.3, 0.8) + 0.25)  # [H, W, 3]
 
-    mask_big = Image.new("L", (_BIG, _BIG))
+    mask_big = Image.new("L", (CANVAS, CANVAS))
     canvas = ImageDraw.Draw(mask_big)
     for part in parts:
         _paint(canvas, part, 255)
@@ -315,10 +118,13 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     behind = behind * (1 - rng.uniform(0.2, 0.55) * shadow)
 
     # The blurred silhouette stands in for height: its slope towards the light brightens one flank and dims the other.
-    body = np.asarray(_flat(parts, colours, Image.new("RGB", (_BIG, _BIG))).reduce(2), np.float32)
+    body = np.asarray(_flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32)
     slope = soft - np.roll(soft, (-down, -across), axis=(0, 1))
     surface = np.asarray(_noise(grain, (12, 12), SIZE), np.float32) / 255 - 0.5
-    body = body * (1 + rng.uniform(0.5, 1.1) * slope + 0.25 * surface)[..., None] + 50 * np.maximum(slope - 0.2, 0)[..., None]
+    body = (
+        body * (1 + rng.uniform(0.5, 1.1) * slope + 0.25 * surface)[..., None]
+        + 50 * np.maximum(slope - 0.2, 0)[..., None]
+    )
 
     light = np.linspace(-1, 1, SIZE, dtype=np.float32)
     lamp = 1 + rng.uniform(-0.25, 0.25) * light[None, :, None] + rng.uniform(-0.25, 0.25) * light[:, None, None]
@@ -336,8 +142,13 @@ def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, r
     share = rng.uniform(0.12, 0.35)
     muted = {role: _mix(colour, pigment, share) for role, colour in colours.items()}
     scene = replace(scene, far=_mix(scene.far, pigment, share), near=_mix(scene.near, pigment, share))
-    backdrop = _backdrop(scene, _BIG)
-    _clutter(ImageDraw.Draw(backdrop), rng, [_mix(scene.near, pigment, 0.5), _mix(scene.far, scene.near, 0.5)], rng.randint(0, 5))
+    backdrop = _backdrop(scene, CANVAS)
+    _clutter(
+        ImageDraw.Draw(backdrop),
+        rng,
+        [_mix(scene.near, pigment, 0.5), _mix(scene.far, scene.near, 0.5)],
+        rng.randint(0, 5),
+    )
     model = _flat(parts, muted, backdrop)
 
     canvas_image = model.filter(ImageFilter.BoxBlur(3))
@@ -345,7 +156,7 @@ def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, r
     sweep, coarse = rng.uniform(0, math.pi), rng.uniform(0.8, 1.3)
     # Broad strokes first, fine ones over them; each takes its colour from the model where it starts.
     for count, length, width, shade in ((90, 20, 9, 26), (260, 8, 3, 18)):
-        at = grain.integers(0, _BIG, (count, 2))
+        at = grain.integers(0, CANVAS, (count, 2))
         angle = sweep + 1.2 * np.sin(at[:, 0] / 34 + sweep) + grain.uniform(-0.4, 0.4, count)
         reach = np.stack([np.cos(angle), np.sin(angle)], axis=1) * length * coarse / 2
         taken = np.asarray(model)[at[:, 1], at[:, 0]].astype(np.int16) + grain.integers(-shade, shade + 1, (count, 1))
@@ -353,16 +164,18 @@ def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, r
         for line, colour in zip(lines, np.clip(taken, 0, 255).tolist(), strict=True):
             canvas.line(line, fill=tuple(colour), width=round(width * coarse))
     weave = grain.integers(-10, 11, (SIZE, 1, 1)) + grain.integers(-10, 11, (1, SIZE, 1))
-    return Image.fromarray(np.clip(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave, 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave, 0, 255).astype(np.uint8)
+    )
 
 
 def _cartoon(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
-    backdrop = _backdrop(scene if scene.horizon else replace(scene, near=scene.far), _BIG)
+    backdrop = _backdrop(scene if scene.horizon else replace(scene, near=scene.far), CANVAS)
     canvas = ImageDraw.Draw(backdrop)
     if rng.random() < 0.5:
         spot, radius = _mix(scene.far, (255, 255, 255), rng.uniform(0.2, 0.6)), rng.uniform(4, 12)
-        for x in range(rng.randint(0, 24), _BIG, 28):
-            for y in range(rng.randint(0, 24), _BIG, 28):
+        for x in range(rng.randint(0, 24), CANVAS, 28):
+            for y in range(rng.randint(0, 24), CANVAS, 28):
                 canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=spot)
     _clutter(canvas, rng, [_mix(scene.near, (255, 255, 255), 0.4), _mix(scene.near, (0, 0, 0), 0.3)], rng.randint(0, 4))
     ink, pen = _grey(rng.uniform(0, 45)), rng.randint(3, 6)
@@ -387,11 +200,11 @@ def _wobbly(points: Points, rng: np.random.Generator, shake: float) -> list[floa
 def _sketch(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
     grain = np.random.default_rng(seed)
     paper, lead = rng.uniform(215, 250), rng.uniform(20, 110)
-    sheet = Image.new("L", (_BIG, _BIG), round(paper))
+    sheet = Image.new("L", (CANVAS, CANVAS), round(paper))
     canvas = ImageDraw.Draw(sheet)
     pen, shake, passes = rng.randint(2, 3), rng.uniform(0.5, 1.6), rng.choice((1, 2, 2, 3))
     for _ in range(rng.randint(0, 4)):
-        stray = grain.uniform(0, _BIG, (1, 2)) + np.array([[0, 0], [rng.uniform(-52, 52), rng.uniform(-22, 22)]])
+        stray = grain.uniform(0, CANVAS, (1, 2)) + np.array([[0, 0], [rng.uniform(-52, 52), rng.uniform(-22, 22)]])
         canvas.line(_wobbly(stray, grain, shake), fill=round(lead + 60), width=pen - 1)
     shaded, slant, gap = rng.random() < 0.7, rng.uniform(20, 70), rng.uniform(5, 9)
     for part in parts:
@@ -422,7 +235,7 @@ def _hatch(sheet: Image.Image, part: Part, slant: float, gap: float, grey: int) 
     lines = Image.new("1", sheet.size)
     canvas = ImageDraw.Draw(lines)
     for offset in np.arange(-reach, reach, gap):
-        line = _turned(_poly((-reach, offset), (reach, offset)), slant) + (low + high) / 2
+        line = turned(poly((-reach, offset), (reach, offset)), slant) + (low + high) / 2
         canvas.line(line.ravel().tolist(), fill=1, width=2)
     sheet.paste(grey, mask=ImageChops.logical_and(inside, lines))
 

@@ -1,0 +1,144 @@
+"""What INT8 costs on ImageNet images: FP32 against INT8 files of two students with real ImageNet weights.
+
+    python benchmarks/imagenet_int8.py --assets DIR
+
+DIR holds `imagenet-sample/<class index>/*.jpg` and `students/*.safetensors`. The images that calibrate are left out of
+the accuracy. The sample is probably part of these students' training images: read the differences, not the levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file
+
+from edgekd.export.export import export_model
+from edgekd.export.graph import Deployable
+from edgekd.preprocess import Preprocess
+from edgekd.targets.session import Session, open_session
+
+PREPROCESS = Preprocess(size=224, resize="crop", crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tf_efficientnet_lite0": ("tf_efficientnet_lite0.safetensors", {}),
+    "mobilenetv2_100": ("mobilenetv2_100_pad_same.safetensors", {"pad_type": "same"}),
+}
+HEADER = (
+    "| model | precision | top-1 % | drop, points | agreement % | size MB | p50 ms, 1 thread | p50 ms, 2 threads |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def read_images(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 `[N, 224, 224, 3]` and their class indices `[N]`."""
+    files = sorted(folder.glob("*/*.jpg"))
+    if not files:
+        raise SystemExit(f"{folder} holds no images.")
+    pixels = []
+    for file in files:
+        with Image.open(file) as image:
+            pixels.append(PREPROCESS.pixels(image.convert("RGB")))
+    return np.stack(pixels), np.array([int(file.parent.name) for file in files])
+
+
+def build(name: str, students: Path) -> Deployable:
+    """The student with its ImageNet weights, behind plain pixels."""
+    file, options = STUDENTS[name]
+    backbone = timm.create_model(name, **options)
+    backbone.load_state_dict(load_file(students / file))
+    head = backbone.get_classifier()
+    backbone.reset_classifier(0)
+    return Deployable(backbone, head, PREPROCESS).eval()
+
+
+def predict(session: Session, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Predicted class of each image, `[N]`."""
+    return np.concatenate([session.run(images[i : i + 16]).argmax(axis=1) for i in range(0, len(images), 16)])
+
+
+def p50_ms(sessions: dict[str, Session], images: NDArray[np.uint8], runs: int) -> dict[str, float]:
+    """Median latency of one image per session; the sessions take turns, so that a busy moment hits them alike."""
+    samples: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(runs + 10):
+        for name, session in sessions.items():
+            image = images[turn % len(images)][None]
+            started = time.perf_counter()
+            session.run(image)
+            if turn >= 10:
+                samples[name].append((time.perf_counter() - started) * 1e3)
+    return {name: float(np.median(values)) for name, values in samples.items()}
+
+
+def table_rows(
+    name: str, model: Deployable, images: NDArray[np.uint8], labels: NDArray[np.int64], n_calibration: int, runs: int
+) -> list[str]:
+    """Export both precisions and measure them on the images that did not calibrate."""
+    order = np.random.default_rng(0).permutation(len(images))
+    calibration, rest = images[np.sort(order[:n_calibration])], np.sort(order[n_calibration:])
+    rows, reference, folders = [], None, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for precision in ("fp32", "int8"):
+            folders[precision] = Path(scratch) / precision
+            artifact = export_model(
+                model,
+                folders[precision],
+                name=f"onnxruntime-{precision}",
+                target="onnxruntime",
+                precision=precision,
+                classes=[str(index) for index in range(1000)],
+                preprocess=PREPROCESS,
+                calibration=calibration,
+                parity_images=images[rest[:64]],
+                source={"student": name},
+                fp32_path=folders["fp32"] / "model.onnx" if precision == "int8" else None,
+            )
+        latency = {
+            threads: p50_ms(
+                {name: open_session(path, threads=threads, spinning=False) for name, path in folders.items()},
+                images[rest[:64]],
+                runs,
+            )
+            for threads in (1, 2)
+        }
+        for precision, path in folders.items():
+            predicted = predict(open_session(path, threads=1), images[rest])
+            reference = predicted if reference is None else reference
+            top1 = 100 * (predicted == labels[rest]).mean()
+            drop = 100 * (reference == labels[rest]).mean() - top1
+            agreement = 100 * (predicted == reference).mean()
+            size = (path / artifact.model_file).stat().st_size / 1e6
+            rows.append(
+                f"| {name} | {precision} | {top1:.1f} | {drop:.2f} | {agreement:.1f} | {size:.1f} "
+                f"| {latency[1][precision]:.1f} | {latency[2][precision]:.1f} |"
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--model", choices=STUDENTS, action="append", help="default: all")
+    parser.add_argument("--calibration", type=int, default=256, help="number of calibration images")
+    parser.add_argument("--runs", type=int, default=200, help="timed runs per file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    images, labels = read_images(options.assets / "imagenet-sample")
+    print(HEADER)
+    for name in options.model or STUDENTS:
+        model = build(name, options.assets / "students")
+        for row in table_rows(name, model, images, labels, options.calibration, options.runs):
+            print(row, flush=True)
+    rest = len(images) - options.calibration
+    print(f"\n{rest} images measured, {options.calibration} others calibrated; preprocess {PREPROCESS.hash}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Training speed, side by side: bare timm step, distil step, whole loop from JPEGs, and an online teacher.
+
+    python benchmarks/train_speed.py --data FOLDER_OF_JPEGS [--rounds 3] [--steps 20]
+
+Everything runs in one process, in turn, `--rounds` times; the ratios are taken within a round and their median is
+printed, so that a machine whose speed drifts does not decide the comparison. Targets: distil step ≥ 0.95 of the bare
+step, whole loop ≥ 0.8 of it, cached loop ≥ 5 × the loop with an online ViT-B/32 (random weights: only speed counts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+from lightning_fabric import Fabric
+from timm.utils import ModelEmaV3
+
+from edgekd.config import load_config
+from edgekd.distill.prompts import TextBank
+from edgekd.distill.recipes import get_recipe
+from edgekd.distill.students import make_student
+from edgekd.distill.train import stage_loss, train
+
+NAME, CLASSES, DIM = "mobilenetv3_large_100", 7, 512
+
+
+def images_per_second(step: object, batch: int, steps: int) -> float:
+    """Over `steps` calls after two that are not counted."""
+    for _ in range(2):
+        step()  # type: ignore[operator]
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()  # type: ignore[operator]
+    return batch * steps / (time.perf_counter() - started)
+
+
+def bare_step(views: torch.Tensor, labels: torch.Tensor) -> object:
+    """timm model, cross-entropy, backward, fused AdamW."""
+    model = timm.create_model(NAME, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(views), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
+    """The distill stage of vl2v-adip on a batch in memory: forward, terms, backward, optimizer, EMA."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+    stage = get_recipe("vl2v-adip").stages[-1]
+    student = make_student(NAME, pretrained="scratch", size=views.shape[-1], dim=DIM).train()
+    assert student.projector is not None
+    student.projector.requires_grad_(False)
+    student.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    ema = ModelEmaV3(student, decay=0.99, use_warmup=True)
+    vectors = torch.nn.functional.normalize(torch.randn(CLASSES, DIM), dim=-1)
+    bank = TextBank(tuple("abcdefg"), ("{}",), vectors, "random", 100.0)
+    teacher = torch.randn(len(labels), DIM)
+
+    def step() -> None:
+        loss, _ = stage_loss(fabric, student, student, stage, views, labels, teacher, bank)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ema.update(student, step=1)
+
+    return step
+
+
+def loop(data: str, batch: int, size: int, steps: int, out: Path, **options: object) -> tuple[float, float]:
+    """images/s and data_wait % of `edgekd train`'s own loop in the distill stage alone."""
+    config = load_config(
+        {
+            "student": NAME,
+            "pretrained": "scratch",
+            "data": data,
+            "batch_size": batch,
+            "size": size,
+            "steps": steps + 1,
+            "out": out,
+            "overwrite": True,
+            "stages": {"align": {"share": 0}, "distill": {"share": 1}},
+            "views": 1,
+            **options,
+        }
+    )
+    run = train(config)
+    return run.images_per_second, run.data_wait_percent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher", default="toy", help="teacher of the cached loop; its passes are not timed")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    batch, size, steps = arguments.batch, arguments.size, arguments.steps
+    torch.manual_seed(0)
+    views = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (batch,))
+    rates: dict[str, list[float]] = {name: [] for name in ("bare", "distil", "loop", "online")}
+    waits = []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        loop(arguments.data, batch, size, 2, out, teacher=arguments.teacher)  # fills the caches
+        for _ in range(arguments.rounds):
+            rates["bare"].append(images_per_second(bare_step(views, labels), batch, steps))
+            rates["distil"].append(images_per_second(distil_step(views, labels), batch, steps))
+            rate, wait = loop(arguments.data, batch, size, steps, out, teacher=arguments.teacher)
+            rates["loop"].append(rate)
+            waits.append(wait)
+            online = {"teacher": "ViT-B-32:random", "online_teacher": True}
+            rates["online"].append(loop(arguments.data, batch, size, max(3, steps // 4), out, **online)[0])
+    print(f"{NAME}, {size} px, batch {batch}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.machine()}")
+    print("| what | images/s (median of rounds) | ratio (median of rounds) | target |")
+    print("|---|---|---|---|")
+    rows = (
+        ("bare timm step", "bare", "bare", ""),
+        ("distil step / bare", "distil", "bare", "≥ 0.95"),
+        ("whole loop from JPEGs / bare", "loop", "bare", "≥ 0.8"),
+        ("cached loop / online ViT-B/32", "loop", "online", "≥ 5"),
+    )
+    for title, name, base, target in rows:
+        ratio = statistics.median(a / b for a, b in zip(rates[name], rates[base], strict=True))
+        print(f"| {title} | {statistics.median(rates[name]):.1f} | {ratio:.2f} | {target} |")
+    print(f"data_wait in the whole loop: {statistics.median(waits):.1f} %")
+
+
+if __name__ == "__main__":
+    main()

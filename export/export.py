@@ -1,0 +1,198 @@
+"""From a deployable graph to an artifact folder: `model.onnx` and the `artifact.json` that explains and proves it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekd.console import warn
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.graph import Deployable
+from edgekd.export.onnx import OPSET, export_onnx
+from edgekd.export.parity import check, compare
+from edgekd.export.quantize import quantize_int8, to_fp16
+from edgekd.files import disk_errors, replacing, sha256_file
+from edgekd.manifest import Artifact, Precision, TensorSpec
+from edgekd.preprocess import Preprocess
+from edgekd.targets.registry import get_target
+from edgekd.targets.session import open_session
+from edgekd.version import __version__
+
+MODEL_FILE = "model.onnx"
+_BATCH = 32
+
+
+def export_model(
+    model: Deployable,
+    folder: Path,
+    *,
+    name: str,
+    target: str,
+    precision: Precision,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    calibration: NDArray[np.uint8] | None,
+    calibration_ids: Sequence[str] = (),
+    parity_images: NDArray[np.uint8],
+    source: dict[str, Any],
+    overwrite: bool = False,
+    fp32_path: Path | None = None,
+) -> Artifact:
+    """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
+
+    The parity check runs the finished file through `open_session` on `parity_images` and compares it with `model` in
+    torch. Where it fails, fp32 and fp16 are refused: the artifact goes to `<folder>.failed` for inspection. int8 is
+    kept with a loud warning and `parity.passed = false`: on a small model 97 % agreement may cost no accuracy at all,
+    which only the benchmark can tell.
+
+    Args:
+        calibration: uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise.
+        calibration_ids: what names these images, recorded in the artifact.
+        parity_images: uint8 `[M, H, W, 3]`, real images, none of them used for calibration.
+        source: where the model comes from; JSON values.
+        fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
+
+    Raises:
+        EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
+        GateFailed: the fp32 or fp16 file does not compute what the model computes.
+    """
+    folder = Path(folder)
+    chosen = get_target(target)
+    if precision not in chosen.precisions:
+        raise EdgekdError(f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}.")
+    if precision == "int8" and calibration is None:
+        raise EdgekdError("INT8 needs calibration images.", "Give some of the training images, 200 or more.")
+    _refuse_existing(folder, overwrite)
+    metadata = {
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "preprocess": preprocess.model_dump_json(),
+        "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
+    }
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        quantization = _write_model(scratch, model, precision, preprocess.size, metadata, calibration, fp32_path)
+        if quantization is not None:
+            quantization["ids"] = list(calibration_ids)
+        draft = Artifact(
+            name=name,
+            target=target,
+            format="onnx",
+            precision=precision,
+            files={MODEL_FILE: sha256_file(scratch / MODEL_FILE)},
+            inputs=(
+                TensorSpec(
+                    name="image", dtype="uint8", shape=("batch", preprocess.size, preprocess.size, 3), layout="NHWC RGB"
+                ),
+            ),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", len(classes)), layout="NC"),),
+            classes=tuple(classes),
+            preprocess=preprocess,
+            quantization=quantization,
+            parity={},
+            source=source,
+            versions=_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        draft.write(scratch)
+        parity = check(_measure(model, scratch, parity_images), precision)
+        artifact = draft.model_copy(update={"parity": parity})
+        artifact.write(scratch)
+        if not parity["passed"]:
+            _report_failure(parity, artifact, folder, scratch)
+        _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
+    return artifact
+
+
+def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits float32 `[M, C]` of `model` in eval mode for uint8 `[M, H, W, 3]`, in batches."""
+    was_training = model.training
+    model.eval()
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    try:
+        with torch.inference_mode():
+            parts = [
+                model(torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(device)).float().cpu()
+                for start in range(0, len(images), _BATCH)
+            ]
+    finally:
+        model.train(was_training)
+    logits: NDArray[np.float32] = torch.cat(parts).numpy()
+    return logits
+
+
+def _write_model(
+    scratch: Path,
+    model: Deployable,
+    precision: Precision,
+    size: int,
+    metadata: dict[str, str],
+    calibration: NDArray[np.uint8] | None,
+    fp32_path: Path | None,
+) -> dict[str, Any] | None:
+    """Write `scratch/model.onnx` in the wanted precision; returns the description of the quantization."""
+    fp32 = scratch / ("fp32.onnx" if precision != "fp32" else MODEL_FILE)
+    if fp32_path is None:
+        export_onnx(model, fp32, size=size, metadata=metadata)
+    else:
+        shutil.copyfile(fp32_path, fp32)
+    if precision == "fp32":
+        return None
+    quantization = None
+    if precision == "int8":
+        assert calibration is not None
+        quantization = quantize_int8(fp32, scratch / MODEL_FILE, calibration)
+    else:
+        to_fp16(fp32, scratch / MODEL_FILE)
+    fp32.unlink()
+    return quantization
+
+
+def _measure(model: Deployable, folder: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+    if len(images) == 0:
+        raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
+    session = open_session(folder, spinning=False)
+    candidate = np.concatenate([session.run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+    return compare(torch_logits(model, images), candidate)
+
+
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
+
+
+def _report_failure(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:
+    if artifact.precision == "int8":
+        warn(
+            f"{artifact.name} differs from the student: {parity['reason']}, on {parity['n']} images. "
+            "The artifact is kept; look at its accuracy in the benchmark before you use it."
+        )
+        return
+    failed = folder.with_name(folder.name + ".failed")
+    with disk_errors(failed):
+        if failed.exists():
+            shutil.rmtree(failed)
+        scratch.rename(failed)
+    raise GateFailed(
+        f"{artifact.name} does not compute what the student computes: {parity['reason']}, on {parity['n']} images.",
+        f"It is kept in {failed} for inspection.",
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "timm", "onnx", "onnxruntime", "numpy")
+    return {
+        "edgekd": __version__,
+        "python": platform.python_version(),
+        "opset": str(OPSET),
+        **{package: version_of(package) for package in packages},
+    }

@@ -1,0 +1,126 @@
+"""The deployable graph as one ONNX file: dynamic batch, uint8 in, no trace of the machine that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgekd.errors import EdgekdError
+
+OPSET = 20
+"""The newest opset that ONNX Runtime's and NNCF's quantizers both take."""
+_MAX_BYTES = 2_000_000_000  # protobuf refuses 2 GiB; graph and metadata need some room
+
+
+class _GlobalMean(nn.Module):
+    """`AdaptiveAvgPool2d(1)`, whose own decomposition exports as ten shape computations and a Gather."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)  # [B, d, 1, 1]
+
+
+def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, str]) -> None:
+    """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output `logits` float32 `[batch, C]`.
+
+    Args:
+        model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
+        metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
+
+    Raises:
+        EdgekdError: an operator without ONNX counterpart, or a model beyond ONNX's 2 GB.
+    """
+    n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if n_bytes > _MAX_BYTES:
+        raise EdgekdError(
+            f"The model has {n_bytes / 1e9:.1f} GB of weights, and one ONNX file holds at most 2 GB.",
+            "Choose a smaller student.",
+        )
+    plain = _with_plain_pooling(copy.deepcopy(model).cpu().eval())
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                plain,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=({0: "batch"},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise EdgekdError(
+            f"The student cannot be written as ONNX: {_first_line(error)}",
+            "Choose another student, or one built from common layers.",
+        ) from error
+    assert program is not None  # None only for the legacy exporter
+    proto = program.model_proto
+    strip_metadata(proto)
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def strip_metadata(proto: onnx.ModelProto) -> None:
+    """Remove every `metadata_props` and `doc_string` of a model, in place: they hold stack traces with local paths."""
+    graph = proto.graph
+    functions = list(proto.functions)
+    holders = [
+        proto,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+        *functions,
+    ]
+    holders += [item for function in functions for item in (*function.node, *function.value_info)]
+    for holder in holders:
+        del holder.metadata_props[:]
+        holder.ClearField("doc_string")
+
+
+def _with_plain_pooling(model: nn.Module) -> nn.Module:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(parent, name, _GlobalMean())
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    """The innermost cause, in one line: the exporter's own message is a page of advice."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    return text if text.endswith(".") else text + "."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter prints, logs and warns; what it raises comes through."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,71 @@
+"""Is the exported file still the model it was made from? Logits on real images, before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+
+MAX_RELATIVE_ERROR = {"fp32": 1e-3}
+"""Largest logit error, as a share of the reference's logit range, where a precision promises one."""
+MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97}
+"""Share of images on which both predict the same class."""
+
+
+def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, Any]:
+    """Compare the logits of the same images, float `[M, C]` each.
+
+    Returns:
+        `n`; `max_abs_error`, `mean_abs_error` and `logit_range` (largest minus smallest reference logit);
+        `max_error_relative` = max_abs_error / logit_range; `cosine`, the mean over images; `top1_agreement` in 0–1;
+        `kl`, the mean over images of KL(softmax(reference) ‖ softmax(candidate)) in nats.
+
+    Raises:
+        EdgekdError: no images, different shapes, or logits that are not finite.
+    """
+    if reference.shape != candidate.shape or reference.ndim != 2 or len(reference) == 0:
+        raise EdgekdError(
+            f"Logits of shape {list(reference.shape)} and {list(candidate.shape)} cannot be compared.",
+            "Run both models on the same images, at least one.",
+        )
+    if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
+        raise EdgekdError(
+            "A model gives logits that are not finite.", "Check the training run: its weights have probably diverged."
+        )
+    a, b = reference.astype(np.float64), candidate.astype(np.float64)
+    error = np.abs(a - b)
+    span = float(a.max() - a.min())
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)  # [M]
+    log_p, log_q = _log_softmax(a), _log_softmax(b)
+    return {
+        "n": len(a),
+        "max_abs_error": float(error.max()),
+        "mean_abs_error": float(error.mean()),
+        "logit_range": span,
+        "max_error_relative": float(error.max() / span) if span > 0 else (0.0 if error.max() == 0 else 1.0),
+        "cosine": float(cosine.mean()),
+        "top1_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
+    }
+
+
+def check(parity: dict[str, Any], precision: str) -> dict[str, Any]:
+    """`parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`."""
+    reasons = []
+    limit = MAX_RELATIVE_ERROR.get(precision)
+    if limit is not None and parity["max_error_relative"] > limit:
+        reasons.append(f"the largest logit error is {parity['max_error_relative']:.2g} of the range, above {limit:g}")
+    least = MIN_AGREEMENT[precision]
+    if parity["top1_agreement"] < least:
+        reasons.append(f"top-1 agreement is {100 * parity['top1_agreement']:.1f} %, below {100 * least:.1f} %")
+    return {**parity, "passed": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised

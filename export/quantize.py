@@ -1,0 +1,251 @@
+"""INT8 and FP16 from an FP32 ONNX file.
+
+INT8 is static Q/DQ for ONNX Runtime on CPU: activations uint8 per tensor with the extremes seen on the calibration
+images, weights int8 per output channel, and three things left in float because quantising them costs accuracy and wins
+no time: the pixel normalisation, the squeeze-and-excite layers (1 × 1 maps), and the logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+
+# Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
+# would convert to float and back, with an extra rounding step and no gain.
+QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool", "AveragePool")
+_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+_BATCH = 8
+
+
+def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[str, Any]:
+    """Write the INT8 file `out` of the FP32 file `fp32`.
+
+    Args:
+        calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+
+    Returns:
+        For `artifact.json`: method, number of images, what stayed float.
+
+    Raises:
+        EdgekdError: no or all-alike calibration images, wrong shape, or activations that are not finite.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
+    check_calibration(calibration, model)
+    layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    in_float = float_nodes(model)
+    ranges = activation_ranges(model, calibration)
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,  # weight_scales does better
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(
+            CalibrationMethod.MinMax,
+            {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()},
+        ),
+        nodes_to_quantize=[],
+        nodes_to_exclude=in_float,
+        op_types_to_quantize=list(QUANTIZED_OPS),
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+            "TensorQuantOverrides": _weight_overrides(model, skip=set(in_float)),
+        },
+    )
+    with _quiet_logging():
+        quantizer.quantize_model()
+    quantized = quantizer.model.model
+    del quantized.metadata_props[:]
+    onnx.helper.set_model_props(quantized, metadata)
+    onnx.checker.check_model(quantized)
+    onnx.save(quantized, out)
+    return {
+        "method": "ONNX Runtime static Q/DQ: activations uint8 per tensor (min-max), weights int8 per channel",
+        "tool": f"onnxruntime {onnxruntime.__version__}",
+        "calibration_images": len(calibration),
+        "quantized_layers": len(set(layers) - set(in_float)),
+        "float_layers": sorted(set(layers) & set(in_float)),
+    }
+
+
+def to_fp16(fp32: Path, out: Path) -> None:
+    """Write `fp32` with half-precision weights and arithmetic; the uint8 input and the float32 logits stay.
+
+    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
+    meant for engines that compute in half precision.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with _quiet_logging():
+        model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+
+
+def check_calibration(calibration: NDArray[np.uint8], model: onnx.ModelProto) -> None:
+    """Refuse calibration images that cannot calibrate `model`."""
+    wanted = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    if calibration.dtype != np.uint8 or list(calibration.shape[1:]) != wanted:
+        raise EdgekdError(
+            f"The calibration images are {calibration.dtype} {list(calibration.shape)}, the model takes uint8 "
+            f"[N, {', '.join(map(str, wanted))}].",
+            "Prepare them with the model's own preprocess.",
+        )
+    if len(calibration) == 0:
+        raise EdgekdError("There are no calibration images.", "Give some of the training images, 200 or more.")
+    if (calibration == calibration[0]).all() and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
+        raise EdgekdError(
+            "All calibration images are alike, so the activations' ranges would be wrong.",
+            "Give real and varied images, 200 or more.",
+        )
+
+
+def float_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay in float: all before the first weighted layer, and layers on 1 × 1 maps."""
+    spatial = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim][2:] for info in model.graph.value_info
+    }
+    nodes = list(model.graph.node)
+    first = next((index for index, node in enumerate(nodes) if node.op_type in _WEIGHTED_OPS), 0)
+    small = [node.name for node in nodes if node.op_type == "Conv" and spatial.get(node.input[0]) == [1, 1]]
+    return [node.name for node in nodes[:first]] + small
+
+
+def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbours", "any"]) -> NDArray[np.float32]:
+    """Scale of each output channel's int8 weights, so that no pair of products overflows 16 bits.
+
+    Processors without VNNI add two u8 × s8 products in 16 bits, saturating: 255 · (|a| + |b|) must stay below 32768, or
+    the model is ruined there without a word. Reducing all weights to 7 bits guarantees that and costs accuracy
+    everywhere; asking it only of weights that really meet costs almost nothing.
+
+    Args:
+        rows: float32 `[channels, K]`, in the order in which the products are summed.
+        pairs: which weights of a row can meet: none (a depthwise kernel works in 32 bits), neighbours (`K` runs over
+            input channels only), or any two (the order depends on the memory layout).
+
+    Returns:
+        float32 `[channels]`, above 0; the integer weights are `round(row / scale)`.
+    """
+    size = np.abs(rows)
+    scale = size.max(axis=1) / 127
+    if pairs != "none" and rows.shape[1] > 1:
+        meeting = (
+            (size[:, 1:] + size[:, :-1]).max(axis=1) if pairs == "neighbours" else np.sort(size)[:, -2:].sum(axis=1)
+        )
+        scale = np.maximum(scale, meeting / 127)  # rounding may add 1, and 255 · 128 = 32640 still fits
+    return np.where(scale > 0, scale, 1).astype(np.float32)
+
+
+def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """ONNX Runtime's `TensorQuantOverrides` that carry `weight_scales` for every constant weight."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    overrides = {}
+    for node in model.graph.node:
+        if node.op_type not in _WEIGHTED_OPS or node.name in skip or node.input[1] not in constants:
+            continue
+        weight = onnx.numpy_helper.to_array(constants[node.input[1]])
+        pairs: Literal["none", "neighbours", "any"] = "neighbours"
+        if node.op_type == "Conv":
+            axis, taps = 0, int(np.prod(weight.shape[2:]))
+            if taps > 1:
+                pairs = "none" if weight.shape[1] == 1 else "any"
+        elif weight.ndim != 2:
+            continue
+        else:
+            axis = 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+        overrides[node.input[1]] = [
+            {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales(rows, pairs=pairs)
+        ]
+    return overrides
+
+
+def activation_ranges(
+    model: onnx.ModelProto, calibration: NDArray[np.uint8]
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Smallest and largest value of every float activation over the images, as float32 scalars by tensor name.
+
+    The extremes are taken inside the graph, batch by batch, so memory does not grow with the number of images.
+
+    Raises:
+        EdgekdError: an activation is NaN or infinite.
+    """
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    tensors = _float_activations(model)
+    for name in tensors:
+        for op in ("ReduceMin", "ReduceMax"):
+            # Probes go last: every tensor they read exists by then, so the node order stays valid.
+            probe.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], keepdims=0))
+            probe.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/{op}", onnx.TensorProto.FLOAT, []))
+    wanted = [f"{name}/{op}" for op in ("ReduceMin", "ReduceMax") for name in tensors]
+    lows = np.full(len(tensors), np.inf, dtype=np.float32)
+    highs = np.full(len(tensors), -np.inf, dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        onnx.save(probe, path)
+        session = onnxruntime.InferenceSession(path, _session_options(), providers=["CPUExecutionProvider"])
+        for batch in _batches(calibration):
+            values = np.array(session.run(wanted, {model.graph.input[0].name: batch}), dtype=np.float32)
+            lows = np.minimum(lows, values[: len(tensors)])  # np.minimum keeps NaN, which the check below wants
+            highs = np.maximum(highs, values[len(tensors) :])
+    broken = ~(np.isfinite(lows) & np.isfinite(highs))
+    if broken.any():
+        raise EdgekdError(
+            "The model computes values that are not finite on the calibration images.",
+            "Check the training run: its weights have probably diverged.",
+        )
+    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}
+
+
+def _float_activations(model: onnx.ModelProto) -> list[str]:
+    """Outputs of nodes whose type is known to be float32, in graph order."""
+    known = {
+        info.name
+        for info in [*model.graph.value_info, *model.graph.output]
+        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    return [name for node in model.graph.node for name in node.output if name in known]
+
+
+def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), _BATCH):
+        yield np.ascontiguousarray(images[start : start + _BATCH])
+
+
+def _session_options() -> onnxruntime.SessionOptions:
+    """Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+@contextlib.contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """The converters log advice at warning level; errors still come as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

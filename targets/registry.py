@@ -1,0 +1,37 @@
+"""What edgekd can export to. A new target is one entry here, one writer in export/ and one session in targets/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.manifest import Precision
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a class of devices."""
+
+    name: str
+    runtime: str
+    """What executes the artifact, and on what."""
+    precisions: tuple[Precision, ...]
+    summary: str
+    """One line for `edgekd list targets`."""
+
+
+TARGETS: dict[str, Target] = {
+    "onnxruntime": Target(
+        name="onnxruntime",
+        runtime="ONNX Runtime, CPU",
+        precisions=("fp32", "fp16", "int8"),
+        summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
+    ),
+}
+
+
+def get_target(name: str) -> Target:
+    """The target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
+    if name not in TARGETS:
+        raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, TARGETS))
+    return TARGETS[name]

@@ -1,0 +1,116 @@
+"""Images whose colour tells their label, and models that answer rightly as often as they are told to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgekd.benchmark import benchmark, report
+from edgekd.benchmark.accuracy import Kind, Predict, Subject, Suite
+from edgekd.benchmark.latency import LatencySamples, Protocol
+from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.data import ImageSet
+from edgekd.preprocess import Preprocess
+
+CLASSES = ("cat", "dog", "fish")
+SMALL, LARGE = Preprocess(size=16), Preprocess(size=32)
+
+
+class Paint:
+    """Reader of image i: red is the label, green the number. Counts how often each image is read."""
+
+    def __init__(self, labels: np.ndarray) -> None:
+        self.labels = labels
+        self.reads = np.zeros(len(labels), dtype=int)
+
+    def __call__(self, index: int) -> Image.Image:
+        self.reads[index] += 1
+        return Image.new("RGB", (40, 30), (int(self.labels[index]), index % 256, index // 256))
+
+
+def paint_images(n: int = 120) -> ImageSet:
+    labels = np.arange(n, dtype=np.int64) % len(CLASSES)
+    keys = tuple(f"{index:032x}" for index in range(n))
+    ids = tuple(f"all/{CLASSES[label]}/{index}.png" for index, label in enumerate(labels))
+    return ImageSet("paint", CLASSES, ("all",), labels, np.zeros(n, dtype=np.int64), keys, ids, None, Paint(labels))
+
+
+def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predict:
+    """Wrong on every image whose number is a multiple of `wrong_every` (0: never wrong)."""
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        label = pixels[:, 0, 0, 0].astype(int)
+        number = pixels[:, 0, 0, 1].astype(int) + 256 * pixels[:, 0, 0, 2].astype(int)
+        wrong = (number % wrong_every == 0) if wrong_every else np.zeros(len(label), dtype=bool)
+        logits = np.zeros((len(label), classes), dtype=np.float32)
+        logits[np.arange(len(label)), (label + wrong) % classes] = strength
+        return logits
+
+    return predict
+
+
+def subject(
+    name: str, kind: Kind, predict: Predict, *, run: str = "r", preprocess: Preprocess = SMALL, precision: str = "fp32",
+    folder: Path | None = None, identity: str = "", classes: tuple[str, ...] = CLASSES,
+) -> Subject:  # fmt: skip
+    return Subject(name, run, kind, precision, preprocess, predict, classes, folder, identity)
+
+
+def id_and_ood(images: ImageSet) -> list[Suite]:
+    """The first half in domain; two unseen domains of a quarter each."""
+    n = len(images)
+    return [
+        Suite("id", images, np.arange(n // 2)),
+        Suite("ood:photo", images, np.arange(n // 2, 3 * n // 4)),
+        Suite("ood:sketch", images, np.arange(3 * n // 4, n)),
+    ]
+
+
+def four_subjects(folder: Path, *, run: str = "r", sketch_every: int = 2, identity: str = "toy") -> list[Subject]:
+    """Teacher, torch student, FP32 and INT8 artifact of one run, with 2 and 1 MB of files."""
+    found = [
+        subject("teacher", "teacher", model(10), run=run, preprocess=LARGE, identity=identity),
+        subject("torch", "torch", model(sketch_every), run=run),
+    ]
+    for precision, every, size in (("fp32", sketch_every, 2_000_000), ("int8", max(2, sketch_every - 1), 1_000_000)):
+        place = folder / run / f"onnxruntime-{precision}"
+        place.mkdir(parents=True)
+        (place / "model.onnx").write_bytes(bytes(size))
+        (place / "artifact.json").write_text("{}")
+        found.append(
+            subject(place.name, "artifact", model(every), run=run, precision=precision, folder=place)
+        )  # fmt: skip
+    return found
+
+
+def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float], *, picture: bool = False) -> None:
+    """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`).
+
+    Without `picture` an empty file stands for it, since drawing takes a second.
+    """
+    if not picture:
+        monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
+
+    def measure_artifacts(folders, buffers, protocol: Protocol, *, threads=None):  # type: ignore[no-untyped-def]
+        return {
+            key: [
+                ArtifactLatency(
+                    LatencySamples(
+                        p50_ms[key] * np.linspace(0.9, 1.1, 201), np.arange(201) // 10, 9.0, 50, 3.0, True, True
+                    ),
+                    load_ms=12.0,
+                    provider="CPUExecutionProvider",
+                    threads=threads or 2,
+                )
+                for _ in range(protocol.processes)
+            ]
+            for key in folders
+        }
+
+    monkeypatch.setattr(benchmark, "measure_artifacts", measure_artifacts)
+    monkeypatch.setattr(
+        benchmark, "CONTEXT", Protocol("context", 2, 0.0, 0.1, 4, 0.0, 0.2, 0.001, 1)
+    )  # fmt: skip

@@ -1,0 +1,279 @@
+"""The command line from outside: quick help, help for everything, one sentence and the right exit code for mistakes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from edgekd.cli import app, main
+from edgekd.errors import EdgekdError, GateFailed
+
+HELP_SECONDS = 0.3
+
+
+def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it, groups included."""
+    command = get_command(app) if command is None else command
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.fixture
+def fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """`fails(code, "train", …)` runs the command in an empty folder and returns its error and its hint.
+
+    The exception may only be SystemExit: anything else would be a traceback.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(code: int, *arguments: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            main(list(arguments))
+        assert leaving.value.code == code
+        stderr = capsys.readouterr().err
+        assert "Traceback" not in stderr
+        lines = stderr.splitlines()
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        hints = [line.removeprefix("hint:  ") for line in lines if line.startswith("hint:  ")]
+        assert len(errors) == len(hints) == 1, stderr
+        assert errors[0].endswith(".")
+        return errors[0], hints[0]
+
+    return run
+
+
+def test_help_is_quick() -> None:
+    """User CPU time of a whole `edgekd --help` process, interpreter start included; the best of five.
+
+    User time and not wall time, so that a busy machine does not decide.
+    """
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, "-m", "edgekd.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        times.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    assert min(times) < HELP_SECONDS
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom edgekd.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit as leaving:\n"
+        "    assert leaving.code == 0\n"
+        "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnxruntime', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--student" in done.stdout
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([*words, "--help"])
+    assert leaving.value.code == 0
+    assert "Usage: " in capsys.readouterr().out
+    assert COMMANDS[words].help
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_has_help(words: tuple[str, ...]) -> None:
+    for parameter in COMMANDS[words].params:
+        assert getattr(parameter, "help", None), f"{' '.join(words)}: {parameter.name}"
+
+
+def test_every_verb_is_there() -> None:
+    verbs = {words for words in COMMANDS if words}
+    assert verbs == {
+        ("train",),
+        ("export",),
+        ("benchmark",),
+        ("evaluate",),
+        ("doctor",),
+        ("list",),
+        *(("list", what) for what in ("students", "teachers", "recipes", "targets")),
+    }
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from edgekd import __version__
+
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out == f"edgekd {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["train", "--studnt", "x"], ["trian"], ["train", "--steps", "many"]])
+def test_misspelt_options_are_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    stderr = capsys.readouterr().err
+    assert "Usage: " in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong", "suggestion"),
+    [
+        (["train", "--student", "mobilnetv3"], "mobilnetv3", "mobilenetv3"),
+        (["train", "--recipe", "vl2v-adpi"], "vl2v-adpi", "vl2v-adip"),
+        (["train", "--teacher", "ViT-B32:openai"], "ViT-B32:openai", "ViT-B-32"),
+        (["train", "--teacher", "ViT-B-32:openia"], "openia", "openai"),
+        (["train", "--test-domain", "skech"], "skech", "sketch"),
+        (["train", "--prompts", "imagnet7"], "imagnet7", "imagenet7"),
+        (["train", "--set", "batchsize=8"], "batchsize", "batch_size"),
+        (["train", "--set", "stages.distil.share=1"], "distil", "distill"),
+        (["train", "--set", "stages.distill.terms.cos_imag=1"], "cos_imag", "cos_img"),
+        (["export", "--target", "onnxruntim"], "onnxruntim", "onnxruntime"),
+        (["list", "students", "mobilenetv3_larg_100"], "mobilenetv3_larg_100", "mobilenetv3_large_100"),
+        (["list", "teachers", "ViT-B-32:opnai"], "ViT-B-32:opnai", "ViT-B-32:openai"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_typos_get_a_suggestion(
+    fails: Callable[..., tuple[str, str]], arguments: list[str], wrong: str, suggestion: str
+) -> None:
+    extra = ["--smoke", "--out", "run"] if arguments[0] == "train" else []
+    error, hint = fails(2, *arguments, *extra)
+    assert wrong in error
+    assert f'Did you mean "{suggestion}"?' in f"{error} {hint}"
+
+
+def test_missing_data_folder(fails: Callable[..., tuple[str, str]]) -> None:
+    error, hint = fails(2, "train", "--data", "nowhere", "--out", "run")
+    assert "nowhere" in error
+    assert "--data toy" in hint
+
+
+def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    error, hint = fails(2, "train", "--smoke", "--out", "run")
+    assert "run exists already" in error
+    assert "--overwrite" in hint
+    error, hint = fails(2, "train", "--smoke", "--out", "run", "--overwrite")
+    assert "not a run" in error
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["export", "benchmark"])
+def test_no_run_yet(fails: Callable[..., tuple[str, str]], verb: str) -> None:
+    error, hint = fails(2, verb)
+    assert "no finished run" in error
+    assert "edgekd train" in hint
+
+
+@pytest.mark.parametrize("verb", ["export", "benchmark", "evaluate"])
+def test_run_that_is_not_there(fails: Callable[..., tuple[str, str]], verb: str) -> None:
+    error, hint = fails(2, verb, "runs/nothing")
+    assert "runs/nothing" in error
+    assert "edgekd train" in hint
+
+
+def test_two_precisions(fails: Callable[..., tuple[str, str]]) -> None:
+    error, hint = fails(2, "export", "--int8", "--fp16")
+    assert "More than one precision" in error
+    assert "one of --int8, --fp16, --fp32" in hint
+
+
+def test_all_problems_of_a_configuration_in_one_message(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[train]\nbn = "forzen"\nsead = 1\n')
+    error, _ = fails(2, "train", "--config", "run.toml", "--batch-size", "0")
+    for part in ("bn", "sead", "batch_size"):
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(None, "no configuration file"), ("student =", "not valid TOML"), ("\xff", "student")]
+)
+def test_configuration_file_that_cannot_be_read(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path, content: str | None, part: str
+) -> None:
+    if content == "\xff":
+        (tmp_path / "run.toml").write_bytes(b"\xff")
+        part = "not valid TOML"
+    elif content is not None:
+        (tmp_path / "run.toml").write_text(content)
+    error, _ = fails(2, "train", "--config", "run.toml")
+    assert part in error
+
+
+def _raises(error: BaseException) -> Callable[..., Any]:
+    def raising(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raising
+
+
+def test_failed_gate_is_exit_code_1(fails: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.api.export", _raises(GateFailed("It differs.", "Look.")))
+    assert fails(1, "export") == ("It differs.", "Look.")
+
+
+def test_error_without_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("edgekd.api.evaluate", _raises(EdgekdError("It is so.")))
+    with pytest.raises(SystemExit) as leaving:
+        main(["evaluate"])
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == "error: It is so.\n"
+
+
+def test_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("edgekd.api.train", _raises(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as leaving:
+        main(["train"])
+    assert leaving.value.code == 130
+    assert capsys.readouterr().err == "stopped; a training run goes on with --resume\n"
+
+
+def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.api.evaluate", _raises(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        main(["evaluate"])
+
+
+def test_train_hands_over_what_was_given_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def train(**options: Any) -> Any:
+        seen.update(options)
+        raise typer.Exit
+
+    monkeypatch.setattr("edgekd.api.train", train)
+    with pytest.raises(SystemExit):
+        main(["train", "--steps", "3", "--smoke", "--set", "a=1", "--set", "b.c=2", "--config", "x.toml"])
+    assert {name: value for name, value in seen.items() if value is not None} == {
+        "steps": 3,
+        "smoke": True,
+        "settings": ["a=1", "b.c=2"],
+        "config": Path("x.toml"),
+    }
+
+
+def test_real_process(tmp_path: Path) -> None:
+    """Once as a user runs it: exit code, nothing on stdout, two lines on stderr."""
+    environment = {**os.environ, "EDGEKD_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "edgekd.cli", "export", "runs/nothing", "--target", "onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    error, hint = done.stderr.splitlines()
+    assert error.startswith('error: There is no target "onnx".')
+    assert hint.startswith("hint:  ")

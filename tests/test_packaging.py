@@ -1,0 +1,150 @@
+"""What a user installs: the wheel's contents, the licence, and files that name no machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("distill", "export", "benchmark", "targets")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, because setuptools writes into the folder it builds."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in (*ROOMS, "src"):
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".tmp-*")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    # -I: a folder called `build` in the working directory must not hide the package of that name.
+    command = [sys.executable, "-I", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=source, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_edgekd_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert len(tops) == 2
+    assert "edgekd" in tops
+    assert re.fullmatch(r"edgekd-[\d.]+\.dist-info", (tops - {"edgekd"}).pop())
+
+
+def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
+    wanted = {f"edgekd/{room}/{path.name}" for room in ROOMS for path in (ROOT / room).glob("*.py")}
+    wanted |= {
+        "edgekd/" + path.relative_to(ROOT / "src/edgekd").as_posix() for path in (ROOT / "src/edgekd").rglob("*.py")
+    }
+    assert {name for name in wheel.namelist() if name.endswith(".py")} == wanted
+
+
+def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert "edgekd/py.typed" in names
+    assert "edgekd/benchmark/report.schema.json" in names
+    teacher = {name for name in names if name.startswith("edgekd/toy_teacher/")}
+    assert "edgekd/toy_teacher/open_clip_config.json" in teacher
+    assert any(name.endswith(".safetensors") for name in teacher)
+
+
+def test_toy_teacher_is_small(wheel: zipfile.ZipFile) -> None:
+    entries = [entry for entry in wheel.infolist() if entry.filename.startswith("edgekd/toy_teacher/")]
+    assert 0.1e6 < sum(entry.file_size for entry in entries) <= 6e6
+
+
+def test_wheel_says_its_licence_and_its_command(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    metadata = Parser().parsestr(wheel.read(next(name for name in names if name.endswith("/METADATA"))).decode())
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.11"
+    licence = wheel.read(next(name for name in names if name.endswith("/licenses/LICENSE"))).decode()
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+    entry_points = wheel.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
+    assert "edgekd = edgekd.cli:main" in entry_points
+
+
+def test_package_list_is_the_folders(project: dict[str, Any]) -> None:
+    settings = project["tool"]["setuptools"]
+    folders = settings["package-dir"]
+    assert set(settings["packages"]) == set(folders)
+    found = {path.parent for room in (*ROOMS, "src/edgekd") for path in (ROOT / room).rglob("__init__.py")}
+    assert {ROOT / folder for folder in folders.values()} == found
+
+
+def test_version_stands_in_one_place(project: dict[str, Any]) -> None:
+    import edgekd
+
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "edgekd.version.__version__"}
+    assert re.search(rf"^## \[{re.escape(edgekd.__version__)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+# In pieces, so that this file does not contain what it looks for.
+MACHINE_FOLDERS = ("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers")
+REGISTRIES = ("py" + "pi.org", "python" + "hosted", "download." + "pytorch", "ana" + "conda.org", "conda-" + "forge")
+FORBIDDEN = re.compile(
+    rf"(?<![\w.\-/])/(?:{'|'.join(MACHINE_FOLDERS)})/|{'|'.join(map(re.escape, REGISTRIES))}|index" + r"[-_]url"
+)
+
+
+def test_no_file_names_a_machine_or_a_registry() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: the project's own files cannot be told from others")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    paths = [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    assert len(paths) > 50
+    hits = []
+    for path in paths:
+        text = path.read_bytes().decode("utf-8", "replace")
+        hits += [f"{path.relative_to(ROOT)}: {match.group()}" for match in FORBIDDEN.finditer(text)]
+    assert not hits
+
+
+@pytest.mark.parametrize("text", ["cd /{0}/main", '"/{0}/x"', "(/{0}/me/", "`/{0}/`"])
+@pytest.mark.parametrize("folder", MACHINE_FOLDERS)
+def test_the_scan_sees_machine_paths(text: str, folder: str) -> None:
+    assert FORBIDDEN.search(text.format(folder))
+    assert not FORBIDDEN.search(f"docs/{folder}/page")
+
+
+def test_pre_commit_fetches_nothing() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"repo: (\S+)", text) == ["local"]
+    assert "http" not in text
+    assert set(re.findall(r"entry: (.+)", text)) == {"ruff check --fix", "ruff format"}
+
+
+def test_ci_runs_the_readme_command() -> None:
+    """`.ci/run` takes the one line from README.md that ends in pytest; this is the same search."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    pattern = re.search(r"grep -m 1 -E '([^']+)'", script)
+    assert pattern is not None
+    lines = re.findall(pattern.group(1) + r".*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) == 1
+    assert lines[0].count(" && ") == 2
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
