@@ -54,7 +54,7 @@ def run_benchmark(
         out: gets report.json, report.md, report.png, predictions.npz and latency.npz.
         quick: the short latency protocol, marked everywhere.
         threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
-        context: what to tell the reader besides (see docs/report.md); `runs` holds one mapping per run.
+        context: what to tell the reader besides; `runs` is a list of mappings, each a run's `name` and facts.
         overwrite: replace an earlier report at `out`.
 
     Raises:
@@ -85,7 +85,7 @@ def run_benchmark(
         context=dict(context or {}),
         environment=environment.describe() | {"before": before, "after": environment.state()},
     )
-    report = report.model_copy(update={"notes": tuple(rows.remarks(report))})
+    report = report.model_copy(update={"notes": tuple(rows.remarks(report)), "folder": out})
     write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=samples)
     return report
 
@@ -94,7 +94,7 @@ def _check(subjects: Sequence[Subject], suites: Sequence[Suite], out: Path, over
     if not subjects:
         raise EdgekdError("There is no model to measure.", "Name a run or an artifact.")
     if not suites or any(len(suite.indices) == 0 for suite in suites):
-        empty = next((suite.name for suite in suites), "every suite")
+        empty = next((suite.name for suite in suites if len(suite.indices) == 0), "any suite")
         raise EdgekdError(f"There are no images to measure on in {empty}.", "Check the data and its split.")
     names = [f"{subject.run}/{subject.name}" for subject in subjects]
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, label, main_table, mark, ms, percent
@@ -35,9 +36,10 @@ def under_table(report: Report) -> list[str]:
     lines = [f"**{QUICK_MARK}**: the short latency protocol."] if report.quick else []
     lines += report.notes
     lines.append(_images(report))
-    for run, facts in report.context.get("runs", {}).items():
-        lines.append(f"Run {run}: " + ", ".join(f"{_words(key)} {value}" for key, value in facts.items()) + ".")
-    lines += [f"{_words(key).capitalize()}: {value}." for key, value in report.context.items() if key != "runs"]
+    for facts in report.context.get("runs", ()):
+        told = (f"{_words(key)} {_said(value)}" for key, value in facts.items() if key != "name")
+        lines.append(f"Run {facts['name']}: {', '.join(told)}.")
+    lines += [f"{_words(key).capitalize()}: {_said(value)}." for key, value in report.context.items() if key != "runs"]
     users: dict[str, dict[str, None]] = {}
     for row in report.summary:
         users.setdefault(row.preprocess, {})[label(row)] = None
@@ -114,6 +116,15 @@ def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        more = f" and {len(value) - 3} more" if len(value) > 3 else ""
+        return ("; ".join(str(item) for item in value[:3]) + more) or "none"
+    return NONE if value is None else str(value)
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -52,7 +52,7 @@ def read_report(folder: Path) -> Report:
         raise EdgekdError(
             f"The report at {folder} is not of schema version {SCHEMA_VERSION}.", "Run edgekd benchmark again."
         )
-    return Report.model_validate(data)
+    return Report.model_validate(data | {"folder": folder})
 
 
 def print_table(report: Report) -> None:

@@ -6,11 +6,12 @@ Field by field in docs/report.md; the JSON form is checked against report.schema
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Kind, Subject, Suite
@@ -113,6 +114,8 @@ class SummaryRow(_Row):
 class Report(_Row):
     """`report.json`."""
 
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the report lies; not part of the file."""
     schema_version: int = SCHEMA_VERSION
     created: str
     quick: bool
@@ -239,5 +242,5 @@ def remarks(report: Report) -> list[str]:
             )
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
-        said.append(f"The machine was busy: load average {load:.2f} on {cores} cores before measuring.")
+        said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
     return said

@@ -8,6 +8,7 @@ place last, so a shard exists wholly or not at all, whoever is killed. Processes
 from __future__ import annotations
 
 import contextlib
+import io
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
-from edgekd.files import cache_root, disk_errors, replacing
+from edgekd.files import cache_root, disk_errors, write_bytes
 
 UNAUGMENTED = 0xFFFF
 """The view number of the plain image."""
@@ -88,10 +89,10 @@ class EmbeddingCache:
             )
         record = np.array([(key.encode(), view) for key, view in zip(keys, views, strict=True)], dtype=_KEY)
         name = uuid.uuid4().hex[:16]
-        with replacing(self.folder / f"{name}.vectors.npy") as scratch, open(scratch, "wb") as handle:
-            np.save(handle, half)
-        with replacing(self.folder / f"{name}.keys.npy") as scratch, open(scratch, "wb") as handle:
-            np.save(handle, record)
+        for part, array in (("vectors", half), ("keys", record)):
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_bytes(self.folder / f"{name}.{part}.npy", buffer.getbuffer())
 
     def lookup(self, keys: Sequence[str], views: Sequence[int]) -> NDArray[np.float32]:
         """Embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored."""

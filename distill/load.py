@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.distill.prompts import TextBank, read_text_bank
-from edgekd.distill.students import Student, make_student
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edgekd.config import TrainConfig
+from edgekd.config import TrainConfig, read_config
 from edgekd.data import ImageSet, load_images
+from edgekd.distill.prompts import TextBank, read_text_bank
+from edgekd.distill.students import Student, make_student
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json
 from edgekd.manifest import Run, read_run
 from edgekd.split import Split, read_split
 
@@ -47,11 +46,12 @@ def load_run(folder: Path) -> LoadedRun:
         EdgekdError: unfinished or damaged run.
     """
     run = read_run(folder)
-    config = TrainConfig.model_validate(read_json(folder / "config.json", "run configuration"))
+    config = read_config(folder / "config.json")
     bank_path = folder / "text_bank.safetensors"
-    bank = read_text_bank(bank_path) if bank_path.exists() else None
-    path = folder / "student.safetensors"
+    path = bank_path
     try:
+        bank = read_text_bank(bank_path) if bank_path.exists() else None
+        path = folder / "student.safetensors"
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise EdgekdError(f"{path} cannot be read ({error}).", "Train the run again with --overwrite.") from error
@@ -64,6 +64,11 @@ def load_run(folder: Path) -> LoadedRun:
         dim=state["projector.weight"].shape[0] if text_head else None,
         classes=None if text_head else len(run.classes),
     )
-    student.load_state_dict(state)
+    try:
+        student.load_state_dict(state)
+    except RuntimeError as error:
+        raise EdgekdError(
+            f"{path} does not hold the weights of this run's {config.student}.", "Train the run again with --overwrite."
+        ) from error
     student.preprocess = run.preprocess
     return LoadedRun(run, folder, config, student.eval(), bank)

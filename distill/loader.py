@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.pixels import PixelStore
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.views import ViewParams, ViewPolicy, view_params
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 @dataclass(frozen=True)

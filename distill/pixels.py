@@ -75,12 +75,10 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
 
 def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:
     say(f"decoding {shape[0]:,} images to {shape[1]} px once ({np.prod(shape) / 2**20:,.0f} MiB in {path.parent})")
-    with replacing(path) as scratch:
-        # Reserve the whole file now: writing to a sparse mapping on a full disk kills the process with SIGBUS.
-        with open(scratch, "wb") as handle:
-            np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            block = max(1, 2**24 // int(np.prod(shape[1:])))
-            with ThreadPoolExecutor() as pool:
-                for start in range(0, shape[0], block):
-                    rows = pool.map(lambda i: squashed(images, i, shape[1]), range(start, min(start + block, shape[0])))
-                    handle.write(np.stack(list(rows)).tobytes())
+    block = max(1, 2**24 // int(np.prod(shape[1:])))
+    # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
+    with replacing(path) as scratch, open(scratch, "wb") as handle, ThreadPoolExecutor() as pool:
+        np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for start in range(0, shape[0], block):
+            rows = pool.map(lambda i: squashed(images, i, shape[1]), range(start, min(start + block, shape[0])))
+            handle.write(np.stack(list(rows)).tobytes())

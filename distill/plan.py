@@ -1,4 +1,4 @@
-"""What a run will do, settled before anything is computed: every open choice made, every need checked, all of it said."""
+"""What a run will do, settled before anything is computed: every open choice made, every need checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.distill.students import timm_name
-
-from edgekd.config import TrainConfig
+from edgekd.config import TrainConfig, read_config
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
+from edgekd.distill.recipes import Recipe, get_recipe
+from edgekd.distill.students import timm_name
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json, write_json
+from edgekd.files import disk_errors, write_json
 from edgekd.split import Split, make_split, read_split
 
 TOY_SIZE = 64
@@ -23,11 +22,26 @@ DEFAULT_EPOCHS = 20.0
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """Fill every `None` that does not depend on the images. Raises for unknown names before any work is done."""
+    """Fill every `None` that does not depend on the images, or take the settings of the run to resume.
+
+    Raises:
+        EdgekdError: unknown names, an existing folder without `overwrite`, nothing to resume; before any work is done.
+    """
+    if config.resume:
+        out = config.out or _newest_unfinished()
+        if (out / "run.json").exists():
+            raise EdgekdError(f"The run at {out} is finished.", "Export it: edgekd export " + str(out))
+        if not (out / "config.json").is_file():
+            raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
+        stored = read_config(out / "config.json")
+        say(f"resuming {out} with the settings it was started with")
+        return stored.model_copy(update={"out": out, "resume": True})
     get_recipe(config.recipe, config.stages)
     timm_name(config.student)
     toy = config.data == "toy"
-    chosen: dict[str, object] = {}
+    chosen: dict[str, object] = {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    if config.student_weights is not None:
+        chosen["student_weights"] = config.student_weights.expanduser().absolute()
     if config.pretrained is None:
         chosen["pretrained"] = "scratch" if toy and config.student_weights is None else "hub"
     if config.size is None and toy:
@@ -43,51 +57,49 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     if config.out is None:
         chosen["out"] = _free_name(Path("runs"), f"{config.student}-{config.recipe}-{Path(config.data).name}")
+    elif is_main_process() and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        if not config.overwrite:
+            raise EdgekdError(f"{config.out} exists already.", "Choose another --out, or add --resume or --overwrite.")
+        if not (config.out / "config.json").exists():
+            raise EdgekdError(f"{config.out} is not a run, so it is not overwritten.", "Choose another --out.")
     if from_scratch:
         reason = "the toy data comes with no pretrained student" if config.pretrained is None else "as you asked"
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     return config.model_copy(update=chosen)
 
 
-def claim_folder(config: TrainConfig) -> TrainConfig:
-    """Make the run's folder, or find the run to resume in it. Only process 0 touches the disk.
-
-    Returns:
-        The configuration to use: when resuming, the one the run was started with.
-
-    Raises:
-        EdgekdError: the folder exists and neither `overwrite` nor `resume` was given; nothing to resume.
-    """
-    assert config.out is not None
-    out, stored = config.out, config.out / "config.json"
-    if config.resume:
-        settings = read_json(stored, "run to resume")
-        say(f"resuming {out} with the settings it was started with")
-        return TrainConfig.model_validate(settings | {"out": str(out), "resume": True})
-    if is_main_process():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            if not config.overwrite:
-                raise EdgekdError(f"{out} exists already.", "Choose another --out, or add --resume or --overwrite.")
-            if out.is_dir() and not stored.exists():
-                raise EdgekdError(f"{out} is not a run, so it is not overwritten.", "Choose another --out.")
-            shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
-        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
-        write_json(stored, settings)
-    return config
+def _absolute(spec: str) -> str:
+    """A spec that names a file or folder, with its full path, so that the run can be used from another directory."""
+    kind, colon, path = spec.rpartition(":")
+    if kind in ("local-dir", "embeddings") or (not colon and spec != "toy"):
+        return f"{kind}{colon}{Path(path).expanduser().absolute()}" if colon or Path(spec).exists() else spec
+    return spec
 
 
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
-    """The images and the run's split: read back when the run has one, else made and written down."""
+    """The images and the run's split: read back when a run is resumed, else made."""
     assert config.out is not None
     images = load_images(config.data)
     path = config.out / "split.json"
-    if path.exists():
+    if config.resume and path.exists():
         return images, read_split(path, images)
-    split = make_split(images, test_domain=config.test_domain, seed=config.split_seed)
-    if is_main_process():
-        split.write(path)
-    return images, split
+    return images, make_split(images, test_domain=config.test_domain, seed=config.split_seed)
+
+
+def claim_folder(config: TrainConfig, split: Split) -> None:
+    """Make the run's folder with its configuration and split; process 0 only.
+
+    Called when data, teacher and student are in hand, so that `overwrite` removes nothing for a run that cannot start.
+    """
+    assert config.out is not None
+    if config.resume:
+        return
+    with disk_errors(config.out):
+        if config.out.exists():
+            shutil.rmtree(config.out)
+        config.out.mkdir(parents=True)
+    split.write(config.out / "split.json")
+    write_json(config.out / "config.json", config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}))
 
 
 def check_needs(recipe: Recipe, config: TrainConfig) -> None:
@@ -113,6 +125,13 @@ def newest_run(root: Path = Path("runs")) -> Path:
     if not finished:
         raise EdgekdError(f"There is no finished run under {root}/.", "Train one first: edgekd train.")
     return finished[-1].parent
+
+
+def _newest_unfinished(root: Path = Path("runs")) -> Path:
+    started = [path.parent for path in root.glob("*/config.json") if not (path.parent / "run.json").exists()]
+    if not started:
+        raise EdgekdError(f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER.")
+    return max(started, key=os.path.getmtime)
 
 
 def _free_name(root: Path, stem: str) -> Path:

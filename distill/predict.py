@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from edgekd.distill.prompts import TextBank
-from edgekd.distill.students import Student
-from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.views import plain
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.data import ImageSet
+from edgekd.distill.prompts import TextBank
+from edgekd.distill.students import Student
+from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.views import plain
 from edgekd.preprocess import Preprocess
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -25,11 +25,17 @@ def pixel_batches(
     images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess, batch: int = 64
 ) -> Iterator[NDArray[np.uint8]]:
     """The images at `indices`, prepared, as uint8 `[≤batch, H, W, 3]`; the next batch decodes in the background."""
+
+    def prepared(index: int) -> NDArray[np.uint8]:
+        return preprocess.pixels(images.read(index))
+
+    def submit(chunk: NDArray[np.int64]) -> list[Future[NDArray[np.uint8]]]:
+        return [pool.submit(prepared, int(index)) for index in chunk]
+
     with ThreadPoolExecutor() as pool:
         chunks = [indices[start : start + batch] for start in range(0, len(indices), batch)]
-        submit = lambda chunk: [pool.submit(lambda i: preprocess.pixels(images.read(int(i))), i) for i in chunk]  # noqa: E731
         upcoming = submit(chunks[0]) if chunks else []
-        for following in [*chunks[1:], None]:
+        for following in [*chunks[1:], None] if chunks else []:
             current, upcoming = upcoming, submit(following) if following is not None else []
             yield np.stack([future.result() for future in current])
 

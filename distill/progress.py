@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
-from edgekd.distill.loader import Prefetcher
 from lightning_fabric import Fabric
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.console import err, say
-from edgekd.files import write_text
+from edgekd.distill.loader import Prefetcher
+from edgekd.files import disk_errors, write_text
 
 
 class Progress:
@@ -44,7 +46,7 @@ class Progress:
             _keep_until(self._path, resume_at)
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at or None)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")
@@ -60,7 +62,7 @@ class Progress:
         if self._bar:
             self._bar.stop()
         if self._board:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
 
     @property
     def seconds(self) -> float:
@@ -104,7 +106,7 @@ class Progress:
                 self._bar.update(self._task, completed=step + 1)
             return
         shown = {
-            name: float(self._fabric.all_reduce(value.detach().float(), reduce_op="mean"))
+            name: float(cast(Tensor, self._fabric.all_reduce(value.detach().float(), reduce_op="mean")))
             for name, value in {"loss": loss, **values}.items()
         }
         if not self._fabric.is_global_zero:
@@ -123,7 +125,7 @@ class Progress:
         )
         if self._board:
             for name, value in {"loss": total, "lr": lr, **{f"terms/{k}": v for k, v in shown.items()}}.items():
-                self._board.add_scalar(f"train/{name}", value, step + 1)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"train/{name}", value, step + 1)
         note = (
             f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  data_wait {self.data_wait_percent:.0f} %"
         )
@@ -138,12 +140,12 @@ class Progress:
         """Record an accuracy on source validation, 0–1."""
         self._write({"step": done, "val_top1": accuracy})
         if self._board:
-            self._board.add_scalar("val/top1", accuracy, done)  # type: ignore[no-untyped-call]
+            self._board.add_scalar("val/top1", accuracy, done)
         if final:
             say(f"ID validation accuracy {100 * accuracy:.1f} %")
 
     def _write(self, record: Mapping[str, object]) -> None:
-        with open(self._path, "a", encoding="utf-8") as handle:
+        with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
 
     @staticmethod
@@ -182,8 +184,16 @@ def _bar(extra: str) -> Bar:
     )
 
 
+def _step_of(line: str) -> float:
+    """The step a line of metrics.jsonl belongs to; of a torn line, one beyond all steps."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
+
+
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))

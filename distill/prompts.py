@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import replacing
+from edgekd.files import write_bytes
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 
@@ -37,8 +37,7 @@ class TextBank:
             "teacher_id": self.teacher_id,
             "logit_scale": repr(self.logit_scale),
         }
-        with replacing(path) as scratch:
-            save_file({"vectors": self.vectors.contiguous()}, scratch, metadata=header)
+        write_bytes(path, save({"vectors": self.vectors.contiguous()}, metadata=header))
 
 
 def read_text_bank(path: Path) -> TextBank:
@@ -85,7 +84,8 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
     path = Path(choice)
     if not path.is_file():
         raise EdgekdError(f'There is no template set or file "{choice}".', did_you_mean(choice, TEMPLATE_SETS))
-    templates = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    templates = tuple(line.strip() for line in lines if line.strip())
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise EdgekdError(f"{path} is not a list of templates.", "Write one per line, each with one {} for the class.")
     return templates

@@ -7,12 +7,12 @@ A recipe says nothing about student, data or hardware. Any number can be changed
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs
-
 from edgekd.errors import EdgekdError, did_you_mean
 
 Part = Literal["backbone", "projector", "head"]
@@ -88,8 +88,8 @@ RECIPES: dict[str, Recipe] = {
             "Addepalli et al., CVPR 2024 (λ = 0.5)",
             "text",
             (
-                Stage("align", 0.2, _VL2V, ("projector",), lr=3.0),
-                Stage("distill", 0.8, _VL2V, ("backbone",)),
+                Stage("align", 0.3, _VL2V, ("projector",), lr=10.0),
+                Stage("distill", 0.7, _VL2V, ("backbone",)),
             ),
         ),
     )
@@ -117,13 +117,27 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise EdgekdError(
             f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1."
         )
+    provided = {"labels", "teacher", "bank", "embedding" if recipe.head == "text" else "logits"}
+    for stage in recipe.stages:
+        lacking = [term for term, spec in stage.terms.items() if not needs({term: spec}) <= provided]
+        if lacking:
+            raise EdgekdError(
+                f"The stage {stage.name} of {name} cannot have the term {lacking[0]}: a {recipe.head} head has no "
+                f"{min(needs(stage.terms) - provided)}.",
+                "Leave the term out, or take a recipe with another head.",
+            )
+        if not stage.terms:
+            raise EdgekdError(
+                f"The stage {stage.name} of {name} has no term left.", "Give a term a weight other than 0."
+            )
     return recipe
 
 
 def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
+    changes = _table(changes, f"stage {stage.name}")
     _known(changes, ("share", "lr", "terms"), f"stage {stage.name}")
     terms = dict(stage.terms)
-    for term, fields in changes.get("terms", {}).items():
+    for term, fields in _table(changes.get("terms", {}), f"stage {stage.name}'s terms").items():
         if term not in TERMS:
             raise EdgekdError(f'There is no loss term "{term}".', did_you_mean(term, TERMS))
         fields = fields if isinstance(fields, Mapping) else {"weight": fields}
@@ -134,10 +148,25 @@ def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
             raise EdgekdError(
                 f'There is no confidence "{fields["confidence"]}".', did_you_mean(fields["confidence"], CONFIDENCES)
             )
-        terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **fields)
+        params = _table(fields.get("params", {}), f"term {term}'s params")
+        _known(params, tuple(inspect.signature(TERMS[term].function).parameters)[1:], f"term {term}")
+        numbers = {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
+        terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **{**fields, **numbers})
     kept = {term: spec for term, spec in terms.items() if spec.weight}
-    own = {field: float(changes[field]) for field in ("share", "lr") if field in changes}
+    own = {field: _number(changes[field], f"{stage.name}.{field}") for field in ("share", "lr") if field in changes}
     return dataclasses.replace(stage, terms=kept, **own)
+
+
+def _table(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise EdgekdError(f"A {what} is a table, not {value!r}.", "Write --set stages.STAGE.FIELD=VALUE.")
+    return value
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise EdgekdError(f"{what} is a number, not {value!r}.", "Write --set stages.STAGE.FIELD=NUMBER.")
+    return float(value)
 
 
 def _known(given: Mapping[str, Any], fields: tuple[str, ...], what: str) -> None:

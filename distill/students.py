@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import replacing
-from edgekd.hub import prefer_local_cache
+from edgekd.files import write_bytes
+from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
 Pretrained = Literal["hub", "scratch"]
@@ -122,9 +123,9 @@ def make_student(
         arguments["img_size"] = size
     try:
         backbone = timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise EdgekdError(
-            f"{name} cannot be built with {arguments} ({error}).", "Check --size and student_options."
+            f"{name} cannot be built with {arguments} ({error}).", "Check its tag, --size and student_options."
         ) from error
     if state is not None:
         _load_file_state(backbone, state, name, weights)
@@ -160,7 +161,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise their own kinds for the same few reasons
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+        with open(path, "rb") as handle:
+            start = handle.read(2)
+        # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
+        if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80"):
             raise EdgekdError(
                 f"{path} contains pickled code, which edgekd does not run.",
                 "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
@@ -172,7 +176,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise EdgekdError(f"{path} holds no state dict.", "It must map parameter names to tensors.")
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
@@ -205,6 +211,11 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
     except (OSError, RuntimeError) as error:
+        if hub_reachable():
+            raise EdgekdError(
+                f"The pretrained weights of {name} could not be loaded ({str(error).strip().splitlines()[0]}).",
+                "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
+            ) from error
         raise EdgekdError(
             f"The pretrained weights of {name} are not in the local cache and the hub cannot be reached.",
             "Three ways on: --student-weights FILE with weights copied from elsewhere; run once with a network (or set "
@@ -215,11 +226,8 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
 
 def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
     """Write all parameters and buffers as safetensors."""
-    from safetensors.torch import save_file
-
     state = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
-    with replacing(path) as scratch:
-        save_file(state, scratch, metadata=dict(metadata))
+    write_bytes(path, save(state, metadata=dict(metadata)))
 
 
 @torch.inference_mode()

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numpy as np
 import torch
-from edgekd.distill.prompts import TextBank, ensemble, readable
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from edgekd.distill.prompts import TextBank, ensemble, readable
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
@@ -59,7 +62,7 @@ class ClipTeacher:
 
     def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
         """One unit vector per class, averaged over the templates."""
-        prompts = [template.format(readable(name)) for template in templates for name in classes]
+        prompts = [template.replace("{}", readable(name)) for template in templates for name in classes]
         vectors = self.embed_texts(prompts).reshape(len(templates), len(classes), -1)  # [T, C, D]
         return TextBank(tuple(classes), tuple(templates), ensemble(vectors), self.id, self.logit_scale)
 
@@ -165,11 +168,20 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         else:
             model = open_clip.create_model_from_pretrained(name, pretrained=tag, return_transform=False)
         tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        PickleError,
+    ) as error:
         if not name.startswith("local-dir:") and not hub_reachable():
             raise EdgekdError(
                 f"The teacher {spec} is not in the local cache and the hub cannot be reached.",
-                "Connect once, copy the model folder here and use local-dir:FOLDER, or use precomputed embeddings:FILE.npz.",
+                "Connect once, copy the model folder here for local-dir:FOLDER, or use embeddings:FILE.npz.",
             ) from error
         raise EdgekdError(
             f"The teacher {spec} could not be loaded ({_first_line(error)}).", "Check the folder's config and weights."
@@ -212,29 +224,35 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             arrays = {name: file[name] for name in file.files}
         images, vectors = arrays["image_ids"], arrays["image_vectors"]
         classes, texts = arrays["class_names"], arrays["text_vectors"]
-    except (ValueError, OSError, KeyError, EOFError) as error:
+    except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise EdgekdError(
             f"{path} is not an embeddings file ({_first_line(error)}).",
-            "It must be an .npz with image_ids, image_vectors, class_names and text_vectors (plain arrays, no objects).",
+            "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors.",
         ) from error
+    scale = np.asarray(arrays.get("logit_scale", 100.0))
+    numbers = all(array.dtype.kind in "fiu" for array in (vectors, texts, scale))
     if (
-        vectors.ndim != 2
+        not numbers
+        or scale.size != 1
+        or images.ndim != 1
+        or classes.ndim != 1
+        or vectors.ndim != 2
         or texts.ndim != 2
         or vectors.shape[1] != texts.shape[1]
         or len(images) != len(vectors)
         or len(classes) != len(texts)
     ):
         raise EdgekdError(
-            f"The arrays in {path} do not fit together: images {vectors.shape} for {len(images)} ids, "
-            f"texts {texts.shape} for {len(classes)} names.",
-            "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names.",
+            f"The arrays in {path} do not fit together: images {vectors.shape} for ids {images.shape}, "
+            f"texts {texts.shape} for names {classes.shape}.",
+            "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )
     if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
         raise EdgekdError(f"{path} holds values that are not finite.", "Compute the embeddings again.")
     return EmbeddingsTeacher(
         spec=spec,
         id=short_hash("embeddings-1", sha256_file(path)),
-        logit_scale=float(arrays.get("logit_scale", np.float32(100.0))),
+        logit_scale=float(scale.item()),
         dim=int(vectors.shape[1]),
         vectors=dict(zip(map(str, images), vectors, strict=True)),
         texts=dict(zip(map(str, classes), texts, strict=True)),

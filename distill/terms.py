@@ -168,10 +168,10 @@ def objective(
     for name, spec in terms.items():
         per_image = TERMS[name].function(batch, **spec.params).float()  # [B]
         kept = MASKS[spec.mask](batch) if spec.mask else torch.ones_like(per_image, dtype=torch.bool)
-        # where() and not a product: a NaN in an image that does not count must not reach the sum.
-        per_image = torch.where(kept, per_image, 0.0)
         if spec.confidence:
             per_image = per_image * CONFIDENCES[spec.confidence](batch)
+        # where() and not a product: a NaN in an image that does not count must not reach the sum.
+        per_image = torch.where(kept, per_image, 0.0)
         value = processes * per_image.sum() / total(kept.sum()).clamp(min=1)
         loss = loss + spec.weight * value
         values[name] = value.detach()

@@ -6,17 +6,30 @@ function of the step, so any number of processes sees the same global batches an
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.nn.functional import normalize
+
+from edgekd.config import TrainConfig
+from edgekd.console import say
+from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
@@ -30,17 +43,8 @@ from edgekd.distill.students import Student, fit_scale, make_student, save_stude
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, load_teacher
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
-from lightning_fabric import Fabric
-from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-
-from edgekd.config import TrainConfig
-from edgekd.console import say
-from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
-from edgekd.files import replacing, sha256_file
+from edgekd.files import sha256_file, write_bytes
 from edgekd.manifest import Run, read_run
 from edgekd.split import Split
 from edgekd.version import __version__
@@ -52,18 +56,19 @@ def train(config: TrainConfig) -> Run:
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
     """
-    config = claim_folder(settle(config))
-    out = config.out
-    assert out is not None
+    config = settle(config)
+    assert config.out is not None
+    images, split = load_data(config)
     fabric = make_fabric(config)
     try:
-        fabric.launch(_train_process, config)
-    except torch.multiprocessing.ProcessRaisedException as error:  # a child's EdgekdError arrives as text
+        # Bound beforehand: Fabric walks through the arguments of a launch and stumbles over frozen dataclasses.
+        fabric.launch(functools.partial(_train_process, config=config, images=images, split=split))
+    except ProcessRaisedException as error:  # a child's EdgekdError arrives as text
         marker = "EdgekdError: "
         if marker in str(error):
             raise EdgekdError(str(error).rsplit(marker, 1)[1].strip()) from error
         raise
-    return read_run(out)
+    return read_run(config.out)
 
 
 def make_fabric(config: TrainConfig) -> Fabric:
@@ -82,7 +87,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     )
 
 
-def _train_process(fabric: Fabric, config: TrainConfig) -> None:
+def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -> None:
     assert config.out is not None
     assert config.lr is not None
     out, recipe = config.out, get_recipe(config.recipe, config.stages)
@@ -91,7 +96,6 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
     fabric.seed_everything(config.seed, verbose=False)
 
-    images, split = load_data(config)
     teacher = load_teacher(config.teacher) if recipe.needs & {"teacher", "bank"} or recipe.head == "text" else None
     sources = [name for name in images.domains if name != split.test_domain]
     bank = teacher.text_bank(images.classes, templates_for(config.prompts, sources)) if teacher else None
@@ -104,6 +108,9 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
         dim=teacher.dim if teacher and recipe.head == "text" else None,
         classes=len(images.classes) if recipe.head == "linear" else None,
     )
+    if fabric.is_global_zero:
+        claim_folder(config, split)
+    fabric.barrier()
     _say_plan(config, recipe, images, split, student)
 
     groups = tuple(
@@ -115,6 +122,8 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
 
     state = _State(out, fabric)
     resume_at = state.restore(student) if config.resume else 0
+    if resume_at == 0 and student.projector is not None and bank is not None:
+        centre_projector(fabric, student, recipe, source(0), teacher, bank)
     started, first_step = time.perf_counter(), 0
     progress = Progress(out, steps, config, fabric, resume_at)
     with progress:
@@ -138,9 +147,9 @@ def _train_process(fabric: Fabric, config: TrainConfig) -> None:
                     final=last_step == steps,
                 )
             first_step = last_step
-    seconds = state.seconds_before + time.perf_counter() - started
-    if fabric.is_global_zero:
-        _finish(config, recipe, images, split, student, teacher, bank, state, steps, seconds, progress)
+        seconds = state.seconds_before + time.perf_counter() - started
+        if fabric.is_global_zero:
+            _finish(config, recipe, images, split, student, teacher, bank, state, steps, seconds, progress)
     fabric.barrier()
 
 
@@ -170,8 +179,8 @@ def _run_stage(
     raw_optimizer = torch.optim.AdamW(
         param_groups_weight_decay(student, config.weight_decay), lr=config.lr * stage.lr, fused=True
     )
-    student.to(fabric.device, memory_format=torch.channels_last)
-    model: Any = fabric.setup_module(torch.compile(student) if config.compile else student)
+    student.to(fabric.device).to(memory_format=torch.channels_last)
+    model: Any = fabric.setup_module(cast(nn.Module, torch.compile(student)) if config.compile else student)
     optimizer: Any = fabric.setup_optimizers(raw_optimizer)
     ema = ModelEmaV3(student, decay=config.ema, use_warmup=True) if config.ema else None
     if start > span.start:
@@ -206,6 +215,30 @@ def _run_stage(
         state.save(span.stop, student, None, None, progress.seconds)
 
 
+@torch.no_grad()
+def centre_projector(
+    fabric: Fabric, student: Student, recipe: Recipe, raw: RawBatch, teacher: Teacher | None, bank: TextBank
+) -> None:
+    """Start the projector's bias at the mean of its targets over the first batch.
+
+    CLIP's embeddings share a large common part (the mean of unit vectors has length 0.96 for the miniature teacher of
+    docs/results.md). With PyTorch's start the align stage spends its steps on that part, and the distill stage, whose
+    projector is frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
+    """
+    assert student.projector is not None
+    student.to(fabric.device).eval()
+    views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
+    length = student.backbone((views - student.mean) / student.std).norm(dim=-1).mean()
+    targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
+    embedding = _teacher_embedding(raw, teacher, fabric.device)
+    if embedding is not None:
+        if any("feat_mse" in stage.terms for stage in recipe.stages):
+            length = embedding.norm(dim=-1).mean()
+        targets = targets + normalize(embedding, dim=-1) if "cos_text" in recipe.stages[-1].terms else embedding
+    centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
+    student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)
+
+
 def stage_loss(
     fabric: Fabric,
     model: nn.Module,
@@ -236,13 +269,18 @@ def stage_loss(
         bank=bank.vectors.to(fabric.device) if bank else None,
         logit_scale=bank.logit_scale if bank else 1.0,
     )
-    return objective(batch, stage.terms, lambda count: fabric.all_reduce(count, reduce_op="sum"), fabric.world_size)
+    return objective(batch, stage.terms, lambda count: total(fabric, count), fabric.world_size)
+
+
+def total(fabric: Fabric, value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes."""
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="sum"))
 
 
 def share_out(recipe: Recipe, steps: int) -> list[int]:
     """Whole steps of each stage; they add up to `steps`."""
     edges = np.rint(np.cumsum([0.0, *(stage.share for stage in recipe.stages)]) * steps).astype(int)
-    return np.diff(edges).tolist()
+    return [int(part) for part in np.diff(edges)]
 
 
 def schedule(part: float, warmup: float) -> float:
@@ -295,7 +333,8 @@ def _batch_source(
     policy = ViewPolicy()
     store = open_store(images, store_side(size))
     asks_teacher = teacher is not None and "teacher" in recipe.needs
-    embeddings, teacher_store = None, None
+    embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
+    teacher_store = None
     if asks_teacher and config.online_teacher:
         assert isinstance(teacher, ClipTeacher)
         teacher.model.to(fabric.device)
@@ -303,10 +342,11 @@ def _batch_source(
     elif isinstance(teacher, EmbeddingsTeacher) and asks_teacher:
         black_box = teacher
 
-        def embeddings(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
+        def by_id(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
             return black_box.lookup([images.ids[i] for i in indices]).numpy()
 
-        embeddings(split.train, split.train)
+        by_id(split.train, split.train)  # every training image must be there, before training
+        embeddings = by_id
     elif asks_teacher:
         assert isinstance(teacher, ClipTeacher)
         cache = EmbeddingCache(teacher.id, policy.id, teacher.dim)
@@ -329,7 +369,9 @@ def fill_cache(
 ) -> None:
     """Make sure that `views` views of every image at `indices` are stored; processes share the work."""
     keys = [images.keys[i] for i in indices]
-    if not cache.missing(keys, range(views)):
+    # Process 0 decides: another run may add a shard between two processes' looks at the folder.
+    if not fabric.broadcast(bool(cache.missing(keys, range(views)))):
+        cache.refresh()
         say(f"teacher cache: all {len(keys) * views:,} views are there, no teacher pass needed")
         return
     lock = cache.filling()
@@ -393,8 +435,7 @@ class _State:
                 "seconds": self.seconds_before + seconds,
                 "best": (self.best_accuracy, self.best_step),
             }
-            with replacing(self.path) as scratch:
-                torch.save(state, scratch)
+            _write_torch(self.path, state)
         self.fabric.barrier()
 
     def restore(self, student: Student) -> int:
@@ -427,15 +468,24 @@ class _State:
             if accuracy > self.best_accuracy:
                 self.best_accuracy, self.best_step = accuracy, done
                 if config.select == "best":
-                    with replacing(self.best_path) as scratch:
-                        torch.save(self.averaged.state_dict(), scratch)
+                    _write_torch(self.best_path, self.averaged.state_dict())
         self.fabric.barrier()
+
+
+def _write_torch(path: Path, value: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
     """Unweighted mean over domains of the top-1 accuracy, 0–1."""
     vectors = bank.vectors.to(student.mean.device) if bank else None
     scores = predict_all(student_predict(student, vectors), images, indices, student.preprocess)
+    return _domain_mean(scores, images, indices)
+
+
+def _domain_mean(scores: NDArray[np.float32], images: ImageSet, indices: NDArray[np.int64]) -> float:
     right = scores.argmax(axis=1) == images.labels[indices]
     domains = images.domain_of[indices]
     return float(np.mean([right[domains == domain].mean() for domain in np.unique(domains)]))
@@ -467,7 +517,7 @@ def _finish(
     vectors = bank.vectors if bank else None
     scores = predict_all(student_predict(final, vectors), images, split.val, final.preprocess)
     final.scale.fill_(fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val])))
-    progress.evaluated(steps, float((scores.argmax(1) == images.labels[split.val]).mean()), final=True)
+    progress.evaluated(steps, _domain_mean(scores, images, split.val), final=True)
     save_student(final, out / "student.safetensors", {"student": config.student, "recipe": recipe.name})
     if bank:
         bank.write(out / "text_bank.safetensors")

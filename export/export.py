@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -78,7 +80,7 @@ def export_model(
         "preprocess": preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
     }
-    with replacing(folder) as scratch:
+    with _one_winner(folder), replacing(folder) as scratch:
         scratch.mkdir()
         quantization = _write_model(scratch, model, precision, preprocess.size, metadata, calibration, fp32_path)
         if quantization is not None:
@@ -110,7 +112,7 @@ def export_model(
         if not parity["passed"]:
             _report_failure(parity, artifact, folder, scratch)
         _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
-    return artifact
+    return artifact.model_copy(update={"folder": folder})
 
 
 def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -121,7 +123,7 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     try:
         with torch.inference_mode():
             parts = [
-                model(torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH])).to(device)).float().cpu()
+                model(torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)).float().cpu()
                 for start in range(0, len(images), _BATCH)
             ]
     finally:
@@ -168,6 +170,19 @@ def _measure(model: Deployable, folder: Path, images: NDArray[np.uint8]) -> dict
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
+
+
+@contextlib.contextmanager
+def _one_winner(folder: Path) -> Iterator[None]:
+    """Two exports that end in the same instant: the loser of the rename gets a sentence, the winner stays whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or error.filename == str(folder):
+            raise EdgekdError(
+                f"Another export wrote {folder} at the same time.", "Its result stands; run again to replace it."
+            ) from error
+        raise
 
 
 def _report_failure(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:

@@ -72,6 +72,7 @@ def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict
     )
     with _quiet_logging():
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     quantized = quantizer.model.model
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
@@ -147,10 +148,9 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     size = np.abs(rows)
     scale = size.max(axis=1) / 127
     if pairs != "none" and rows.shape[1] > 1:
-        meeting = (
-            (size[:, 1:] + size[:, :-1]).max(axis=1) if pairs == "neighbours" else np.sort(size)[:, -2:].sum(axis=1)
-        )
-        scale = np.maximum(scale, meeting / 127)  # rounding may add 1, and 255 · 128 = 32640 still fits
+        ordered = np.sort(size)  # its last two are the largest
+        meeting = size[:, 1:] + size[:, :-1] if pairs == "neighbours" else ordered[:, -2:-1] + ordered[:, -1:]
+        scale = np.maximum(scale, meeting.max(axis=1) / 127)  # rounding may add 1, and 255 · 128 = 32640 still fits
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 

@@ -83,8 +83,8 @@ def caption_of(fact: Fact, rng: random.Random) -> tuple[Fact, str]:
     claim = Fact(
         fact.cls,
         fact.domain if rng.random() < 0.75 else None,
-        fact.main if rng.random() < 0.35 else None,
-        fact.scene if rng.random() < 0.35 else None,
+        fact.main if rng.random() < 0.25 else None,
+        fact.scene if rng.random() < 0.25 else None,
     )
     return claim, claim.says(rng.choice(TEMPLATES[claim.domain]))
 
@@ -237,9 +237,9 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("src/edgekd/toy_teacher"), help="folder of the model")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--pool", type=int, default=300, help="images of each class in each domain")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pool", type=int, default=200, help="images of each class in each domain")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""What every test may use: a cache of its own, and small image folders drawn on the spot."""
+"""What every test may use: a cache of its own, small image folders drawn on the spot, and a tiny open_clip teacher."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -64,3 +65,31 @@ def make_domain_folder() -> Callable[..., Path]:
         return root
 
     return make
+
+
+TINY_TEACHER = {
+    "model_cfg": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip model folder: a one-layer ViT of 12 dimensions at 32 px with random weights, not square-resizing."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    folder.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**TINY_TEACHER["model_cfg"])  # type: ignore[arg-type]
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(TINY_TEACHER))
+    return folder

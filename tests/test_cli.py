@@ -74,7 +74,7 @@ def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys\nfrom edgekd.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit as leaving:\n"
         "    assert leaving.code == 0\n"
-        "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnxruntime', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -154,12 +154,14 @@ def test_typos_get_a_suggestion(
     error, hint = fails(2, *arguments, *extra)
     assert wrong in error
     assert f'Did you mean "{suggestion}"?' in f"{error} {hint}"
+    assert not Path("run").exists()
 
 
 def test_missing_data_folder(fails: Callable[..., tuple[str, str]]) -> None:
     error, hint = fails(2, "train", "--data", "nowhere", "--out", "run")
     assert "nowhere" in error
     assert "--data toy" in hint
+    assert not Path("run").exists()
 
 
 def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ from edgekd.benchmark.table import main_table
 from edgekd.errors import EdgekdError
 
 SCHEMA = json.loads((Path(report_module.__file__).parent / "report.schema.json").read_text())
-CONTEXT = {"data": "paint", "runs": {"r": {"seed": 0, "split_hash": "abcd", "selection": "last EMA"}}}
+FACTS = {"name": "r", "seed": 0, "split_hash": "abcd", "seconds": 61.23456, "templates": list("abcde"), "domain": None}
+CONTEXT = {"data": "paint", "runs": [FACTS]}
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int}
 
 
@@ -94,6 +95,7 @@ def test_the_folder_holds_everything_and_the_json_fits_its_schema(measured: tupl
     data = json.loads((out / "report.json").read_text())
     assert list(violations(data, SCHEMA)) == []
     assert read_report(out) == report
+    assert report.folder == out
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".tmp")] == []
 
 
@@ -170,7 +172,8 @@ def test_markdown_says_what_a_reader_needs(measured: tuple[Report, Path]) -> Non
         "| r | torch student | 66.7 | 66.7 | 66.7 | 66.7 | 66.7 | 0.0 | 74.1 |",
         "r: onnxruntime-int8 is slower than onnxruntime-fp32 here (p50 3.00 against 2.00 ms)",
         "Images: id n = 60, ood:photo n = 30, ood:sketch n = 30.",
-        "Run r: seed 0, split hash abcd, selection last EMA.",
+        "Run r: seed 0, split hash abcd, seconds 61.23, templates a; b; c and 2 more, domain –.",
+        "Data: paint.",
         f"{LARGE.hash} (teacher zero-shot), {SMALL.hash} (torch student, onnxruntime-fp32, onnxruntime-int8)",
         "at least 128 runs and 10 s in one fresh process",
         "threads: 2.",
@@ -261,7 +264,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
     for subjects, chosen, folder, overwrite, message in (
         ([], suites, out, False, "no model"),
         ([one], [], out, False, "no images"),
-        ([one], [Suite("id", suites[0].images, np.arange(0))], out, False, "no images to measure on in id"),
+        ([one], [*suites, Suite("ood:art", suites[0].images, np.arange(0))], out, False, "measure on in ood:art"),
         ([one, one], suites, out, False, "r/torch is to be measured twice"),
         ([one], [Suite("id", suites[0].images, np.arange(3), run="other")], out, False, "torch of run r"),
         ([one], suites, full, True, "holds no report"),

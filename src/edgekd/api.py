@@ -1,4 +1,4 @@
-"""The library's front door; the command line says the same words. Each function wires rooms together and decides nothing."""
+"""The library's front door; the command line says the same words. Functions here only wire rooms together."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ def export(
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
     base = folder / f"{target}-fp32"
+    if base.exists() and read_artifact(base).source.get("student_sha256") != loaded.run.student_sha256:
+        raise EdgekdError(f"{base} was exported from another student.", f"Remove {folder} and export again.")
     wanted: list[Precision] = ["fp32"] if precision == "fp32" or not base.exists() else []
     wanted += [precision] if precision != "fp32" else []
     for name in wanted:
@@ -93,23 +95,22 @@ def export(
     model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
     artifacts = []
     for name in wanted:
-        artifacts.append(
-            export_model(
-                model,
-                folder / f"{target}-{name}",
-                name=f"{target}-{name}",
-                target=target,
-                precision=name,
-                classes=loaded.run.classes,
-                preprocess=loaded.run.preprocess,
-                calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
-                calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
-                parity_images=_pixels(loaded, images, parity),
-                source=_source(loaded),
-                overwrite=overwrite,
-                fp32_path=base / "model.onnx" if name != "fp32" else None,
-            )
+        artifact = export_model(
+            model,
+            folder / f"{target}-{name}",
+            name=f"{target}-{name}",
+            target=target,
+            precision=name,
+            classes=loaded.run.classes,
+            preprocess=loaded.run.preprocess,
+            calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
+            calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
+            parity_images=_pixels(loaded, images, parity),
+            source=_source(loaded),
+            overwrite=overwrite,
+            fp32_path=base / "model.onnx" if name != "fp32" else None,
         )
+        artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
     return artifacts
 
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgekd.errors import EdgekdError
 from edgekd.version import __version__
+
+if TYPE_CHECKING:
+    from edgekd.manifest import Precision
 
 app = typer.Typer(
     name="edgekd",
@@ -110,7 +113,12 @@ def train(
     accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
     devices: Annotated[int | None, typer.Option(help="Processes on this machine. [default: 1]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/STUDENT-RECIPE-DATA]")] = None,
-    resume: Annotated[bool | None, typer.Option("--resume", help="Go on where a killed run in --out stopped.")] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume", help="Go on where a killed run stopped: the one in --out, else the newest unfinished."
+        ),
+    ] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = None,
     smoke: Annotated[bool | None, typer.Option("--smoke", help="A few steps: does it run at all?")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
@@ -149,7 +157,8 @@ def export(
     from edgekd import api
     from edgekd.console import result
 
-    wanted = [name for name, given in (("int8", int8), ("fp16", fp16), ("fp32", fp32)) if given]
+    flags: dict[Precision, bool] = {"int8": int8, "fp16": fp16, "fp32": fp32}
+    wanted = [name for name, given in flags.items() if given]
     if len(wanted) > 1:
         raise EdgekdError(
             "More than one precision was asked for.",
@@ -159,7 +168,7 @@ def export(
         run,
         target=target,
         precision=wanted[0] if wanted else "fp32",
-        data=data,  # type: ignore[arg-type]
+        data=data,
         calibration_images=calibration_images,
         overwrite=overwrite,
     )

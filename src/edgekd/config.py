@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import read_json
 
 
 class TrainConfig(BaseModel):
@@ -69,6 +71,18 @@ class TrainConfig(BaseModel):
     """A few steps on a few images: does it run at all?"""
 
 
+def read_config(path: Path) -> TrainConfig:
+    """The settled configuration a run wrote down; a missing or damaged one is an `EdgekdError`."""
+    settings = read_json(path, "run configuration")
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The run configuration at {path} is damaged ({error.errors()[0]['msg'].lower()}).",
+            "Restore it, or train again with --overwrite.",
+        ) from error
+
+
 def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
     """Merge a TOML file, flags that were given (not None) and `a.b=c` settings into one validated configuration.
 
@@ -78,7 +92,7 @@ def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings:
     merged: dict[str, Any] = {}
     if file is not None:
         merged |= _toml(file)
-    merged |= {name: value for name, value in flags.items() if value is not None}
+    merged |= {name: copy.deepcopy(value) for name, value in flags.items() if value is not None}
     for setting in settings:
         _put(merged, setting)
     try:
@@ -104,6 +118,8 @@ def _toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
+    except OSError as error:
+        raise EdgekdError(f"{path} cannot be read ({error.strerror}).", "Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EdgekdError(f"{path} is not valid TOML: {error}.", "See docs/train.md for an example.") from error
     # A [train] table leaves room for other commands' settings in the same file.

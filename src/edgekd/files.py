@@ -69,10 +69,19 @@ def replacing(path: Path) -> Iterator[Path]:
                 scratch.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write bytes in one step.
+
+    What torch, safetensors and numpy write to a file themselves fails on a full disk with errors that do not say so;
+    let them write to memory and hand the bytes over.
+    """
+    with replacing(path) as scratch:
+        scratch.write_bytes(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step."""
-    with replacing(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,7 +93,7 @@ def read_json(path: Path, what: str) -> Any:
     """Read JSON; a missing or torn file is an `EdgekdError` that calls it `what`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise EdgekdError(f"There is no {what} at {path}.", "Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EdgekdError(f"The {what} at {path} is not readable JSON.", "Make it again, or restore it.") from error

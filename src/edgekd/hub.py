@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import urllib.error
 import urllib.request
 
@@ -22,7 +23,7 @@ def hub_reachable() -> bool:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5)
     except urllib.error.HTTPError:
         return True
-    except OSError:
+    except (OSError, http.client.HTTPException, ValueError):  # no network, no HTTP, no address
         return False
     return True
 

@@ -145,7 +145,12 @@ def read_run(folder: Path) -> Run:
         raise EdgekdError(f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote.")
     try:
         run = Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except (ValidationError, json.JSONDecodeError) as error:
+    except ValueError as error:  # of pydantic, JSON or UTF-8
         detail = first_problem(error) if isinstance(error, ValidationError) else "not JSON"
         raise EdgekdError(f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite.") from error
+    if run.schema_version != 1:
+        raise EdgekdError(
+            f"The run at {folder} has schema version {run.schema_version}; this edgekd reads version 1.",
+            "Train it again, or use the edgekd that wrote it.",
+        )
     return run.model_copy(update={"folder": folder})

@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from edgekd.toy_shapes import CANVAS, Part, Points, Role, box, poly, turned
@@ -20,6 +22,7 @@ SIZE = CANVAS // 2
 """Side of a finished drawing, pixels."""
 
 Colour = tuple[int, int, int]
+Values = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     backdrop = backdrop.reduce(2)
     texture = np.asarray(_noise(grain, scene.stretch, SIZE), np.float32)
     texture = texture + 0.6 * np.asarray(_noise(grain, (3 * scene.stretch[0], 3 * scene.stretch[1]), SIZE), np.float32)
-    behind = np.asarray(backdrop.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))), np.float32)
+    behind: Values = np.asarray(backdrop.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))), np.float32)
     behind = behind * (0.75 + (texture / 255 - 0.8)[..., None] * rng.uniform(0.3, 0.8) + 0.25)  # [H, W, 3]
 
     mask_big = Image.new("L", (CANVAS, CANVAS))
@@ -118,7 +121,7 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     behind = behind * (1 - rng.uniform(0.2, 0.55) * shadow)
 
     # The blurred silhouette stands in for height: its slope towards the light brightens one flank and dims the other.
-    body = np.asarray(_flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32)
+    body: Values = np.asarray(_flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32)
     slope = soft - np.roll(soft, (-down, -across), axis=(0, 1))
     surface = np.asarray(_noise(grain, (12, 12), SIZE), np.float32) / 255 - 0.5
     body = (
@@ -155,7 +158,7 @@ def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, r
     canvas = ImageDraw.Draw(canvas_image)
     sweep, coarse = rng.uniform(0, math.pi), rng.uniform(0.8, 1.3)
     # Broad strokes first, fine ones over them; each takes its colour from the model where it starts.
-    for count, length, width, shade in ((90, 20, 9, 26), (260, 8, 3, 18)):
+    for count, length, width, shade in ((80, 18, 8, 26), (320, 6, 3, 16)):
         at = grain.integers(0, CANVAS, (count, 2))
         angle = sweep + 1.2 * np.sin(at[:, 0] / 34 + sweep) + grain.uniform(-0.4, 0.4, count)
         reach = np.stack([np.cos(angle), np.sin(angle)], axis=1) * length * coarse / 2

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.export import export_model, torch_logits
+from edgekd.export.graph import Deployable
+from edgekd.manifest import Artifact, read_artifact
+from edgekd.preprocess import Preprocess
+from edgekd.targets.session import open_session
+
+PREPROCESS = Preprocess(size=32)
+CLASSES = ("cat", "dog", "élan")
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu().mean((2, 3))
+
+
+def build(seed: int = 0) -> Deployable:
+    torch.manual_seed(seed)
+    return Deployable(Backbone(), nn.Linear(8, len(CLASSES)), PREPROCESS)
+
+
+def pictures(n: int, seed: int = 0) -> np.ndarray:
+    coarse = torch.rand(n, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    fine = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
+
+
+def export(model: Deployable, folder: Path, precision: str, **changes: Any) -> Artifact:
+    arguments: dict[str, Any] = {
+        "name": f"onnxruntime-{precision}",
+        "target": "onnxruntime",
+        "precision": precision,
+        "classes": CLASSES,
+        "preprocess": PREPROCESS,
+        "calibration": pictures(32),
+        "calibration_ids": [f"image {index}" for index in range(32)],
+        "parity_images": pictures(64, seed=1),
+        "source": {"student": "test"},
+    }
+    return export_model(model, folder, **arguments | changes)
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "onnxruntime-fp32"
+    export(build(), folder, "fp32")
+    return folder
+
+
+def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> None:
+    artifact = read_artifact(fp32)
+    images = pictures(10, seed=5)
+    np.testing.assert_allclose(open_session(fp32, threads=1).run(images), torch_logits(build(), images), atol=1e-5)
+    assert artifact.parity["passed"] is True
+    assert artifact.parity["n"] == 64
+    assert artifact.quantization is None
+    assert sorted(path.name for path in fp32.iterdir()) == ["artifact.json", "model.onnx"]
+    inside = {entry.key: json.loads(entry.value) for entry in onnx.load(fp32 / "model.onnx").metadata_props}
+    assert inside["classes"] == list(CLASSES)
+    assert inside["preprocess"] == artifact.preprocess.model_dump(mode="json")
+    assert inside["provenance"]["student"] == "test"
+
+
+def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> None:
+    artifact = export(build(), tmp_path / "int8", "int8", fp32_path=fp32 / "model.onnx")
+    assert read_artifact(tmp_path / "int8") == artifact
+    assert artifact.quantization is not None
+    assert artifact.quantization["calibration_images"] == 32
+    assert artifact.quantization["ids"][1] == "image 1"
+    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == ["artifact.json", "model.onnx"]
+    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node)
+    assert artifact.parity["cosine"] > 0.99
+
+
+def test_fp16_artifact_passes_its_gate(fp32: Path, tmp_path: Path) -> None:
+    assert export(build(), tmp_path / "fp16", "fp16", fp32_path=fp32 / "model.onnx").parity["passed"] is True
+
+
+def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="does not compute what the student computes") as caught:
+        export(build(seed=9), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
+    assert caught.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
+    assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
+
+
+def test_weak_int8_is_kept_with_a_warning(fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+    assert artifact.parity["passed"] is False
+    assert read_artifact(tmp_path / "a").parity["reason"].startswith("top-1 agreement is")
+    assert "warning: onnxruntime-int8 differs from the student" in capsys.readouterr().err
+
+
+def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(fp32, folder)
+    (folder / "mine.txt").write_text("precious")
+    with pytest.raises(EdgekdError, match="exists"):
+        export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx")
+    assert (folder / "mine.txt").exists()
+    export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx", overwrite=True)
+    assert not (folder / "mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "message"),
+    [
+        ("int8", {"calibration": None}, "needs calibration images"),
+        ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
+        ("int4", {}, "has no int4"),
+        ("fp32", {"target": "onnxruntim"}, "There is no target"),
+    ],
+)
+def test_impossible_wishes_leave_nothing_behind(
+    fp32: Path, tmp_path: Path, precision: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(EdgekdError, match=message):
+        export(build(), tmp_path / "a", precision, fp32_path=fp32 / "model.onnx", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_export_leaves_nothing_that_looks_like_an_artifact(fp32: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_export, edgekd.export.export as module
+from pathlib import Path
+def stop(*_):
+    print("ready", flush=True)
+    time.sleep(600)
+module.compare = stop
+target, start = Path({str(tmp_path / "a")!r}), Path({str(fp32 / "model.onnx")!r})
+test_export.export(test_export.build(), target, "int8", fp32_path=start)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1, "the test must kill while the scratch folder exists"
+    assert left[0].startswith(".tmp-")
+    export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+    read_artifact(tmp_path / "a")
+
+
+def test_two_exports_at_once_leave_one_whole_artifact(fp32: Path, tmp_path: Path) -> None:
+    outcomes: list[str] = []
+
+    def work(model: Deployable) -> None:
+        try:
+            export(model, tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+            outcomes.append("done")
+        except EdgekdError as error:
+            outcomes.append(error.message)
+
+    threads = [threading.Thread(target=work, args=(copy.deepcopy(build()),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "done" in outcomes
+    assert all(outcome == "done" or "exists" in outcome or "same time" in outcome for outcome in outcomes)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    open_session(tmp_path / "a", threads=1).run(pictures(1))
+
+
+SNIPPET = """
+import json, sys
+from pathlib import Path
+import numpy as np, onnxruntime
+from PIL import Image
+
+folder, photo = Path(sys.argv[1]), sys.argv[2]
+card = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+size = (card["preprocess"]["size"],) * 2
+pixels = np.asarray(Image.open(photo).convert("RGB").resize(size, Image.Resampling.BICUBIC))
+logits = session.run(None, {"image": pixels[None]})[0]
+print(card["classes"][int(logits[0].argmax())])
+"""
+
+
+def test_copied_folder_works_with_onnxruntime_and_numpy_only(fp32: Path, tmp_path: Path) -> None:
+    shutil.copytree(fp32, tmp_path / "elsewhere")
+    picture = Image.fromarray(pictures(1, seed=3)[0]).resize((90, 60))
+    picture.save(tmp_path / "photo.png")
+    blocked = "import sys\nfor name in ('edgekd', 'torch', 'timm', 'onnx', 'pydantic'): sys.modules[name] = None\n"
+    (tmp_path / "use.py").write_text(blocked + SNIPPET, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "utf8", tmp_path / "use.py", tmp_path / "elsewhere", tmp_path / "photo.png"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    expected = torch_logits(build(), PREPROCESS.pixels(picture)[None]).argmax()
+    assert done.stdout.strip() == CLASSES[int(expected)]

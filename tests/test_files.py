@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from edgekd.errors import EdgekdError, GateFailed, did_you_mean
+from edgekd.files import cache_root, disk_errors, read_json, replacing, sha256_file, short_hash, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as scratch:
+        scratch.write_text("half")
+        assert not path.exists()
+        scratch.write_text("whole")
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with contextlib.suppress(RuntimeError), replacing(path) as scratch:
+        scratch.write_text("new")
+        raise RuntimeError("stop")
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_a_full_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with replacing(path) as scratch:
+        scratch.mkdir()
+        (scratch / "new.txt").write_text("new")
+        assert names(path) == ["old.txt"]
+    assert names(path) == ["new.txt"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    with contextlib.suppress(KeyError), replacing(path) as scratch:
+        scratch.mkdir()
+        (scratch / "new.txt").write_text("new")
+        raise KeyError
+    assert names(tmp_path) == ["run"]
+    assert names(path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM])
+def test_a_full_or_locked_disk_is_said_in_a_sentence(tmp_path: Path, number: int) -> None:
+    with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_other_errors_of_the_system_pass(tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError), disk_errors(tmp_path):
+        raise OSError(errno.EINTR, "interrupted")
+
+
+def test_a_folder_in_place_of_a_parent_is_refused_by_the_system(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        write_text(tmp_path / "file" / "a.txt", "y")
+
+
+def test_json_goes_round(tmp_path: Path) -> None:
+    value = {"name": "Bär", "list": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json", "thing") == value
+    assert "Bär" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe{}"])
+def test_json_that_is_not_there_or_torn_is_called_by_its_name(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(EdgekdError, match="thing") as caught:
+        read_json(tmp_path / "a.json", "thing")
+    assert caught.value.exit_code == 2
+
+
+def test_json_inside_a_file_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_text("x")
+    with pytest.raises(EdgekdError, match="thing"):
+        read_json(tmp_path / "model.onnx" / "a.json", "thing")
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert short_hash("a", "bc") != short_hash("ab", "c")
+    assert len(short_hash("a")) == 16
+
+
+def test_the_cache_can_be_put_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "c"))
+    assert cache_root() == tmp_path / "c"
+    monkeypatch.delenv("EDGEKD_CACHE")
+    assert "edgekd" in str(cache_root())
+
+
+def test_the_closest_word_or_all_of_them() -> None:
+    assert did_you_mean("mobilnetv3", ["mobilenetv3", "resnet18"]) == 'Did you mean "mobilenetv3"?'
+    assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
+    many = did_you_mean("zzz", [f"w{i:02d}" for i in range(20)])
+    assert many.endswith("w11, ….")
+
+
+def test_errors_carry_their_exit_code() -> None:
+    assert (EdgekdError("a.").exit_code, GateFailed("a.").exit_code) == (2, 1)
+    assert str(EdgekdError("What.", "Do.")) == "What. Do."
+    assert str(EdgekdError("What.")) == "What."

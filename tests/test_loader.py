@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
+from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
+from edgekd.distill.pixels import open_store
+from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.train import _teacher_embedding, fill_cache
+from edgekd.distill.views import ViewPolicy, view_params
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
+    return load_images(str(make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4)))
+
+
+def source(images: ImageSet, **changes: Any) -> BatchSource:
+    groups = tuple(np.flatnonzero(images.domain_of == d) for d in range(2))
+    settings: dict[str, Any] = {
+        "store": open_store(images, 20),
+        "sampler": BalancedSampler(groups, 4, 0),
+        "policy": ViewPolicy(),
+        "views": 2,
+        "embeddings": None,
+        "teacher_store": None,
+        "rank": 0,
+        "world": 1,
+    }
+    return BatchSource(**settings | changes)
+
+
+def test_a_batch_holds_the_samplers_images(images: ImageSet) -> None:
+    made = source(images)
+    batch = made(3)
+    indices, visits = made.sampler.step(3)
+    assert np.array_equal(batch.indices, indices)
+    assert batch.labels.tolist() == images.labels[indices].tolist()
+    assert batch.pixels.dtype == torch.uint8
+    assert np.array_equal(batch.pixels.numpy(), made.store.batch(indices))
+    views = [(visit + index) % 2 for visit, index in zip(visits.tolist(), indices.tolist(), strict=True)]
+    expected = view_params([images.keys[i] for i in indices], views, ViewPolicy())
+    assert all(torch.equal(a, b) for a, b in zip(batch.params, expected, strict=True))
+    assert batch.teacher is None
+    assert batch.teacher_pixels is None
+
+
+def test_every_cached_view_of_an_image_has_its_turn(images: ImageSet) -> None:
+    seen: dict[int, list[int]] = {}
+
+    def lookup(indices: np.ndarray, views: np.ndarray) -> np.ndarray:
+        for index, view in zip(indices.tolist(), views.tolist(), strict=True):
+            seen.setdefault(index, []).append(view)
+        return np.zeros((len(indices), 3), dtype=np.float32)
+
+    made = source(images, embeddings=lookup, views=3)
+    for step in range(12):  # three passes over 16 images
+        assert made(step).teacher is not None
+    assert all(sorted(views) == [0, 1, 2] for views in seen.values())
+    assert {views[0] for views in seen.values()} == {0, 1, 2}
+
+
+def test_without_a_number_of_views_they_are_never_repeated(images: ImageSet) -> None:
+    made = source(images, views=None)
+    first, later = (made(step) for step in (0, 4))  # one pass apart
+    thetas: dict[int, torch.Tensor] = {}
+    for step in range(8):
+        batch = made(step)
+        for index, theta in zip(batch.indices.tolist(), batch.params.theta, strict=True):
+            assert index not in thetas or not torch.equal(thetas[index], theta)
+            thetas[index] = theta
+    assert len(thetas) == 16
+    assert not torch.equal(first.params.theta, later.params.theta)
+
+
+def test_shards_make_up_the_batch_of_one_process(images: ImageSet) -> None:
+    whole = source(images)(5)
+    shards = [source(images, rank=rank, world=2)(5) for rank in range(2)]
+    for rank, shard in enumerate(shards):
+        assert np.array_equal(shard.indices, whole.indices[rank::2])
+        assert torch.equal(shard.pixels, whole.pixels[rank::2])
+        assert torch.equal(shard.params.colour, whole.params.colour[rank::2])
+
+
+def test_one_embedding_serves_all_views_of_a_plain_lookup(images: ImageSet) -> None:
+    cache = EmbeddingCache("t", "p", 2)
+    cache.add(images.keys[:2], [UNAUGMENTED] * 2, np.array([[1, 2], [3, 4]], dtype=np.float32))
+    cache.add(images.keys[:1], [5], np.array([[7, 8]], dtype=np.float32))
+    cache.refresh()
+    indices = np.array([1, 0, 0])
+    plain = cached(images.keys, cache, plain=True)(indices, np.array([0, 5, 9]))
+    assert plain.tolist() == [[3, 4], [1, 2], [1, 2]]
+    assert cached(images.keys, cache, plain=False)(indices[1:2], np.array([5])).tolist() == [[7, 8]]
+
+
+def test_an_online_teacher_gives_what_the_cache_holds(images: ImageSet, tiny_teacher: Path) -> None:
+    teacher = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(teacher, ClipTeacher)
+    cache = EmbeddingCache(teacher.id, ViewPolicy().id, teacher.dim)
+    fill_cache(Fabric(accelerator="cpu", devices=1), cache, teacher, ViewPolicy(), images, np.arange(16), 2)
+    store = open_store(images, round(32 * 1.2))
+    from_cache = source(images, embeddings=cached(images.keys, cache, plain=False))(2)
+    online = source(images, teacher_store=store)(2)
+    stored = _teacher_embedding(from_cache, None, torch.device("cpu"))
+    asked = _teacher_embedding(online, teacher, torch.device("cpu"))
+    assert stored is not None
+    assert asked is not None
+    assert torch.allclose(stored, asked, atol=2e-3, rtol=2e-3)  # 16 bits
+    assert not torch.allclose(stored[0], asked[1], atol=2e-2)
+    torch.zeros(4, 12, requires_grad=True).sub(asked).square().sum().backward()  # it is no inference tensor
+
+
+def raw(step: int) -> RawBatch:
+    return RawBatch(np.array([step]), torch.zeros(1), view_params([], [], ViewPolicy()), torch.zeros(1), None, None)
+
+
+def test_batches_come_in_order_one_ahead() -> None:
+    made: list[int] = []
+    started = threading.Event()
+
+    def make(step: int) -> RawBatch:
+        made.append(step)
+        if step == 4:
+            started.set()
+        return raw(step)
+
+    batches = iter(Prefetcher(make, range(3, 6)))
+    assert next(batches)[0] == 3
+    assert started.wait(10)  # the next one is on its way while this one is used
+    assert [step for step, _ in batches] == [4, 5]
+    assert made == [3, 4, 5]
+    assert list(Prefetcher(make, range(0))) == []
+
+
+def test_only_standing_still_counts_as_waiting() -> None:
+    def make(step: int) -> RawBatch:
+        time.sleep(0.05)
+        return raw(step)
+
+    starved = Prefetcher(make, range(4))
+    for _ in starved:
+        pass
+    assert starved.waited_s > 0.15
+    fed = Prefetcher(make, range(4))
+    for step, _ in fed:
+        if step == 0:
+            fed.reset()
+        time.sleep(0.2)
+    assert fed.waited_s < 0.1
+
+
+def test_an_error_in_the_background_reaches_the_loop() -> None:
+    def make(step: int) -> RawBatch:
+        if step == 1:
+            raise ValueError("broken")
+        return raw(step)
+
+    batches = iter(Prefetcher(make, range(3)))
+    next(batches)
+    with pytest.raises(ValueError, match="broken"):
+        next(batches)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd.errors import EdgekdError
+from edgekd.files import sha256_file
+from edgekd.manifest import Artifact, Run, TensorSpec, read_artifact, read_run
+from edgekd.preprocess import Preprocess
+
+
+def artifact_folder(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"graph")
+    Artifact(
+        name="onnxruntime-fp32",
+        target="onnxruntime",
+        format="onnx",
+        precision="fp32",
+        files={"model.onnx": sha256_file(folder / "model.onnx")},
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 32, 32, 3), layout="NHWC"),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2), layout="NC"),),
+        classes=("cat", "dog"),
+        preprocess=Preprocess(size=32),
+        parity={},
+        source={},
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    return folder
+
+
+def run_folder(folder: Path) -> Path:
+    folder.mkdir()
+    Run(
+        name=folder.name,
+        student="resnet18",
+        recipe="erm",
+        data="toy",
+        teacher="none",
+        teacher_id="none",
+        classes=("cat", "dog"),
+        preprocess=Preprocess(size=32),
+        split_hash="0" * 16,
+        test_domain=None,
+        seed=0,
+        steps=1,
+        train_seconds=1.0,
+        images_per_second=1.0,
+        data_wait_percent=0.0,
+        selection="last EMA",
+        student_sha256="0" * 64,
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    return folder
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refusal(read: Any, folder: Path) -> str:
+    with pytest.raises(EdgekdError) as caught:
+        read(folder)
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_an_artifact_goes_round_and_may_move(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path / "a")
+    artifact = read_artifact(folder)
+    assert artifact.model_file == "model.onnx"
+    assert artifact.inputs[0].shape == ("batch", 32, 32, 3)
+    shutil.move(folder, tmp_path / "b")
+    moved = read_artifact(tmp_path / "b")
+    assert moved.folder == tmp_path / "b"
+    assert str(tmp_path) not in (tmp_path / "b" / "artifact.json").read_text()
+    assert moved.model_copy(update={"folder": None}) == artifact.model_copy(update={"folder": None})
+
+
+def test_an_altered_file_is_noticed(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path / "a")
+    (folder / "model.onnx").write_bytes(b"grapn")
+    assert "SHA-256" in refusal(read_artifact, folder)
+    assert read_artifact(folder, check_hashes=False).precision == "fp32"
+    (folder / "model.onnx").unlink()
+    assert "model.onnx" in refusal(read_artifact, folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [({"schema_version": 2}, "version 2"), ({"precision": "fp8"}, "precision"), ({"extra": 1}, "extra")],
+)
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, fields: dict[str, Any], word: str) -> None:
+    folder = artifact_folder(tmp_path / "a")
+    change(folder / "artifact.json", **fields)
+    assert word in refusal(read_artifact, folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}"])
+def test_a_torn_artifact_is_refused(tmp_path: Path, content: str) -> None:
+    folder = artifact_folder(tmp_path / "a")
+    (folder / "artifact.json").write_text(content)
+    refusal(read_artifact, folder)
+
+
+def test_a_missing_artifact_or_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    refusal(read_artifact, tmp_path / "absent")
+    folder = artifact_folder(tmp_path / "a")
+    refusal(read_artifact, folder / "model.onnx")
+
+
+def test_a_run_goes_round_and_may_move(tmp_path: Path) -> None:
+    shutil.move(run_folder(tmp_path / "a"), tmp_path / "b")
+    run = read_run(tmp_path / "b")
+    assert (run.folder, run.name, run.classes) == (tmp_path / "b", "a", ("cat", "dog"))
+
+
+def test_a_run_that_is_missing_unfinished_or_damaged_is_refused(tmp_path: Path) -> None:
+    assert str(tmp_path / "absent") in refusal(read_run, tmp_path / "absent")
+    folder = run_folder(tmp_path / "a")
+    change(folder / "run.json", steps="many")
+    assert "steps" in refusal(read_run, folder)
+    for content in (b"{", b"\xff\xfe"):
+        (folder / "run.json").write_bytes(content)
+        assert "damaged" in refusal(read_run, folder)
+    (folder / "run.json").unlink()
+    assert "no finished run" in refusal(read_run, folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(EdgekdError) as caught:
+        read_run(folder)
+    assert "--resume" in caught.value.hint
+
+
+def test_a_run_of_another_schema_is_refused(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "a")
+    change(folder / "run.json", schema_version=2)
+    assert "version 2" in refusal(read_run, folder)

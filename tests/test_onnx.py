@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from edgekd.errors import EdgekdError
+from edgekd.export.graph import Deployable
+from edgekd.export.onnx import export_onnx
+from edgekd.preprocess import Preprocess
+
+
+class Small(nn.Module):
+    """A convolution, a BatchNorm with statistics that matter, and the pooling timm uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.norm.running_mean = torch.randn(8)
+        self.norm.running_var = torch.rand(8) + 0.5
+        self.drop = nn.Dropout(0.5)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.pool(self.norm(self.conv(x)).relu()).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployable, Path]:
+    model = Deployable(Small(), nn.Linear(8, 5), Preprocess(size=32))
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    export_onnx(model.train(), path, size=32, metadata={"classes": json.dumps(["ä", "b"])})
+    return model, path
+
+
+def images(n: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_file_computes_the_eval_mode_model_for_any_batch(exported: tuple[Deployable, Path], batch: int) -> None:
+    model, path = exported
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
+        ("image", "tensor(uint8)", ["batch", 32, 32, 3])
+    ]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [("logits", "tensor(float)", ["batch", 5])]
+    x = images(batch)
+    assert model.training, "export must leave the model's mode alone"
+    model.eval()
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(x)).numpy()
+    model.train()
+    np.testing.assert_allclose(session.run(None, {"image": x})[0], expected, atol=1e-5)
+
+
+def test_file_holds_our_metadata_and_no_local_path(exported: tuple[Deployable, Path]) -> None:
+    _, path = exported
+    proto = onnx.load(path)
+    assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props} == {"classes": ["ä", "b"]}
+    raw = path.read_bytes()
+    for trace in (b".py", b"site-packages", b"stack_trace", str(Path.home()).encode() + b"/"):
+        assert trace not in raw
+    assert not list(path.parent.glob("*.data")), "weights belong into the one file"
+
+
+def test_graph_has_no_shape_arithmetic(exported: tuple[Deployable, Path]) -> None:
+    operators = {node.op_type for node in onnx.load(exported[1]).graph.node}
+    assert not operators & {"Shape", "Gather", "Range", "BatchNormalization", "Dropout"}
+
+
+def test_exporter_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_onnx(Deployable(Small(), nn.Linear(8, 5), Preprocess(size=32)), tmp_path / "m.onnx", size=32, metadata={})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unsupported_operator_is_one_sentence(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(x[:, 0]).real
+
+    with pytest.raises(EdgekdError, match="cannot be written as ONNX") as caught:
+        export_onnx(Deployable(Odd(), nn.Linear(32, 2), Preprocess(size=32)), tmp_path / "m.onnx", size=32, metadata={})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_more_than_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        huge = nn.Linear(30_000, 30_000)
+    with pytest.raises(EdgekdError, match=r"3\.6 GB"):
+        export_onnx(huge, tmp_path / "m.onnx", size=32, metadata={})

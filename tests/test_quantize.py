@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from edgekd.errors import EdgekdError
+from edgekd.export import quantize
+from edgekd.export.graph import Deployable
+from edgekd.export.onnx import export_onnx
+from edgekd.export.quantize import activation_ranges, quantize_int8, to_fp16, weight_scales
+from edgekd.preprocess import Preprocess
+
+SIZE = 32
+
+
+class Block(nn.Module):
+    """Stem, depthwise, squeeze-and-excite, pointwise, residual: what a mobile network is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.reduce = nn.Conv2d(16, 4, 1)
+        self.expand = nn.Conv2d(4, 16, 1)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.stem(x))
+        y = nn.functional.hardswish(self.depthwise(x))
+        gate = self.expand(self.reduce(y.mean((2, 3), keepdim=True)).relu())
+        return (x + self.pointwise(y * nn.functional.hardsigmoid(gate))).mean((2, 3))
+
+
+def pictures(n: int, seed: int = 0) -> np.ndarray:
+    """Smooth random images: noise would make every image's features alike."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    fine = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
+
+
+def logits(path: Path, images: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"image": images})[
+        0
+    ]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
+    folder = tmp_path_factory.mktemp("quantize")
+    export_onnx(
+        Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)),
+        folder / "fp32.onnx",
+        size=SIZE,
+        metadata={"k": "v"},
+    )
+    described = quantize_int8(folder / "fp32.onnx", folder / "int8.onnx", pictures(64))
+    return folder / "fp32.onnx", folder / "int8.onnx", described
+
+
+def test_int8_logits_stay_close(files: tuple[Path, Path, dict]) -> None:
+    images = pictures(200, seed=1)
+    reference, candidate = logits(files[0], images), logits(files[1], images)
+    assert not np.array_equal(reference, candidate), "nothing was quantised"
+    centred = reference - reference.mean(axis=0)
+    error = candidate - reference
+    assert np.square(error).mean() < 0.01 * np.square(centred).mean()
+
+
+def test_layers_are_int8_and_squeeze_excite_is_not(files: tuple[Path, Path, dict]) -> None:
+    _, int8, described = files
+    assert described["quantized_layers"] == 4  # stem, depthwise, pointwise, head
+    assert len(described["float_layers"]) == 2
+    assert described["calibration_images"] == 64
+    model = onnx.load(int8)
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"k": "v"}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert sum(values.dtype == np.int8 and values.ndim > 1 for values in weights.values()) == 4
+    writer = {name: node.op_type for node in model.graph.node for name in node.output}
+    assert writer["logits"] == "Gemm", "logits must not be rounded to 256 steps"
+    first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    scale = float(weights[first.input[1]])
+    assert scale < 4.8 / 255, "the pixels lose more than one of their 256 levels"
+
+
+def test_weight_pairs_cannot_overflow_sixteen_bits() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
+    whole = np.abs(np.round(rows / weight_scales(rows, pairs="neighbours")[:, None]))
+    assert (255 * (whole[:, 1:] + whole[:, :-1])).max() < 2**15
+    assert whole.max() > 64, "no better than seven bits"
+    whole = np.sort(np.abs(np.round(rows / weight_scales(rows, pairs="any")[:, None])))
+    assert (255 * (whole[:, -1] + whole[:, -2])).max() < 2**15
+
+
+def test_weight_scales_by_hand() -> None:
+    rows = np.array([[1.0, -0.5, 2.0], [0.0, 0.0, 0.0]], dtype=np.float32)
+    np.testing.assert_allclose(weight_scales(rows, pairs="none"), [2 / 127, 1])
+    np.testing.assert_allclose(weight_scales(rows, pairs="neighbours"), [2.5 / 127, 1])
+    np.testing.assert_allclose(weight_scales(rows, pairs="any"), [3 / 127, 1])
+
+
+def test_ranges_are_the_extremes_over_all_batches(files: tuple[Path, Path, dict]) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(files[0]))
+    images = pictures(2 * quantize._BATCH + 3)
+    ranges = activation_ranges(model, images)
+    expected = logits(files[0], images)
+    np.testing.assert_allclose(ranges["logits"], [expected.min(), expected.max()], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.repeat(pictures(1), 8, axis=0), "alike"),
+        (np.zeros((1, SIZE, SIZE, 3), np.uint8), "alike"),
+        (np.zeros((0, SIZE, SIZE, 3), np.uint8), "no calibration images"),
+        (np.zeros((4, 16, 16, 3), np.uint8), "takes uint8"),
+        (np.zeros((4, SIZE, SIZE, 3), np.float32), "takes uint8"),
+    ],
+)
+def test_useless_calibration_is_refused(
+    files: tuple[Path, Path, dict], tmp_path: Path, images: np.ndarray, message: str
+) -> None:
+    with pytest.raises(EdgekdError, match=message):
+        quantize_int8(files[0], tmp_path / "x.onnx", images)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_diverged_weights_are_refused(files: tuple[Path, Path, dict], tmp_path: Path) -> None:
+    model = onnx.load(files[0])
+    weight = next(tensor for tensor in model.graph.initializer if "pointwise.weight" in tensor.name)
+    broken = numpy_helper.to_array(weight).copy()
+    broken[0] = np.nan
+    weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(EdgekdError, match="not finite"):
+        quantize_int8(tmp_path / "nan.onnx", tmp_path / "x.onnx", pictures(8))
+
+
+def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(files: tuple[Path, Path, dict], tmp_path: Path) -> None:
+    to_fp16(files[0], tmp_path / "fp16.onnx")
+    model = onnx.load(tmp_path / "fp16.onnx")
+    types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    assert types == {onnx.TensorProto.FLOAT16}
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    images = pictures(50, seed=2)
+    np.testing.assert_allclose(logits(tmp_path / "fp16.onnx", images), logits(files[0], images), atol=5e-3)

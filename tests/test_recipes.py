@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgekd.distill.recipes import RECIPES, get_recipe
+from edgekd.distill.train import schedule, share_out
+from edgekd.errors import EdgekdError
+
+
+def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:
+    with pytest.raises(EdgekdError) as caught:
+        get_recipe(name, overrides)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_the_four_recipes_say_what_the_literature_says() -> None:
+    vl2v = get_recipe("vl2v-adip")
+    assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
+    assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
+    assert all(
+        {n: s.weight for n, s in stage.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5} for stage in vl2v.stages
+    )
+    assert vl2v.head == "text"
+    assert vl2v.needs == {"embedding", "teacher", "bank", "labels"}
+    assert get_recipe("erm").needs == {"logits", "labels"}
+    assert get_recipe("kd").needs == {"logits", "labels", "teacher", "bank"}
+    assert get_recipe("clip-mse").needs == {"embedding", "teacher"}  # no labels
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("steps", [1, 2, 7, 150, 5001])
+def test_the_shares_of_a_recipe_add_up(name: str, steps: int) -> None:
+    parts = share_out(get_recipe(name), steps)
+    assert sum(parts) == steps
+    assert min(parts) >= 0
+
+
+def test_stages_get_their_share_of_the_steps() -> None:
+    assert share_out(get_recipe("vl2v-adip"), 150) == [30, 120]
+    moved = get_recipe("vl2v-adip", {"align": {"share": 0.5}, "distill": {"share": 0.5, "lr": 2}})
+    assert share_out(moved, 10) == [5, 5]
+    assert [stage.lr for stage in moved.stages] == [3.0, 2.0]
+
+
+def test_numbers_can_be_changed_and_terms_added_and_dropped() -> None:
+    changes = {
+        "distill": {
+            "terms": {"cos_img": {"weight": 0.7}, "cos_text": 0, "text_ce": {"weight": 1, "params": {"tau": 0.1}}}
+        }
+    }
+    align, distill = get_recipe("vl2v-adip", changes).stages
+    assert {name: spec.weight for name, spec in align.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5}
+    assert {name: spec.weight for name, spec in distill.terms.items()} == {"cos_img": 0.7, "text_ce": 1}
+    assert distill.terms["text_ce"].params == {"tau": 0.1}
+    assert get_recipe("vl2v-adip").stages[1].terms["cos_img"].weight == 0.5  # the recipe itself stays as it is
+
+
+def test_a_mask_brings_its_needs() -> None:
+    masked = get_recipe("clip-mse", {"train": {"terms": {"feat_mse": {"mask": "teacher_correct"}}}})
+    assert masked.needs == {"embedding", "teacher", "bank", "labels"}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "meant"),
+    [
+        ("vl2v-adib", None, "vl2v-adip"),
+        ("vl2v-adip", {"destill": {}}, "distill"),
+        ("vl2v-adip", {"distill": {"terms": {"cos_imgs": 1}}}, "cos_img"),
+        ("vl2v-adip", {"distill": {"shares": 1}}, "share"),
+        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"wight": 1}}}}, "weight"),
+        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"mask": "teacher_corect"}}}}, "teacher_correct"),
+        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"confidence": "teacher_confidense"}}}}, "teacher_confidence"),
+        ("kd", {"train": {"terms": {"logit_kd": {"params": {"temprature": 2}}}}}, "temperature"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_closest(name: str, overrides: dict[str, Any] | None, meant: str) -> None:
+    assert f'"{meant}"' in refusal(name, overrides).hint
+
+
+def test_shares_must_add_up_to_one() -> None:
+    assert "0.9" in refusal("vl2v-adip", {"align": {"share": 0.1}}).message
+    refusal("vl2v-adip", {"align": {"share": -0.2}, "distill": {"share": 1.2}})
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("erm", {"train": {"terms": {"cos_img": 0.5}}}),  # a linear head has no embedding
+        ("vl2v-adip", {"align": {"terms": {"ce": 0.5}}}),  # a text head has no logits
+    ],
+)
+def test_a_term_whose_needs_the_head_cannot_meet_is_refused(name: str, overrides: dict[str, Any]) -> None:
+    refusal(name, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train": 3},
+        {"train": {"terms": 1}},
+        {"train": {"share": "most"}},
+        {"train": {"terms": {"ce": "much"}}},
+        {"train": {"terms": {"ce": {"params": 4}}}},
+        {"train": {"terms": {"ce": 0}}},  # nothing left to minimise
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense_are_refused(overrides: dict[str, Any]) -> None:
+    refusal("erm", overrides)
+
+
+def test_the_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
+    assert schedule(0.05, 0.1) == pytest.approx(0.5, abs=0.02)
+    assert schedule(0.1, 0.1) == pytest.approx(1)
+    assert schedule(0.55, 0.1) == pytest.approx(0.5)
+    assert schedule(1.0, 0.1) == pytest.approx(0)
+    assert schedule(0.0, 0.0) == 1
+    assert 0 < schedule(0.0, 0.1) < 0.02

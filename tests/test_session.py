@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgekd.errors import EdgekdError
+from edgekd.files import sha256_file
+from edgekd.manifest import Artifact, TensorSpec
+from edgekd.preprocess import Preprocess
+from edgekd.targets.session import open_session
+
+
+def channel_means() -> onnx.ModelProto:
+    """uint8 `[B, 16, 16, 3]` → the mean of each channel, as "logits"."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["x", "axes"], ["logits"], keepdims=0),
+        ],
+        "means",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 16, 16, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2])],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+
+
+def write_artifact(folder: Path, content: bytes) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(content)
+    Artifact(
+        name="onnxruntime-fp32",
+        target="onnxruntime",
+        format="onnx",
+        precision="fp32",
+        files={"model.onnx": sha256_file(folder / "model.onnx")},
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC RGB"),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
+        classes=("r", "g", "b"),
+        preprocess=Preprocess(size=16),
+        parity={},
+        source={},
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+
+
+def test_runs_any_batch(folder: Path) -> None:
+    session = open_session(folder, threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    logits = session.run(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, images.mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(session.run(images[:1]), logits[:1])
+    assert (session.provider, session.threads) == ("CPUExecutionProvider", 1)
+    assert session.load_ms > 0
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((1, 16, 16, 3), np.float32),
+        np.zeros((1, 3, 16, 16), np.uint8),
+        np.zeros((16, 16, 3), np.uint8),
+        np.zeros((0, 16, 16, 3), np.uint8),
+    ],
+    ids=["float", "NCHW", "no batch", "empty"],
+)
+def test_wrong_input_is_refused(folder: Path, images: np.ndarray) -> None:
+    with pytest.raises(EdgekdError, match="takes uint8"):
+        open_session(folder, threads=1).run(images)
+
+
+def test_altered_file_is_refused(folder: Path) -> None:
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(EdgekdError, match="SHA-256"):
+        open_session(folder)
+
+
+def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "corrupt", channel_means().SerializeToString()[:60])
+    with pytest.raises(EdgekdError, match="cannot load") as caught:
+        open_session(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["ir", "opset"])
+def test_file_from_the_future_says_so(tmp_path: Path, what: str) -> None:
+    model = channel_means()
+    if what == "ir":
+        model.ir_version = 999
+    else:
+        model.opset_import[0].version = 999
+    with pytest.raises(EdgekdError, match=r"needs a newer ONNX Runtime"):
+        open_session(write_artifact(tmp_path / "future", model.SerializeToString()))
+
+
+def test_no_artifact_and_no_threads_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="There is no artifact"):
+        open_session(tmp_path)
+    with pytest.raises(EdgekdError, match="0 threads"):
+        open_session(folder, threads=0)
+
+
+def test_session_needs_no_torch() -> None:
+    code = """
+import sys, edgekd.targets.session
+print([name for name in ('torch', 'timm', 'onnx', 'nncf') if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from edgekd.distill.students import FRIENDLY, Student, fit_scale, load_weights, make_student, save_student, timm_name
+from edgekd.errors import EdgekdError
+from edgekd.preprocess import Preprocess
+
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+NAME = "test_efficientnet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scratch(name: str = NAME, size: int = 32, **options: object) -> Student:
+    return make_student(name, pretrained="scratch", size=size, classes=3, **options).eval()  # type: ignore[arg-type]
+
+
+def refusal(make: Callable[[], object]) -> EdgekdError:
+    with pytest.raises(EdgekdError) as caught:
+        make()
+    assert caught.value.hint
+    return caught.value
+
+
+def views(size: int = 32, count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.nn.Module:
+    """A timm model with its classifier, as somebody would have trained it."""
+    torch.manual_seed(3)
+    return timm.create_model(NAME, num_classes=7).eval()
+
+
+def features(model: torch.nn.Module, student: Student) -> torch.Tensor:
+    with torch.inference_mode():
+        return model((views() - student.mean) / student.std)  # type: ignore[no-any-return]
+
+
+def test_friendly_names_are_timms() -> None:
+    for friendly, name in FRIENDLY.items():
+        assert timm.is_model(name), friendly
+        assert timm_name(friendly) == name
+    assert timm_name("vit_base_patch16_224.augreg_in21k_ft_in1k") == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("mobilnetv3", "mobilenetv3"), ("resnet18x", "resnet18")])
+def test_a_misspelt_student_is_answered_with_the_closest(typo: str, meant: str) -> None:
+    assert f'"{meant}"' in refusal(lambda: timm_name(typo)).hint
+
+
+def test_a_linear_head_gives_logits_and_a_text_head_embeddings() -> None:
+    linear = scratch()
+    assert linear(views()).shape == (2, 3)
+    text = make_student(NAME, pretrained="scratch", size=32, dim=12).eval()
+    assert text(views()).shape == (2, 12)
+    assert text.head is None
+    assert linear.projector is None
+
+
+def test_the_student_normalises_with_its_own_statistics() -> None:
+    student = scratch()
+    config = timm.get_pretrained_cfg(NAME)
+    assert student.preprocess == Preprocess(
+        size=32, interpolation=config.interpolation, mean=config.mean, std=config.std
+    )
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
+    with torch.inference_mode():
+        assert student.head is not None
+        expected = student.head(student.backbone((views() - mean) / std))
+        assert torch.allclose(student(views()), expected)
+
+
+def test_text_scores_have_the_cosine_heads_argmax() -> None:
+    text = make_student(NAME, pretrained="scratch", size=32, dim=12).eval()
+    bank = torch.nn.functional.normalize(torch.randn(9, 12, generator=torch.Generator().manual_seed(1)), dim=-1)
+    text.scale.fill_(3.0)
+    many = views(count=16)
+    with torch.inference_mode():
+        embedding, scores = text(many), text.scores(many, bank)
+    assert torch.allclose(scores, 3.0 * embedding @ bank.T, rtol=1e-4, atol=1e-6)
+    cosines = torch.nn.functional.cosine_similarity(embedding[:, None], bank[None], dim=-1)
+    assert torch.equal(scores.argmax(1), cosines.argmax(1))
+    assert len(cosines.argmax(1).unique()) > 0
+
+
+def save_torch(state: object, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped", "from DataParallel"])
+def test_weights_from_a_file_give_the_files_features(kind: str, reference: torch.nn.Module, tmp_path: Path) -> None:
+    state = reference.state_dict()
+    if kind == "safetensors":
+        path = tmp_path / "w.safetensors"
+        save_file(state, path)
+    elif kind == "torch":
+        path = save_torch(state, tmp_path / "w.pt")
+    elif kind == "wrapped":
+        path = save_torch({"epoch": 3, "state_dict": state}, tmp_path / "w.pth.tar")
+    else:
+        path = save_torch({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+    student = scratch(weights=path)
+    with torch.inference_mode():
+        expected = reference.forward_head(  # type: ignore[operator]
+            reference.forward_features((views() - student.mean) / student.std),  # type: ignore[operator]
+            pre_logits=True,
+        )
+    assert torch.allclose(features(student.backbone, student), expected, atol=1e-6)
+
+
+def test_weights_of_another_architecture_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
+    save_file(reference.state_dict(), tmp_path / "w.safetensors")
+    error = refusal(lambda: scratch("test_resnet", weights=tmp_path / "w.safetensors"))
+    assert "is not a test_resnet" in error.message
+
+
+def test_a_missing_layer_and_another_width_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
+    state = reference.state_dict()
+    name = next(key for key in state if key.endswith("weight"))
+    save_file({key: value for key, value in state.items() if key != name}, tmp_path / "less.safetensors")
+    assert "1 parameters missing" in refusal(lambda: scratch(weights=tmp_path / "less.safetensors")).message
+    save_file(state | {name: torch.zeros(1, 2)}, tmp_path / "wide.safetensors")
+    assert "1 of another shape" in refusal(lambda: scratch(weights=tmp_path / "wide.safetensors")).message
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["torch", "pickle 2", "pickle 4"])
+def test_pickled_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    path = tmp_path / "w.pt"
+    if kind == "torch":
+        torch.save({"weight": Evil(trap)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"weight": Evil(trap)}, protocol=int(kind[-1])))
+    error = refusal(lambda: load_weights(path))
+    assert "pickled code" in error.message
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_file_is_refused(ending: str, damage: str, reference: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"w{ending}"
+    if ending == ".pt":
+        torch.save(reference.state_dict(), path)
+    else:
+        save_file(reference.state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello, this is text"}[damage])
+    assert "not a readable weights file" in refusal(lambda: load_weights(path)).message
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(2)], ids=repr)
+def test_tensors_without_names_are_no_weights(content: object, tmp_path: Path) -> None:
+    assert "state dict" in refusal(lambda: load_weights(save_torch(content, tmp_path / "w.pt"))).message
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    assert "absent.pt" in refusal(lambda: load_weights(tmp_path / "absent.pt")).message
+    refusal(lambda: load_weights(tmp_path))
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("edgekd.hub", "edgekd.distill.students", "edgekd.distill.teacher"):
+        monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_hub_out_of_reach_is_one_sentence_with_three_ways_on() -> None:
+    error = refusal(lambda: make_student("mobilenetv3_small", pretrained="hub", size=32, classes=2))
+    assert "cannot be reached" in error.message
+    assert all(way in error.hint for way in ("--student-weights", "network", "scratch"))
+
+
+def test_a_model_without_published_weights_is_not_blamed_on_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("edgekd.distill.students.hub_reachable", lambda: True)
+    assert not timm.get_pretrained_cfg("mobilenetv3_large_075").has_weights
+    error = refusal(lambda: make_student("mobilenetv3_large_075", pretrained="hub", size=32, classes=2))
+    assert "cannot be reached" not in error.message
+
+
+def test_an_unknown_tag_is_refused() -> None:
+    assert "nonexistent" in refusal(lambda: scratch(f"{NAME}.nonexistent")).message
+
+
+def test_a_vit_takes_weights_of_another_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=5).eval()
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    same = scratch("vit_tiny", size=64, weights=tmp_path / "w.safetensors")
+    half = scratch("vit_tiny", size=32, weights=tmp_path / "w.safetensors")
+    with torch.inference_mode():
+        expected = source.forward_head(source.forward_features(views(64)), pre_logits=True)  # type: ignore[operator]
+        assert torch.allclose(same.backbone(views(64)), expected, atol=1e-5)
+        assert half(views(32)).shape == (2, 3)
+    assert half.backbone.pos_embed.shape == (1, 5, 192)  # type: ignore[union-attr]
+    assert torch.equal(half.backbone.cls_token, source.cls_token)
+
+
+@pytest.mark.parametrize("options", [{"nonsense": 3}, {"in_chans": 1}])
+def test_options_that_do_not_fit_are_refused(options: dict[str, object]) -> None:
+    assert NAME in refusal(lambda: scratch(options=options)).message
+
+
+def test_a_size_that_does_not_fit_is_refused() -> None:
+    assert "40 px" in refusal(lambda: scratch("test_vit4", size=40)).message
+
+
+def test_a_student_goes_round(tmp_path: Path) -> None:
+    student = scratch()
+    student.scale.fill_(2.5)
+    save_student(student, tmp_path / "s.safetensors", {"student": NAME})
+    again = scratch()
+    again.load_state_dict(load_file(tmp_path / "s.safetensors"))
+    with torch.inference_mode():
+        assert torch.equal(again.scores(views(), None), student.scores(views(), None))
+        assert torch.allclose(student.scores(views(), None), 2.5 * student(views()))
+
+
+def test_the_fitted_scale_is_the_best_of_a_fine_grid() -> None:
+    make = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (200,), generator=make)
+    scores = torch.randn(200, 5, generator=make)
+    scores[torch.arange(200), labels] += 1.5
+    scores *= 0.02
+    grid = np.exp(np.linspace(np.log(1), np.log(1000), 4000))
+    rows, y, smoothing = scores.double().numpy(), labels.numpy(), 1 / 202
+
+    def loss(factor: float) -> float:
+        z = rows * factor
+        log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+        target = np.full_like(z, smoothing / 5)
+        target[np.arange(200), y] += 1 - smoothing
+        return float(-(target * log_p).sum(1).mean())
+
+    best = grid[np.argmin([loss(factor) for factor in grid])]
+    assert fit_scale(scores, labels) == pytest.approx(best, rel=2e-3)
+
+
+def test_the_fitted_scale_stays_finite_without_a_mistake_and_small_without_knowledge() -> None:
+    labels = torch.arange(10) % 2
+    right = torch.nn.functional.one_hot(labels).float()
+    assert 1 < fit_scale(right, labels) < 50
+    assert fit_scale(1 - right, labels) < 0.01
+
+
+def test_the_given_imagenet_weights_load_and_know_imagenet() -> None:
+    path = ASSETS / "students" / "tf_efficientnet_lite0.safetensors"
+    if not path.exists():
+        pytest.skip("the shared assets are not here")
+    student = make_student("efficientnet_lite0", pretrained="scratch", weights=path, size=64, dim=8).eval()
+    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    whole.load_state_dict(load_file(path))
+    with torch.inference_mode():
+        inside = (views(64) - 0.5) / 0.5
+        expected = whole.forward_head(whole.forward_features(inside), pre_logits=True)
+        assert torch.allclose(student.backbone((views(64) - student.mean) / student.std), expected, atol=1e-5)

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from edgekd.distill.predict import teacher_predict
+from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, load_teacher
+from edgekd.distill.views import plain
+from edgekd.errors import EdgekdError
+
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+
+
+def refusal(spec: str) -> EdgekdError:
+    with pytest.raises(EdgekdError) as caught:
+        load_teacher(spec)
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher: Path) -> ClipTeacher:
+    made = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(made, ClipTeacher)
+    return made
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth, as photographs mostly are."""
+    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 4, height))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    return Image.fromarray((127.5 + 100 * waves).astype(np.uint8))
+
+
+def reference(folder: Path) -> tuple[Any, Any, Any]:
+    """The same folder through open_clip's own front door: model, transform, tokenizer."""
+    model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+def test_a_folder_is_read_as_it_says(teacher: ClipTeacher) -> None:
+    assert (teacher.dim, teacher.preprocess.size, teacher.preprocess.resize) == (12, 32, "crop")
+    assert teacher.preprocess.mean == (0.48, 0.46, 0.41)
+    assert teacher.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert not teacher.model.training
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (77, 50), (32, 32)])
+def test_pixels_and_statistics_are_open_clips(teacher: ClipTeacher, tiny_teacher: Path, size: tuple[int, int]) -> None:
+    model, transform, _ = reference(tiny_teacher)
+    image = picture(*size)
+    with torch.inference_mode():
+        expected = model.encode_image(transform(image)[None])
+    pixels = torch.from_numpy(teacher.preprocess.pixels(image).copy())[None]
+    got = teacher.embed_images(plain(pixels))
+    assert got.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.999
+    # The student's statistics would be noticed.
+    wrong = teacher.embed_images((plain(pixels) - 0.45) / 0.22)
+    assert torch.nn.functional.cosine_similarity(wrong, expected).item() < 0.999
+
+
+def test_views_of_another_size_are_resized(teacher: ClipTeacher) -> None:
+    image = picture(96, 96)
+    big = plain(torch.from_numpy(np.array(image))[None])
+    small = plain(torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC)))[None])
+    assert torch.nn.functional.cosine_similarity(teacher.embed_images(big), teacher.embed_images(small)).item() > 0.9999
+
+
+def test_the_text_bank_is_open_clips_zero_shot_classifier(teacher: ClipTeacher, tiny_teacher: Path) -> None:
+    model, transform, tokenizer = reference(tiny_teacher)
+    classes, templates = ["sea_lion", "dog", "cat"], ["a photo of a {}.", "a sketch of the {}", "itap of a {}"]
+    expected = open_clip.build_zero_shot_classifier(
+        model,
+        tokenizer,
+        [name.replace("_", " ") for name in classes],
+        [lambda name, t=template: t.format(name) for template in templates],
+    )  # [D, C]
+    bank = teacher.text_bank(classes, templates)
+    assert bank.classes == tuple(classes)
+    assert bank.vectors.shape == (3, 12)
+    assert torch.allclose(bank.vectors, expected.T, atol=1e-5)
+    image = picture(32, 32)
+    with torch.inference_mode():
+        features = model.encode_image(transform(image)[None], normalize=True)
+    logits = teacher_predict(teacher, bank)(np.array(image)[None])
+    np.testing.assert_allclose(logits, teacher.logit_scale * features @ expected, rtol=1e-2, atol=2e-2)
+
+
+def test_texts_come_in_order_however_many(teacher: ClipTeacher) -> None:
+    prompts = [f"a photo of number {number}" for number in range(300)]
+    many = teacher.embed_texts(prompts)
+    assert many.shape == (300, 12)
+    some = [0, 255, 256, 299]
+    assert torch.allclose(many[some], teacher.embed_texts([prompts[i] for i in some]), atol=1e-5)
+
+
+def test_curly_braces_in_templates_and_names_are_letters(teacher: ClipTeacher) -> None:
+    assert teacher.text_bank(["a {b}"], ["{} {x}"]).vectors.shape == (1, 12)
+
+
+def copied(tiny_teacher: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_teacher, tmp_path / "copy"))
+
+
+def test_the_id_follows_weights_and_preprocessing_and_not_the_place(
+    teacher: ClipTeacher, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    folder = copied(tiny_teacher, tmp_path)
+    assert load_teacher(f"local-dir:{folder}").id == teacher.id
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    other_mean = load_teacher(f"local-dir:{folder}").id
+    state = load_file(folder / "open_clip_model.safetensors")
+    state["logit_scale"] = state["logit_scale"] + 1e-3
+    save_file(state, folder / "open_clip_model.safetensors")
+    assert len({teacher.id, other_mean, load_teacher(f"local-dir:{folder}").id}) == 3
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal(f"local-dir:{tmp_path}").message
+    assert "absent" in refusal(f"local-dir:{tmp_path / 'absent'}").message
+
+
+@pytest.mark.parametrize("damage", ["no weights", "truncated", "empty", "config torn", "config empty", "other shape"])
+def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(tiny_teacher, tmp_path)
+    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
+    if damage == "no weights":
+        weights.unlink()
+    elif damage in ("truncated", "empty"):
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2 if damage == "truncated" else 0])
+    elif damage == "other shape":
+        state = load_file(weights)
+        save_file(state | {"text_projection": torch.zeros(3, 3)}, weights)
+    else:
+        config.write_text("{" if damage == "config torn" else "{}")
+    assert "could not be loaded" in refusal(f"local-dir:{folder}").message
+
+
+def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_teacher, tmp_path)
+    (folder / "open_clip_model.safetensors").unlink()
+    trap = tmp_path / "trap"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(trap), "w")
+
+    torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
+    refusal(f"local-dir:{folder}")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("ViT-B-23:openai", "ViT-B-32"), ("ViT-B-32:opena", "openai"), ("toi", "toy")]
+)
+def test_a_misspelt_teacher_is_answered_with_the_closest(typo: str, meant: str) -> None:
+    assert f'"{meant}"' in refusal(typo).hint
+
+
+def test_a_name_without_a_tag_is_asked_for_one() -> None:
+    assert "needs a weights tag" in refusal("ViT-B-32").message
+
+
+@pytest.mark.parametrize("spec", ["ViT-B-32:laion2b_s34b_b79k", "hf-hub:somebody/some-model"])
+def test_a_hub_out_of_reach_is_said_with_other_ways(spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("edgekd.hub", "edgekd.distill.teacher"):
+        monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    error = refusal(spec)
+    assert "cannot be reached" in error.message
+    assert "local-dir:" in error.hint
+    assert "embeddings:" in error.hint
+
+
+def arrays(**changes: Any) -> dict[str, Any]:
+    good = {
+        "image_ids": np.array(["a/x.png", "b/y.png"]),
+        "image_vectors": np.array([[1.0, 2, 3], [4, 5, 6]], dtype=np.float16),
+        "class_names": np.array(["sea_lion", "dog"]),
+        "text_vectors": np.array([[0.0, 0, 2], [3, 4, 0]]),
+    }
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def written(path: Path, **changes: Any) -> str:
+    np.savez(path, **arrays(**changes))
+    return f"embeddings:{path}"
+
+
+def test_a_black_box_gives_what_is_in_its_file(tmp_path: Path) -> None:
+    teacher = load_teacher(written(tmp_path / "e.npz", logit_scale=np.array(50.0)))
+    assert isinstance(teacher, EmbeddingsTeacher)
+    assert (teacher.dim, teacher.logit_scale) == (3, 50.0)
+    vectors = teacher.lookup(["b/y.png", "a/x.png", "b/y.png"])
+    assert vectors.dtype == torch.float32
+    assert vectors.tolist() == [[4, 5, 6], [1, 2, 3], [4, 5, 6]]
+    bank = teacher.text_bank(["dog", "sea lion"], ["ignored {}"])
+    assert torch.allclose(bank.vectors, torch.tensor([[0.6, 0.8, 0], [0, 0, 1.0]]))
+    assert bank.templates == ("precomputed",)
+    assert load_teacher(written(tmp_path / "f.npz", logit_scale=np.array(49.0))).id != teacher.id
+
+
+def test_what_a_black_box_does_not_know_is_said(tmp_path: Path) -> None:
+    teacher = load_teacher(written(tmp_path / "e.npz"))
+    assert isinstance(teacher, EmbeddingsTeacher)
+    with pytest.raises(EdgekdError, match=r"c/z\.png"):
+        teacher.lookup(["a/x.png", "c/z.png"])
+    with pytest.raises(EdgekdError) as caught:
+        teacher.text_bank(["dog", "sea_lyon"], [])
+    assert '"sea lion"' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_ids": None},
+        {"text_vectors": None},
+        {"image_ids": np.array(["a"])},
+        {"image_ids": np.array("a")},
+        {"class_names": np.array(["a", "b", "c"])},
+        {"text_vectors": np.zeros((2, 4))},
+        {"image_vectors": np.zeros((2, 3, 1))},
+        {"image_vectors": np.array([[1.0, 2, np.nan], [4, 5, 6]])},
+        {"image_vectors": np.array([["a", "b", "c"], ["d", "e", "f"]])},
+        {"image_ids": np.array(["a", None], dtype=object)},
+        {"logit_scale": np.zeros(3)},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert "e.npz" in refusal(written(tmp_path / "e.npz", **changes)).message
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "truncated", "one array"])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "e.npz"
+    written(path)
+    if content == "one array":
+        with open(path, "wb") as handle:
+            np.save(handle, np.zeros(3))
+    else:
+        path.write_bytes(path.read_bytes()[:300] if isinstance(content, str) else content)
+    assert "e.npz" in refusal(f"embeddings:{path}").message
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    assert "absent.npz" in refusal(f"embeddings:{tmp_path / 'absent.npz'}").message
+
+
+def test_the_toy_teacher_is_in_the_package() -> None:
+    import importlib.resources
+
+    folder = importlib.resources.files("edgekd.toy_teacher")
+    if not folder.joinpath("open_clip_config.json").is_file():
+        pytest.skip("the toy teacher has not been made yet")
+    toy = load_teacher("toy")
+    assert isinstance(toy, ClipTeacher)
+    assert toy.text_bank(["dog"], ["a photo of a {}"]).vectors.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
+    folder, pacs = ASSETS / "teachers" / "miniclip", ASSETS / "pacs"
+    if not folder.is_dir() or not pacs.is_dir():
+        pytest.skip("the shared assets are not here")
+    teacher = load_teacher(f"local-dir:{folder}")
+    assert isinstance(teacher, ClipTeacher)
+    assert teacher.preprocess.resize == "squash"
+    classes = sorted(path.name for path in (pacs / "photo").iterdir())
+    files = [sorted((pacs / "photo" / name).iterdir())[0] for name in classes]
+    pixels = np.stack([teacher.preprocess.pixels(Image.open(path).convert("RGB")) for path in files])
+    scores = teacher_predict(teacher, teacher.text_bank(classes, ["a photo of a {}"]))(pixels)
+    assert (scores.argmax(1) == np.arange(7)).sum() >= 6
+    model, transform, _ = reference(folder)
+    with torch.inference_mode():
+        expected = model.encode_image(transform(Image.open(files[0]))[None])
+    got = teacher.embed_images(plain(torch.from_numpy(pixels[:1])))
+    assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.9999

@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from edgekd.config import TrainConfig
+from edgekd.distill import train as training
+from edgekd.distill.load import load_run
+from edgekd.distill.recipes import RECIPES
+from edgekd.distill.train import train
+from edgekd.errors import EdgekdError
+from edgekd.manifest import Run
+
+STUDENT = "test_efficientnet"
+STEPS = 8
+WORKER = Path(__file__).with_name("train_worker.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
+    """Settings of a training that takes about a second: 2 source domains, 2 classes, 48 training images."""
+    root = tmp_path_factory.mktemp("data") / "domains"
+    for domain, count in (("art", 20), ("photo", 10), ("sketch", 3)):
+        for name, tint in (("cat", (90, 0, 0)), ("dog", (0, 0, 90))):
+            (root / domain / name).mkdir(parents=True)
+            for number in range(count):
+                seed = 1000 * len(domain) + 100 * len(name) + number + tint[0]
+                pixels = np.random.default_rng(seed).integers(0, 160, (32, 40, 3)) + tint
+                Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number:02d}.png")
+    return {
+        "student": STUDENT,
+        "pretrained": "scratch",
+        "data": str(root),
+        "teacher": f"local-dir:{tiny_teacher}",
+        "size": 32,
+        "batch_size": 8,
+        "steps": STEPS,
+        "views": 2,
+        "log_every": 1,
+        "checkpoint_every": 3,
+        "accelerator": "cpu",
+    }
+
+
+Trainer = Callable[..., Run]
+
+
+@pytest.fixture
+def run(base: dict[str, Any], tmp_path: Path) -> Trainer:
+    """`run(**settings)` trains into `tmp_path/run`."""
+
+    def start(**settings: Any) -> Run:
+        return train(TrainConfig.model_validate(base | {"out": tmp_path / "run"} | settings))
+
+    return start
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in metrics(folder) if "loss" in line]
+
+
+def validations(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["val_top1"]) for line in metrics(folder) if "val_top1" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def folder_of(made: Run) -> Path:
+    assert made.folder is not None
+    return made.folder
+
+
+def board(folder: Path) -> dict[str, list[int]]:
+    """Tag → steps, as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str) -> None:
+    made = run(recipe=recipe, bn="frozen")
+    folder = folder_of(made)
+    expected = {"config.json", "split.json", "run.json", "metrics.jsonl", "student.safetensors", "tensorboard"}
+    if recipe != "erm":
+        expected.add("text_bank.safetensors")
+    assert {path.name for path in folder.iterdir()} == expected
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+    assert made.steps == STEPS
+    assert made.test_domain == "sketch"
+    assert made.teacher == ("none" if recipe == "erm" else made.teacher)
+    assert made.selection.startswith("last EMA")
+    shown = board(folder)
+    assert shown["train/loss"] == list(range(1, STEPS + 1))
+    assert shown["val/top1"] == [STEPS]
+    ((step, accuracy),) = validations(folder)
+    assert step == STEPS
+    assert 0 <= accuracy <= 1
+    for line in metrics(folder)[:STEPS]:
+        stage = next(stage for stage in RECIPES[recipe].stages if stage.name == line["stage"])
+        total = sum(spec.weight * line["terms"][term] for term, spec in stage.terms.items())
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+        assert 0 <= line["data_wait_percent"] <= 100
+
+
+@pytest.mark.parametrize("recipe", ["erm", "vl2v-adip"])
+def test_the_loss_goes_down(run: Trainer, recipe: str) -> None:
+    curve = [loss for _, loss in losses(folder_of(run(recipe=recipe, steps=24, batch_size=16, lr=3e-3)))]
+    assert np.mean(curve[-5:]) < 0.93 * np.mean(curve[:3])
+
+
+def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    save = training._State.save
+
+    def watch(self: Any, done: int, student: Any, *rest: Any) -> None:
+        seen.append({name: value.clone() for name, value in student.state_dict().items()})
+        save(self, done, student, *rest)
+
+    monkeypatch.setattr(training._State, "save", watch)
+    run(steps=10, checkpoint_every=1, ema=0, bn="frozen")
+    # Two steps of align (the second saved at the boundary), then eight of distill, the last of them not saved.
+    first, boundary, later = seen[0], seen[1], seen[-1]
+
+    def changed(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
+        return {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+
+    assert changed(first, boundary) == {"projector"}
+    assert changed(boundary, later) == {"backbone"}
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(run: Trainer, tmp_path: Path) -> None:
+    first = folder_of(run(out=tmp_path / "a", seed=1))
+    assert losses(folder_of(run(out=tmp_path / "b", seed=1))) == losses(first)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    other = folder_of(run(out=tmp_path / "c", seed=2))
+    assert losses(other) != losses(first)
+    assert (other / "split.json").read_text() == (first / "split.json").read_text()
+
+
+def worker(*words: str, timeout: float = 240) -> None:
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+UNSTEADY = {
+    "stages": {"align": {"share": 0.5}, "distill": {"share": 0.5}},
+    "eval_every": 2,
+    "bn": "train",
+    "student_options": {"drop_rate": 0.2, "drop_path_rate": 0.2},
+}
+"""Everything that has a state besides the weights: BatchNorm statistics, dropout's random numbers, two optimizers."""
+
+
+@pytest.fixture(scope="module")
+def killed(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs SIGKILLed after step 1 (before any checkpoint), 5 (in stage 1) and 11 (in stage 2) of 12."""
+    folder = tmp_path_factory.mktemp("killed")
+    settings = base | {"out": str(folder / "run"), "steps": 12, **UNSTEADY}
+    (folder / "config.json").write_text(json.dumps(settings))
+    worker(str(WORKER), "kill", str(folder / "config.json"), "1", "5", "11")
+    return {step: folder / f"run-killed-{step}" for step in (1, 5, 11)}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    settings = {"out": out, "steps": 12, **UNSTEADY}
+    train(TrainConfig.model_validate(base | settings))
+    return out
+
+
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_a_killed_run_resumes_to_the_very_same_numbers(
+    step: int, killed: dict[int, Path], uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed[step], folder)
+    assert not (folder / "run.json").exists()
+    assert (folder / "checkpoint.pt").exists() == (step > 3)
+    made = train(TrainConfig(out=folder, resume=True))
+    assert losses(folder) == losses(uninterrupted)
+    assert same_weights(folder, uninterrupted)
+    assert validations(folder) == validations(uninterrupted)
+    assert board(folder) == board(uninterrupted)
+    assert made.steps == 12
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_what_a_kill_left_in_the_metrics_is_dropped(
+    killed: dict[int, Path], uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed[5], folder)
+    assert [step for step, _ in losses(folder)] == [1, 2, 3, 4, 5]  # the checkpoint is of step 3
+    with open(folder / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 3, "terms": {"cos_img": 1.0}')  # torn just there
+    train(TrainConfig(out=folder, resume=True))
+    assert losses(folder) == losses(uninterrupted)
+
+
+def test_a_run_without_averaging_resumes_too(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = folder_of(run(out=tmp_path / "whole", ema=0, recipe="erm"))
+    record = training.Progress.step
+
+    def stop(self: Any, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(ema=0, recipe="erm")
+    made = run(resume=True)
+    assert losses(folder_of(made)) == losses(whole)
+    assert same_weights(folder_of(made), whole)
+    assert made.selection == "last weights"
+
+
+def test_two_processes_give_the_curve_of_one(run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any) -> None:
+    two = folder_of(run(out=tmp_path / "two", devices=2, bn="frozen", steps=6))
+    said = capfd.readouterr().err
+    shards = list((own_cache / "embeddings").glob("*/*.keys.npy"))
+    rows = [len(np.load(path)) for path in shards]
+    assert len(rows) == 2  # both filled
+    assert sum(rows) == 48 * 2
+    assert max(rows) - min(rows) <= 1
+    assert len({tuple(row) for path in shards for row in np.load(path).tolist()}) == 48 * 2
+    one = folder_of(run(out=tmp_path / "one", bn="frozen", steps=6))
+    assert [step for step, _ in losses(two)] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    left, right = weights(two), weights(one)
+    assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    assert said.count("recipe: ") == 1  # only process 0 speaks
+    assert len(list((two / "tensorboard").iterdir())) == len(list((one / "tensorboard").iterdir()))
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_curve_of_one(run: Trainer, base: dict[str, Any], tmp_path: Path, own_cache: Path) -> None:
+    settings = base | {"out": str(tmp_path / "two"), "bn": "frozen", "steps": 6}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    worker("-m", "torch.distributed.run", "--nproc-per-node", "2", str(WORKER), "train", str(tmp_path / "config.json"))
+    assert len(list((own_cache / "embeddings").glob("*/*.keys.npy"))) == 2
+    one = folder_of(run(out=tmp_path / "one", bn="frozen", steps=6))
+    two = tmp_path / "two"
+    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_mistake_in_several_processes_is_still_one_sentence(run: Trainer) -> None:
+    with pytest.raises(EdgekdError, match="loss is not finite") as caught:
+        run(devices=2, recipe="erm", lr=1e30)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_batch_must_divide_by_the_processes(run: Trainer) -> None:
+    with pytest.raises(EdgekdError, match="does not divide"):
+        run(batch_size=9, devices=2)
+
+
+def test_an_existing_folder_is_kept_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
+    folder = folder_of(run(recipe="erm", steps=1))
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(EdgekdError, match="exists already"):
+        run(recipe="erm", steps=1)
+    with pytest.raises(EdgekdError, match="finished"):
+        run(resume=True)
+    with pytest.raises(EdgekdError):
+        run(recipe="erm", teacher="none", data=str(tmp_path / "absent"), overwrite=True)
+    assert (folder / "run.json").read_bytes() == before  # a run that cannot start removes nothing
+    assert run(recipe="erm", steps=2, overwrite=True).steps == 2
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_what_is_not_a_run_is_not_overwritten(run: Trainer, tmp_path: Path, as_file: bool) -> None:
+    precious = tmp_path / "run" if as_file else tmp_path / "run" / "thesis.txt"
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("years of work")
+    with pytest.raises(EdgekdError, match="not a run"):
+        run(overwrite=True)
+    assert precious.read_text() == "years of work"
+
+
+def test_there_must_be_something_to_resume(run: Trainer) -> None:
+    with pytest.raises(EdgekdError, match="run to resume"):
+        run(resume=True)
+
+
+def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the temporary files of every file called `name` lie on /dev/full, where each write fails with ENOSPC."""
+    monkeypatch.setattr("edgekd.files.uuid.uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    monkeypatch.setattr(Path, "write_bytes", _refusing(name, Path.write_bytes))
+
+
+def _refusing(name: str, write: Callable[..., int]) -> Callable[..., int]:
+    def to_full_disk(self: Path, data: Any) -> int:
+        if self.name.endswith(name):
+            self.symlink_to("/dev/full")
+        return write(self, data)
+
+    return to_full_disk
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_keeps_the_earlier_checkpoint(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = training._State.save, []
+
+    def second_fails(self: Any, *args: Any) -> None:
+        calls.append(args[0])
+        with monkeypatch.context() as patch:
+            if len(calls) == 2:
+                full_disk_for("checkpoint.pt", patch)
+            save(self, *args)
+
+    monkeypatch.setattr(training._State, "save", second_fails)
+    with pytest.raises(EdgekdError, match="full"):
+        run(recipe="erm")
+    assert calls == [3, 6]
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["done"] == 3
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".tmp")]
+    monkeypatch.undo()
+    assert run(resume=True).steps == STEPS
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("name", ["student.safetensors", "text_bank.safetensors", ".vectors.npy"])
+def test_a_full_disk_elsewhere_is_said_too(
+    run: Trainer, name: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk_for(name, monkeypatch)
+    with pytest.raises(EdgekdError, match="full"):
+        run(steps=2)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_term(run: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="not finite: ce, on a batch with art/") as caught:
+        run(recipe="erm", lr=1e30)
+    assert caught.value.hint
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = iter([0.25, 0.75, 0.5, 0.75])
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def judge(student: Any, *rest: Any) -> float:
+        kept[len(kept)] = {name: value.clone() for name, value in student.state_dict().items()}
+        return next(accuracies)
+
+    monkeypatch.setattr(training, "source_accuracy", judge)
+    made = run(recipe="erm", select="best", eval_every=2, ema=0)
+    assert "step 4" in made.selection
+    best = {name: value for name, value in weights(folder_of(made)).items() if name != "scale"}
+    assert all(torch.equal(value, kept[1][name]) for name, value in best.items())
+    assert any(not torch.equal(value, kept[3][name]) for name, value in best.items())
+
+
+def test_the_accuracy_on_validation_counts_every_domain_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    monkeypatch.setattr(training, "predict_all", lambda *a: scores)
+    images = SimpleNamespace(labels=np.array([0, 1, 1, 1]), domain_of=np.array([0, 0, 0, 1]))
+    student = SimpleNamespace(mean=torch.zeros(1), preprocess=None, eval=lambda: None)
+    accuracy = training.source_accuracy(student, None, images, np.arange(4))  # type: ignore[arg-type]
+    assert accuracy == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
+    full = losses(folder_of(run(out=tmp_path / "full", steps=4, recipe="kd")))
+    mixed = losses(folder_of(run(out=tmp_path / "mixed", steps=4, recipe="kd", precision="bf16-mixed")))
+    assert mixed != full
+    np.testing.assert_allclose([loss for _, loss in mixed], [loss for _, loss in full], rtol=0.05)
+
+
+def test_smoke_runs_a_few_steps(run: Trainer) -> None:
+    made = run(smoke=True, steps=None)
+    assert made.steps <= 8
+
+
+def test_a_black_box_teachers_embeddings_will_do(run: Trainer, base: dict[str, Any], tmp_path: Path) -> None:
+    names = sorted(path.relative_to(base["data"]).as_posix() for path in Path(base["data"]).rglob("*.png"))
+    rng = np.random.default_rng(0)
+    arrays = {
+        "image_ids": np.array(names),
+        "image_vectors": rng.normal(size=(len(names), 6)).astype(np.float32),
+        "class_names": np.array(["dog", "cat"]),
+        "text_vectors": rng.normal(size=(2, 6)).astype(np.float32),
+    }
+    np.savez(tmp_path / "teacher.npz", **arrays)
+    made = run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}")
+    loaded = load_run(folder_of(made))
+    assert loaded.vectors is not None
+    expected = arrays["text_vectors"][[1, 0]]
+    np.testing.assert_allclose(loaded.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    with pytest.raises(EdgekdError, match="new views"):
+        run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", online_teacher=True, out=tmp_path / "online")
+    assert not (tmp_path / "online").exists()
+
+
+def test_an_online_teacher_trains_without_a_cache(run: Trainer, own_cache: Path) -> None:
+    run(online_teacher=True, steps=2)
+    assert not (own_cache / "embeddings").exists()
+
+
+def test_a_second_run_asks_the_teacher_nothing(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(out=tmp_path / "first", steps=1, seed=7)
+    asked = []
+    monkeypatch.setattr(training.ClipTeacher, "embed_images", lambda self, views: asked.append(views))
+    run(steps=1, seed=8)
+    assert not asked
+
+
+def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
+    made = run(steps=2)
+    loaded = load_run(folder_of(made))
+    images, split = loaded.data()
+    assert split.hash == made.split_hash
+    assert not loaded.student.training
+    assert loaded.student.preprocess == made.preprocess
+    assert loaded.vectors is not None
+    assert loaded.vectors.shape == (2, 12)
+    scores = training.predict_all(
+        training.student_predict(loaded.student, loaded.vectors), images, split.val, loaded.run.preprocess
+    )
+    right = scores.argmax(1) == images.labels[split.val]
+    per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
+    assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
