@@ -133,23 +133,26 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
 def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbours", "any"]) -> NDArray[np.float32]:
     """Scale of each output channel's int8 weights, so that no pair of products overflows 16 bits.
 
-    Processors without VNNI add two u8 × s8 products in 16 bits, saturating: 255 · (|a| + |b|) must stay below 32768, or
+    Processors without VNNI add two u8 × s8 products in 16 bits, saturating: 255 · |a + b| must stay below 32768, or
     the model is ruined there without a word. Reducing all weights to 7 bits guarantees that and costs accuracy
-    everywhere; asking it only of weights that really meet costs almost nothing.
+    everywhere; this widens only the channels where two weights of one sign meet. Opposite signs cannot overflow.
 
     Args:
         rows: float32 `[channels, K]`, in the order in which the products are summed.
-        pairs: which weights of a row can meet: none (a depthwise kernel works in 32 bits), neighbours (`K` runs over
-            input channels only), or any two (the order depends on the memory layout).
+        pairs: which weights of a row can meet: none (a depthwise kernel works in 32 bits), neighbours 2j and
+            2j + 1 (`K` runs over input channels only), or any two (the order depends on the memory layout).
 
     Returns:
         float32 `[channels]`, above 0; the integer weights are `round(row / scale)`.
     """
-    size = np.abs(rows)
-    scale = size.max(axis=1) / 127
-    if pairs != "none" and rows.shape[1] > 1:
-        ordered = np.sort(size)  # its last two are the largest
-        meeting = size[:, 1:] + size[:, :-1] if pairs == "neighbours" else ordered[:, -2:-1] + ordered[:, -1:]
+    scale = np.abs(rows).max(axis=1) / 127
+    if pairs == "any":
+        ordered = np.sort(rows)
+        meeting = np.abs(np.stack([ordered[:, :2].sum(axis=1), ordered[:, -2:].sum(axis=1)], axis=1))
+    else:
+        even = rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))
+        meeting = np.abs(even[:, 0::2] + even[:, 1::2])
+    if pairs != "none":
         scale = np.maximum(scale, meeting.max(axis=1) / 127)  # rounding may add 1, and 255 · 128 = 32640 still fits
     return np.where(scale > 0, scale, 1).astype(np.float32)
 

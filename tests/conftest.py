@@ -73,7 +73,7 @@ TINY_TEACHER = {
         "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
         "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     },
-    "preprocess_cfg": {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"},
+    "preprocess_cfg": {"mean": [0.2, 0.5, 0.8], "std": [0.6, 0.25, 0.1], "interpolation": "bicubic"},
 }
 
 

@@ -95,6 +95,20 @@ def test_what_was_killed_between_vectors_and_keys_does_not_count(own_cache: Path
     check(again)
 
 
+def test_keys_are_written_last(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies_after_the_first(path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        raise KeyboardInterrupt
+
+    cache = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr("edgekd.distill.cache.write_bytes", dies_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            cache.add(KEYS[:1], [0], np.ones((1, DIM), dtype=np.float32))
+    assert len(files("vectors")) == 1
+    assert not files("keys")
+
+
 @pytest.mark.parametrize("kind", ["keys", "vectors"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another shape", "gone"])
 def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(

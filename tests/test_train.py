@@ -152,7 +152,8 @@ def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.Monk
         save(self, done, student, *rest)
 
     monkeypatch.setattr(training._State, "save", watch)
-    run(steps=10, checkpoint_every=1, ema=0, bn="frozen")
+    stages = {"align": {"share": 0.2}, "distill": {"share": 0.8}}
+    run(steps=10, stages=stages, checkpoint_every=1, ema=0, bn="frozen")
     # Two steps of align (the second saved at the boundary), then eight of distill, the last of them not saved.
     first, boundary, later = seen[0], seen[1], seen[-1]
 

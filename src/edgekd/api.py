@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
-from edgekd.manifest import Artifact, Precision, Run, read_artifact, read_run
+from edgekd.manifest import Artifact, Precision, Run, read_artifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
-    from edgekd.split import Split
 
 PARITY_IMAGES = 256
 
@@ -140,6 +138,7 @@ def benchmark(
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
+    from edgekd.measure import context_of, foreign_suites, lone_artifact, run_of, subjects_of, suites_of
 
     runs: dict[Path, list[str]] = {}
     subjects: list[Subject] = []
@@ -147,19 +146,19 @@ def benchmark(
     contexts = []
     for path in [Path(p) for p in paths] or [newest_run()]:
         if (path / "artifact.json").is_file() and not (path.parent.parent / "run.json").is_file():
-            subjects.append(_lone_artifact(path, data))
+            subjects.append(lone_artifact(path, data))
             continue
-        folder, artifacts = _run_of(path)
+        folder, artifacts = run_of(path)
         runs.setdefault(folder, []).extend(artifacts)
     loaded_runs = [load_run(folder) for folder in runs]
     same_split = len({loaded.run.split_hash for loaded in loaded_runs}) <= 1
     if not loaded_runs and data:
-        suites += _foreign_suites(load_images(data), None)
+        suites += foreign_suites(load_images(data), None)
     for number, loaded in enumerate(loaded_runs):
-        subjects += _subjects(loaded, runs[loaded.folder])
+        subjects += subjects_of(loaded, runs[loaded.folder])
         if number == 0 or not same_split:
-            suites += _suites(loaded, data, None if same_split else loaded.run.name)
-        contexts.append(_context(loaded))
+            suites += suites_of(loaded, data, None if same_split else loaded.run.name)
+        contexts.append(context_of(loaded))
     target = Path(out) if out else (loaded_runs[0].folder if loaded_runs else Path(paths[0])) / "benchmark"
     return run_benchmark(
         subjects,
@@ -288,147 +287,6 @@ def _source(loaded: LoadedRun) -> dict[str, Any]:
     }
 
 
-def _run_of(path: Path) -> tuple[Path, list[str]]:
-    """A path given to benchmark → the run's folder and the artifacts to measure (a run: all of them)."""
-    if (path / "artifact.json").is_file():
-        read_artifact(path)
-        return path.parent.parent, [path.name]
-    read_run(path)
-    artifacts = sorted(p.parent.name for p in path.glob("artifacts/*/artifact.json"))
-    if not artifacts:
-        warn(f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}")
-    return path, [name for name in artifacts if not name.endswith(".failed")]
-
-
-def _lone_artifact(path: Path, data: str | None) -> Subject:
-    """An artifact folder that was copied away from its run: it is measured alone, on the images given."""
-    from edgekd.benchmark.accuracy import Subject
-    from edgekd.targets.session import open_session
-
-    if data is None:
-        raise EdgekdError(
-            f"{path} lies outside its run, so its images cannot be found.", "Say what to measure on: --data DIR."
-        )
-    session = open_session(path)
-    artifact = session.artifact
-    return Subject(
-        name=artifact.name,
-        run=str(artifact.source.get("run", "")),
-        kind="artifact",
-        precision=artifact.precision,
-        preprocess=artifact.preprocess,
-        predict=session.run,
-        classes=artifact.classes,
-        folder=path,
-    )
-
-
-def _subjects(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
-    import torch
-
-    from edgekd.benchmark.accuracy import Subject
-    from edgekd.distill.predict import student_predict, teacher_predict
-    from edgekd.distill.teacher import ClipTeacher, load_teacher
-    from edgekd.targets.session import open_session
-
-    run = loaded.run
-    subjects = []
-    if loaded.bank is not None:
-        teacher = load_teacher(run.teacher)
-        if isinstance(teacher, ClipTeacher):
-            if teacher.id != run.teacher_id:
-                raise EdgekdError(
-                    f"The teacher {run.teacher} is not the one {run.name} was trained with.",
-                    "Restore its weights, or train again.",
-                )
-            subjects.append(
-                Subject(
-                    name="teacher",
-                    run=run.name,
-                    kind="teacher",
-                    precision="fp32",
-                    preprocess=teacher.preprocess,
-                    predict=teacher_predict(teacher, loaded.bank),
-                    classes=run.classes,
-                    identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}",
-                    threads=torch.get_num_threads(),
-                )
-            )
-        else:
-            say(
-                f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images"
-            )
-    subjects.append(
-        Subject(
-            name="torch",
-            run=run.name,
-            kind="torch",
-            precision="fp32",
-            preprocess=run.preprocess,
-            predict=student_predict(loaded.student, loaded.vectors),
-            classes=run.classes,
-            threads=torch.get_num_threads(),
-        )
-    )
-    for name in artifacts:
-        folder = loaded.folder / "artifacts" / name
-        session = open_session(folder)
-        artifact = session.artifact
-        if artifact.source.get("student_sha256") != run.student_sha256:
-            raise EdgekdError(
-                f"{folder} was exported from another student.",
-                f"Export again: edgekd export {loaded.folder} --overwrite.",
-            )
-        subjects.append(
-            Subject(
-                name=name,
-                run=run.name,
-                kind="artifact",
-                precision=artifact.precision,
-                preprocess=artifact.preprocess,
-                predict=session.run,
-                classes=artifact.classes,
-                folder=folder,
-            )
-        )
-    return subjects
-
-
-def _suites(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
-    """The run's own ID and OOD test images; with other `data`, every domain of it as an OOD suite."""
-    from edgekd.benchmark.accuracy import Suite
-    from edgekd.data import load_images
-    from edgekd.split import read_split
-
-    images = load_images(data or loaded.run.data)
-    try:
-        split = read_split(loaded.folder / "split.json", images)
-    except EdgekdError:
-        if data is None:
-            raise
-        return _foreign_suites(images, run)
-    return _own_suites(images, split, run) or [Suite("id", images, split.val, run)]
-
-
-def _own_suites(images: ImageSet, split: Split, run: str | None) -> list[Suite]:
-    from edgekd.benchmark.accuracy import Suite
-
-    suites = [Suite("id", images, split.id_test, run)] if len(split.id_test) else []
-    if split.test_domain is not None:
-        suites.append(Suite(f"ood:{split.test_domain}", images, split.ood_test, run))
-    return suites
-
-
-def _foreign_suites(images: ImageSet, run: str | None) -> list[Suite]:
-    import numpy as np
-
-    from edgekd.benchmark.accuracy import Suite
-
-    say(f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite")
-    names = [images.name] if images.domains == ("all",) else list(images.domains)
-    return [Suite(f"ood:{name}", images, np.flatnonzero(images.domain_of == d), run) for d, name in enumerate(names)]
-
-
 def _columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -436,25 +294,3 @@ def _columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
         raise EdgekdError(f'The student does not know the class "{missing[0]}".', did_you_mean(missing[0], known))
     return [list(known).index(name) for name in wanted]
-
-
-def _context(loaded: LoadedRun) -> dict[str, Any]:
-    from edgekd.files import read_json
-
-    split = read_json(loaded.folder / "split.json", "split")
-    run = loaded.run
-    return {
-        "name": run.name,
-        "student": run.student,
-        "recipe": run.recipe,
-        "teacher": run.teacher,
-        "data": run.data,
-        "seed": run.seed,
-        "steps": run.steps,
-        "train_seconds": run.train_seconds,
-        "selection": run.selection,
-        "split_rule": split["rule"],
-        "split_hash": run.split_hash,
-        "test_domain": run.test_domain,
-        "templates": list(loaded.bank.templates) if loaded.bank else [],
-    }

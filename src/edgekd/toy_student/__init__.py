@@ -1,0 +1,1 @@
+"""First weights for a student of the toy suite, made by scripts/make_toy_student.py. Data only."""
