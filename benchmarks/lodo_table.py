@@ -50,7 +50,10 @@ def run_cell(arguments: argparse.Namespace, recipe: str, domain: str, seed: int)
         steps=arguments.steps,
         out=folder,
         overwrite=True,
-        settings=[*arguments.set, *(text.partition(":")[2] for text in arguments.recipe_set if text.startswith(recipe + ":"))],
+        settings=[
+            *arguments.set,
+            *(text.partition(":")[2] for text in arguments.recipe_set if text.startswith(recipe + ":")),
+        ],
     )
     loaded = load_run(folder)
     images, split = loaded.data()
@@ -61,7 +64,14 @@ def run_cell(arguments: argparse.Namespace, recipe: str, domain: str, seed: int)
     }
     if not arguments.keep:
         shutil.rmtree(folder)
-    return {"recipe": recipe, "domain": domain, "seed": seed, **found, "seconds": run.train_seconds, "wait": run.data_wait_percent}
+    return {
+        "recipe": recipe,
+        "domain": domain,
+        "seed": seed,
+        **found,
+        "seconds": run.train_seconds,
+        "wait": run.data_wait_percent,
+    }
 
 
 def teacher_rows(arguments: argparse.Namespace, domains: list[str]) -> dict[str, float]:
@@ -87,7 +97,8 @@ def table(cells: list[dict[str, Any]], teacher: dict[str, float], domains: list[
     lines = [
         "| | ID avg | " + " | ".join(f"OOD {d}" for d in domains) + " | OOD avg | s per run |",
         "|---|---|" + "---|" * len(domains) + "---|---|",
-        "| teacher zero-shot | – | " + " | ".join(f"{teacher[d]:.1f}" for d in domains)
+        "| teacher zero-shot | – | "
+        + " | ".join(f"{teacher[d]:.1f}" for d in domains)
         + f" | {np.mean([teacher[d] for d in domains]):.1f} | – |",
     ]
     for recipe in recipes:

@@ -10,7 +10,7 @@ from edgekd.config import TrainConfig, read_config
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.distill.students import timm_name
+from edgekd.distill.students import timm_name, toy_weights
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
 from edgekd.split import Split, make_split, read_split
@@ -42,11 +42,13 @@ def settle(config: TrainConfig) -> TrainConfig:
     chosen: dict[str, object] = {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
-    if config.pretrained is None:
-        chosen["pretrained"] = "scratch" if toy and config.student_weights is None else "hub"
+    start = config.pretrained
+    if start is None:
+        start = "hub" if not toy else "toy" if toy_weights(config.student) else "scratch"
+    chosen["pretrained"] = start
     if config.size is None and toy:
         chosen["size"] = TOY_SIZE
-    from_scratch = config.student_weights is None and chosen.get("pretrained", config.pretrained) == "scratch"
+    from_scratch = config.student_weights is None and start == "scratch"
     if config.bn is None:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
@@ -63,7 +65,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         if not (config.out / "config.json").exists():
             raise EdgekdError(f"{config.out} is not a run, so it is not overwritten.", "Choose another --out.")
     if from_scratch:
-        reason = "the toy data comes with no pretrained student" if config.pretrained is None else "as you asked"
+        reason = "no pretrained one is shipped for the toy data" if config.pretrained is None else "as you asked"
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     return config.model_copy(update=chosen)
 

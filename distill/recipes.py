@@ -153,8 +153,9 @@ def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
         numbers = {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
         terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **{**fields, **numbers})
     kept = {term: spec for term, spec in terms.items() if spec.weight}
-    own = {field: _number(changes[field], f"{stage.name}.{field}") for field in ("share", "lr") if field in changes}
-    return dataclasses.replace(stage, terms=kept, **own)
+    share = _number(changes.get("share", stage.share), f"{stage.name}.share")
+    lr = _number(changes.get("lr", stage.lr), f"{stage.name}.lr")
+    return dataclasses.replace(stage, terms=kept, share=share, lr=lr)
 
 
 def _table(value: Any, what: str) -> Mapping[str, Any]:

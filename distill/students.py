@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import math
 import pickle
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from edgekd.files import write_bytes
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
-Pretrained = Literal["hub", "scratch"]
+Pretrained = Literal["hub", "scratch", "toy"]
 
 FRIENDLY = {
     "mobilenetv3": "mobilenetv3_large_100",
@@ -90,7 +91,8 @@ class Student(nn.Module):
         """Class scores, float `[B, C]`: `scale · s·T` without normalising `s`, which folds into one layer and has
         the cosine head's argmax (METHODS §9.4), or `scale ·` the linear head's logits."""
         out = self(views).float()
-        return self.scale * (out @ bank.T if self.projector is not None and bank is not None else out)
+        raw = out @ bank.T if self.projector is not None and bank is not None else out
+        return torch.mul(raw, self.scale)
 
 
 def make_student(
@@ -107,7 +109,8 @@ def make_student(
 
     Args:
         student: friendly or timm name (a timm `name.tag` picks the weights).
-        pretrained: `hub` downloads timm's weights; `scratch` starts from random ones. Ignored with `weights`.
+        pretrained: `hub` downloads timm's weights; `toy` takes the ones shipped for the toy images; `scratch` starts
+            from random ones. Ignored with `weights`.
         weights: safetensors or torch file with this architecture's parameters; loaded without running any code.
         options: further arguments of `timm.create_model`.
         size: input side in pixels; None takes the model's own.
@@ -117,6 +120,12 @@ def make_student(
         EdgekdError: unknown name or option, hub out of reach, weights that do not fit.
     """
     name = timm_name(student)
+    if weights is None and pretrained == "toy":
+        weights = toy_weights(name)
+        if weights is None:
+            raise EdgekdError(
+                f"No toy weights are shipped for {name}.", "Use --pretrained scratch, or --student mobilenetv3."
+            )
     state = load_weights(weights) if weights else None
     arguments: dict[str, Any] = dict(options or {}) | {"num_classes": 0}
     if size and name.split("_")[0] in ("vit", "deit", "deit3", "eva02", "beit"):
@@ -152,13 +161,19 @@ def make_student(
     return Student(backbone, features, preprocess, dim=dim, classes=classes)
 
 
+def toy_weights(student: str) -> Path | None:
+    """The shipped first weights for the toy images (scripts/make_toy_student.py), where there are any."""
+    path = Path(str(importlib.resources.files("edgekd.toy_student"))) / f"{timm_name(student)}.safetensors"
+    return path if path.is_file() else None
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file. A torch file with anything but tensors in it is refused unread."""
     if not path.is_file():
         raise EdgekdError(f"There is no weights file {path}.", "Check --student-weights.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise their own kinds for the same few reasons
         with open(path, "rb") as handle:
@@ -184,7 +199,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_file_state(backbone: nn.Module, state: dict[str, Tensor], name: str, path: Path | None) -> None:
-    classifier = backbone.pretrained_cfg.get("classifier") or ()
+    settings: Any = backbone.pretrained_cfg
+    classifier = settings.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
     own = backbone.state_dict()

@@ -48,7 +48,7 @@ class Deployable(nn.Module):
                 "Prepare the images with the artifact's own preprocess.",
             )
         rows = images.flatten(2).float() * self.scale + self.shift  # [B, H, W * 3]
-        pixels = rows.unflatten(2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
         return cast(Tensor, self.head(self.backbone(pixels)))
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     write_json(
         arguments.out / "made.json",
         {
-            "what": "first weights of the toy student, trained by scripts/make_toy_student.py on photo-style images only",
+            "what": "the toy student's first weights, trained by scripts/make_toy_student.py on photo-style images",
             "suite": toy.VERSION,
             "images": len(pixels),
             "steps": arguments.steps,

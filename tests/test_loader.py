@@ -17,7 +17,7 @@ from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
 from edgekd.distill.pixels import open_store
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.train import _teacher_embedding, fill_cache
+from edgekd.distill.teaching import fill_cache, teacher_embedding
 from edgekd.distill.views import ViewPolicy, view_params
 
 Make = Callable[..., Path]
@@ -114,8 +114,8 @@ def test_an_online_teacher_gives_what_the_cache_holds(images: ImageSet, tiny_tea
     store = open_store(images, round(32 * 1.2))
     from_cache = source(images, embeddings=cached(images.keys, cache, plain=False))(2)
     online = source(images, teacher_store=store)(2)
-    stored = _teacher_embedding(from_cache, None, torch.device("cpu"))
-    asked = _teacher_embedding(online, teacher, torch.device("cpu"))
+    stored = teacher_embedding(from_cache, None, torch.device("cpu"))
+    asked = teacher_embedding(online, teacher, torch.device("cpu"))
     assert stored is not None
     assert asked is not None
     assert torch.allclose(stored, asked, atol=2e-3, rtol=2e-3)  # 16 bits

@@ -18,8 +18,11 @@ from safetensors.torch import load_file
 
 from edgekd.config import TrainConfig
 from edgekd.distill import train as training
+from edgekd.distill import validate
 from edgekd.distill.load import load_run
+from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.recipes import RECIPES
+from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run
@@ -145,13 +148,13 @@ def test_the_loss_goes_down(run: Trainer, recipe: str) -> None:
 
 def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, torch.Tensor]] = []
-    save = training._State.save
+    save = training.Checkpoint.save
 
     def watch(self: Any, done: int, student: Any, *rest: Any) -> None:
         seen.append({name: value.clone() for name, value in student.state_dict().items()})
         save(self, done, student, *rest)
 
-    monkeypatch.setattr(training._State, "save", watch)
+    monkeypatch.setattr(training.Checkpoint, "save", watch)
     stages = {"align": {"share": 0.2}, "distill": {"share": 0.8}}
     run(steps=10, stages=stages, checkpoint_every=1, ema=0, bn="frozen")
     # Two steps of align (the second saved at the boundary), then eight of distill, the last of them not saved.
@@ -350,7 +353,7 @@ def _refusing(name: str, write: Callable[..., int]) -> Callable[..., int]:
 def test_a_full_disk_keeps_the_earlier_checkpoint(
     run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = training._State.save, []
+    save, calls = training.Checkpoint.save, []
 
     def second_fails(self: Any, *args: Any) -> None:
         calls.append(args[0])
@@ -359,7 +362,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
                 full_disk_for("checkpoint.pt", patch)
             save(self, *args)
 
-    monkeypatch.setattr(training._State, "save", second_fails)
+    monkeypatch.setattr(training.Checkpoint, "save", second_fails)
     with pytest.raises(EdgekdError, match="full"):
         run(recipe="erm")
     assert calls == [3, 6]
@@ -395,7 +398,7 @@ def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest
         kept[len(kept)] = {name: value.clone() for name, value in student.state_dict().items()}
         return next(accuracies)
 
-    monkeypatch.setattr(training, "source_accuracy", judge)
+    monkeypatch.setattr("edgekd.distill.checkpoint.source_accuracy", judge)
     made = run(recipe="erm", select="best", eval_every=2, ema=0)
     assert "step 4" in made.selection
     best = {name: value for name, value in weights(folder_of(made)).items() if name != "scale"}
@@ -405,10 +408,10 @@ def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest
 
 def test_the_accuracy_on_validation_counts_every_domain_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
-    monkeypatch.setattr(training, "predict_all", lambda *a: scores)
+    monkeypatch.setattr("edgekd.distill.validate.predict_all", lambda *a: scores)
     images = SimpleNamespace(labels=np.array([0, 1, 1, 1]), domain_of=np.array([0, 0, 0, 1]))
     student = SimpleNamespace(mean=torch.zeros(1), preprocess=None, eval=lambda: None)
-    accuracy = training.source_accuracy(student, None, images, np.arange(4))  # type: ignore[arg-type]
+    accuracy = validate.source_accuracy(student, None, images, np.arange(4))  # type: ignore[arg-type]
     assert accuracy == pytest.approx((1 / 3 + 1) / 2)
 
 
@@ -452,7 +455,7 @@ def test_an_online_teacher_trains_without_a_cache(run: Trainer, own_cache: Path)
 def test_a_second_run_asks_the_teacher_nothing(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(out=tmp_path / "first", steps=1, seed=7)
     asked = []
-    monkeypatch.setattr(training.ClipTeacher, "embed_images", lambda self, views: asked.append(views))
+    monkeypatch.setattr(ClipTeacher, "embed_images", lambda self, views: asked.append(views))
     run(steps=1, seed=8)
     assert not asked
 
@@ -466,9 +469,7 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     assert loaded.student.preprocess == made.preprocess
     assert loaded.vectors is not None
     assert loaded.vectors.shape == (2, 12)
-    scores = training.predict_all(
-        training.student_predict(loaded.student, loaded.vectors), images, split.val, loaded.run.preprocess
-    )
+    scores = predict_all(student_predict(loaded.student, loaded.vectors), images, split.val, loaded.run.preprocess)
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
     assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))

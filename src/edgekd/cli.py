@@ -98,7 +98,10 @@ def train(
     prompts: Annotated[
         str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")
     ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="hub or scratch. [default: hub; toy: scratch]")] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="hub, scratch or toy (shipped). [default: hub; on toy data toy]"),
+    ] = None,
     student_weights: Annotated[Path | None, typer.Option(help="Start from this safetensors or torch file.")] = None,
     bn: Annotated[
         str | None, typer.Option(help="BatchNorm statistics: frozen or train. [default: frozen; from scratch: train]")

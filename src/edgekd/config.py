@@ -20,8 +20,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     student: str = "mobilenetv3"
-    pretrained: Literal["hub", "scratch"] | None = None
-    """Where the first weights come from. None: random for the toy data (said so), else the hub."""
+    pretrained: Literal["hub", "scratch", "toy"] | None = None
+    """Where the first weights come from. None: for the toy data those shipped with it, or random ones where there are
+    none (said so); else the hub."""
     student_weights: Path | None = None
     student_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as `pad_type`."""
@@ -68,7 +69,7 @@ class TrainConfig(BaseModel):
     resume: bool = False
     overwrite: bool = False
     smoke: bool = False
-    """A few steps on a few images: does it run at all?"""
+    """A few steps on one view per image: does it run at all?"""
 
 
 def read_config(path: Path) -> TrainConfig:

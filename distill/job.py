@@ -1,0 +1,36 @@
+"""What a training run works with, gathered once its data, teacher and student are in hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from edgekd.config import TrainConfig
+from edgekd.data import ImageSet
+from edgekd.distill.prompts import TextBank
+from edgekd.distill.recipes import Recipe
+from edgekd.distill.students import Student
+from edgekd.distill.teacher import Teacher
+from edgekd.split import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One process's view of a run. `teacher` and `bank` are None for recipes that need neither."""
+
+    fabric: Fabric
+    config: TrainConfig
+    recipe: Recipe
+    images: ImageSet
+    split: Split
+    student: Student
+    teacher: Teacher | None
+    bank: TextBank | None
+
+
+def total(fabric: Fabric, value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes."""
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="sum"))

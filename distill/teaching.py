@@ -1,0 +1,134 @@
+"""How the teacher's knowledge reaches the loop: the filled cache, the batches, and the projector's first bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from edgekd.console import say
+from edgekd.data import ImageSet
+from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
+from edgekd.distill.job import Job, total
+from edgekd.distill.loader import BatchSource, RawBatch, cached
+from edgekd.distill.pixels import open_store, store_side
+from edgekd.distill.progress import Progress
+from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
+from edgekd.distill.views import ViewPolicy, plain, render, view_params
+
+
+def batch_source(job: Job, sampler: BalancedSampler) -> BatchSource:
+    """The run's batches, with the teacher's embeddings cached, looked up by image, or asked for at every step."""
+    fabric, config, images, teacher = job.fabric, job.config, job.images, job.teacher
+    policy = ViewPolicy()
+    store = open_store(images, store_side(job.student.preprocess.size))
+    asks_teacher = teacher is not None and "teacher" in job.recipe.needs
+    embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
+    teacher_store = None
+    if asks_teacher and config.online_teacher:
+        assert isinstance(teacher, ClipTeacher)
+        teacher.model.to(fabric.device)
+        teacher_store = open_store(images, store_side(teacher.preprocess.size))
+    elif isinstance(teacher, EmbeddingsTeacher) and asks_teacher:
+        black_box = teacher
+
+        def by_id(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
+            return black_box.lookup([images.ids[i] for i in indices]).numpy()
+
+        by_id(job.split.train, job.split.train)  # every training image must be there, before training
+        embeddings = by_id
+    elif asks_teacher:
+        assert isinstance(teacher, ClipTeacher)
+        cache = EmbeddingCache(teacher.id, policy.id, teacher.dim)
+        fill_cache(fabric, cache, teacher, policy, images, job.split.train, config.views)
+        embeddings = cached(images.keys, cache, plain=False)
+    fixed_views = config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
+    return BatchSource(
+        store, sampler, policy, fixed_views, embeddings, teacher_store, fabric.global_rank, fabric.world_size
+    )
+
+
+def fill_cache(
+    fabric: Fabric,
+    cache: EmbeddingCache,
+    teacher: ClipTeacher,
+    policy: ViewPolicy,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    views: int,
+) -> None:
+    """Make sure that `views` views of every image at `indices` are stored; processes share the work."""
+    keys = [images.keys[i] for i in indices]
+    # Process 0 decides: another run may add a shard between two processes' looks at the folder.
+    if not fabric.broadcast(bool(cache.missing(keys, range(views)))):
+        cache.refresh()
+        say(f"teacher cache: all {len(keys) * views:,} views are there, no teacher pass needed")
+        return
+    lock = cache.filling()
+    if fabric.is_global_zero:
+        lock.__enter__()
+    try:
+        fabric.barrier()
+        cache.refresh()
+        missing = cache.missing(keys, range(views))
+        fabric.barrier()  # nobody may add a shard before everybody has counted
+        work = missing[fabric.global_rank :: fabric.world_size]
+        store = open_store(images, store_side(teacher.preprocess.size))
+        teacher.model.to(fabric.device)
+
+        def embed(positions: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+            rows = indices[positions]
+            pixels = torch.from_numpy(store.batch(rows)).to(fabric.device)
+            if (chosen == UNAUGMENTED).all():
+                return teacher.embed_images(plain(pixels)).cpu().numpy()
+            params = view_params([images.keys[i] for i in rows], chosen.tolist(), policy)
+            return teacher.embed_images(render(pixels, params, teacher.preprocess.size)).cpu().numpy()
+
+        with Progress.counting(f"teacher passes ({teacher.spec})", len(missing), fabric) as advance:
+            fill(cache, work, keys, embed, on_progress=lambda n: advance(n * fabric.world_size))
+        fabric.barrier()
+        cache.refresh()
+    finally:
+        if fabric.is_global_zero:
+            lock.__exit__(None, None, None)
+
+
+def teacher_embedding(raw: RawBatch, teacher: Teacher | None, device: torch.device) -> Tensor | None:
+    """The teacher's embeddings of a batch's views, float32 `[b, D]`, or None where the recipe does not ask for them."""
+    if raw.teacher is not None:
+        return raw.teacher.to(device)
+    if raw.teacher_pixels is None:
+        return None
+    assert isinstance(teacher, ClipTeacher)
+    views = render(raw.teacher_pixels.to(device), raw.params, teacher.preprocess.size)
+    return teacher.embed_images(views).clone()  # out of inference mode
+
+
+@torch.no_grad()
+def centre_projector(job: Job, raw: RawBatch) -> None:
+    """Start the projector's bias at the mean of its targets over the first batch.
+
+    CLIP's embeddings share a large common part (the mean of unit vectors has length 0.96 for the miniature teacher of
+    docs/results.md). With PyTorch's start the align stage spends its steps on that part, and the distill stage, whose
+    projector is frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
+    """
+    fabric, student, bank = job.fabric, job.student, job.bank
+    if student.projector is None or bank is None:
+        return
+    student.to(fabric.device).eval()
+    views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
+    length = student.backbone((views - student.mean) / student.std).norm(dim=-1).mean()
+    targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
+    embedding = teacher_embedding(raw, job.teacher, fabric.device)
+    if embedding is not None:
+        if any("feat_mse" in stage.terms for stage in job.recipe.stages):
+            length = embedding.norm(dim=-1).mean()
+        targets = targets + normalize(embedding, dim=-1) if "cos_text" in job.recipe.stages[-1].terms else embedding
+    centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
+    student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)
