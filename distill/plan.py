@@ -15,7 +15,7 @@ from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
 from edgekd.split import Split, make_split, read_split
 
-TOY_SIZE = 64
+TOY_SIZE = 48
 TOY_STEPS = 150
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
@@ -52,7 +52,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.bn is None:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
-        chosen["lr"] = 2e-3 if from_scratch else 3e-4
+        chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
     if config.smoke:
         chosen |= {"steps": SMOKE_STEPS, "epochs": None, "batch_size": min(config.batch_size, 16), "views": 1}
     elif config.steps is None and config.epochs is None:

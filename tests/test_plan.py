@@ -21,10 +21,18 @@ def settled(**settings: Any) -> TrainConfig:
     return settle(TrainConfig.model_validate(settings))
 
 
-def test_the_toy_run_starts_from_random_weights_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixture[str]) -> None:
     config = settled()
-    assert (config.pretrained, config.bn, config.size, config.steps) == ("scratch", "train", TOY_SIZE, TOY_STEPS)
-    assert "random weights" in capsys.readouterr().err
+    assert (config.pretrained, config.bn, config.size, config.steps) == ("toy", "frozen", TOY_SIZE, TOY_STEPS)
+    assert "random weights" not in capsys.readouterr().err
+
+
+def test_a_toy_run_without_shipped_weights_starts_from_random_ones_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = settled(student="mobilenetv3_small")
+    assert (config.pretrained, config.bn) == ("scratch", "train")
+    assert "mobilenetv3_small_100 from random weights" in capsys.readouterr().err
 
 
 def test_real_data_start_from_the_hubs_weights_with_frozen_statistics(tmp_path: Path) -> None:
