@@ -88,8 +88,8 @@ RECIPES: dict[str, Recipe] = {
             "Addepalli et al., CVPR 2024 (λ = 0.5)",
             "text",
             (
-                Stage("align", 0.2, _VL2V, ("projector",), lr=10.0),
-                Stage("distill", 0.8, _VL2V, ("backbone",), lr=2.0),
+                Stage("align", 0.3, _VL2V, ("projector",), lr=10.0),
+                Stage("distill", 0.7, _VL2V, ("backbone",)),
             ),
         ),
     )
