@@ -90,7 +90,9 @@ def train(
     size: Annotated[
         int | None, typer.Option(help="Input side in pixels. [default: the student's own; toy: 48]")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 3e-4; on toy data 1e-3; from scratch 2e-3]")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate. [default: 3e-4; on toy data 1e-3; from scratch 2e-3]")
+    ] = None,
     views: Annotated[int | None, typer.Option(help="Cached augmented views per image. [default: 4]")] = None,
     online_teacher: Annotated[
         bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
