@@ -16,7 +16,7 @@ from edgekd.files import disk_errors, write_json
 from edgekd.split import Split, make_split, read_split
 
 TOY_SIZE = 48
-TOY_STEPS = 120
+TOY_STEPS = 150
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
 
