@@ -39,6 +39,7 @@ class Progress:
         self._waited_s = 0.0
         self._started = time.perf_counter()
         self._warm: float | None = None
+        self._last_step = 0.0
         self._last_line = 0.0
         self._bar: Bar | None = None
         self._board = None
@@ -81,8 +82,8 @@ class Progress:
 
     @property
     def _warm_seconds(self) -> float:
-        now = time.perf_counter()
-        return max(1e-9, now - (self._warm or now))
+        """From the end of the first step to the end of the last one; what comes after is not training."""
+        return max(1e-9, self._last_step - (self._warm or self._last_step))
 
     def step(
         self,
@@ -95,8 +96,9 @@ class Progress:
         batches: Prefetcher,
     ) -> None:
         """Record one optimizer step of `images` images over all processes."""
+        self._last_step = time.perf_counter()
         if self._warm is None:
-            self._warm = time.perf_counter()
+            self._warm = self._last_step
         else:
             self._images += images
             self._waited_s += batches.waited_s
