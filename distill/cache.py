@@ -37,7 +37,7 @@ class EmbeddingCache:
     """
 
     def __init__(self, teacher_id: str, policy_id: str, dim: int) -> None:
-        self.folder = cache_root() / "embeddings" / f"{teacher_id}-{policy_id}"
+        self.folder = cache_folder() / f"{teacher_id}-{policy_id}"
         self.dim = dim
         self._shards: list[NDArray[np.float16]] = []
         self._where: dict[tuple[bytes, int], tuple[int, int]] = {}

@@ -72,6 +72,8 @@ def export(
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
+    import numpy as np
+
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.export.export import export_model
@@ -89,7 +91,8 @@ def export(
             raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
     images, split = loaded.data(data)
     calibration = _spread(split.train, calibration_images, images)
-    parity = _spread(np_concat(split.val, split.id_test, split.ood_test), PARITY_IMAGES, images)
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
     model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
     artifacts = []
     for name in wanted:
@@ -103,7 +106,7 @@ def export(
             preprocess=loaded.run.preprocess,
             calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
             calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
-            parity_images=_pixels(loaded, images, parity),
+            parity_images=parity_images,
             source=_source(loaded),
             overwrite=overwrite,
             fp32_path=base / "model.onnx" if name != "fp32" else None,
@@ -231,13 +234,6 @@ def evaluate(
                     }
                 )
     return rows
-
-
-def np_concat(*parts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One sorted index array out of several."""
-    import numpy as np
-
-    return np.sort(np.concatenate(parts))
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:

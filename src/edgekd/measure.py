@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from edgekd.targets.session import open_session
 def run_of(path: Path) -> tuple[Path, list[str]]:
     """A path given to benchmark → the run's folder and the artifacts to measure (a run: all of them)."""
     if (path / "artifact.json").is_file():
-        read_artifact(path)
         return path.parent.parent, [path.name]
     read_run(path)
     # A folder called NAME.failed holds an artifact that did not pass its parity check.
@@ -43,8 +41,7 @@ def lone_artifact(path: Path, data: str | None) -> Subject:
         raise EdgekdError(
             f"{path} lies outside its run, so its images cannot be found.", "Say what to measure on: --data DIR."
         )
-    subject = _artifact_subject(path, "")
-    return replace(subject, run=str(read_artifact(path, check_hashes=False).source.get("run", "")))
+    return _artifact_subject(path)
 
 
 def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
@@ -95,17 +92,17 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                 f"{folder} was exported from another student.",
                 f"Export again: edgekd export {loaded.folder} --overwrite.",
             )
-        subjects.append(_artifact_subject(folder, run.name))
+        subjects.append(_artifact_subject(folder))
     return subjects
 
 
-def _artifact_subject(folder: Path, run: str) -> Subject:
+def _artifact_subject(folder: Path) -> Subject:
     # Threads that poll would take the cores from the decoding that goes on beside the accuracy run.
     session = open_session(folder, spinning=False)
     artifact = session.artifact
     return Subject(
         name=artifact.name,
-        run=run,
+        run=str(artifact.source.get("run", "")),
         kind="artifact",
         precision=artifact.precision,
         preprocess=artifact.preprocess,
