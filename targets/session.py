@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
 
-OPENERS = {"onnx": "edgekd.targets.ort:open_onnx"}
+OPENERS = {"onnx": "edgekd.targets.ort:open_onnx", "coreml": "edgekd.targets.coreml:open_coreml"}
 """Format → function `(artifact, folder, *, threads, spinning) -> Session`; imported when a file asks for it."""
 
 
