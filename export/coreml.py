@@ -33,8 +33,8 @@ from edgekd.manifest import TensorSpec
 from edgekd.version import __version__
 
 PACKAGE = "model.mlpackage"
-DEPLOYMENT = "iOS17"
-"""The oldest system that every form runs on: 8-bit activations came with it."""
+DEPLOYMENT = ("iOS17", "iOS18", "iOS26")
+"""Oldest systems that an export can be made for, the default first: 8-bit activations came with it."""
 _MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
 _LOOKS = 32
 """Images for the range analysis and for the comparison of each step with the one before."""
@@ -66,10 +66,13 @@ def write(build: Build) -> Written:
         EdgekdError: coremltools is missing, the student cannot be converted or checked, no images for the analysis.
     """
     coremltools = import_coremltools()
+    deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
+    if deployment not in DEPLOYMENT:
+        raise EdgekdError(f"Core ML models are not made for {deployment} here.", f"Known: {', '.join(DEPLOYMENT)}.")
     started = time.perf_counter()
     exported = capture(build.model, build.preprocess.size)
     package, quantization, details = build.folder / PACKAGE, None, {}
-    model = convert(exported, build.preprocess.size, build.classes, half=False)
+    model = convert(exported, build.preprocess.size, build.classes, deployment, half=False)
     if build.precision == "fp32":
         _save(model, package, build)
     else:
@@ -80,7 +83,7 @@ def write(build: Build) -> Written:
         ranges = measure_ranges(full, looks)
         kept = layers_to_keep(full, ranges.hazards)
         _report(ranges, kept)
-        model = convert(exported, build.preprocess.size, build.classes, half=True, keep=kept)
+        model = convert(exported, build.preprocess.size, build.classes, deployment, half=True, keep=kept)
         half = _read_back(model, build.folder)
         if build.precision == "int8":
             model, quantization = quantize_weights(model)
@@ -97,7 +100,7 @@ def write(build: Build) -> Written:
         }
     program = read_program(package)
     details |= {
-        "minimum_deployment_target": DEPLOYMENT,
+        "minimum_deployment_target": deployment,
         "coremltools": coremltools.__version__,
         "package_mb": round(sum(p.stat().st_size for p in package.rglob("*") if p.is_file()) / 1e6, 3),
         "write_seconds": round(time.perf_counter() - started, 1),
@@ -149,6 +152,7 @@ def convert(
     exported: torch.export.ExportedProgram,
     size: int,
     classes: Collection[str],
+    deployment: str = DEPLOYMENT[0],
     *,
     half: bool,
     keep: Collection[str] = (),
@@ -156,6 +160,7 @@ def convert(
     """A coremltools model of the classifier: image input, class labels.
 
     Args:
+        deployment: the oldest system it must run on.
         half: compute in float16, but for `keep` and the last softmax, whose small probabilities float16 would take
             for zero.
         keep: layers that stay in float32, by name.
@@ -168,7 +173,7 @@ def convert(
     def in_half(op: Any) -> bool:
         if {op.name, *(var.name for var in op.outputs)} & set(keep):
             return False
-        return not any(var in op.enclosing_block.outputs for var in op.outputs)
+        return not (op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
 
     precision = coremltools.transform.FP16ComputePrecision(in_half) if half else coremltools.precision.FLOAT32
     image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
@@ -178,8 +183,9 @@ def convert(
                 copy.deepcopy(exported),
                 convert_to="mlprogram",
                 compute_precision=precision,
-                minimum_deployment_target=coremltools.target[DEPLOYMENT],
+                minimum_deployment_target=coremltools.target[deployment],
                 inputs=[image],
+                outputs=[coremltools.TensorType(name="probabilities", dtype=np.float32)],
                 classifier_config=coremltools.ClassifierConfig(list(classes)),
                 skip_model_load=True,
             )
@@ -188,6 +194,10 @@ def convert(
             f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
+
+
+def _last_softmax(block: Any) -> Any:
+    return [op for op in block.operations if op.op_type == "softmax"][-1]
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
@@ -219,6 +229,8 @@ def _save(model: Any, package: Path, build: Build) -> None:
     model.user_defined_metadata.update(dict(build.metadata))
     with quiet():
         model.save(str(package))
+    # A map of operation names for another project's debugger; the package's own manifest does not list it.
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
 def _links(

@@ -80,7 +80,9 @@ def export_model(
         raise EdgekdError(f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}.")
     calibrated = precision in chosen.calibrated
     if calibrated and calibration is None:
-        raise EdgekdError(f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more.")
+        raise EdgekdError(
+            f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
+        )
     _refuse_existing(folder, overwrite)
     metadata = {
         "classes": json.dumps(list(classes), ensure_ascii=False),

@@ -1,7 +1,7 @@
 """Run a Core ML program where Core ML does not exist: a reference evaluator for parity checks and range analysis.
 
 It computes what the saved program says, operation by operation, in float32; results that the program declares as
-float16 are rounded to float16, overflow to infinity included. It checks the file. It says nothing about the kernels of a
+float16 are rounded to float16, overflow to infinity included. It checks the file, not the kernels of a
 device, which may accumulate in another precision or flush the smallest numbers to zero.
 """
 

@@ -201,7 +201,8 @@ def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArr
     if scale.ndim:
         shape[axis] = -1
     shifted = data.astype(np.float32) - np.asarray(zero_point, dtype=np.float32).reshape(shape)
-    return (shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype)
+    weights: NDArray[Any] = (shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype)
+    return weights
 
 
 def _blockwise(data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None) -> NDArray[Any]:
@@ -220,7 +221,8 @@ def _blockwise(data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | N
 def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
     """`count` numbers of `n_bits` each, packed from the least significant bit on."""
     bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    return bits.reshape(count, n_bits).astype(np.int64) @ (1 << np.arange(n_bits))
+    numbers: NDArray[np.int64] = bits.reshape(count, n_bits).astype(np.int64) @ (1 << np.arange(n_bits))
+    return numbers
 
 
 def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:

@@ -40,6 +40,7 @@ TARGETS: dict[str, Target] = {
         precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
         calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
+        options=("deployment_target",),
     ),
 }
 

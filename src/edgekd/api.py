@@ -50,6 +50,7 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
+    deployment_target: str | None = None,
     overwrite: bool = False,
 ) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
@@ -62,6 +63,7 @@ def export(
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
+        deployment_target: for Core ML, the oldest system the package must run on; None is `iOS17`.
         overwrite: replace artifacts of the same name.
 
     Returns:
@@ -111,6 +113,7 @@ def export(
             parity_images=parity_images,
             source=_source(loaded),
             overwrite=overwrite,
+            options={"deployment_target": deployment_target} if deployment_target else {},
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))

@@ -158,6 +158,9 @@ def export(
     palettize: Annotated[
         str | None, typer.Option(help="Core ML: weights as indices of 4 or 6 bits into a palette.", metavar="4|6")
     ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option(help="Core ML: oldest system to run on. [default: iOS17]", show_default=False)
+    ] = None,
     data: DataOption = None,
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
@@ -190,6 +193,7 @@ def export(
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
+        deployment_target=deployment_target,
         overwrite=overwrite,
     )
     for artifact in artifacts:
