@@ -133,6 +133,6 @@ def _largest_sum(op: Op, given: dict[str, Any], output: Tensor) -> Tensor:
         return output.abs().amax() * float(np.prod([given["x"].shape[axis] for axis in axes]))
     if op.kind == "layer_norm":
         axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
-        x = given["x"]
+        x: Tensor = given["x"]
         return (x - x.mean(axes, keepdim=True)).square().sum(axes).amax()
     return torch.zeros(())
