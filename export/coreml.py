@@ -140,7 +140,8 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(classifier, (torch.zeros(1, 3, size, size),))
-            return program.run_decompositions({})
+            core: torch.export.ExportedProgram = program.run_decompositions({})
+            return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(
             f"The student cannot be captured for Core ML ({_first_line(error)}).",
@@ -201,8 +202,12 @@ def _last_softmax(block: Any) -> Any:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    for hazard in ranges.hazards:
-        warn(hazard.sentence + ("." if hazard.layer in kept else "; not changed, check it on the device."))
+    told = {True: "half precision would ruin", False: "look at on the device, left in half precision:"}
+    for ruined, opening in told.items():
+        sentences = [hazard.sentence for hazard in ranges.hazards if (hazard.layer in kept) is ruined]
+        if sentences:
+            more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+            warn(f"{opening} {'; '.join(sentences[:3])}{more}.")
     if kept:
         say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
 
@@ -262,14 +267,17 @@ def _evaluation(build: Build, program: MilProgram) -> tuple[Any, str]:
         # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
         logs, reference = predict(images), torch_logits(build.model, images).astype(np.float64)
         normalisers = np.log(np.exp(reference - reference.max(1, keepdims=True)).sum(1)) + reference.max(1)
-        return (logs + normalisers[:, None]).astype(np.float32)
+        logits: NDArray[np.float32] = (logs + normalisers[:, None]).astype(np.float32)
+        return logits
 
     return run, f"Core ML on macOS {platform.mac_ver()[0]}"
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """At most `count` of the images, evenly over their order, which runs through the domains."""
-    return images[np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))]
+    spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
+    chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
+    return chosen
 
 
 def _first_line(error: BaseException) -> str:

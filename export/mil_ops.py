@@ -17,6 +17,11 @@ from torch import Tensor
 Given = Mapping[str, Any]
 
 
+def _tensor(given: Given, name: str = "x") -> Tensor:
+    value: Tensor = given[name]
+    return value
+
+
 def _ints(value: Any) -> list[int]:
     return [int(item) for item in np.atleast_1d(value)]
 
@@ -42,7 +47,7 @@ def _window_padding(given: Given, size: Sequence[int], kernel: Sequence[int], di
 
 
 def _conv(given: Given) -> Tensor:
-    x, weight = given["x"], given["weight"]
+    x, weight = _tensor(given), _tensor(given, "weight")
     dilations = _ints(given.get("dilations", [1, 1]))
     pads = _window_padding(given, x.shape[2:], weight.shape[2:], dilations)
     if pads[0] == pads[1] and pads[2] == pads[3]:
@@ -54,14 +59,14 @@ def _conv(given: Given) -> Tensor:
 
 
 def _max_pool(given: Given) -> Tensor:
-    x, kernel = given["x"], _ints(given["kernel_sizes"])
+    x, kernel = _tensor(given), _ints(given["kernel_sizes"])
     pads = _window_padding(given, x.shape[2:], kernel, [1, 1])
     x = F.pad(x, _flat_padding(pads), value=float("-inf"))
     return F.max_pool2d(x, kernel, _ints(given.get("strides", [1, 1])), ceil_mode=bool(given.get("ceil_mode", False)))
 
 
 def _avg_pool(given: Given) -> Tensor:
-    x, kernel = given["x"], _ints(given["kernel_sizes"])
+    x, kernel = _tensor(given), _ints(given["kernel_sizes"])
     pads, strides = _window_padding(given, x.shape[2:], kernel, [1, 1]), _ints(given.get("strides", [1, 1]))
     total = F.avg_pool2d(F.pad(x, _flat_padding(pads)), kernel, strides)
     if not given.get("exclude_padding_from_average", False):
@@ -74,28 +79,28 @@ def _linear(given: Given) -> Tensor:
 
 
 def _matmul(given: Given) -> Tensor:
-    x, y = given["x"], given["y"]
+    x, y = _tensor(given), _tensor(given, "y")
     x = x.transpose(-1, -2) if given.get("transpose_x", False) else x
     return x @ (y.transpose(-1, -2) if given.get("transpose_y", False) else y)
 
 
 def _attention(given: Given) -> Tensor:
-    query, key = given["query"], given["key"]
+    query, key, value = (_tensor(given, name) for name in ("query", "key", "value"))  # [B, heads, N, d]
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if given.get("attn_mask") is not None:
-        scores = scores + given["attn_mask"]
-    return scores.softmax(-1) @ given["value"]
+        scores = scores + _tensor(given, "attn_mask")
+    return scores.softmax(-1) @ value
 
 
 def _layer_norm(given: Given) -> Tensor:
-    x, axes = given["x"], _ints(given["axes"])
+    x, axes = _tensor(given), _ints(given["axes"])
     centred = x - x.mean(axes, keepdim=True)
     y = centred / (centred.square().mean(axes, keepdim=True) + float(given.get("epsilon", 1e-5))).sqrt()
     return _scaled(y, given)
 
 
 def _batch_norm(given: Given) -> Tensor:
-    x = given["x"]
+    x = _tensor(given)
     shape = [1, -1] + [1] * (x.ndim - 2)
     deviation = (given["variance"] + float(given.get("epsilon", 1e-5))).sqrt().reshape(shape)
     y = (x - given["mean"].reshape(shape)) / deviation
@@ -108,38 +113,38 @@ def _scaled(y: Tensor, given: Given) -> Tensor:
 
 
 def _gelu(given: Given) -> Tensor:
-    x, mode = given["x"], given.get("mode", "EXACT")
+    x, mode = _tensor(given), given.get("mode", "EXACT")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
 
 
 def _reshape(given: Given) -> Tensor:
-    x, shape = given["x"], _ints(given["shape"])
+    x, shape = _tensor(given), _ints(given["shape"])
     return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(shape)])
 
 
 def _squeeze(given: Given) -> Tensor:
-    x = given["x"]
+    x = _tensor(given)
     return x.squeeze(tuple(_ints(given["axes"]))) if given.get("axes") is not None else x.squeeze()
 
 
 def _expand_dims(given: Given) -> Tensor:
-    x, axes = given["x"], _ints(given["axes"])
+    x, axes = _tensor(given), _ints(given["axes"])
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
     return x
 
 
 def _split(given: Given) -> tuple[Tensor, ...]:
-    x, axis = given["x"], int(given["axis"])
+    x, axis = _tensor(given), int(given["axis"])
     if given.get("split_sizes") is not None:
-        return tuple(x.split(_ints(given["split_sizes"]), axis))
+        return tuple(torch.split(x, _ints(given["split_sizes"]), axis))
     return tuple(x.chunk(int(given["num_splits"]), axis))
 
 
 def _slice_by_index(given: Given) -> Tensor:
-    x = given["x"]
+    x = _tensor(given)
     begin, end = _ints(given["begin"]), _ints(given["end"])
     no = [False] * x.ndim
     begin_mask, end_mask, squeeze = (given.get(f"{name}_mask", no) for name in ("begin", "end", "squeeze"))
@@ -167,33 +172,33 @@ def _concat(given: Given) -> Tensor:
 
 
 def _cast(given: Given) -> Tensor:
-    x, wanted = given["x"], given["dtype"]
+    x, wanted = _tensor(given), given["dtype"]
     return x.trunc() if wanted.startswith(("int", "uint")) else x  # numbers stay in float32; rounding comes after
 
 
 def _per_channel(value: Any, like: Tensor, axis: Any) -> Tensor:
-    value = torch.as_tensor(np.asarray(value, dtype=np.float32)) if not isinstance(value, Tensor) else value
+    numbers = value.float() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
     shape = [1] * like.ndim
-    if value.ndim:
+    if numbers.ndim:
         shape[int(axis)] = -1
-    return value.float().reshape(shape)
+    return numbers.reshape(shape)
 
 
 def _quantize(given: Given) -> Tensor:
-    x, axis = given["input"], given.get("axis", 0)
+    x, axis = _tensor(given, "input"), given.get("axis", 0)
     low, high = (-128, 127) if given["output_dtype"] == "int8" else (0, 255)
     zero = _per_channel(given.get("zero_point", 0), x, axis)
     return (torch.round(x / _per_channel(given["scale"], x, axis)) + zero).clamp(low, high)
 
 
 def _dequantize(given: Given) -> Tensor:
-    x, axis = given["input"], given.get("axis", 0)
+    x, axis = _tensor(given, "input"), given.get("axis", 0)
     return (x - _per_channel(given.get("zero_point", 0), x, axis)) * _per_channel(given["scale"], x, axis)
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[[Given], Tensor]:
     def reduced(given: Given) -> Tensor:
-        x = given["x"]
+        x = _tensor(given)
         axes = _ints(given["axes"]) if given.get("axes") is not None else list(range(x.ndim))
         return function(x, axes, keepdim=bool(given.get("keep_dims", False)))
 

@@ -234,4 +234,5 @@ def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
         shape = [1] * indices.ndim
         shape[axis] = n
         blocks.append((np.arange(n) // (n // groups)).reshape(shape))
-    return lut[(*blocks, indices.astype(np.int64), 0)]
+    weights: NDArray[Any] = lut[(*blocks, indices.astype(np.int64), 0)]
+    return weights
