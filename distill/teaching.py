@@ -149,9 +149,8 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     if wanted is None and (centre is None or centre.norm() <= CONE):
         return bank
     if centre is not None:
-        say(
-            f"teacher: the mean of its unit embeddings has length {centre.norm():.2f}; the student learns them without it"
-        )
+        length = f"{centre.norm():.2f}"
+        say(f"teacher: the mean of its unit embeddings has length {length}; the student learns them without it")
     return dataclasses.replace(bank, image_centre=centre, text_centre=bank.vectors.mean(dim=0))
 
 
