@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark.findings import Family
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
@@ -21,6 +22,10 @@ from edgekd.preprocess import Preprocess
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Kind = Literal["teacher", "torch", "artifact"]
+_FAMILIES: dict[str, Family] = {
+    "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
+    "cue": "cue-conflict",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,24 +65,42 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """Images to measure on: `id`, or `ood:<domain>`.
+    """Images to measure on.
 
     Attributes:
-        name: `id` or `ood:<domain>`.
+        name: `id`, `val`, `seen:<domain>`, `ood:<name>`, `clean:<name>`, `corruption:<name>:<severity>`, `cue:<name>`.
         images: where they come from.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
+        family: what kind of images they are, see `findings.Family`; None derives it from the name.
+        remarks: what a reader must know about these images, one sentence each.
+        texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
     """
 
     name: str
     images: ImageSet
     indices: NDArray[np.int64]
     run: str | None = None
+    family: Family | None = None
+    remarks: tuple[str, ...] = ()
+    texture: NDArray[np.int64] | None = None
+
+    @property
+    def kind(self) -> Family:
+        """The family, by the name's first word where none was given."""
+        if self.family is not None:
+            return self.family
+        return _FAMILIES[self.name.partition(":")[0]]
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Int64 `[n]`, index into `images.classes`."""
         return self.images.labels[self.indices]
+
+    @property
+    def domain_of(self) -> NDArray[np.int64]:
+        """Int64 `[n]`, index into `images.domains`."""
+        return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
         return self.run is None or self.run == subject.run

@@ -26,14 +26,12 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.report import write_report
-from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, Report, SummaryRow
+from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-
-Logits = dict[tuple[str, int], NDArray[np.float32]]
-"""(subject's key, position of the suite) → `[n, C]`."""
 
 
 def run_benchmark(
@@ -67,14 +65,15 @@ def run_benchmark(
     logits = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
     latency, samples = _latency(subjects, suites, protocol, threads)
-    accuracy, summary = _accuracy(subjects, suites, logits)
+    scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         notes=(),
-        summary=tuple(summary),
-        accuracy=tuple(accuracy),
+        suites=tuple(rows.suite_row(suite) for suite in suites),
+        summary=scores.summary,
+        accuracy=scores.accuracy,
         latency=tuple(latency),
         protocol={
             "latency": asdict(protocol),
@@ -122,62 +121,6 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> Logits:
             for subject, found in zip(models, predict_suite(models, suite), strict=True):
                 logits[subject.key, number] = found
     return logits
-
-
-def _accuracy(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> tuple[list[AccuracyRow], list[SummaryRow]]:
-    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
-    accuracy: list[AccuracyRow] = []
-    of: dict[tuple[str, str], list[AccuracyRow]] = {}
-    for subject in subjects:
-        reference = torch_of.get(subject.run) if subject.kind != "torch" else None
-        own = [
-            rows.accuracy_row(
-                subject, suite, logits[subject.key, number], logits[reference.key, number] if reference else None
-            )
-            for number, suite in enumerate(suites)
-            if suite.holds(subject)
-        ]
-        of[subject.run, subject.name] = own
-        accuracy += own
-    teacher_ood: dict[str, float | None] = {}
-    for subject in subjects:
-        if subject.kind == "teacher":
-            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(rows.OOD)]
-            teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
-    summary, first_run = [], dict[tuple[Any, ...], str]()
-    for subject in subjects:
-        # A teacher of two runs is one row only where both are measured on the same images.
-        where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
-        first = first_run.setdefault((subject.key, *where), subject.run)
-        summary.append(
-            rows.summary_row(
-                subject,
-                of[subject.run, subject.name],
-                teacher_ood_avg=teacher_ood.get(subject.run),
-                same_as=first if first != subject.run else None,
-                costs=_costs(subject, torch_of.get(subject.run), suites, logits),
-            )
-        )
-    return accuracy, summary
-
-
-def _costs(
-    subject: Subject, reference: Subject | None, suites: Sequence[Suite], logits: Logits
-) -> dict[str, Difference]:
-    if subject.kind != "artifact" or reference is None:
-        return {}
-    found = {}
-    for name, prefix in (("id", "id"), ("ood", rows.OOD)):
-        chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.startswith(prefix)]
-        if chosen:
-            found[name] = rows.difference(
-                [logits[reference.key, number] for number in chosen],
-                [logits[subject.key, number] for number in chosen],
-                [suites[number] for number in chosen],
-            )
-    return found
 
 
 def _latency(

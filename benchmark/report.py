@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,7 @@ from edgekd.benchmark.table import QUICK_MARK, MainTable, main_table
 from edgekd.console import is_main_process, out
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, replacing, write_json, write_text
+from edgekd.manifest import first_problem
 
 _DISPENSABLE = ("ECE ID / OOD", "retention", "p90 ms", "MB")
 """Columns that a terminal too narrow for all goes without, in this order; report.md has them."""
@@ -45,14 +47,19 @@ def read_report(folder: Path) -> Report:
     """Load `report.json` of a report folder.
 
     Raises:
-        EdgekdError: no report there, or of another schema version.
+        EdgekdError: no report there, a damaged one, or one of another schema version.
     """
     data = read_json(folder / "report.json", "report")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise EdgekdError(
             f"The report at {folder} is not of schema version {SCHEMA_VERSION}.", "Run edgekd benchmark again."
         )
-    return Report.model_validate(data | {"folder": folder})
+    try:
+        return Report.model_validate(data | {"folder": folder})
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The report at {folder} is damaged: {first_problem(error)}.", "Run edgekd benchmark again."
+        ) from error
 
 
 def print_table(report: Report) -> None:

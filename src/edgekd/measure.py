@@ -125,7 +125,10 @@ def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suit
 
 
 def _own_suites(images: ImageSet, split: Split, run: str | None) -> list[Suite]:
-    suites = [Suite("id", images, split.id_test, run)] if len(split.id_test) else []
+    suites = []
+    if len(split.id_test):
+        suites.append(Suite("id", images, split.id_test, run))
+        suites.append(Suite("val", images, split.val, run))
     if split.test_domain is not None:
         suites.append(Suite(f"ood:{split.test_domain}", images, split.ood_test, run))
     return suites
