@@ -131,8 +131,8 @@ def comparison_lines(pair: Comparison) -> list[str]:
     for one in pair.accuracy:
         first, last = (100 * end for end in one.ci95)
         lines.append(
-            f"  {one.suite}: {percent(one.a)} and {percent(one.b)} %, A − B {100 * one.value:+.1f} points "
-            f"[{first:+.1f}, {last:+.1f}], McNemar p {one.mcnemar_p:.3f}, agreement {percent(one.agreement)} %, n {one.n}"
+            f"  {one.suite} (n {one.n}): {percent(one.a)} and {percent(one.b)} %, A − B {100 * one.value:+.1f} points "
+            f"[{first:+.1f}, {last:+.1f}], McNemar p {one.mcnemar_p:.3f}, agreement {percent(one.agreement)} %"
         )
     return lines
 

@@ -75,7 +75,7 @@ def _suite(row: SuiteRow, arrays: Any) -> Suite:
     classes = tuple(str(one) for one in arrays[f"classes/{name}"])
     domain_of = arrays[f"domains/{name}"].astype(np.int64)
     images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable)
-    texture = arrays[f"texture/{name}"] if f"texture/{name}" in arrays else None
+    texture = arrays.get(f"texture/{name}")
     return Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
 
 

@@ -49,7 +49,7 @@ def known_layout(domains: Iterable[str]) -> Layout | None:
 
 
 def unwrapped(spec: str) -> str:
-    """`spec`, or the one folder in it that holds a known layout (PACS unpacks to `kfold/`, others to their own name)."""
+    """`spec`, or the one folder in it that holds a known layout (PACS unpacks to `kfold/`)."""
     root = Path(spec)
     if not root.is_dir() or known_layout(_folders(root)) is not None:
         return spec

@@ -28,7 +28,7 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     plain = {_plain(known): known for known in classes}
     words: list[str | None] = [plain.get(_plain(cls)) if len(plain) == len(classes) else None for cls in own]
     if None in words and (numbers := _imagenet_numbers(own)) and (known := _imagenet_numbers(classes)):
-        of_number = {number: cls for number, cls in zip(known, classes, strict=True)}
+        of_number = dict(zip(known, classes, strict=True))
         words = [of_number.get(number) for number in numbers]
     missing = [cls for cls, word in zip(own, words, strict=True) if word is None]
     if missing:
