@@ -26,7 +26,7 @@ def markdown(report: Report) -> str:
     table = main_table(report)
     lines = [f"# Benchmark ({QUICK_MARK})" if report.quick else "# Benchmark", ""]
     if report.gates:
-        lines += ["## Gates", "", *_table(_GATE_HEADER, map(_gate_cells, report.gates)), ""]
+        lines += ["## Gates", "", *_table(_GATE_HEADER, map(_gate_cells, report.gates)), "", "## Numbers", ""]
     lines += [*_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
     if costs := list(_costs(report)):
