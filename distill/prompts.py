@@ -28,6 +28,8 @@ class TextBank:
     teacher_id: str
     logit_scale: float
     """The teacher's factor on cosines (100 for OpenAI's CLIP): `softmax(logit_scale · cos)` is its prediction."""
+    described: bool = False
+    """Whether the prompts end in descriptions of the classes."""
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
@@ -36,6 +38,7 @@ class TextBank:
             "templates": "\n".join(self.templates),
             "teacher_id": self.teacher_id,
             "logit_scale": repr(self.logit_scale),
+            "described": str(int(self.described)),
         }
         write_bytes(path, save({"vectors": self.vectors.contiguous()}, metadata=header))
 
@@ -50,6 +53,7 @@ def read_text_bank(path: Path) -> TextBank:
             vectors=handle.get_tensor("vectors"),
             teacher_id=header["teacher_id"],
             logit_scale=float(header["logit_scale"]),
+            described=header.get("described") == "1",
         )
 
 
@@ -89,6 +93,12 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise EdgekdError(f"{path} is not a list of templates.", "Write one per line, each with one {} for the class.")
     return templates
+
+
+def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] = ()) -> list[str]:
+    """All prompts of a class: every template, with every description behind it (Li et al.: "a photo of X . …")."""
+    plain = [template.replace("{}", readable(name)) for template in templates]
+    return [f"{prompt} . {sentence}" for prompt in plain for sentence in descriptions] if descriptions else plain
 
 
 def ensemble(vectors: Tensor) -> Tensor:

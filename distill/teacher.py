@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from edgekd.distill.prompts import TextBank, ensemble, readable
+from edgekd.console import warn
+from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
@@ -60,11 +61,34 @@ class ClipTeacher:
         encode = self.model.encode_text
         return torch.cat([encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks])  # type: ignore[operator]
 
-    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
-        """One unit vector per class, averaged over the templates."""
-        prompts = [template.replace("{}", readable(name)) for template in templates for name in classes]
-        vectors = self.embed_texts(prompts).reshape(len(templates), len(classes), -1)  # [T, C, D]
-        return TextBank(tuple(classes), tuple(templates), ensemble(vectors), self.id, self.logit_scale)
+    def text_bank(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> TextBank:
+        """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions."""
+        prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
+        self._warn_of_long_prompts(classes, prompts)
+        vectors = self.embed_texts([prompt for own in prompts for prompt in own])
+        parts = vectors.split([len(own) for own in prompts])
+        bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
+        return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, descriptions is not None)
+
+    def _warn_of_long_prompts(self, classes: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+        context = getattr(self.tokenizer, "context_length", None)
+        if not context:
+            return
+        longest = {
+            name: max(_token_count(self.tokenizer, prompt) for prompt in own)
+            for name, own in zip(classes, prompts, strict=True)
+        }
+        cut = [name for name, count in longest.items() if count > context]
+        if cut:
+            warn(
+                f"the prompts of {len(cut)} of {len(classes)} classes are longer than the teacher reads: "
+                f'"{cut[0]}" has {longest[cut[0]]} tokens, {context} fit; what lies behind is cut off.'
+            )
 
 
 @dataclass(frozen=True)
@@ -93,8 +117,18 @@ class EmbeddingsTeacher:
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 
-    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
+    def text_bank(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> TextBank:
         """The file's text vectors for `classes`; `templates` cannot be applied and are recorded as `precomputed`."""
+        if descriptions is not None:
+            raise EdgekdError(
+                "Precomputed text vectors cannot take descriptions in.",
+                "Put them into the file's own text vectors, or name a real teacher.",
+            )
         names = {readable(name): vector for name, vector in self.texts.items()}
         missing = [name for name in classes if readable(name) not in names]
         if missing:
@@ -206,6 +240,14 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         model=model.to(memory_format=torch.channels_last),
         tokenizer=tokenizer,
     )
+
+
+def _token_count(tokenizer: Any, prompt: str) -> int:
+    """Tokens of a prompt with its begin and end, before anything is cut; 0 for a tokenizer that does not tell."""
+    if hasattr(tokenizer, "encode"):
+        return len(tokenizer.encode(prompt)) + 2
+    inner = getattr(tokenizer, "tokenizer", None)
+    return len(inner(prompt)["input_ids"]) if callable(inner) else 0
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from term_reference import draw, unit
 from torch import Tensor
 
 from edgekd.distill.contrastive import caption_nce, im_nce
 from edgekd.distill.terms import Batch, TermSpec, objective
-from term_reference import draw, unit
 
 
 def test_a_perfect_student_is_told_apart_by_the_angles_alone() -> None:

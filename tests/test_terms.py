@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
 from edgekd.distill.terms import TERMS, Batch, TermSpec, needs, objective, teacher_confidence, teacher_correct
-from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 
 
 def test_every_term_is_checked() -> None:

@@ -93,7 +93,7 @@ def export(
     calibration = _spread(split.train, calibration_images, images)
     held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
     parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
+    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
     artifacts = []
     for name in wanted:
         artifact = export_model(

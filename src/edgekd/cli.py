@@ -98,7 +98,16 @@ def train(
         bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")
+        str | None,
+        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the recipe's]"),
+    ] = None,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(help="Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."),
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="A caption per training image: .json or .csv.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Names to distil for, one per line, with a recipe that uses no labels.")
     ] = None,
     pretrained: Annotated[
         str | None,
@@ -110,6 +119,9 @@ def train(
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")
+    ] = None,
+    average: Annotated[
+        str | None, typer.Option(help="Weights to keep: ema, swad, wise-ft or none. [default: ema]")
     ] = None,
     select: Annotated[str | None, typer.Option(help="last, or best on source validation. [default: last]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")] = None,
