@@ -352,7 +352,7 @@ def test_settings_table_agrees_with_the_configuration() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     table = page[page.index("| setting | default |") :].split("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", table, re.MULTILINE))
-    assert len(rows) == 8
+    assert len(rows) == 10
     for name, shown in rows.items():
         default = TrainConfig.model_fields[name].get_default(call_default_factory=True)
         assert shown == ("none" if default in (None, {}) else str(default)), name
@@ -360,7 +360,7 @@ def test_settings_table_agrees_with_the_configuration() -> None:
 
 def test_recipe_table_names_every_recipe() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text)", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)", page, re.MULTILINE))
     assert rows == {recipe.name: recipe.head for recipe in RECIPES.values()}
 
 
