@@ -29,7 +29,8 @@ def settle_method(config: TrainConfig) -> dict[str, Any]:
         chosen["student"] = TEACHERS_TOWER
     elif config.student != TEACHERS_TOWER:
         timm_name(config.student)
-    if recipe.projector != "none" and config.projector is None and recipe.head != "linear":
+    tower = (chosen.get("student") or config.student) == TEACHERS_TOWER
+    if config.projector is None and not tower and recipe.head != "linear" and recipe.projector != "none":
         chosen["projector"] = recipe.projector
     for name in ("captions", "vocabulary"):
         if (path := getattr(config, name)) is not None:

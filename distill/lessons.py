@@ -57,16 +57,24 @@ class Lessons:
 
 
 def class_bank(
-    config: TrainConfig, recipe: Recipe, teacher: Teacher, classes: Sequence[str], sources: Sequence[str]
+    fabric: Fabric,
+    config: TrainConfig,
+    recipe: Recipe,
+    teacher: Teacher,
+    classes: Sequence[str],
+    sources: Sequence[str],
 ) -> tuple[TextBank, Descriptions | None]:
     """The bank that the text head predicts with, and the descriptions in it.
 
-    Descriptions that a run has written down win over asking again.
+    Descriptions that a run has written down win over asking again, and one process asks: a language model gives every
+    asker another answer.
     """
     assert config.out is not None
     kept = config.out / "descriptions.json"
     spec = str(kept) if config.resume and kept.exists() else config.descriptions
-    described = descriptions_for(spec, classes) if spec else None
+    described = descriptions_for(spec, classes) if spec and fabric.is_global_zero else None
+    if spec and fabric.world_size > 1:
+        described = fabric.broadcast(described)
     return teacher.text_bank(classes, templates_for(config.prompts or recipe.prompts, sources), described), described
 
 

@@ -80,7 +80,7 @@ class ClipTeacher:
         if not context:
             return
         longest = {
-            name: max(_token_count(self.tokenizer, prompt) for prompt in own)
+            name: max(_token_count(self.tokenizer, prompt, context) for prompt in own)
             for name, own in zip(classes, prompts, strict=True)
         }
         cut = [name for name, count in longest.items() if count > context]
@@ -242,8 +242,10 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
     )
 
 
-def _token_count(tokenizer: Any, prompt: str) -> int:
-    """Tokens of a prompt with its begin and end, before anything is cut; 0 for a tokenizer that does not tell."""
+def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
+    """Tokens of a prompt with begin and end, before anything is cut; 0 if it is short or the tokenizer is silent."""
+    if len(prompt.encode()) + 2 <= context:  # a token is a byte at least
+        return 0
     if hasattr(tokenizer, "encode"):
         return len(tokenizer.encode(prompt)) + 2
     inner = getattr(tokenizer, "tokenizer", None)

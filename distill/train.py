@@ -96,7 +96,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     teacher = load_teacher(config.teacher) if texts or tower else None
     sources = [name for name in images.domains if name != split.test_domain]
     bank, described = (
-        class_bank(config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
+        class_bank(fabric, config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
     )
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank)
     fabric.seed_everything(config.seed, verbose=False)
