@@ -17,7 +17,8 @@ Vectors = NDArray[np.floating]
 def unit_rows(vectors: Vectors) -> NDArray[np.float32]:
     """Rows of length 1, float32; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    rows: NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return rows
 
 
 def recall_at(student: Vectors, teacher: Vectors, k: int) -> float:

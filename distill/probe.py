@@ -63,7 +63,7 @@ def linear_probe(train: Tensor, labels: Tensor, classes: int, decay: float = PRO
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = cross_entropy(layer(inputs), labels) + decay / 2 * layer.weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]

@@ -71,7 +71,7 @@ class ClipTeacher:
         prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
         self._warn_of_long_prompts(classes, prompts)
         vectors = self.embed_texts([prompt for own in prompts for prompt in own])
-        parts = vectors.split([len(own) for own in prompts])
+        parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
         bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
         return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, descriptions is not None)
 

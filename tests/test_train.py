@@ -277,13 +277,16 @@ def test_what_else_has_a_state_resumes_too(
     assert not (folder_of(made) / "swad").exists()
 
 
-def test_what_looks_at_the_whole_batch_sees_all_processes(run: Trainer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {
-        "recipe": "lgd",
-        "bn": "frozen",
-        "steps": 4,
-        "stages": {"train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}},
-    }
+WHOLE_BATCH = {"train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"), [("lgd", WHOLE_BATCH), pytest.param("rise", {}, marks=pytest.mark.slow)], ids=["lgd", "rise"]
+)
+def test_what_looks_at_the_whole_batch_sees_all_processes(
+    run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"recipe": recipe, "bn": "frozen", "steps": 4, "stages": stages}
     one, two = (folder_of(run(out=tmp_path / str(n), devices=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
     left, right = weights(two), weights(one)
