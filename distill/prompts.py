@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import write_bytes
 
@@ -99,6 +101,33 @@ def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] 
     """All prompts of a class: every template, with every description behind it (Li et al.: "a photo of X . …")."""
     plain = [template.replace("{}", readable(name)) for template in templates]
     return [f"{prompt} . {sentence}" for prompt in plain for sentence in descriptions] if descriptions else plain
+
+
+def warn_of_long_prompts(tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+    """One line when prompts `prompts[i]` of class `classes[i]` do not fit into what the tokenizer's model reads."""
+    context = getattr(tokenizer, "context_length", None)
+    if not context:
+        return
+    longest = {
+        name: max(_token_count(tokenizer, prompt, context) for prompt in own)
+        for name, own in zip(classes, prompts, strict=True)
+    }
+    cut = [name for name, count in longest.items() if count > context]
+    if cut:
+        warn(
+            f'the prompts of {len(cut)} of {len(classes)} classes are longer than the teacher reads: "{cut[0]}" has '
+            f"{longest[cut[0]]} tokens, {context} fit; what lies behind is cut off."
+        )
+
+
+def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
+    """Tokens of a prompt with begin and end, before anything is cut; 0 if it is short or the tokenizer is silent."""
+    if len(prompt.encode()) + 2 <= context:  # a token is a byte at least
+        return 0
+    if hasattr(tokenizer, "encode"):
+        return len(tokenizer.encode(prompt)) + 2
+    inner = getattr(tokenizer, "tokenizer", None)
+    return len(inner(prompt)["input_ids"]) if callable(inner) else 0
 
 
 def ensemble(vectors: Tensor) -> Tensor:

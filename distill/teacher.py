@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from edgekd.console import warn
-from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable
+from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
@@ -69,26 +68,11 @@ class ClipTeacher:
     ) -> TextBank:
         """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions."""
         prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
-        self._warn_of_long_prompts(classes, prompts)
+        warn_of_long_prompts(self.tokenizer, classes, prompts)
         vectors = self.embed_texts([prompt for own in prompts for prompt in own])
         parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
         bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
         return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, descriptions is not None)
-
-    def _warn_of_long_prompts(self, classes: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
-        context = getattr(self.tokenizer, "context_length", None)
-        if not context:
-            return
-        longest = {
-            name: max(_token_count(self.tokenizer, prompt, context) for prompt in own)
-            for name, own in zip(classes, prompts, strict=True)
-        }
-        cut = [name for name, count in longest.items() if count > context]
-        if cut:
-            warn(
-                f"the prompts of {len(cut)} of {len(classes)} classes are longer than the teacher reads: "
-                f'"{cut[0]}" has {longest[cut[0]]} tokens, {context} fit; what lies behind is cut off.'
-            )
 
 
 @dataclass(frozen=True)
@@ -240,16 +224,6 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         model=model.to(memory_format=torch.channels_last),
         tokenizer=tokenizer,
     )
-
-
-def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
-    """Tokens of a prompt with begin and end, before anything is cut; 0 if it is short or the tokenizer is silent."""
-    if len(prompt.encode()) + 2 <= context:  # a token is a byte at least
-        return 0
-    if hasattr(tokenizer, "encode"):
-        return len(tokenizer.encode(prompt)) + 2
-    inner = getattr(tokenizer, "tokenizer", None)
-    return len(inner(prompt)["input_ids"]) if callable(inner) else 0
 
 
 def _weights_hash(model: nn.Module) -> str:

@@ -8,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.students import TEACHERS_TOWER, Student
+from edgekd.config import TrainConfig
+from edgekd.distill.recipes import Recipe
+from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.errors import EdgekdError
 
@@ -41,6 +43,23 @@ def tower_student(teacher: Teacher | None, *, classes: int | None = None, size: 
     if classes is None:
         return Student(backbone, teacher.dim, teacher.preprocess, dim=teacher.dim, projector="none")
     return Student(backbone, teacher.dim, teacher.preprocess, classes=classes)
+
+
+def first_student(config: TrainConfig, recipe: Recipe, teacher: Teacher | None, classes: int) -> Student:
+    """The student that a run starts from, a timm model or the teacher's tower, with the head the recipe asks for."""
+    trained = classes if recipe.head != "text" else None
+    if config.student == TEACHERS_TOWER:
+        return tower_student(teacher, classes=trained, size=config.size)
+    return make_student(
+        config.student,
+        pretrained=config.pretrained or "hub",
+        weights=config.student_weights,
+        options=config.student_options,
+        size=config.size,
+        dim=teacher.dim if teacher and recipe.head != "linear" else None,
+        classes=trained,
+        projector=config.projector or "linear",
+    )
 
 
 @torch.no_grad()

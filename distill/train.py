@@ -35,11 +35,11 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
+from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.teaching import batch_source, centre_projector, start_head_at_texts, teacher_embedding
 from edgekd.distill.terms import Batch, objective
-from edgekd.distill.tower import tower_student
+from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
@@ -92,28 +92,14 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     if fabric.world_size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
 
-    tower = config.student == TEACHERS_TOWER
-    teacher = load_teacher(config.teacher) if texts or tower else None
+    teacher = load_teacher(config.teacher) if texts or config.student == TEACHERS_TOWER else None
     sources = [name for name in images.domains if name != split.test_domain]
     bank, described = (
         class_bank(fabric, config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
     )
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank)
     fabric.seed_everything(config.seed, verbose=False)
-    classes = len(images.classes) if recipe.head != "text" else None
-    if tower:
-        student = tower_student(teacher, classes=classes, size=config.size)
-    else:
-        student = make_student(
-            config.student,
-            pretrained=config.pretrained or "hub",
-            weights=config.student_weights,
-            options=config.student_options,
-            size=config.size,
-            dim=teacher.dim if teacher and recipe.head != "linear" else None,
-            classes=classes,
-            projector=config.projector or "linear",
-        )
+    student = first_student(config, recipe, teacher, len(images.classes))
     job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons)
     if fabric.is_global_zero:
         claim_folder(config, split, described)
@@ -178,7 +164,11 @@ def _run_stage(
     batches = Prefetcher(source, range(start, span.stop))
     for step, raw in batches:
         _training_mode(model, student, frozen_bn=config.bn == "frozen")
-        rate = config.lr * stage.lr * schedule((step - span.start) / len(span), config.warmup)
+        rate = (
+            config.lr
+            * stage.lr
+            * schedule((step - span.start) / len(span), config.warmup, constant=config.average == "swad" and final)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
@@ -251,8 +241,13 @@ def share_out(recipe: Recipe, steps: int) -> list[int]:
     return [int(part) for part in np.diff(edges)]
 
 
-def schedule(part: float, warmup: float) -> float:
-    """Factor on the learning rate at `part` (0–1) of a stage: a linear rise, then half a cosine down to 0."""
+def schedule(part: float, warmup: float, *, constant: bool = False) -> float:
+    """Factor on the learning rate at `part` (0–1) of a stage: a linear rise, then half a cosine down to 0.
+
+    `constant`, for SWAD: a rise to the cosine's mean, then no change; weights at rest leave nothing to average.
+    """
+    if constant:
+        return 0.5 * min(1.0, (part + 1e-3) / warmup if warmup else 1.0)
     if part < warmup:
         return (part + 1e-3) / warmup if warmup else 1.0
     return 0.5 * (1 + math.cos(math.pi * (part - warmup) / (1 - warmup)))

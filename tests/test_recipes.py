@@ -150,6 +150,15 @@ def test_the_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
     assert 0 < schedule(0.0, 0.1) < 0.02
 
 
+def test_for_swad_the_learning_rate_stays_at_the_cosines_mean() -> None:
+    parts = [(n + 0.5) / 1000 for n in range(1000)]
+    assert schedule(0.05, 0.1, constant=True) == pytest.approx(0.25, abs=0.01)
+    assert {schedule(part, 0.1, constant=True) for part in (0.1, 0.5, 1.0)} == {0.5}
+    assert schedule(0.0, 0.0, constant=True) == 0.5
+    mean = sum(schedule(part, 0.0) for part in parts) / 1000
+    assert mean == pytest.approx(0.5, abs=1e-3)
+
+
 def test_one_number_of_a_term_leaves_its_others_and_what_trains_can_change() -> None:
     changes = {"train": {"terms": {"vlprox": {"params": {"k": 5}}}, "trains": ["projector"]}}
     stage = get_recipe("vlm-ood", changes).stages[0]

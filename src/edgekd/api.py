@@ -237,8 +237,9 @@ def evaluate(
     if loaded:
         vectors, columns = loaded.vectors, list(range(len(images.classes)))
         unknown = not set(images.classes) <= set(loaded.run.classes)
-        if unknown and bank is not None and loaded.student.embeds and loaded.student.head is None:
-            vectors = bank.vectors
+        space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
+        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+            vectors = space.vectors
         else:
             columns = _columns(loaded.run.classes, images.classes)
         scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)

@@ -90,9 +90,9 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
         told = _teacher_vectors(model, images, indices)  # [N, D]
         texts = told @ bank.vectors.numpy().T
         columns = [run.classes.index(name) for name in images.classes]
-        embeddings = student_vectors(loaded.student, images, indices)[1].numpy() if loaded.student.embeds else None
-        if embeddings is not None and embeddings.shape[1] != told.shape[1]:
-            embeddings = None  # another teacher's space
+        # Another teacher's embeddings live in another space.
+        comparable = loaded.student.embeds and model.id == run.teacher_id
+        embeddings = student_vectors(loaded.student, images, indices)[1].numpy() if comparable else None
         predict = student_predict(loaded.student, loaded.vectors)
         scored = {"student": predict_all(predict, images, indices, run.preprocess)[:, columns]}
         for folder in sorted(path.parent for path in loaded.folder.glob("artifacts/*/artifact.json")):
