@@ -29,9 +29,9 @@ class Batch:
     logits: Tensor | None = None
     """Trained class scores, float `[B, C]`."""
     teacher: Tensor | None = None
-    """Teacher's image embedding of the same view, float `[B, D]`, not normalised."""
+    """Teacher's image embedding of the same view as the student is to match it, float `[B, D]`."""
     bank: Tensor | None = None
-    """Unit text vectors, float `[C, D]`: of the classes, or of the vocabulary a run distils for."""
+    """Unit text vectors that the student is compared with, float `[C, D]`: of the classes, or of a vocabulary."""
     visual_bank: Tensor | None = None
     """Mean teacher embedding per row of `bank`, float `[C, D]`, not normalised."""
     domain_bank: Tensor | None = None
@@ -40,6 +40,8 @@ class Batch:
     """Teacher's text embedding of each image's caption, float `[B, D]`, not normalised."""
     logit_scale: float = 100.0
     """The teacher's factor on cosines."""
+    zero_shot: Tensor | None = None
+    """The teacher's own logits, float `[B, C]`, where `teacher` and `bank` are centred and no longer give them."""
     gather: Callable[[Tensor], Tensor] = _alone
     """`[B, …]` of this process → the rows of all processes, through which gradients flow back."""
     first: int = 0
@@ -47,6 +49,8 @@ class Batch:
 
     def teacher_logits(self) -> Tensor:
         """The teacher's zero-shot logits `logit_scale · cos(t, T)`, float `[B, C]`."""
+        if self.zero_shot is not None:
+            return self.zero_shot
         assert self.teacher is not None
         assert self.bank is not None
         return self.logit_scale * normalize(self.teacher, dim=-1) @ self.bank.T

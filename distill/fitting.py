@@ -48,6 +48,7 @@ def check_needs(recipe: Recipe, config: TrainConfig) -> None:
     """Refuse a recipe whose needs the configuration cannot meet."""
     _check_inputs(recipe, config)
     _check_student(recipe, config)
+    _check_centre(recipe, config)
     _check_average(recipe, config)
 
 
@@ -117,6 +118,16 @@ def _check_student(recipe: Recipe, config: TrainConfig) -> None:
                 f"The stage {stage.name} of {recipe.name} trains the {stage.trains[0]}, and this student has none.",
                 f"Give it no share and the next one all: --set stages.{stage.name}.share=0, or take --recipe vl2v-sd.",
             )
+
+
+def _check_centre(recipe: Recipe, config: TrainConfig) -> None:
+    if config.centre and recipe.head != "text":
+        raise EdgekdError(
+            f"{recipe.name} has a {recipe.head} head, so there is no embedding to centre.", "Leave centre out."
+        )
+    if config.centre and ("visual_bank" in recipe.needs or config.student == TEACHERS_TOWER):
+        what = "prototypes" if "visual_bank" in recipe.needs else "student"
+        raise EdgekdError(f"The {what} of {recipe.name} live in the teacher's own space.", "Leave centre out.")
 
 
 def _check_average(recipe: Recipe, config: TrainConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from edgekd.config import TrainConfig
 from edgekd.console import say
@@ -46,6 +48,17 @@ class Lessons:
             "captions": self.captions[indices] if self.captions is not None else None,
         }
         return {name: value.to(device) for name, value in found.items() if value is not None}
+
+    def in_space_of(self, bank: TextBank) -> Lessons:
+        """The same in the space of the classes' bank, which may have been centred since (`teaching.centred`)."""
+        if self.bank is None or bank.text_centre is None:
+            return self
+        centre = bank.text_centre
+        own = centre if self.bank.classes == bank.classes else self.bank.vectors.mean(dim=0)
+        lesson = dataclasses.replace(self.bank, image_centre=bank.image_centre, text_centre=own)
+        domains = normalize(self.domains - centre, dim=-1) if self.domains is not None else None
+        captions = normalize(self.captions, dim=-1) - centre if self.captions is not None else None
+        return dataclasses.replace(self, bank=lesson, domains=domains, captions=captions)
 
     def learn(self, fabric: Fabric, teacher: Tensor | None) -> None:
         """Update what follows the teacher's embeddings of a step, float `[b, D]`, over all processes."""

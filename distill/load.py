@@ -37,7 +37,7 @@ class LoadedRun:
             return None
         if self.student.head is not None:
             return self.student.head.weight.detach()
-        return self.bank.vectors if self.bank else None
+        return self.bank.head if self.bank else None
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""

@@ -55,6 +55,8 @@ class Recipe:
     """`teacher`: the student is the teacher's own image tower."""
     momentum: float = 0.999
     """Of the visual bank, where a term looks at one."""
+    centre: bool = False
+    """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -104,6 +106,7 @@ RECIPES: dict[str, Recipe] = {
                 Stage("align", 0.3, _VL2V, ("projector",), lr=10.0),
                 Stage("distill", 0.7, _VL2V, ("backbone",)),
             ),
+            centre=True,
         ),
         Recipe(
             "vl2v-sd",

@@ -72,7 +72,7 @@ class ClipTeacher:
         vectors = self.embed_texts([prompt for own in prompts for prompt in own])
         parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
         bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
-        return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, descriptions is not None)
+        return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, described=bool(descriptions))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
-from edgekd.distill.teaching import batch_source, centre_projector, start_head_at_texts, teacher_embedding
+from edgekd.distill.teaching import batch_source, centre_projector, centred, start_head_at_texts, teacher_embedding
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
@@ -115,6 +115,9 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     checkpoint = Checkpoint(config.out, fabric)
     checkpoint.visual = lessons.visual
     resume_at = checkpoint.restore(student) if config.resume else 0
+    if bank:
+        bank = centred(job, source)
+        job = dataclasses.replace(job, bank=bank, lessons=lessons.in_space_of(bank))
     if resume_at == 0:
         start_head_at_texts(job)
         centre_projector(job, source(0))
@@ -221,9 +224,10 @@ def stage_loss(
         labels=labels.to(fabric.device),
         embedding=out if student.embeds else None,
         logits=student.classify(out) if student.head is not None else None,
-        teacher=teacher,
-        bank=bank.vectors.to(fabric.device) if bank else None,
+        teacher=bank.image_target(teacher) if bank and teacher is not None else teacher,
+        bank=bank.head.to(fabric.device) if bank else None,
         logit_scale=bank.logit_scale if bank else 1.0,
+        zero_shot=bank.zero_shot(teacher) if bank and teacher is not None else None,
         **(fields or {}),  # type: ignore[arg-type]
     )
     if fabric.world_size > 1:

@@ -16,7 +16,7 @@ from edgekd.distill.views import plain
 
 def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
     """Unweighted mean over domains of the top-1 accuracy, 0–1."""
-    vectors = bank.vectors.to(student.mean.device) if bank else None
+    vectors = bank.head.to(student.mean.device) if bank else None
     scores = predict_all(student_predict(student, vectors), images, indices, student.preprocess)
     return domain_mean(scores, images, indices)
 
@@ -34,7 +34,7 @@ def source_loss(student: Student, bank: TextBank | None, images: ImageSet, indic
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = student(plain(torch.from_numpy(pixels).to(device))).float()
         if bank is not None and student.embeds and student.head is None:
-            return (bank.logit_scale * normalize(out, dim=-1) @ bank.vectors.to(device).T).cpu().numpy()
+            return (bank.logit_scale * normalize(out, dim=-1) @ bank.head.to(device).T).cpu().numpy()
         return student.classify(out).cpu().numpy()
 
     scores = predict_all(predict, images, indices, student.preprocess)

@@ -85,6 +85,7 @@ def test_train_flags_are_settings() -> None:
         "checkpoint_every",
         "swad",
         "wise_ft",
+        "centre",
         "projector",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def image_bank(
         places = {name: place for place, name in enumerate(own.classes)}
         if set(images.classes) <= set(places):
             rows = own.vectors[[places[name] for name in images.classes]]
-            return TextBank(images.classes, own.templates, rows, own.teacher_id, own.logit_scale, own.described)
+            return dataclasses.replace(own, classes=images.classes, vectors=rows)
     described = descriptions_for(descriptions, images.classes) if descriptions else None
     return teacher.text_bank(images.classes, templates_for(prompts or "photo", images.domains), described)
 
@@ -89,6 +90,7 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
         bank = image_bank(loaded, model, images, None, None)
         told = _teacher_vectors(model, images, indices)  # [N, D]
         texts = told @ bank.vectors.numpy().T
+        aimed_at = bank.image_target(torch.from_numpy(told)).numpy()
         columns = [run.classes.index(name) for name in images.classes]
         # Another teacher's embeddings live in another space.
         comparable = loaded.student.embeds and model.id == run.teacher_id
@@ -106,7 +108,7 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
                 if here.any():
                     own = embeddings[here] if embeddings is not None and subject == "student" else None
                     place = {"subject": subject, "domain": domain, "n": int(here.sum())}
-                    rows.append(place | _compare(scores[here], texts[here], own, told[here]))
+                    rows.append(place | _compare(scores[here], texts[here], own, aimed_at[here]))
     return rows
 
 
