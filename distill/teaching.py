@@ -155,6 +155,13 @@ def centred(job: Job, source: BatchSource) -> TextBank:
 
 
 @torch.no_grad()
+def start_head_at_texts(job: Job) -> None:
+    """Start class vectors that train at the teacher's text vectors."""
+    if job.student.embeds and job.student.head is not None and job.bank is not None:
+        job.student.head.weight.copy_(job.bank.head)
+
+
+@torch.no_grad()
 def centre_projector(job: Job, raw: RawBatch) -> None:
     """Start the projector's bias at the mean of its targets over the first batch, where they are not centred.
 
@@ -166,7 +173,7 @@ def centre_projector(job: Job, raw: RawBatch) -> None:
         return
     student.to(fabric.device).eval()
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
-    length = student.backbone((views - student.mean) / student.std).norm(dim=-1).mean()
+    length = student.body((views - student.mean) / student.std).norm(dim=-1).mean()
     targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
     embedding = teacher_embedding(raw, job.teacher, fabric.device)
     if embedding is not None:

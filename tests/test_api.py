@@ -83,6 +83,10 @@ def test_train_flags_are_settings() -> None:
         "log_every",
         "eval_every",
         "checkpoint_every",
+        "swad",
+        "wise_ft",
+        "centre",
+        "projector",
     }
 
 

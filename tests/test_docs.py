@@ -140,7 +140,7 @@ def test_loops_are_unrolled() -> None:
 def test_named_students_and_teachers_exist() -> None:
     import open_clip
 
-    from edgekd.distill.students import timm_name
+    from edgekd.distill.students import TEACHERS_TOWER, timm_name
 
     pairs = set(open_clip.list_pretrained(as_str=True))
     students, teachers = set(), set()
@@ -152,7 +152,7 @@ def test_named_students_and_teachers_exist() -> None:
                 students.add(parameters.get("student"))
                 teachers.add(parameters.get("teacher"))
     assert len(students) > 3
-    for student in students - {None}:
+    for student in students - {None, TEACHERS_TOWER}:
         timm_name(student)
     for teacher in teachers - {None, "toy"}:
         kind, _, rest = teacher.partition(":")
@@ -356,7 +356,7 @@ def test_settings_table_agrees_with_the_configuration() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     table = page[page.index("| setting | default |") :].split("\n\n")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", table, re.MULTILINE))
-    assert len(rows) == 8
+    assert len(rows) == 10
     for name, shown in rows.items():
         default = TrainConfig.model_fields[name].get_default(call_default_factory=True)
         assert shown == ("none" if default in (None, {}) else str(default)), name
@@ -364,7 +364,7 @@ def test_settings_table_agrees_with_the_configuration() -> None:
 
 def test_recipe_table_names_every_recipe() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text)", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)", page, re.MULTILINE))
     assert rows == {recipe.name: recipe.head for recipe in RECIPES.values()}
 
 

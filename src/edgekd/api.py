@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def export(
     calibration = _spread(split.train, calibration_images, images)
     held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
     parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
+    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -182,60 +183,72 @@ def evaluate(
     *,
     data: str | None = None,
     teacher: str | None = None,
-    prompts: str = "photo",
+    prompts: str | None = None,
+    descriptions: str | None = None,
+    agreement: bool = False,
+    probe: bool = False,
 ) -> list[dict[str, Any]]:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+
+    A student that embeds can be asked about classes it was not trained on: its text head then takes the teacher's
+    vectors of their names.
 
     Args:
         run: run folder; None evaluates the teacher alone.
         data: any images `load_images` takes; None takes the run's data, or `toy`.
         teacher: teacher spec; None takes the run's teacher, or `toy`.
-        prompts: template set.
+        prompts: template set; None takes the run's text vectors where they have these classes, else `photo`.
+        descriptions: sentences about each class, as `TrainConfig.descriptions`.
+        agreement: instead, how alike the run's teacher, student and artifacts are on its test images.
+        probe: instead, classifiers fitted on the student's frozen features of its training images.
 
     Returns:
-        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1).
+        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
+        the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
+        m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
     """
-    from edgekd.benchmark.metrics import macro, top1
+    from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
-    from edgekd.distill.prompts import templates_for
     from edgekd.distill.teacher import ClipTeacher, load_teacher
 
+    if agreement or probe:
+        if (agreement and probe) or prompts or descriptions or (probe and (data or teacher)):
+            raise EdgekdError(
+                "Agreement takes the run's own texts, a probe its images too.", "Ask for one of them, without the rest."
+            )
+        from edgekd.distill.plan import newest_run
+
+        chosen = load_run(Path(run) if run else newest_run())
+        return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
     images = load_images(data or (loaded.run.data if loaded else "toy"))
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
     everything = np.arange(len(images))
-    scored: list[tuple[str, NDArray[np.float32]]] = []
+    rows: list[dict[str, Any]] = []
+    bank = None
     if spec != "none":
         model = load_teacher(spec)
-        bank = model.text_bank(images.classes, templates_for(prompts, images.domains))
+        bank = image_bank(loaded, model, images, prompts, descriptions)
         if isinstance(model, ClipTeacher):
-            scored.append(("teacher", predict_all(teacher_predict(model, bank), images, everything, model.preprocess)))
+            scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
         else:
-            embeddings = model.lookup(images.ids).numpy()
-            scored.append(("teacher", embeddings @ bank.vectors.numpy().T))
+            scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
+        rows += accuracy_rows("teacher", scores, images, everything)
     if loaded:
-        columns = _columns(loaded.run.classes, images.classes)
-        scores = predict_all(student_predict(loaded.student, loaded.vectors), images, everything, loaded.run.preprocess)
-        scored.append(("student", scores[:, columns]))
-    rows = []
-    for subject, scores in scored:
-        for d, domain in enumerate(images.domains):
-            here = images.domain_of == d
-            if here.any():
-                labels = images.labels[here]
-                rows.append(
-                    {
-                        "subject": subject,
-                        "domain": domain,
-                        "n": int(here.sum()),
-                        "top1": top1(scores[here], labels),
-                        "macro": macro(scores[here], labels),
-                    }
-                )
+        vectors, columns = loaded.vectors, list(range(len(images.classes)))
+        unknown = not set(images.classes) <= set(loaded.run.classes)
+        space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
+        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+            # In the space the student learned, which may be the teacher's less its common part.
+            vectors = dataclasses.replace(space, text_centre=loaded.bank.text_centre if loaded.bank else None).head
+        else:
+            columns = _columns(loaded.run.classes, images.classes)
+        scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
+        rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
 
 

@@ -98,7 +98,16 @@ def train(
         bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")
+        str | None,
+        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the recipe's]"),
+    ] = None,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(help="Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."),
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="A caption per training image: .json or .csv.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Names to distil for, one per line, with a recipe that uses no labels.")
     ] = None,
     pretrained: Annotated[
         str | None,
@@ -110,6 +119,9 @@ def train(
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")
+    ] = None,
+    average: Annotated[
+        str | None, typer.Option(help="Weights to keep: ema, swad, wise-ft or none. [default: ema]")
     ] = None,
     select: Annotated[str | None, typer.Option(help="last, or best on source validation. [default: last]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")] = None,
@@ -259,20 +271,46 @@ def evaluate(
     data: DataOption = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher spec. [default: the run's, or toy]")] = None,
     prompts: Annotated[
-        str, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates.")
-    ] = "photo",
+        str | None,
+        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the run's]"),
+    ] = None,
+    descriptions: Annotated[
+        str | None, typer.Option(help="Sentences about each class for its prompts, as for edgekd train.")
+    ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="How alike teacher, student and artifacts are, on the test images.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Linear probe and nearest neighbours on the student's features.")
+    ] = False,
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
     from edgekd.console import out
 
-    rows = api.evaluate(run, data=data, teacher=teacher, prompts=prompts)
-    out.print(f"{'subject':<9}{'domain':<16}{'images':>8}{'top-1 %':>9}{'macro %':>9}", markup=False)
+    rows = api.evaluate(
+        run, data=data, teacher=teacher, prompts=prompts, descriptions=descriptions, agreement=agreement, probe=probe
+    )
+    columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
+    titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
+    out.print(f"{'subject':<18}{'domain':<16}{'images':>8}{titles}", markup=False)
     for row in rows:
-        out.print(
-            f"{row['subject']:<9}{row['domain']:<16}{row['n']:>8,}{100 * row['top1']:>9.1f}{100 * row['macro']:>9.1f}",
-            markup=False,
-        )
+        cells = ""
+        for name, (title, factor) in columns.items():
+            number = "–" if row[name] is None else format(factor * row[name], ".1f" if factor > 1 else ".2f")
+            cells += f"{number:>{len(title) + 2}}"
+        out.print(f"{row['subject']:<18}{row['domain']:<16}{row['n']:>8,}{cells}", markup=False)
+
+
+_AGREEMENT = {
+    "top1_agreement": ("same class %", 100),
+    "m_rel": ("M_rel %", 100),
+    "recall": ("recall@5 %", 100),
+    "m_neigh": ("M_neigh@10 %", 100),
+    "m_vlalign": ("M_vlalign@5", 1),
+    "angle": ("angle °", 1),
+}
+"""Key of a row → its column's title and the factor on its numbers."""
 
 
 @app.command()

@@ -46,10 +46,11 @@ def student_lines(pattern: str | None) -> list[str]:
     """Friendly names, or the timm names that match."""
     import timm
 
-    from edgekd.distill.students import FRIENDLY
+    from edgekd.distill.students import FRIENDLY, TEACHERS_TOWER
 
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
+        lines.append(f"{TEACHERS_TOWER:<20}the teacher's own image tower (vl2v-sd)")
         return [*lines, "", 'Any timm name works too; search with: edgekd list students "*pattern*"']
     names: list[str] = timm.list_models(pattern)
     return names or _nothing("student", pattern, timm.list_models())

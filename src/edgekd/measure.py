@@ -14,9 +14,10 @@ from edgekd.console import say, warn
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.predict import student_predict, teacher_predict
+from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
+from edgekd.files import read_json, short_hash
 from edgekd.manifest import read_artifact, read_run
 from edgekd.split import read_split
 from edgekd.suites import (
@@ -77,7 +78,7 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                     preprocess=teacher.preprocess,
                     predict=teacher_predict(teacher, loaded.bank),
                     classes=run.classes,
-                    identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}",
+                    identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
                 )
             )
@@ -106,6 +107,11 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
             )
         subjects.append(_artifact_subject(folder))
     return subjects
+
+
+def _described(bank: TextBank) -> str:
+    """Tells apart two banks that differ in their descriptions alone; empty without any."""
+    return short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
 
 
 def _artifact_subject(folder: Path) -> Subject:
