@@ -1,16 +1,18 @@
-"""From a deployable graph to an artifact folder: `model.onnx` and the `artifact.json` that explains and proves it."""
+"""From a deployable graph to an artifact folder: the format's files and the `artifact.json` that explains them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,19 @@ from numpy.typing import NDArray
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable
-from edgekd.export.onnx import OPSET, export_onnx
+from edgekd.export.onnx import OPSET
 from edgekd.export.parity import check, compare
-from edgekd.export.quantize import quantize_int8, to_fp16
 from edgekd.files import disk_errors, replacing, sha256_file
-from edgekd.manifest import Artifact, Precision, TensorSpec
+from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
-from edgekd.targets.registry import get_target
+from edgekd.targets.registry import TARGETS, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
-MODEL_FILE = "model.onnx"
+WRITERS = {"onnxruntime": "edgekd.export.ort"}
+"""Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 _BATCH = 32
 
 
@@ -49,13 +52,15 @@ def export_model(
     source: dict[str, Any],
     overwrite: bool = False,
     fp32_path: Path | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
-    The parity check runs the finished file through `open_session` on `parity_images` and compares it with `model` in
-    torch. Where it fails, fp32 and fp16 are refused: the artifact goes to `<folder>.failed` for inspection. int8 is
-    kept with a loud warning and `parity.passed = false`: on a small model 97 % agreement may cost no accuracy at all,
-    which only the benchmark can tell.
+    The parity check runs the finished file through `open_session` on `parity_images`, or where its runtime is not on
+    this machine through the writer's own evaluation, and compares it with `model` in torch. Where it fails, fp32 and
+    fp16 are refused: the artifact goes to `<folder>.failed` for inspection. int8 is kept with a loud warning and
+    `parity.passed = false`: on a small model 97 % agreement may cost no accuracy at all, which only the benchmark can
+    tell.
 
     Args:
         calibration: uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise.
@@ -63,6 +68,7 @@ def export_model(
         parity_images: uint8 `[M, H, W, 3]`, real images, none of them used for calibration.
         source: where the model comes from; JSON values.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
+        options: the target's own switches.
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
@@ -80,33 +86,47 @@ def export_model(
         "preprocess": preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
     }
+    unknown = sorted(set(options) - set(chosen.options))
+    if unknown:
+        takers = [other.name for other in TARGETS.values() if unknown[0] in other.options]
+        raise EdgekdError(f"{target} has no option {unknown[0]}.", f"It belongs to {', '.join(takers) or 'no target'}.")
+    writer = importlib.import_module(WRITERS[target])
     with _one_winner(folder), replacing(folder) as scratch:
         scratch.mkdir()
-        quantization = _write_model(scratch, model, precision, preprocess.size, metadata, calibration, fp32_path)
-        if quantization is not None:
-            quantization["ids"] = list(calibration_ids)
+        build = Build(
+            model=model,
+            folder=scratch,
+            precision=precision,
+            preprocess=preprocess,
+            classes=tuple(classes),
+            metadata=metadata,
+            calibration=calibration if precision == "int8" else None,
+            fp32_onnx=fp32_path,
+            options=options,
+        )
+        written: Written = writer.write(build)
+        quantization = written.quantization
+        if quantization is not None and precision == "int8":
+            quantization = {**quantization, "ids": list(calibration_ids)}
         draft = Artifact(
             name=name,
             target=target,
-            format="onnx",
+            format=written.format,
             precision=precision,
-            files={MODEL_FILE: sha256_file(scratch / MODEL_FILE)},
-            inputs=(
-                TensorSpec(
-                    name="image", dtype="uint8", shape=("batch", preprocess.size, preprocess.size, 3), layout="NHWC RGB"
-                ),
-            ),
-            outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", len(classes)), layout="NC"),),
+            files={file: sha256_file(scratch / file) for file in written.files},
+            inputs=written.inputs,
+            outputs=written.outputs,
             classes=tuple(classes),
             preprocess=preprocess,
             quantization=quantization,
             parity={},
+            details=written.details,
             source=source,
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         draft.write(scratch)
-        parity = check(_measure(model, scratch, parity_images), precision)
+        parity = check(_measure(model, scratch, written, parity_images), precision)
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
@@ -132,39 +152,15 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _write_model(
-    scratch: Path,
-    model: Deployable,
-    precision: Precision,
-    size: int,
-    metadata: dict[str, str],
-    calibration: NDArray[np.uint8] | None,
-    fp32_path: Path | None,
-) -> dict[str, Any] | None:
-    """Write `scratch/model.onnx` in the wanted precision; returns the description of the quantization."""
-    fp32 = scratch / ("fp32.onnx" if precision != "fp32" else MODEL_FILE)
-    if fp32_path is None:
-        export_onnx(model, fp32, size=size, metadata=metadata)
-    else:
-        shutil.copyfile(fp32_path, fp32)
-    if precision == "fp32":
-        return None
-    quantization = None
-    if precision == "int8":
-        assert calibration is not None
-        quantization = quantize_int8(fp32, scratch / MODEL_FILE, calibration)
-    else:
-        to_fp16(fp32, scratch / MODEL_FILE)
-    fp32.unlink()
-    return quantization
-
-
-def _measure(model: Deployable, folder: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
+def _measure(model: Deployable, folder: Path, written: Written, images: NDArray[np.uint8]) -> dict[str, Any]:
     if len(images) == 0:
         raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
-    session = open_session(folder, spinning=False)
-    candidate = np.concatenate([session.run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
-    return compare(torch_logits(model, images), candidate)
+    run, run_by = written.evaluate, written.evaluated_by
+    if run is None:
+        session = open_session(folder, spinning=False)
+        run, run_by = session.run, session.provider
+    candidate = np.concatenate([run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+    return compare(torch_logits(model, images), candidate) | {"run_by": run_by}
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:

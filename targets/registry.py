@@ -1,4 +1,5 @@
-"""What edgekd can export to. A new target is one entry here, one writer in export/ and one session in targets/."""
+"""What edgekd can export to. A new target is one entry here, one writer in export/ (`WRITERS`)
+and, where its runtime exists on a machine that edgekd runs on, one opener in targets/ (`OPENERS`)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ class Target:
     precisions: tuple[Precision, ...]
     summary: str
     """One line for `edgekd list targets`."""
+    options: tuple[str, ...] = ()
+    """Switches of its writer besides the precision."""
 
+
+DEFAULT_TARGET = "onnxruntime"
 
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target(

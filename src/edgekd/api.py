@@ -54,7 +54,7 @@ def export(
 ) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
 
-    INT8 and FP16 are made from the FP32 file, which is exported with them when it is not there yet.
+    For ONNX Runtime, INT8 and FP16 are made from the FP32 file, which is exported with them when it is not there yet.
 
     Args:
         run: run folder; None takes the newest under `runs/`.
@@ -67,7 +67,7 @@ def export(
     Returns:
         The artifacts written, the wanted precision last.
     """
-    from edgekd.targets.registry import get_target
+    from edgekd.targets.registry import DEFAULT_TARGET, get_target
 
     known = get_target(target)
     if precision not in known.precisions:
@@ -81,10 +81,12 @@ def export(
 
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
-    base = folder / f"{target}-fp32"
+    base = folder / f"{DEFAULT_TARGET}-fp32"
     if base.exists() and read_artifact(base).source.get("student_sha256") != loaded.run.student_sha256:
         raise EdgekdError(f"{base} was exported from another student.", f"Remove {folder} and export again.")
-    wanted: list[Precision] = ["fp32"] if precision == "fp32" or not base.exists() else []
+    wanted: list[Precision] = (
+        ["fp32"] if precision == "fp32" or (target == DEFAULT_TARGET and not base.exists()) else []
+    )
     wanted += [precision] if precision != "fp32" else []
     for name in wanted:
         if (folder / f"{target}-{name}").exists() and not overwrite:
@@ -109,7 +111,7 @@ def export(
             parity_images=parity_images,
             source=_source(loaded),
             overwrite=overwrite,
-            fp32_path=base / "model.onnx" if name != "fp32" else None,
+            fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
     return artifacts

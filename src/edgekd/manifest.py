@@ -49,6 +49,8 @@ class Artifact(BaseModel):
     """Method, number and ids of the calibration images, what stayed in float; None for fp32 and fp16."""
     parity: dict[str, Any]
     """Agreement and logit error against the torch student on real images (export/parity.py)."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """What only this format has to say: builder, devices, what was not verified here."""
     source: dict[str, Any]
     """Student name, recipe, teacher, run folder's name, split hash, sha256 of the student's weights."""
     versions: dict[str, str]

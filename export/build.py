@@ -1,0 +1,73 @@
+"""What a target's writer is given and what it leaves: the seam between export and the formats."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.export.graph import Deployable
+from edgekd.export.onnx import export_onnx
+from edgekd.manifest import Precision, TensorSpec
+from edgekd.preprocess import Preprocess
+
+
+@dataclass(frozen=True)
+class Build:
+    """The order: a model in torch and everything a format needs to know about it."""
+
+    model: Deployable
+    folder: Path
+    """Where to write; it becomes the artifact's folder when everything has succeeded."""
+    precision: Precision
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    metadata: Mapping[str, str]
+    """For the file itself: classes, preprocess, provenance, each as JSON."""
+    calibration: NDArray[np.uint8] | None
+    """`[N, H, W, 3]`, images of the training domains; there for int8."""
+    fp32_onnx: Path | None
+    """The same model as an fp32 ONNX file, where one has been exported already."""
+    options: Mapping[str, Any]
+    """The target's own switches, checked against `Target.options`."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The delivery: what lies in the folder now."""
+
+    format: str
+    files: tuple[str, ...]
+    """Relative to the folder, the model first."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    quantization: dict[str, Any] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """What else a reader of artifact.json should know about this format: JSON values."""
+    evaluate: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
+    """Logits `[B, C]` for the parity check where the format's runtime is not on this machine; None runs a session."""
+    evaluated_by: str | None = None
+    """Who `evaluate` is, for the parity record."""
+
+
+def fp32_onnx(build: Build, path: Path) -> None:
+    """Put the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
+    if build.fp32_onnx is None:
+        export_onnx(build.model, path, size=build.preprocess.size, metadata=dict(build.metadata))
+    else:
+        shutil.copyfile(build.fp32_onnx, path)
+
+
+def image_input(size: int) -> TensorSpec:
+    """The one input every target shares: uint8 RGB, batch free."""
+    return TensorSpec(name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB")
+
+
+def logits_output(classes: int) -> TensorSpec:
+    """Calibrated logits, float32 `[batch, C]`."""
+    return TensorSpec(name="logits", dtype="float32", shape=("batch", classes), layout="NC")
