@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def export(
     data: str | None = None,
     calibration_images: int = 300,
     overwrite: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
 
@@ -63,6 +64,7 @@ def export(
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         overwrite: replace artifacts of the same name.
+        options: the target's own switches, such as `compute_capability` for TensorRT.
 
     Returns:
         The artifacts written, the wanted precision last.
@@ -111,6 +113,7 @@ def export(
             parity_images=parity_images,
             source=_source(loaded),
             overwrite=overwrite,
+            options=options or {},
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))

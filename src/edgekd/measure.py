@@ -15,7 +15,7 @@ from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, NotHere
 from edgekd.files import read_json
 from edgekd.manifest import read_artifact, read_run
 from edgekd.split import Split, read_split
@@ -92,7 +92,10 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                 f"{folder} was exported from another student.",
                 f"Export again: edgekd export {loaded.folder} --overwrite.",
             )
-        subjects.append(_artifact_subject(folder))
+        try:
+            subjects.append(_artifact_subject(folder))
+        except NotHere as reason:
+            warn(f"{name} is left out: {reason.message}")
     return subjects
 
 
