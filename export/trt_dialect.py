@@ -174,4 +174,3 @@ def _is_residual(node: onnx.NodeProto, writer: dict[str, onnx.NodeProto]) -> boo
     """An addition of two computed maps, one of them straight from a convolution."""
     sources = [writer.get(name) for name in node.input]
     return all(sources) and any(source is not None and source.op_type == "Conv" for source in sources)
-

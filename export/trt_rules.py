@@ -22,12 +22,7 @@ OPSETS = range(9, 26)
 
 # Operators of ONNX for which the parser of TensorRT-RTX 1.7 has no importer (`OnnxParser.supports_operator`).
 ABSENT = frozenset(
-    "AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress "
-    "ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder MatMulInteger "
-    "MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement "
-    "OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty "
-    "SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat "
-    "StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique".split()
+    ["AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv", "Det", "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional", "OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique"]
 )
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SCALE_TYPES = ("float32", "float16", "bfloat16")
@@ -118,7 +113,9 @@ def _operators(graph: _Graph) -> Iterator[Finding]:
             )
         elif node.op_type in ABSENT:
             yield Finding(_name(node), "operator", f"TensorRT's parser has no {node.op_type}.")
-        elif node.op_type == "Cast" and any(item.name == "to" and item.i == TensorProto.DOUBLE for item in node.attribute):
+        elif node.op_type == "Cast" and any(
+            item.name == "to" and item.i == TensorProto.DOUBLE for item in node.attribute
+        ):
             yield Finding(_name(node), "double", "TensorRT computes no float64; the cast would end in float32.")
     for name, value in graph.constants.items():
         if value.dtype == np.float64:
@@ -130,7 +127,9 @@ def _image(graph: _Graph) -> Iterator[Finding]:
         for node in graph.readers[name]:
             if kind == TensorProto.UINT8 and node.op_type != "Cast":
                 yield Finding(
-                    _name(node), "uint8-input", f"The uint8 input {name} may feed nothing but a Cast, not {node.op_type}."
+                    _name(node),
+                    "uint8-input",
+                    f"The uint8 input {name} may feed nothing but a Cast, not {node.op_type}.",
                 )
 
 
@@ -194,7 +193,9 @@ def _zero_points(graph: _Graph) -> Iterator[Finding]:
             yield Finding(_name(node), "zero-point", "Its zero point is not 0; TensorRT quantizes symmetrically only.")
         elif scale is not None and zero.size != scale.size:
             yield Finding(
-                _name(node), "zero-point", f"It has {scale.size} scales and {zero.size} zero points; the numbers must match."
+                _name(node),
+                "zero-point",
+                f"It has {scale.size} scales and {zero.size} zero points; the numbers must match.",
             )
 
 
@@ -208,7 +209,9 @@ def _scales(graph: _Graph) -> Iterator[Finding]:
         elif not (np.isfinite(scale.astype(np.float64)).all() and (scale.astype(np.float64) > 0).all()):
             yield Finding(_name(node), "scale", "A scale is 0, negative or not finite; every scale must be above 0.")
         elif scale.ndim > 1:
-            yield Finding(_name(node), "scale", "Its scales form blocks; int8 takes one scale or one per output channel.")
+            yield Finding(
+                _name(node), "scale", "Its scales form blocks; int8 takes one scale or one per output channel."
+            )
 
 
 def _channels(graph: _Graph) -> Iterator[Finding]:

@@ -126,7 +126,10 @@ class Engine:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
-            raise EdgekdError("TensorRT could not run the engine.", "Build it again on this machine: sh build.sh, or python3 build_engine.py.")
+            raise EdgekdError(
+                "TensorRT could not run the engine.",
+                "Build it again on this machine: sh build.sh, or python3 build_engine.py.",
+            )
 
     def _mark(self, index: int) -> None:
         cuda_call(self._cuda.cudaEventRecord(self._events[index], self._stream))
