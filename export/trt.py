@@ -1,4 +1,4 @@
-"""The writer for TensorRT: the ONNX file it builds from, what builds it on a device, and an engine where possible here."""
+"""The writer for TensorRT: the ONNX file, what builds an engine from it on a device, and an engine where possible."""
 
 from __future__ import annotations
 

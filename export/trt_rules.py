@@ -1,8 +1,9 @@
 """Would TensorRT take this graph, and would it compute what the graph says? Asked without TensorRT and without a GPU.
 
-The rules are those of TensorRT 11's explicit quantization, as its ONNX parser (onnx-tensorrt, `QuantDequantLinearHelper`)
-and NVIDIA's guide "Explicit Quantization" state them. Most break the build; `type` and `half-quantized` are here because
-TensorRT goes on, and computes something else: a uint8 zero point is read as int8 with a warning, and the model is ruined.
+The rules are those of TensorRT 11's explicit quantization, as its ONNX parser (onnx-tensorrt's
+`QuantDequantLinearHelper`) and NVIDIA's guide "Explicit Quantization" state them. Most break the build of an engine.
+Others are here because TensorRT goes on and computes something else: a uint8 zero point is read as int8 with a warning,
+a missing one (uint8 by ONNX's default) without any, and either ruins the model.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ OPSETS = range(9, 26)
 """What TensorRT 11's parser declares to support."""
 
 # Operators of ONNX for which the parser of TensorRT-RTX 1.7 has no importer (`OnnxParser.supports_operator`).
-ABSENT = frozenset(
-    ["AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv", "Det", "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional", "OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique"]
+_ABSENT = (
+    "AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im "
+    "Compress ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder "
+    "MatMulInteger MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional "
+    "OptionalGetElement OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt "
+    "SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
+    "SoftmaxCrossEntropyLoss SplitToSequence StringConcat StringNormalizer StringSplit SwiGLU TfIdfVectorizer "
+    "Unique"
 )
+ABSENT = frozenset(_ABSENT.split())
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SCALE_TYPES = ("float32", "float16", "bfloat16")
 
@@ -151,7 +159,7 @@ def _pairs(graph: _Graph) -> Iterator[Finding]:
             yield Finding(
                 _name(node),
                 "dequantize-without-quantize",
-                "It reads neither the output of a QuantizeLinear nor a constant, so nothing says what its integers mean.",
+                "It reads neither the output of a QuantizeLinear nor a constant; nothing says what its integers mean.",
             )
 
 
@@ -178,7 +186,7 @@ def _output_type(node: NodeProto) -> str | None:
     """The attribute `output_dtype` of opset 21 and later as a numpy name."""
     for item in node.attribute:
         if item.name == "output_dtype" and item.i:
-            return str(onnx.helper.tensor_dtype_to_np_dtype(item.i))
+            return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.i)))
     return None
 
 

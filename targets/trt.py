@@ -35,7 +35,7 @@ def open_tensorrt(artifact: Artifact, folder: Path, *, threads: int | None, spin
 
 
 def open_engine(artifact: Artifact, folder: Path, *, cuda_graph: bool = False) -> tuple[Engine, str]:
-    """The engine in `folder`, the one built on this device if there is one, and what runs it; errors as `open_tensorrt`."""
+    """The engine in `folder`, first the one built on this device, and what runs it; errors as `open_tensorrt`."""
     local = Path(folder) / DEVICE_FILE
     path = local if local.is_file() else Path(folder) / ENGINE_FILE
     if not path.is_file():

@@ -87,7 +87,7 @@ def _logger(trt: Any) -> Any:
     """The one logger of a process: TensorRT keeps the first it sees and ignores any other."""
     if trt.__name__ not in _loggers:
 
-        class Lines(trt.ILogger):  # type: ignore[misc, name-defined]
+        class Lines(trt.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.lines: list[str] = []

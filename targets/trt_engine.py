@@ -1,4 +1,4 @@
-"""A TensorRT engine on a GPU: pinned buffers, any batch up to the built one, copies timed apart from the computation."""
+"""A TensorRT engine on a GPU: pinned buffers, any batch up to the built one, copies timed apart from computing."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Engine:
     def _pinned(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         size = prod(shape) * np.dtype(dtype).itemsize
         address = int(cuda_call(self._cuda.cudaHostAlloc(size, 0)))
-        return np.frombuffer((ctypes.c_char * size).from_address(address), dtype).reshape(shape)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)
 
 
 def check_batch(batch: int, largest: int) -> None:
