@@ -31,7 +31,7 @@ def finish(job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progres
     if config.select == "best":
         final.load_state_dict(torch.load(checkpoint.best_path, map_location="cpu", weights_only=True))
         selection = f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
-    vectors = job.bank.vectors if job.bank else None
+    vectors = job.bank.head if job.bank else None
     scores = predict_all(student_predict(final, vectors), images, split.val, final.preprocess)
     final.scale.fill_(fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val])))
     progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)

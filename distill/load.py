@@ -31,7 +31,7 @@ class LoadedRun:
     @property
     def vectors(self) -> Tensor | None:
         """The text head, float32 `[C, D]`."""
-        return self.bank.vectors if self.bank and self.student.projector is not None else None
+        return self.bank.head if self.bank and self.student.projector is not None else None
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""

@@ -106,6 +106,8 @@ def claim_folder(config: TrainConfig, split: Split) -> None:
 
 def check_needs(recipe: Recipe, config: TrainConfig) -> None:
     """Refuse a recipe whose needs the configuration cannot meet, before training."""
+    if config.centre and recipe.head != "text":
+        raise EdgekdError(f"{recipe.name} has a linear head, so there is no embedding to centre.", "Leave centre out.")
     if config.online_teacher and config.teacher.startswith("embeddings:") and "teacher" in recipe.needs:
         raise EdgekdError(
             "Precomputed embeddings cannot be asked for new views.",

@@ -28,6 +28,25 @@ class TextBank:
     teacher_id: str
     logit_scale: float
     """The teacher's factor on cosines (100 for OpenAI's CLIP): `softmax(logit_scale · cos)` is its prediction."""
+    image_centre: Tensor | None = None
+    """float32 `[D]`, mean of the teacher's unit embeddings of the training images; None: the student is not centred."""
+    text_centre: Tensor | None = None
+    """float32 `[D]`, mean of `vectors` at training time, kept so that a class can be added later."""
+
+    @property
+    def head(self) -> Tensor:
+        """What the student's embedding is compared with, float32 `[classes, D]`, rows of length 1."""
+        return self.vectors if self.text_centre is None else normalize(self.vectors - self.text_centre, dim=-1)
+
+    def image_target(self, embeddings: Tensor) -> Tensor:
+        """The teacher's embeddings `[B, D]` as the student is to match them: less their common part, if centred."""
+        if self.image_centre is None:
+            return embeddings
+        return normalize(normalize(embeddings, dim=-1) - self.image_centre.to(embeddings.device), dim=-1)
+
+    def zero_shot(self, embeddings: Tensor) -> Tensor:
+        """The teacher's own logits `logit_scale · cos(t, T)` for its embeddings `[B, D]`, float `[B, classes]`."""
+        return self.logit_scale * normalize(embeddings, dim=-1) @ self.vectors.to(embeddings.device).T
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
@@ -37,7 +56,9 @@ class TextBank:
             "teacher_id": self.teacher_id,
             "logit_scale": repr(self.logit_scale),
         }
-        write_bytes(path, save({"vectors": self.vectors.contiguous()}, metadata=header))
+        tensors = {"vectors": self.vectors, "image_centre": self.image_centre, "text_centre": self.text_centre}
+        present = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        write_bytes(path, save(present, metadata=header))
 
 
 def read_text_bank(path: Path) -> TextBank:
@@ -50,6 +71,7 @@ def read_text_bank(path: Path) -> TextBank:
             vectors=handle.get_tensor("vectors"),
             teacher_id=header["teacher_id"],
             logit_scale=float(header["logit_scale"]),
+            **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
         )
 
 

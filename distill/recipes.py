@@ -42,6 +42,8 @@ class Recipe:
     source: str
     head: Literal["text", "linear"]
     stages: tuple[Stage, ...]
+    centre: bool = False
+    """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -91,6 +93,7 @@ RECIPES: dict[str, Recipe] = {
                 Stage("align", 0.3, _VL2V, ("projector",), lr=10.0),
                 Stage("distill", 0.7, _VL2V, ("backbone",)),
             ),
+            centre=True,
         ),
     )
 }

@@ -28,14 +28,18 @@ class Batch:
     logits: Tensor | None = None
     """Linear head's output, float `[B, C]`."""
     teacher: Tensor | None = None
-    """Teacher's image embedding of the same view, float `[B, D]`, not normalised."""
+    """Teacher's image embedding of the same view as the student is to match it, float `[B, D]`."""
     bank: Tensor | None = None
-    """Unit text vectors, float `[C, D]`."""
+    """Unit text vectors that the student is compared with, float `[C, D]`."""
     logit_scale: float = 100.0
     """The teacher's factor on cosines."""
+    zero_shot: Tensor | None = None
+    """The teacher's own logits, float `[B, C]`, where the two fields above are centred and no longer give them."""
 
     def teacher_logits(self) -> Tensor:
         """The teacher's zero-shot logits `logit_scale · cos(t, T)`, float `[B, C]`."""
+        if self.zero_shot is not None:
+            return self.zero_shot
         assert self.teacher is not None
         assert self.bank is not None
         return self.logit_scale * normalize(self.teacher, dim=-1) @ self.bank.T

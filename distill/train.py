@@ -6,6 +6,7 @@ function of the step, so any number of processes sees the same global batches an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -35,7 +36,7 @@ from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.students import Student, make_student
 from edgekd.distill.teacher import load_teacher
-from edgekd.distill.teaching import batch_source, centre_projector, teacher_embedding
+from edgekd.distill.teaching import batch_source, centre_projector, centred, teacher_embedding
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
@@ -115,6 +116,8 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config.out, fabric)
     resume_at = checkpoint.restore(student) if config.resume else 0
+    if bank:
+        job = dataclasses.replace(job, bank=centred(job, source))
     if resume_at == 0:
         centre_projector(job, source(0))
     started, first_step = time.perf_counter(), 0
@@ -211,9 +214,10 @@ def stage_loss(
         labels=labels.to(fabric.device),
         embedding=out if student.projector is not None else None,
         logits=out if student.head is not None else None,
-        teacher=teacher,
-        bank=bank.vectors.to(fabric.device) if bank else None,
+        teacher=bank.image_target(teacher) if bank and teacher is not None else teacher,
+        bank=bank.head.to(fabric.device) if bank else None,
         logit_scale=bank.logit_scale if bank else 1.0,
+        zero_shot=bank.zero_shot(teacher) if bank and teacher is not None else None,
     )
     return objective(batch, stage.terms, lambda count: total(fabric, count), fabric.world_size)
 

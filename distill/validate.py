@@ -13,7 +13,7 @@ from edgekd.distill.students import Student
 
 def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
     """Unweighted mean over domains of the top-1 accuracy, 0–1."""
-    vectors = bank.vectors.to(student.mean.device) if bank else None
+    vectors = bank.head.to(student.mean.device) if bank else None
     scores = predict_all(student_predict(student, vectors), images, indices, student.preprocess)
     return domain_mean(scores, images, indices)
 

@@ -23,6 +23,7 @@ from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.recipes import RECIPES
 from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.teaching import CONE
 from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run
@@ -437,14 +438,38 @@ def test_a_black_box_teachers_embeddings_will_do(run: Trainer, base: dict[str, A
         "text_vectors": rng.normal(size=(2, 6)).astype(np.float32),
     }
     np.savez(tmp_path / "teacher.npz", **arrays)
-    made = run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}")
+    made = run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", centre=True)
     loaded = load_run(folder_of(made))
-    assert loaded.vectors is not None
+    assert loaded.bank is not None
     expected = arrays["text_vectors"][[1, 0]]
-    np.testing.assert_allclose(loaded.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.bank.vectors, expected, atol=1e-6)
+    # The image centre is the mean of the unit vectors of the training images, and of no others.
+    images, split = loaded.data()
+    rows = arrays["image_vectors"][[names.index(images.ids[i]) for i in split.train]]
+    centre = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(loaded.bank.image_centre, centre, atol=1e-6)
     with pytest.raises(EdgekdError, match="new views"):
         run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", online_teacher=True, out=tmp_path / "online")
     assert not (tmp_path / "online").exists()
+
+
+def test_the_common_part_goes_where_it_is_large_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
+    def centre(**options: Any) -> torch.Tensor | None:
+        loaded = load_run(folder_of(run(steps=1, out=tmp_path / str(len(list(tmp_path.iterdir()))), **options)))
+        assert loaded.bank is not None
+        centred = loaded.bank.image_centre is not None
+        assert torch.equal(loaded.vectors, loaded.bank.vectors) is not centred
+        return loaded.bank.image_centre
+
+    forced = centre(centre=True)
+    assert forced is not None
+    chosen = centre()
+    assert (chosen is not None) == (forced.norm().item() > CONE)
+    assert centre(centre=False) is None
+    assert centre(recipe="clip-mse") is None
+    with pytest.raises(EdgekdError, match="no embedding to centre"):
+        run(recipe="kd", centre=True, out=tmp_path / "kd")
 
 
 def test_an_online_teacher_trains_without_a_cache(run: Trainer, own_cache: Path) -> None:

@@ -32,6 +32,9 @@ class TrainConfig(BaseModel):
     recipe: str = "vl2v-adip"
     stages: dict[str, Any] = Field(default_factory=dict)
     """Changes to the recipe's numbers, `{stage: {field: value}}`."""
+    centre: bool | None = None
+    """Subtract the mean of the teacher's embeddings, images and texts each their own, from what the student learns.
+    None: where the recipe is for it and the images' mean is long (embeddings in a cone)."""
     test_domain: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**31)
     split_seed: int = Field(default=0, ge=0)
