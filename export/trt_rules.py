@@ -186,7 +186,8 @@ def _output_type(node: NodeProto) -> str | None:
     """The attribute `output_dtype` of opset 21 and later as a numpy name."""
     for item in node.attribute:
         if item.name == "output_dtype" and item.i:
-            return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.i)))
+            name: str = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(item.i)).name
+            return name
     return None
 
 
