@@ -103,7 +103,8 @@ class _Graph:
         if dequantize is None:
             return None
         quantize = self.written_by(dequantize.input[0], "QuantizeLinear")
-        return quantize.input[0] if quantize is not None else dequantize.input[0]
+        source: str = (quantize if quantize is not None else dequantize).input[0]
+        return source
 
 
 def _operators(graph: _Graph) -> Iterator[Finding]:
