@@ -89,7 +89,7 @@ def check_legal(path: Path) -> list[str]:
     if broken:
         raise EdgekdError(
             f"TensorRT would not take this model as it is meant ({len(broken)} findings): {broken[0]}",
-            "If an fp32 artifact of an older edgekd lies beside it, export that again with --overwrite; else report this.",
+            "If an older edgekd exported the fp32 artifact beside it, export that again with --overwrite.",
         )
     asked = ["edgekd's rules"]
     for name in ("tensorrt", "tensorrt-rtx"):
