@@ -32,6 +32,13 @@ TARGETS: dict[str, Target] = {
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
     ),
+    "tensorrt": Target(
+        name="tensorrt",
+        runtime="TensorRT, NVIDIA GPUs",
+        precisions=("fp32", "fp16", "int8"),
+        summary="an engine where one can be built, and always what builds one on the device",
+        options=("compute_capability",),
+    ),
 }
 
 

@@ -103,7 +103,14 @@ def test_train_help_states_the_real_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "renamed"),
-    [("export", {"int8": "precision", "fp16": "precision", "fp32": "precision"}), ("benchmark", {}), ("evaluate", {})],
+    [
+        (
+            "export",
+            {"int8": "precision", "fp16": "precision", "fp32": "precision", "compute_capability": "options"},
+        ),
+        ("benchmark", {}),
+        ("evaluate", {}),
+    ],
 )
 def test_parameters_are_the_flags(verb: str, renamed: dict[str, str]) -> None:
     parameters = inspect.signature(getattr(api, verb)).parameters

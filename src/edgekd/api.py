@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,7 @@ def export(
     data: str | None = None,
     calibration_images: int = 300,
     overwrite: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
 
@@ -64,6 +65,7 @@ def export(
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         overwrite: replace artifacts of the same name.
+        options: the target's own switches, such as `compute_capability` for TensorRT.
 
     Returns:
         The artifacts written, the wanted precision last.
@@ -112,6 +114,7 @@ def export(
             parity_images=parity_images,
             source=_source(loaded, images, split),
             overwrite=overwrite,
+            options=options or {},
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
@@ -207,11 +210,11 @@ def evaluate(
         the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
         m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
     """
-    from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
     from edgekd.distill.teacher import ClipTeacher, load_teacher
+    from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
 
     if agreement or probe:
         if (agreement and probe) or prompts or descriptions or (probe and (data or teacher)):

@@ -168,6 +168,9 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -188,6 +191,7 @@ def export(
         data=data,
         calibration_images=calibration_images,
         overwrite=overwrite,
+        options={"compute_capability": compute_capability} if compute_capability else {},
     )
     for artifact in artifacts:
         parity = artifact.parity

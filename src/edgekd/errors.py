@@ -25,6 +25,10 @@ class EdgekdError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
+class NotHere(EdgekdError):
+    """An artifact is sound, but its runtime does not exist on this machine."""
+
+
 class GateFailed(EdgekdError):
     """A parity or accuracy gate said no: everything ran, the result is not good enough."""
 

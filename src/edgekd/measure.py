@@ -16,7 +16,7 @@ from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.files import read_json, short_hash
 from edgekd.manifest import read_artifact, read_run
 from edgekd.split import read_split
@@ -105,7 +105,10 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                 f"{folder} was exported from another student.",
                 f"Export again: edgekd export {loaded.folder} --overwrite.",
             )
-        subjects.append(_artifact_subject(folder))
+        try:
+            subjects.append(_artifact_subject(folder))
+        except NotHere as reason:
+            warn(f"{name} is left out: {reason.message}")
     return subjects
 
 
