@@ -25,7 +25,7 @@ def student_vectors(student: Student, images: ImageSet, indices: NDArray[np.int6
     features, outputs = [], []
     for pixels in pixel_batches(images, indices, student.preprocess):
         views = plain(torch.from_numpy(pixels).to(student.mean.device))
-        found = student.backbone((views - student.mean) / student.std)
+        found = student.backbone(student.normalised(views))
         last = student.projector if student.projector is not None else student.head
         hidden = student.neck(found) if student.neck is not None else found
         features.append(found.float().cpu())

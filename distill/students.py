@@ -101,9 +101,13 @@ class Student(nn.Module):
         """Everything before the last linear layer: normalised pixels → float `[B, d]`."""
         return nn.Sequential(self.backbone, self.neck) if self.neck is not None else self.backbone
 
+    def normalised(self, views: Tensor) -> Tensor:
+        """Views `[B, 3, S, S]` in 0–1 with the student's own statistics taken out."""
+        return (views - self.mean).div_(self.std)  # in place: one batch of floats less to allocate at every step
+
     def forward(self, views: Tensor) -> Tensor:
         """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
-        features: Tensor = self.backbone((views - self.mean) / self.std)
+        features: Tensor = self.backbone(self.normalised(views))
         if self.neck is not None:
             features = self.neck(features)
         last = self.projector if self.projector is not None else self.head

@@ -173,7 +173,7 @@ def centre_projector(job: Job, raw: RawBatch) -> None:
         return
     student.to(fabric.device).eval()
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
-    length = student.body((views - student.mean) / student.std).norm(dim=-1).mean()
+    length = student.body(student.normalised(views)).norm(dim=-1).mean()
     targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
     embedding = teacher_embedding(raw, job.teacher, fabric.device)
     if embedding is not None:
