@@ -43,17 +43,19 @@ def run_benchmark(
     threads: int | None = None,
     context: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    examples: bool = True,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
 
     Args:
         subjects: several runs may be measured together; each run's teacher and torch student are its references.
         suites: `id` and `ood:<domain>`; a suite of one run is only used for that run's subjects.
-        out: gets report.json, report.md, report.png, predictions.npz and latency.npz.
+        out: gets report.html, report.json, report.md, report.png, MODEL_CARD.md, predictions.npz and latency.npz.
         quick: the short latency protocol, marked everywhere.
         threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
         context: what to tell the reader besides; `runs` is a list of mappings, each a run's `name` and facts.
         overwrite: replace an earlier report at `out`.
+        examples: show small copies of misclassified images in report.html.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
@@ -85,7 +87,13 @@ def run_benchmark(
         environment=environment.describe() | {"before": before, "after": environment.state()},
     )
     report = report.model_copy(update={"notes": tuple(rows.remarks(report)), "folder": out})
-    write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=samples)
+    write_report(
+        report,
+        out,
+        predictions=_predictions(subjects, suites, logits),
+        latency=samples,
+        shown=suites if examples else (),
+    )
     return report
 
 
@@ -207,6 +215,7 @@ def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: L
     for number, suite in enumerate(suites):
         name = suite.name if suite.run is None else f"{suite.run}/{suite.name}"
         arrays[f"labels/{name}"] = suite.labels
+        arrays[f"classes/{name}"] = np.asarray(suite.images.classes)
         arrays[f"ids/{name}"] = np.asarray([suite.images.ids[index] for index in suite.indices])
         for subject in subjects:
             if suite.holds(subject):

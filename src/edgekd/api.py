@@ -122,6 +122,7 @@ def benchmark(
     threads: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    examples: bool = True,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -133,6 +134,7 @@ def benchmark(
         threads: threads of the artifact's runtime; None leaves it to the runtime.
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
+        examples: show small copies of misclassified images in report.html.
 
     Returns:
         The report, as `report.json` has it.
@@ -141,7 +143,7 @@ def benchmark(
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import context_of, foreign_suites, lone_artifact, run_of, subjects_of, suites_of
+    from edgekd.measure import artifact_facts, context_of, foreign_suites, lone_artifact, run_of, subjects_of, suites_of
 
     runs: dict[Path, list[str]] = {}
     subjects: list[Subject] = []
@@ -169,8 +171,9 @@ def benchmark(
         target,
         quick=quick,
         threads=threads,
-        context={"runs": contexts},
+        context={"runs": contexts, "artifacts": artifact_facts(subjects)},
         overwrite=overwrite or out is None,
+        examples=examples,
     )
 
 

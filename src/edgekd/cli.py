@@ -203,16 +203,27 @@ def benchmark(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
+    no_examples: Annotated[
+        bool, typer.Option("--no-examples", help="Keep copies of misclassified images out of report.html.")
+    ] = False,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
     from edgekd.benchmark.report import print_table
     from edgekd.console import result
 
-    report = api.benchmark(*(paths or []), data=data, quick=quick, threads=threads, out=out, overwrite=overwrite)
+    report = api.benchmark(
+        *(paths or []),
+        data=data,
+        quick=quick,
+        threads=threads,
+        out=out,
+        overwrite=overwrite,
+        examples=not no_examples,
+    )
     print_table(report)
     folder = report.folder
-    result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
+    result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
 
 
 @app.command()
