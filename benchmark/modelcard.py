@@ -67,7 +67,8 @@ def _about(rows: list[SummaryRow], facts: dict[str, Any]) -> str:
         return f"Exported files measured here: {escaped(kinds)}."
     return escaped(
         f"A {facts.get('student', '')} image classifier, trained with the recipe {facts.get('recipe', 'unknown')} from "
-        f"the teacher {facts.get('teacher', 'unknown')} on {facts.get('data', 'unknown data')}. Exported files measured here: {kinds}."
+        f"the teacher {facts.get('teacher', 'unknown')} on {facts.get('data', 'unknown data')}. "
+        f"Exported files measured here: {kinds}."
     )
 
 

@@ -14,7 +14,7 @@ from edgekd.benchmark.findings import CorruptionRow
 from edgekd.benchmark.kept import Kept
 from edgekd.benchmark.pieces import NARROW, WIDE, Cell, Figure, Look, Table, environment, look, pooled
 from edgekd.benchmark.rows import AccuracyRow, Report
-from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, main_table, mark, ms, percent
+from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, main_table, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import gate_cells, verdict
 
 MATRIX_CLASSES = 16
@@ -150,7 +150,7 @@ def _costs(report: Report) -> Table | None:
                 cells += [NONE, NONE]
             else:
                 low, high = (100 * end for end in cost.ci95)
-                cells += [f"{100 * cost.value:+.1f} [{low:+.1f}, {high:+.1f}]", f"{cost.mcnemar_p:.3f}"]
+                cells += [f"{100 * cost.value:+.1f} [{low:+.1f}, {high:+.1f}]", p_value(cost.mcnemar_p)]
         rows.append((row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}"))
     if not rows:
         return None
@@ -164,7 +164,7 @@ def _comparison(pair: Any) -> dict[str, Any]:
     for one in pair.accuracy:
         low, high = (100 * end for end in one.ci95)
         difference = f"{100 * one.value:+.1f} [{low:+.1f}, {high:+.1f}]"
-        rows.append((one.suite, f"{one.n:,}", percent(one.a), percent(one.b), difference, f"{one.mcnemar_p:.3f}",
+        rows.append((one.suite, f"{one.n:,}", percent(one.a), percent(one.b), difference, p_value(one.mcnemar_p),
                      percent(one.agreement)))  # fmt: skip
     header = ("suite", "n", "A", "B", "A − B, points [95 % CI]", "p", "agreement")
     low, high = pair.p50_ratio_ci95
@@ -309,8 +309,8 @@ def _parity(report: Report) -> Table | None:
         outcome = Cell("✓ passed", "good") if parity.get("passed", True) else Cell("✗ failed", "bad")
         rows.append((
             facts["run"], facts["name"], f"{percent(parity['top1_agreement'])} %",
-            f"{parity['max_error_relative']:.2e}", f"{parity['cosine']:.5f}", f"{parity['kl']:.2e}", f"{parity['n']:,}", outcome,
-            NONE if row is None else row.provider,
+            f"{parity['max_error_relative']:.2e}", f"{parity['cosine']:.5f}", f"{parity['kl']:.2e}",
+            f"{parity['n']:,}", outcome, NONE if row is None else row.provider,
         ))  # fmt: skip
     header = ("run", "file", "same class as torch", "largest logit error / range", "cosine", "KL, nats", "images",
               "check", "runs on")  # fmt: skip
@@ -374,7 +374,8 @@ def _protocol(report: Report) -> Table:
     own, background = report.protocol["latency"], report.protocol["latency_context"]
     names = (
         ("warmup_runs", "warm-up, runs at least"), ("warmup_s", "warm-up, s at least"),
-        ("warmup_limit_s", "warm-up, s at most"), ("runs", "measured, runs at least"), ("seconds", "measured, s at least"), ("limit_s", "measured, s at most"),
+        ("warmup_limit_s", "warm-up, s at most"),
+        ("runs", "measured, runs at least"), ("seconds", "measured, s at least"), ("limit_s", "measured, s at most"),
         ("block_s", "block, s"), ("processes", "fresh processes"),
     )  # fmt: skip
     rows = tuple((label, f"{own[key]:g}", f"{background[key]:g}") for key, label in names)

@@ -177,6 +177,23 @@ def benchmark(
     )
 
 
+def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
+    """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
+
+    Args:
+        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        out: folder for comparison.html and comparison.md.
+        overwrite: replace an earlier comparison in `out`.
+
+    Returns:
+        The page, `<out>/comparison.html`.
+    """
+    from edgekd.benchmark.comparison import write_comparison
+    from edgekd.distill.plan import newest_run
+
+    return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
+
+
 def evaluate(
     run: str | Path | None = None,
     *,

@@ -227,6 +227,23 @@ def benchmark(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Report folders, or runs with a report. [default: the newest run]", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")] = False,
+) -> None:
+    """Set finished benchmarks beside each other on one page; nothing is measured again."""
+    from edgekd import api
+    from edgekd.console import result
+
+    page = api.report(*(paths or []), out=out, overwrite=overwrite)
+    result(f"comparison: {page}  (also comparison.md)")
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run folder whose student to evaluate beside the teacher.")] = None,
     data: DataOption = None,
