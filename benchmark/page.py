@@ -89,10 +89,11 @@ def _gates(report: Report) -> Table | None:
         return None
     rows = []
     for gate in report.gates:
-        expression, who, value, outcome = gate_cells(gate)
+        outcome, *others = gate_cells(gate)
         sign = "✓" if gate.passed else "✗"
-        rows.append((expression, who, value, Cell(f"{sign} {outcome}", "good" if gate.passed else "bad")))
-    return Table("Gates: what every exported file must fulfil", ("gate", "file", "measured", "outcome"), tuple(rows))
+        rows.append((Cell(f"{sign} {outcome}", "good" if gate.passed else "bad"), *others))
+    caption = "Gates: what every exported file must fulfil"
+    return Table(caption, ("outcome", "gate", "file", "measured"), tuple(rows), heads=2)
 
 
 def _results(report: Report) -> list[tuple[str, Table]]:

@@ -39,12 +39,11 @@ def verdict(report: Report) -> Verdict:
 
 
 def gate_cells(gate: GateRow) -> tuple[str, str, str, str]:
-    """Expression, artifact, value beside limit, and the outcome in a word."""
-    value = (
-        f"not evaluated: {gate.reason}" if gate.value is None else f"{gate.value:.4g} {gate.operator} {gate.limit:g}"
-    )
+    """Outcome in a word, expression, artifact, and the value."""
+    value = f"not evaluated: {gate.reason}" if gate.value is None else f"{gate.value:.4g}"
     who = gate.subject or "no artifact"
-    return gate.expression, f"{gate.run}/{who}" if gate.run else who, value, "passed" if gate.passed else "failed"
+    outcome = "passed" if gate.passed else "failed"
+    return outcome, gate.expression, f"{gate.run}/{who}" if gate.run else who, value
 
 
 def _count(n: int, what: str) -> str:
