@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import environment, rows
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
+from edgekd.benchmark.compare import check_comparable, compare
+from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
     FULL,
@@ -43,6 +45,8 @@ def run_benchmark(
     threads: int | None = None,
     context: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    gates: Sequence[Gate] = (),
+    compared: tuple[Subject, Subject] | None = None,
     examples: bool = True,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
@@ -55,18 +59,23 @@ def run_benchmark(
         threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
         context: what to tell the reader besides; `runs` is a list of mappings, each a run's `name` and facts.
         overwrite: replace an earlier report at `out`.
+        gates: what every artifact must fulfil; the report says whether it does, nothing is raised.
+        compared: two of the subjects, artifacts, to set beside each other; their latencies are then measured in
+            alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
     """
     _check(subjects, suites, out, overwrite)
+    if compared is not None:
+        check_comparable(*compared, suites)
     protocol = QUICK if quick else FULL
     before = environment.state()
     started = time.perf_counter()
     logits = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
-    latency, samples = _latency(subjects, suites, protocol, threads)
+    latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None)
     scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
@@ -77,6 +86,9 @@ def run_benchmark(
         summary=scores.summary,
         accuracy=scores.accuracy,
         latency=tuple(latency),
+        corruptions=scores.corruptions,
+        cue_conflicts=scores.cue_conflicts,
+        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
         protocol={
             "latency": asdict(protocol),
             "latency_context": asdict(CONTEXT),
@@ -86,14 +98,13 @@ def run_benchmark(
         context=dict(context or {}),
         environment=environment.describe() | {"before": before, "after": environment.state()},
     )
-    report = report.model_copy(update={"notes": tuple(rows.remarks(report)), "folder": out})
-    write_report(
-        report,
-        out,
-        predictions=_predictions(subjects, suites, logits),
-        latency=samples,
-        shown=suites if examples else (),
-    )
+    found = {"notes": tuple(rows.remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    report = report.model_copy(update=found)
+    raw: dict[str, NDArray[Any]] = {}
+    for subject in subjects:
+        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
+    predictions = _predictions(subjects, suites, logits)
+    write_report(report, out, predictions=predictions, latency=raw, shown=suites if examples else ())
     return report
 
 
@@ -124,16 +135,19 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> Logits:
     for number, suite in enumerate(suites):
         models = list({subject.key: subject for subject in subjects if suite.holds(subject)}.values())
         if models:
-            where = suite.name if suite.run is None else f"{suite.name} of {suite.run}"
-            say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
+            if suite.corruption is None or suite.corruption[1] == 1:
+                name = suite.name.replace(":1", " at severities 1–5") if suite.corruption else suite.name
+                where = name if suite.run is None else f"{name} of {suite.run}"
+                say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
             for subject, found in zip(models, predict_suite(models, suite), strict=True):
                 logits[subject.key, number] = found
     return logits
 
 
 def _latency(
-    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None
-) -> tuple[list[LatencyRow], dict[str, NDArray[Any]]]:
+    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None, *, together: bool
+) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]]]:
+    """A row for each subject, and by its key the samples of each process."""
     models = {subject.key: subject for subject in subjects}
     buffers, prepare_ms = _buffers(models.values(), suites)
     artifacts = {key: subject for key, subject in models.items() if subject.kind == "artifact"}
@@ -148,11 +162,12 @@ def _latency(
         {key: buffers[subject.preprocess.hash] for key, subject in artifacts.items()},
         protocol,
         threads=threads,
+        together=together,
     )
     parts = {key: [one.samples for one in found] for key, found in exported.items()}
     parts |= {key: [found] for key, found in beside.items()}
     numbers = {key: summarise(found) for key, found in parts.items()}
-    found_rows, raw = [], dict[str, NDArray[Any]]()
+    found_rows = []
     for subject in subjects:
         facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
         if subject.key in exported:
@@ -171,8 +186,7 @@ def _latency(
                 **(numbers[subject.key] | facts),
             )
         )
-        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-    return found_rows, raw
+    return found_rows, parts
 
 
 def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
@@ -216,6 +230,9 @@ def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: L
         name = suite.name if suite.run is None else f"{suite.run}/{suite.name}"
         arrays[f"labels/{name}"] = suite.labels
         arrays[f"classes/{name}"] = np.asarray(suite.images.classes)
+        arrays[f"domains/{name}"] = np.unique(suite.domain_of, return_inverse=True)[1]
+        if suite.texture is not None:
+            arrays[f"texture/{name}"] = suite.texture
         arrays[f"ids/{name}"] = np.asarray([suite.images.ids[index] for index in suite.indices])
         for subject in subjects:
             if suite.holds(subject):

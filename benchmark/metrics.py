@@ -112,6 +112,6 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     for _ in range(60):
-        middle = (low * high) ** 0.5
+        middle = float(np.sqrt(low * high))
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
+    return float(1 / np.sqrt(low * high))

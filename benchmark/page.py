@@ -34,6 +34,7 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
     """
     report, seen = kept.report, look(kept.report)
     suites, left_out = _suites(report)
+    barred = seen.of_suites([row for row in report.accuracy if row.suite in suites])
     return environment().get_template("report.html").render(
         report=report,
         title=", ".join(dict.fromkeys(row.run for row in report.summary)),
@@ -45,9 +46,9 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         images=_images(report),
         rule=latency_rule(report),
         machine=_machine_line(report),
-        pareto=_figure("pareto", pareto, seen.points()),
+        pareto=_figure("pareto", pareto, seen.points()) if any(point.levels for point in seen.points()) else None,
         legend=[(seen.swatch(*who), name) for who, name in seen.names.items()],
-        bars=_figure("suites", lambda rows, width: suite_bars(suites, rows, width), seen.of_suites(report.accuracy)),
+        bars=_figure("suites", lambda rows, width: suite_bars(suites, rows, width), barred) if barred else None,
         left_out=left_out,
         suite_table=_suite_table(report),
         costs=_costs(report),
@@ -87,7 +88,7 @@ def _suites(report: Report) -> tuple[list[str], int]:
 def _gates(report: Report) -> Table | None:
     if not report.gates:
         return None
-    rows = []
+    rows: list[tuple[str | Cell, ...]] = []
     for gate in report.gates:
         outcome, *others = gate_cells(gate)
         sign = "✓" if gate.passed else "✗"

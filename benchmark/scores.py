@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics, rows
 from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.findings import CorruptionRow, CueConflictRow
+from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
+from edgekd.benchmark.stats import wilson_interval
 
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Scores:
 
     accuracy: tuple[AccuracyRow, ...]
     summary: tuple[SummaryRow, ...]
+    corruptions: tuple[CorruptionRow, ...]
+    cue_conflicts: tuple[CueConflictRow, ...]
 
 
 def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Scores:
@@ -76,7 +82,12 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
                 costs=_costs(subject, torch_of.get(subject.run), suites, logits),
             )
         )
-    return Scores(tuple(row for found in of.values() for row in found), tuple(summary))
+    return Scores(
+        tuple(row for found in of.values() for row in found),
+        tuple(summary),
+        tuple(_corruption_rows(subjects, of)),
+        tuple(_cue_rows(subjects, suites, logits)),
+    )
 
 
 def _costs(
@@ -94,3 +105,62 @@ def _costs(
                 [suites[number] for number in chosen],
             )
     return found
+
+
+def _corruption_rows(
+    subjects: Sequence[Subject], of: Mapping[tuple[str, str], Sequence[AccuracyRow]]
+) -> Iterator[CorruptionRow]:
+    """One row per subject that went through the corruptions.
+
+    The denominators of mCE are AlexNet's on ImageNet's 1,000 classes, and the teacher's of the same run on other data,
+    where AlexNet's would mean nothing.
+    """
+    tables: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
+    count: dict[tuple[str, str], tuple[int, int]] = {}
+    for key, rows_of_one in of.items():
+        for row in rows_of_one:
+            if row.suite.startswith("corruption:"):
+                name = row.suite.split(":")[1]
+                table = tables.setdefault(key, {})
+                table[name] = (*table.get(name, ()), row.top1)
+                count[key] = (row.n, row.classes)
+    teacher_of = {subject.run: (subject.run, subject.name) for subject in subjects if subject.kind == "teacher"}
+    for (run, name), table in tables.items():
+        n, classes = count[run, name]
+        denominators, whose = None, None
+        teacher = teacher_of.get(run)
+        if classes == _IMAGENET_CLASSES:
+            denominators, whose = ALEXNET_ERRORS, "AlexNet on ImageNet-C, as published by Hendrycks & Dietterich 2019"
+        elif teacher is not None and teacher in tables:
+            errors = {corruption: 1 - float(np.mean(cells)) for corruption, cells in tables[teacher].items()}
+            if min(errors.values()) > 0:
+                denominators, whose = errors, "the run's teacher, zero-shot, on the same images"
+        yield CorruptionRow(
+            run=run,
+            subject=name,
+            n=n,
+            top1=table,
+            robust_accuracy=float(np.mean(list(table.values()))),
+            mce=None if denominators is None else mean_corruption_error(table, denominators),
+            mce_denominators=whose,
+        )
+
+
+def _cue_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[CueConflictRow]:
+    for number, suite in enumerate(suites):
+        for subject in subjects:
+            if suite.texture is None or not suite.holds(subject):
+                continue
+            answer = logits[subject.key, number].argmax(axis=1)
+            shape, texture = int((answer == suite.labels).sum()), int((answer == suite.texture).sum())
+            decided = shape + texture
+            yield CueConflictRow(
+                run=subject.run,
+                subject=subject.name,
+                suite=suite.name,
+                n=len(answer),
+                shape=shape / len(answer),
+                texture=texture / len(answer),
+                shape_bias=shape / decided if decided else None,
+                shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
+            )
