@@ -30,7 +30,7 @@ def markdown(report: Report) -> str:
     found = verdict(report)
     lines += [f"**{found.headline}.**", ""]
     if report.gates:
-        lines += ["## Gates", "", *markdown_table(_GATE_HEADER, map(_gate_cells, report.gates)), ""]
+        lines += ["## Gates", "", *markdown_table(_GATE_HEADER, map(_gate_cells, report.gates)), "", "## Numbers", ""]
     lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
     lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]

@@ -20,8 +20,9 @@ from edgekd.benchmark.chart_accuracy import Point, front, pareto
 from edgekd.benchmark.chart_calibration import reliability
 from edgekd.benchmark.chart_latency import histogram, span, timeline
 from edgekd.benchmark.failures import BUDGET_BYTES, failures, thumbnails
-from edgekd.benchmark.findings import GateRow
+from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, GateRow, SuiteComparison
 from edgekd.benchmark.kept import Kept, read_arrays
+from edgekd.benchmark.markdown import escaped
 from edgekd.benchmark.page import page
 from edgekd.benchmark.report import read_report
 from edgekd.benchmark.svg import log_ticks
@@ -287,3 +288,24 @@ def test_in_a_browser_without_scripts_and_network(folder: Path, tmp_path: Path) 
         ):
             assert part in frame["text"]
     assert len({frame["drawings"] for frame in seen.frames}) == 1  # each large drawing in one of its two widths
+
+
+def test_corruptions_cue_conflicts_and_comparisons_have_their_tables(kept: Kept) -> None:
+    cells = {"gaussian_noise": (0.9, 0.8, 0.7, 0.6, 0.5)}
+    corrupted = CorruptionRow(run=RUN, subject="onnxruntime-int8", n=60, top1=cells, robust_accuracy=0.7, mce=0.812,
+                              mce_denominators="AlexNet")  # fmt: skip
+    cue = CueConflictRow(run=RUN, subject="onnxruntime-int8", suite="cue:x", n=80, shape=0.3, texture=0.5,
+                         shape_bias=0.375, shape_bias_ci95=(0.26, 0.5))  # fmt: skip
+    one = SuiteComparison(suite="id", n=60, a=0.5, b=0.75, value=-0.25, ci95=(-0.4, -0.1), mcnemar_p=0.0001,
+                          agreement=0.6)  # fmt: skip
+    pair = Comparison(a_run=RUN, a="onnxruntime-int8", b_run=RUN, b="onnxruntime-fp32", p50_a_ms=3.0, p50_b_ms=2.0,
+                      p50_ratio=1.5, p50_ratio_ci95=(1.4, 1.6), turns=20, processes=1, accuracy=(one,))  # fmt: skip
+    found = {"corruptions": (corrupted,), "cue_conflicts": (cue,), "comparisons": (pair,)}
+    text = page(Kept(kept.report.model_copy(update=found), kept.predictions, kept.latency), [], {})
+    for part in ("mCE 81.2 with the denominators of AlexNet", "<td>90.0</td><td>80.0</td>", "37.5 [26.0, 50.0]",
+                 "1.500 [1.400, 1.600]", "-25.0 [-40.0, -10.0]", "&lt;0.001"):  # fmt: skip
+        assert part in text
+
+
+def test_markdown_keeps_what_users_wrote_as_text() -> None:
+    assert escaped("<b>a|b</b>\n`x` *y*") == "\\<b\\>a\\|b\\</b\\> \\`x\\` \\*y\\*"
