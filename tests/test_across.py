@@ -18,6 +18,7 @@ from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.across import against, differences, entries, groups, read_sources, reference
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.comparison import write_comparison
+from edgekd.cli import main
 from edgekd.errors import EdgekdError
 
 
@@ -136,3 +137,14 @@ def test_the_comparison_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     for frame in seen.frames:
         assert (frame["scroll"] <= frame["width"], frame["wide"]) == (True, [])
         assert "not the same images" in frame["text"]
+
+
+def test_on_the_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["report", *map(str, runs[:2]), "--out", str(tmp_path / "out")])
+    assert left.value.code == 0
+    assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(tmp_path), "--out", str(tmp_path / "new")])
+    assert left.value.code == 2
+    assert "There is no report in" in capsys.readouterr().err

@@ -226,9 +226,9 @@ def benchmark(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
-    no_examples: Annotated[
-        bool, typer.Option("--no-examples", help="Keep copies of misclassified images out of report.html.")
-    ] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
+    ] = True,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
@@ -249,7 +249,7 @@ def benchmark(
         threads=threads,
         out=out,
         overwrite=overwrite,
-        examples=not no_examples,
+        examples=examples,
     )
     print_table(report)
     folder = report.folder
