@@ -47,13 +47,14 @@ def run_benchmark(
     overwrite: bool = False,
     gates: Sequence[Gate] = (),
     compared: tuple[Subject, Subject] | None = None,
+    examples: bool = True,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
 
     Args:
         subjects: several runs may be measured together; each run's teacher and torch student are its references.
         suites: `id` and `ood:<domain>`; a suite of one run is only used for that run's subjects.
-        out: gets report.json, report.md, report.png, predictions.npz and latency.npz.
+        out: gets report.html, report.json, report.md, report.png, MODEL_CARD.md, predictions.npz and latency.npz.
         quick: the short latency protocol, marked everywhere.
         threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
         context: what to tell the reader besides; `runs` is a list of mappings, each a run's `name` and facts.
@@ -61,6 +62,7 @@ def run_benchmark(
         gates: what every artifact must fulfil; the report says whether it does, nothing is raised.
         compared: two of the subjects, artifacts, to set beside each other; their latencies are then measured in
             alternating blocks of the same processes.
+        examples: show small copies of misclassified images in report.html.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
@@ -101,7 +103,8 @@ def run_benchmark(
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:
         raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-    write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=raw)
+    predictions = _predictions(subjects, suites, logits)
+    write_report(report, out, predictions=predictions, latency=raw, shown=suites if examples else ())
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.failures import failures, thumbnails
 from edgekd.benchmark.findings import Comparison
 from edgekd.benchmark.gates import failed_table
+from edgekd.benchmark.kept import Kept
 from edgekd.benchmark.markdown import markdown
+from edgekd.benchmark.modelcard import model_card
+from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
 from edgekd.benchmark.table import QUICK_MARK, MainTable, main_table, ms, percent
@@ -30,16 +35,29 @@ _DISPENSABLE = ("ECE ID / OOD", "retention", "p90 ms", "MB")
 
 
 def write_report(
-    report: Report, folder: Path, *, predictions: Mapping[str, NDArray[Any]], latency: Mapping[str, NDArray[Any]]
+    report: Report,
+    folder: Path,
+    *,
+    predictions: Mapping[str, NDArray[Any]],
+    latency: Mapping[str, NDArray[Any]],
+    shown: Sequence[Suite] = (),
 ) -> None:
-    """Write report.json, report.md, report.png, predictions.npz and latency.npz; the folder appears in one step.
+    """Write report.html, .json, .md and .png, the model card and the arrays; the folder appears in one step.
 
     An earlier report at `folder` is replaced.
+
+    Args:
+        shown: suites whose images the page may show as examples of mistakes.
     """
+    kept = Kept(report, predictions, latency)
+    found = failures(kept)
+    html = page(kept, found, thumbnails(found, shown))
     with replacing(folder) as scratch:
         scratch.mkdir()
         write_json(scratch / "report.json", report.model_dump(mode="json"))
+        write_text(scratch / "report.html", html)
         write_text(scratch / "report.md", markdown(report))
+        write_text(scratch / "MODEL_CARD.md", model_card(report))
         draw_picture(report, scratch / "report.png")
         if report.corruptions:
             write_text(scratch / "corruptions.csv", corruptions_csv(report))

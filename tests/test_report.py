@@ -90,7 +90,7 @@ def summary_of(report: Report, name: str, run: str = "r") -> SummaryRow:
 
 def test_the_folder_holds_everything_and_the_json_fits_its_schema(measured: tuple[Report, Path]) -> None:
     report, out = measured
-    names = {"report.json", "report.md", "report.png", "predictions.npz", "latency.npz"}
+    names = {"report.html", "report.json", "report.md", "report.png", "MODEL_CARD.md", "predictions.npz", "latency.npz"}
     assert {path.name for path in out.iterdir()} == names
     data = json.loads((out / "report.json").read_text())
     assert list(violations(data, SCHEMA)) == []
@@ -197,7 +197,7 @@ def test_two_runs_share_their_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
     fake_measurements(monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for run in "ab" for kind in ("fp32", "int8")})
     images = paint_images()
     subjects = four_subjects(tmp_path, run="a") + four_subjects(tmp_path, run="b", sketch_every=5)
-    report = run_benchmark(subjects, id_and_ood(images), tmp_path / "out", quick=True)
+    report = run_benchmark(subjects, id_and_ood(images), tmp_path / "out", quick=True, examples=False)
     assert summary_of(report, "teacher", "a").same_as is None
     assert summary_of(report, "teacher", "b").same_as == "a"
     assert summary_of(report, "torch", "b").retention == pytest.approx(0.8 / 0.9)

@@ -135,6 +135,7 @@ def benchmark(
     threads: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    examples: bool = True,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -153,6 +154,7 @@ def benchmark(
         threads: threads of the artifact's runtime; None leaves it to the runtime.
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
+        examples: show small copies of misclassified images in report.html.
 
     Returns:
         The report, as `report.json` has it.
@@ -161,7 +163,7 @@ def benchmark(
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import compared_of, gather
+    from edgekd.measure import artifact_facts, compared_of, gather
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     places = [Path(p) for p in paths] or [newest_run()]
@@ -174,11 +176,29 @@ def benchmark(
         Path(out) if out else found.home / "benchmark",
         quick=quick,
         threads=threads,
-        context={"runs": found.contexts},
+        context={"runs": found.contexts, "artifacts": artifact_facts(found.subjects)},
         overwrite=overwrite or out is None,
         gates=wanted,
         compared=compared_of(found.subjects, places) if compare else None,
+        examples=examples,
     )
+
+
+def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
+    """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
+
+    Args:
+        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        out: folder for comparison.html and comparison.md.
+        overwrite: replace an earlier comparison in `out`.
+
+    Returns:
+        The page, `<out>/comparison.html`.
+    """
+    from edgekd.benchmark.comparison import write_comparison
+    from edgekd.distill.plan import newest_run
+
+    return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
 
 
 def evaluate(

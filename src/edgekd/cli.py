@@ -242,6 +242,9 @@ def benchmark(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
+    ] = True,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
@@ -262,11 +265,29 @@ def benchmark(
         threads=threads,
         out=out,
         overwrite=overwrite,
+        examples=examples,
     )
     print_table(report)
     folder = report.folder
-    result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
+    result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
     print_gates(report)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Report folders, or runs with a report. [default: the newest run]", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")] = False,
+) -> None:
+    """Set finished benchmarks beside each other on one page; nothing is measured again."""
+    from edgekd import api
+    from edgekd.console import result
+
+    page = api.report(*(paths or []), out=out, overwrite=overwrite)
+    result(f"comparison: {page}  (also comparison.md)")
 
 
 @app.command()

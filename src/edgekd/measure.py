@@ -163,6 +163,20 @@ def trained_on(runs: Sequence[LoadedRun]) -> set[str]:
     return keys
 
 
+def artifact_facts(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """What the report says about each exported file besides its numbers: parity, quantization, hashes, origin."""
+    facts = []
+    for subject in subjects:
+        if subject.folder is None:
+            continue
+        artifact = read_artifact(subject.folder, check_hashes=False)
+        known = artifact.model_dump(mode="json", include={"target", "format", "files", "parity", "versions", "created"})
+        quantization = {key: value for key, value in (artifact.quantization or {}).items() if key != "ids"} or None
+        named = {"run": subject.run, "name": subject.name, "source": artifact.source}
+        facts.append(named | known | {"quantization": quantization})
+    return facts
+
+
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
     split = read_json(loaded.folder / "split.json", "split")
