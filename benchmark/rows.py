@@ -284,10 +284,11 @@ def remarks(report: Report) -> list[str]:
             kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
             if same and kinds == ("int8", "fp32") and slow.p50_ms > fast.p50_ms:
                 overlap = slow.p50_ci95_ms[0] <= fast.p50_ci95_ms[1]
+                word = "no faster" if overlap else "slower"
                 said.append(
-                    f"{slow.run}: {slow.subject} is slower than {fast.subject} here (p50 {slow.p50_ms:.2f} against "
-                    f"{fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on this processor INT8 saves "
-                    "space, not time."
+                    f"{slow.run}: {slow.subject} is {word} than {fast.subject} here (p50 "
+                    f"{slow.p50_ms:.2f} against {fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on "
+                    "this processor INT8 saves space, not time."
                 )
     for row in exported:
         if not row.settled:

@@ -84,6 +84,8 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
         raise EdgekdError(f"{spec} is not the teacher {run.name} was trained with.", "Restore its weights.")
     rows = []
     for suite in suites_of(loaded, data, None):
+        if suite.name == "val":  # there for temperatures alone
+            continue
         images, indices = suite.images, suite.indices
         if set(images.classes) != set(run.classes):
             raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
