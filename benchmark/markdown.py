@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+from edgekd.benchmark.definitions import latency_rule, shown
+from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, label, main_table, mark, ms, percent
+from edgekd.benchmark.verdict import verdict
 
 _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
 _SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
@@ -15,44 +18,83 @@ _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean",
                    "load", "read + resize")  # fmt: skip
 
 
+_GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
+_CUE_HEADER = ("run", "subject", "suite", "n", "for the shape", "for the texture", "shape bias [95 % CI]")
+_SCALED_HEADER = ("run", "subject", "temperature", "suite", "ECE", "adaptive ECE", "NLL", "Brier")
+
+
 def markdown(report: Report) -> str:
     """The whole report as Markdown."""
     table = main_table(report)
     lines = [f"# Benchmark ({QUICK_MARK})" if report.quick else "# Benchmark", ""]
-    lines += [*_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
+    found = verdict(report)
+    lines += [f"**{found.headline}.**", ""]
+    if report.gates:
+        lines += ["## Gates", "", *markdown_table(_GATE_HEADER, map(_gate_cells, report.gates)), "", "## Numbers", ""]
+    lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
+    lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
     if costs := list(_costs(report)):
         lines += ["## What the export cost", ""]
         lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
-        lines += [*_table(_COST_HEADER, costs), ""]
-    lines += ["## Each suite", "", *_table(_SUITE_HEADER, map(_suite_cells, report.accuracy)), ""]
-    lines += ["## Each latency", "", *_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
-    lines += ["Times in ms unless said otherwise. How each number is made: docs/report.md.", ""]
+        lines += [*markdown_table(_COST_HEADER, costs), ""]
+    for pair in report.comparisons:
+        lines += _comparison(pair)
+    if report.corruptions:
+        lines += ["## Corruptions", "", *_corruptions(report), ""]
+    if report.cue_conflicts:
+        lines += ["## Shape or texture", "", *markdown_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)), ""]
+    # The 75 cells of the corruptions stand in corruptions.csv.
+    plain = [row for row in report.accuracy if not row.suite.startswith("corruption:")]
+    lines += ["## Each suite", "", *markdown_table(_SUITE_HEADER, map(_suite_cells, plain)), ""]
+    if any(row.scaled for row in plain):
+        lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
+    lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
+    lines += ["Times in ms unless said otherwise.", "", "## How it was measured", ""]
+    lines += [*(f"- {text}" for text in provenance(report)), ""]
+    lines += ["How each number is made: report.html, or docs/report.md.", ""]
     return "\n".join(lines)
 
 
 def under_table(report: Report) -> list[str]:
     """What a reader needs to judge the table, one statement a line; the first says when the run was a quick one."""
     lines = [f"**{QUICK_MARK}**: the short latency protocol."] if report.quick else []
-    lines += report.notes
-    lines.append(_images(report))
-    for facts in report.context.get("runs", ()):
-        told = (f"{_words(key)} {_said(value)}" for key, value in facts.items() if key != "name")
-        lines.append(f"Run {facts['name']}: {', '.join(told)}.")
-    lines += [f"{_words(key).capitalize()}: {_said(value)}." for key, value in report.context.items() if key != "runs"]
-    users: dict[str, dict[str, None]] = {}
-    for row in report.summary:
-        users.setdefault(row.preprocess, {})[label(row)] = None
-    lines.append("Preprocess: " + ", ".join(f"{name} ({', '.join(who)})" for name, who in users.items()) + ".")
-    lines += [_latency_rule(report), _machine(report)]
+    lines += map(escaped, report.notes)
+    lines.append(escaped(_images(report)))
+    told = (f"{_plain_name(row)}: {remark}" for row in report.suites for remark in row.remarks)
+    lines += map(escaped, dict.fromkeys(told))
     if any(mark(row) for row in report.latency):
         lines.append("†: measured briefly inside the calling process, as background; not comparable with an artifact.")
     return lines
 
 
+def _plain_name(row: SuiteRow) -> str:
+    """The suite's name; one for all cells of the corruptions."""
+    return "corruptions" if row.family == "corruption" else row.suite
+
+
+def provenance(report: Report) -> list[str]:
+    """Runs, preprocessing, latency protocol and machine, one statement a line."""
+    lines = []
+    for facts in report.context.get("runs", ()):
+        told = (f"{_words(key)} {shown(value)}" for key, value in facts.items() if key != "name")
+        lines.append(escaped(f"Run {facts['name']}: {', '.join(told)}."))
+    others = {key: value for key, value in report.context.items() if key not in ("runs", "artifacts")}
+    lines += [escaped(f"{_words(key).capitalize()}: {shown(value)}.") for key, value in others.items()]
+    users: dict[str, dict[str, None]] = {}
+    for row in report.summary:
+        users.setdefault(row.preprocess, {})[label(row)] = None
+    lines.append(
+        "Preprocess: " + ", ".join(f"{name} ({', '.join(map(escaped, who))})" for name, who in users.items()) + "."
+    )
+    return [*lines, latency_rule(report), _machine(report)]
+
+
 def _images(report: Report) -> str:
     by_run: dict[str, dict[str, None]] = {}
     for row in report.accuracy:
+        if row.suite.startswith("corruption:"):
+            continue
         by_run.setdefault(row.run, {})[f"{row.suite} n = {row.n}"] = None
     runs_of: dict[str, list[str]] = {}
     for run, parts in by_run.items():
@@ -60,19 +102,6 @@ def _images(report: Report) -> str:
     if len(runs_of) == 1:
         return f"Images: {next(iter(runs_of))}."
     return "Images: " + "; ".join(f"{parts} ({', '.join(runs)})" for parts, runs in runs_of.items()) + "."
-
-
-def _latency_rule(report: Report) -> str:
-    rule = report.protocol["latency"]
-    threads = {row.threads for row in report.latency if not mark(row)}
-    said = ", ".join("as the runtime chooses" if count is None else str(count) for count in sorted(threads, key=str))
-    several = rule["processes"] > 1
-    where = f"each of {rule['processes']} fresh processes" if several else "one fresh process, the artifacts in turns"
-    return (
-        f"Latency: single stream, batch 1, warm-up of at least {rule['warmup_runs']} runs and {rule['warmup_s']:g} s, "
-        f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, no sample left out; inside the "
-        f"clock: the model on a uint8 image in memory; threads: {said or NONE}."
-    )
 
 
 def _machine(report: Report) -> str:
@@ -99,6 +128,75 @@ def _costs(report: Report) -> Iterator[tuple[str, ...]]:
         yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
 
 
+def _gate_cells(row: GateRow) -> tuple[str, ...]:
+    measured = f"not evaluated: {row.reason}" if row.value is None else f"{row.value:.4g}"
+    verdict = "passed" if row.passed else "FAILED"
+    return (row.metric, row.run or NONE, row.subject or NONE, measured, f"{row.operator} {row.limit:g}", verdict)
+
+
+def _comparison(pair: Comparison) -> list[str]:
+    low, high = pair.p50_ratio_ci95
+    rows = []
+    for one in pair.accuracy:
+        first, last = (100 * end for end in one.ci95)
+        difference = f"{100 * one.value:+.1f} [{first:+.1f}, {last:+.1f}]"
+        accuracies = percent(one.a), percent(one.b)
+        rows.append((one.suite, str(one.n), *accuracies, difference, f"{one.mcnemar_p:.3f}", percent(one.agreement)))
+    return [
+        "## A against B",
+        "",
+        f"A is {pair.a_run}/{pair.a}, B is {pair.b_run}/{pair.b}. **Latency A / B: {pair.p50_ratio:.3f} "
+        f"[{low:.3f}, {high:.3f}]** (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} pairs "
+        f"of blocks that took turns in {pair.processes} process{'es' if pair.processes > 1 else ''}).",
+        "",
+        *markdown_table(("suite", "n", "A", "B", "A − B, points [95 % CI]", "McNemar p", "agreement"), rows),
+        "",
+    ]
+
+
+def _corruptions(report: Report) -> list[str]:
+    lines = []
+    header = ("run", "subject", "robust accuracy", "mCE", *(str(severity) for severity in range(1, 6)))
+    rows = []
+    for row in report.corruptions:
+        levels = (percent(sum(cells) / len(cells)) for cells in zip(*row.top1.values(), strict=True))
+        rows.append((row.run, row.subject, percent(row.robust_accuracy), percent(row.mce), *levels))
+    lines += markdown_table(header, rows)
+    lines += [
+        "",
+        "Columns 1–5: mean top-1 over the 15 corruptions at that severity. Single corruptions, mean over severities:",
+    ]
+    names = list(report.corruptions[0].top1)
+    by_name = [
+        (row.run, row.subject, *(percent(sum(row.top1[name]) / 5) for name in names)) for row in report.corruptions
+    ]
+    lines += ["", *markdown_table(("run", "subject", *(name.replace("_", " ") for name in names)), by_name), ""]
+    told = dict.fromkeys(row.mce_denominators for row in report.corruptions if row.mce_denominators)
+    lines += [f"Denominators of mCE: {text}." for text in told]
+    return lines
+
+
+def _cue_cells(row: CueConflictRow) -> tuple[str, ...]:
+    bias = percent(row.shape_bias)
+    if row.shape_bias_ci95 is not None:
+        bias += f" [{percent(row.shape_bias_ci95[0])}, {percent(row.shape_bias_ci95[1])}]"
+    return (row.run, row.subject, row.suite, str(row.n), percent(row.shape), percent(row.texture), bias)
+
+
+def _calibration(report: Report, plain: list[AccuracyRow]) -> list[str]:
+    temperature = {(row.run, row.subject): row.temperature for row in report.summary}
+    rows = []
+    for row in plain:
+        factor = temperature[row.run, row.subject]
+        if row.scaled is not None and factor is not None:
+            pairs = (
+                (getattr(row, name), getattr(row.scaled, name)) for name in ("ece", "adaptive_ece", "nll", "brier")
+            )
+            cells = (f"{fraction(before)} → {fraction(after)}" for before, after in pairs)
+            rows.append((row.run, row.subject, f"{factor:.3f}", row.suite, *cells))
+    return markdown_table(_SCALED_HEADER, rows)
+
+
 def _suite_cells(row: AccuracyRow) -> tuple[str, ...]:
     low, high = row.top1_ci95
     top1 = f"{percent(row.top1)} [{percent(low)}, {percent(high)}]"
@@ -118,17 +216,13 @@ def _words(key: str) -> str:
     return key.replace("_", " ")
 
 
-def _said(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        more = f" and {len(value) - 3} more" if len(value) > 3 else ""
-        return ("; ".join(str(item) for item in value[:3]) + more) or "none"
-    return NONE if value is None else str(value)
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(escaped, cells)) + " |"
 
     return [line(header), "|" + "---|" * len(header), *(line(row) for row in rows)]
+
+
+def escaped(text: str) -> str:
+    """Text that a user chose, so that it stays text: no HTML, no column, no emphasis, no new line."""
+    return re.sub(r"([\\|<>`*])", r"\\\1", " ".join(text.split()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
-from edgekd.benchmark.table import QUICK_MARK, label
+from edgekd.benchmark.table import QUICK_MARK, label, mark
 from edgekd.files import replacing
 
 if TYPE_CHECKING:
@@ -60,9 +60,14 @@ def build_picture(report: Report) -> tuple[Figure, list[Text]]:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     points = _points(report)
+    if not points:  # only suites that are neither ID nor OOD
+        axes.text(0.5, 0.5, "No accuracy in or out of domain was measured.", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure, []
     for point in points:
         _draw(axes, point)
     _dress(axes, report, points)
+    figure.supxlabel(_footer(report), fontsize=8, color="#525252")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # the labels are placed for this layout
     labels = _place_labels(axes, points)
@@ -85,26 +90,31 @@ def _points(report: Report) -> list[_Point]:
             colour = hue[shades.get(row.run, 0) % len(hue)]
             shades[row.run] = shades.get(row.run, 0) + 1
             name = f"{row.run}: {label(row)}" if several else label(row)
-        points.append(_Point(row, latency[row.run, row.subject], colour, name))
+        time = latency[row.run, row.subject]
+        points.append(_Point(row, time, colour, name + mark(time)))
     return [point for point in points if point.levels]
 
 
 def _draw(axes: Axes, point: _Point) -> None:
     x, colour = point.latency.p50_ms, point.colour
     marker = _MARKERS[point.summary.kind]
-    axes.plot([x] * len(point.levels), point.levels, color=colour, linewidth=1.6, alpha=0.55, zorder=2)
+    # What was only measured as background must not look like a competitor.
+    strength = 0.45 if mark(point.latency) else 1.0
+    axes.plot([x] * len(point.levels), point.levels, color=colour, linewidth=1.6, alpha=0.55 * strength, zorder=2)
     low, high = point.latency.p50_ci95_ms
     for level in point.levels:
-        axes.plot([low, high], [level, level], color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+        axes.plot(
+            [low, high], [level, level], color=colour, linewidth=1.2, solid_capstyle="butt", alpha=strength, zorder=2
+        )
     if point.summary.id is not None:
         axes.plot(
             x, 100 * point.summary.id, marker, markersize=9, markerfacecolor="white", markeredgecolor=colour,
-            markeredgewidth=2, zorder=3,
+            markeredgewidth=2, alpha=strength, zorder=3,
         )  # fmt: skip
     if point.summary.ood_avg is not None:
         axes.plot(
             x, 100 * point.summary.ood_avg, marker, markersize=9, markerfacecolor=colour, markeredgecolor="white",
-            markeredgewidth=0.8, zorder=4,
+            markeredgewidth=0.8, alpha=strength, zorder=4,
         )  # fmt: skip
 
 
@@ -118,7 +128,8 @@ def _dress(axes: Axes, report: Report, points: list[_Point]) -> None:
     # Room on the right for labels, and never less than a factor of four in all, or noise would look like a difference.
     stretch = max(max(times) / min(times), 4.0)
     axes.set_xlim(min(times) / stretch**0.12, min(times) * stretch**1.35)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    fine = max(times) / min(times) < 20
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if fine else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     margin = max(3.0, 0.12 * (max(levels) - min(levels)))
@@ -142,6 +153,16 @@ def _dress(axes: Axes, report: Report, points: list[_Point]) -> None:
     )
 
 
+def _footer(report: Report) -> str:
+    env = report.environment
+    images = dict.fromkeys(
+        f"{row.suite} n = {row.n:,}" for row in report.suites if row.suite.split(":")[0] in ("id", "ood")
+    )
+    shown = list(images)[:4] + ([f"{len(images) - 4} more"] if len(images) > 4 else [])
+    background = " · †: measured as background, not comparable" if any(mark(row) for row in report.latency) else ""
+    return f"{env['cpu']}, {env['usable_cores']} cores · {', '.join(shown)}{background}"
+
+
 def _place_labels(axes: Axes, points: list[_Point]) -> list[Text]:
     """Put each label at the free place nearest to its point; a thin line leads to it when it had to move away."""
     from matplotlib.transforms import Bbox
@@ -154,6 +175,8 @@ def _place_labels(axes: Axes, points: list[_Point]) -> list[Text]:
         for level in point.levels:
             x, y = to_pixels((point.latency.p50_ms, level))
             taken.append(Bbox.from_extents(x - 6 * unit, y - 6 * unit, x + 6 * unit, y + 6 * unit))
+            ends = to_pixels([(end, level) for end in point.latency.p50_ci95_ms])
+            taken.append(Bbox.from_extents(ends[0][0], y - 2 * unit, ends[1][0], y + 2 * unit))
         (x, top), (_, bottom) = (to_pixels((point.latency.p50_ms, f(point.levels))) for f in (max, min))
         taken.append(Bbox.from_extents(x - unit, bottom, x + unit, top))
     labels: list[Text] = []

@@ -67,3 +67,7 @@ def ms(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def p_value(value: float) -> str:
+    return "<0.001" if value < 0.0005 else f"{value:.3f}"

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from timm.utils import ModelEmaV3
-from torch import nn
 
 from edgekd.console import say
+from edgekd.distill.averaging import LastWeights
 from edgekd.distill.job import Job
 from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student
 from edgekd.distill.validate import source_accuracy
+from edgekd.distill.visual_bank import VisualBank
 from edgekd.files import write_bytes
 
 
@@ -27,7 +27,8 @@ class Checkpoint:
         self.path = out / "checkpoint.pt"
         self.best_path = out / "best.pt"
         self.fabric = fabric
-        self.averaged: nn.Module | None = None
+        self.average: LastWeights | None = None
+        self.visual: VisualBank | None = None
         self.best_accuracy = -1.0
         self.best_step = 0
         self.seconds_before = 0.0
@@ -37,7 +38,7 @@ class Checkpoint:
         self,
         done: int,
         student: Student,
-        ema: ModelEmaV3 | None,
+        average: LastWeights | None,
         optimizer: torch.optim.Optimizer | None,
         seconds: float,
     ) -> None:
@@ -46,7 +47,8 @@ class Checkpoint:
             state = {
                 "done": done,
                 "student": student.state_dict(),
-                "ema": ema.module.state_dict() if ema else None,
+                "average": average.state_dict() if average else None,
+                "visual": self.visual.state_dict() if self.visual else None,
                 "optimizer": optimizer.state_dict() if optimizer else None,
                 "rng": torch.get_rng_state(),
                 "seconds": self.seconds_before + seconds,
@@ -62,28 +64,30 @@ class Checkpoint:
             return 0
         self._loaded = torch.load(self.path, map_location="cpu", weights_only=True)
         student.load_state_dict(self._loaded["student"])
+        if self.visual is not None:
+            self.visual.load_state_dict(self._loaded["visual"])
         torch.set_rng_state(self._loaded["rng"])
         self.seconds_before = self._loaded["seconds"]
         self.best_accuracy, self.best_step = self._loaded["best"]
         say(f"resuming after step {self._loaded['done']}")
         return int(self._loaded["done"])
 
-    def restore_stage(self, optimizer: torch.optim.Optimizer, ema: ModelEmaV3 | None) -> None:
+    def restore_stage(self, optimizer: torch.optim.Optimizer, average: LastWeights) -> None:
         """Load what belongs to the stage that was interrupted."""
         optimizer.load_state_dict(self._loaded["optimizer"])
-        if ema and self._loaded["ema"]:
-            ema.module.load_state_dict(self._loaded["ema"])
+        average.load_state_dict(self._loaded["average"])
 
     def evaluate(self, job: Job, done: int, progress: Progress) -> None:
         """Mean accuracy over the source domains' validation images; keeps the best weights."""
         if self.fabric.is_global_zero:
-            assert isinstance(self.averaged, Student)
-            accuracy = source_accuracy(self.averaged, job.bank, job.images, job.split.val)
+            assert self.average is not None
+            averaged = self.average.module
+            accuracy = source_accuracy(averaged, job.bank, job.images, job.split.val)
             progress.evaluated(done, accuracy)
             if accuracy > self.best_accuracy:
                 self.best_accuracy, self.best_step = accuracy, done
                 if job.config.select == "best":
-                    _write_torch(self.best_path, self.averaged.state_dict())
+                    _write_torch(self.best_path, averaged.state_dict())
         self.fabric.barrier()
 
 

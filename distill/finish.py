@@ -2,36 +2,80 @@
 
 from __future__ import annotations
 
+import functools
 import platform
+import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
+from edgekd.distill.averaging import Ema, LastWeights, Swad
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.job import Job
+from edgekd.distill.loader import BatchSource
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student, fit_scale, save_student
-from edgekd.distill.validate import domain_mean
+from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.tower import interpolate_with_teacher
+from edgekd.distill.validate import domain_mean, source_loss
+from edgekd.distill.views import render
 from edgekd.files import sha256_file
 from edgekd.manifest import Run
 from edgekd.version import __version__
 
+SWAD_EVALUATIONS = 20
+"""Unless `eval_every` says otherwise."""
 
-def finish(job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progress: Progress) -> None:
+STATISTICS_BATCHES = 20
+
+
+def averaging(job: Job, stage_steps: int, *, final: bool) -> LastWeights:
+    """What the configuration says about averaging; SWAD and WiSE-FT look at the last stage alone."""
+    config, student = job.config, job.student
+    assert config.out is not None
+    if config.average == "swad" and final:
+        bank, images, split = job.bank, job.images, job.split
+        loss = functools.partial(source_loss, bank=bank, images=images, indices=split.val)
+        return Swad(
+            student,
+            config.out / "swad",
+            config.eval_every or max(1, stage_steps // SWAD_EVALUATIONS),
+            stage_steps,
+            loss if job.fabric.is_global_zero else None,
+            config.swad.model_dump(),
+        )
+    if config.average == "ema" and config.ema:
+        return Ema(student, config.ema)
+    return LastWeights(student)
+
+
+def finish(
+    job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progress: Progress, source: BatchSource
+) -> None:
     """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last."""
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
     assert config.out is not None
     out = config.out
-    averaged = checkpoint.averaged
-    assert isinstance(averaged, Student)
-    final = averaged.cpu()
-    averaging = f"EMA {config.ema:g}" if config.ema else "weights"
-    selection = f"last {averaging}"
+    assert checkpoint.average is not None
+    final = checkpoint.average.result()
+    averaging = checkpoint.average.label
+    selection = averaging if config.average == "swad" else f"last {averaging}"
+    if config.average == "wise-ft":
+        assert isinstance(job.teacher, ClipTeacher)
+        interpolate_with_teacher(final, job.teacher, config.wise_ft)
+        selection = f"WiSE-FT: {config.wise_ft:g} of the last weights, {1 - config.wise_ft:g} of the teacher's"
+    if config.average in ("swad", "wise-ft") and config.bn == "train":
+        recompute_statistics(final, source, job.fabric.device)
+        selection += "; BatchNorm statistics recomputed on training views"
+    final = final.cpu()
     if config.select == "best":
         final.load_state_dict(torch.load(checkpoint.best_path, map_location="cpu", weights_only=True))
         selection = f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
-    vectors = job.bank.vectors if job.bank else None
+    vectors = job.bank.head if job.bank else None
     scores = predict_all(student_predict(final, vectors), images, split.val, final.preprocess)
     final.scale.fill_(fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val])))
     progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)
@@ -59,5 +103,18 @@ def finish(job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progres
         versions={"edgekd": __version__, "torch": torch.__version__, "python": platform.python_version()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     ).write(out)
+    shutil.rmtree(out / "swad", ignore_errors=True)
     for path in (checkpoint.path, checkpoint.best_path):
         path.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def recompute_statistics(student: Student, source: BatchSource, device: torch.device) -> None:
+    """BatchNorm statistics of averaged weights: those of none of the weights that went into the average."""
+
+    def views() -> Iterator[Tensor]:
+        for step in range(STATISTICS_BATCHES):
+            raw = source(step)
+            yield render(raw.pixels.to(device), raw.params, student.preprocess.size)
+
+    update_bn(views(), student.to(device))

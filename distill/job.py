@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet
+from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import Student
@@ -29,6 +30,8 @@ class Job:
     student: Student
     teacher: Teacher | None
     bank: TextBank | None
+    """Of the classes: what a text head predicts with."""
+    lessons: Lessons
 
 
 def total(fabric: Fabric, value: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor
 from edgekd.config import TrainConfig, read_config
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.prompts import TextBank, read_text_bank
-from edgekd.distill.students import Student, make_student
+from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
+from edgekd.distill.teacher import load_teacher
+from edgekd.distill.tower import tower_student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
 from edgekd.split import Split, read_split
@@ -30,8 +32,12 @@ class LoadedRun:
 
     @property
     def vectors(self) -> Tensor | None:
-        """The text head, float32 `[C, D]`."""
-        return self.bank.vectors if self.bank and self.student.projector is not None else None
+        """The class vectors that embeddings are multiplied with, float32 `[C, D]`; None for a head on features."""
+        if not self.student.embeds:
+            return None
+        if self.student.head is not None:
+            return self.student.head.weight.detach()
+        return self.bank.head if self.bank else None
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""
@@ -55,15 +61,19 @@ def load_run(folder: Path) -> LoadedRun:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise EdgekdError(f"{path} cannot be read ({error}).", "Train the run again with --overwrite.") from error
-    text_head = "projector.weight" in state
-    student = make_student(
-        config.student,
-        pretrained="scratch",
-        options=config.student_options,
-        size=config.size,
-        dim=state["projector.weight"].shape[0] if text_head else None,
-        classes=None if text_head else len(run.classes),
-    )
+    projector, head = state.get("projector.weight"), state.get("head.weight")
+    if config.student == TEACHERS_TOWER:
+        student = tower_student(load_teacher(config.teacher), classes=len(run.classes) if head is not None else None)
+    else:
+        student = make_student(
+            config.student,
+            pretrained="scratch",
+            options=config.student_options,
+            size=config.size,
+            dim=len(projector) if projector is not None else None,
+            classes=len(head) if head is not None else None,
+            projector="linear" if "neck.0.weight" not in state else config.projector or "mlp",
+        )
     try:
         student.load_state_dict(state)
     except RuntimeError as error:

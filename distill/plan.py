@@ -9,8 +9,9 @@ from pathlib import Path
 from edgekd.config import TrainConfig, read_config
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
-from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.distill.students import timm_name, toy_weights
+from edgekd.distill.descriptions import Descriptions
+from edgekd.distill.fitting import settle_method
+from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
 from edgekd.split import Split, make_split, read_split
@@ -36,17 +37,17 @@ def settle(config: TrainConfig) -> TrainConfig:
         stored = read_config(out / "config.json")
         say(f"resuming {out} with the settings it was started with")
         return stored.model_copy(update={"out": out, "resume": True})
-    get_recipe(config.recipe, config.stages)
-    timm_name(config.student)
-    toy = config.data == "toy"
-    chosen: dict[str, object] = {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    chosen: dict[str, object] = settle_method(config)
+    config = config.model_copy(update=chosen)
+    toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
+    chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
     start = config.pretrained
-    if start is None:
+    if start is None and not tower:
         start = "hub" if not toy else "toy" if toy_weights(config.student) else "scratch"
     chosen["pretrained"] = start
-    if config.size is None and toy:
+    if config.size is None and toy and not tower:
         chosen["size"] = TOY_SIZE
     from_scratch = config.student_weights is None and start == "scratch"
     if config.bn is None:
@@ -88,8 +89,8 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     return images, make_split(images, test_domain=config.test_domain, seed=config.split_seed)
 
 
-def claim_folder(config: TrainConfig, split: Split) -> None:
-    """Make the run's folder with its configuration and split; process 0 only.
+def claim_folder(config: TrainConfig, split: Split, descriptions: Descriptions | None = None) -> None:
+    """Make the run's folder with its configuration, split and class descriptions; process 0 only.
 
     Called when data, teacher and student are in hand, so that `overwrite` removes nothing for a run that cannot start.
     """
@@ -101,16 +102,9 @@ def claim_folder(config: TrainConfig, split: Split) -> None:
             shutil.rmtree(config.out)
         config.out.mkdir(parents=True)
     split.write(config.out / "split.json")
+    if descriptions is not None:
+        write_json(config.out / "descriptions.json", {name: list(told) for name, told in descriptions.items()})
     write_json(config.out / "config.json", config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}))
-
-
-def check_needs(recipe: Recipe, config: TrainConfig) -> None:
-    """Refuse a recipe whose needs the configuration cannot meet, before training."""
-    if config.online_teacher and config.teacher.startswith("embeddings:") and "teacher" in recipe.needs:
-        raise EdgekdError(
-            "Precomputed embeddings cannot be asked for new views.",
-            "Leave --online-teacher out, or name a real teacher.",
-        )
 
 
 def total_steps(config: TrainConfig, epoch_steps: int) -> int:

@@ -57,8 +57,7 @@ def teacher_predict(teacher: ClipTeacher, bank: TextBank) -> Predict:
 
     @torch.inference_mode()
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embeddings = torch.nn.functional.normalize(teacher.embed_images(plain(torch.from_numpy(pixels))), dim=-1)
-        return (bank.logit_scale * embeddings.cpu() @ bank.vectors.T).numpy()
+        return bank.zero_shot(teacher.embed_images(plain(torch.from_numpy(pixels)))).cpu().numpy()
 
     return predict
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import write_bytes
 
@@ -28,6 +30,27 @@ class TextBank:
     teacher_id: str
     logit_scale: float
     """The teacher's factor on cosines (100 for OpenAI's CLIP): `softmax(logit_scale · cos)` is its prediction."""
+    image_centre: Tensor | None = None
+    """float32 `[D]`, mean of the teacher's unit embeddings of the training images; None: the student is not centred."""
+    text_centre: Tensor | None = None
+    """float32 `[D]`, mean of `vectors` at training time, kept so that a class can be added later."""
+    described: bool = False
+    """Whether the prompts end in descriptions of the classes."""
+
+    @property
+    def head(self) -> Tensor:
+        """What the student's embedding is compared with, float32 `[classes, D]`, rows of length 1."""
+        return self.vectors if self.text_centre is None else normalize(self.vectors - self.text_centre, dim=-1)
+
+    def image_target(self, embeddings: Tensor) -> Tensor:
+        """The teacher's embeddings `[B, D]` as the student is to match them: less their common part, if centred."""
+        if self.image_centre is None:
+            return embeddings
+        return normalize(normalize(embeddings, dim=-1) - self.image_centre.to(embeddings.device), dim=-1)
+
+    def zero_shot(self, embeddings: Tensor) -> Tensor:
+        """The teacher's own logits `logit_scale · cos(t, T)` for its embeddings `[B, D]`, float `[B, classes]`."""
+        return self.logit_scale * normalize(embeddings, dim=-1) @ self.vectors.to(embeddings.device).T
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
@@ -36,8 +59,11 @@ class TextBank:
             "templates": "\n".join(self.templates),
             "teacher_id": self.teacher_id,
             "logit_scale": repr(self.logit_scale),
+            "described": str(int(self.described)),
         }
-        write_bytes(path, save({"vectors": self.vectors.contiguous()}, metadata=header))
+        tensors = {"vectors": self.vectors, "image_centre": self.image_centre, "text_centre": self.text_centre}
+        present = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        write_bytes(path, save(present, metadata=header))
 
 
 def read_text_bank(path: Path) -> TextBank:
@@ -50,6 +76,8 @@ def read_text_bank(path: Path) -> TextBank:
             vectors=handle.get_tensor("vectors"),
             teacher_id=header["teacher_id"],
             logit_scale=float(header["logit_scale"]),
+            described=header.get("described") == "1",
+            **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
         )
 
 
@@ -89,6 +117,39 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise EdgekdError(f"{path} is not a list of templates.", "Write one per line, each with one {} for the class.")
     return templates
+
+
+def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] = ()) -> list[str]:
+    """All prompts of a class: every template, with every description behind it (Li et al.: "a photo of X . …")."""
+    plain = [template.replace("{}", readable(name)) for template in templates]
+    return [f"{prompt} . {sentence}" for prompt in plain for sentence in descriptions] if descriptions else plain
+
+
+def warn_of_long_prompts(tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+    """One line when prompts `prompts[i]` of class `classes[i]` do not fit into what the tokenizer's model reads."""
+    context = getattr(tokenizer, "context_length", None)
+    if not context:
+        return
+    longest = {
+        name: max(_token_count(tokenizer, prompt, context) for prompt in own)
+        for name, own in zip(classes, prompts, strict=True)
+    }
+    cut = [name for name, count in longest.items() if count > context]
+    if cut:
+        warn(
+            f'the prompts of {len(cut)} of {len(classes)} classes are longer than the teacher reads: "{cut[0]}" has '
+            f"{longest[cut[0]]} tokens, {context} fit; what lies behind is cut off."
+        )
+
+
+def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
+    """Tokens of a prompt with begin and end, before anything is cut; 0 if it is short or the tokenizer is silent."""
+    if len(prompt.encode()) + 2 <= context:  # a token is a byte at least
+        return 0
+    if hasattr(tokenizer, "encode"):
+        return len(tokenizer.encode(prompt)) + 2
+    inner = getattr(tokenizer, "tokenizer", None)
+    return len(inner(prompt)["input_ids"]) if callable(inner) else 0
 
 
 def ensemble(vectors: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from edgekd.distill.students import Projector
 from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs
 from edgekd.errors import EdgekdError, did_you_mean
 
@@ -35,13 +36,27 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named list of stages and the head that predicts."""
+    """A named list of stages and the head that predicts.
+
+    A `text` head scores with the teacher's text vectors, a `linear` one is a classifier on the features, a `learned`
+    one a set of class vectors in the teacher's space that starts as the text vectors and trains.
+    """
 
     name: str
     summary: str
     source: str
-    head: Literal["text", "linear"]
+    head: Literal["text", "linear", "learned"]
     stages: tuple[Stage, ...]
+    prompts: str = "photo"
+    """Templates unless `--prompts` says otherwise."""
+    projector: Projector = "linear"
+    """What leads from the student's features into the teacher's space."""
+    student: Literal["any", "teacher"] = "any"
+    """`teacher`: the student is the teacher's own image tower."""
+    momentum: float = 0.999
+    """Of the visual bank, where a term looks at one."""
+    centre: bool = False
+    """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -91,6 +106,83 @@ RECIPES: dict[str, Recipe] = {
                 Stage("align", 0.3, _VL2V, ("projector",), lr=10.0),
                 Stage("distill", 0.7, _VL2V, ("backbone",)),
             ),
+            centre=True,
+        ),
+        Recipe(
+            "vl2v-sd",
+            "self-distillation: fine-tune the teacher's own image tower towards its text and its former self",
+            "Addepalli et al., CVPR 2024 (λ = 0.5, one stage)",
+            "text",
+            (Stage("distill", 1.0, _VL2V, ("backbone",), lr=0.2),),
+            projector="none",
+            student="teacher",
+        ),
+        Recipe(
+            "vlm-ood",
+            "classify with the text bank, tell images apart as the teacher does, keep its neighbouring texts near",
+            "Li et al., ICCV 2023 (all weights 1, τ = 0.07, k = 256)",
+            "text",
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {
+                        "text_ce": TermSpec(1.0, {"tau": 0.07}),
+                        "im_nce": TermSpec(1.0, {"tau": 0.07}),
+                        "vlprox": TermSpec(1.0, {"k": 256, "tau": 0.07}, mask="teacher_correct"),
+                    },
+                    ("backbone", "projector"),
+                ),
+            ),
+        ),
+        Recipe(
+            "lgd",
+            "no labels: what the teacher says about a vocabulary's texts and about their visual prototypes",
+            "Li et al., T-MM 2024 (½ + ½, τ_S = 0.2, τ_T = 0.01, μ = 0.999)",
+            "text",
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {
+                        "text_soft_ce": TermSpec(0.5, {"tau_student": 0.2, "tau_teacher": 0.01}),
+                        "visual_soft_ce": TermSpec(0.5, {"tau_student": 0.2, "tau_teacher": 0.01}),
+                    },
+                    ("backbone", "projector"),
+                ),
+            ),
+            prompts="imagenet80",
+            projector="mlp",
+        ),
+        Recipe(
+            "lp-ft",
+            "labels only: first a linear probe, then everything from there",
+            "Kumar et al., ICLR 2022",
+            "linear",
+            (
+                Stage("probe", 0.3, {"ce": TermSpec(1.0)}, ("head",), lr=10.0),
+                Stage("finetune", 0.7, {"ce": TermSpec(1.0)}, ("backbone", "head")),
+            ),
+        ),
+        Recipe(
+            "rise",
+            "labels and the teacher's probabilities on class vectors that start as texts, held near text and domains",
+            "Huang et al., ICCV 2023 (w1 = 0.8, w2 = 0.2, w3 = 1, T = 3)",
+            "learned",
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {
+                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
+                        "ce": TermSpec(0.2),
+                        "cos_text": TermSpec(1.0),
+                        "domain_rel": TermSpec(1.0),
+                    },
+                    ("backbone", "projector", "head"),
+                ),
+            ),
+            prompts="imagenet7",
         ),
     )
 }
@@ -117,13 +209,14 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         raise EdgekdError(
             f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1."
         )
-    provided = {"labels", "teacher", "bank", "embedding" if recipe.head == "text" else "logits"}
+    provided = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
+    provided |= {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}[recipe.head]
     for stage in recipe.stages:
         lacking = [term for term, spec in stage.terms.items() if not needs({term: spec}) <= provided]
         if lacking:
             raise EdgekdError(
                 f"The stage {stage.name} of {name} cannot have the term {lacking[0]}: a {recipe.head} head has no "
-                f"{min(needs(stage.terms) - provided)}.",
+                f"{min(needs({lacking[0]: stage.terms[lacking[0]]}) - provided)}.",
                 "Leave the term out, or take a recipe with another head.",
             )
         if not stage.terms:
@@ -135,7 +228,7 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
 
 def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
     changes = _table(changes, f"stage {stage.name}")
-    _known(changes, ("share", "lr", "terms"), f"stage {stage.name}")
+    _known(changes, ("share", "lr", "terms", "trains"), f"stage {stage.name}")
     terms = dict(stage.terms)
     for term, fields in _table(changes.get("terms", {}), f"stage {stage.name}'s terms").items():
         if term not in TERMS:
@@ -150,12 +243,18 @@ def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
             )
         params = _table(fields.get("params", {}), f"term {term}'s params")
         _known(params, tuple(inspect.signature(TERMS[term].function).parameters)[1:], f"term {term}")
+        before = terms.get(term, TermSpec(0.0))
         numbers = {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
-        terms[term] = dataclasses.replace(terms.get(term, TermSpec(0.0)), **{**fields, **numbers})
+        terms[term] = dataclasses.replace(before, **{**fields, **numbers, "params": {**before.params, **params}})
     kept = {term: spec for term, spec in terms.items() if spec.weight}
     share = _number(changes.get("share", stage.share), f"{stage.name}.share")
     lr = _number(changes.get("lr", stage.lr), f"{stage.name}.lr")
-    return dataclasses.replace(stage, terms=kept, share=share, lr=lr)
+    trains = changes.get("trains", stage.trains)
+    if not isinstance(trains, (list, tuple)) or not trains or not set(trains) <= set(get_args(Part)):
+        raise EdgekdError(
+            f"{stage.name}.trains is {trains!r}.", f'Write a list of {", ".join(get_args(Part))}: ["backbone"].'
+        )
+    return dataclasses.replace(stage, terms=kept, share=share, lr=lr, trains=tuple(trains))
 
 
 def _table(value: Any, what: str) -> Mapping[str, Any]:

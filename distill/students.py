@@ -20,6 +20,10 @@ from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
 Pretrained = Literal["hub", "scratch", "toy"]
+Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
+
+TEACHERS_TOWER = "teacher"
+"""The student's name when it is the teacher's own image tower."""
 
 FRIENDLY = {
     "mobilenetv3": "mobilenetv3_large_100",
@@ -48,14 +52,17 @@ def timm_name(student: str) -> str:
 
 
 class Student(nn.Module):
-    """Backbone, then a projector into the teacher's space (text head) or a linear classifier.
+    """Backbone, then a projector into the teacher's space (text head), a linear classifier, or one behind the other.
 
     Args:
         backbone: timm model with `num_classes=0`, float `[B, 3, S, S]` → `[B, d]`.
         features: d.
         dim: the teacher's D for a text head, else None.
-        classes: number of classes for a linear head, else None.
+        classes: number of classes for a linear head, else None. With `dim` as well, the head's rows are class vectors
+            in the teacher's space that train.
         preprocess: whose mean and std the student normalises with.
+        projector: `linear`, `mlp` (a hidden layer of width d and a ReLU before it), `mlp-gelu`, or `none` for a
+            backbone whose features already live in the teacher's space.
     """
 
     mean: Tensor
@@ -70,28 +77,51 @@ class Student(nn.Module):
         *,
         dim: int | None = None,
         classes: int | None = None,
+        projector: Projector = "linear",
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = nn.Linear(features, dim) if dim else None
-        self.head = nn.Linear(features, classes) if classes else None
+        activation = {"mlp": nn.ReLU, "mlp-gelu": nn.GELU}.get(projector)
+        self.neck = nn.Sequential(nn.Linear(features, features), activation()) if dim and activation else None
+        self.projector = nn.Linear(features, dim) if dim and projector != "none" else None
+        self.head = nn.Linear(dim or features, classes, bias=not dim) if classes else None
         self.preprocess = preprocess
         self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None], persistent=False)
         # Factor on the raw scores that makes their softmax calibrated on ID validation; fitted after training.
         self.register_buffer("scale", torch.ones(()))
 
+    @property
+    def embeds(self) -> bool:
+        """Whether `forward` gives embeddings in the teacher's space, and not logits."""
+        return self.projector is not None or self.head is None
+
+    @property
+    def body(self) -> nn.Module:
+        """Everything before the last linear layer: normalised pixels → float `[B, d]`."""
+        return nn.Sequential(self.backbone, self.neck) if self.neck is not None else self.backbone
+
+    def normalised(self, views: Tensor) -> Tensor:
+        """Views `[B, 3, S, S]` in 0–1 with the student's own statistics taken out."""
+        return (views - self.mean).div_(self.std)  # in place: one batch of floats less to allocate at every step
+
     def forward(self, views: Tensor) -> Tensor:
-        """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` (text head) or logits `[B, C]` (linear head)."""
-        features = self.backbone((views - self.mean) / self.std)
-        out: Tensor = (self.projector or self.head)(features)  # type: ignore[misc]
-        return out
+        """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
+        features: Tensor = self.backbone(self.normalised(views))
+        if self.neck is not None:
+            features = self.neck(features)
+        last = self.projector if self.projector is not None else self.head
+        return features if last is None else last(features)
+
+    def classify(self, out: Tensor) -> Tensor:
+        """What `forward` gave → the trained head's logits `[B, C]`."""
+        return self.head(out) if self.embeds and self.head is not None else out
 
     def scores(self, views: Tensor, bank: Tensor | None) -> Tensor:
         """Class scores, float `[B, C]`: `scale · s·T` without normalising `s`, which folds into one layer and has
-        the cosine head's argmax (METHODS §9.4), or `scale ·` the linear head's logits."""
+        the cosine head's argmax (METHODS §9.4), or `scale ·` the trained head's logits."""
         out = self(views).float()
-        raw = out @ bank.T if self.projector is not None and bank is not None else out
+        raw = out @ bank.T if self.embeds and self.head is None and bank is not None else self.classify(out)
         return torch.mul(raw, self.scale)
 
 
@@ -104,6 +134,7 @@ def make_student(
     size: int | None = None,
     dim: int | None = None,
     classes: int | None = None,
+    projector: Projector = "linear",
 ) -> Student:
     """Build a student.
 
@@ -114,7 +145,8 @@ def make_student(
         weights: safetensors or torch file with this architecture's parameters; loaded without running any code.
         options: further arguments of `timm.create_model`.
         size: input side in pixels; None takes the model's own.
-        dim: D for a text head. classes: C for a linear head.
+        dim: D for a text head. classes: C for a linear head, with `dim` for one on embeddings.
+        projector: what leads from features to D.
 
     Raises:
         EdgekdError: unknown name or option, hub out of reach, weights that do not fit.
@@ -158,7 +190,7 @@ def make_student(
                 f"{name} cannot take {preprocess.size} px images ({error}).",
                 f"Leave --size out, or use {config['input_size'][-1]}.",
             ) from error
-    return Student(backbone, features, preprocess, dim=dim, classes=classes)
+    return Student(backbone, features, preprocess, dim=dim, classes=classes, projector=projector)
 
 
 def toy_weights(student: str) -> Path | None:

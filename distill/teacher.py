@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from edgekd.distill.prompts import TextBank, ensemble, readable
+from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
@@ -60,11 +60,19 @@ class ClipTeacher:
         encode = self.model.encode_text
         return torch.cat([encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks])  # type: ignore[operator]
 
-    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
-        """One unit vector per class, averaged over the templates."""
-        prompts = [template.replace("{}", readable(name)) for template in templates for name in classes]
-        vectors = self.embed_texts(prompts).reshape(len(templates), len(classes), -1)  # [T, C, D]
-        return TextBank(tuple(classes), tuple(templates), ensemble(vectors), self.id, self.logit_scale)
+    def text_bank(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> TextBank:
+        """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions."""
+        prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
+        warn_of_long_prompts(self.tokenizer, classes, prompts)
+        vectors = self.embed_texts([prompt for own in prompts for prompt in own])
+        parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
+        bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
+        return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, described=bool(descriptions))
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,18 @@ class EmbeddingsTeacher:
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 
-    def text_bank(self, classes: Sequence[str], templates: Sequence[str]) -> TextBank:
+    def text_bank(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        descriptions: Mapping[str, Sequence[str]] | None = None,
+    ) -> TextBank:
         """The file's text vectors for `classes`; `templates` cannot be applied and are recorded as `precomputed`."""
+        if descriptions is not None:
+            raise EdgekdError(
+                "Precomputed text vectors cannot take descriptions in.",
+                "Put them into the file's own text vectors, or name a real teacher.",
+            )
         names = {readable(name): vector for name, vector in self.texts.items()}
         missing = [name for name in classes if readable(name) not in names]
         if missing:

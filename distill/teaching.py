@@ -1,7 +1,8 @@
-"""How the teacher's knowledge reaches the loop: the filled cache, the batches, and the projector's first bias."""
+"""How the teacher's knowledge reaches the loop: the filled cache, the batches, and the centre of its space."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -17,10 +18,17 @@ from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.job import Job, total
 from edgekd.distill.loader import BatchSource, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
+from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
+from edgekd.distill.prompts import TextBank
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
+
+CONE = 0.5
+"""Length of the mean of unit vectors from which on they lie in a cone: a quarter of their energy is common."""
+_CENTRE_IMAGES = 512
+"""Enough for a mean, where asking the teacher costs."""
 
 
 def batch_source(job: Job, sampler: BalancedSampler) -> BatchSource:
@@ -110,20 +118,62 @@ def teacher_embedding(raw: RawBatch, teacher: Teacher | None, device: torch.devi
     return teacher.embed_images(views).clone()  # out of inference mode
 
 
+def centred(job: Job, source: BatchSource) -> TextBank:
+    """The bank with the common part of the teacher's space, which the student then need not learn.
+
+    CLIP's embeddings lie in a narrow cone, images in one and texts in another. Where they do, a cosine is nearly blind
+    to what tells classes apart (docs/results.md has the figures), so what is compared is what is left without the mean.
+    Ours; the published systems compare in the cone. The image centre is a mean over training images (their cached
+    first view), never over the unseen domain.
+
+    Returns:
+        The bank with its centres, or as it is where the configuration says so, or where the recipe leaves it open and
+        the image embeddings spread out: a mean of unit vectors no longer than `CONE`.
+    """
+    images, train, teacher, bank, wanted = job.images, job.split.train, job.teacher, job.bank, job.config.centre
+    assert bank is not None
+    if wanted is False or (wanted is None and not job.recipe.centre):
+        return bank
+    found = None
+    if "teacher" in job.recipe.needs:
+        if source.embeddings is not None:
+            found = torch.from_numpy(source.embeddings(train, np.zeros_like(train)))
+        else:
+            assert isinstance(teacher, ClipTeacher)
+            some = train[np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES)).round().astype(int)]
+            batches = pixel_batches(images, some, teacher.preprocess)
+            found = torch.cat(
+                [teacher.embed_images(plain(torch.from_numpy(b).to(job.fabric.device))).cpu() for b in batches]
+            )
+    centre = None if found is None else normalize(found, dim=-1).mean(dim=0).clone()
+    if wanted is None and (centre is None or centre.norm() <= CONE):
+        return bank
+    if centre is not None:
+        length = f"{centre.norm():.2f}"
+        say(f"teacher: the mean of its unit embeddings has length {length}; the student learns them without it")
+    return dataclasses.replace(bank, image_centre=centre, text_centre=bank.vectors.mean(dim=0))
+
+
+@torch.no_grad()
+def start_head_at_texts(job: Job) -> None:
+    """Start class vectors that train at the teacher's text vectors."""
+    if job.student.embeds and job.student.head is not None and job.bank is not None:
+        job.student.head.weight.copy_(job.bank.head)
+
+
 @torch.no_grad()
 def centre_projector(job: Job, raw: RawBatch) -> None:
-    """Start the projector's bias at the mean of its targets over the first batch.
+    """Start the projector's bias at the mean of its targets over the first batch, where they are not centred.
 
-    CLIP's embeddings share a large common part (the mean of unit vectors has length 0.96 for the miniature teacher of
-    docs/results.md). With PyTorch's start the align stage spends its steps on that part, and the distill stage, whose
-    projector is frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
+    What all embeddings share would otherwise take the align stage its steps, and the distill stage, whose projector is
+    frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
     """
     fabric, student, bank = job.fabric, job.student, job.bank
-    if student.projector is None or bank is None:
+    if student.projector is None or bank is None or bank.text_centre is not None:
         return
     student.to(fabric.device).eval()
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
-    length = student.backbone((views - student.mean) / student.std).norm(dim=-1).mean()
+    length = student.body(student.normalised(views)).norm(dim=-1).mean()
     targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
     embedding = teacher_embedding(raw, job.teacher, fabric.device)
     if embedding is not None:

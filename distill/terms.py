@@ -1,8 +1,8 @@
 """The term library: every loss term is a function from a batch to one value per image.
 
 `L = Σ_k w_k · Σ_i m_ki c_ki ℓ_ki / max(1, Σ_i m_ki)`: masks `m` and confidences `c` compose with any term because terms
-return vectors, not scalars. Formulas and symbols follow Li et al. (ICCV 2023) and VL2V-ADiP (CVPR 2024):
-`s` student embedding, `t` teacher image embedding, `T` text bank, `y` label; hats are unit vectors.
+return vectors, not scalars. Here are the terms that look at one image and its own targets; `contrastive.py` has those
+over a batch, `banked.py` those over a bank of vectors, `batch.py` the symbols.
 """
 
 from __future__ import annotations
@@ -16,29 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, mse_loss, normalize, softmax
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What a term may look at. Fields that a recipe does not need are None."""
-
-    labels: Tensor
-    """int64 `[B]`."""
-    embedding: Tensor | None = None
-    """Student in the teacher's space, float `[B, D]`, not normalised."""
-    logits: Tensor | None = None
-    """Linear head's output, float `[B, C]`."""
-    teacher: Tensor | None = None
-    """Teacher's image embedding of the same view, float `[B, D]`, not normalised."""
-    bank: Tensor | None = None
-    """Unit text vectors, float `[C, D]`."""
-    logit_scale: float = 100.0
-    """The teacher's factor on cosines."""
-
-    def teacher_logits(self) -> Tensor:
-        """The teacher's zero-shot logits `logit_scale · cos(t, T)`, float `[B, C]`."""
-        assert self.teacher is not None
-        assert self.bank is not None
-        return self.logit_scale * normalize(self.teacher, dim=-1) @ self.bank.T
+from edgekd.distill.banked import domain_rel, text_soft_ce, visual_soft_ce, vlprox
+from edgekd.distill.batch import Batch as Batch
+from edgekd.distill.batch import unit
+from edgekd.distill.contrastive import caption_nce, im_nce
 
 
 def ce(batch: Batch) -> Tensor:
@@ -76,14 +57,15 @@ def text_ce(batch: Batch, tau: float = 0.07) -> Tensor:
     """Cross-entropy of `cos(ŝ, T)/τ` with the label (Li et al.'s L_cls)."""
     assert batch.embedding is not None
     assert batch.bank is not None
-    return cross_entropy(normalize(batch.embedding, dim=-1) @ batch.bank.T / tau, batch.labels, reduction="none")
+    return cross_entropy(unit(batch.embedding) @ batch.bank.T / tau, batch.labels, reduction="none")
 
 
 def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
     """Squared distance to the teacher's embedding.
 
     `normed=False`: mean over dimensions of the raw difference (NVIDIA's clip-distillation). `normed=True`: sum over
-    dimensions between unit vectors, `‖ŝ − t̂‖² = 2 − 2cos` (Li et al.'s L_mse).
+    dimensions between unit vectors, `‖ŝ − t̂‖² = 2 − 2cos` (Li et al.'s L_mse). Their third form, the logarithm of a
+    batch's mean, has no value per image and is not offered.
     """
     assert batch.embedding is not None
     assert batch.teacher is not None
@@ -107,6 +89,12 @@ TERMS: dict[str, TermInfo] = {
     "cos_text": TermInfo(cos_text, frozenset({"embedding", "bank", "labels"})),
     "text_ce": TermInfo(text_ce, frozenset({"embedding", "bank", "labels"})),
     "feat_mse": TermInfo(feat_mse, frozenset({"embedding", "teacher"})),
+    "im_nce": TermInfo(im_nce, frozenset({"embedding", "teacher"})),
+    "vlprox": TermInfo(vlprox, frozenset({"embedding", "teacher", "bank"})),
+    "caption_nce": TermInfo(caption_nce, frozenset({"embedding", "captions", "labels"})),
+    "text_soft_ce": TermInfo(text_soft_ce, frozenset({"embedding", "teacher", "bank"})),
+    "visual_soft_ce": TermInfo(visual_soft_ce, frozenset({"embedding", "teacher", "visual_bank"})),
+    "domain_rel": TermInfo(domain_rel, frozenset({"embedding", "bank", "domain_bank", "labels"})),
 }
 
 

@@ -6,6 +6,7 @@ function of the step, so any number of processes sees the same global batches an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -25,18 +25,21 @@ from edgekd.config import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.checkpoint import Checkpoint
-from edgekd.distill.finish import finish
+from edgekd.distill.finish import averaging, finish
+from edgekd.distill.fitting import check_needs
 from edgekd.distill.job import Job, total
+from edgekd.distill.lessons import class_bank, make_lessons
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch
-from edgekd.distill.plan import check_needs, claim_folder, load_data, settle, total_steps
+from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
-from edgekd.distill.prompts import TextBank, templates_for
+from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.students import Student, make_student
+from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
-from edgekd.distill.teaching import batch_source, centre_projector, teacher_embedding
+from edgekd.distill.teaching import batch_source, centre_projector, centred, start_head_at_texts, teacher_embedding
 from edgekd.distill.terms import Batch, objective
+from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
@@ -85,25 +88,21 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     assert config.lr is not None
     recipe = get_recipe(config.recipe, config.stages)
     check_needs(recipe, config)
+    texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
     if fabric.world_size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
 
-    teacher = load_teacher(config.teacher) if recipe.needs & {"teacher", "bank"} or recipe.head == "text" else None
+    teacher = load_teacher(config.teacher) if texts or config.student == TEACHERS_TOWER else None
     sources = [name for name in images.domains if name != split.test_domain]
-    bank = teacher.text_bank(images.classes, templates_for(config.prompts, sources)) if teacher else None
-    fabric.seed_everything(config.seed, verbose=False)
-    student = make_student(
-        config.student,
-        pretrained=config.pretrained or "hub",
-        weights=config.student_weights,
-        options=config.student_options,
-        size=config.size,
-        dim=teacher.dim if teacher and recipe.head == "text" else None,
-        classes=len(images.classes) if recipe.head == "linear" else None,
+    bank, described = (
+        class_bank(fabric, config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
     )
-    job = Job(fabric, config, recipe, images, split, student, teacher, bank)
+    lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank)
+    fabric.seed_everything(config.seed, verbose=False)
+    student = first_student(config, recipe, teacher, len(images.classes))
+    job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons)
     if fabric.is_global_zero:
-        claim_folder(config, split)
+        claim_folder(config, split, described)
     fabric.barrier()
     _say_plan(job)
 
@@ -114,8 +113,13 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config.out, fabric)
+    checkpoint.visual = lessons.visual
     resume_at = checkpoint.restore(student) if config.resume else 0
+    if bank:
+        bank = centred(job, source)
+        job = dataclasses.replace(job, bank=bank, lessons=lessons.in_space_of(bank))
     if resume_at == 0:
+        start_head_at_texts(job)
         centre_projector(job, source(0))
     started, first_step = time.perf_counter(), 0
     with Progress(config.out, steps, config, fabric, resume_at) as progress:
@@ -126,7 +130,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
             first_step = span.stop
         seconds = checkpoint.seconds_before + time.perf_counter() - started
         if fabric.is_global_zero:
-            finish(job, checkpoint, steps, seconds, progress)
+            finish(job, checkpoint, steps, seconds, progress, source)
     fabric.barrier()
 
 
@@ -143,7 +147,8 @@ def _run_stage(
     """Steps `start` to the end of `span`, the stage's part of the run's `steps`."""
     fabric, config, student = job.fabric, job.config, job.student
     assert config.lr is not None
-    for name, part in (("backbone", student.backbone), ("projector", student.projector), ("head", student.head)):
+    parts = (("backbone", student.backbone), ("projector", student.neck), ("projector", student.projector))
+    for name, part in (*parts, ("head", student.head)):
         if part is not None:
             part.requires_grad_(name in stage.trains)
     raw_optimizer = torch.optim.AdamW(
@@ -152,34 +157,39 @@ def _run_stage(
     student.to(fabric.device).to(memory_format=torch.channels_last)
     model: Any = fabric.setup_module(cast(nn.Module, torch.compile(student)) if config.compile else student)
     optimizer: Any = fabric.setup_optimizers(raw_optimizer)
-    ema = ModelEmaV3(student, decay=config.ema, use_warmup=True) if config.ema else None
-    if start > span.start:
-        checkpoint.restore_stage(raw_optimizer, ema)
-    checkpoint.averaged = ema.module if ema else student
     final = span.stop == steps
+    average = averaging(job, len(span), final=final)
+    if start > span.start:
+        checkpoint.restore_stage(raw_optimizer, average)
+    checkpoint.average = average
     evaluate_every = config.eval_every or (max(1, len(span) // 8) if config.select == "best" else None)
 
     batches = Prefetcher(source, range(start, span.stop))
     for step, raw in batches:
         _training_mode(model, student, frozen_bn=config.bn == "frozen")
-        rate = config.lr * stage.lr * schedule((step - span.start) / len(span), config.warmup)
+        rate = (
+            config.lr
+            * stage.lr
+            * schedule((step - span.start) / len(span), config.warmup, constant=config.average == "swad" and final)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
         taught = teacher_embedding(raw, job.teacher, fabric.device)
-        loss, values = stage_loss(fabric, model, student, stage, views, raw.labels, taught, job.bank)
+        fields = job.lessons.fields(raw.indices, fabric.device)
+        loss, values = stage_loss(fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields)
         _stop_if_not_finite(loss, values, raw, job.images)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
-        if ema:
-            ema.update(student, step=step - span.start)
+        average.update(student, step - span.start)
+        job.lessons.learn(fabric, taught)
         progress.step(step, stage.name, loss, values, rate, len(raw.indices) * fabric.world_size, batches)
         done = step + 1
         if final and evaluate_every and (done % evaluate_every == 0 or done == steps):
             checkpoint.evaluate(job, done, progress)
         if done % config.checkpoint_every == 0 and done < span.stop:
-            checkpoint.save(done, student, ema, raw_optimizer, progress.seconds)
+            checkpoint.save(done, student, average, raw_optimizer, progress.seconds)
     # The stage boundary itself is a checkpoint: the next stage needs the weights and nothing else.
     if not final:
         checkpoint.save(span.stop, student, None, None, progress.seconds)
@@ -194,6 +204,7 @@ def stage_loss(
     labels: Tensor,
     teacher: Tensor | None,
     bank: TextBank | None,
+    fields: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Forward pass and objective of one process's share of a batch.
 
@@ -202,6 +213,8 @@ def stage_loss(
         views: float `[B, 3, S, S]` in 0–1.
         labels: int64 `[B]`.
         teacher: teacher's embeddings of these views, float `[B, D]`.
+        bank: what the terms compare with.
+        fields: further fields of `Batch`.
 
     Returns:
         As `edgekd.distill.terms.objective`.
@@ -209,12 +222,20 @@ def stage_loss(
     out = model(views)
     batch = Batch(
         labels=labels.to(fabric.device),
-        embedding=out if student.projector is not None else None,
-        logits=out if student.head is not None else None,
-        teacher=teacher,
-        bank=bank.vectors.to(fabric.device) if bank else None,
+        embedding=out if student.embeds else None,
+        logits=student.classify(out) if student.head is not None else None,
+        teacher=bank.image_target(teacher) if bank and teacher is not None else teacher,
+        bank=bank.head.to(fabric.device) if bank else None,
         logit_scale=bank.logit_scale if bank else 1.0,
+        zero_shot=bank.zero_shot(teacher) if bank and teacher is not None else None,
+        **(fields or {}),  # type: ignore[arg-type]
     )
+    if fabric.world_size > 1:
+        batch = dataclasses.replace(
+            batch,
+            gather=lambda own: cast(Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)).flatten(0, 1),
+            first=fabric.global_rank * len(labels),
+        )
     return objective(batch, stage.terms, lambda count: total(fabric, count), fabric.world_size)
 
 
@@ -224,8 +245,13 @@ def share_out(recipe: Recipe, steps: int) -> list[int]:
     return [int(part) for part in np.diff(edges)]
 
 
-def schedule(part: float, warmup: float) -> float:
-    """Factor on the learning rate at `part` (0–1) of a stage: a linear rise, then half a cosine down to 0."""
+def schedule(part: float, warmup: float, *, constant: bool = False) -> float:
+    """Factor on the learning rate at `part` (0–1) of a stage: a linear rise, then half a cosine down to 0.
+
+    `constant`, for SWAD: a rise to the cosine's mean, then no change; weights at rest leave nothing to average.
+    """
+    if constant:
+        return 0.5 * min(1.0, (part + 1e-3) / warmup if warmup else 1.0)
     if part < warmup:
         return (part + 1e-3) / warmup if warmup else 1.0
     return 0.5 * (1 + math.cos(math.pi * (part - warmup) / (1 - warmup)))
@@ -259,7 +285,8 @@ def _say_plan(job: Job) -> None:
         f"{len(split.id_test):,} ID test; {unseen}"
     )
     stages = " → ".join(f"{stage.name} ({' + '.join(stage.terms)})" for stage in recipe.stages)
+    averaged = f"EMA {config.ema:g}" if config.average == "ema" else f"average {config.average}"
     say(
         f"recipe: {recipe.name}: {stages}; lr {config.lr:g}, batch {config.batch_size}, BatchNorm {config.bn}, "
-        f"EMA {config.ema:g}, {job.student.preprocess.size} px"
+        f"{averaged}, {job.student.preprocess.size} px"
     )

@@ -88,7 +88,7 @@ def quantize_activations(model: Any, program: MilProgram, ranges: Ranges) -> tup
         )
     small, weights = quantize_weights(rounded)
     return small, {
-        "method": "activations int8 per tensor, with zero point (min-max, by edgekd's evaluator); weights int8 per channel",
+        "method": "activations int8 per tensor with zero point (min-max, edgekd's evaluator); weights int8 per channel",
         "tool": weights["tool"],
         "float_layers": sorted(floats),
     }

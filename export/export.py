@@ -32,7 +32,11 @@ from edgekd.targets.registry import TARGETS, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
-WRITERS = {"onnxruntime": "edgekd.export.ort", "coreml": "edgekd.export.coreml"}
+WRITERS = {
+    "onnxruntime": "edgekd.export.ort",
+    "tensorrt": "edgekd.export.trt",
+    "coreml": "edgekd.export.coreml",
+}
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 _BATCH = 32
 

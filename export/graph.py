@@ -47,7 +47,7 @@ class Deployable(nn.Module):
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}.",
                 "Prepare the images with the artifact's own preprocess.",
             )
-        rows = images.flatten(2).float() * self.scale + self.shift  # [B, H, W * 3]
+        rows = images.float().flatten(2) * self.scale + self.shift  # [B, H, W * 3]
         pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
         return cast(Tensor, self.head(self.backbone(pixels)))
 

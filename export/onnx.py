@@ -67,9 +67,31 @@ def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, 
     assert program is not None  # None only for the legacy exporter
     proto = program.model_proto
     strip_metadata(proto)
+    sizes_from_floats(proto)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
+
+
+def sizes_from_floats(proto: onnx.ModelProto) -> None:
+    """Ask the batch size of the image's float copy instead of the uint8 input, in place.
+
+    A transformer's class token is repeated once per image, so its graph asks for the batch; TensorRT lets a uint8 input
+    feed nothing but a Cast.
+    """
+    graph = proto.graph
+    image = graph.input[0].name
+    cast = next((node for node in graph.node if node.op_type == "Cast" and node.input[0] == image), None)
+    if cast is None:
+        return
+    for node in graph.node:
+        if node.op_type == "Shape" and node.input[0] == image:
+            node.input[0] = cast.output[0]
+    # It needs nothing but the input, so it may come before everything that asks it now.
+    first = onnx.NodeProto()
+    first.CopyFrom(cast)
+    graph.node.remove(cast)
+    graph.node.insert(0, first)
 
 
 def strip_metadata(proto: onnx.ModelProto) -> None:

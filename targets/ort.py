@@ -1,4 +1,4 @@
-"""Artifacts of the format `onnx`, run by ONNX Runtime on the CPU."""
+"""Artifacts of the format `onnx`, run by ONNX Runtime: on the CPU, or on request by one of its GPU providers."""
 
 from __future__ import annotations
 
@@ -10,34 +10,51 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.manifest import Artifact
 from edgekd.targets.session import Session
 
-_PROVIDER = "CPUExecutionProvider"
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""Our word → ONNX Runtime's."""
 
 
-def open_onnx(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
+def open_onnx(
+    artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool, provider: str = "cpu"
+) -> Session:
     """Load the model; arguments as `edgekd.targets.session.open_session`.
 
     Raises:
-        EdgekdError: a corrupt file, one too new for this ONNX Runtime, or a provider other than the CPU's.
+        EdgekdError: a corrupt file, one too new for this ONNX Runtime, an unknown provider, or one that would leave a
+            part of the graph to another.
+        NotHere: the provider is not in this build of ONNX Runtime, or finds no device.
     """
+    wanted = _available(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures come as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if provider != "cpu":
+        # Without this, whatever the provider does not take runs on the CPU, silently.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     started = time.perf_counter()
     try:
-        runtime = onnxruntime.InferenceSession(str(folder / artifact.model_file), options, providers=[_PROVIDER])
+        runtime = onnxruntime.InferenceSession(str(folder / artifact.model_file), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's exceptions share no base class but this
         raise _explained(error, folder / artifact.model_file) from error
     load_ms = (time.perf_counter() - started) * 1e3
     active = runtime.get_providers()
-    if active != [_PROVIDER]:
+    if not active or active[0] != wanted or (provider == "cpu" and len(active) > 1):
         raise EdgekdError(
-            f"ONNX Runtime uses {', '.join(active)} instead of {_PROVIDER}.", "Install the plain onnxruntime package."
+            f"ONNX Runtime uses {', '.join(active)} instead of {wanted}.",
+            "Install the plain onnxruntime package."
+            if provider == "cpu"
+            else "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
         )
     name = artifact.inputs[0].name
 
@@ -45,7 +62,20 @@ def open_onnx(artifact: Artifact, folder: Path, *, threads: int | None, spinning
         logits: NDArray[np.float32] = runtime.run(None, {name: images})[0]
         return logits
 
-    return Session(artifact, _PROVIDER, options.intra_op_num_threads or _default_threads(), load_ms, predict)
+    return Session(artifact, wanted, options.intra_op_num_threads or _default_threads(), load_ms, predict)
+
+
+def _available(provider: str) -> str:
+    """ONNX Runtime's name of `provider`, which this build has."""
+    if provider not in PROVIDERS:
+        raise EdgekdError(f'There is no provider "{provider}".', did_you_mean(provider, PROVIDERS))
+    name = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        raise NotHere(
+            f"This build of ONNX Runtime has no {name}; it has {', '.join(onnxruntime.get_available_providers())}.",
+            "Install onnxruntime-gpu in place of onnxruntime.",
+        )
+    return name
 
 
 def _default_threads() -> int:

@@ -42,6 +42,13 @@ TARGETS: dict[str, Target] = {
         calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
         options=("deployment_target",),
     ),
+    "tensorrt": Target(
+        name="tensorrt",
+        runtime="TensorRT, NVIDIA GPUs",
+        precisions=("fp32", "fp16", "int8"),
+        summary="an engine where one can be built, and always what builds one on the device",
+        options=("compute_capability",),
+    ),
 }
 
 

@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
 
-OPENERS = {"onnx": "edgekd.targets.ort:open_onnx", "coreml": "edgekd.targets.coreml:open_coreml"}
+OPENERS = {
+    "onnx": "edgekd.targets.ort:open_onnx",
+    "tensorrt": "edgekd.targets.trt:open_tensorrt",
+    "coreml": "edgekd.targets.coreml:open_coreml",
+}
 """Format → function `(artifact, folder, *, threads, spinning) -> Session`; imported when a file asks for it."""
 
 
@@ -47,7 +51,12 @@ class Session:
 
 
 def open_session(
-    folder: Path, *, threads: int | None = None, check_hashes: bool = True, spinning: bool = True
+    folder: Path,
+    *,
+    threads: int | None = None,
+    check_hashes: bool = True,
+    spinning: bool = True,
+    provider: str | None = None,
 ) -> Session:
     """Load the artifact in `folder` with the runtime of its format.
 
@@ -56,6 +65,8 @@ def open_session(
         check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
         spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
             sleep, for work beside other work. Runtimes without such a choice ignore it.
+        provider: for ONNX files, who executes them: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`; None is the format's
+            own default. Nothing else is ever used in its place.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
@@ -70,8 +81,11 @@ def open_session(
             f"The artifact at {folder} has the format {artifact.format}, which edgekd cannot run.",
             f"It runs {', '.join(OPENERS)}.",
         )
+    chosen = {} if provider is None else {"provider": provider}
+    if chosen and artifact.format != "onnx":
+        raise EdgekdError(f"The format {artifact.format} has one runtime and no providers.", "Leave the provider out.")
     module, _, function = OPENERS[artifact.format].partition(":")
     session: Session = getattr(importlib.import_module(module), function)(
-        artifact, folder, threads=threads, spinning=spinning
+        artifact, folder, threads=threads, spinning=spinning, **chosen
     )
     return session

@@ -103,6 +103,7 @@ def test_every_verb_is_there() -> None:
         ("train",),
         ("export",),
         ("benchmark",),
+        ("report",),
         ("evaluate",),
         ("doctor",),
         ("list",),

@@ -98,3 +98,19 @@ def test_more_than_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -> N
         huge = nn.Linear(30_000, 30_000)
     with pytest.raises(EdgekdError, match=r"3\.6 GB"):
         export_onnx(huge, tmp_path / "m.onnx", size=32, metadata={})
+
+
+def test_the_image_feeds_nothing_but_its_cast_where_a_graph_asks_for_the_batch(tmp_path: Path) -> None:
+    import timm
+
+    vit = timm.create_model("test_vit", num_classes=0).eval()
+    size = vit.pretrained_cfg["input_size"][-1]
+    model = Deployable(vit, nn.Linear(vit.num_features, 3), Preprocess(size=size)).eval()
+    export_onnx(model, tmp_path / "vit.onnx", size=size, metadata={})
+    proto = onnx.load(tmp_path / "vit.onnx")
+    assert any(node.op_type == "Shape" for node in proto.graph.node), "the case this test is about"
+    assert [node.op_type for node in proto.graph.node if "image" in node.input] == ["Cast"]
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(tmp_path / "vit.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"image": images})[0]
+    np.testing.assert_allclose(found, model(torch.from_numpy(images)).detach().numpy(), atol=1e-4)

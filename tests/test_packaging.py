@@ -60,6 +60,9 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert "edgekd/py.typed" in names
     assert "edgekd/benchmark/report.schema.json" in names
+    templates = {f"edgekd/benchmark/templates/{path.name}" for path in (ROOT / "benchmark" / "templates").iterdir()}
+    assert len(templates) >= 5
+    assert templates <= names
     teacher = {name for name in names if name.startswith("edgekd/toy_teacher/")}
     assert "edgekd/toy_teacher/open_clip_config.json" in teacher
     assert any(name.endswith(".safetensors") for name in teacher)

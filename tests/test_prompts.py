@@ -64,3 +64,18 @@ def test_a_bank_goes_round(tmp_path: Path) -> None:
     assert torch.equal(back.vectors, bank.vectors)
     assert (back.classes, back.templates, back.teacher_id) == (bank.classes, bank.templates, bank.teacher_id)
     assert back.logit_scale == bank.logit_scale
+    assert back.image_centre is None
+    assert back.head is back.vectors
+
+
+def test_a_centred_bank_goes_round_and_leaves_out_the_common_part(tmp_path: Path) -> None:
+    vectors = torch.tensor([[0.8, 0.6], [0.8, -0.6]])
+    image_centre, text_centre = torch.tensor([0.0, 0.5]), torch.tensor([0.8, 0.0])
+    TextBank(("a", "b"), ("{}",), vectors, "0123", 10.0, image_centre, text_centre).write(tmp_path / "bank.safetensors")
+    bank = read_text_bank(tmp_path / "bank.safetensors")
+    assert torch.allclose(bank.head, torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+    # (0, 3) is the unit vector (0, 1), less (0, 0.5) gives (0, 1); (2, 0): (1, -0.5) made unit.
+    found = bank.image_target(torch.tensor([[0.0, 3.0], [2.0, 0.0]]))
+    assert torch.allclose(found, torch.tensor([[0.0, 1.0], [0.894427, -0.447214]]))
+    # What the teacher itself says does not change.
+    assert torch.allclose(bank.zero_shot(torch.tensor([[0.0, 3.0]])), torch.tensor([[6.0, -6.0]]))

@@ -16,7 +16,35 @@ def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:
     return caught.value
 
 
-def test_the_four_recipes_say_what_the_literature_says() -> None:
+def test_the_recipes_say_what_the_literature_says() -> None:
+    ood = get_recipe("vlm-ood").stages[0].terms
+    assert {name: (spec.weight, spec.params["tau"], spec.mask) for name, spec in ood.items()} == {
+        "text_ce": (1.0, 0.07, None),
+        "im_nce": (1.0, 0.07, None),
+        "vlprox": (1.0, 0.07, "teacher_correct"),
+    }
+    assert ood["vlprox"].params["k"] == 256
+    lgd = get_recipe("lgd")
+    assert "labels" not in lgd.needs
+    assert (lgd.prompts, lgd.projector, lgd.momentum) == ("imagenet80", "mlp", 0.999)
+    assert {(s.weight, s.params["tau_student"], s.params["tau_teacher"]) for s in lgd.stages[0].terms.values()} == {
+        (0.5, 0.2, 0.01)
+    }
+    self_taught = get_recipe("vl2v-sd")
+    assert (self_taught.student, self_taught.projector, len(self_taught.stages)) == ("teacher", "none", 1)
+    assert [stage.trains for stage in get_recipe("lp-ft").stages] == [("head",), ("backbone", "head")]
+    rise = get_recipe("rise")
+    assert (rise.head, rise.prompts, rise.stages[0].terms["logit_kd"].params) == (
+        "learned",
+        "imagenet7",
+        {"temperature": 3.0},
+    )
+    assert {n: s.weight for n, s in rise.stages[0].terms.items()} == {
+        "logit_kd": 0.8,
+        "ce": 0.2,
+        "cos_text": 1.0,
+        "domain_rel": 1.0,
+    }
     vl2v = get_recipe("vl2v-adip")
     assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
     assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
@@ -120,3 +148,22 @@ def test_the_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
     assert schedule(1.0, 0.1) == pytest.approx(0)
     assert schedule(0.0, 0.0) == 1
     assert 0 < schedule(0.0, 0.1) < 0.02
+
+
+def test_for_swad_the_learning_rate_stays_at_the_cosines_mean() -> None:
+    parts = [(n + 0.5) / 1000 for n in range(1000)]
+    assert schedule(0.05, 0.1, constant=True) == pytest.approx(0.25, abs=0.01)
+    assert {schedule(part, 0.1, constant=True) for part in (0.1, 0.5, 1.0)} == {0.5}
+    assert schedule(0.0, 0.0, constant=True) == 0.5
+    mean = sum(schedule(part, 0.0) for part in parts) / 1000
+    assert mean == pytest.approx(0.5, abs=1e-3)
+
+
+def test_one_number_of_a_term_leaves_its_others_and_what_trains_can_change() -> None:
+    changes = {"train": {"terms": {"vlprox": {"params": {"k": 5}}}, "trains": ["projector"]}}
+    stage = get_recipe("vlm-ood", changes).stages[0]
+    assert stage.terms["vlprox"].params == {"k": 5, "tau": 0.07}
+    assert stage.terms["vlprox"].mask == "teacher_correct"
+    assert stage.trains == ("projector",)
+    for wrong in ([], ["backbones"], "backbone", 3):
+        assert "trains" in refusal("vlm-ood", {"train": {"trains": wrong}}).message

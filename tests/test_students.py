@@ -4,6 +4,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -289,3 +290,27 @@ def test_the_given_imagenet_weights_load_and_know_imagenet() -> None:
         inside = (views(64) - 0.5) / 0.5
         expected = whole.forward_head(whole.forward_features(inside), pre_logits=True)
         assert torch.allclose(student.backbone((views(64) - student.mean) / student.std), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-gelu"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_projector_and_head_fold_into_one_last_layer(projector: Any, learned: bool) -> None:
+    from edgekd.export.graph import fold_head
+
+    torch.manual_seed(0)
+    classes = 5 if learned else None
+    student = make_student(NAME, pretrained="scratch", size=32, dim=12, classes=classes, projector=projector).eval()
+    student.scale.fill_(3.0)
+    assert student.embeds
+    assert (student.neck is None) == (projector == "linear")
+    bank = torch.randn(5, 12)
+    views = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert student(views).shape == (2, 12)
+        texts = student.head.weight if student.head is not None else bank
+        last = fold_head(student.projector, texts, 3.0)
+        folded = last(student.body((views - student.mean) / student.std))
+        assert torch.allclose(student.scores(views, bank), folded, rtol=1e-4, atol=1e-4)
+    if learned:
+        assert student.head is not None
+        assert student.head.bias is None

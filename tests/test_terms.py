@@ -8,81 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
 from edgekd.distill.terms import TERMS, Batch, TermSpec, needs, objective, teacher_confidence, teacher_correct
-
-B, C, D = 6, 4, 5
-Rows = list[list[float]]
-
-
-def unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=-1, keepdim=True)
-
-
-def draw(seed: int = 0, *, batch: int = B) -> Batch:
-    make = torch.Generator().manual_seed(seed)
-    return Batch(
-        labels=torch.randint(0, C, (batch,), generator=make),
-        embedding=torch.randn(batch, D, generator=make, dtype=torch.float64, requires_grad=True),
-        logits=torch.randn(batch, C, generator=make, dtype=torch.float64, requires_grad=True),
-        teacher=3 * torch.randn(batch, D, generator=make, dtype=torch.float64),
-        bank=unit(torch.randn(C, D, generator=make, dtype=torch.float64)),
-        logit_scale=20.0,
-    )
-
-
-def cosine(a: list[float], b: list[float]) -> float:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
-
-
-def softmax(values: list[float]) -> list[float]:
-    top = max(values)
-    powers = [math.exp(value - top) for value in values]
-    return [power / sum(powers) for power in powers]
-
-
-def by_hand(name: str, embedding: Rows, logits: Rows, batch: Batch, **params: Any) -> list[float]:
-    """Every term as a loop over Python floats, written from the formula and not from the code."""
-    assert batch.teacher is not None
-    assert batch.bank is not None
-    teacher, bank, labels = batch.teacher.tolist(), batch.bank.tolist(), batch.labels.tolist()
-    values = []
-    for s, z, t, y in zip(embedding, logits, teacher, labels, strict=True):
-        if name == "ce":
-            values.append(-math.log(softmax(z)[y]))
-        elif name == "cos_img":
-            values.append(1 - cosine(s, t))
-        elif name == "cos_text":
-            values.append(1 - cosine(s, bank[y]))
-        elif name == "text_ce":
-            values.append(-math.log(softmax([cosine(s, row) / params.get("tau", 0.07) for row in bank])[y]))
-        elif name == "logit_kd":
-            temperature = params.get("temperature", 4.0)
-            p = softmax([batch.logit_scale * cosine(t, row) / temperature for row in bank])
-            q = softmax([value / temperature for value in z])
-            values.append(temperature**2 * sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True)))
-        elif name == "feat_mse" and params.get("normed"):
-            values.append(2 - 2 * cosine(s, t))
-        elif name == "feat_mse":
-            values.append(sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / len(s))
-        else:
-            raise AssertionError(name)
-    return values
-
-
-CASES = [
-    ("ce", {}),
-    ("cos_img", {}),
-    ("cos_text", {}),
-    ("text_ce", {}),
-    ("text_ce", {"tau": 0.5}),
-    ("logit_kd", {}),
-    ("logit_kd", {"temperature": 1.5}),
-    ("feat_mse", {}),
-    ("feat_mse", {"normed": True}),
-]
 
 
 def test_every_term_is_checked() -> None:
@@ -114,10 +43,11 @@ def test_a_term_and_its_gradient_are_what_the_formula_says(name: str, params: di
 def test_a_term_looks_at_nothing_it_does_not_declare() -> None:
     for info in TERMS.values():
         batch = draw()
-        hidden = {f: None for f in ("embedding", "logits", "teacher", "bank") if f not in info.needs}
+        fields = ("embedding", "logits", "teacher", "bank", "visual_bank", "domain_bank", "captions")
+        hidden: dict[str, Any] = {field: None for field in fields if field not in info.needs}
         if "labels" not in info.needs:
-            hidden["labels"] = None
-        info.function(replace(batch, **hidden))  # type: ignore[arg-type]
+            hidden["labels"] = torch.full((B,), -1)  # how many there are is all it may know
+        info.function(replace(batch, **hidden))
 
 
 def test_distillation_is_still_where_student_and_teacher_agree() -> None:
@@ -227,11 +157,54 @@ def test_an_image_that_does_not_count_cannot_spoil_the_sum(confidence: str | Non
     assert torch.allclose(spoilt.embedding.grad[:2], clean.embedding.grad[:2])
 
 
-def test_terms_come_out_in_single_precision_from_half_precision() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", TERMS)
+def test_half_precision_is_taken_and_answered_in_single(name: str, dtype: torch.dtype) -> None:
     batch = draw()
+    fields = ("embedding", "logits", "teacher", "bank", "visual_bank", "domain_bank", "captions")
+    banks = (
+        "bank",
+        "visual_bank",
+        "domain_bank",
+    )  # these and the teacher's answers are stored, not computed by autocast
+    half = replace(
+        batch,
+        **{f: getattr(batch, f).detach().to(torch.float32 if f in (*banks, "teacher") else dtype) for f in fields},
+    )
+    exact, _ = objective(batch, {name: TermSpec(1.0)})
+    loss, _ = objective(half, {name: TermSpec(1.0)})
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_an_empty_batch_gives_nought(name: str) -> None:
+    batch = draw(batch=0)
+    assert TERMS[name].function(batch).shape == (0,)
+    loss, values = objective(batch, {name: TermSpec(1.0)})
+    loss.backward()
+    assert (loss.item(), values[name].item()) == (0, 0)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_batch_of_one_class_and_a_bank_of_one_text_are_no_exception(name: str) -> None:
+    batch = draw(1)
+    assert batch.bank is not None
     assert batch.logits is not None
-    half = replace(batch, logits=batch.logits.detach().bfloat16())
-    assert objective(half, {"ce": TermSpec(1.0)})[0].dtype == torch.float32
+    assert batch.visual_bank is not None
+    assert batch.domain_bank is not None
+    lone = replace(
+        batch,
+        labels=torch.zeros(B, dtype=torch.int64),
+        bank=batch.bank[:1],
+        logits=batch.logits[:, :1],
+        visual_bank=batch.visual_bank[:1],
+        domain_bank=batch.domain_bank[:, :1],
+    )
+    values = TERMS[name].function(lone)
+    assert torch.isfinite(values).all()
+    if name in ("ce", "text_ce", "logit_kd", "vlprox", "text_soft_ce", "caption_nce"):
+        assert values.abs().max() < 1e-9  # nothing to choose between
 
 
 ALL: dict[str, TermSpec] = {

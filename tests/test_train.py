@@ -23,6 +23,7 @@ from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.recipes import RECIPES
 from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.teaching import CONE
 from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run
@@ -116,16 +117,18 @@ def board(folder: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str) -> None:
-    made = run(recipe=recipe, bn="frozen")
+    tower = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
+    made = run(recipe=recipe, bn="frozen", **tower)
     folder = folder_of(made)
     expected = {"config.json", "split.json", "run.json", "metrics.jsonl", "student.safetensors", "tensorboard"}
-    if recipe != "erm":
+    labels_alone = recipe in ("erm", "lp-ft")
+    if not labels_alone:
         expected.add("text_bank.safetensors")
     assert {path.name for path in folder.iterdir()} == expected
     assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
     assert made.steps == STEPS
     assert made.test_domain == "sketch"
-    assert made.teacher == ("none" if recipe == "erm" else made.teacher)
+    assert (made.teacher == "none") == labels_alone
     assert made.selection.startswith("last EMA")
     shown = board(folder)
     assert shown["train/loss"] == list(range(1, STEPS + 1))
@@ -244,8 +247,19 @@ def test_what_a_kill_left_in_the_metrics_is_dropped(
     assert losses(folder) == losses(uninterrupted)
 
 
-def test_a_run_without_averaging_resumes_too(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = folder_of(run(out=tmp_path / "whole", ema=0, recipe="erm"))
+@pytest.mark.parametrize(
+    ("settings", "selection"),
+    [
+        ({"recipe": "erm", "ema": 0}, "last weights"),
+        ({"recipe": "lgd"}, "last EMA 0.99"),  # its visual bank is a state
+        ({"recipe": "erm", "average": "swad", "eval_every": 1, "bn": "train"}, "SWAD average of the stage's steps"),
+    ],
+    ids=["plain", "lgd", "swad"],
+)
+def test_what_else_has_a_state_resumes_too(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], selection: str
+) -> None:
+    whole = folder_of(run(out=tmp_path / "whole", **settings))
     record = training.Progress.step
 
     def stop(self: Any, step: int, *rest: Any) -> None:
@@ -256,11 +270,37 @@ def test_a_run_without_averaging_resumes_too(run: Trainer, tmp_path: Path, monke
     with monkeypatch.context() as patch:
         patch.setattr(training.Progress, "step", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(ema=0, recipe="erm")
+            run(**settings)
     made = run(resume=True)
     assert losses(folder_of(made)) == losses(whole)
     assert same_weights(folder_of(made), whole)
-    assert made.selection == "last weights"
+    assert made.selection.startswith(selection)
+    assert not (folder_of(made) / "swad").exists()
+
+
+WHOLE_BATCH = {"train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"), [("lgd", WHOLE_BATCH), pytest.param("rise", {}, marks=pytest.mark.slow)], ids=["lgd", "rise"]
+)
+def test_what_looks_at_the_whole_batch_sees_all_processes(
+    run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"recipe": recipe, "bn": "frozen", "steps": 4, "stages": stages}
+    one, two = (folder_of(run(out=tmp_path / str(n), devices=n, **settings)) for n in (1, 2))
+    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    left, right = weights(two), weights(one)
+    assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
+
+
+def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: Path) -> None:
+    swad = {"recipe": "erm", "average": "swad", "eval_every": 2}
+    frozen, trained = (run(out=tmp_path / bn, bn=bn, **swad) for bn in ("frozen", "train"))
+    assert "recomputed" not in frozen.selection
+    assert "recomputed" in trained.selection
+    variances = [value for name, value in weights(folder_of(frozen)).items() if name.endswith("running_var")]
+    assert all((value == 1).all() for value in variances)  # as they were from scratch
 
 
 def test_two_processes_give_the_curve_of_one(run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any) -> None:
@@ -437,14 +477,38 @@ def test_a_black_box_teachers_embeddings_will_do(run: Trainer, base: dict[str, A
         "text_vectors": rng.normal(size=(2, 6)).astype(np.float32),
     }
     np.savez(tmp_path / "teacher.npz", **arrays)
-    made = run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}")
+    made = run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", centre=True)
     loaded = load_run(folder_of(made))
-    assert loaded.vectors is not None
+    assert loaded.bank is not None
     expected = arrays["text_vectors"][[1, 0]]
-    np.testing.assert_allclose(loaded.vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.bank.vectors, expected, atol=1e-6)
+    # The image centre is the mean of the unit vectors of the training images, and of no others.
+    images, split = loaded.data()
+    rows = arrays["image_vectors"][[names.index(images.ids[i]) for i in split.train]]
+    centre = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(loaded.bank.image_centre, centre, atol=1e-6)
     with pytest.raises(EdgekdError, match="new views"):
         run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", online_teacher=True, out=tmp_path / "online")
     assert not (tmp_path / "online").exists()
+
+
+def test_the_common_part_goes_where_it_is_large_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
+    def centre(**options: Any) -> torch.Tensor | None:
+        loaded = load_run(folder_of(run(steps=1, out=tmp_path / str(len(list(tmp_path.iterdir()))), **options)))
+        assert loaded.bank is not None
+        centred = loaded.bank.image_centre is not None
+        assert torch.equal(loaded.vectors, loaded.bank.vectors) is not centred
+        return loaded.bank.image_centre
+
+    forced = centre(centre=True)
+    assert forced is not None
+    chosen = centre()
+    assert (chosen is not None) == (forced.norm().item() > CONE)
+    assert centre(centre=False) is None
+    assert centre(recipe="clip-mse") is None
+    with pytest.raises(EdgekdError, match="no embedding to centre"):
+        run(recipe="kd", centre=True, out=tmp_path / "kd")
 
 
 def test_an_online_teacher_trains_without_a_cache(run: Trainer, own_cache: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.benchmark.accuracy import Subject, Suite
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.split import Split
 
 PARITY_IMAGES = 256
 
@@ -50,8 +51,8 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
-    deployment_target: str | None = None,
     overwrite: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
     """Export a run's student into `<run>/artifacts/<target>-<precision>/`.
 
@@ -63,8 +64,9 @@ def export(
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
-        deployment_target: for Core ML, the oldest system the package must run on; None is `iOS17`.
         overwrite: replace artifacts of the same name.
+        options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
+            Core ML.
 
     Returns:
         The artifacts written, the wanted precision last.
@@ -97,7 +99,7 @@ def export(
     calibration = _spread(split.train, calibration_images, images)
     held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
     parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.backbone, _head(loaded), loaded.run.preprocess).eval()
+    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -111,9 +113,9 @@ def export(
             calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
             calibration_ids=[images.ids[i] for i in calibration] if name in known.calibrated else (),
             parity_images=parity_images,
-            source=_source(loaded),
+            source=_source(loaded, images, split),
             overwrite=overwrite,
-            options={"deployment_target": deployment_target} if deployment_target else {},
+            options=options or {},
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
@@ -123,10 +125,18 @@ def export(
 def benchmark(
     *paths: str | Path,
     data: str | None = None,
+    ood: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    texture_shape: str | None = None,
+    corruption_images: int | None = None,
+    gates: Sequence[str] = (),
+    config: str | Path | None = None,
+    compare: bool = False,
     quick: bool = False,
     threads: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    examples: bool = True,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -134,49 +144,62 @@ def benchmark(
         *paths: run folders (their teacher, torch student and every artifact) or artifact folders; none takes the
             newest run.
         data: other images to measure on, or where the run's own images lie now.
+        ood: further unseen images, `NAME=DIR` each; every domain of them is a suite.
+        suites: suites that are made from the in-domain test images: `corruptions`.
+        texture_shape: folder of cue-conflict images.
+        corruption_images: images in each cell of the corruptions; None takes 200.
+        gates: what every artifact must fulfil, such as `ood_avg_drop<=1.5`; the report says whether it does.
+        config: TOML file with a `[gates]` table, besides `gates`.
+        compare: set the two artifacts named beside each other.
         quick: a short latency measurement, marked as such everywhere.
         threads: threads of the artifact's runtime; None leaves it to the runtime.
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
+        examples: show small copies of misclassified images in report.html.
 
     Returns:
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
-    from edgekd.data import load_images
-    from edgekd.distill.load import load_run
+    from edgekd.benchmark.gates import gates_of_table, parse_gates
+    from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import context_of, foreign_suites, lone_artifact, run_of, subjects_of, suites_of
+    from edgekd.measure import artifact_facts, compared_of, gather
 
-    runs: dict[Path, list[str]] = {}
-    subjects: list[Subject] = []
-    suites: list[Suite] = []
-    contexts = []
-    for path in [Path(p) for p in paths] or [newest_run()]:
-        if (path / "artifact.json").is_file() and not (path.parent.parent / "run.json").is_file():
-            subjects.append(lone_artifact(path, data))
-            continue
-        folder, artifacts = run_of(path)
-        runs.setdefault(folder, []).extend(artifacts)
-    loaded_runs = [load_run(folder) for folder in runs]
-    same_split = len({loaded.run.split_hash for loaded in loaded_runs}) <= 1
-    if not loaded_runs and data:
-        suites += foreign_suites(load_images(data), None)
-    for number, loaded in enumerate(loaded_runs):
-        subjects += subjects_of(loaded, runs[loaded.folder])
-        if number == 0 or not same_split:
-            suites += suites_of(loaded, data, None if same_split else loaded.run.name)
-        contexts.append(context_of(loaded))
-    target = Path(out) if out else (loaded_runs[0].folder if loaded_runs else Path(paths[0])) / "benchmark"
+    wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
+    places = [Path(p) for p in paths] or [newest_run()]
+    found = gather(
+        places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images
+    )
     return run_benchmark(
-        subjects,
-        suites,
-        target,
+        found.subjects,
+        found.suites,
+        Path(out) if out else found.home / "benchmark",
         quick=quick,
         threads=threads,
-        context={"runs": contexts},
+        context={"runs": found.contexts, "artifacts": artifact_facts(found.subjects)},
         overwrite=overwrite or out is None,
+        gates=wanted,
+        compared=compared_of(found.subjects, places) if compare else None,
+        examples=examples,
     )
+
+
+def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
+    """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
+
+    Args:
+        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        out: folder for comparison.html and comparison.md.
+        overwrite: replace an earlier comparison in `out`.
+
+    Returns:
+        The page, `<out>/comparison.html`.
+    """
+    from edgekd.benchmark.comparison import write_comparison
+    from edgekd.distill.plan import newest_run
+
+    return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
 
 
 def evaluate(
@@ -184,60 +207,72 @@ def evaluate(
     *,
     data: str | None = None,
     teacher: str | None = None,
-    prompts: str = "photo",
+    prompts: str | None = None,
+    descriptions: str | None = None,
+    agreement: bool = False,
+    probe: bool = False,
 ) -> list[dict[str, Any]]:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+
+    A student that embeds can be asked about classes it was not trained on: its text head then takes the teacher's
+    vectors of their names.
 
     Args:
         run: run folder; None evaluates the teacher alone.
         data: any images `load_images` takes; None takes the run's data, or `toy`.
         teacher: teacher spec; None takes the run's teacher, or `toy`.
-        prompts: template set.
+        prompts: template set; None takes the run's text vectors where they have these classes, else `photo`.
+        descriptions: sentences about each class, as `TrainConfig.descriptions`.
+        agreement: instead, how alike the run's teacher, student and artifacts are on its test images.
+        probe: instead, classifiers fitted on the student's frozen features of its training images.
 
     Returns:
-        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1).
+        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
+        the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
+        m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
     """
-    from edgekd.benchmark.metrics import macro, top1
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
-    from edgekd.distill.prompts import templates_for
     from edgekd.distill.teacher import ClipTeacher, load_teacher
+    from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
 
+    if agreement or probe:
+        if (agreement and probe) or prompts or descriptions or (probe and (data or teacher)):
+            raise EdgekdError(
+                "Agreement takes the run's own texts, a probe its images too.", "Ask for one of them, without the rest."
+            )
+        from edgekd.distill.plan import newest_run
+
+        chosen = load_run(Path(run) if run else newest_run())
+        return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
     images = load_images(data or (loaded.run.data if loaded else "toy"))
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
     everything = np.arange(len(images))
-    scored: list[tuple[str, NDArray[np.float32]]] = []
+    rows: list[dict[str, Any]] = []
+    bank = None
     if spec != "none":
         model = load_teacher(spec)
-        bank = model.text_bank(images.classes, templates_for(prompts, images.domains))
+        bank = image_bank(loaded, model, images, prompts, descriptions)
         if isinstance(model, ClipTeacher):
-            scored.append(("teacher", predict_all(teacher_predict(model, bank), images, everything, model.preprocess)))
+            scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
         else:
-            embeddings = model.lookup(images.ids).numpy()
-            scored.append(("teacher", embeddings @ bank.vectors.numpy().T))
+            scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
+        rows += accuracy_rows("teacher", scores, images, everything)
     if loaded:
-        columns = _columns(loaded.run.classes, images.classes)
-        scores = predict_all(student_predict(loaded.student, loaded.vectors), images, everything, loaded.run.preprocess)
-        scored.append(("student", scores[:, columns]))
-    rows = []
-    for subject, scores in scored:
-        for d, domain in enumerate(images.domains):
-            here = images.domain_of == d
-            if here.any():
-                labels = images.labels[here]
-                rows.append(
-                    {
-                        "subject": subject,
-                        "domain": domain,
-                        "n": int(here.sum()),
-                        "top1": top1(scores[here], labels),
-                        "macro": macro(scores[here], labels),
-                    }
-                )
+        vectors, columns = loaded.vectors, list(range(len(images.classes)))
+        unknown = not set(images.classes) <= set(loaded.run.classes)
+        space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
+        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+            # In the space the student learned, which may be the teacher's less its common part.
+            vectors = dataclasses.replace(space, text_centre=loaded.bank.text_centre if loaded.bank else None).head
+        else:
+            columns = _columns(loaded.run.classes, images.classes)
+        scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
+        rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
 
 
@@ -276,7 +311,8 @@ def _head(loaded: LoadedRun) -> Any:
     return fold_head(loaded.student.head, torch.eye(len(loaded.run.classes)), scale)
 
 
-def _source(loaded: LoadedRun) -> dict[str, Any]:
+def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
+    """Where an artifact comes from, and enough of the split to name its test images rightly far from the run."""
     run = loaded.run
     return {
         "run": run.name,
@@ -284,6 +320,9 @@ def _source(loaded: LoadedRun) -> dict[str, Any]:
         "recipe": run.recipe,
         "teacher": run.teacher,
         "split_hash": run.split_hash,
+        "split_seed": split.seed,
+        "test_domain": run.test_domain,
+        "train_domains": sorted({images.domains[d] for d in images.domain_of[split.train].tolist()}),
         "student_sha256": run.student_sha256,
     }
 

@@ -98,7 +98,16 @@ def train(
         bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: photo]")
+        str | None,
+        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the recipe's]"),
+    ] = None,
+    descriptions: Annotated[
+        str | None,
+        typer.Option(help="Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."),
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="A caption per training image: .json or .csv.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Names to distil for, one per line, with a recipe that uses no labels.")
     ] = None,
     pretrained: Annotated[
         str | None,
@@ -110,6 +119,9 @@ def train(
     ] = None,
     ema: Annotated[
         float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")
+    ] = None,
+    average: Annotated[
+        str | None, typer.Option(help="Weights to keep: ema, swad, wise-ft or none. [default: ema]")
     ] = None,
     select: Annotated[str | None, typer.Option(help="last, or best on source validation. [default: last]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")] = None,
@@ -165,6 +177,9 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
+    compute_capability: Annotated[
+        str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -187,14 +202,15 @@ def export(
             "More than one precision was asked for.",
             "Give one of --int8, --fp16, --fp32, --w8a8, --palettize, and export again for another.",
         )
+    switches = {"compute_capability": compute_capability, "deployment_target": deployment_target}
     artifacts = api.export(
         run,
         target=target,
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
-        deployment_target=deployment_target,
         overwrite=overwrite,
+        options={name: value for name, value in switches.items() if value},
     )
     for artifact in artifacts:
         parity = artifact.parity
@@ -216,22 +232,81 @@ def benchmark(
         ),
     ] = None,
     data: DataOption = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(help="Further unseen images as NAME=DIR; each of their domains is a suite; may be repeated."),
+    ] = None,
+    suites: Annotated[
+        list[str] | None, typer.Option(help="Suites made from the in-domain test images: corruptions.")
+    ] = None,
+    texture_shape: Annotated[
+        str | None, typer.Option(help="Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias.")
+    ] = None,
+    corruption_images: Annotated[
+        int | None, typer.Option(help="Images in each of the 75 cells of the corruptions. [default: 200]", min=1)
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What every artifact must fulfil, such as "ood_avg_drop<=1.5"; exit code 1 if not; may be repeated.'
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a [gates] table.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set two artifacts beside each other: latency ratio, paired accuracy.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short latency measurement, marked as such.")] = False,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
+    examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
+    ] = True,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
-    from edgekd.benchmark.report import print_table
+    from edgekd.benchmark.report import print_gates, print_table
     from edgekd.console import result
 
-    report = api.benchmark(*(paths or []), data=data, quick=quick, threads=threads, out=out, overwrite=overwrite)
+    report = api.benchmark(
+        *(paths or []),
+        data=data,
+        ood=ood or (),
+        suites=[name.strip() for given in suites or () for name in given.split(",")],
+        texture_shape=texture_shape,
+        corruption_images=corruption_images,
+        gates=gate or (),
+        config=config,
+        compare=compare,
+        quick=quick,
+        threads=threads,
+        out=out,
+        overwrite=overwrite,
+        examples=examples,
+    )
     print_table(report)
     folder = report.folder
-    result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
+    result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
+    print_gates(report)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Report folders, or runs with a report. [default: the newest run]", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")] = False,
+) -> None:
+    """Set finished benchmarks beside each other on one page; nothing is measured again."""
+    from edgekd import api
+    from edgekd.console import result
+
+    page = api.report(*(paths or []), out=out, overwrite=overwrite)
+    result(f"comparison: {page}  (also comparison.md)")
 
 
 @app.command()
@@ -240,20 +315,46 @@ def evaluate(
     data: DataOption = None,
     teacher: Annotated[str | None, typer.Option(help="Teacher spec. [default: the run's, or toy]")] = None,
     prompts: Annotated[
-        str, typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates.")
-    ] = "photo",
+        str | None,
+        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the run's]"),
+    ] = None,
+    descriptions: Annotated[
+        str | None, typer.Option(help="Sentences about each class for its prompts, as for edgekd train.")
+    ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="How alike teacher, student and artifacts are, on the test images.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Linear probe and nearest neighbours on the student's features.")
+    ] = False,
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
     from edgekd.console import out
 
-    rows = api.evaluate(run, data=data, teacher=teacher, prompts=prompts)
-    out.print(f"{'subject':<9}{'domain':<16}{'images':>8}{'top-1 %':>9}{'macro %':>9}", markup=False)
+    rows = api.evaluate(
+        run, data=data, teacher=teacher, prompts=prompts, descriptions=descriptions, agreement=agreement, probe=probe
+    )
+    columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
+    titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
+    out.print(f"{'subject':<18}{'domain':<16}{'images':>8}{titles}", markup=False)
     for row in rows:
-        out.print(
-            f"{row['subject']:<9}{row['domain']:<16}{row['n']:>8,}{100 * row['top1']:>9.1f}{100 * row['macro']:>9.1f}",
-            markup=False,
-        )
+        cells = ""
+        for name, (title, factor) in columns.items():
+            number = "–" if row[name] is None else format(factor * row[name], ".1f" if factor > 1 else ".2f")
+            cells += f"{number:>{len(title) + 2}}"
+        out.print(f"{row['subject']:<18}{row['domain']:<16}{row['n']:>8,}{cells}", markup=False)
+
+
+_AGREEMENT = {
+    "top1_agreement": ("same class %", 100),
+    "m_rel": ("M_rel %", 100),
+    "recall": ("recall@5 %", 100),
+    "m_neigh": ("M_neigh@10 %", 100),
+    "m_vlalign": ("M_vlalign@5", 1),
+    "angle": ("angle °", 1),
+}
+"""Key of a row → its column's title and the factor on its numbers."""
 
 
 @app.command()

@@ -14,6 +14,19 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import read_json
 
 
+class SwadRule(BaseModel):
+    """Where SWAD's average starts and ends; the published numbers, for every student and data set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    patience: int = Field(default=3, ge=1)
+    """Evaluations that a low must outlast to be the start."""
+    tolerance: int = Field(default=6, ge=1)
+    """Evaluations in a row above the threshold that are the end."""
+    ratio: float = Field(default=0.3, ge=0)
+    """The threshold lies this part above the mean loss at the start."""
+
+
 class TrainConfig(BaseModel):
     """A training run. `None` means: chosen from data and student when the run starts, printed and written down."""
 
@@ -28,10 +41,20 @@ class TrainConfig(BaseModel):
     """Further arguments of `timm.create_model`, such as `pad_type`."""
     data: str = "toy"
     teacher: str = "toy"
-    prompts: str = "photo"
+    prompts: str | None = None
+    """Prompt templates. None: the recipe's."""
+    descriptions: str | None = None
+    """Sentences about each class, appended to its prompts: a JSON or text file, or `command:PROGRAM`."""
+    captions: Path | None = None
+    """A caption per training image (JSON or CSV), for the term `caption_nce`."""
+    vocabulary: Path | None = None
+    """Names, one per line, that a recipe without labels distils for, instead of the images' classes."""
     recipe: str = "vl2v-adip"
     stages: dict[str, Any] = Field(default_factory=dict)
     """Changes to the recipe's numbers, `{stage: {field: value}}`."""
+    centre: bool | None = None
+    """Subtract the mean of the teacher's embeddings, images and texts each their own, from what the student learns.
+    None: where the recipe is for it and the images' mean is long (embeddings in a cone)."""
     test_domain: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**31)
     split_seed: int = Field(default=0, ge=0)
@@ -53,6 +76,14 @@ class TrainConfig(BaseModel):
     """BatchNorm statistics: frozen at their pretrained values, or trained. None: trained only from scratch."""
     ema: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the averaged weights that are evaluated and saved; 0 switches averaging off."""
+    average: Literal["ema", "swad", "wise-ft", "none"] = "ema"
+    """Which weights come out of the last stage: their moving average, SWAD's, WiSE-FT's between them and CLIP's own
+    (for the student `teacher`), or the last ones."""
+    swad: SwadRule = Field(default_factory=lambda: SwadRule())
+    wise_ft: float = Field(default=0.5, ge=0, le=1)
+    """Part of the fine-tuned weights in WiSE-FT's mixture."""
+    projector: Literal["linear", "mlp", "mlp-gelu"] | None = None
+    """What leads from the student's features into the teacher's space. None: the recipe's."""
     select: Literal["last", "best"] = "last"
     """Which weights are kept: the last, or those with the best mean accuracy on source validation."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -114,18 +145,34 @@ def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings:
     return config
 
 
+def gates_of_file(path: Path) -> dict[str, Any]:
+    """The `[gates]` table of a TOML file, metric → limit; see `edgekd.benchmark.gates`.
+
+    Raises:
+        EdgekdError: no such file, not TOML, no such table.
+    """
+    table = _read_toml(path).get("gates")
+    if not isinstance(table, dict) or not table:
+        raise EdgekdError(f"{path} has no [gates].", 'Write a table: [gates], then lines such as p90_ms = "<=20".')
+    return table
+
+
 def _toml(path: Path) -> dict[str, Any]:
+    values = _read_toml(path)
+    # A [train] table leaves room for other commands' settings in the same file.
+    table = values.get("train", {name: value for name, value in values.items() if name != "gates"})
+    return dict(table) if isinstance(table, dict) else {}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
     except OSError as error:
         raise EdgekdError(f"{path} cannot be read ({error.strerror}).", "Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EdgekdError(f"{path} is not valid TOML: {error}.", "See docs/train.md for an example.") from error
-    # A [train] table leaves room for other commands' settings in the same file.
-    table = values.get("train", values)
-    return dict(table) if isinstance(table, dict) else {}
 
 
 def _put(target: dict[str, Any], setting: str) -> None:

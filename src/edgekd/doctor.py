@@ -20,6 +20,7 @@ def examine() -> list[str]:
 
     from edgekd.benchmark.environment import describe
     from edgekd.hub import hub_reachable
+    from edgekd.targets.trt_builders import describe as tensorrt_builder
 
     machine = describe()
     features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
@@ -29,6 +30,7 @@ def examine() -> list[str]:
         "CUDA": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
         **{package: _version(package) for package in PACKAGES},
         "providers": ", ".join(onnxruntime.get_available_providers()),
+        "TensorRT": tensorrt_builder(),
         "cache": str(cache_root()),
         "hub": "reachable" if hub_reachable() else "out of reach: use local weights and local-dir: teachers",
     }
@@ -46,10 +48,11 @@ def student_lines(pattern: str | None) -> list[str]:
     """Friendly names, or the timm names that match."""
     import timm
 
-    from edgekd.distill.students import FRIENDLY
+    from edgekd.distill.students import FRIENDLY, TEACHERS_TOWER
 
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
+        lines.append(f"{TEACHERS_TOWER:<20}the teacher's own image tower (vl2v-sd)")
         return [*lines, "", 'Any timm name works too; search with: edgekd list students "*pattern*"']
     names: list[str] = timm.list_models(pattern)
     return names or _nothing("student", pattern, timm.list_models())

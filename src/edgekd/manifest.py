@@ -54,7 +54,8 @@ class Artifact(BaseModel):
     details: dict[str, Any] = Field(default_factory=dict)
     """What only this format has to say: builder, devices, what was not verified here."""
     source: dict[str, Any]
-    """Student name, recipe, teacher, run folder's name, split hash, sha256 of the student's weights."""
+    """Student name, recipe, teacher, run folder's name, sha256 of the student's weights; of the split: hash, seed,
+    domains trained on and left out."""
     versions: dict[str, str]
     created: str
     """UTC, ISO 8601."""

@@ -1,0 +1,175 @@
+"""The writer for TensorRT: the ONNX file, what builds an engine from it on a device, and an engine where possible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgekd.console import say
+from edgekd.errors import EdgekdError
+from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.quantize import to_fp16
+from edgekd.export.trt_dialect import quantize_trt
+from edgekd.export.trt_rules import findings
+from edgekd.targets.trt_build import BuildError, build, parse
+from edgekd.targets.trt_builders import Choice, choose, module
+
+ONNX_FILE, ENGINE_FILE = "model.onnx", "model.engine"
+MAX_BATCH = 32
+"""Largest batch an engine is built for; 1 is what it is tuned for."""
+EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
+
+
+def write(order: Build) -> Written:
+    """Write `model.onnx`, `build.sh`, `build_engine.py`, and `model.engine` where a builder is on this machine.
+
+    Raises:
+        EdgekdError: an unknown compute capability, a graph that TensorRT would refuse or misread, or a failed build.
+    """
+    capabilities = _capabilities(order.options.get("compute_capability"))
+    choice = choose(capabilities, precision=order.precision)
+    if choice.builder is None:
+        say(f"tensorrt: a bundle to build on the device, because {choice.why}")
+    else:
+        say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
+    path, quantization = order.folder / ONNX_FILE, None
+    if order.precision == "fp32":
+        fp32_onnx(order, path)
+    else:
+        base = order.folder / "fp32.onnx"
+        fp32_onnx(order, base)
+        if order.precision == "int8":
+            assert order.calibration is not None
+            quantization = quantize_trt(base, path, order.calibration)
+        else:
+            to_fp16(base, path)
+        base.unlink()
+    checked = check_legal(path)
+    engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
+    _write_bundle(order.folder, order.preprocess.size)
+    runs_here = choice.builder == "tensorrt"
+    return Written(
+        format="tensorrt",
+        files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
+        inputs=(image_input(order.preprocess.size),),
+        outputs=(logits_output(len(order.classes)),),
+        quantization=quantization,
+        details={
+            "builder": choice.builder,
+            "builder_version": choice.version,
+            "why": choice.why,
+            "compute_capabilities": list(choice.capabilities),
+            "max_batch": MAX_BATCH,
+            "checked": checked,
+            "not_verified": _not_verified(choice),
+        },
+        evaluate=None if runs_here else onnx_evaluator(path),
+        evaluated_by=None if runs_here else EVALUATED_BY,
+    )
+
+
+def check_legal(path: Path) -> list[str]:
+    """Ask our own rules, and every TensorRT parser on this machine, whether `path` can be built as it is meant.
+
+    Returns:
+        Who was asked.
+
+    Raises:
+        EdgekdError: somebody said no; the first reason.
+    """
+    broken = findings(onnx.load(path))
+    if broken:
+        raise EdgekdError(
+            f"TensorRT would not take this model as it is meant ({len(broken)} findings): {broken[0]}",
+            "If an older edgekd exported the fp32 artifact beside it, export that again with --overwrite.",
+        )
+    asked = ["edgekd's rules"]
+    for name in ("tensorrt", "tensorrt-rtx"):
+        trt = module(name)
+        if trt is None:
+            continue
+        try:
+            reasons = parse(trt, path.read_bytes())[2]
+        except BuildError:
+            continue  # tensorrt without a GPU has no builder; who builds is chosen elsewhere
+        if reasons:
+            raise EdgekdError(
+                f"The parser of {name} {trt.__version__} refuses the model: {reasons[0]}.",
+                "Use --fp16, or another student.",
+            )
+        asked.append(f"the parser of {name} {trt.__version__}")
+    return asked
+
+
+def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Logits of the ONNX file as it is written, by ONNX Runtime on the CPU.
+
+    Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    # From bytes: the file is renamed with its folder while this is alive.
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
+        return logits
+
+    return run
+
+
+def _capabilities(given: Any) -> tuple[str, ...]:
+    """`8.6,8.9` → `("8.6", "8.9")`."""
+    if given is None:
+        return ()
+    parts = [part.strip() for part in str(given).split(",")]
+    wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
+    if wrong:
+        raise EdgekdError(f'"{wrong[0]}" is no compute capability.', "Give numbers like 8.6,8.9, separated by commas.")
+    return tuple(parts)
+
+
+def _build_engine(choice: Choice, folder: Path) -> bool:
+    if choice.builder is None:
+        return False
+    trt = module(choice.builder)
+    assert trt is not None
+    ahead = choice.capabilities if choice.builder == "tensorrt-rtx" else ()
+    try:
+        plan = build(trt, (folder / ONNX_FILE).read_bytes(), max_batch=MAX_BATCH, capabilities=ahead)
+    except BuildError as error:
+        raise EdgekdError(
+            f"{choice.builder} {choice.version} cannot build the engine for {', '.join(choice.capabilities)}: {error}.",
+            "Try --fp16, or another --compute-capability.",
+        ) from error
+    (folder / ENGINE_FILE).write_bytes(plan)
+    return True
+
+
+def _write_bundle(folder: Path, size: int) -> None:
+    source = files("edgekd.targets")
+    script = source.joinpath("build.sh").read_text(encoding="utf-8")
+    script = script.replace("@SIZE@", str(size)).replace("@BATCH@", str(MAX_BATCH))
+    (folder / "build.sh").write_text(script, encoding="utf-8")
+    (folder / "build.sh").chmod(0o755)
+    (folder / "build_engine.py").write_text(
+        source.joinpath("trt_build.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+
+
+def _not_verified(choice: Choice) -> list[str]:
+    if choice.builder == "tensorrt":
+        return []
+    if choice.builder is None:
+        return ["that an engine can be built from model.onnx", "the engine's numbers", "its latency"]
+    return ["that the engine loads on such a GPU", "its numbers", "its latency"]

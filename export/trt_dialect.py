@@ -1,0 +1,176 @@
+"""INT8 for TensorRT from an FP32 ONNX file: explicit Q/DQ in the one form that its strongly typed networks take.
+
+Everything quantized is signed, symmetric and has zero point 0: weights per output channel, activations per tensor, from
+the largest absolute value on the calibration images. Biases stay float, and both sides of a residual addition are
+quantized. What is not quantized computes in half precision: a strongly typed network runs every layer in the type that
+the file says, so a float32 remainder would cost more than INT8 gains, and TensorRT-RTX has no float32 matrix product
+for compute capability 7.5. The pixel normalisation, the squeeze-and-excite layers and the logits are not quantized
+(`quantize.float_nodes`), nor are products of two activations, as in attention.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+from edgekd.export import quantize
+from edgekd.export.trt_rules import weight_axis
+
+_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+_FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
+_HALF_MAX = 65504.0
+
+Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def quantize_trt(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[str, Any]:
+    """Write the INT8 file `out` of the FP32 file `fp32`, for TensorRT.
+
+    Args:
+        calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+
+    Returns:
+        For `artifact.json`: method, number of images, what stayed float.
+
+    Raises:
+        EdgekdError: no or all-alike calibration images, wrong shape, or activations that are not finite or that half
+            precision cannot hold.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
+    quantize.check_calibration(calibration, model)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    in_float = set(quantize.float_nodes(model))
+    ranges = quantize.activation_ranges(model, calibration)
+    refuse_overflow(ranges)
+    quantized = insert_pairs(to_half(model), ranges, in_float)
+    del quantized.metadata_props[:]
+    onnx.helper.set_model_props(quantized, metadata)
+    onnx.checker.check_model(quantized, full_check=True)
+    onnx.save(quantized, out)
+    layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
+    weights = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    chosen = {node.name for node in quantized.graph.node if node.op_type in _WEIGHTED_OPS and node.input[1] in weights}
+    return {
+        "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor (largest absolute value), "
+        "weights per channel; the rest in fp16",
+        "tool": f"onnxruntime {onnxruntime.__version__}",
+        "calibration_images": len(calibration),
+        "quantized_layers": len(chosen & set(layers)),
+        "float_layers": sorted(set(layers) - chosen),
+    }
+
+
+def refuse_overflow(ranges: Ranges) -> None:
+    """Refuse activations that half precision cannot hold, by the name of the tensor."""
+    for name, (low, high) in ranges.items():
+        if max(abs(float(low)), abs(float(high))) > _HALF_MAX:
+            raise EdgekdError(
+                f"The activation {name} reaches {max(abs(float(low)), abs(float(high))):.3g}, above the "
+                f"{_HALF_MAX:.0f} of half precision.",
+                "Export with --fp32 for this target.",
+            )
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of `model` that computes in float16, between its uint8 input and its float32 logits."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # advice about numbers that round to 0
+    try:
+        half = convert_float_to_float16(copy, keep_io_types=True)
+    finally:
+        logging.disable(before)
+    del half.graph.value_info[:]  # they still name the old types
+    return onnx.shape_inference.infer_shapes(half)
+
+
+def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> onnx.ModelProto:
+    """`model`, of float16, with Q/DQ pairs around its weighted layers and residual additions.
+
+    Args:
+        ranges: extremes of each activation, by tensor name.
+        in_float: names of nodes to leave alone.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    writer = {name: node for node in model.graph.node for name in node.output}
+    nodes, overrides = [], {}
+    for node in model.graph.node:
+        if node.name in in_float:
+            continue
+        if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
+            weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
+            axis = weight_axis(node, weight.ndim)
+            rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+            overrides[node.input[1]] = [
+                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in int8_scales(rows.max(axis=1))
+            ]
+            activations = [node.input[0]]
+        elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
+            activations = list(node.input)
+        else:
+            continue
+        nodes.append(node.name)
+        for name in activations:
+            # Given explicitly: ONNX Runtime's own rule turns a scale below float16's normal numbers into 1.
+            low, high = ranges[name]
+            scale = int8_scales(np.maximum(np.abs(low), np.abs(high)).reshape(1))[0]
+            overrides[name] = [{"scale": np.array(scale), "zero_point": np.array(0, np.int8)}]
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=TensorsData(
+            CalibrationMethod.MinMax,
+            {
+                name: TensorData(lowest=low.astype(np.float16), highest=high.astype(np.float16))
+                for name, (low, high) in ranges.items()
+            },
+        ),
+        nodes_to_quantize=nodes or [""],  # an empty list would mean every node
+        nodes_to_exclude=[],
+        op_types_to_quantize=[*_WEIGHTED_OPS, "Add"],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": [*_WEIGHTED_OPS, "Add"],
+            "TensorQuantOverrides": overrides,
+        },
+    )
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        quantizer.quantize_model()
+    finally:
+        logging.disable(before)
+    quantizer.model.topological_sort()
+    result: onnx.ModelProto = quantizer.model.model
+    return result
+
+
+def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:
+    """`|x|max / 127` as float16, never below 2⁻²⁰: a scale of 0 is illegal, and what it would describe is nearly 0."""
+    return np.maximum(largest.astype(np.float64) / 127, _FLOOR).astype(np.float16)
+
+
+def _is_residual(node: onnx.NodeProto, writer: dict[str, onnx.NodeProto]) -> bool:
+    """An addition of two computed maps, one of them straight from a convolution."""
+    sources = [writer.get(name) for name in node.input]
+    return all(sources) and any(source is not None and source.op_type == "Conv" for source in sources)

@@ -1,0 +1,150 @@
+"""Several reports on one page: what may stand in one table, what differs, and differences by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from browser import CHROMIUM, open_page
+from test_page import Elements
+
+import edgekd
+from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.across import against, differences, entries, groups, read_sources, reference
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.comparison import write_comparison
+from edgekd.cli import main
+from edgekd.errors import EdgekdError
+
+
+def measure(place: Path, run: str, *, every: int, suites: list[Suite] | None = None) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_measurements(monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for kind in ("fp32", "int8")})
+        run_benchmark(
+            four_subjects(place / run, run=run, sketch_every=every), suites or id_and_ood(paint_images()),
+            place / run / "benchmark", quick=True,
+        )  # fmt: skip
+    return place / run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three runs: the first two on the same images, the third on fewer."""
+    place = tmp_path_factory.mktemp("across")
+    fewer = [replace(suite, indices=suite.indices[:-6]) for suite in id_and_ood(paint_images())]
+    return [
+        measure(place, "one", every=3),
+        measure(place, "two", every=5),
+        measure(place, "three", every=3, suites=fewer),
+    ]
+
+
+def test_same_images_stand_together_and_the_teacher_once(runs: list[Path]) -> None:
+    sources = read_sources(runs[:2])
+    found = entries(sources)
+    assert [entry.name for entry in found] == [
+        "A one: teacher zero-shot", "A one: torch student", "A one: onnxruntime-fp32", "A one: onnxruntime-int8",
+        "B two: torch student", "B two: onnxruntime-fp32", "B two: onnxruntime-int8",
+    ]  # fmt: skip
+    assert [len(group) for group in groups(found, "images")] == [7]
+    assert [len(group) for group in groups(found, "machine")] == [7]
+    [said] = differences(sources, found)
+    assert "measured at different times" in said
+
+
+def test_differences_between_runs_by_hand(runs: list[Path]) -> None:
+    found = entries(read_sources(runs[:2]))
+    base = reference(found)
+    assert base.name == "A one: onnxruntime-fp32"
+    other = next(entry for entry in found if entry.name == "B two: onnxruntime-fp32")
+    # Wrong on every fifth instead of every third of images 60–119: 12 instead of 20 of 60.
+    change = against(other, base)
+    assert change.value == pytest.approx(8 / 60)
+    numbers = np.arange(60, 120)
+    won, lost = ((numbers % 3 == 0) & (numbers % 5 != 0)).sum(), ((numbers % 5 == 0) & (numbers % 3 != 0)).sum()
+    assert (won, lost) == (16, 8)
+    assert change.mcnemar_p == pytest.approx(0.1516, abs=1e-4)  # exact two-sided binomial of 8 in 24
+    assert change.ci95[0] < 0 < change.value < change.ci95[1]
+
+
+def test_other_images_are_never_mixed(runs: list[Path]) -> None:
+    sources = read_sources(runs)
+    found = entries(sources)
+    assert [{entry.source.letter for entry in group} for group in groups(found, "images")] == [{"A", "B"}, {"C"}]
+    said = differences(sources, found)
+    assert said[0] == (
+        "id is not the same images in A (n = 60), B (n = 60) and C (n = 54): their accuracies stand in separate tables."
+    )
+    text = (write_comparison(runs, runs[0].parent / "mixed").with_name("comparison.md")).read_text(encoding="utf-8")
+    assert text.count("On the same images:") == 2
+    assert "id n = 60, ood:photo n = 30, ood:sketch n = 30" in text
+    assert "id n = 54, ood:photo n = 24, ood:sketch n = 24" in text
+
+
+def test_other_machines_and_versions_are_said(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[1] / "benchmark", tmp_path / "elsewhere")
+    path = tmp_path / "elsewhere" / "report.json"
+    data = json.loads(path.read_text())
+    data["environment"]["cpu"] = "Cortex-A76"
+    data["environment"]["versions"]["onnxruntime"] = "1.2.3"
+    data["quick"] = False
+    path.write_text(json.dumps(data))
+    sources = read_sources([runs[0], tmp_path / "elsewhere"])
+    found = entries(sources)
+    assert [len(group) for group in groups(found, "machine")] == [4, 3]
+    assert [len(group) for group in groups(found, "images")] == [7]
+    said = " ".join(differences(sources, found))
+    assert "Machines or protocols differ" in said
+    assert "Cortex-A76" in said
+    assert "full protocol" in said
+    assert "Versions of onnxruntime differ" in said
+    page = write_comparison([runs[0], tmp_path / "elsewhere"], tmp_path / "out").read_text(encoding="utf-8")
+    assert page.count("Latency of one image on") == 4  # caption and label of two tables
+
+
+def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    assert edgekd.report(*runs[:2], out=out) == out / "comparison.html"
+    assert {path.name for path in out.iterdir()} == {"comparison.html", "comparison.md"}
+    with pytest.raises(EdgekdError, match="already holds a comparison"):
+        edgekd.report(*runs[:2], out=out)
+    edgekd.report(runs[0], out=out, overwrite=True)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(EdgekdError, match="holds something else"):
+        edgekd.report(runs[0], out=tmp_path, overwrite=True)
+    with pytest.raises(EdgekdError, match="There is no report in"):
+        edgekd.report(tmp_path / "nowhere", out=tmp_path / "new")
+    with pytest.raises(EdgekdError, match="named twice"):
+        edgekd.report(runs[0], runs[0] / "benchmark", out=tmp_path / "new")
+    shutil.copytree(runs[0] / "benchmark", tmp_path / "partial")
+    (tmp_path / "partial" / "latency.npz").unlink()
+    with pytest.raises(EdgekdError, match=r"no latency\.npz"):
+        edgekd.report(tmp_path / "partial", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+def test_the_comparison_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
+    path = write_comparison(runs, tmp_path / "out")
+    assert list(Elements(path.read_text(encoding="utf-8")).named("script")) == []
+    seen = open_page(path, tmp_path, (375, 1280))
+    assert seen.requests == []
+    for frame in seen.frames:
+        assert (frame["scroll"] <= frame["width"], frame["wide"]) == (True, [])
+        assert "not the same images" in frame["text"]
+
+
+def test_on_the_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["report", *map(str, runs[:2]), "--out", str(tmp_path / "out")])
+    assert left.value.code == 0
+    assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(SystemExit) as left:
+        main(["report", str(tmp_path), "--out", str(tmp_path / "new")])
+    assert left.value.code == 2
+    assert "There is no report in" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""The model card: front matter that the hub's own library reads, with the numbers of report.json."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from huggingface_hub import ModelCard
+from test_page import ARTIFACT, FACTS
+
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.modelcard import model_card
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("card")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
+        context = {"runs": [FACTS | {"name": "r"}], "artifacts": [ARTIFACT | {"run": "r"}]}
+        run_benchmark(four_subjects(place, sketch_every=3), id_and_ood(paint_images()), place / "out", quick=True,
+                      context=context)  # fmt: skip
+    return place / "out"
+
+
+def test_model_index_has_the_numbers_of_the_report(folder: Path) -> None:
+    _, front, _ = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert data["pipeline_tag"] == "image-classification"
+    assert "onnx" in data["tags"]
+    report = json.loads((folder / "report.json").read_text())
+    accuracy = {(f"{row['run']}/{row['subject']}", row["suite"]): row for row in report["accuracy"]}
+    latency = {f"{row['run']}/{row['subject']}": row for row in report["latency"]}
+    assert [model["name"] for model in data["model-index"]] == ["r/onnxruntime-fp32", "r/onnxruntime-int8"]
+    for model in data["model-index"]:
+        assert [result["dataset"]["split"] for result in model["results"]] == ["id", "ood:photo", "ood:sketch"]
+        for result in model["results"]:
+            row = accuracy[model["name"], result["dataset"]["split"]]
+            values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+            assert (values["top-1"], values["macro recall"], values["ECE, 15 bins"]) == (
+                row["top1"],
+                row["macro"],
+                row["ece"],
+            )
+            if result["dataset"]["split"] == "id":
+                time = latency[model["name"]]
+                assert (values["p50, ms"], values["p90, ms"]) == (time["p50_ms"], time["p90_ms"])
+
+
+def test_the_hub_library_reads_it(folder: Path) -> None:
+    card = ModelCard.load(folder / "MODEL_CARD.md")
+    assert card.data.pipeline_tag == "image-classification"
+    results = card.data.eval_results
+    assert results is not None
+    assert len(results) == 2 * (3 * 3 + 2)
+    assert {result.task_type for result in results} == {"image-classification"}
+
+
+def test_sections_and_example(folder: Path) -> None:
+    text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert headings == ["Results", "Calibration", "Latency", "Use", "Limits", "Training", "Files",
+                        "How each number was measured"]  # fmt: skip
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(code)
+    assert "image.resize((16, 16), Image.Resampling.BICUBIC)" in code
+    assert "Lowest accuracy measured: 50.0 % (onnxruntime-int8" in text
+    assert "</style>" not in text.replace("\\</style\\>", "")
+
+
+def test_a_report_without_exported_files_describes_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_measurements(monkeypatch, {})
+    report = run_benchmark(four_subjects(tmp_path)[:2], id_and_ood(paint_images()), tmp_path / "out", quick=True)
+    text = model_card(report)
+    assert [model["name"] for model in yaml.safe_load(text.split("---\n")[1])["model-index"]] == ["r/torch"]
+    assert "## Use" not in text

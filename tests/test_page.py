@@ -1,0 +1,311 @@
+"""report.html: complete in itself, safe, accessible, and readable at every width without scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from browser import CHROMIUM, open_page
+
+from edgekd.benchmark import benchmark as benchmark_module
+from edgekd.benchmark import metrics
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.chart_accuracy import Point, front, pareto
+from edgekd.benchmark.chart_calibration import reliability
+from edgekd.benchmark.chart_latency import histogram, span, timeline
+from edgekd.benchmark.failures import BUDGET_BYTES, failures, thumbnails
+from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, GateRow, SuiteComparison
+from edgekd.benchmark.kept import Kept, read_arrays
+from edgekd.benchmark.markdown import escaped
+from edgekd.benchmark.page import page
+from edgekd.benchmark.report import read_report
+from edgekd.benchmark.svg import log_ticks
+from edgekd.benchmark.verdict import verdict
+from edgekd.errors import EdgekdError
+
+EVIL = ("<script>alert(1)</script>", "dog & 'co'", 'fish" onload="x')
+RUN = "<img src=x onerror=alert(2)>"
+FACTS = {
+    "name": RUN,
+    "student": "tiny",
+    "recipe": "kd",
+    "teacher": "toy",
+    "data": "</style><b>paint",
+    "split_hash": "ab",
+}
+PARITY = {"n": 8, "top1_agreement": 1.0, "max_error_relative": 1e-6, "cosine": 1.0, "kl": 0.0, "passed": True}
+ARTIFACT = {"run": RUN, "name": "onnxruntime-int8", "target": "onnxruntime", "format": "onnx", "parity": PARITY,
+            "files": {"model.onnx": "00ff"}, "source": {}, "versions": {}, "created": "",
+            "quantization": None}  # fmt: skip
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a run whose name and classes are an attack."""
+    place = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_measurements(monkeypatch, {f"{RUN}/onnxruntime-fp32": 2.0, f"{RUN}/onnxruntime-int8": 3.0})
+        images = replace(paint_images(), classes=EVIL)
+        subjects = [replace(one, classes=EVIL) for one in four_subjects(place, run=RUN, sketch_every=3)]
+        context = {"runs": [FACTS], "artifacts": [ARTIFACT]}
+        run_benchmark(subjects, id_and_ood(images), place / "out", quick=True, context=context)
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def kept(folder: Path) -> Kept:
+    return Kept(read_report(folder), read_arrays(folder / "predictions.npz"), read_arrays(folder / "latency.npz"))
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes and the tags it stands in; fails on tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None], tuple[str, ...]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs), tuple(self.open)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def named(self, tag: str) -> Iterator[dict[str, str | None]]:
+        return (attributes for name, attributes, _ in self.found if name == tag)
+
+
+def test_what_users_wrote_stays_text(html: str) -> None:
+    found = Elements(html)
+    assert list(found.named("script")) == []
+    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in found.named("img"))
+    assert not any(name.startswith("on") for _, attributes, _ in found.found for name in attributes)
+    assert html.count("<style>") == html.count("</style>") == 1
+    for part in ("&lt;script&gt;alert(1)&lt;/script&gt;", "dog &amp; &#39;co&#39;", "&lt;img src=x"):
+        assert part in html
+
+
+def test_the_file_loads_nothing(html: str) -> None:
+    found = Elements(html)
+    for _, attributes, _ in found.found:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), attributes
+    assert "default-src 'none'" in next(
+        str(one["content"]) for one in found.named("meta") if one.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {"#hatch"}
+    assert "@import" not in html
+
+
+def test_tables_and_drawings_are_accessible(html: str) -> None:
+    found = Elements(html)
+    tables = html.split("<table")[1:]
+    assert len(tables) > 8
+    assert all("<caption" in table.split("</table>")[0] for table in tables)
+    assert all(cell.get("scope") in ("col", "row") for cell in found.named("th"))
+    assert all(image.get("alt") for image in found.named("img"))
+    drawings = [one for one in found.named("svg") if one.get("role") == "img"]
+    assert len(drawings) > 10
+    ids = [str(attributes["id"]) for _, attributes, _ in found.found if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    for drawing in drawings:
+        title, description = str(drawing["aria-labelledby"]).split()
+        assert title in ids
+        assert description in ids
+    targets = {str(link["href"])[1:] for link in found.named("a")}
+    assert targets <= set(ids)
+
+
+def test_the_page_says_what_a_reader_needs(html: str) -> None:
+    for part in ("No gates were set", "QUICK – indicative only", "paired bootstrap", "at least 128 runs and 10 s",
+                 "Confusion matrix", "Its surest mistakes", "Parity with the torch student", "split hash"):  # fmt: skip
+        assert part in html
+    assert html.index('id="verdict"') < html.index('id="results"') < html.index('id="pareto-0-t"')
+
+
+def test_gates_stand_first_and_name_what_failed(kept: Kept) -> None:
+    def gate(expression: str, value: float | None, passed: bool, reason: str | None = None) -> GateRow:
+        return GateRow(expression=expression, run=RUN, subject="onnxruntime-int8", metric="p90_ms", operator="<=",
+                       limit=20.0, value=value, passed=passed, reason=reason)  # fmt: skip
+
+    gates = (gate("p90_ms<=20", 3.3, True), gate("mce<=1", None, False, "no corruptions"))
+    report = kept.report.model_copy(update={"gates": gates})
+    assert (verdict(report).state, verdict(report).headline) == ("failed", "1 of 2 gates failed")
+    text = page(Kept(report, kept.predictions, kept.latency), [], {})
+    assert text.index("1 of 2 gates failed") < text.index("not evaluated: no corruptions") < text.index('id="results"')
+    report = kept.report.model_copy(update={"gates": gates[:1]})
+    assert (verdict(report).state, verdict(report).headline) == ("passed", "1 gate passed")
+
+
+def test_findings_call_nothing_a_difference_that_is_none(kept: Kept) -> None:
+    told = dict(verdict(kept.report).findings)
+    assert "Export changed the outcome of no image." in told["onnxruntime-fp32"]
+    # 10 of 60 net losses in domain: the paired interval includes zero; of 60 out of domain likewise.
+    assert "no loss shown (+16.7 points" in told["onnxruntime-int8"]
+    assert told["INT8 or FP32?"] == "INT8 has 0.50 times the size; takes 1.50 times as long on this machine."
+
+
+def test_confusion_and_mistakes_by_hand(kept: Kept) -> None:
+    [found] = failures(kept)
+    # INT8 is wrong on every second image, naming the next class; the images of a suite alternate between three classes.
+    assert (found.row.subject, found.row.suite, found.row.top1) == ("onnxruntime-int8", "ood:photo", 0.5)
+    assert found.confusion.tolist() == [[5, 5, 0], [0, 5, 5], [5, 0, 5]]
+    assert len(found.mistakes) == 6  # two of each of three kinds
+    for mistake in found.mistakes:
+        assert EVIL.index(mistake.answer) == (EVIL.index(mistake.label) + 1) % 3
+        assert mistake.confidence == pytest.approx(np.exp(4) / (np.exp(4) + 2), rel=1e-6)
+
+
+def test_thumbnails_are_small_few_and_optional(kept: Kept, html: str) -> None:
+    found = failures(kept)
+    suites = id_and_ood(replace(paint_images(), classes=EVIL))
+    pictures = thumbnails(found, suites)
+    assert len(pictures) == 6
+    assert sum(map(len, pictures.values())) <= BUDGET_BYTES * 1.01
+    assert html.count("<img ") == 6
+    without = page(kept, found, {})
+    assert "<img " not in without
+    assert found[0].mistakes[0].image in without
+
+
+def test_no_examples_are_embedded_where_none_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_measurements(monkeypatch, {})
+    shown: list[int] = []
+    monkeypatch.setattr(benchmark_module, "write_report", lambda *_, **given: shown.append(len(given["shown"])))
+    for examples in (True, False):
+        run_benchmark(four_subjects(tmp_path / str(examples))[:2], id_and_ood(paint_images()), tmp_path / "out",
+                      quick=True, examples=examples)  # fmt: skip
+    assert shown == [3, 0]
+
+
+def test_reliability_agrees_with_ece() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(500, 4)).astype(np.float32), rng.integers(0, 4, 500)
+    found = reliability(logits, labels)
+    filled = found.count > 0
+    again = (found.count[filled] / 500 * np.abs(found.accuracy[filled] - found.confidence[filled])).sum()
+    assert found.ece == pytest.approx(again) == pytest.approx(metrics.ece(logits, labels))
+    assert found.count.sum() == 500
+
+
+def test_front_keeps_what_nothing_beats(kept: Kept) -> None:
+    row = next(one for one in kept.report.summary if one.kind == "artifact")
+    time = next(one for one in kept.report.latency if one.subject == row.subject)
+
+    def point(name: str, p50: float, accuracy: float) -> Point:
+        return Point(name, "c0", row.model_copy(update={"id": 0.9, "ood_avg": accuracy}),
+                     time.model_copy(update={"p50_ms": p50}))  # fmt: skip
+
+    points = [point("slow", 9.0, 0.5), point("good", 5.0, 0.7), point("fast", 2.0, 0.6), point("worse", 3.0, 0.55)]
+    assert [one.name for one in front(points)] == ["fast", "good"]
+    wide, narrow = pareto(points, 1000), pareto(points, 340)
+    assert ">good</text>" in wide.body
+    assert ">good</text>" not in narrow.body
+    assert "good: 90.0 % in domain, 70.0 % out of domain at 5.00 ms" in narrow.description
+
+
+def test_no_sample_is_outside_a_latency_drawing() -> None:
+    parts = [np.array([1.0] * 400 + [250.0]), np.array([1.1] * 400)]
+    low, high = span(parts)
+    assert low < 1.0 < 250.0 < high
+    body = str(histogram(parts, (low, high), 1.0, 1.1, "x", "c0").body)
+    heights = [float(value) for value in re.findall(r'height="([\d.]+)" class="c0 bar"', body)]
+    assert len(heights) == 2 or len(heights) == 3
+    assert min(heights) >= 1.5  # one sample of 801 can be seen
+    drawn = timeline(parts, (low, high), "x", "c0")
+    assert "801 samples, in 120 columns" in drawn.description
+    tops = [float(value) for value in re.findall(r'y2="([\d.]+)" class="c0 range"', str(drawn.body))]
+    assert len(tops) == 120
+    assert min(tops) < 30 < max(tops)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 2.0), (0.01, 1000.0), (55.0, 230.0), (2.0, 19.0)])
+def test_logarithmic_axes_have_ticks_inside(low: float, high: float) -> None:
+    found = log_ticks(low, high)
+    assert 2 <= len(found) <= 8
+    assert all(low <= value <= high for value in found)
+
+
+def test_colours_have_contrast_in_both_themes() -> None:
+    style = (Path(benchmark_module.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in style.split(":root {")[1:3])
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(first: str, second: str) -> float:
+        high, low = sorted((luminance(first), luminance(second)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    for theme in (light, dark):
+        for name in ("ink", "soft", "link", "good", "bad", *(f"c{n}" for n in range(7)), "ct"):
+            assert contrast(theme[name], theme["paper"]) >= 4.5, name
+            assert contrast(theme[name], theme["wash"]) >= 4.2, name
+        assert contrast(theme["warn"], theme["warn-wash"]) >= 4.5
+
+
+def test_missing_arrays_are_said(kept: Kept, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match=r"lacks logits/r/torch/id"):
+        kept.logits("r", "torch", "id")
+    with pytest.raises(EdgekdError, match=r"no predictions\.npz"):
+        read_arrays(tmp_path / "predictions.npz")
+    (tmp_path / "latency.npz").write_bytes(b"PK torn")
+    with pytest.raises(EdgekdError, match="is damaged"):
+        read_arrays(tmp_path / "latency.npz")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+def test_in_a_browser_without_scripts_and_network(folder: Path, tmp_path: Path) -> None:
+    seen = open_page(folder / "report.html", tmp_path, (320, 375, 768, 1280))
+    assert seen.requests == []
+    for frame in seen.frames:
+        assert frame["scroll"] <= frame["width"], frame["wide"]
+        assert frame["wide"] == []
+        assert frame["drawings"] > 10
+        for part in (
+            "No gates were set",
+            "onnxruntime-int8",
+            "<script>alert(1)</script>",
+            "How each number was measured",
+        ):
+            assert part in frame["text"]
+    assert len({frame["drawings"] for frame in seen.frames}) == 1  # each large drawing in one of its two widths
+
+
+def test_corruptions_cue_conflicts_and_comparisons_have_their_tables(kept: Kept) -> None:
+    cells = {"gaussian_noise": (0.9, 0.8, 0.7, 0.6, 0.5)}
+    corrupted = CorruptionRow(run=RUN, subject="onnxruntime-int8", n=60, top1=cells, robust_accuracy=0.7, mce=0.812,
+                              mce_denominators="AlexNet")  # fmt: skip
+    cue = CueConflictRow(run=RUN, subject="onnxruntime-int8", suite="cue:x", n=80, shape=0.3, texture=0.5,
+                         shape_bias=0.375, shape_bias_ci95=(0.26, 0.5))  # fmt: skip
+    one = SuiteComparison(suite="id", n=60, a=0.5, b=0.75, value=-0.25, ci95=(-0.4, -0.1), mcnemar_p=0.0001,
+                          agreement=0.6)  # fmt: skip
+    pair = Comparison(a_run=RUN, a="onnxruntime-int8", b_run=RUN, b="onnxruntime-fp32", p50_a_ms=3.0, p50_b_ms=2.0,
+                      p50_ratio=1.5, p50_ratio_ci95=(1.4, 1.6), turns=20, processes=1, accuracy=(one,))  # fmt: skip
+    found = {"corruptions": (corrupted,), "cue_conflicts": (cue,), "comparisons": (pair,)}
+    text = page(Kept(kept.report.model_copy(update=found), kept.predictions, kept.latency), [], {})
+    for part in ("mCE 81.2 with the denominators of AlexNet", "<td>90.0</td><td>80.0</td>", "37.5 [26.0, 50.0]",
+                 "1.500 [1.400, 1.600]", "-25.0 [-40.0, -10.0]", "&lt;0.001"):  # fmt: skip
+        assert part in text
+
+
+def test_markdown_keeps_what_users_wrote_as_text() -> None:
+    assert escaped("<b>a|b</b>\n`x` *y*") == "\\<b\\>a\\|b\\</b\\> \\`x\\` \\*y\\*"

@@ -1,0 +1,57 @@
+"""When the student's space is centred, and what a centre is a mean of."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekd.distill.prompts import TextBank
+from edgekd.distill.recipes import get_recipe
+from edgekd.distill.teaching import centred
+
+TRAIN = np.array([0, 2, 3])
+
+
+def bank_of(embeddings: list[list[float]], *, recipe: str = "vl2v-adip", centre: bool | None = None) -> TextBank:
+    """What `centred` makes of a teacher with these embeddings, one for each of four images."""
+    table = np.asarray(embeddings, dtype=np.float32)
+    bank = TextBank(("a", "b"), ("{}",), torch.tensor([[0.6, 0.8], [0.8, -0.6]]), "0123", 10.0)
+    job: Any = SimpleNamespace(
+        images=None,
+        split=SimpleNamespace(train=TRAIN),
+        teacher=None,
+        bank=bank,
+        config=SimpleNamespace(centre=centre),
+        recipe=get_recipe(recipe),
+    )
+    source: Any = SimpleNamespace(embeddings=lambda indices, views: table[indices])
+    return centred(job, source)
+
+
+CONE_LIKE = [[2.0, 0.0], [-9.0, 0.0], [3.0, 4.0], [1.0, 0.0]]
+"""Training images at 0°, 53° and 0°; the second image is in another part of the split."""
+SPREAD = [[1.0, 0.0], [0.0, 9.0], [-1.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_cone_is_centred_on_the_mean_of_the_training_images() -> None:
+    bank = bank_of(CONE_LIKE)
+    assert bank.image_centre is not None
+    assert bank.image_centre.tolist() == pytest.approx([2.6 / 3, 0.8 / 3])
+    assert bank.text_centre is not None
+    assert bank.text_centre.tolist() == pytest.approx([0.7, 0.1])
+    # (0.6, 0.8) − (0.7, 0.1) = (−0.1, 0.7), of length √0.5.
+    assert bank.head[0].tolist() == pytest.approx([-0.1 / 0.5**0.5, 0.7 / 0.5**0.5])
+
+
+def test_embeddings_that_spread_out_are_left_as_they_are_unless_told_otherwise() -> None:
+    assert bank_of(SPREAD).image_centre is None
+    assert bank_of(SPREAD, centre=True).image_centre is not None
+
+
+def test_the_user_and_the_recipe_can_say_no() -> None:
+    assert bank_of(CONE_LIKE, centre=False).text_centre is None
+    assert bank_of(CONE_LIKE, recipe="clip-mse").text_centre is None
