@@ -5,6 +5,8 @@
 Everything runs in one process, in turn, `--rounds` times; the ratios are taken within a round and their median is
 printed, so that a machine whose speed drifts does not decide the comparison. Targets: distil step ≥ 0.95 of the bare
 step, whole loop ≥ 0.8 of it, cached loop ≥ 5 × the loop with an online ViT-B/32 (random weights: only speed counts).
+BatchNorm statistics are frozen in the distil step and the loops, as they are for every pretrained student; the bare
+step is timm's own `.train()`, and once more with them frozen.
 """
 
 from __future__ import annotations
@@ -41,9 +43,17 @@ def images_per_second(step: object, batch: int, steps: int) -> float:
     return batch * steps / (time.perf_counter() - started)
 
 
-def bare_step(views: torch.Tensor, labels: torch.Tensor) -> object:
+def freeze_statistics(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def bare_step(views: torch.Tensor, labels: torch.Tensor, *, frozen: bool = False) -> object:
     """timm model, cross-entropy, backward, fused AdamW."""
     model = timm.create_model(NAME, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
+    if frozen:
+        freeze_statistics(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -59,6 +69,7 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
     fabric = Fabric(accelerator="cpu", devices=1)
     stage = get_recipe("vl2v-adip").stages[-1]
     student = make_student(NAME, pretrained="scratch", size=views.shape[-1], dim=DIM).train()
+    freeze_statistics(student)
     assert student.projector is not None
     student.projector.requires_grad_(False)
     student.to(memory_format=torch.channels_last)
@@ -92,6 +103,7 @@ def loop(data: str, batch: int, size: int, steps: int, out: Path, **options: obj
             "overwrite": True,
             "stages": {"align": {"share": 0}, "distill": {"share": 1}},
             "views": 1,
+            "bn": "frozen",
             **options,
         }
     )
@@ -112,13 +124,14 @@ def main() -> None:
     torch.manual_seed(0)
     views = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
-    rates: dict[str, list[float]] = {name: [] for name in ("bare", "distil", "loop", "online")}
+    rates: dict[str, list[float]] = {name: [] for name in ("bare", "frozen", "distil", "loop", "online")}
     waits = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         loop(arguments.data, batch, size, 2, out, teacher=arguments.teacher)  # fills the caches
         for _ in range(arguments.rounds):
             rates["bare"].append(images_per_second(bare_step(views, labels), batch, steps))
+            rates["frozen"].append(images_per_second(bare_step(views, labels, frozen=True), batch, steps))
             rates["distil"].append(images_per_second(distil_step(views, labels), batch, steps))
             rate, wait = loop(arguments.data, batch, size, steps, out, teacher=arguments.teacher)
             rates["loop"].append(rate)
@@ -130,7 +143,9 @@ def main() -> None:
     print("|---|---|---|---|")
     rows = (
         ("bare timm step", "bare", "bare", ""),
+        ("bare timm step, BatchNorm frozen / bare", "frozen", "bare", ""),
         ("distil step / bare", "distil", "bare", "≥ 0.95"),
+        ("distil step / bare with BatchNorm frozen", "distil", "frozen", ""),
         ("whole loop from JPEGs / bare", "loop", "bare", "≥ 0.8"),
         ("cached loop / online ViT-B/32", "loop", "online", "≥ 5"),
     )
