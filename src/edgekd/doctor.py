@@ -96,7 +96,8 @@ def target_lines() -> list[str]:
     """Every target with its runtime and precisions."""
     from edgekd.targets.registry import TARGETS
 
-    return [f"{target.name:<14}{', '.join(target.precisions):<20}{target.summary}" for target in TARGETS.values()]
+    width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
+    return [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
 
 
 def _nothing(what: str, pattern: str, names: list[str]) -> list[str]:
