@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
-
-_PROVIDER = "CPUExecutionProvider"
+from edgekd.targets.onnx_runtime import open_onnx
 
 
 @dataclass(frozen=True)
@@ -69,42 +66,5 @@ def open_session(
             f"The artifact at {folder} has the format {artifact.format}, which this session cannot run.",
             "Use the edgekd that wrote it.",
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # failures come as exceptions
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    started = time.perf_counter()
-    try:
-        runtime = onnxruntime.InferenceSession(str(folder / artifact.model_file), options, providers=[_PROVIDER])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
-        raise _explained(error, folder / artifact.model_file) from error
-    load_ms = (time.perf_counter() - started) * 1e3
-    active = runtime.get_providers()
-    if active != [_PROVIDER]:
-        raise EdgekdError(
-            f"ONNX Runtime uses {', '.join(active)} instead of {_PROVIDER}.", "Install the plain onnxruntime package."
-        )
-    return Session(artifact, _PROVIDER, options.intra_op_num_threads or _default_threads(), load_ms, runtime)
-
-
-def _default_threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _explained(error: Exception, path: Path) -> EdgekdError:
-    """ONNX Runtime's reason in a sentence of ours."""
-    text = str(error)
-    lowered = text.lower()
-    version = onnxruntime.__version__
-    if "unsupported model ir version" in lowered or ("opset" in lowered and "support" in lowered):
-        return EdgekdError(
-            f"{path} needs a newer ONNX Runtime than {version}: {_reason(text)}.", "Update onnxruntime on this machine."
-        )
-    return EdgekdError(f"ONNX Runtime {version} cannot load {path}: {_reason(text)}.", "Export again with --overwrite.")
-
-
-def _reason(text: str) -> str:
-    """ONNX Runtime's message without its error class and without the path, in one line."""
-    line = next((line for line in text.splitlines() if line.strip()), "no reason given")
-    return line.rpartition(" : ")[2].strip().rstrip(".")[:200]
+    opened = open_onnx(folder / artifact.model_file, threads=threads, spinning=spinning)
+    return Session(artifact, opened.provider, opened.threads, opened.load_ms, opened.runtime)

@@ -122,6 +122,9 @@ def benchmark(
     threads: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    device: Iterable[str] = (),
+    keep: bool = False,
+    result: str | Path | None = None,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -133,11 +136,67 @@ def benchmark(
         threads: threads of the artifact's runtime; None leaves it to the runtime.
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
+        device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
+            `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
+        keep: leave agent, artifacts and images on the device for the next time.
+        result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
+            those of the bundle.
 
     Returns:
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
+
+    specs = list(device)
+    if specs and result is not None:
+        raise EdgekdError("A device and a result were both named.", "Measure or import; each makes a report.")
+    subjects, suites, contexts, folder = _measured(paths, data)
+    if specs or result is not None:
+        from edgekd.benchmark import device as devices
+
+        others = [subject for subject in subjects if subject.folder is None]
+        if result is not None:
+            quick = devices.result_is_quick(Path(result))
+            ran = devices.from_result(subjects, suites, Path(result))
+        else:
+            ran = []
+            for spec in specs:
+                ran += devices.on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep)
+        subjects = others + ran
+    return run_benchmark(
+        subjects,
+        suites,
+        Path(out) if out else folder / "benchmark",
+        quick=quick,
+        threads=threads,
+        context={"runs": contexts},
+        overwrite=overwrite or out is None,
+    )
+
+
+def make_bundle(
+    *paths: str | Path, folder: str | Path, data: str | None = None, quick: bool = False, threads: int | None = None
+) -> str:
+    """Write a folder with which a machine that nobody can reach measures the artifacts.
+
+    Args:
+        *paths: as for `benchmark`.
+        folder: new folder.
+        data: as for `benchmark`; and so are `quick` and `threads`.
+
+    Returns:
+        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
+    """
+    from edgekd.benchmark.device import bundle
+
+    subjects, suites, _, _ = _measured(paths, data)
+    return bundle(subjects, suites, Path(folder), quick=quick, threads=threads)
+
+
+def _measured(
+    paths: Sequence[str | Path], data: str | None
+) -> tuple[list[Subject], list[Suite], list[dict[str, Any]], Path]:
+    """Who is measured, on what, what the report says about the runs, and the folder a report belongs to."""
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
@@ -162,16 +221,7 @@ def benchmark(
         if number == 0 or not same_split:
             suites += suites_of(loaded, data, None if same_split else loaded.run.name)
         contexts.append(context_of(loaded))
-    target = Path(out) if out else (loaded_runs[0].folder if loaded_runs else Path(paths[0])) / "benchmark"
-    return run_benchmark(
-        subjects,
-        suites,
-        target,
-        quick=quick,
-        threads=threads,
-        context={"runs": contexts},
-        overwrite=overwrite or out is None,
-    )
+    return subjects, suites, contexts, loaded_runs[0].folder if loaded_runs else Path(paths[0])
 
 
 def evaluate(

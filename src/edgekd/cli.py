@@ -203,13 +203,44 @@ def benchmark(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run the artifacts there: local, ssh://[USER@]HOST[:PORT], adb:SERIAL, or bundle:DIR, which writes a "
+            "folder to carry to a machine nobody can reach; may be repeated. [default: in processes of this command]"
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
+    ] = False,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="RESULT", help="Take in what a device wrote for a bundle.")
+    ] = None,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
     from edgekd.benchmark.report import print_table
     from edgekd.console import result
 
-    report = api.benchmark(*(paths or []), data=data, quick=quick, threads=threads, out=out, overwrite=overwrite)
+    where = device or []
+    if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
+        if len(where) > 1 or import_:
+            raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
+        line = api.make_bundle(*(paths or []), folder=bundles[0], data=data, quick=quick, threads=threads)
+        result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
+        result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
+        return
+    report = api.benchmark(
+        *(paths or []),
+        data=data,
+        quick=quick,
+        threads=threads,
+        out=out,
+        overwrite=overwrite,
+        device=where,
+        keep=keep,
+        result=import_,
+    )
     print_table(report)
     folder = report.folder
     result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
