@@ -81,9 +81,13 @@ def parse_job(data: Any) -> Job:
             "Use the agent and the edgekd of one release.",
         )
     try:
-        lists = ("images", "latency_images")
         artifacts = tuple(
-            JobArtifact(**{key: tuple(map(int, value)) if key in lists else value for key, value in one.items()})
+            JobArtifact(
+                str(one["name"]),
+                str(one["folder"]),
+                tuple(map(int, one["images"])),
+                tuple(map(int, one["latency_images"])),
+            )
             for one in data["artifacts"]
         )
         return Job(artifacts, str(data["image_file"]), Protocol(**data["protocol"]), data["threads"])

@@ -23,6 +23,7 @@ from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
 
 Said = Callable[[str], None]
+_CPUINFO = "/proc/cpuinfo"
 
 
 def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
@@ -151,7 +152,7 @@ def emulated() -> bool:
     if not platform.machine().lower().startswith(("aarch64", "arm")):
         return False
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
+        with open(_CPUINFO, encoding="utf-8", errors="replace") as handle:
             text = handle.read()
     except OSError:
         return False

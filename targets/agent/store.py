@@ -64,7 +64,8 @@ def receive(path: Path, size: int, sha256: str, source: BinaryIO) -> None:
 def write_step(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
     """Write a step's arrays and facts in one rename."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8))
+    named = dict[str, Any](arrays)
+    np.savez(buffer, **named, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:

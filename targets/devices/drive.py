@@ -25,8 +25,9 @@ SPARE = 64_000_000
 class Device(Protocol):
     """A machine and the way to it. Make one with `edgekd.targets.devices.find.find_device`."""
 
-    name: str
-    """For the report."""
+    @property
+    def name(self) -> str:
+        """For the report."""
 
     @property
     def python(self) -> list[str]:
