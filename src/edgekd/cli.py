@@ -213,6 +213,10 @@ def benchmark(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
+    ] = None,
     import_: Annotated[
         Path | None, typer.Option("--import", metavar="RESULT", help="Take in what a device wrote for a bundle.")
     ] = None,
@@ -222,6 +226,8 @@ def benchmark(
     from edgekd.benchmark.report import print_table
     from edgekd.console import result
 
+    if profile is not None:
+        threads = _follow_profile(profile, threads)
     where = device or []
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
@@ -244,6 +250,17 @@ def benchmark(
     print_table(report)
     folder = report.folder
     result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
+
+
+def _follow_profile(spec: str, threads: int | None) -> int | None:
+    """Say what the profile warns of; its threads, unless others were given."""
+    from edgekd.console import say
+    from edgekd.targets.profiles import load_profile
+
+    profile = load_profile(spec)
+    for caution in profile.cautions:
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].url})")
+    return threads if threads is not None else profile.threads
 
 
 @app.command()
@@ -307,7 +324,7 @@ def recipes() -> None:
 
 @known.command()
 def targets() -> None:
-    """Export targets with their precisions."""
+    """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines
 
     _print(target_lines())
