@@ -36,19 +36,24 @@ def work_1_ms() -> None:
         pass
 
 
+def added_share(model: Callable[[], None]) -> float:
+    """Median of what the harness adds to each call, as a share of the model's own median; the quietest of three."""
+    shares = []
+    for _ in range(3):
+        inside: list[float] = []
+        samples = measure(rotating(noting(inside, model), IMAGES), RULE)
+        own = np.asarray(inside[-len(samples.samples_ms) :])
+        assert np.median(own) >= 1.0
+        added = np.median(samples.samples_ms - own)
+        assert added >= 0
+        shares.append(float(added / np.median(own)))
+    return min(shares)
+
+
 def test_a_model_that_works_for_a_known_time_comes_back_within_one_percent() -> None:
-    inside: list[float] = []
-    samples = measure(rotating(noting(inside, work_1_ms), IMAGES), RULE)
-    own = np.asarray(inside[-len(samples.samples_ms) :])
-    assert np.median(own) >= 1.0
-    added = np.median(samples.samples_ms - own)
-    assert 0 <= added < 0.01 * np.median(own)
+    assert added_share(work_1_ms) < 0.01
 
 
 def test_a_model_that_sleeps_for_a_known_time_comes_back_too() -> None:
     """A core that has slept runs the harness with cold caches, hence the wider margin."""
-    inside: list[float] = []
-    samples = measure(rotating(noting(inside, lambda: time.sleep(0.001)), IMAGES), RULE)
-    own = np.asarray(inside[-len(samples.samples_ms) :])
-    assert np.median(own) >= 1.0
-    assert 0 <= np.median(samples.samples_ms - own) < 0.05 * np.median(own)
+    assert added_share(lambda: time.sleep(0.001)) < 0.03
