@@ -13,7 +13,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from edgekd.benchmark.findings import Family
 from edgekd.benchmark.measured import Measured
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
@@ -24,6 +26,10 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Kind = Literal["teacher", "torch", "artifact"]
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""
+_FAMILIES: dict[str, Family] = {
+    "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
+    "cue": "cue-conflict",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,24 +73,44 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """Images to measure on: `id`, or `ood:<domain>`.
+    """Images to measure on.
 
     Attributes:
-        name: `id` or `ood:<domain>`.
+        name: `id`, `val`, `seen:<domain>`, `ood:<name>`, `clean:<name>`, `corruption:<name>:<severity>`, `cue:<name>`.
         images: where they come from.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
+        family: what kind of images they are, see `findings.Family`; None derives it from the name.
+        remarks: what a reader must know about these images, one sentence each.
+        corruption: name and severity (1–5) of what every image goes through first, see `corruptions.corrupt`.
+        texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
     """
 
     name: str
     images: ImageSet
     indices: NDArray[np.int64]
     run: str | None = None
+    family: Family | None = None
+    remarks: tuple[str, ...] = ()
+    texture: NDArray[np.int64] | None = None
+    corruption: tuple[str, int] | None = None
+
+    @property
+    def kind(self) -> Family:
+        """The family, by the name's first word where none was given."""
+        if self.family is not None:
+            return self.family
+        return _FAMILIES[self.name.partition(":")[0]]
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Int64 `[n]`, index into `images.classes`."""
         return self.images.labels[self.indices]
+
+    @property
+    def domain_of(self) -> NDArray[np.int64]:
+        """Int64 `[n]`, index into `images.domains`."""
+        return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
         return self.run is None or self.run == subject.run
@@ -125,12 +151,12 @@ def _batches(suite: Suite, preprocesses: dict[str, Preprocess], batch: int) -> I
         remaining = iter(suite.indices.tolist())
         ready: list[dict[str, NDArray[np.uint8]]] = []
         for index in itertools.islice(remaining, 2 * batch):
-            waiting.append(pool.submit(_read, suite.images, index, preprocesses))
+            waiting.append(pool.submit(_read, suite.images, index, preprocesses, suite.corruption))
         while waiting:
             ready.append(waiting.popleft().result())
             following = next(remaining, None)
             if following is not None:
-                waiting.append(pool.submit(_read, suite.images, following, preprocesses))
+                waiting.append(pool.submit(_read, suite.images, following, preprocesses, suite.corruption))
             if len(ready) == batch or not waiting:
                 yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}  # [B, H, W, 3]
                 ready = []
@@ -138,7 +164,9 @@ def _batches(suite: Suite, preprocesses: dict[str, Preprocess], batch: int) -> I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(images: ImageSet, index: int, preprocesses: dict[str, Preprocess]) -> dict[str, NDArray[np.uint8]]:
+def _read(
+    images: ImageSet, index: int, preprocesses: dict[str, Preprocess], corruption: tuple[str, int] | None = None
+) -> dict[str, NDArray[np.uint8]]:
     try:
         image = images.read(index)
     except UnreadableImage as error:
@@ -146,7 +174,25 @@ def _read(images: ImageSet, index: int, preprocesses: dict[str, Preprocess]) -> 
             f"The image {images.ids[index]} can no longer be read: {error.reason}.",
             "Restore it, or load the data again so that it is left out.",
         ) from error
-    return {name: preprocess.pixels(image) for name, preprocess in preprocesses.items()}
+    if corruption is None:
+        return {name: preprocess.pixels(image) for name, preprocess in preprocesses.items()}
+    return _corrupted(image, images.keys[index], preprocesses, corruption)
+
+
+def _corrupted(
+    image: Image.Image, key: str, preprocesses: dict[str, Preprocess], corruption: tuple[str, int]
+) -> dict[str, NDArray[np.uint8]]:
+    """Corrupted at 224 pixels, as ImageNet-C is, then brought to each model's size without another crop."""
+    from edgekd.benchmark.corruptions import SIZE, corrupt  # brings scipy
+
+    done: dict[str, Image.Image] = {}
+    found = {}
+    for name, preprocess in preprocesses.items():
+        at_size = preprocess.model_copy(update={"size": SIZE})
+        if at_size.hash not in done:
+            done[at_size.hash] = Image.fromarray(corrupt(at_size.pixels(image), *corruption, key))
+        found[name] = preprocess.model_copy(update={"resize": "squash"}).pixels(done[at_size.hash])
+    return found
 
 
 def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:

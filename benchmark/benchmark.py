@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import environment, rows
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
+from edgekd.benchmark.compare import check_comparable, compare
 from edgekd.benchmark.device import device_facts, latency_places
+from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
     FULL,
@@ -26,14 +28,12 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.report import write_report
-from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, Report, SummaryRow
+from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-
-Logits = dict[tuple[str, int], NDArray[np.float32]]
-"""(subject's key, position of the suite) → `[n, C]`."""
 
 
 def run_benchmark(
@@ -45,6 +45,8 @@ def run_benchmark(
     threads: int | None = None,
     context: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    gates: Sequence[Gate] = (),
+    compared: tuple[Subject, Subject] | None = None,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
 
@@ -56,26 +58,35 @@ def run_benchmark(
         threads: threads inside an artifact's runtime; None leaves it to the runtime's default.
         context: what to tell the reader besides; `runs` is a list of mappings, each a run's `name` and facts.
         overwrite: replace an earlier report at `out`.
+        gates: what every artifact must fulfil; the report says whether it does, nothing is raised.
+        compared: two of the subjects, artifacts, to set beside each other; their latencies are then measured in
+            alternating blocks of the same processes.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
     """
     _check(subjects, suites, out, overwrite)
+    if compared is not None:
+        check_comparable(*compared, suites)
     protocol = QUICK if quick else FULL
     before = environment.state()
     started = time.perf_counter()
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
-    latency, samples = _latency(subjects, suites, protocol, threads)
-    accuracy, summary = _accuracy(subjects, suites, logits)
+    latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None)
+    scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         notes=(),
-        summary=tuple(summary),
-        accuracy=tuple(accuracy),
+        suites=tuple(rows.suite_row(suite) for suite in suites),
+        summary=scores.summary,
+        accuracy=scores.accuracy,
         latency=tuple(latency),
+        corruptions=scores.corruptions,
+        cue_conflicts=scores.cue_conflicts,
+        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
         protocol={
             "latency": asdict(protocol),
             "latency_context": asdict(CONTEXT),
@@ -86,8 +97,14 @@ def run_benchmark(
         environment=environment.describe()
         | {"before": before, "after": environment.state(), "devices": device_facts(subjects, beside)},
     )
-    report = report.model_copy(update={"notes": tuple(rows.remarks(report)), "folder": out})
-    write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=samples)
+    found = {"notes": tuple(rows.remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    report = report.model_copy(update=found)
+    raw: dict[str, NDArray[Any]] = {}
+    for subject in subjects:
+        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
+        if subject.measured is not None:
+            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = subject.measured.whole.samples.samples_ms
+    write_report(report, out, predictions=_predictions(subjects, suites, logits), latency=raw)
     return report
 
 
@@ -120,8 +137,10 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logi
     for number, suite in enumerate(suites):
         models = list({subject.key: subject for subject in subjects if suite.holds(subject)}.values())
         if models:
-            where = suite.name if suite.run is None else f"{suite.name} of {suite.run}"
-            say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
+            if suite.corruption is None or suite.corruption[1] == 1:
+                name = suite.name.replace(":1", " at severities 1–5") if suite.corruption else suite.name
+                where = name if suite.run is None else f"{name} of {suite.run}"
+                say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
             for subject, found in zip(models, predict_suite(models, suite), strict=True):
                 logits[subject.key, number] = found
                 if subject.measured is not None:
@@ -130,65 +149,10 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logi
     return logits, beside
 
 
-def _accuracy(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> tuple[list[AccuracyRow], list[SummaryRow]]:
-    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
-    accuracy: list[AccuracyRow] = []
-    of: dict[tuple[str, str], list[AccuracyRow]] = {}
-    for subject in subjects:
-        reference = torch_of.get(subject.run) if subject.kind != "torch" else None
-        own = [
-            rows.accuracy_row(
-                subject, suite, logits[subject.key, number], logits[reference.key, number] if reference else None
-            )
-            for number, suite in enumerate(suites)
-            if suite.holds(subject)
-        ]
-        of[subject.run, subject.name] = own
-        accuracy += own
-    teacher_ood: dict[str, float | None] = {}
-    for subject in subjects:
-        if subject.kind == "teacher":
-            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(rows.OOD)]
-            teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
-    summary, first_run = [], dict[tuple[Any, ...], str]()
-    for subject in subjects:
-        # A teacher of two runs is one row only where both are measured on the same images.
-        where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
-        first = first_run.setdefault((subject.key, *where), subject.run)
-        summary.append(
-            rows.summary_row(
-                subject,
-                of[subject.run, subject.name],
-                teacher_ood_avg=teacher_ood.get(subject.run),
-                same_as=first if first != subject.run else None,
-                costs=_costs(subject, torch_of.get(subject.run), suites, logits),
-            )
-        )
-    return accuracy, summary
-
-
-def _costs(
-    subject: Subject, reference: Subject | None, suites: Sequence[Suite], logits: Logits
-) -> dict[str, Difference]:
-    if subject.kind != "artifact" or reference is None:
-        return {}
-    found = {}
-    for name, prefix in (("id", "id"), ("ood", rows.OOD)):
-        chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.startswith(prefix)]
-        if chosen:
-            found[name] = rows.difference(
-                [logits[reference.key, number] for number in chosen],
-                [logits[subject.key, number] for number in chosen],
-                [suites[number] for number in chosen],
-            )
-    return found
-
-
 def _latency(
-    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None
-) -> tuple[list[LatencyRow], dict[str, NDArray[Any]]]:
+    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None, *, together: bool
+) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]]]:
+    """A row for each subject, and by its key the samples of each process."""
     models = {subject.key: subject for subject in subjects}
     buffers, prepare_ms = _buffers(models.values(), suites)
     artifacts = {key: subject for key, subject in models.items() if subject.kind == "artifact"}
@@ -204,6 +168,7 @@ def _latency(
         {key: buffers[subject.preprocess.hash] for key, subject in here.items()},
         protocol,
         threads=threads,
+        together=together,
     )
     for key, subject in artifacts.items():
         if subject.measured is not None:
@@ -211,7 +176,7 @@ def _latency(
     parts = {key: [one.samples for one in found] for key, found in exported.items()}
     parts |= {key: [found] for key, found in beside.items()}
     numbers = {key: summarise(found) for key, found in parts.items()}
-    found_rows, raw = [], dict[str, NDArray[Any]]()
+    found_rows = []
     for subject in subjects:
         facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
         if subject.key in exported:
@@ -232,10 +197,7 @@ def _latency(
                 **({"prepare_p50_ms": prepare_ms[subject.preprocess.hash]} | numbers[subject.key] | facts),
             )
         )
-        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-        if subject.measured is not None:
-            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = subject.measured.whole.samples.samples_ms
-    return found_rows, raw
+    return found_rows, parts
 
 
 def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
@@ -278,6 +240,10 @@ def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: L
     for number, suite in enumerate(suites):
         name = suite.name if suite.run is None else f"{suite.run}/{suite.name}"
         arrays[f"labels/{name}"] = suite.labels
+        arrays[f"classes/{name}"] = np.asarray(suite.images.classes)
+        arrays[f"domains/{name}"] = np.unique(suite.domain_of, return_inverse=True)[1]
+        if suite.texture is not None:
+            arrays[f"texture/{name}"] = suite.texture
         arrays[f"ids/{name}"] = np.asarray([suite.images.ids[index] for index in suite.indices])
         for subject in subjects:
             if suite.holds(subject):

@@ -73,8 +73,24 @@ def bundle(
         return bundle_command(order.payload.job_folder)
 
 
-def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path) -> list[Subject]:
-    """The artifacts among `subjects` as a device measured them, from the file it wrote.
+def on_devices(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    specs: Sequence[str],
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    keep: bool = False,
+) -> list[Subject]:
+    """What runs here (teacher, torch student), then every artifact as each device measures it."""
+    found = [subject for subject in subjects if subject.folder is None]
+    for spec in specs:
+        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep)
+    return found
+
+
+def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path) -> tuple[list[Subject], bool]:
+    """What runs here, then the artifacts as a device measured them, from the file it wrote; and whether it was quick.
 
     Raises:
         EdgekdError: a result of other artifacts or of other images.
@@ -89,12 +105,8 @@ def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
             )
         if result.job != order.job:
             raise EdgekdError(f"{path} was measured on other images or by another rule.", "Make the bundle again.")
-        return _subjects(subjects, suites, order, result, result.name)
-
-
-def result_is_quick(path: Path) -> bool:
-    """Whether a result was measured by the short protocol."""
-    return read_result(path).job.protocol.name == QUICK.name
+        others = [subject for subject in subjects if subject.folder is None]
+        return others + _subjects(subjects, suites, order, result, result.name), quick
 
 
 def device_facts(
@@ -136,6 +148,8 @@ def _order(
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
         raise EdgekdError("There is no artifact for the device to run.", "Make one: edgekd export.")
+    if any(suite.corruption is not None for suite in suites):
+        raise EdgekdError("Corrupted images are drawn on this machine only.", "Measure corruptions without --device.")
     with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:
         scratch = Path(name)
         pack = ImagePack(scratch / "images.zip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, label, main_table, mark, ms, percent
 
@@ -15,17 +16,34 @@ _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean",
                    "load", "read + resize", "end to end p50", "p90", "peak MB")  # fmt: skip
 
 
+_GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
+_CUE_HEADER = ("run", "subject", "suite", "n", "for the shape", "for the texture", "shape bias [95 % CI]")
+_SCALED_HEADER = ("run", "subject", "temperature", "suite", "ECE", "adaptive ECE", "NLL", "Brier")
+
+
 def markdown(report: Report) -> str:
     """The whole report as Markdown."""
     table = main_table(report)
     lines = [f"# Benchmark ({QUICK_MARK})" if report.quick else "# Benchmark", ""]
+    if report.gates:
+        lines += ["## Gates", "", *_table(_GATE_HEADER, map(_gate_cells, report.gates)), ""]
     lines += [*_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
     if costs := list(_costs(report)):
         lines += ["## What the export cost", ""]
         lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
         lines += [*_table(_COST_HEADER, costs), ""]
-    lines += ["## Each suite", "", *_table(_SUITE_HEADER, map(_suite_cells, report.accuracy)), ""]
+    for pair in report.comparisons:
+        lines += _comparison(pair)
+    if report.corruptions:
+        lines += ["## Corruptions", "", *_corruptions(report), ""]
+    if report.cue_conflicts:
+        lines += ["## Shape or texture", "", *_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)), ""]
+    # The 75 cells of the corruptions stand in corruptions.csv.
+    plain = [row for row in report.accuracy if not row.suite.startswith("corruption:")]
+    lines += ["## Each suite", "", *_table(_SUITE_HEADER, map(_suite_cells, plain)), ""]
+    if any(row.scaled for row in plain):
+        lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
     lines += ["Times in ms unless said otherwise. How each number is made: docs/report.md.", ""]
     return "\n".join(lines)
@@ -36,6 +54,7 @@ def under_table(report: Report) -> list[str]:
     lines = [f"**{QUICK_MARK}**: the short latency protocol."] if report.quick else []
     lines += report.notes
     lines.append(_images(report))
+    lines += dict.fromkeys(f"{_plain_name(row)}: {remark}" for row in report.suites for remark in row.remarks)
     for facts in report.context.get("runs", ()):
         told = (f"{_words(key)} {_said(value)}" for key, value in facts.items() if key != "name")
         lines.append(f"Run {facts['name']}: {', '.join(told)}.")
@@ -50,9 +69,16 @@ def under_table(report: Report) -> list[str]:
     return lines
 
 
+def _plain_name(row: SuiteRow) -> str:
+    """The suite's name; one for all cells of the corruptions."""
+    return "corruptions" if row.family == "corruption" else row.suite
+
+
 def _images(report: Report) -> str:
     by_run: dict[str, dict[str, None]] = {}
     for row in report.accuracy:
+        if row.suite.startswith("corruption:"):
+            continue
         by_run.setdefault(row.run, {})[f"{row.suite} n = {row.n}"] = None
     runs_of: dict[str, list[str]] = {}
     for run, parts in by_run.items():
@@ -118,6 +144,75 @@ def _costs(report: Report) -> Iterator[tuple[str, ...]]:
                 low, high = cost.ci95
                 cells += [f"{100 * cost.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{cost.mcnemar_p:.3f}"]
         yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
+
+
+def _gate_cells(row: GateRow) -> tuple[str, ...]:
+    measured = f"not evaluated: {row.reason}" if row.value is None else f"{row.value:.4g}"
+    verdict = "passed" if row.passed else "**failed**"
+    return (row.metric, row.run or NONE, row.subject or NONE, measured, f"{row.operator} {row.limit:g}", verdict)
+
+
+def _comparison(pair: Comparison) -> list[str]:
+    low, high = pair.p50_ratio_ci95
+    rows = []
+    for one in pair.accuracy:
+        first, last = (100 * end for end in one.ci95)
+        difference = f"{100 * one.value:+.1f} [{first:+.1f}, {last:+.1f}]"
+        accuracies = percent(one.a), percent(one.b)
+        rows.append((one.suite, str(one.n), *accuracies, difference, f"{one.mcnemar_p:.3f}", percent(one.agreement)))
+    return [
+        "## A against B",
+        "",
+        f"A is {pair.a_run}/{pair.a}, B is {pair.b_run}/{pair.b}. **Latency A / B: {pair.p50_ratio:.3f} "
+        f"[{low:.3f}, {high:.3f}]** (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} pairs "
+        f"of blocks that took turns in {pair.processes} process{'es' if pair.processes > 1 else ''}).",
+        "",
+        *_table(("suite", "n", "A", "B", "A − B, points [95 % CI]", "McNemar p", "agreement"), rows),
+        "",
+    ]
+
+
+def _corruptions(report: Report) -> list[str]:
+    lines = []
+    header = ("run", "subject", "robust accuracy", "mCE", *(str(severity) for severity in range(1, 6)))
+    rows = []
+    for row in report.corruptions:
+        levels = (percent(sum(cells) / len(cells)) for cells in zip(*row.top1.values(), strict=True))
+        rows.append((row.run, row.subject, percent(row.robust_accuracy), percent(row.mce), *levels))
+    lines += _table(header, rows)
+    lines += [
+        "",
+        "Columns 1–5: mean top-1 over the 15 corruptions at that severity. Single corruptions, mean over severities:",
+    ]
+    names = list(report.corruptions[0].top1)
+    by_name = [
+        (row.run, row.subject, *(percent(sum(row.top1[name]) / 5) for name in names)) for row in report.corruptions
+    ]
+    lines += ["", *_table(("run", "subject", *(name.replace("_", " ") for name in names)), by_name), ""]
+    told = dict.fromkeys(row.mce_denominators for row in report.corruptions if row.mce_denominators)
+    lines += [f"Denominators of mCE: {text}." for text in told]
+    return lines
+
+
+def _cue_cells(row: CueConflictRow) -> tuple[str, ...]:
+    bias = percent(row.shape_bias)
+    if row.shape_bias_ci95 is not None:
+        bias += f" [{percent(row.shape_bias_ci95[0])}, {percent(row.shape_bias_ci95[1])}]"
+    return (row.run, row.subject, row.suite, str(row.n), percent(row.shape), percent(row.texture), bias)
+
+
+def _calibration(report: Report, plain: list[AccuracyRow]) -> list[str]:
+    temperature = {(row.run, row.subject): row.temperature for row in report.summary}
+    rows = []
+    for row in plain:
+        factor = temperature[row.run, row.subject]
+        if row.scaled is not None and factor is not None:
+            pairs = (
+                (getattr(row, name), getattr(row.scaled, name)) for name in ("ece", "adaptive_ece", "nll", "brier")
+            )
+            cells = (f"{fraction(before)} → {fraction(after)}" for before, after in pairs)
+            rows.append((row.run, row.subject, f"{factor:.3f}", row.suite, *cells))
+    return _table(_SCALED_HEADER, rows)
 
 
 def _suite_cells(row: AccuracyRow) -> tuple[str, ...]:

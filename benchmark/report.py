@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgekd.benchmark.findings import Comparison
+from edgekd.benchmark.gates import failed_table
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
-from edgekd.benchmark.table import QUICK_MARK, MainTable, main_table
-from edgekd.console import is_main_process, out
-from edgekd.errors import EdgekdError
+from edgekd.benchmark.table import QUICK_MARK, MainTable, main_table, ms, percent
+from edgekd.console import is_main_process, out, result
+from edgekd.errors import EdgekdError, GateFailed
 from edgekd.files import read_json, replacing, write_json, write_text
+from edgekd.manifest import first_problem
 
 _DISPENSABLE = ("ECE ID / OOD", "retention", "p90 ms", "MB")
 """Columns that a terminal too narrow for all goes without, in this order; report.md has them."""
@@ -37,22 +41,39 @@ def write_report(
         write_json(scratch / "report.json", report.model_dump(mode="json"))
         write_text(scratch / "report.md", markdown(report))
         draw_picture(report, scratch / "report.png")
+        if report.corruptions:
+            write_text(scratch / "corruptions.csv", corruptions_csv(report))
         np.savez_compressed(scratch / "predictions.npz", **dict[str, Any](predictions))
         np.savez_compressed(scratch / "latency.npz", **dict[str, Any](latency))
+
+
+def corruptions_csv(report: Report) -> str:
+    """Every cell: run, subject, corruption, severity, n, top1."""
+    lines = ["run,subject,corruption,severity,n,top1"]
+    for row in report.corruptions:
+        for name, cells in row.top1.items():
+            for severity, value in enumerate(cells, start=1):
+                lines.append(f'"{row.run}","{row.subject}",{name},{severity},{row.n},{value:.6f}')
+    return "\n".join(lines) + "\n"
 
 
 def read_report(folder: Path) -> Report:
     """Load `report.json` of a report folder.
 
     Raises:
-        EdgekdError: no report there, or of another schema version.
+        EdgekdError: no report there, a damaged one, or one of another schema version.
     """
     data = read_json(folder / "report.json", "report")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise EdgekdError(
             f"The report at {folder} is not of schema version {SCHEMA_VERSION}.", "Run edgekd benchmark again."
         )
-    return Report.model_validate(data | {"folder": folder})
+    try:
+        return Report.model_validate(data | {"folder": folder})
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The report at {folder} is damaged: {first_problem(error)}.", "Run edgekd benchmark again."
+        ) from error
 
 
 def print_table(report: Report) -> None:
@@ -70,8 +91,50 @@ def print_table(report: Report) -> None:
         view = _view(table, title, hidden)
     # A file or a pipe has no width: there every column stands on one line.
     Console(file=out.file, width=max(out.width, out.measure(view, options=roomy).maximum), highlight=False).print(view)
+    for pair in report.comparisons:
+        result(*comparison_lines(pair))
+    for row in report.corruptions:
+        mce = "" if row.mce is None else f", mCE {percent(row.mce)}"
+        result(f"corruptions: {row.run}/{row.subject} {percent(row.robust_accuracy)} % over 75 cells{mce}")
+    for cue in report.cue_conflicts:
+        result(f"shape bias: {cue.run}/{cue.subject} {percent(cue.shape_bias)} % on {cue.n} images")
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
+
+
+def print_gates(report: Report) -> None:
+    """Say how the gates went.
+
+    Raises:
+        GateFailed: one did not pass; what failed has been printed.
+    """
+    if not report.gates:
+        return
+    failed = [row for row in report.gates if not row.passed]
+    if not failed:
+        result(f"gates:  {len(report.gates)} of {len(report.gates)} passed")
+        return
+    result(*failed_table(report.gates))
+    raise GateFailed(
+        f"{len(failed)} of {len(report.gates)} gates failed.", f"The measured values are in {report.folder}/report.md."
+    )
+
+
+def comparison_lines(pair: Comparison) -> list[str]:
+    """A against B in a few lines."""
+    low, high = pair.p50_ratio_ci95
+    lines = [
+        f"A {pair.a_run}/{pair.a}  against  B {pair.b_run}/{pair.b}",
+        f"  p50 A / B: {pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]  ({ms(pair.p50_a_ms)} and {ms(pair.p50_b_ms)} ms, "
+        f"{pair.turns} pairs of blocks)",
+    ]
+    for one in pair.accuracy:
+        first, last = (100 * end for end in one.ci95)
+        lines.append(
+            f"  {one.suite} (n {one.n}): {percent(one.a)} and {percent(one.b)} %, A − B {100 * one.value:+.1f} points "
+            f"[{first:+.1f}, {last:+.1f}], McNemar p {one.mcnemar_p:.3f}, agreement {percent(one.agreement)} %"
+        )
+    return lines
 
 
 def _view(table: MainTable, title: str, hidden: list[str]) -> Table:

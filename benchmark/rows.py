@@ -11,22 +11,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import HERE, Kind, Subject, Suite
+from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, Frozen, GateRow, Scaled, SuiteRow
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OOD = "ood:"
 Logits = NDArray[np.float32]
 
 
-class _Row(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class AccuracyRow(_Row):
+class AccuracyRow(Frozen):
     """One subject on one suite. Fractions are 0–1."""
 
     run: str
@@ -39,17 +36,22 @@ class AccuracyRow(_Row):
     macro: float
     worst_class: str
     worst_class_recall: float
+    worst_domain: str | None
+    """Domain of the suite with the lowest top-1; None where the suite has only one."""
+    worst_domain_top1: float | None
     ece: float
     adaptive_ece: float
     nll: float
     brier: float
+    scaled: Scaled | None
+    """Calibration after temperature scaling; None without ID validation images."""
     agreement: float | None
     """Top-1 agreement with the torch student of the run."""
     device: str = HERE
     """Where it answered."""
 
 
-class LatencyRow(_Row):
+class LatencyRow(Frozen):
     """One subject's time for one image."""
 
     run: str
@@ -84,7 +86,7 @@ class LatencyRow(_Row):
     peak_rss_mb: float | None = None
 
 
-class Difference(_Row):
+class Difference(Frozen):
     """Accuracy of the torch student minus that of the artifact, on the same images; positive is a loss."""
 
     value: float
@@ -92,7 +94,7 @@ class Difference(_Row):
     mcnemar_p: float
 
 
-class SummaryRow(_Row):
+class SummaryRow(Frozen):
     """One subject in a line; None where a suite, a teacher or a torch student is missing."""
 
     run: str
@@ -109,16 +111,22 @@ class SummaryRow(_Row):
     ood_worst: float | None
     ood_worst_domain: str | None
     gap: float | None
+    clean_gap: dict[str, float]
+    """For each subset suite: top-1 on the ID images of the same classes minus top-1 on the suite."""
     retention: float | None
+    temperature: float | None
+    """Fitted on ID validation; None without such images."""
     ece_id: float | None
+    ece_id_scaled: float | None
     ece_ood: float | None
+    ece_ood_scaled: float | None
     agreement_id: float | None
     agreement_ood: float | None
     quant_cost_id: Difference | None
     quant_cost_ood: Difference | None
 
 
-class Report(_Row):
+class Report(Frozen):
     """`report.json`."""
 
     folder: Path = Field(default=Path(), exclude=True)
@@ -127,19 +135,49 @@ class Report(_Row):
     created: str
     quick: bool
     notes: tuple[str, ...]
+    gates: tuple[GateRow, ...] = ()
+    suites: tuple[SuiteRow, ...]
     summary: tuple[SummaryRow, ...]
     accuracy: tuple[AccuracyRow, ...]
     latency: tuple[LatencyRow, ...]
+    corruptions: tuple[CorruptionRow, ...] = ()
+    cue_conflicts: tuple[CueConflictRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     protocol: dict[str, Any]
     context: dict[str, Any]
     environment: dict[str, Any]
 
 
-def accuracy_row(subject: Subject, suite: Suite, logits: Logits, torch_logits: Logits | None) -> AccuracyRow:
-    """All accuracy numbers of one subject on one suite; `torch_logits` are the torch student's on the same images."""
-    labels = suite.labels
+def suite_row(suite: Suite) -> SuiteRow:
+    """What a reader must know about one suite."""
+    domains = np.unique(suite.domain_of)
+    return SuiteRow(
+        suite=suite.name,
+        run=suite.run,
+        family=suite.kind,
+        data=suite.images.name,
+        n=len(suite.indices),
+        classes=len(suite.images.classes),
+        domains=tuple(suite.images.domains[d] for d in domains),
+        remarks=suite.remarks,
+    )
+
+
+def accuracy_row(
+    subject: Subject, suite: Suite, logits: Logits, torch_logits: Logits | None, temperature: float | None
+) -> AccuracyRow:
+    """All accuracy numbers of one subject on one suite.
+
+    Args:
+        torch_logits: the torch student's on the same images.
+        temperature: the subject's, fitted on ID validation.
+    """
+    labels, domain_of = suite.labels, suite.domain_of
     worst, worst_recall = metrics.worst_class(logits, labels)
-    hits = int(metrics.correct(logits, labels).sum())
+    right = metrics.correct(logits, labels)
+    hits = int(right.sum())
+    by_domain = {int(d): float(right[domain_of == d].mean()) for d in np.unique(domain_of)}
+    lowest = min(by_domain, key=lambda d: by_domain[d]) if len(by_domain) > 1 else None
     return AccuracyRow(
         run=subject.run,
         subject=subject.name,
@@ -151,13 +189,22 @@ def accuracy_row(subject: Subject, suite: Suite, logits: Logits, torch_logits: L
         macro=metrics.macro(logits, labels),
         worst_class=suite.images.classes[worst],
         worst_class_recall=worst_recall,
-        ece=metrics.ece(logits, labels),
-        adaptive_ece=metrics.adaptive_ece(logits, labels),
-        nll=metrics.nll(logits, labels),
-        brier=metrics.brier(logits, labels),
+        worst_domain=None if lowest is None else suite.images.domains[lowest],
+        worst_domain_top1=None if lowest is None else by_domain[lowest],
+        **_calibration(logits, labels),
+        scaled=None if temperature is None else Scaled(**_calibration(logits / np.float32(temperature), labels)),
         agreement=None if torch_logits is None else metrics.agreement(logits, torch_logits),
         device=subject.device,
     )
+
+
+def _calibration(logits: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
+    return {
+        "ece": metrics.ece(logits, labels),
+        "adaptive_ece": metrics.adaptive_ece(logits, labels),
+        "nll": metrics.nll(logits, labels),
+        "brier": metrics.brier(logits, labels),
+    }
 
 
 def difference(reference: Sequence[Logits], artifact: Sequence[Logits], suites: Sequence[Suite]) -> Difference:
@@ -179,6 +226,7 @@ def summary_row(
     *,
     teacher_ood_avg: float | None,
     same_as: str | None,
+    temperature: float | None,
     costs: Mapping[str, Difference],
 ) -> SummaryRow:
     """One subject's accuracy rows in a line.
@@ -186,13 +234,17 @@ def summary_row(
     Args:
         rows: of this subject only.
         teacher_ood_avg: the run's teacher zero-shot, None without a teacher.
+        temperature: fitted on ID validation, None without such images.
         costs: `id` and `ood` → loss against the torch student; empty for others than artifacts.
     """
-    inside = next((row for row in rows if row.suite == "id"), None)
+    of = {row.suite: row for row in rows}
+    inside = of.get("id")
     outside = {row.suite.removeprefix(OOD): row for row in rows if row.suite.startswith(OOD)}
     ood = {domain: row.top1 for domain, row in outside.items()}
     ood_avg = float(np.mean(list(ood.values()))) if ood else None
     worst = min(ood, key=lambda domain: ood[domain]) if ood else None
+    clean = {domain: of[f"clean:{domain}"].top1 for domain in outside if f"clean:{domain}" in of}
+    scaled = [row.scaled.ece for row in outside.values() if row.scaled is not None]
     agreements = [row.agreement for row in outside.values() if row.agreement is not None]
     return SummaryRow(
         run=subject.run,
@@ -208,8 +260,12 @@ def summary_row(
         ood_worst=ood[worst] if worst else None,
         ood_worst_domain=worst,
         gap=inside.top1 - ood_avg if inside and ood_avg is not None else None,
+        clean_gap={domain: top1 - ood[domain] for domain, top1 in clean.items()},
         retention=ood_avg / teacher_ood_avg if ood_avg is not None and teacher_ood_avg else None,
+        temperature=temperature,
         ece_id=inside.ece if inside else None,
+        ece_id_scaled=inside.scaled.ece if inside and inside.scaled else None,
+        ece_ood_scaled=float(np.mean(scaled)) if scaled else None,
         ece_ood=float(np.mean([row.ece for row in outside.values()])) if outside else None,
         agreement_id=inside.agreement if inside else None,
         agreement_ood=float(np.mean(agreements)) if agreements else None,

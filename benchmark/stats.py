@@ -47,15 +47,9 @@ def percentile_intervals(
     rng = np.random.default_rng(seed)
     order = np.argsort(samples, kind="stable")
     block_names, block_of = np.unique(blocks, return_inverse=True)
-    process_names, first_process = np.unique(processes, return_inverse=True)
     process_of_block = np.zeros(len(block_names), dtype=np.int64)
-    process_of_block[block_of] = first_process
-    chosen = rng.multinomial(len(process_names), np.full(len(process_names), 1 / len(process_names)), size=replicates)
-    times = np.zeros((replicates, len(block_names)), dtype=np.int32)  # [R, blocks]: how often each block is drawn
-    for process in range(len(process_names)):
-        members = np.flatnonzero(process_of_block == process)
-        uniform = np.full(len(members), 1 / len(members))
-        times[:, members] = rng.multinomial(chosen[:, process] * len(members), uniform)
+    process_of_block[block_of] = processes
+    times = _draw_blocks(process_of_block, replicates, rng)
     ranked, block_ranked = samples[order], block_of[order]
     wanted = np.asarray(qs) / 100
     found = np.empty((replicates, len(qs)))
@@ -64,6 +58,50 @@ def percentile_intervals(
         found[replicate] = ranked[np.searchsorted(weight, wanted * weight[-1] - 1e-9)]
     low, high = np.percentile(found, [2.5, 97.5], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _draw_blocks(process_of_block: NDArray[np.int64], replicates: int, rng: np.random.Generator) -> NDArray[np.int32]:
+    """How often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks inside them."""
+    names = np.unique(process_of_block)
+    chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
+    times = np.zeros((replicates, len(process_of_block)), dtype=np.int32)
+    for number, process in enumerate(names):
+        members = np.flatnonzero(process_of_block == process)
+        uniform = np.full(len(members), 1 / len(members))
+        times[:, members] = rng.multinomial(chosen[:, number] * len(members), uniform)
+    return times
+
+
+def ratio_interval(
+    first: Sequence[NDArray[np.float64]],
+    second: Sequence[NDArray[np.float64]],
+    processes: NDArray[np.int64],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured one after the other.
+
+    A turn is drawn with both its blocks, so that what slowed both of them leaves the ratio alone; where there are
+    several processes, these are drawn first (as in `percentile_intervals`).
+
+    Args:
+        first, second: the samples of each turn.
+        processes: `[turns]`, process number of each turn.
+    """
+    times = _draw_blocks(processes, replicates, np.random.default_rng(seed))
+    medians = []
+    for parts in (first, second):
+        samples = np.concatenate(parts)
+        order = np.argsort(samples, kind="stable")
+        turn = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
+        found = np.empty(replicates)
+        for replicate in range(replicates):
+            weight = np.cumsum(times[replicate][turn], dtype=np.int32)
+            found[replicate] = samples[order[np.searchsorted(weight, 0.5 * weight[-1] - 1e-9)]]
+        medians.append(found)
+    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def queries_to_claim(q: float) -> int:

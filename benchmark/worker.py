@@ -42,6 +42,7 @@ def measure_artifacts(
     protocol: Protocol,
     *,
     threads: int | None = None,
+    together: bool = False,
 ) -> dict[str, list[ArtifactLatency]]:
     """Latency of artifact folders, one entry per process.
 
@@ -49,12 +50,13 @@ def measure_artifacts(
         folders: key → artifact folder.
         buffers: key → uint8 `[N, H, W, 3]`, images prepared as that artifact wants them.
         threads: threads inside a model; None leaves the choice to the session, which reports it.
+        together: every process measures all artifacts in alternating blocks, whatever the protocol (for ratios).
 
     Raises:
         EdgekdError: an artifact that cannot be opened or run.
     """
     found: dict[str, list[ArtifactLatency]] = {key: [] for key in folders}
-    groups = [list(folders)] if protocol.processes == 1 else [[key] for key in folders]
+    groups = [list(folders)] if protocol.processes == 1 or together else [[key] for key in folders]
     for process in range(protocol.processes):
         for group in groups:
             if not group:

@@ -103,7 +103,9 @@ def test_bundle_is_carried_there_and_back(setting: tuple[list[Subject], list[Sui
     subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, capture_output=True)
     result = folder / words[3] / "edgekd-result.npz"
     name = read_result(result).name
-    check_measured(devices.from_result(subjects, suites, result), subjects, suites, name)
+    measured, quick = devices.from_result(subjects, suites, result)
+    assert quick
+    check_measured(measured, subjects, suites, name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)
     with pytest.raises(EdgekdError, match="not an empty folder"):

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.benchmark.accuracy import Subject, Suite
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.split import Split
 
 PARITY_IMAGES = 256
 
@@ -107,7 +107,7 @@ def export(
             calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
             calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
             parity_images=parity_images,
-            source=_source(loaded),
+            source=_source(loaded, images, split),
             overwrite=overwrite,
             fp32_path=base / "model.onnx" if name != "fp32" else None,
         )
@@ -118,6 +118,13 @@ def export(
 def benchmark(
     *paths: str | Path,
     data: str | None = None,
+    ood: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    texture_shape: str | None = None,
+    corruption_images: int | None = None,
+    gates: Sequence[str] = (),
+    config: str | Path | None = None,
+    compare: bool = False,
     quick: bool = False,
     threads: int | None = None,
     out: str | Path | None = None,
@@ -132,6 +139,13 @@ def benchmark(
         *paths: run folders (their teacher, torch student and every artifact) or artifact folders; none takes the
             newest run.
         data: other images to measure on, or where the run's own images lie now.
+        ood: further unseen images, `NAME=DIR` each; every domain of them is a suite.
+        suites: suites that are made from the in-domain test images: `corruptions`.
+        texture_shape: folder of cue-conflict images.
+        corruption_images: images in each cell of the corruptions; None takes 200.
+        gates: what every artifact must fulfil, such as `ood_avg_drop<=1.5`; the report says whether it does.
+        config: TOML file with a `[gates]` table, besides `gates`.
+        compare: set the two artifacts named beside each other.
         quick: a short latency measurement, marked as such everywhere.
         threads: threads of the artifact's runtime; None leaves it to the runtime.
         out: report folder; None writes `<run>/benchmark`.
@@ -146,82 +160,64 @@ def benchmark(
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
+    from edgekd.benchmark.gates import gates_of_table, parse_gates
+    from edgekd.config import gates_of_file
+    from edgekd.distill.plan import newest_run
+    from edgekd.measure import compared_of, gather
 
-    specs = list(device)
-    if specs and result is not None:
-        raise EdgekdError("A device and a result were both named.", "Measure or import; each makes a report.")
-    subjects, suites, contexts, folder = _measured(paths, data)
+    wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
+    places = [Path(p) for p in paths] or [newest_run()]
+    found = gather(
+        places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images
+    )
+    subjects, specs = found.subjects, list(device)
     if specs or result is not None:
-        from edgekd.benchmark import device as devices
+        from edgekd.benchmark.device import from_result, on_devices
 
-        others = [subject for subject in subjects if subject.folder is None]
+        if compare or (specs and result is not None):
+            raise EdgekdError("--compare, --device and --import do not go together.", "Give one of them.")
         if result is not None:
-            quick = devices.result_is_quick(Path(result))
-            ran = devices.from_result(subjects, suites, Path(result))
+            subjects, quick = from_result(subjects, found.suites, Path(result))
         else:
-            ran = []
-            for spec in specs:
-                ran += devices.on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep)
-        subjects = others + ran
+            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep)
     return run_benchmark(
         subjects,
-        suites,
-        Path(out) if out else folder / "benchmark",
+        found.suites,
+        Path(out) if out else found.home / "benchmark",
         quick=quick,
         threads=threads,
-        context={"runs": contexts},
+        context={"runs": found.contexts},
         overwrite=overwrite or out is None,
+        gates=wanted,
+        compared=compared_of(found.subjects, places) if compare else None,
     )
 
 
 def make_bundle(
-    *paths: str | Path, folder: str | Path, data: str | None = None, quick: bool = False, threads: int | None = None
+    *paths: str | Path,
+    folder: str | Path,
+    data: str | None = None,
+    ood: Sequence[str] = (),
+    texture_shape: str | None = None,
+    quick: bool = False,
+    threads: int | None = None,
 ) -> str:
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`.
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick` and `threads`.
         folder: new folder.
-        data: as for `benchmark`; and so are `quick` and `threads`.
 
     Returns:
         The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
     """
     from edgekd.benchmark.device import bundle
-
-    subjects, suites, _, _ = _measured(paths, data)
-    return bundle(subjects, suites, Path(folder), quick=quick, threads=threads)
-
-
-def _measured(
-    paths: Sequence[str | Path], data: str | None
-) -> tuple[list[Subject], list[Suite], list[dict[str, Any]], Path]:
-    """Who is measured, on what, what the report says about the runs, and the folder a report belongs to."""
-    from edgekd.data import load_images
-    from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import context_of, foreign_suites, lone_artifact, run_of, subjects_of, suites_of
+    from edgekd.measure import gather
 
-    runs: dict[Path, list[str]] = {}
-    subjects: list[Subject] = []
-    suites: list[Suite] = []
-    contexts = []
-    for path in [Path(p) for p in paths] or [newest_run()]:
-        if (path / "artifact.json").is_file() and not (path.parent.parent / "run.json").is_file():
-            subjects.append(lone_artifact(path, data))
-            continue
-        folder, artifacts = run_of(path)
-        runs.setdefault(folder, []).extend(artifacts)
-    loaded_runs = [load_run(folder) for folder in runs]
-    same_split = len({loaded.run.split_hash for loaded in loaded_runs}) <= 1
-    if not loaded_runs and data:
-        suites += foreign_suites(load_images(data), None)
-    for number, loaded in enumerate(loaded_runs):
-        subjects += subjects_of(loaded, runs[loaded.folder])
-        if number == 0 or not same_split:
-            suites += suites_of(loaded, data, None if same_split else loaded.run.name)
-        contexts.append(context_of(loaded))
-    return subjects, suites, contexts, loaded_runs[0].folder if loaded_runs else Path(paths[0])
+    places = [Path(p) for p in paths] or [newest_run()]
+    found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads)
 
 
 def evaluate(
@@ -321,7 +317,8 @@ def _head(loaded: LoadedRun) -> Any:
     return fold_head(loaded.student.head, torch.eye(len(loaded.run.classes)), scale)
 
 
-def _source(loaded: LoadedRun) -> dict[str, Any]:
+def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
+    """Where an artifact comes from, and enough of the split to name its test images rightly far from the run."""
     run = loaded.run
     return {
         "run": run.name,
@@ -329,6 +326,9 @@ def _source(loaded: LoadedRun) -> dict[str, Any]:
         "recipe": run.recipe,
         "teacher": run.teacher,
         "split_hash": run.split_hash,
+        "split_seed": split.seed,
+        "test_domain": run.test_domain,
+        "train_domains": sorted({images.domains[d] for d in images.domain_of[split.train].tolist()}),
         "student_sha256": run.student_sha256,
     }
 

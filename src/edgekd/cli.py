@@ -197,6 +197,29 @@ def benchmark(
         ),
     ] = None,
     data: DataOption = None,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(help="Further unseen images as NAME=DIR; each of their domains is a suite; may be repeated."),
+    ] = None,
+    suites: Annotated[
+        list[str] | None, typer.Option(help="Suites made from the in-domain test images: corruptions.")
+    ] = None,
+    texture_shape: Annotated[
+        str | None, typer.Option(help="Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias.")
+    ] = None,
+    corruption_images: Annotated[
+        int | None, typer.Option(help="Images in each of the 75 cells of the corruptions. [default: 200]", min=1)
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='What every artifact must fulfil, such as "ood_avg_drop<=1.5"; exit code 1 if not; may be repeated.'
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a [gates] table.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Set two artifacts beside each other: latency ratio, paired accuracy.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short latency measurement, marked as such.")] = False,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1)
@@ -223,7 +246,7 @@ def benchmark(
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
-    from edgekd.benchmark.report import print_table
+    from edgekd.benchmark.report import print_gates, print_table
     from edgekd.console import result
 
     if profile is not None:
@@ -232,13 +255,32 @@ def benchmark(
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
             raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
-        line = api.make_bundle(*(paths or []), folder=bundles[0], data=data, quick=quick, threads=threads)
+        if compare or suites:
+            raise EdgekdError(
+                "A bundle holds neither corruptions nor a comparison.", "Leave --suites and --compare out."
+            )
+        line = api.make_bundle(
+            *(paths or []),
+            folder=bundles[0],
+            data=data,
+            ood=ood or (),
+            texture_shape=texture_shape,
+            quick=quick,
+            threads=threads,
+        )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
         return
     report = api.benchmark(
         *(paths or []),
         data=data,
+        ood=ood or (),
+        suites=[name.strip() for given in suites or () for name in given.split(",")],
+        texture_shape=texture_shape,
+        corruption_images=corruption_images,
+        gates=gate or (),
+        config=config,
+        compare=compare,
         quick=quick,
         threads=threads,
         out=out,
@@ -250,6 +292,7 @@ def benchmark(
     print_table(report)
     folder = report.folder
     result(f"report: {folder}/report.md  (also report.json, report.png, predictions.npz, latency.npz)")
+    print_gates(report)
 
 
 def _follow_profile(spec: str, threads: int | None) -> int | None:

@@ -114,18 +114,34 @@ def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings:
     return config
 
 
+def gates_of_file(path: Path) -> dict[str, Any]:
+    """The `[gates]` table of a TOML file, metric → limit; see `edgekd.benchmark.gates`.
+
+    Raises:
+        EdgekdError: no such file, not TOML, no such table.
+    """
+    table = _read_toml(path).get("gates")
+    if not isinstance(table, dict) or not table:
+        raise EdgekdError(f"{path} has no [gates].", 'Write a table: [gates], then lines such as p90_ms = "<=20".')
+    return table
+
+
 def _toml(path: Path) -> dict[str, Any]:
+    values = _read_toml(path)
+    # A [train] table leaves room for other commands' settings in the same file.
+    table = values.get("train", {name: value for name, value in values.items() if name != "gates"})
+    return dict(table) if isinstance(table, dict) else {}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
     except OSError as error:
         raise EdgekdError(f"{path} cannot be read ({error.strerror}).", "Check --config.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EdgekdError(f"{path} is not valid TOML: {error}.", "See docs/train.md for an example.") from error
-    # A [train] table leaves room for other commands' settings in the same file.
-    table = values.get("train", values)
-    return dict(table) if isinstance(table, dict) else {}
 
 
 def _put(target: dict[str, Any], setting: str) -> None:

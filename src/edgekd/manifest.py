@@ -50,7 +50,8 @@ class Artifact(BaseModel):
     parity: dict[str, Any]
     """Agreement and logit error against the torch student on real images (export/parity.py)."""
     source: dict[str, Any]
-    """Student name, recipe, teacher, run folder's name, split hash, sha256 of the student's weights."""
+    """Student name, recipe, teacher, run folder's name, sha256 of the student's weights; of the split: hash, seed,
+    domains trained on and left out."""
     versions: dict[str, str]
     created: str
     """UTC, ISO 8601."""

@@ -1,0 +1,110 @@
+"""Two artifacts beside each other: the ratio of their latencies from blocks that took turns, and paired accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark import metrics
+from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.findings import Comparison, SuiteComparison
+from edgekd.benchmark.latency import LatencySamples
+from edgekd.benchmark.scores import Logits
+from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
+from edgekd.errors import EdgekdError
+
+
+def check_comparable(first: Subject, second: Subject, suites: Sequence[Suite]) -> None:
+    """Two artifacts need images that both are measured on.
+
+    Raises:
+        EdgekdError: they have none, since their runs were split differently.
+    """
+    if not shared_suites(first, second, suites):
+        raise EdgekdError(
+            f"{first.run}/{first.name} and {second.run}/{second.name} have no test images in common.",
+            "Their runs were split differently: give images that neither trained on with --ood NAME=DIR.",
+        )
+
+
+def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
+    """Positions of the suites that both are measured on, without validation and single corruption cells."""
+    return [
+        number
+        for number, suite in enumerate(suites)
+        if suite.holds(first) and suite.holds(second) and suite.kind not in ("val", "corruption")
+    ]
+
+
+def compare(
+    first: Subject,
+    second: Subject,
+    suites: Sequence[Suite],
+    logits: Logits,
+    first_samples: Sequence[LatencySamples],
+    second_samples: Sequence[LatencySamples],
+) -> Comparison:
+    """A = `first` against B = `second`.
+
+    Args:
+        first_samples, second_samples: one entry per process, measured in alternating blocks of the same process.
+    """
+    turns, p50 = _turns(first_samples, second_samples)
+    return Comparison(
+        a_run=first.run,
+        a=first.name,
+        b_run=second.run,
+        b=second.name,
+        p50_a_ms=p50[0],
+        p50_b_ms=p50[1],
+        p50_ratio=p50[0] / p50[1],
+        p50_ratio_ci95=ratio_interval(*turns),
+        turns=len(turns[0]),
+        processes=len(first_samples),
+        accuracy=tuple(
+            _on(suites[number], logits[first.key, number], logits[second.key, number])
+            for number in shared_suites(first, second, suites)
+        ),
+    )
+
+
+def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -> SuiteComparison:
+    right, other = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
+    return SuiteComparison(
+        suite=suite.name,
+        n=len(right),
+        a=float(right.mean()),
+        b=float(other.mean()),
+        value=float(right.mean() - other.mean()),
+        ci95=paired_interval([(right, other)]),
+        mcnemar_p=mcnemar_p(right, other),
+        agreement=metrics.agreement(first, second),
+    )
+
+
+Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
+
+
+def _turns(first: Sequence[LatencySamples], second: Sequence[LatencySamples]) -> tuple[Turns, tuple[float, float]]:
+    """Samples of A and of B in each turn, the process of each turn, and both medians over these turns.
+
+    A model that is done earlier leaves the other to go on alone; what it measures then has no partner and is not used.
+    """
+    a: list[NDArray[np.float64]] = []
+    b: list[NDArray[np.float64]] = []
+    process_of: list[int] = []
+    for process, (one, other) in enumerate(zip(first, second, strict=True)):
+        mine, theirs = _by_block(one), _by_block(other)
+        count = min(len(mine), len(theirs))
+        a += mine[:count]
+        b += theirs[:count]
+        process_of += [process] * count
+    p50 = percentile(np.concatenate(a), 50), percentile(np.concatenate(b), 50)
+    return (a, b, np.asarray(process_of, dtype=np.int64)), p50
+
+
+def _by_block(samples: LatencySamples) -> list[NDArray[np.float64]]:
+    starts = np.flatnonzero(np.diff(samples.blocks)) + 1
+    return np.split(samples.samples_ms, starts)

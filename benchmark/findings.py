@@ -1,0 +1,127 @@
+"""Findings of a report besides its plain rows: suites, gates, corruption tables, cue conflicts, comparisons."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgekd.benchmark.stats import Interval
+
+Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val"]
+"""What kind of images a suite has.
+
+`id` held-out images of the training domains; `seen` training domains of an artifact without its split; `domain` a
+domain that training left out; `folder` other images; `subset` other images of only some of the subject's classes;
+`clean` ID images of just the classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one
+class and texture of another; `val` ID validation, from which only temperatures come.
+"""
+
+
+class Frozen(BaseModel):
+    """Base of everything in a report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SuiteRow(Frozen):
+    """One suite: which images, and what a reader must know about them."""
+
+    suite: str
+    run: str | None
+    """Only subjects of this run are measured on it; None for all."""
+    family: Family
+    data: str
+    n: int
+    classes: int
+    domains: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+class Scaled(Frozen):
+    """Calibration after dividing the logits by the subject's temperature, fitted on ID validation only."""
+
+    ece: float
+    adaptive_ece: float
+    nll: float
+    brier: float
+
+
+class GateRow(Frozen):
+    """One gate on one artifact. A gate that could not be evaluated has no value and has not passed."""
+
+    expression: str
+    run: str | None
+    subject: str | None
+    """None where no artifact was measured."""
+    metric: str
+    operator: Literal["<=", ">=", "<", ">"]
+    limit: float
+    value: float | None
+    passed: bool
+    reason: str | None
+    """Why it could not be evaluated."""
+
+
+class CorruptionRow(Frozen):
+    """One subject on the 15 corruptions of ImageNet-C at severities 1–5. Fractions are 0–1."""
+
+    run: str
+    subject: str
+    n: int
+    """Images in each of the cells."""
+    top1: dict[str, tuple[float, ...]]
+    """Corruption → top-1 at severity 1, 2, 3, 4, 5."""
+    robust_accuracy: float
+    """Unweighted mean of the cells."""
+    mce: float | None
+    """Mean over corruptions of (mean error over severities / the denominator's); 1 is as good as the denominator."""
+    mce_denominators: str | None
+    """Whose errors the denominators are."""
+
+
+class CueConflictRow(Frozen):
+    """How one subject decides between shape and texture (Geirhos et al. 2019)."""
+
+    run: str
+    subject: str
+    suite: str
+    n: int
+    """Images whose shape and texture are of different classes."""
+    shape: float
+    """Fraction decided for the shape's class."""
+    texture: float
+    shape_bias: float | None
+    """shape / (shape + texture); None when it never names either."""
+    shape_bias_ci95: Interval | None
+
+
+class SuiteComparison(Frozen):
+    """Accuracy of A minus accuracy of B on the same images of one suite."""
+
+    suite: str
+    n: int
+    a: float
+    b: float
+    value: float
+    ci95: Interval
+    mcnemar_p: float
+    agreement: float
+
+
+class Comparison(Frozen):
+    """Two artifacts beside each other: latency from blocks that took turns, accuracy on the same images."""
+
+    a_run: str
+    a: str
+    b_run: str
+    b: str
+    p50_a_ms: float
+    p50_b_ms: float
+    p50_ratio: float
+    """p50 of A / p50 of B: below 1, A is faster."""
+    p50_ratio_ci95: Interval
+    turns: int
+    """Pairs of blocks that the interval is drawn from."""
+    processes: int
+    accuracy: tuple[SuiteComparison, ...]

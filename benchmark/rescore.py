@@ -1,0 +1,93 @@
+"""Every accuracy and calibration number again, from the predictions a report kept: no model, no device, no images."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.findings import SuiteRow
+from edgekd.benchmark.report import read_report
+from edgekd.benchmark.rows import Report
+from edgekd.benchmark.scores import Logits, score
+from edgekd.data import ImageSet
+from edgekd.errors import EdgekdError
+from edgekd.preprocess import Preprocess
+
+
+def rescore(folder: Path) -> Report:
+    """The report of `folder` with accuracy, summary, corruptions and cue conflicts computed anew from predictions.npz.
+
+    Latency, gates, comparisons and everything else are as stored.
+
+    Raises:
+        EdgekdError: no report there, or predictions that do not belong to it.
+    """
+    report = read_report(folder)
+    try:
+        with np.load(folder / "predictions.npz") as arrays:
+            suites = [_suite(row, arrays) for row in report.suites]
+            subjects = [_subject(row.run, row.subject, report, suites) for row in report.summary]
+            logits: Logits = {
+                (subject.key, number): arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"]
+                for number, suite in enumerate(suites)
+                for subject in subjects
+                if suite.holds(subject)
+            }
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise EdgekdError(
+            f"The predictions in {folder} are missing or do not belong to its report ({error}).",
+            "Restore predictions.npz, or run edgekd benchmark again.",
+        ) from error
+    scores = score(subjects, suites, logits)
+    kept = {(row.run, row.subject): row for row in report.summary}
+    summary = [
+        row.model_copy(
+            update={"size_mb": kept[row.run, row.subject].size_mb, "same_as": kept[row.run, row.subject].same_as}
+        )
+        for row in scores.summary
+    ]
+    found = {
+        "accuracy": scores.accuracy,
+        "summary": tuple(summary),
+        "corruptions": scores.corruptions,
+        "cue_conflicts": scores.cue_conflicts,
+    }
+    return report.model_copy(update=found)
+
+
+def stored_suites(folder: Path) -> list[Suite]:
+    """The suites of a report with labels, class names, domains and image ids; their images cannot be read."""
+    report = read_report(folder)
+    with np.load(folder / "predictions.npz") as arrays:
+        return [_suite(row, arrays) for row in report.suites]
+
+
+def _suite(row: SuiteRow, arrays: Any) -> Suite:
+    name = row.suite if row.run is None else f"{row.run}/{row.suite}"
+    labels: NDArray[np.int64] = arrays[f"labels/{name}"].astype(np.int64)
+    ids = tuple(str(one) for one in arrays[f"ids/{name}"])
+    classes = tuple(str(one) for one in arrays[f"classes/{name}"])
+    domain_of = arrays[f"domains/{name}"].astype(np.int64)
+    images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable)
+    texture = arrays.get(f"texture/{name}")
+    return Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
+
+
+def _subject(run: str, name: str, report: Report, suites: list[Suite]) -> Subject:
+    row = next(row for row in report.summary if (row.run, row.subject) == (run, name))
+    preprocess = Preprocess.model_validate(report.protocol["preprocess"][row.preprocess])
+    return Subject(name, run, row.kind, row.precision, preprocess, _unusable, suites[0].images.classes)
+
+
+def _unreadable(index: int) -> Image.Image:
+    raise EdgekdError("A stored report keeps no images.", "Load the data to see them.")
+
+
+def _unusable(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    raise EdgekdError("A stored report keeps no models.", "Run edgekd benchmark to ask them again.")

@@ -1,0 +1,166 @@
+"""From logits to the accuracy rows and summaries of a report; the same whether the logits are fresh or were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark import metrics, rows
+from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.findings import CorruptionRow, CueConflictRow
+from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
+from edgekd.benchmark.stats import wilson_interval
+
+Logits = dict[tuple[str, int], NDArray[np.float32]]
+"""(subject's key, position of the suite) → `[n, C]`."""
+_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The parts of a report that follow from logits."""
+
+    accuracy: tuple[AccuracyRow, ...]
+    summary: tuple[SummaryRow, ...]
+    corruptions: tuple[CorruptionRow, ...]
+    cue_conflicts: tuple[CueConflictRow, ...]
+
+
+def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Scores:
+    """Score every subject on every suite that it is measured on.
+
+    Suites of the family `val` give each subject its temperature and no row of their own.
+    """
+    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
+    of: dict[tuple[str, str], list[AccuracyRow]] = {}
+    temperatures: dict[tuple[str, str], float | None] = {}
+    for subject in subjects:
+        reference = torch_of.get(subject.run) if subject.kind != "torch" else None
+        where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
+        temperature = next(
+            (
+                metrics.fit_temperature(logits[subject.key, number], suites[number].labels)
+                for number in where
+                if suites[number].kind == "val"
+            ),
+            None,
+        )
+        temperatures[subject.run, subject.name] = temperature
+        of[subject.run, subject.name] = [
+            rows.accuracy_row(
+                subject,
+                suites[number],
+                logits[subject.key, number],
+                logits[reference.key, number] if reference else None,
+                temperature,
+            )
+            for number in where
+            if suites[number].kind != "val"
+        ]
+    teacher_ood: dict[str, float | None] = {}
+    for subject in subjects:
+        if subject.kind == "teacher":
+            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(rows.OOD)]
+            teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
+    summary, first_run = [], dict[tuple[Any, ...], str]()
+    for subject in subjects:
+        # A teacher of two runs is one row only where both are measured on the same images.
+        where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
+        first = first_run.setdefault((subject.key, *where), subject.run)
+        summary.append(
+            rows.summary_row(
+                subject,
+                of[subject.run, subject.name],
+                teacher_ood_avg=teacher_ood.get(subject.run),
+                same_as=first if first != subject.run else None,
+                temperature=temperatures[subject.run, subject.name],
+                costs=_costs(subject, torch_of.get(subject.run), suites, logits),
+            )
+        )
+    return Scores(
+        tuple(row for found in of.values() for row in found),
+        tuple(summary),
+        tuple(_corruption_rows(subjects, of)),
+        tuple(_cue_rows(subjects, suites, logits)),
+    )
+
+
+def _costs(
+    subject: Subject, reference: Subject | None, suites: Sequence[Suite], logits: Logits
+) -> dict[str, Difference]:
+    if subject.kind != "artifact" or reference is None:
+        return {}
+    found = {}
+    for name in ("id", "ood"):
+        chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.split(":")[0] == name]
+        if chosen:
+            found[name] = rows.difference(
+                [logits[reference.key, number] for number in chosen],
+                [logits[subject.key, number] for number in chosen],
+                [suites[number] for number in chosen],
+            )
+    return found
+
+
+def _corruption_rows(
+    subjects: Sequence[Subject], of: Mapping[tuple[str, str], Sequence[AccuracyRow]]
+) -> Iterator[CorruptionRow]:
+    """One row per subject that went through the corruptions.
+
+    The denominators of mCE are AlexNet's on ImageNet's 1,000 classes, and the teacher's of the same run on other data,
+    where AlexNet's would mean nothing.
+    """
+    tables: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
+    count: dict[tuple[str, str], tuple[int, int]] = {}
+    for key, rows_of_one in of.items():
+        for row in rows_of_one:
+            if row.suite.startswith("corruption:"):
+                name = row.suite.split(":")[1]
+                table = tables.setdefault(key, {})
+                table[name] = (*table.get(name, ()), row.top1)
+                count[key] = (row.n, row.classes)
+    teacher_of = {subject.run: (subject.run, subject.name) for subject in subjects if subject.kind == "teacher"}
+    for (run, name), table in tables.items():
+        n, classes = count[run, name]
+        denominators, whose = None, None
+        teacher = teacher_of.get(run)
+        if classes == _IMAGENET_CLASSES:
+            denominators, whose = ALEXNET_ERRORS, "AlexNet on ImageNet-C, as published by Hendrycks & Dietterich 2019"
+        elif teacher is not None and teacher in tables:
+            errors = {corruption: 1 - float(np.mean(cells)) for corruption, cells in tables[teacher].items()}
+            if min(errors.values()) > 0:
+                denominators, whose = errors, "the run's teacher, zero-shot, on the same images"
+        yield CorruptionRow(
+            run=run,
+            subject=name,
+            n=n,
+            top1=table,
+            robust_accuracy=float(np.mean(list(table.values()))),
+            mce=None if denominators is None else mean_corruption_error(table, denominators),
+            mce_denominators=whose,
+        )
+
+
+def _cue_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[CueConflictRow]:
+    for number, suite in enumerate(suites):
+        for subject in subjects:
+            if suite.texture is None or not suite.holds(subject):
+                continue
+            answer = logits[subject.key, number].argmax(axis=1)
+            shape, texture = int((answer == suite.labels).sum()), int((answer == suite.texture).sum())
+            decided = shape + texture
+            yield CueConflictRow(
+                run=subject.run,
+                subject=subject.name,
+                suite=suite.name,
+                n=len(answer),
+                shape=shape / len(answer),
+                texture=texture / len(answer),
+                shape_bias=shape / decided if decided else None,
+                shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
+            )

@@ -1,0 +1,217 @@
+"""Test images of every kind as the benchmark room's suites: a run's own, folders, class subsets, cue conflicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.findings import Family
+from edgekd.data import ImageSet, load_images
+from edgekd.errors import EdgekdError
+from edgekd.layouts import known_layout, unwrapped
+from edgekd.split import Split, make_split
+from edgekd.vocabulary import spoken_as
+
+SEEN = (
+    "The artifact was trained on this domain and its split is not here, so training images may be among these: "
+    "not a test result."
+)
+_NAME = re.compile(r"[\w.+-]+")
+_CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
+CORRUPTION_IMAGES = 200
+"""Images in each of the 75 cells, unless told otherwise."""
+
+
+def split_suites(images: ImageSet, split: Split, run: str | None) -> list[Suite]:
+    """ID test, ID validation (for temperatures) and the domain left out."""
+    suites = []
+    if len(split.id_test):
+        suites.append(Suite("id", images, split.id_test, run))
+        suites.append(Suite("val", images, split.val, run))
+    if split.test_domain is not None:
+        suites.append(Suite(f"ood:{split.test_domain}", images, split.ood_test, run))
+    return suites or [Suite("id", images, split.val, run)]
+
+
+def lone_suites(images: ImageSet, source: dict[str, Any]) -> list[Suite]:
+    """Suites for an artifact that was copied away from its run.
+
+    The split is made again by the rule and the seed the artifact names; where its hash is the artifact's, the images
+    are those of the run and the suites are its own. Otherwise each domain is a suite: `seen:` where the artifact was
+    trained on a domain of that name, `ood:` where not.
+    """
+    if (split := _remade(images, source)) is not None:
+        return split_suites(images, split, None)
+    trained = source.get("train_domains")
+    suites = []
+    for d, domain in enumerate(images.domains):
+        indices = np.flatnonzero(images.domain_of == d)
+        if trained is None:
+            remark = "The artifact does not say which domains it was trained on, so training images may be among these."
+            suites.append(Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,)))
+        elif domain in trained and images.domains != ("all",):
+            suites.append(Suite(f"seen:{domain}", images, indices, None, "seen", (SEEN,)))
+        elif domain == source.get("test_domain"):
+            suites.append(Suite(f"ood:{domain}", images, indices))
+        else:
+            remark = "Whether the artifact was trained on some of these images cannot be told without its split."
+            suites.append(Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,)))
+    return suites
+
+
+def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
+    if "split_seed" not in source or source.get("split_hash") is None:
+        return None
+    try:
+        split = make_split(images, test_domain=source.get("test_domain") or "none", seed=source["split_seed"])
+    except EdgekdError:
+        return None  # other images, which that rule cannot split
+    return split if split.hash == source["split_hash"] else None
+
+
+def _title(images: ImageSet, domain: str) -> str:
+    return images.name if images.domains == ("all",) else domain
+
+
+def named_folders(given: Sequence[str], option: str) -> list[tuple[str, str]]:
+    """`NAME=DIR` strings as pairs.
+
+    Raises:
+        EdgekdError: another form, or a name given twice.
+    """
+    pairs = []
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder or _NAME.fullmatch(name) is None:
+            raise EdgekdError(
+                f'"{text}" does not name a suite.', f"Write {option} NAME=DIR, the name of letters, digits and . _ + -"
+            )
+        pairs.append((name, folder))
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise EdgekdError(f'The suite "{name}" is given twice.', f"Give each {option} another name.")
+    return pairs
+
+
+def folder_suites(
+    name: str, spec: str, classes: tuple[str, ...], *, trained_on: Collection[str] = (), run: str | None = None
+) -> list[Suite]:
+    """Every domain of any images as an `ood:` suite, `ood:NAME` where they have no domains.
+
+    Args:
+        name: the suite's name.
+        spec: anything `load_images` takes; a DomainBed layout may lie one folder deeper.
+        classes: of the subjects; the images may have fewer (a subset suite).
+        trained_on: content keys of training and validation images; images with such content are left out.
+        run: only subjects of this run are measured on them.
+
+    Raises:
+        EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that was not
+            trained on.
+    """
+    if re.search(r"imagenet[-_]?o$", name.lower()):
+        raise EdgekdError(
+            "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
+            "Leave it out.",
+        )
+    images = spoken_as(load_images(unwrapped(spec)), classes, name)
+    layout = known_layout(images.domains)
+    remarks = [] if layout is None else [layout.remark]
+    held = np.ones(len(images), dtype=bool)
+    if images.roles is not None and "test" in images.roles:
+        held = np.asarray([role == "test" for role in images.roles])
+        remarks.append("only its test folder is measured.")
+    known = np.asarray([key in trained_on for key in images.keys])
+    if (held & known).any():
+        remarks.append(f"{int((held & known).sum())} images left out, since the run trained or selected on them.")
+    kept = held & ~known
+    if not kept.any():
+        raise EdgekdError(
+            f"All images of {spec} are training or validation images of the run.", "Give images that it did not see."
+        )
+    family: Family = "folder"
+    if len(images.classes) < len(classes):
+        family = "subset"
+        remarks.append(f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known.")
+    suites = []
+    for d, domain in enumerate(images.domains):
+        indices = np.flatnonzero(kept & (images.domain_of == d))
+        if len(indices):
+            title = name if images.domains == ("all",) else f"{name}/{domain}"
+            suites.append(Suite(f"ood:{title}", images, indices, run, family, tuple(remarks)))
+    return suites
+
+
+def clean_suite(subset: Suite, inside: Suite) -> Suite | None:
+    """The ID images of the subset's classes, chosen among just these; None where there are none."""
+    images = inside.images
+    wanted = [images.classes.index(name) for name in subset.images.classes if name in images.classes]
+    indices = inside.indices[np.isin(inside.labels, wanted)]
+    if not len(indices):
+        return None
+    place = {old: new for new, old in enumerate(wanted)}
+    labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
+    fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
+    title = subset.name.removeprefix("ood:")
+    remark = f"the in-domain images of the {len(wanted)} classes of {subset.name}, chosen among just these."
+    return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
+
+
+def cue_conflict_suite(name: str, spec: str, classes: tuple[str, ...], *, run: str | None = None) -> Suite:
+    """Images named `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
+
+    Images whose texture is of the shape's own class show no conflict and are left out.
+
+    Raises:
+        EdgekdError: a file name of another form, a folder that is not its shape, a class that is not in `classes`.
+    """
+    images = load_images(spec)
+    spoken = spoken_as(images, classes, name)
+    place = {shape: number for number, shape in enumerate(images.classes)}
+    texture = np.empty(len(images), dtype=np.int64)
+    for i, image_id in enumerate(images.ids):
+        stem = Path(image_id).stem
+        found = _CUE.fullmatch(stem)
+        shape = images.classes[images.labels[i]]
+        if found is None or found[1] != shape or found[2] not in place:
+            raise EdgekdError(
+                f"{image_id} does not follow the file names of cue-conflict images.",
+                "They are SHAPE/SHAPE1-TEXTURE2.png, shape and texture both names of class folders.",
+            )
+        texture[i] = place[found[2]]
+    conflict: NDArray[np.int64] = np.flatnonzero(texture != images.labels)
+    if not len(conflict):
+        raise EdgekdError(f"No image of {spec} has shape and texture of different classes.", "Check the folder.")
+    remarks = (
+        [f"{len(images) - len(conflict)} images without conflict left out."] if len(conflict) < len(images) else []
+    )
+    if len(images.classes) < len(classes):
+        remarks.append(f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known.")
+    return Suite(f"cue:{name}", spoken, conflict, run, "cue-conflict", tuple(remarks), texture[conflict])
+
+
+def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
+    """The 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
+    from edgekd.benchmark.corruptions import NAMES, REMARKS, SEVERITIES
+
+    chosen = inside.indices
+    remarks = REMARKS
+    if len(chosen) > count:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+        remarks = (*REMARKS, f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.")
+    return [
+        Suite(
+            f"corruption:{name}:{severity}", inside.images, chosen, inside.run, "corruption", remarks,
+            corruption=(name, severity),
+        )
+        for name in NAMES
+        for severity in SEVERITIES
+    ]  # fmt: skip

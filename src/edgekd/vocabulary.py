@@ -1,0 +1,60 @@
+"""Class names of images in the words of a model: spelling, and ImageNet's WordNet ids against its class numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgekd.data import ImageSet
+from edgekd.errors import EdgekdError, did_you_mean
+
+_WNID = re.compile(r"n\d{8}")
+_IMAGENET = 1000
+
+
+def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
+    """The same images with the classes called as in `classes`.
+
+    Names count as equal when they differ in case, spaces, underscores and hyphens only. Folders called by WordNet id
+    (`n01440764`) or by class number (0–999) fit a model of ImageNet's 1,000 classes that calls them by the other.
+
+    Raises:
+        EdgekdError: a class that is not among `classes`, or two that would be the same.
+    """
+    own = images.classes
+    if set(own) <= set(classes):
+        return images
+    plain = {_plain(known): known for known in classes}
+    words: list[str | None] = [plain.get(_plain(cls)) if len(plain) == len(classes) else None for cls in own]
+    if None in words and (numbers := _imagenet_numbers(own)) and (known := _imagenet_numbers(classes)):
+        of_number = dict(zip(known, classes, strict=True))
+        words = [of_number.get(number) for number in numbers]
+    missing = [cls for cls, word in zip(own, words, strict=True) if word is None]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise EdgekdError(
+            f'The images of {name} have a class "{missing[0]}"{more} that the model does not know.',
+            did_you_mean(missing[0], classes),
+        )
+    found = tuple(word for word in words if word is not None)
+    if len(set(found)) < len(found):
+        raise EdgekdError(f"Two class folders of {name} are one class of the model.", "Bring them together.")
+    return replace(images, classes=found)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _imagenet_numbers(classes: Sequence[str]) -> list[int] | None:
+    """Class numbers 0–999 of WordNet ids or numbers; None for other names."""
+    if all(name.isdecimal() and int(name) < _IMAGENET for name in classes):
+        return [int(name) for name in classes]
+    if not all(_WNID.fullmatch(name) for name in classes):
+        return None
+    from timm.data import ImageNetInfo
+
+    table = {wnid: number for number, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    numbers = [table.get(name) for name in classes]
+    return [number for number in numbers if number is not None] if None not in numbers else None

@@ -1,0 +1,118 @@
+"""Numbers made again from a kept report, by edgekd and by scikit-learn and torchmetrics, which know nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+
+from edgekd.benchmark import metrics
+from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.rows import Report
+from edgekd.errors import EdgekdError
+
+
+def noisy(predict, seed: int):  # type: ignore[no-untyped-def]
+    """Logits with some spread, so that calibration has something to measure."""
+
+    def predicted(pixels: np.ndarray) -> np.ndarray:
+        number = pixels[:, 0, 0, 1].astype(np.int64)
+        noise = np.stack([np.random.default_rng(seed + n).normal(size=3) for n in number])
+        return (predict(pixels) + 2 * noise).astype(np.float32)
+
+    return predicted
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("rescore")
+    images = paint_images(240)
+    suites = [*id_and_ood(images), Suite("val", images, np.arange(0, 240, 5))]
+    subjects = [replace(one, predict=noisy(one.predict, n)) for n, one in enumerate(four_subjects(folder))]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
+        pair = (subjects[2], subjects[3])
+        return run_benchmark(subjects, suites, folder / "out", quick=True, compared=pair)
+
+
+def test_every_number_comes_again_without_models(report: Report) -> None:
+    again = rescore(report.folder)
+    assert again.accuracy == report.accuracy
+    assert again.summary == report.summary
+    assert again == report
+
+
+def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes((report.folder / "report.json").read_bytes())
+    np.savez(tmp_path / "predictions.npz", other=np.zeros(3))
+    with pytest.raises(EdgekdError, match="do not belong to its report"):
+        rescore(tmp_path)
+    (tmp_path / "predictions.npz").unlink()
+    with pytest.raises(EdgekdError, match="are missing"):
+        rescore(tmp_path)
+
+
+def test_the_kept_file_by_scikit_learn(report: Report) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    with np.load(report.folder / "predictions.npz") as arrays:
+        for row in report.accuracy:
+            logits = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].astype(np.float64)
+            labels = arrays[f"labels/{row.suite}"]
+            probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities /= probabilities.sum(axis=1, keepdims=True)
+            answers = probabilities.argmax(axis=1)
+            assert row.top1 == pytest.approx(sklearn.accuracy_score(labels, answers))
+            assert row.macro == pytest.approx(sklearn.balanced_accuracy_score(labels, answers))
+            assert row.nll == pytest.approx(sklearn.log_loss(labels, probabilities), rel=1e-9)
+            recalls = sklearn.recall_score(labels, answers, average=None)
+            assert row.worst_class_recall == pytest.approx(recalls.min())
+
+
+def test_ece_by_torchmetrics(report: Report) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is not installed")
+    import torch
+
+    with np.load(report.folder / "predictions.npz") as arrays:
+        for row in report.accuracy:
+            logits = torch.from_numpy(arrays[f"logits/{row.run}/{row.subject}/{row.suite}"]).double()
+            labels = torch.from_numpy(arrays[f"labels/{row.suite}"])
+            for factor, expected in ((1.0, row.ece), (temperature(report, row.subject), row.scaled.ece)):  # type: ignore[union-attr]
+                other = torchmetrics.multiclass_calibration_error(
+                    (logits / factor).softmax(dim=1), labels, num_classes=3, n_bins=15, norm="l1"
+                )
+                assert expected == pytest.approx(float(other), abs=1e-5)
+
+
+def temperature(report: Report, subject: str) -> float:
+    found = next(row.temperature for row in report.summary if row.subject == subject)
+    assert found is not None
+    return found
+
+
+def test_the_temperature_is_the_minimum_that_scipy_finds(report: Report) -> None:
+    optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
+    with np.load(report.folder / "predictions.npz") as arrays:
+        logits, labels = arrays["logits/r/torch/val"].astype(np.float64), arrays["labels/val"]
+    best = optimize.minimize_scalar(lambda t: metrics.nll(logits / t, labels), bounds=(0.05, 20), method="bounded")
+    assert temperature(report, "torch") == pytest.approx(best.x, rel=1e-3)
+    assert not any(row.suite == "val" for row in report.accuracy)
+    torch = next(row for row in report.summary if row.subject == "torch")
+    scaled = [row.scaled.ece for row in report.accuracy if row.subject == "torch" and row.scaled and "ood" in row.suite]
+    assert torch.ece_ood_scaled == pytest.approx(np.mean(scaled))
+
+
+def test_temperatures_of_known_answers() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(4), size=20_000)
+    labels = (probabilities.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    assert metrics.fit_temperature(np.log(probabilities), labels) == pytest.approx(1.0, abs=0.03)
+    assert metrics.fit_temperature(3 * np.log(probabilities), labels) == pytest.approx(3.0, abs=0.1)
+    certain = np.eye(4)
+    assert metrics.fit_temperature(certain, np.arange(4)) == pytest.approx(metrics.TEMPERATURES[0])
+    assert metrics.fit_temperature(certain, np.array([1, 2, 3, 0])) == pytest.approx(metrics.TEMPERATURES[1])
