@@ -218,7 +218,7 @@ def brightness(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     # HSV with V raised: hue and saturation stay, so the three channels keep their proportion.
     value = x.max(axis=2, keepdims=True)
     raised = np.minimum(value + (0.1, 0.2, 0.3, 0.4, 0.5)[level], 1)
-    return np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised)
+    return np.asarray(np.where(value > 0, x * raised / np.maximum(value, 1e-12), raised))
 
 
 def contrast(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:

@@ -153,7 +153,10 @@ def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | No
         found = [row for row in report.corruptions if (row.run, row.subject) == (artifact.run, artifact.subject)]
         if not found:
             return None, "the corruptions were not measured (--suites corruptions)"
-        return _percent(getattr(found[0], metric), "its denominators are not known")
+        return _percent(
+            getattr(found[0], metric),
+            "no denominators: neither 1,000 classes nor a teacher that errs on each corruption",
+        )
     if metric in _DROPS:
         torch = next((row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None)
         if torch is None:

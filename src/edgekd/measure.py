@@ -293,9 +293,9 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
         )
 
     def place_of(subject: Subject) -> int:
-        own = [subject.folder, *subject.folder.parents] if subject.folder else []
-        resolved = [folder.resolve() for folder in own]
-        return next((i for i, place in enumerate(places) if place.resolve() in resolved), len(places))
+        assert subject.folder is not None
+        folder = subject.folder.resolve()
+        return next((i for i, place in enumerate(places) if folder.is_relative_to(place.resolve())), len(places))
 
     first, second = sorted(artifacts, key=place_of)
     return first, second

@@ -203,7 +203,7 @@ def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Sui
     from edgekd.benchmark.corruptions import NAMES, REMARKS, SEVERITIES
 
     chosen = inside.indices
-    remarks = REMARKS
+    remarks: tuple[str, ...] = REMARKS
     if len(chosen) > count:
         chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
         remarks = (*REMARKS, f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.")
