@@ -194,3 +194,42 @@ def test_a_result_for_another_rule_is_refused(setting: tuple[list[Subject], list
     with pytest.raises(EdgekdError, match="by another rule"):
         devices.from_result(subjects[:1], suites, job / "edgekd-result.npz")
     assert replace(BRIEF, runs=1) == read_result(job / "edgekd-result.npz").job.protocol
+
+
+def test_the_command_line_says_the_same(
+    setting: tuple[list[Subject], list[Suite]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From `--device bundle:` over `--import` to the report, with what a run would give put in place of a run."""
+    from edgekd import measure
+    from edgekd.cli import main
+
+    subjects, suites = setting
+    monkeypatch.setattr(measure, "gather", lambda *_, **__: measure.Gathered(subjects, suites, [], tmp_path))
+    monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
+    folder = tmp_path / "carried"
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["benchmark", str(tmp_path), *words])
+        printed = capsys.readouterr()
+        assert left.value.code == 0, printed.err
+        return printed.out
+
+    told = run("--device", f"bundle:{folder}", "--quick", "--threads", "1")
+    line = next(line for line in told.splitlines() if line.startswith("there:")).split()[1:]
+    subprocess.run([sys.executable, *line[1:]], cwd=folder, check=True, capture_output=True)
+    result = folder / line[3] / "edgekd-result.npz"
+    name = read_result(result).name
+    told = run("--import", str(result), "--out", str(tmp_path / "out"))
+    assert f"fp32@{name}" in told
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {row["device"] for row in written["latency"]} == {name}
+    assert written["quick"] is True
+    assert f"Device {name}:" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(SystemExit) as left:
+        main(["benchmark", str(tmp_path), "--import", str(result), "--device", "local"])
+    assert left.value.code == 2
+    assert "do not go together" in capsys.readouterr().err
