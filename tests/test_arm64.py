@@ -38,7 +38,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_same_answers_on_arm64(artifacts: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=0.5, limit_s=2.0))
     images = load_images("toy")
-    suites = [Suite("id", images, np.arange(0, len(images), 40))]
+    suites = [Suite("id", images, np.arange(0, len(images), 80))]
     subjects = []
     for folder in artifacts:
         session = open_session(folder, threads=1)

@@ -259,13 +259,14 @@ def _further(
 
 def _distinct(subject: Subject, others: Sequence[Subject], runs: Sequence[LoadedRun]) -> Subject:
     """A lone artifact under a name of its own: no other's row, and no other student's references."""
-    assert subject.folder is not None
-    source = read_artifact(subject.folder, check_hashes=False).source
+    folder = subject.folder
+    assert folder is not None
+    source = read_artifact(folder, check_hashes=False).source
     for one in runs:
         if one.run.name == subject.run and one.run.student_sha256 != source.get("student_sha256"):
             subject = replace(subject, run=f"{subject.run} (copied)")
     if any((other.run, other.name) == (subject.run, subject.name) for other in others):
-        subject = replace(subject, name=f"{subject.name}@{subject.folder.resolve().parent.name}")
+        subject = replace(subject, name=f"{subject.name}@{folder.resolve().parent.name}")
     return subject
 
 
