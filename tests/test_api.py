@@ -108,7 +108,7 @@ def test_train_help_states_the_real_defaults() -> None:
             "export",
             {"int8": "precision", "fp16": "precision", "fp32": "precision", "compute_capability": "options"},
         ),
-        ("benchmark", {"gate": "gates"}),
+        ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
         ("evaluate", {}),
     ],
 )

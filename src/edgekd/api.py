@@ -136,6 +136,9 @@ def benchmark(
     out: str | Path | None = None,
     overwrite: bool = False,
     examples: bool = True,
+    device: Iterable[str] = (),
+    keep: bool = False,
+    result: str | Path | None = None,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -155,6 +158,11 @@ def benchmark(
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
         examples: show small copies of misclassified images in report.html.
+        device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
+            `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
+        keep: leave agent, artifacts and images on the device for the next time.
+        result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
+            those of the bundle.
 
     Returns:
         The report, as `report.json` has it.
@@ -170,13 +178,23 @@ def benchmark(
     found = gather(
         places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images
     )
+    subjects, specs = found.subjects, list(device)
+    if specs or result is not None:
+        from edgekd.benchmark.device import from_result, on_devices
+
+        if compare or (specs and result is not None):
+            raise EdgekdError("--compare, --device and --import do not go together.", "Give one of them.")
+        if result is not None:
+            subjects, quick = from_result(subjects, found.suites, Path(result))
+        else:
+            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep)
     return run_benchmark(
-        found.subjects,
+        subjects,
         found.suites,
         Path(out) if out else found.home / "benchmark",
         quick=quick,
         threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(found.subjects)},
+        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
         overwrite=overwrite or out is None,
         gates=wanted,
         compared=compared_of(found.subjects, places) if compare else None,
@@ -199,6 +217,33 @@ def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool =
     from edgekd.distill.plan import newest_run
 
     return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
+
+
+def make_bundle(
+    *paths: str | Path,
+    folder: str | Path,
+    data: str | None = None,
+    ood: Sequence[str] = (),
+    texture_shape: str | None = None,
+    quick: bool = False,
+    threads: int | None = None,
+) -> str:
+    """Write a folder with which a machine that nobody can reach measures the artifacts.
+
+    Args:
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick` and `threads`.
+        folder: new folder.
+
+    Returns:
+        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
+    """
+    from edgekd.benchmark.device import bundle
+    from edgekd.distill.plan import newest_run
+    from edgekd.measure import gather
+
+    places = [Path(p) for p in paths] or [newest_run()]
+    found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads)
 
 
 def evaluate(

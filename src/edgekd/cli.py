@@ -245,12 +245,51 @@ def benchmark(
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
     ] = True,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run the artifacts there: local, ssh://[USER@]HOST[:PORT], adb:SERIAL, or bundle:DIR, which writes a "
+            "folder to carry to a machine nobody can reach; may be repeated. [default: in processes of this command]"
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
+    ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="RESULT", help="Take in what a device wrote for a bundle.")
+    ] = None,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
     from edgekd.benchmark.report import print_gates, print_table
     from edgekd.console import result
 
+    if profile is not None:
+        threads = _follow_profile(profile, threads)
+    where = device or []
+    if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
+        if len(where) > 1 or import_:
+            raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
+        if compare or suites:
+            raise EdgekdError(
+                "A bundle holds neither corruptions nor a comparison.", "Leave --suites and --compare out."
+            )
+        line = api.make_bundle(
+            *(paths or []),
+            folder=bundles[0],
+            data=data,
+            ood=ood or (),
+            texture_shape=texture_shape,
+            quick=quick,
+            threads=threads,
+        )
+        result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
+        result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
+        return
     report = api.benchmark(
         *(paths or []),
         data=data,
@@ -266,11 +305,25 @@ def benchmark(
         out=out,
         overwrite=overwrite,
         examples=examples,
+        device=where,
+        keep=keep,
+        result=import_,
     )
     print_table(report)
     folder = report.folder
     result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
     print_gates(report)
+
+
+def _follow_profile(spec: str, threads: int | None) -> int | None:
+    """Say what the profile warns of; its threads, unless others were given."""
+    from edgekd.console import say
+    from edgekd.targets.profiles import load_profile
+
+    profile = load_profile(spec)
+    for caution in profile.cautions:
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].url})")
+    return threads if threads is not None else profile.threads
 
 
 @app.command()
@@ -377,7 +430,7 @@ def recipes() -> None:
 
 @known.command()
 def targets() -> None:
-    """Export targets with their precisions."""
+    """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines
 
     _print(target_lines())

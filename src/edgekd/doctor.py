@@ -93,10 +93,20 @@ def recipe_lines() -> list[str]:
 
 
 def target_lines() -> list[str]:
-    """Every target with its runtime and precisions."""
+    """Every target with its runtime and precisions, and the profiles of devices with their cautions."""
+    from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 
-    return [f"{target.name:<14}{', '.join(target.precisions):<20}{target.summary}" for target in TARGETS.values()]
+    lines = [f"{target.name:<14}{', '.join(target.precisions):<20}{target.summary}" for target in TARGETS.values()]
+    lines += ["", "Profiles of devices (edgekd benchmark --profile NAME|FILE.toml):"]
+    for name in profile_names():
+        profile = load_profile(name)
+        facts = [profile.runtime, " ".join(profile.precisions)]
+        facts += [f"compute capability {profile.compute_capability}"] if profile.compute_capability else []
+        facts += [f"{profile.threads} threads"] if profile.threads else []
+        lines.append(f"{name:<18}{'; '.join(facts)}")
+        lines += [f"    {caution.text} [{profile.sources[caution.source].url}]" for caution in profile.cautions]
+    return lines
 
 
 def _nothing(what: str, pattern: str, names: list[str]) -> list[str]:
