@@ -24,7 +24,7 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import OPSET
-from edgekd.export.parity import check, compare
+from edgekd.export.parity import REFUSED, check, compare
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
@@ -32,7 +32,11 @@ from edgekd.targets.registry import TARGETS, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
-WRITERS = {"onnxruntime": "edgekd.export.ort", "tensorrt": "edgekd.export.trt"}
+WRITERS = {
+    "onnxruntime": "edgekd.export.ort",
+    "tensorrt": "edgekd.export.trt",
+    "coreml": "edgekd.export.coreml",
+}
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 _BATCH = 32
 
@@ -58,7 +62,7 @@ def export_model(
 
     The parity check runs the finished file through `open_session` on `parity_images`, or where its runtime is not on
     this machine through the writer's own evaluation, and compares it with `model` in torch. Where it fails, fp32 and
-    fp16 are refused: the artifact goes to `<folder>.failed` for inspection. int8 is kept with a loud warning and
+    fp16 are refused: the artifact goes to `<folder>.failed` for inspection. Others are kept with a loud warning and
     `parity.passed = false`: on a small model 97 % agreement may cost no accuracy at all, which only the benchmark can
     tell.
 
@@ -78,8 +82,11 @@ def export_model(
     chosen = get_target(target)
     if precision not in chosen.precisions:
         raise EdgekdError(f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}.")
-    if precision == "int8" and calibration is None:
-        raise EdgekdError("INT8 needs calibration images.", "Give some of the training images, 200 or more.")
+    calibrated = precision in chosen.calibrated
+    if calibrated and calibration is None:
+        raise EdgekdError(
+            f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
+        )
     _refuse_existing(folder, overwrite)
     metadata = {
         "classes": json.dumps(list(classes), ensure_ascii=False),
@@ -100,13 +107,13 @@ def export_model(
             preprocess=preprocess,
             classes=tuple(classes),
             metadata=metadata,
-            calibration=calibration if precision == "int8" else None,
+            calibration=calibration if calibrated else None,
             fp32_onnx=fp32_path,
             options=options,
         )
         written: Written = writer.write(build)
         quantization = written.quantization
-        if quantization is not None and precision == "int8":
+        if quantization is not None and "calibration_images" in quantization:
             quantization = {**quantization, "ids": list(calibration_ids)}
         draft = Artifact(
             name=name,
@@ -182,7 +189,7 @@ def _one_winner(folder: Path) -> Iterator[None]:
 
 
 def _report_failure(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:
-    if artifact.precision == "int8":
+    if artifact.precision not in REFUSED:
         warn(
             f"{artifact.name} differs from the student: {parity['reason']}, on {parity['n']} images. "
             "The artifact is kept; look at its accuracy in the benchmark before you use it."

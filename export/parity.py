@@ -11,8 +11,11 @@ from edgekd.errors import EdgekdError
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 """Largest logit error, as a share of the reference's logit range, where a precision promises one."""
-MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97}
+MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "w8a8": 0.97, "pal6": 0.97, "pal4": 0.97}
 """Share of images on which both predict the same class."""
+
+REFUSED = ("fp32", "fp16")
+"""Precisions that promise the student's own answers: a file that misses its threshold is refused, others warn."""
 
 
 def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, Any]:

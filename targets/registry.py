@@ -19,6 +19,8 @@ class Target:
     precisions: tuple[Precision, ...]
     summary: str
     """One line for `edgekd list targets`."""
+    calibrated: tuple[Precision, ...] = ("int8",)
+    """Precisions whose writer looks at training images."""
     options: tuple[str, ...] = ()
     """Switches of its writer besides the precision."""
 
@@ -31,6 +33,14 @@ TARGETS: dict[str, Target] = {
         runtime="ONNX Runtime, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
+    ),
+    "coreml": Target(
+        name="coreml",
+        runtime="Core ML, iOS 17 / macOS 14 and later",
+        precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
+        summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
+        calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
+        options=("deployment_target",),
     ),
     "tensorrt": Target(
         name="tensorrt",

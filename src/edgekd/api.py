@@ -61,11 +61,12 @@ def export(
     Args:
         run: run folder; None takes the newest under `runs/`.
         target: see `edgekd list targets`.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         overwrite: replace artifacts of the same name.
-        options: the target's own switches, such as `compute_capability` for TensorRT.
+        options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
+            Core ML.
 
     Returns:
         The artifacts written, the wanted precision last.
@@ -109,8 +110,8 @@ def export(
             precision=name,
             classes=loaded.run.classes,
             preprocess=loaded.run.preprocess,
-            calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
-            calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
+            calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
+            calibration_ids=[images.ids[i] for i in calibration] if name in known.calibrated else (),
             parity_images=parity_images,
             source=_source(loaded, images, split),
             overwrite=overwrite,

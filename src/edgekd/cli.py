@@ -164,6 +164,15 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated on training images.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="16-bit floats.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32-bit floats (the default).")] = False,
+    w8a8: Annotated[
+        bool, typer.Option("--w8a8", help="Core ML: 8-bit activations too, where --int8 means 8-bit weights.")
+    ] = False,
+    palettize: Annotated[
+        str | None, typer.Option(help="Core ML: weights as indices of 4 or 6 bits into a palette.", metavar="4|6")
+    ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option(help="Core ML: oldest system to run on. [default: iOS17]", show_default=False)
+    ] = None,
     data: DataOption = None,
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
@@ -177,13 +186,23 @@ def export(
     from edgekd import api
     from edgekd.console import result
 
-    flags: dict[Precision, bool] = {"int8": int8, "fp16": fp16, "fp32": fp32}
+    if palettize not in (None, "4", "6"):
+        raise EdgekdError(f"There are no palettes of {palettize} bits.", "Give --palettize 4 or --palettize 6.")
+    flags: dict[Precision, bool] = {
+        "int8": int8,
+        "fp16": fp16,
+        "fp32": fp32,
+        "w8a8": w8a8,
+        "pal4": palettize == "4",
+        "pal6": palettize == "6",
+    }
     wanted = [name for name, given in flags.items() if given]
     if len(wanted) > 1:
         raise EdgekdError(
             "More than one precision was asked for.",
-            "Give one of --int8, --fp16, --fp32, and export again for another.",
+            "Give one of --int8, --fp16, --fp32, --w8a8, --palettize, and export again for another.",
         )
+    switches = {"compute_capability": compute_capability, "deployment_target": deployment_target}
     artifacts = api.export(
         run,
         target=target,
@@ -191,7 +210,7 @@ def export(
         data=data,
         calibration_images=calibration_images,
         overwrite=overwrite,
-        options={"compute_capability": compute_capability} if compute_capability else {},
+        options={name: value for name, value in switches.items() if value},
     )
     for artifact in artifacts:
         parity = artifact.parity

@@ -12,7 +12,9 @@ from edgekd.errors import EdgekdError
 from edgekd.files import read_json, sha256_file, write_json
 from edgekd.preprocess import Preprocess
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
+"""`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
+and `pal6` are weights as indices into a palette."""
 
 
 class TensorSpec(BaseModel):

@@ -1,0 +1,285 @@
+"""The writer for Core ML: an ML program in one `.mlpackage`, converted, compressed and checked on any machine.
+
+From the torch program to float32, from there to half precision with the layers that it would ruin left in float32, then
+compression. Each step is read back from disk and compared with the one before on real images.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import shutil
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.console import say, warn
+from edgekd.errors import EdgekdError
+from edgekd.export.build import Build, Written
+from edgekd.export.coreml_compress import PALETTE_BITS, palettize, quantize_activations, quantize_weights
+from edgekd.export.graph import Deployable
+from edgekd.export.mil_eval import logits_of
+from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
+from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
+from edgekd.export.parity import compare
+from edgekd.manifest import TensorSpec
+from edgekd.version import __version__
+
+PACKAGE = "model.mlpackage"
+DEPLOYMENT = ("iOS17", "iOS18", "iOS26")
+"""Oldest systems that an export can be made for, the default first: 8-bit activations came with it."""
+_MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
+_LOOKS = 32
+"""Images for the range analysis and for the comparison of each step with the one before."""
+
+
+class Classifier(nn.Module):
+    """What Core ML runs: an image in, probabilities out, normalisation and head inside."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: Deployable) -> None:
+        super().__init__()
+        self.backbone, self.head = model.backbone, model.head
+        # The deployable holds one statistic per value of a pixel row; its first three are the channels'.
+        self.register_buffer("scale", model.scale[:3].reshape(1, 3, 1, 1).clone())
+        self.register_buffer("shift", model.shift[:3].reshape(1, 3, 1, 1).clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB float32 `[1, 3, H, W]`, 0 to 255 → probabilities `[1, C]`."""
+        logits: Tensor = self.head(self.backbone(image * self.scale + self.shift))
+        return logits.softmax(1)
+
+
+def write(build: Build) -> Written:
+    """Write `model.mlpackage` in the wanted precision.
+
+    Raises:
+        EdgekdError: coremltools is missing, the student cannot be converted or checked, no images for the analysis.
+    """
+    coremltools = import_coremltools()
+    deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
+    if deployment not in DEPLOYMENT:
+        raise EdgekdError(f"Core ML models are not made for {deployment} here.", f"Known: {', '.join(DEPLOYMENT)}.")
+    started = time.perf_counter()
+    exported = capture(build.model, build.preprocess.size)
+    package, quantization, details = build.folder / PACKAGE, None, {}
+    model = convert(exported, build.preprocess.size, build.classes, deployment, half=False)
+    if build.precision == "fp32":
+        _save(model, package, build)
+    else:
+        if build.calibration is None or len(build.calibration) == 0:
+            raise EdgekdError("The range analysis for half precision needs images.", "Give some training images.")
+        looks = _spread(build.calibration, _LOOKS)
+        full = _read_back(model, build.folder)
+        ranges = measure_ranges(full, looks)
+        kept = layers_to_keep(full, ranges.hazards)
+        _report(ranges, kept)
+        model = convert(exported, build.preprocess.size, build.classes, deployment, half=True, keep=kept)
+        half = _read_back(model, build.folder)
+        if build.precision == "int8":
+            model, quantization = quantize_weights(model)
+        elif build.precision == "w8a8":
+            model, quantization = quantize_activations(model, half, measure_ranges(half, build.calibration))
+            quantization["calibration_images"] = len(build.calibration)
+        elif build.precision in PALETTE_BITS:
+            model, quantization = palettize(model, PALETTE_BITS[build.precision])
+        _save(model, package, build)
+        details = {
+            "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
+            "float32_layers": sorted(kept),
+            "links": _links(build.model, ranges, half, package, looks),
+        }
+    program = read_program(package)
+    details |= {
+        "minimum_deployment_target": deployment,
+        "coremltools": coremltools.__version__,
+        "package_mb": round(sum(p.stat().st_size for p in package.rglob("*") if p.is_file()) / 1e6, 3),
+        "write_seconds": round(time.perf_counter() - started, 1),
+        "not_verified": "Apple's kernels, the Neural Engine, latency" if platform.system() != "Darwin" else "latency",
+    }
+    rest = sorted(str(p.relative_to(build.folder)) for p in package.rglob("*") if p.is_file())
+    evaluate, by = _evaluation(build, program)
+    return Written(
+        format="coreml",
+        files=(_MODEL, *(name for name in rest if name != _MODEL)),
+        inputs=(
+            TensorSpec(
+                name="image",
+                dtype="image",
+                shape=(build.preprocess.size, build.preprocess.size),
+                layout="RGB, 8 bits per channel",
+            ),
+        ),
+        outputs=(
+            TensorSpec(name="classLabel", dtype="string", shape=(), layout="most probable class"),
+            TensorSpec(name="classLabel_probs", dtype="float64", shape=(len(build.classes),), layout="by class name"),
+        ),
+        quantization=quantization,
+        details=details,
+        evaluate=evaluate,
+        evaluated_by=by,
+    )
+
+
+def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
+    """The classifier as core operations, the form that coremltools converts whatever its numpy.
+
+    Raises:
+        EdgekdError: torch cannot trace the student.
+    """
+    classifier = Classifier(copy.deepcopy(model).cpu()).eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(classifier, (torch.zeros(1, 3, size, size),))
+            core: torch.export.ExportedProgram = program.run_decompositions({})
+            return core
+    except Exception as error:  # torch.export raises a dozen kinds
+        raise EdgekdError(
+            f"The student cannot be captured for Core ML ({_first_line(error)}).",
+            "Choose another student, or one built from common layers.",
+        ) from error
+
+
+def convert(
+    exported: torch.export.ExportedProgram,
+    size: int,
+    classes: Collection[str],
+    deployment: str = DEPLOYMENT[0],
+    *,
+    half: bool,
+    keep: Collection[str] = (),
+) -> Any:
+    """A coremltools model of the classifier: image input, class labels.
+
+    Args:
+        deployment: the oldest system it must run on.
+        half: compute in float16, but for `keep` and the last softmax, whose small probabilities float16 would take
+            for zero.
+        keep: layers that stay in float32, by name.
+
+    Raises:
+        EdgekdError: an operation that coremltools does not know.
+    """
+    coremltools = import_coremltools()
+
+    def in_half(op: Any) -> bool:
+        if {op.name, *(var.name for var in op.outputs)} & set(keep):
+            return False
+        return not (op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
+
+    precision = coremltools.transform.FP16ComputePrecision(in_half) if half else coremltools.precision.FLOAT32
+    image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
+    try:
+        with quiet():
+            return coremltools.convert(
+                copy.deepcopy(exported),
+                convert_to="mlprogram",
+                compute_precision=precision,
+                minimum_deployment_target=coremltools.target[deployment],
+                inputs=[image],
+                outputs=[coremltools.TensorType(name="probabilities", dtype=np.float32)],
+                classifier_config=coremltools.ClassifierConfig(list(classes)),
+                skip_model_load=True,
+            )
+    except Exception as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
+        raise EdgekdError(
+            f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
+            "Choose another student, or one built from common layers.",
+        ) from error
+
+
+def _last_softmax(block: Any) -> Any:
+    return [op for op in block.operations if op.op_type == "softmax"][-1]
+
+
+def _report(ranges: Ranges, kept: set[str]) -> None:
+    told = {True: "half precision would ruin", False: "look at on the device, left in half precision:"}
+    for ruined, opening in told.items():
+        sentences = [hazard.sentence for hazard in ranges.hazards if (hazard.layer in kept) is ruined]
+        if sentences:
+            more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
+            warn(f"{opening} {'; '.join(sentences[:3])}{more}.")
+    if kept:
+        say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
+
+
+def _read_back(model: Any, folder: Path) -> MilProgram:
+    """The program of an unfinished model, by way of the disk, as Core ML would get it."""
+    path = folder / "step.mlpackage"
+    with quiet():
+        model.save(str(path))
+    try:
+        return read_program(path)
+    finally:
+        shutil.rmtree(path)
+
+
+def _save(model: Any, package: Path, build: Build) -> None:
+    provenance = json.loads(build.metadata.get("provenance", "{}"))
+    model.short_description = f"Classifies an image into {len(build.classes)} classes; {build.precision}."
+    model.version = __version__
+    model.author = "edgekd"
+    model.input_description["image"] = f"RGB image, {build.preprocess.size} × {build.preprocess.size}"
+    if provenance.get("student"):
+        model.short_description += f" Student: {provenance['student']}."
+    model.user_defined_metadata.update(dict(build.metadata))
+    with quiet():
+        model.save(str(package))
+    # A map of operation names for another project's debugger; the package's own manifest does not list it.
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+
+
+def _links(
+    model: Deployable, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
+) -> dict[str, dict[str, Any]]:
+    """How far each step strays from the one before, on the same images."""
+    from edgekd.export.export import torch_logits
+
+    rounded = logits_of(half, looks)
+    steps = {
+        "torch → float32 program": (torch_logits(model, looks), ranges.logits),
+        "float32 → float16": (ranges.logits, rounded),
+        "float16 → package": (rounded, logits_of(read_program(package), looks)),
+    }
+    wanted = ("n", "max_error_relative", "cosine", "top1_agreement")
+    return {name: {key: compare(*pair)[key] for key in wanted} for name, pair in steps.items()}
+
+
+def _evaluation(build: Build, program: MilProgram) -> tuple[Any, str]:
+    """Who computes the logits for the parity check: Core ML itself where it exists, else the reference evaluator."""
+    if platform.system() != "Darwin":
+        return lambda images: logits_of(program, images), "edgekd's reference evaluator (Core ML needs macOS)"
+    from edgekd.export.export import torch_logits
+    from edgekd.targets.coreml import load_package
+
+    predict = load_package(build.folder / PACKAGE, build.classes)
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
+        logs, reference = predict(images), torch_logits(build.model, images).astype(np.float64)
+        normalisers = np.log(np.exp(reference - reference.max(1, keepdims=True)).sum(1)) + reference.max(1)
+        logits: NDArray[np.float32] = (logs + normalisers[:, None]).astype(np.float32)
+        return logits
+
+    return run, f"Core ML on macOS {platform.mac_ver()[0]}"
+
+
+def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """At most `count` of the images, evenly over their order, which runs through the domains."""
+    spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
+    chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
+    return chosen
+
+
+def _first_line(error: BaseException) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return (text or type(error).__name__).rstrip(".")[:200]

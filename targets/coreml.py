@@ -1,0 +1,70 @@
+"""Artifacts of the format `coreml`, run by Core ML, which only macOS has."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.errors import EdgekdError, NotHere
+from edgekd.manifest import Artifact
+from edgekd.targets.session import Session
+
+_TINY = np.finfo(np.float32).tiny
+
+
+def open_coreml(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
+    """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
+
+    The session gives the logarithms of the probabilities: the logits, less one number per image that moves neither the
+    argmax nor the softmax.
+
+    Raises:
+        NotHere: not macOS.
+        EdgekdError: coremltools missing, a number of threads asked for, or a package Core ML refuses.
+    """
+    if platform.system() != "Darwin":
+        raise NotHere(
+            f"{artifact.name} needs Core ML, which only macOS has.",
+            "Copy the folder to a Mac; its parity record says what was checked here.",
+        )
+    if threads is not None:
+        raise EdgekdError("Core ML chooses its threads itself.", "Leave --threads out for this artifact.")
+    started = time.perf_counter()
+    # The package is the first part of the model file's path: model.mlpackage/Data/….
+    predict = load_package(folder / Path(artifact.model_file).parts[0], artifact.classes)
+    return Session(artifact, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3, predict)
+
+
+def load_package(package: Path, classes: tuple[str, ...]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """`uint8 [B, H, W, 3] → log-probabilities float32 [B, C]` of a saved package, by Core ML.
+
+    Args:
+        classes: the order of the columns.
+    """
+    try:
+        import coremltools
+    except ImportError as error:
+        raise EdgekdError(
+            "Running a Core ML artifact needs coremltools, which is not installed here.",
+            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
+        ) from error
+    try:
+        model = coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
+    except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text
+        raise EdgekdError(f"Core ML cannot load {package} ({error}).", "Export again with --overwrite.") from error
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rows = []
+        for image in images:
+            odds = model.predict({"image": Image.fromarray(image)})["classLabel_probs"]
+            rows.append([odds[name] for name in classes])
+        logs: NDArray[np.float32] = np.log(np.maximum(np.array(rows, dtype=np.float32), _TINY))
+        return logs
+
+    return predict
