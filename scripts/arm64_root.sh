@@ -17,7 +17,7 @@ dest=$(cd "$1" && pwd)
 debootstrap --arch=arm64 --foreign --variant=minbase --include=python3,libstdc++6 bookworm "$dest"
 for package in "$dest"/var/cache/apt/archives/*.deb; do dpkg-deb -x "$package" "$dest"; done
 
-# ONNX Runtime 1.23 and newer end with a segmentation fault while they are imported under qemu-user 7.2.
+# ONNX Runtime 1.22.1 is the newest that was seen to load under qemu-user 7.2; 1.23.2, 1.24.1 and 1.31.1 did not.
 python3 -m pip download --quiet --no-deps --dest "$dest/opt/wheels" --python-version 3.11 --only-binary=:all: \
   --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux2014_aarch64 \
   "numpy==2.2.6" "pillow>=11,<12" "onnxruntime==1.22.1"
