@@ -19,7 +19,7 @@ from edgekd.cli import app
 from edgekd.config import TrainConfig
 from edgekd.errors import EdgekdError
 
-VERBS = ("train", "export", "benchmark", "evaluate")
+VERBS = ("train", "export", "benchmark", "evaluate", "study")
 
 
 def flags(verb: str) -> dict[str, Any]:
