@@ -78,6 +78,8 @@ def test_train_flags_are_settings() -> None:
         "student_options",
         "stages",
         "split_seed",
+        "unseen_classes",
+        "label_fraction",
         "weight_decay",
         "warmup",
         "log_every",

@@ -16,7 +16,9 @@ from edgekd.cli import main
 from edgekd.data import load_images
 from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
+from edgekd.measure import suites_of
 from edgekd.studies import cell as cells
 from edgekd.studies import grid
 
@@ -197,6 +199,13 @@ def test_processes_that_die_are_failures_with_their_last_words(
         ({"recipe_settings": ["kd:lr=1"]}, r'no recipe "kd"'),
         ({"recipe_settings": ["lr=1"]}, "not a setting of one recipe"),
         ({"student": "mobilnetv3"}, "mobilnetv3"),
+        ({"unseen_classes": "dog"}, "Use --protocol class-disjoint"),
+        ({"protocol": "class-disjoint", "test_domains": "art"}, "Use --protocol lodo"),
+        ({"protocol": "class-disjoint", "unseen_classes": "dok"}, r'no class "dok"\. Did you mean "dog"'),
+        ({"protocol": "class-disjoint", "unseen_classes": "dog"}, "1 of 2 classes are unseen, and two must train"),
+        ({"protocol": "low-shot", "fractions": "0"}, "0 is not a part of the labels"),
+        ({"protocol": "low-shot", "fractions": "few"}, "not a list of numbers"),
+        ({"fractions": "0.1"}, "lodo trains on all labels"),
         ({"step": 3}, r'unknown setting "step"'),
     ],
 )
@@ -224,6 +233,58 @@ def test_one_recipe_may_have_settings_of_its_own(base: dict[str, Any], tmp_path:
         "erm,lp-ft", seeds=1, test_domains="art", out=tmp_path / "s", recipe_settings=["lp-ft:steps=3"], **base
     )
     assert [line["steps"] for line in lines(tmp_path / "s")] == [2, 3]
+
+
+def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: Path) -> None:
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    folder = tmp_path / "s"
+    study = edgekd.study(
+        "erm,vl2v-adip", protocol="class-disjoint", unseen_classes="bee,dog", seeds=1, out=folder, keep=True, **base
+    )
+    (table,) = study.tables
+    teacher, erm, adip = table.rows
+    assert table.baseline == "vl2v-adip"  # the first that can name new classes
+    assert erm.average is None
+    assert erm.id is not None
+    assert "no zero-shot for erm" in table.notes[0]
+    assert "| erm | " in (folder / "table.md").read_text()
+    loaded = load_run(folder / "runs" / "vl2v-adip-0")
+    assert loaded.run.classes == ("ant", "cat")
+    assert loaded.run.test_domain is None
+    # By hand: projected features against the teacher's two new texts, less what the classes share if it is centred.
+    model = load_teacher(base["teacher"])
+    assert isinstance(model, ClipTeacher)
+    assert loaded.bank is not None
+    texts = model.text_bank(("bee", "dog"), loaded.bank.templates).vectors
+    if loaded.bank.text_centre is not None:
+        texts = torch.nn.functional.normalize(texts - loaded.bank.text_centre, dim=-1)
+    images = load_images(base["data"])
+    unseen = [i for i, name in enumerate(images.ids) if "/bee/" in name or "/dog/" in name]
+    pixels = np.stack([loaded.run.preprocess.pixels(images.read(i)) for i in unseen])
+    with torch.inference_mode():
+        told = (loaded.student(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255) @ texts.T).argmax(dim=1).numpy()
+    truth = np.array(["/dog/" in images.ids[i] for i in unseen])
+    with np.load(folder / "cells" / "vl2v-adip-0.npz") as file:
+        assert np.array_equal(file["ood"], told == truth)
+        assert file["id"].shape == (12 // 6 * 3,)  # one image of each of 2 classes and 3 domains
+    recalls = [(told == truth)[truth == side].mean() for side in (False, True)]
+    assert adip.average is not None
+    assert adip.average.mean == pytest.approx(100 * np.mean(recalls))
+    assert teacher.average is not None
+    images_seen, split = loaded.data()
+    assert not {images.keys[i] for i in unseen} & {images_seen.keys[i] for i in split.train}
+    (suite, _) = suites_of(loaded, None, None)
+    assert suite.images.classes == ("ant", "cat")
+
+
+def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:
+    study = edgekd.study("erm", protocol="low-shot", fractions="1,0.1", seeds=1, out=tmp_path / "s", keep=True, **base)
+    assert [table.title for table in study.tables] == ["10 % of the training labels", "100 % of the training labels"]
+    assert [table.columns for table in study.tables] == [("sketch",), ("sketch",)]
+    few, whole = (load_run(tmp_path / "s" / "runs" / name).data()[1] for name in ("erm-sketch-0.1-0", "erm-sketch-0"))
+    assert (len(few.train), len(whole.train)) == (4, 32)
+    assert np.array_equal(few.ood_test, whole.ood_test)
+    assert "## 10 % of the training labels" in (tmp_path / "s" / "table.md").read_text()
 
 
 def test_the_command_prints_the_table(made: Path, base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,7 +227,7 @@ def evaluate(
         chosen = load_run(Path(run) if run else newest_run())
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
-    images = load_images(data or (loaded.run.data if loaded else "toy"))
+    images = loaded.images() if loaded and not data else load_images(data or "toy")
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
@@ -262,6 +262,8 @@ def study(
     protocol: str = "lodo",
     seeds: int = 3,
     test_domains: str | Sequence[str] = (),
+    unseen_classes: str | Sequence[str] = (),
+    fractions: str | Sequence[float] = (),
     baseline: str | None = None,
     jobs: int = 1,
     keep: bool = False,
@@ -275,9 +277,12 @@ def study(
 
     Args:
         recipes: their names, also as one string with commas.
-        protocol: `lodo`, leave one domain out.
+        protocol: `lodo`, leave one domain out; `class-disjoint`, zero-shot on classes that never train; `low-shot`,
+            parts of the training labels.
         seeds: how many, from 0.
-        test_domains: which domains are left out in turn; none takes all.
+        test_domains: which domains are left out in turn; none takes all, and for `low-shot` the last.
+        unseen_classes: of `class-disjoint`, names or a percentage such as `30%`; none takes half of the classes.
+        fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
         baseline: recipe that the others are compared with; None takes `erm`, or else the first.
         jobs: cells side by side, in processes of their own that share the cores, with a GPU each where there are some.
         keep: keep the run folders of finished cells.
@@ -304,6 +309,8 @@ def study(
         protocol=protocol,
         seeds=seeds,
         test_domains=names(test_domains),
+        unseen_classes=names(unseen_classes) or (["50%"] if protocol == "class-disjoint" else []),
+        fractions=_numbers(fractions),
         baseline=baseline,
         out=folder,
         options=options,
@@ -312,6 +319,13 @@ def study(
         recipe_settings=recipe_settings,
     )
     return run_study(plan, folder, jobs=jobs, keep=keep)
+
+
+def _numbers(given: str | Sequence[float]) -> list[float]:
+    try:
+        return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError as error:
+        raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:

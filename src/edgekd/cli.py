@@ -311,10 +311,19 @@ def study(
     recipes: Annotated[
         str, typer.Option(help="Recipes to compare, with commas; see edgekd list recipes.")
     ] = "erm,kd,vl2v-adip",
-    protocol: Annotated[str, typer.Option(help="lodo: leave one domain out.")] = "lodo",
+    protocol: Annotated[
+        str, typer.Option(help="lodo (unseen domains), class-disjoint (classes) or low-shot (labels).")
+    ] = "lodo",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
     test_domains: Annotated[
-        str | None, typer.Option(help="Domains to leave out in turn, with commas, or all. [default: all]")
+        str | None,
+        typer.Option(help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"),
+    ] = None,
+    unseen_classes: Annotated[
+        str | None, typer.Option(help="class-disjoint: classes with commas, or a part such as 30%. [default: 50%]")
+    ] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]")
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]")
@@ -353,6 +362,8 @@ def study(
         protocol=protocol,
         seeds=seeds,
         test_domains=test_domains or (),
+        unseen_classes=unseen_classes or (),
+        fractions=fractions or (),
         baseline=baseline,
         jobs=jobs,
         keep=keep,

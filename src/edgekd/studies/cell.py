@@ -6,6 +6,7 @@ own; `--jobs` starts it so.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,14 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgekd.config import TrainConfig
-from edgekd.data import ImageSet
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.teacher import load_teacher
 from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run
+from edgekd.scarce import unseen_test
 from edgekd.studies.plan import Cell, cell_config
 from edgekd.studies.store import Done, Outcome, Store
 
@@ -39,6 +44,8 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool) -> No
     images, split = loaded.data()
     parts = {"val": split.val, "id": split.id_test, "ood": split.ood_test}
     outcomes = {name: asked(loaded, images, part) for name, part in parts.items() if len(part)}
+    if config.unseen_classes and can_zero_shot(loaded):
+        outcomes["ood"] = zero_shot(loaded, load_images(config.data))
     store.add(Done(cell, outcomes, facts_of(loaded.run)))
     if not keep:
         shutil.rmtree(folder)
@@ -59,16 +66,43 @@ def trained(config: TrainConfig) -> LoadedRun:
 
 def asked(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> Outcome:
     """Which of these images the student classifies rightly."""
-    scores = student_scores(loaded, images, indices)
+    scores = student_scores(loaded, images, indices, loaded.vectors)
     labels = images.labels[indices]
     return Outcome(scores.argmax(axis=1) == labels, labels)
 
 
-def student_scores(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def can_zero_shot(loaded: LoadedRun) -> bool:
+    """Whether the student's head is the teacher's texts, which new classes have too; a trained head knows its own."""
+    return loaded.student.embeds and loaded.student.head is None and loaded.bank is not None
+
+
+def zero_shot(loaded: LoadedRun, images: ImageSet) -> Outcome:
+    """The student on the unseen classes of `images`, choosing among these by their texts."""
+    unseen = loaded.config.unseen_classes
+    indices = unseen_test(images, unseen)
+    scores = student_scores(loaded, images, indices, unseen_vectors(loaded))
+    place = np.array([unseen.index(name) if name in unseen else -1 for name in images.classes])
+    labels = place[images.labels[indices]]
+    return Outcome(scores.argmax(axis=1) == labels, labels)
+
+
+def unseen_vectors(loaded: LoadedRun) -> Tensor:
+    """Text vectors of the unseen classes in the space that the student learned, float32 `[unseen, D]`."""
+    assert loaded.bank is not None
+    config = loaded.config
+    unseen = config.unseen_classes
+    teacher = load_teacher(config.teacher)
+    described = descriptions_for(config.descriptions, unseen) if config.descriptions else None
+    bank = teacher.text_bank(unseen, loaded.bank.templates, described)
+    return dataclasses.replace(bank, text_centre=loaded.bank.text_centre).head
+
+
+def student_scores(
+    loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64], vectors: Tensor | None
+) -> NDArray[np.float32]:
     """float32 `[len(indices), C]`, on the accelerator that the run may use."""
     on_gpu = loaded.config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    vectors = loaded.vectors
     predict = student_predict(loaded.student.to(device), vectors.to(device) if vectors is not None else None)
     return predict_all(predict, images, indices, loaded.run.preprocess)
 
@@ -91,7 +125,10 @@ def main(folder: str, cell: str, keep: str) -> int:
     store = Store(Path(folder))
     one = Cell(**json.loads(cell))
     try:
-        config = TrainConfig.model_validate(store.settings()["recipes"][one.recipe])
+        settings = store.settings()
+        config = TrainConfig.model_validate(
+            settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
+        )
         run_cell(store, one, config, keep=keep == "keep")
     except EdgekdError as error:
         print(f"error: {error}", file=sys.stderr)

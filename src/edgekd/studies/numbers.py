@@ -59,6 +59,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     measures: tuple[str, ...]
+    names: Mapping[str, str]
+    """Measure → how the table calls it."""
     rows: tuple[Row, ...]
     baseline: str
     notes: tuple[str, ...]

@@ -11,14 +11,12 @@ from edgekd.benchmark.table import NONE
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 
-_TITLES = {ID: "ID", OOD: "OOD"}
-
 
 def group_titles(table: Table) -> list[str]:
     """What accuracies a row has: in domain, per column, and on average where there are several columns."""
-    several = len(table.columns) > 1
-    names = [f"{_TITLES[measure]} {column}".strip() for column in table.columns for measure in table.measures]
-    return ["ID avg" if several else "ID", *names, *(["OOD avg"] if several else [])]
+    inside, outside = table.names[ID], table.names[OOD]
+    names = [f"{table.names[measure]} {column}".strip() for column in table.columns for measure in table.measures]
+    return [f"{inside} avg", *names, f"{outside} avg"] if len(table.columns) > 1 else [inside, *names]
 
 
 def group_values(table: Table, row: Row) -> list[Stat | None]:
