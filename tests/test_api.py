@@ -19,7 +19,7 @@ from edgekd.cli import app
 from edgekd.config import TrainConfig
 from edgekd.errors import EdgekdError
 
-VERBS = ("train", "export", "benchmark", "evaluate")
+VERBS = ("train", "export", "benchmark", "evaluate", "study")
 
 
 def flags(verb: str) -> dict[str, Any]:
@@ -78,6 +78,8 @@ def test_train_flags_are_settings() -> None:
         "student_options",
         "stages",
         "split_seed",
+        "unseen_classes",
+        "label_fraction",
         "weight_decay",
         "warmup",
         "log_every",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
     from edgekd.split import Split
+    from edgekd.studies.study import Study
 
 PARITY_IMAGES = 256
 
@@ -292,7 +293,7 @@ def evaluate(
         chosen = load_run(Path(run) if run else newest_run())
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
-    images = load_images(data or (loaded.run.data if loaded else "toy"))
+    images = loaded.images() if loaded and not data else load_images(data or "toy")
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
@@ -319,6 +320,78 @@ def evaluate(
         scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
         rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
+
+
+def study(
+    recipes: str | Sequence[str] = ("erm", "kd", "vl2v-adip"),
+    *,
+    protocol: str = "lodo",
+    seeds: int = 3,
+    test_domains: str | Sequence[str] = (),
+    unseen_classes: str | Sequence[str] = (),
+    fractions: str | Sequence[float] = (),
+    baseline: str | None = None,
+    jobs: int = 1,
+    keep: bool = False,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    settings: Iterable[str] = (),
+    recipe_settings: Iterable[str] = (),
+    **options: Any,
+) -> Study:
+    """Compare recipes over seeds and unseen domains; go on where an earlier call in the same folder stopped.
+
+    Args:
+        recipes: their names, also as one string with commas.
+        protocol: `lodo`, leave one domain out; `class-disjoint`, zero-shot on classes that never train; `low-shot`,
+            parts of the training labels.
+        seeds: how many, from 0.
+        test_domains: which domains are left out in turn; none takes all, and for `low-shot` the last.
+        unseen_classes: of `class-disjoint`, names or a percentage such as `30%`; none takes half of the classes.
+        fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
+        baseline: recipe that the others are compared with; None takes `erm`, or else the first.
+        jobs: cells side by side, in processes of their own that share the cores, with a GPU each where there are some.
+        keep: keep the run folders of finished cells.
+        out: the study's folder; None takes `studies/PROTOCOL-DATA`.
+        config: TOML file with settings of `edgekd.config.TrainConfig`, for every recipe.
+        settings: `a.b=c` strings, for every recipe; they win over everything but `recipe_settings`.
+        recipe_settings: `RECIPE:a.b=c` strings, for one recipe.
+        **options: any field of `TrainConfig` by its name.
+
+    Returns:
+        The tables, as `table.md`, `table.csv` and `table.png` have them, and the cells that failed.
+    """
+    from edgekd.studies.plan import make_plan, study_folder
+    from edgekd.studies.study import run_study
+
+    def names(given: str | Sequence[str]) -> list[str]:
+        return [name.strip() for name in (given.split(",") if isinstance(given, str) else given) if name.strip()]
+
+    if jobs < 1:
+        raise EdgekdError(f"{jobs} jobs run nothing.", "Give --jobs 1 or more.")
+    folder = Path(out) if out else study_folder(protocol, options.get("data"))
+    plan = make_plan(
+        names(recipes),
+        protocol=protocol,
+        seeds=seeds,
+        test_domains=names(test_domains),
+        unseen_classes=names(unseen_classes) or (["50%"] if protocol == "class-disjoint" else []),
+        fractions=_numbers(fractions),
+        baseline=baseline,
+        out=folder,
+        options=options,
+        file=Path(config) if config else None,
+        settings=settings,
+        recipe_settings=recipe_settings,
+    )
+    return run_study(plan, folder, jobs=jobs, keep=keep)
+
+
+def _numbers(given: str | Sequence[float]) -> list[float]:
+    try:
+        return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError as error:
+        raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:
