@@ -32,6 +32,12 @@ TARGETS: dict[str, Target] = {
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
     ),
+    "openvino": Target(
+        name="openvino",
+        runtime="OpenVINO, CPU",
+        precisions=("fp32", "fp16", "int8"),
+        summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
+    ),
     "tensorrt": Target(
         name="tensorrt",
         runtime="TensorRT, NVIDIA GPUs",

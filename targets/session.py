@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
 
-OPENERS = {"onnx": "edgekd.targets.ort:open_onnx", "tensorrt": "edgekd.targets.trt:open_tensorrt"}
+OPENERS = {
+    "onnx": "edgekd.targets.ort:open_onnx",
+    "openvino": "edgekd.targets.ov:open_openvino",
+    "tensorrt": "edgekd.targets.trt:open_tensorrt",
+}
 """Format → function `(artifact, folder, *, threads, spinning) -> Session`; imported when a file asks for it."""
 
 

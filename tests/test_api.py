@@ -19,7 +19,7 @@ from edgekd.cli import app
 from edgekd.config import TrainConfig
 from edgekd.errors import EdgekdError
 
-VERBS = ("train", "export", "benchmark", "evaluate")
+VERBS = ("train", "export", "benchmark", "evaluate", "verify")
 
 
 def flags(verb: str) -> dict[str, Any]:
@@ -110,6 +110,7 @@ def test_train_help_states_the_real_defaults() -> None:
         ),
         ("benchmark", {}),
         ("evaluate", {}),
+        ("verify", {}),
     ],
 )
 def test_parameters_are_the_flags(verb: str, renamed: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
-`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.benchmark(...)` and `edgekd.evaluate(...)` take the same names as the
-command line and return value objects (`edgekd.api`).
+`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)` and `edgekd.evaluate(...)` take
+the same names as the command line and return value objects (`edgekd.api`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
-    from edgekd.api import benchmark, evaluate, export, train
+    from edgekd.api import benchmark, evaluate, export, train, verify
 
-__all__ = ["EdgekdError", "GateFailed", "__version__", "benchmark", "evaluate", "export", "train"]
+__all__ = ["EdgekdError", "GateFailed", "__version__", "benchmark", "evaluate", "export", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +23,6 @@ def __getattr__(name: str) -> Any:
     # packages are callable modules (see `edgekd.callable_module`).
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
-    if name in ("train", "evaluate"):
+    if name in ("train", "evaluate", "verify"):
         return getattr(importlib.import_module("edgekd.api"), name)
     raise AttributeError(f"module 'edgekd' has no attribute '{name}'")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.export.graph import Deployable
     from edgekd.split import Split
 
 PARITY_IMAGES = 256
@@ -75,12 +76,9 @@ def export(
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
-    import numpy as np
-
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.export.export import export_model
-    from edgekd.export.graph import Deployable
 
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
@@ -96,9 +94,8 @@ def export(
             raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
     images, split = loaded.data(data)
     calibration = _spread(split.train, calibration_images, images)
-    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
-    parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+    shown, shown_keys = parity_images(loaded, data)
+    model = deployable(loaded)
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -111,7 +108,8 @@ def export(
             preprocess=loaded.run.preprocess,
             calibration=_pixels(loaded, images, calibration) if name == "int8" else None,
             calibration_ids=[images.ids[i] for i in calibration] if name == "int8" else (),
-            parity_images=parity_images,
+            parity_images=shown,
+            parity_keys=shown_keys,
             source=_source(loaded, images, split),
             overwrite=overwrite,
             options=options or {},
@@ -119,6 +117,21 @@ def export(
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
     return artifacts
+
+
+def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, Any]]:
+    """Repeat an artifact's parity check, link by link: torch student → fp32 ONNX → artifact.
+
+    Args:
+        artifact: artifact folder, in its run or copied anywhere.
+        data: where the images lie; needed far from the run.
+
+    Returns:
+        One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
+    """
+    from edgekd.chain import verify_artifact
+
+    return verify_artifact(Path(artifact), data)
 
 
 def benchmark(
@@ -253,6 +266,23 @@ def evaluate(
         scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
         rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
+
+
+def deployable(loaded: LoadedRun) -> Deployable:
+    """The graph that a run's student is exported as."""
+    from edgekd.export.graph import Deployable
+
+    return Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+
+
+def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and their content keys."""
+    import numpy as np
+
+    images, split = loaded.data(data)
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    chosen = _spread(held_out, PARITY_IMAGES, images)
+    return _pixels(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:

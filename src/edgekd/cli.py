@@ -205,6 +205,31 @@ def export(
 
 
 @app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")],
+    data: DataOption = None,
+) -> None:
+    """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
+    from edgekd import api
+    from edgekd.console import result
+    from edgekd.errors import GateFailed
+
+    links = api.verify(artifact, data=data)
+    for link in links:
+        word = "holds" if link["passed"] else "BROKEN"
+        result(
+            f"{word}: {link['link']}  (same class {100 * link['top1_agreement']:.1f} %, largest logit error "
+            f"{link['max_error_relative']:.2g} of the range, {link['n']} images)"
+        )
+    broken = next((link for link in links if not link["passed"]), None)
+    if broken is not None:
+        raise GateFailed(
+            f"{artifact} is not what the student computes; the link {broken['link']} broke: {broken['reason']}.",
+            "Export again with --overwrite; for INT8 look at its accuracy: edgekd benchmark.",
+        )
+
+
+@app.command()
 def benchmark(
     paths: Annotated[
         list[Path] | None,
