@@ -23,6 +23,7 @@ from edgekd.console import warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable
+from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import REFERENCE_FILE, check, compare, write_reference
 from edgekd.files import disk_errors, replacing, sha256_file
@@ -58,6 +59,7 @@ def export_model(
     overwrite: bool = False,
     fp32_path: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    yardstick: Yardstick | None = None,
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
@@ -75,10 +77,12 @@ def export_model(
         source: where the model comes from; JSON values.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
+        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the fp32 or fp16 file does not compute what the model computes.
+        GateFailed: the fp32 or fp16 file does not compute what the model computes, or int8 costs more than `yardstick`
+            allows, whatever stays in float.
     """
     folder = Path(folder)
     chosen = get_target(target)
@@ -86,6 +90,10 @@ def export_model(
         raise EdgekdError(f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}.")
     if precision == "int8" and calibration is None:
         raise EdgekdError("INT8 needs calibration images.", "Give some of the training images, 200 or more.")
+    if yardstick is not None and (target, precision) != ("onnxruntime", "int8"):
+        raise EdgekdError(
+            f"A largest drop belongs to INT8 for ONNX Runtime, not to {target} {precision}.", "Leave out --max-drop-…."
+        )
     _refuse_existing(folder, overwrite)
     metadata = {
         "classes": json.dumps(list(classes), ensure_ascii=False),
@@ -109,6 +117,7 @@ def export_model(
             calibration=calibration if precision == "int8" else None,
             fp32_onnx=fp32_path,
             options=options,
+            yardstick=yardstick if precision == "int8" else None,
         )
         written: Written = writer.write(build)
         reference = torch_logits(model, parity_images) if len(parity_images) else np.zeros((0, 0), np.float32)
