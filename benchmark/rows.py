@@ -278,7 +278,14 @@ def _size_mb(subject: Subject) -> float | None:
     """Size of the artifact's files without its manifest, in 10^6 bytes."""
     if subject.folder is None:
         return None
-    return sum(p.stat().st_size for p in subject.folder.iterdir() if p.is_file() and p.name != "artifact.json") / 1e6
+    return (
+        sum(
+            p.stat().st_size
+            for p in subject.folder.iterdir()
+            if p.is_file() and p.name not in ("artifact.json", "parity.npz")
+        )
+        / 1e6
+    )
 
 
 def remarks(report: Report) -> list[str]:

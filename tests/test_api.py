@@ -19,7 +19,7 @@ from edgekd.cli import app
 from edgekd.config import TrainConfig
 from edgekd.errors import EdgekdError
 
-VERBS = ("train", "export", "benchmark", "evaluate", "study")
+VERBS = ("train", "export", "benchmark", "evaluate", "study", "verify")
 
 
 def flags(verb: str) -> dict[str, Any]:
@@ -112,6 +112,7 @@ def test_train_help_states_the_real_defaults() -> None:
         ),
         ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
         ("evaluate", {}),
+        ("verify", {}),
     ],
 )
 def test_parameters_are_the_flags(verb: str, renamed: dict[str, str]) -> None:

@@ -102,6 +102,7 @@ def test_every_verb_is_there() -> None:
     assert verbs == {
         ("train",),
         ("export",),
+        ("verify",),
         ("benchmark",),
         ("report",),
         ("evaluate",),

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.export.graph import Deployable
+    from edgekd.export.mixed import Yardstick
     from edgekd.split import Split
     from edgekd.studies.study import Study
 
 PARITY_IMAGES = 256
+YARDSTICK_IMAGES = 256
+"""Of each kind, that measure what INT8 costs: one image is 0.4 points."""
 
 
 def train(
@@ -52,6 +56,8 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
+    max_drop_id: float | None = None,
+    max_drop_ood: float | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -65,6 +71,9 @@ def export(
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
+        max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
+            the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
+        max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -77,12 +86,14 @@ def export(
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
-    import numpy as np
-
+    gated = max_drop_id is not None or max_drop_ood is not None
+    if gated and (target, precision) != (DEFAULT_TARGET, "int8"):
+        raise EdgekdError(
+            "A largest drop can be set for INT8 on ONNX Runtime only.", f"Add --int8, with --target {DEFAULT_TARGET}."
+        )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.export.export import export_model
-    from edgekd.export.graph import Deployable
 
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
@@ -98,9 +109,8 @@ def export(
             raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
     images, split = loaded.data(data)
     calibration = _spread(split.train, calibration_images, images)
-    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
-    parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+    shown, shown_keys = parity_images(loaded, data)
+    model = deployable(loaded)
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -113,14 +123,31 @@ def export(
             preprocess=loaded.run.preprocess,
             calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
             calibration_ids=[images.ids[i] for i in calibration] if name in known.calibrated else (),
-            parity_images=parity_images,
+            parity_images=shown,
+            parity_keys=shown_keys,
             source=_source(loaded, images, split),
             overwrite=overwrite,
             options=options or {},
+            yardstick=_yardstick(loaded, data, max_drop_id, max_drop_ood) if gated and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
     return artifacts
+
+
+def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, Any]]:
+    """Repeat an artifact's parity check, link by link: torch student → fp32 ONNX → artifact.
+
+    Args:
+        artifact: artifact folder, in its run or copied anywhere.
+        data: where the images lie; needed far from the run.
+
+    Returns:
+        One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
+    """
+    from edgekd.chain import verify_artifact
+
+    return verify_artifact(Path(artifact), data)
 
 
 def benchmark(
@@ -392,6 +419,68 @@ def _numbers(given: str | Sequence[float]) -> list[float]:
         return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
     except ValueError as error:
         raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
+
+
+def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
+    """Milliseconds of one image, one thread, of an INT8 ONNX artifact and of the FP32 one beside it; None without."""
+    if artifact.folder is None or (artifact.format, artifact.precision) != ("onnx", "int8"):
+        return None
+    beside = artifact.folder.with_name(artifact.name.replace("int8", "fp32"))
+    if not (beside / "model.onnx").is_file():
+        return None
+    import numpy as np
+
+    from edgekd.export.mixed import interleaved_ms
+
+    size = artifact.preprocess.size
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    files = {"int8": artifact.folder / artifact.model_file, "fp32": beside / "model.onnx"}
+    found = interleaved_ms(files, image)
+    return found["int8"], found["fp32"]
+
+
+def _yardstick(loaded: LoadedRun, data: str | None, max_id: float | None, max_ood: float | None) -> Yardstick:
+    """Validation images of the training domains, and the same corrupted: every corruption in turn, severity 3."""
+    import math
+
+    import numpy as np
+    from PIL import Image
+
+    from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
+    from edgekd.export.mixed import Yardstick
+
+    images, split = loaded.data(data)
+    chosen = _spread(split.val, YARDSTICK_IMAGES, images)
+    if len(chosen) == 0:
+        raise EdgekdError("The run has no validation images to measure the drop on.", "Leave out --max-drop-id, -ood.")
+    pixels = _pixels(loaded, images, chosen)
+
+    def corrupted(number: int) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels[number])
+        wide = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        spoilt = corrupt(wide, NAMES[number % len(NAMES)], 3, images.keys[chosen[number]])
+        return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
+
+    proxy = np.stack([corrupted(number) for number in range(len(pixels))])
+    limits = [math.inf if limit is None else limit for limit in (max_id, max_ood)]
+    return Yardstick(pixels, images.labels[chosen], proxy, *limits)
+
+
+def deployable(loaded: LoadedRun) -> Deployable:
+    """The graph that a run's student is exported as."""
+    from edgekd.export.graph import Deployable
+
+    return Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+
+
+def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and their content keys."""
+    import numpy as np
+
+    images, split = loaded.data(data)
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    chosen = _spread(held_out, PARITY_IMAGES, images)
+    return _pixels(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:

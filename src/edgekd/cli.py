@@ -177,6 +177,13 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
+    max_drop_id: Annotated[
+        float | None,
+        typer.Option(help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.", min=0),
+    ] = None,
+    max_drop_ood: Annotated[
+        float | None, typer.Option(help="INT8: the same on corrupted ID validation images.", min=0)
+    ] = None,
     compute_capability: Annotated[
         str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
     ] = None,
@@ -209,6 +216,8 @@ def export(
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
+        max_drop_id=max_drop_id,
+        max_drop_ood=max_drop_ood,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )
@@ -218,9 +227,41 @@ def export(
             f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
             f"{100 * parity['top1_agreement']:.1f} % on {parity['n']} images)"
         )
+    speed = api.int8_against_fp32(artifacts[-1])
+    if speed is not None:
+        verdict = "slower" if speed[0] > speed[1] else "faster"
+        result(
+            f"speed:    INT8 is {verdict} than FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms, "
+            "one image, one thread"
+        )
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")],
+    data: DataOption = None,
+) -> None:
+    """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
+    from edgekd import api
+    from edgekd.console import result
+    from edgekd.errors import GateFailed
+
+    links = api.verify(artifact, data=data)
+    for link in links:
+        word = "holds" if link["passed"] else "BROKEN"
+        result(
+            f"{word}: {link['link']}  (same class {100 * link['top1_agreement']:.1f} %, largest logit error "
+            f"{link['max_error_relative']:.2g} of the range, {link['n']} images)"
+        )
+    broken = next((link for link in links if not link["passed"]), None)
+    if broken is not None:
+        raise GateFailed(
+            f"{artifact} is not what the student computes; the link {broken['link']} broke: {broken['reason']}.",
+            "Export again with --overwrite; for INT8 look at its accuracy: edgekd benchmark.",
+        )
 
 
 @app.command()

@@ -10,7 +10,18 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import cache_root
 from edgekd.version import __version__
 
-PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "tensorrt", "coremltools")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "onnx",
+    "onnxruntime",
+    "nncf",
+    "openvino",
+    "tensorrt",
+    "coremltools",
+)
 
 
 def examine() -> list[str]:
