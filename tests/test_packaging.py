@@ -49,7 +49,7 @@ def test_wheel_holds_edgekd_and_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
-    wanted = {f"edgekd/{room}/{path.name}" for room in ROOMS for path in (ROOT / room).glob("*.py")}
+    wanted = {"edgekd/" + path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     wanted |= {
         "edgekd/" + path.relative_to(ROOT / "src/edgekd").as_posix() for path in (ROOT / "src/edgekd").rglob("*.py")
     }
