@@ -20,9 +20,9 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled-teacher": {"shuffle_teacher": True},
     "question-only": {"distil": False, "blind": True},
 }
-"""Name → what differs from the method. `none`: no teacher. `pooled-only`: no token is matched. `uniform`: every content
-token and patch, all examples alike. `unweighted`: chosen tokens, all examples alike. `random-tokens`: as many tokens, drawn.
-`shuffled-teacher`: another example's teacher vectors. `question-only`: the student does not see the picture."""
+"""Name → what differs from the method. `none`: no teacher. `pooled-only`: no token is matched. `uniform`: every
+content token and patch, all examples alike. `unweighted`: chosen tokens, all examples alike. `random-tokens`: as many
+tokens, drawn. `shuffled-teacher`: another example's teacher vectors. `question-only`: the student does not see the picture."""
 
 
 class VlConfig(BaseModel):
@@ -78,10 +78,13 @@ def make_config(given: dict[str, Any]) -> VlConfig:
     except ValidationError as error:
         first = error.errors()[0]
         raise EdgekdError(
-            f"The setting {'.'.join(map(str, first['loc']))} does not fit: {first['msg']}.", "See edgekd vl train --help."
+            f"The setting {'.'.join(map(str, first['loc']))} does not fit: {first['msg']}.",
+            "See edgekd vl train --help.",
         ) from error
     if config.width % config.heads:
         raise EdgekdError(f"The width {config.width} does not divide by {config.heads} heads.", "Change one of them.")
     if config.distil and config.select == "none" and not config.pooled:
-        raise EdgekdError("With --select none and without the pooled vectors nothing is distilled.", "Use --control none.")
+        raise EdgekdError(
+            "With --select none and without the pooled vectors nothing is distilled.", "Use --control none."
+        )
     return config

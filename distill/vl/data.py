@@ -1,4 +1,4 @@
-"""What a vision-language task hands to training: pictures, texts, answers, and what the teacher may be asked about them."""
+"""What a vision-language task hands to training: pictures, texts, answers, and statements for the teacher."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""easy-VQA (Zhou 2019, MIT): 5,000 pictures of one coloured shape, 48,248 questions, 13 answers; in the package `easy-vqa`.
+"""easy-VQA (Zhou 2019, MIT): 5,000 pictures of one coloured shape, 48,248 questions, 13 answers.
 
-Three answers in four are yes or no, so a constant answer is right for about 37 %.
+Pictures and questions lie in the package `easy-vqa`. Three answers in four are yes or no, so a constant answer is right for about 37 %.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def _questions(path: Path) -> tuple[list[str], list[str], list[int]]:
 
 
 def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: bool) -> ImageSet:
-    classes = tuple(sorted(set(combinations)))
+    # The class is the colour: every colour keeps a shape that trains, so the split can keep classes in proportion.
+    colours = [name.split()[0] for name in combinations]
+    classes = tuple(sorted(set(colours)))
     domains = ("held-out", "seen") if shifted else ("all",)
     held = [0 if not shifted or name in HELD_OUT else 1 for name in combinations]
     with ThreadPoolExecutor() as pool:
@@ -112,7 +114,7 @@ def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: b
         name="easy-vqa",
         classes=classes,
         domains=domains,
-        labels=np.array([classes.index(name) for name in combinations], dtype=np.int64),
+        labels=np.array([classes.index(name) for name in colours], dtype=np.int64),
         domain_of=np.array(held, dtype=np.int64),
         keys=keys,
         ids=tuple(paths),

@@ -1,7 +1,7 @@
 """Sentences generated from class and domain names: visual entailment and multiple choice on any sorted images.
 
-On PACS this is "PACS-VE". Nobody wrote these sentences about the pictures, so every result on them is marked *synthetic*.
-Which sentence a picture gets follows from its content hash alone.
+On PACS this is "PACS-VE". Nobody wrote these sentences about the pictures, so every result on them is
+marked *synthetic*. Which sentence a picture gets follows from its content hash alone.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def torch_predict(student: VlStudent) -> Predict:
     return predict
 
 
-def predictions(predict: Predict, reader: Reader, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def predictions(
+    predict: Predict, reader: Reader, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(indices in the order of their pictures, the answer predicted for each)."""
     asked, answered = [], []
     for part, pictures, tokens in reader.batches(indices):
@@ -64,7 +66,7 @@ def evaluate_vl(run: VlRun, data: str | None = None, predict: Predict | None = N
     reader = make_reader(known, run.preprocess, run.length)
     common = int(np.bincount(known.labels[split.train]).argmax())
     rows = []
-    for suite, indices in (("val", split.val), ("id", split.id_test), ("ood", split.ood_test)):
+    for suite, indices in (("id", split.id_test), ("ood", split.ood_test)):
         if len(indices):
             asked, answered = predictions(predict or torch_predict(run.student), reader, indices)
             right = known.labels[asked]

@@ -35,7 +35,9 @@ class Reader:
         pixels = np.stack([self.preprocess.pixels(self.data.images.read(int(i))) for i in own])
         return torch.from_numpy(pixels[back])
 
-    def batches(self, indices: NDArray[np.int64], size: int = 256) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
+    def batches(
+        self, indices: NDArray[np.int64], size: int = 256
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
         """All of `indices` in order of their pictures: the indices, pictures and tokens of each batch."""
         ordered = indices[np.argsort(self.data.image_of[indices], kind="stable")]
         for start in range(0, len(ordered), size):

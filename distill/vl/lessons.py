@@ -55,7 +55,7 @@ class Lessons:
         )
 
     def logits(self, indices: NDArray[np.int64]) -> Tensor:
-        """`logit_scale · cos(v, statement)` over each example's statements, float `[B, M]`; shorter groups are padded."""
+        """`logit_scale · cos(v, statement)` over each example's statements, float `[B, M]`, padded with −∞."""
         rows = torch.from_numpy(self.place[self.data.image_of[indices]])
         groups = self.data.statements_of[indices]
         most = max(len(self.statements[g]) for g in groups)
@@ -85,8 +85,10 @@ def ask_teacher(
     known = torch.unique(reader.tokens[content])
     word_of = torch.zeros(int(reader.tokens.max()) + 1, dtype=torch.int64)
     word_of[known] = 1 + torch.arange(len(known))
-    words = torch.cat([torch.zeros(1, teacher.teacher.dim), teacher.words(known.tolist())]) if len(known) else (
-        torch.zeros(1, teacher.teacher.dim)
+    words = (
+        torch.cat([torch.zeros(1, teacher.teacher.dim), teacher.words(known.tolist())])
+        if len(known)
+        else (torch.zeros(1, teacher.teacher.dim))
     )
     needed = set(np.unique(data.statements_of[train]).tolist())
     empty = torch.zeros(0, teacher.teacher.dim)

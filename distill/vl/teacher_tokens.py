@@ -1,7 +1,7 @@
 """What a CLIP teacher says about single tokens: a vector in the shared space per word piece and per picture patch.
 
-`e_j = proj(ln_final(H_j))` and `v_q = proj(ln_post(P_q))` (METHODS §5.3). CLIP was trained on pooled vectors only, so these are
-what its last layers make of a position, not something it was taught to say.
+`e_j = proj(ln_final(H_j))` and `v_q = proj(ln_post(P_q))` (METHODS §5.3). CLIP was trained on pooled vectors
+only, so these are what its last layers make of a position, not something it was taught to say.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def read_tokens(teacher: Teacher) -> TokenTeacher:
     """The teacher with its tokens.
 
     Raises:
-        EdgekdError: a black box, another tokenizer than CLIP's, or a tower whose tokens have no place in the shared space.
+        EdgekdError: a black box, another tokenizer than CLIP's, or a tower without token vectors in the shared space.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

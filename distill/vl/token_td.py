@@ -1,11 +1,12 @@
 """Token-selective, confidence-weighted distillation in the style of CLIP-TD (Wang et al. 2022, arXiv 2201.05729).
 
-    ℓ_i = α · mean_{j ∈ S} d(W_t h_j, e_j) + β · mean_{q ∈ Q} d(W_v u_q, v_q) + γ · ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
+    ℓ_i = α · mean_{j ∈ S} d(W_t h_j, e_j) + β · mean_{q ∈ Q} d(W_v u_q, v_q)
+          + γ · ½ [d(W_e h_cls, e) + d(W_i h_cls, v)]
     L   = mean_i ℓ_task,i + λ · Σ_i c_i ℓ_i / B
 
 The paper's own formulas could not be read: this is the specification of METHODS §5.3, and every number in it is ours
-(docs/clip-td.md has the list). `h` are the student's text states, `u` its patch states; `e`, `v` the teacher's unit vectors,
-without gradients. The maps `W` exist in training only.
+(docs/clip-td.md has the list). `h` are the student's text states, `u` its patch states; `e`, `v` the teacher's unit
+vectors, without gradients. The maps `W` exist in training only.
 """
 
 from __future__ import annotations
@@ -113,9 +114,7 @@ def token_td(
     return total
 
 
-def _places(
-    select: Select, scores: Tensor, allowed: Tensor, ratio: float, generator: torch.Generator | None
-) -> Tensor:
+def _places(select: Select, scores: Tensor, allowed: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
     if select == "all":
         return allowed
     if select == "random":

@@ -17,8 +17,10 @@ from edgekd.console import warn
 VOCABULARY = 49408
 BEGIN, END = 49406, 49407
 _STOP_WORDS = frozenset(
-    "a an the is are was were be been of in on at to for from with by and or not no does do did there this that these "
-    "those it its what which who how one can has have here any".split()
+    (
+        "a an the is are was were be been of in on at to for from with by and or not no does do did there this that "
+        "these those it its what which who how one can has have here any"
+    ).split(" ")
 )
 """Words that name nothing to be seen. Ours: the paper's rule could not be read."""
 
@@ -37,7 +39,7 @@ def length_of(texts: Sequence[str], limit: int) -> int:
     cut = [text for text, count in zip(texts, counts, strict=True) if count > limit]
     if cut:
         warn(
-            f'{len(cut)} of {len(texts)} texts are longer than the {limit} tokens that are read, for example "{cut[0]}"; '
+            f'{len(cut)} of {len(texts)} texts are longer than the {limit} tokens that are read: "{cut[0]}"; '
             "what lies behind is cut off."
         )
     return min(max(counts), limit)

@@ -10,7 +10,6 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +66,8 @@ def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
     write_json(out / "config.json", config.model_dump(mode="json"))
     split.images.write(out / "split.json")
     say(
-        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {len(split.val):,} select, "
-        f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen; {config.control}"
+        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, "
+        f"{len(split.val):,} validate, {len(split.id_test):,} test, {len(split.ood_test):,} test unseen; {config.control}"
     )
     started = time.monotonic()
     lessons = _lessons(config, teacher, reader, split, grid)
@@ -126,7 +125,9 @@ def _fit(
             for name, value in values.items():
                 if not math.isfinite(value):
                     files = ", ".join(reader.data.images.ids[i] for i in reader.data.image_of[indices][:3])
-                    raise EdgekdError(f"The term {name} is {value} at step {step} (pictures {files}, …).", "Lower --lr.")
+                    raise EdgekdError(
+                        f"The term {name} is {value} at step {step} (pictures {files}, …).", "Lower --lr."
+                    )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -149,7 +150,7 @@ def _loss(
 ) -> tuple[Tensor, dict[str, float]]:
     task = cross_entropy(joint.logits, labels, reduction="none")  # [B]
     loss = weighted_mean(task)
-    values = {"ce": float(loss)}
+    values = {"ce": loss.item()}
     if lessons is not None and maps is not None:
         if config.shuffle_teacher:
             shown = torch.roll(torch.from_numpy(indices), 1).numpy()
@@ -169,7 +170,7 @@ def _loss(
         truth = torch.from_numpy(data.truth[shown])
         counts = confidence(config.confidence, lessons.logits(shown), truth, (-task).exp().detach())
         distilled = weighted_mean(term, confidence=counts)
-        values["token_td"] = float(distilled)
+        values["token_td"] = distilled.item()
         loss = loss + config.weight * distilled
     return loss, values
 
