@@ -41,7 +41,7 @@ def run_cell(arguments: argparse.Namespace, control: str, fraction: float, seed:
         out=Path(arguments.out) / "run",
         overwrite=True,
     )
-    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run.folder)}
+    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run.folder, most=arguments.examples)}
     return {
         "control": control,
         "fraction": fraction,
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS))
+    parser.add_argument("--examples", type=int, default=3000, help="test examples per suite")
     parser.add_argument("--out", default="clip-td")
     arguments = parser.parse_args()
     path = Path(arguments.out) / "cells.jsonl"

@@ -20,9 +20,13 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "shuffled-teacher": {"shuffle_teacher": True},
     "question-only": {"distil": False, "blind": True},
 }
-"""Name → what differs from the method. `none`: no teacher. `pooled-only`: no token is matched. `uniform`: every
-content token and patch, all examples alike. `unweighted`: chosen tokens, all examples alike. `random-tokens`: as many
-tokens, drawn. `shuffled-teacher`: another example's teacher vectors. `question-only`: the student does not see the picture."""
+"""Name → what differs from the method.
+
+- `none`: no teacher. `question-only`: no teacher, and the student does not see the picture.
+- `pooled-only`: no token is matched. `uniform`: every content token and patch, all examples alike.
+- `unweighted`: chosen tokens, all examples alike. `random-tokens`: as many tokens, drawn.
+- `shuffled-teacher`: another example's teacher vectors.
+"""
 
 
 class VlConfig(BaseModel):

@@ -1,6 +1,7 @@
 """easy-VQA (Zhou 2019, MIT): 5,000 pictures of one coloured shape, 48,248 questions, 13 answers.
 
-Pictures and questions lie in the package `easy-vqa`. Three answers in four are yes or no, so a constant answer is right for about 37 %.
+Pictures and questions lie in the package `easy-vqa`. Three answers in four are yes or no, so a constant answer is right
+for about 37 %.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
 
     place = {path: index for index, path in enumerate(paths)}
     questions = tuple(sorted({question for _, question, _ in rows}))
-    answers = tuple(sorted({answer for _, _, answer in rows}))
+    names = tuple(sorted({answer for _, _, answer in rows}))
     question_of = np.array([questions.index(q) for _, q, _ in rows], dtype=np.int64)
-    labels = np.array([answers.index(a) for _, _, a in rows], dtype=np.int64)
+    labels = np.array([names.index(a) for _, _, a in rows], dtype=np.int64)
     return VlData(
         name="easy-vqa",
         task="vqa",
@@ -65,8 +66,8 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
         texts=questions,
         text_of=question_of,
         labels=labels,
-        answers=answers,
-        statements=tuple(tuple(f"{question} {answer}" for answer in answers) for question in questions),
+        answers=names,
+        statements=tuple(tuple(f"{question} {answer}" for answer in names) for question in questions),
         statements_of=question_of,
         truth=labels,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekd.distill.vl.build import VlRun
 from edgekd.distill.vl.data import load_vl_data
 from edgekd.distill.vl.examples import Reader, make_reader
-from edgekd.distill.vl.split import split_examples
+from edgekd.distill.vl.split import split_examples, spread
 from edgekd.distill.vl.student import VlStudent
 from edgekd.errors import EdgekdError
 
@@ -49,11 +49,14 @@ def accuracy(student: VlStudent, reader: Reader, indices: NDArray[np.int64]) -> 
     return float((answered == reader.data.labels[asked]).mean())
 
 
-def evaluate_vl(run: VlRun, data: str | None = None, predict: Predict | None = None) -> list[dict[str, Any]]:
+def evaluate_vl(
+    run: VlRun, data: str | None = None, predict: Predict | None = None, most: int = 10**9
+) -> list[dict[str, Any]]:
     """Accuracy in domain and, where a domain was left out, there; and of the most frequent training answer.
 
     Args:
         data: the same data at another place. predict: what answers; None: the torch student.
+        most: examples per suite, evenly spaced.
 
     Returns:
         Per suite `suite`, `n`, `accuracy` (0–1), `majority` (0–1) and `synthetic`.
@@ -68,12 +71,12 @@ def evaluate_vl(run: VlRun, data: str | None = None, predict: Predict | None = N
     rows = []
     for suite, indices in (("id", split.id_test), ("ood", split.ood_test)):
         if len(indices):
-            asked, answered = predictions(predict or torch_predict(run.student), reader, indices)
+            asked, answered = predictions(predict or torch_predict(run.student), reader, spread(indices, most))
             right = known.labels[asked]
             rows.append(
                 {
                     "suite": f"{suite}:{config.test_domain}" if suite == "ood" else suite,
-                    "n": len(indices),
+                    "n": len(asked),
                     "accuracy": float((answered == right).mean()),
                     "majority": float((right == common).mean()),
                     "synthetic": known.synthetic,

@@ -24,7 +24,6 @@ class VlSplit:
     id_test: NDArray[np.int64]
     ood_test: NDArray[np.int64]
     images: Split
-    fraction: float
     train_images: int
 
 
@@ -45,9 +44,23 @@ def split_examples(data: VlData, *, test_domain: str, fraction: float = 1.0, see
     kept = low_shot(data.images, images.train, fraction, seed)
     if len(kept) == 0 or len(images.val) == 0:
         raise EdgekdError(f"{data.name} leaves no pictures to train or to select on.", "Give more images.")
-    parts = [np.flatnonzero(np.isin(data.image_of, part)) for part in (kept, images.val, images.id_test)]
-    ood = np.flatnonzero(np.isin(data.image_of, images.ood_test))
-    return VlSplit(*parts, ood, images, fraction, len(kept))
+
+    def examples_of(part: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(data.image_of, part))
+
+    return VlSplit(
+        train=examples_of(kept),
+        val=examples_of(images.val),
+        id_test=examples_of(images.id_test),
+        ood_test=examples_of(images.ood_test),
+        images=images,
+        train_images=len(kept),
+    )
+
+
+def spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of `indices`, evenly spaced, so that every class and domain keeps its share."""
+    return indices[:: max(1, -(-len(indices) // most))]
 
 
 def low_shot(images: ImageSet, pool: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:

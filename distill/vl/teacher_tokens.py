@@ -127,7 +127,7 @@ def patch_map(teacher: ClipTeacher, views: Tensor) -> tuple[Tensor, Tensor]:
             hook.remove()
         height, width = visual.grid_size
         rows = _projected(held[0][:, -height * width :].float(), visual.proj)  # [B, h · w, D]
-        return rows.transpose(1, 2).unflatten(2, (height, width)), pooled.float()
+        return rows.transpose(1, 2).reshape(len(rows), -1, height, width), pooled.float()
     raise EdgekdError(
         f"The image tower of {teacher.spec} gives no patch vectors in the shared space.",
         "Choose a CLIP ViT, or a timm convolution tower that ends in an average and a linear layer.",

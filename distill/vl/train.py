@@ -28,7 +28,7 @@ from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import accuracy
 from edgekd.distill.vl.examples import Reader, make_reader, order, training_store
 from edgekd.distill.vl.lessons import Lessons, ask_teacher
-from edgekd.distill.vl.split import VlSplit, split_examples
+from edgekd.distill.vl.split import VlSplit, split_examples, spread
 from edgekd.distill.vl.student import Joint, VlStudent
 from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
 from edgekd.distill.vl.token_td import TokenMaps, confidence, token_td
@@ -38,6 +38,7 @@ from edgekd.version import __version__
 
 _WARM_UP = 0.1
 _LOG_EVERY = 50
+_VAL_EXAMPLES = 1000
 
 
 def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
@@ -65,9 +66,9 @@ def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
         out.mkdir(parents=True)
     write_json(out / "config.json", config.model_dump(mode="json"))
     split.images.write(out / "split.json")
+    tests = f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen"
     say(
-        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, "
-        f"{len(split.val):,} validate, {len(split.id_test):,} test, {len(split.ood_test):,} test unseen; {config.control}"
+        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {tests}; {config.control}"
     )
     started = time.monotonic()
     lessons = _lessons(config, teacher, reader, split, grid)
@@ -90,7 +91,7 @@ def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
         "teacher_seconds": round(ready - started, 2),
         "train_seconds": round(seconds, 2),
         "selection": "last weights",
-        "val_accuracy": accuracy(student, reader, split.val),
+        "val_accuracy": accuracy(student, reader, spread(split.val, _VAL_EXAMPLES)),
     }
     write_json(out / RECORD, record)
     return load_vl_run(out)
@@ -129,7 +130,7 @@ def _fit(
                         f"The term {name} is {value} at step {step} (pictures {files}, …).", "Lower --lr."
                     )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -27,19 +27,21 @@ def train_vl(*, out: str | Path | None = None, overwrite: bool = False, **option
     return run_training(config, Path(out or f"runs/vl-{config.task}-{config.control}"), overwrite=overwrite)
 
 
-def evaluate_vl(run: str | Path, *, data: str | None = None, onnx: bool = False) -> list[dict[str, Any]]:
-    """Accuracy on the examples that did not train, of the torch student or of its exported file."""
+def evaluate_vl(
+    run: str | Path, *, data: str | None = None, onnx: bool = False, most: int = 10**9
+) -> list[dict[str, Any]]:
+    """Accuracy on the examples that did not train (at most `most`), of the torch student or its exported file."""
     from edgekd.distill.vl.build import load_vl_run
     from edgekd.distill.vl.evaluate import evaluate_vl as evaluate
     from edgekd.export.vl import open_vl
 
     loaded = load_vl_run(Path(run))
     if not onnx:
-        return evaluate(loaded, data)
+        return evaluate(loaded, data, most=most)
     path = artifact_folder(loaded.folder) / "model.onnx"
     if not path.is_file():
         raise EdgekdError(f"{run} has not been exported.", f"First: edgekd vl export {run}")
-    return evaluate(loaded, data, open_vl(path))
+    return evaluate(loaded, data, open_vl(path), most)
 
 
 def artifact_folder(run: Path) -> Path:
