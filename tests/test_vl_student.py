@@ -73,7 +73,7 @@ def test_choice_scores_each_candidate_alone() -> None:
         assert torch.allclose(student(pictures(1), ids[None, [2, 0, 1]]), scores[:, [2, 0, 1]], atol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["ve", "choice"])
+@pytest.mark.parametrize("task", [pytest.param("ve", marks=pytest.mark.slow), "choice"])
 def test_onnx_parity(task: str, tmp_path: Path) -> None:
     student = small_student(task=task)
     ids = tokens.tokenize(TEXTS, LENGTH)
@@ -86,6 +86,7 @@ def test_onnx_parity(task: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(predict(pictures(count).numpy(), asked[:count].numpy()), expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_distillation_leaves_the_graph_alone(tmp_path: Path) -> None:
     """The file is the same graph with and without a teacher, so its latency is too."""
     import onnx

@@ -34,6 +34,7 @@ def test_a_student_learns_what_only_the_picture_tells(small: Callable[..., dict[
         export_vl(blind.folder)
 
 
+@pytest.mark.slow
 def test_train_evaluate_export_on_the_command_line(
     colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,14 +57,14 @@ def test_train_evaluate_export_on_the_command_line(
         "backbone", "project", "patch_place", "embed", "text_place", "first", "blocks", "norm", "head", "rows"
     }  # fmt: skip
     cli.app(["vl", "export", str(out)], standalone_mode=False)
+    assert "100.0 % of" in capsys.readouterr().out
     cli.app(["vl", "evaluate", str(out)], standalone_mode=False)
     torch_says = capsys.readouterr().out
-    assert "100.0 % of" in torch_says
     assert "ood:dark" in torch_says
     assert "synthetic" in torch_says
     monkeypatch.setattr("edgekd.distill.vl.evaluate.torch_predict", lambda student: pytest.fail("torch was asked"))
     cli.app(["vl", "evaluate", str(out), "--onnx"], standalone_mode=False)
-    assert capsys.readouterr().out.splitlines() == torch_says.splitlines()[-len(torch_says.splitlines()) + 2 :]
+    assert capsys.readouterr().out == torch_says
     record = json.loads((out / "artifacts" / "onnxruntime-fp32" / "vl_artifact.json").read_text())
     assert record["parity"]["passed"]
     assert record["answers"] == ["entailment", "contradiction", "neutral"]
@@ -96,7 +97,7 @@ def test_mistakes(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
         train_vl(**small(), out=tmp_path / "there")
     with pytest.raises(EdgekdError, match="no vision-language run"):
         evaluate_vl(tmp_path / "there")
-    with pytest.raises(EdgekdError, match="no domain|no test domain|sketch"):
+    with pytest.raises(EdgekdError, match="sketch"):
         train_vl(**small(test_domain="sketch"), out=tmp_path / "new")
     with pytest.raises(EdgekdError, match="The term ce is nan at step"):
         train_vl(**small(lr=1e30, steps=6), out=tmp_path / "nan")

@@ -19,8 +19,8 @@ BEGIN, END = 49406, 49407
 _STOP_WORDS = frozenset(
     re.findall(
         "[a-z]+",
-        "a an the is are was were be been of in on at to for from with by and or not no does do did there this that these "
-        "those it its what which who how one can has have here any",
+        "a an the is are was were be been of in on at to for from with by and or not no does do did there this that "
+        "these those it its what which who how one can has have here any",
     )
 )
 """Words that name nothing to be seen. Ours: the paper's rule could not be read."""

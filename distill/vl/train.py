@@ -68,7 +68,8 @@ def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
     split.images.write(out / "split.json")
     tests = f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen"
     say(
-        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {tests}; {config.control}"
+        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {tests} "
+        f"({config.control})"
     )
     started = time.monotonic()
     lessons = _lessons(config, teacher, reader, split, grid)
