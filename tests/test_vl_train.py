@@ -62,14 +62,14 @@ def test_train_evaluate_export_on_the_command_line(
     torch_says = capsys.readouterr().out
     assert "ood:dark" in torch_says
     assert "synthetic" in torch_says
+    with pytest.raises(EdgekdError, match="exists"):
+        export_vl(out)
     monkeypatch.setattr("edgekd.distill.vl.evaluate.torch_predict", lambda student: pytest.fail("torch was asked"))
     cli.app(["vl", "evaluate", str(out), "--onnx"], standalone_mode=False)
     assert capsys.readouterr().out == torch_says
     record = json.loads((out / "artifacts" / "onnxruntime-fp32" / "vl_artifact.json").read_text())
     assert record["parity"]["passed"]
     assert record["answers"] == ["entailment", "contradiction", "neutral"]
-    with pytest.raises(EdgekdError, match="exists"):
-        export_vl(out)
 
 
 @pytest.mark.parametrize("control", ["pooled-only", "random-tokens", "shuffled-teacher"])
