@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekd.cli_vl import vl
 from edgekd.errors import EdgekdError
 from edgekd.version import __version__
 
@@ -30,6 +31,7 @@ known = typer.Typer(
     help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(known, name="list")
+app.add_typer(vl, name="vl")
 
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False)
