@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.findings import Family
+from edgekd.benchmark.measured import Measured
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
@@ -23,6 +24,8 @@ from edgekd.preprocess import Preprocess
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Kind = Literal["teacher", "torch", "artifact"]
+HERE = "local"
+"""`device` of everything that this process measures, or a process it starts."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
     "cue": "cue-conflict",
@@ -45,6 +48,8 @@ class Subject:
         identity: two subjects with the same non-empty identity are the same model (the teacher of two runs): it is
             measured once and shown once.
         threads: threads `predict` works with, where the caller knows; artifacts are asked themselves.
+        device: where the numbers come from; `local` is this machine.
+        measured: what a device found out; `predict` is then only a comparison.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Subject:
     folder: Path | None = None
     identity: str = ""
     threads: int | None = None
+    device: str = HERE
+    measured: Measured | None = None
 
     @property
     def key(self) -> str:
@@ -120,7 +127,7 @@ def predict_suite(subjects: Sequence[Subject], suite: Suite, *, batch: int = 64)
         EdgekdError: a class that a subject does not know, an image that has become unreadable, logits of the wrong
             shape or not finite.
     """
-    columns = [_columns(subject, suite) for subject in subjects]
+    columns = [columns_of(subject, suite) for subject in subjects]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
     parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
     for pixels in _batches(suite, preprocesses, batch):
@@ -188,7 +195,8 @@ def _corrupted(
     return found
 
 
-def _columns(subject: Subject, suite: Suite) -> NDArray[np.int64]:
+def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
+    """Which of the subject's logits are the suite's classes, in their order, int64 `[C]`."""
     place = {name: column for column, name in enumerate(subject.classes)}
     for name in suite.images.classes:
         if name not in place:

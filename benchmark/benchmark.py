@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from edgekd.benchmark import environment, rows
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
 from edgekd.benchmark.compare import check_comparable, compare
+from edgekd.benchmark.device import device_facts, latency_places
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
     FULL,
-    MIN_BUFFERS,
     QUICK,
     LatencySamples,
     Protocol,
@@ -73,7 +73,7 @@ def run_benchmark(
     protocol = QUICK if quick else FULL
     before = environment.state()
     started = time.perf_counter()
-    logits = _predict(subjects, suites)
+    logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
     latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None)
     scores = score(subjects, suites, logits)
@@ -96,13 +96,16 @@ def run_benchmark(
             "seconds": seconds,
         },
         context=dict(context or {}),
-        environment=environment.describe() | {"before": before, "after": environment.state()},
+        environment=environment.describe()
+        | {"before": before, "after": environment.state(), "devices": device_facts(subjects, beside)},
     )
     found = {"notes": tuple(rows.remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:
         raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
+        if subject.measured is not None:
+            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = subject.measured.whole.samples.samples_ms
     predictions = _predictions(subjects, suites, logits)
     write_report(report, out, predictions=predictions, latency=raw, shown=suites if examples else ())
     return report
@@ -130,8 +133,10 @@ def _check(subjects: Sequence[Subject], suites: Sequence[Suite], out: Path, over
             raise EdgekdError(f"{out} already holds a report.", "Choose another --out, or add --overwrite.")
 
 
-def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> Logits:
+def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:
+    """Logits of every subject, and what the artifacts that a device ran answer on this machine."""
     logits: Logits = {}
+    beside: Logits = {}
     for number, suite in enumerate(suites):
         models = list({subject.key: subject for subject in subjects if suite.holds(subject)}.values())
         if models:
@@ -141,7 +146,10 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> Logits:
                 say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
             for subject, found in zip(models, predict_suite(models, suite), strict=True):
                 logits[subject.key, number] = found
-    return logits
+                if subject.measured is not None:
+                    beside[subject.key, number] = found
+                    logits[subject.key, number] = subject.measured.logits[number]
+    return logits, beside
 
 
 def _latency(
@@ -157,13 +165,17 @@ def _latency(
     beside = measure_interleaved(
         {key: rotating(subject.predict, buffers[subject.preprocess.hash]) for key, subject in others.items()}, CONTEXT
     )
+    here = {key: subject for key, subject in artifacts.items() if subject.measured is None}
     exported = measure_artifacts(
-        {key: subject.folder for key, subject in artifacts.items() if subject.folder is not None},
-        {key: buffers[subject.preprocess.hash] for key, subject in artifacts.items()},
+        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
+        {key: buffers[subject.preprocess.hash] for key, subject in here.items()},
         protocol,
         threads=threads,
         together=together,
     )
+    for key, subject in artifacts.items():
+        if subject.measured is not None:
+            exported[key] = subject.measured.model
     parts = {key: [one.samples for one in found] for key, found in exported.items()}
     parts |= {key: [found] for key, found in beside.items()}
     numbers = {key: summarise(found) for key, found in parts.items()}
@@ -172,6 +184,8 @@ def _latency(
         facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
         if subject.key in exported:
             facts = _session_facts(exported[subject.key]) | {"protocol": protocol.name}
+            if subject.measured is not None:
+                facts |= subject.measured.row_facts()
         else:
             # This process has called the model before (accuracy), so its first call is not a first inference.
             facts["first_ms"] = None
@@ -182,8 +196,8 @@ def _latency(
                 quick=protocol is QUICK,
                 batch=1,
                 buffers=len(buffers[subject.preprocess.hash]),
-                prepare_p50_ms=prepare_ms[subject.preprocess.hash],
-                **(numbers[subject.key] | facts),
+                device=subject.device,
+                **({"prepare_p50_ms": prepare_ms[subject.preprocess.hash]} | numbers[subject.key] | facts),
             )
         )
     return found_rows, parts
@@ -209,8 +223,8 @@ def _buffers(
     models: Iterable[Subject], suites: Sequence[Suite]
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, float]]:
     """For each preprocess hash at least 64 prepared images, and the median time to read and prepare one, in ms."""
-    suite = next((suite for suite in suites if suite.name == "id"), suites[0])
-    chosen = suite.indices[np.linspace(0, len(suite.indices) - 1, MIN_BUFFERS).round().astype(int)]
+    number, chosen = latency_places(suites)
+    suite = suites[number]
     buffers: dict[str, NDArray[np.uint8]] = {}
     prepare_ms: dict[str, float] = {}
     for preprocess in {subject.preprocess.hash: subject.preprocess for subject in models}.values():

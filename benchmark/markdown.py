@@ -15,7 +15,7 @@ _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p
 _SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
                  "NLL", "Brier")  # fmt: skip
 _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean", "CV", "runs", "seconds", "first",
-                   "load", "read + resize")  # fmt: skip
+                   "load", "read + resize", "end to end p50", "p90", "peak MB")  # fmt: skip
 
 
 _GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
@@ -63,6 +63,7 @@ def under_table(report: Report) -> list[str]:
     lines.append(escaped(_images(report)))
     told = (f"{_plain_name(row)}: {remark}" for row in report.suites for remark in row.remarks)
     lines += map(escaped, dict.fromkeys(told))
+    lines += map(escaped, _devices(report))
     if any(mark(row) for row in report.latency):
         lines.append("†: measured briefly inside the calling process, as background; not comparable with an artifact.")
     return lines
@@ -112,6 +113,27 @@ def _machine(report: Report) -> str:
         f"{env['before']['load_average']} before and {env['after']['load_average']} after; "
         f"features {', '.join(env['features']) or 'unknown'}; Python {env['python']}, {versions}."
     )
+
+
+def _devices(report: Report) -> Iterator[str]:
+    """One line for each device that ran artifacts; a latency under emulation is called what it is."""
+    for facts in report.environment.get("devices", ()):
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+        heat = NONE if facts["temperature_max_c"] is None else f"{facts['temperature_max_c']:g} °C"
+        yield (
+            f"Device {facts['device']}: {facts['cpu']}, {facts['usable_cores']} cores ({facts['machine']}), governor "
+            f"{facts['governor'] or 'unknown'}, highest temperature {heat}; Python {facts['python']}, {versions}."
+        )
+        for name, check in facts["artifacts"].items():
+            pixels = NONE if check["same_pixels"] is None else f"{percent(check['same_pixels'])} %"
+            yield (
+                f"{name}: same class as the same file on this machine on {percent(check['agreement_here'])} % of the "
+                f"images; pixels prepared alike for {pixels} of those compared."
+            )
+        if facts["emulated"]:
+            yield f"Device {facts['device']} is an **emulation**: its times say nothing about a device."
+        if facts["restarts"]:
+            yield f"Device {facts['device']} was restarted {facts['restarts']} times between the steps."
 
 
 def _costs(report: Report) -> Iterator[tuple[str, ...]]:
@@ -209,7 +231,9 @@ def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
     threads = NONE if row.threads is None else str(row.threads)
     times = (ms(row.p50_ms), ms(row.p90_ms), ms(row.mean_ms), f"{row.cv:.2f}", str(row.n), f"{row.seconds:.1f}")
     once = (ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms))
-    return (row.run, row.subject, row.provider, threads, *times, *once)
+    whole = (ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms))
+    peak = NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
+    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak)
 
 
 def _words(key: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Kind, Subject, Suite
+from edgekd.benchmark.accuracy import HERE, Kind, Subject, Suite
 from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, Frozen, GateRow, Scaled, SuiteRow
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
 
@@ -47,6 +47,8 @@ class AccuracyRow(Frozen):
     """Calibration after temperature scaling; None without ID validation images."""
     agreement: float | None
     """Top-1 agreement with the torch student of the run."""
+    device: str = HERE
+    """Where it answered."""
 
 
 class LatencyRow(Frozen):
@@ -77,6 +79,11 @@ class LatencyRow(Frozen):
     warmup_runs: tuple[int, ...]
     settled: bool
     complete: bool
+    device: str = HERE
+    end_to_end_p50_ms: float | None = None
+    """From the encoded image to the logits, one clock; None where it was not measured."""
+    end_to_end_p90_ms: float | None = None
+    peak_rss_mb: float | None = None
 
 
 class Difference(Frozen):
@@ -187,6 +194,7 @@ def accuracy_row(
         **_calibration(logits, labels),
         scaled=None if temperature is None else Scaled(**_calibration(logits / np.float32(temperature), labels)),
         agreement=None if torch_logits is None else metrics.agreement(logits, torch_logits),
+        device=subject.device,
     )
 
 
@@ -270,7 +278,14 @@ def _size_mb(subject: Subject) -> float | None:
     """Size of the artifact's files without its manifest, in 10^6 bytes."""
     if subject.folder is None:
         return None
-    return sum(p.stat().st_size for p in subject.folder.iterdir() if p.is_file() and p.name != "artifact.json") / 1e6
+    return (
+        sum(
+            p.stat().st_size
+            for p in subject.folder.iterdir()
+            if p.is_file() and p.name not in ("artifact.json", "parity.npz")
+        )
+        / 1e6
+    )
 
 
 def remarks(report: Report) -> list[str]:
@@ -280,7 +295,7 @@ def remarks(report: Report) -> list[str]:
     exported = [row for row in report.latency if (row.run, row.subject) in precision]
     for slow in exported:
         for fast in exported:
-            same = (slow.run, slow.provider) == (fast.run, fast.provider)
+            same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
             kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
             if same and kinds == ("int8", "fp32") and slow.p50_ms > fast.p50_ms:
                 overlap = slow.p50_ci95_ms[0] <= fast.p50_ci95_ms[1]

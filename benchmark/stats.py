@@ -145,6 +145,28 @@ def paired_interval(
     return float(low), float(high)
 
 
+def paired_seeds_interval(
+    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], *, replicates: int = 10_000, seed: int = 0
+) -> Interval:
+    """As `paired_interval`, for models trained from several seeds: accuracies are means over the seeds.
+
+    An image is drawn with the answers of all seeds, which are not independent: what is hard for one is hard for the
+    others.
+
+    Args:
+        pairs: for each suite, which images the first and the second recipe's models classify rightly, bool
+            `[seeds, n]` each.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(replicates)
+    for first, second in pairs:
+        lead = first.sum(axis=0) - second.sum(axis=0, dtype=np.int64)  # [n], seeds won less seeds lost
+        values, counts = np.unique(lead, return_counts=True)
+        drawn += rng.multinomial(len(lead), counts / len(lead), size=replicates) @ values / (len(lead) * len(first))
+    low, high = np.percentile(drawn / len(pairs), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Exact two-sided McNemar p-value for "both models are right equally often" (McNemar 1947, binomial form).
 

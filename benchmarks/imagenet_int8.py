@@ -1,4 +1,5 @@
-"""What INT8 costs on ImageNet images: FP32 against INT8 files of two students with real ImageNet weights.
+"""What INT8 costs on ImageNet images: FP32 against INT8 files, for ONNX Runtime and OpenVINO, of two students with
+real ImageNet weights.
 
     python benchmarks/imagenet_int8.py --assets DIR
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 
 from edgekd.export.export import export_model
 from edgekd.export.graph import Deployable
+from edgekd.manifest import Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.session import Session, open_session
 
@@ -32,8 +34,14 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenetv2_100": ("mobilenetv2_100_pad_same.safetensors", {"pad_type": "same"}),
 }
 HEADER = (
-    "| model | precision | top-1 % | drop, points | agreement % | size MB | p50 ms, 1 thread | p50 ms, 2 threads |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| model | target | precision | top-1 % | drop, points | agreement % | size MB | p50 ms, 1 thread | export s |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+VARIANTS: tuple[tuple[str, Precision], ...] = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "int8"),
 )
 
 
@@ -78,46 +86,49 @@ def p50_ms(sessions: dict[str, Session], images: NDArray[np.uint8], runs: int) -
 
 
 def table_rows(
-    name: str, model: Deployable, images: NDArray[np.uint8], labels: NDArray[np.int64], n_calibration: int, runs: int
+    name: str,
+    model: Deployable,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    calibration: NDArray[np.uint8],
+    runs: int,
 ) -> list[str]:
-    """Export both precisions and measure them on the images that did not calibrate."""
-    order = np.random.default_rng(0).permutation(len(images))
-    calibration, rest = images[np.sort(order[:n_calibration])], np.sort(order[n_calibration:])
-    rows, reference, folders = [], None, {}
+    """Export every variant and measure it on `images`, which did not calibrate."""
+    rows, reference = [], None
+    folders: dict[str, Path] = {}
+    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for precision in ("fp32", "int8"):
-            folders[precision] = Path(scratch) / precision
-            artifact = export_model(
+        for target, precision in VARIANTS:
+            key = f"{target}-{precision}"
+            folders[key] = Path(scratch) / key
+            started = time.perf_counter()
+            export_model(
                 model,
-                folders[precision],
-                name=f"onnxruntime-{precision}",
-                target="onnxruntime",
+                folders[key],
+                name=key,
+                target=target,
                 precision=precision,
                 classes=[str(index) for index in range(1000)],
                 preprocess=PREPROCESS,
                 calibration=calibration,
-                parity_images=images[rest[:64]],
+                parity_images=images[:64],
                 source={"student": name},
-                fp32_path=folders["fp32"] / "model.onnx" if precision == "int8" else None,
+                fp32_path=folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None,
             )
-        latency = {
-            threads: p50_ms(
-                {name: open_session(path, threads=threads, spinning=False) for name, path in folders.items()},
-                images[rest[:64]],
-                runs,
-            )
-            for threads in (1, 2)
-        }
-        for precision, path in folders.items():
-            predicted = predict(open_session(path, threads=1), images[rest])
+            seconds[key] = time.perf_counter() - started
+        sessions = {key: open_session(path, threads=1, spinning=False) for key, path in folders.items()}
+        latency = p50_ms(sessions, images[:64], runs)
+        for target, precision in VARIANTS:
+            key = f"{target}-{precision}"
+            predicted = predict(sessions[key], images)
             reference = predicted if reference is None else reference
-            top1 = 100 * (predicted == labels[rest]).mean()
-            drop = 100 * (reference == labels[rest]).mean() - top1
+            top1 = 100 * (predicted == labels).mean()
+            drop = 100 * (reference == labels).mean() - top1
             agreement = 100 * (predicted == reference).mean()
-            size = (path / artifact.model_file).stat().st_size / 1e6
+            size = sum(path.stat().st_size for path in folders[key].glob("model.*")) / 1e6
             rows.append(
-                f"| {name} | {precision} | {top1:.1f} | {drop:.2f} | {agreement:.1f} | {size:.1f} "
-                f"| {latency[1][precision]:.1f} | {latency[2][precision]:.1f} |"
+                f"| {name} | {target} | {precision} | {top1:.1f} | {drop:.2f} | {agreement:.1f} | {size:.1f} "
+                f"| {latency[key]:.1f} | {seconds[key]:.0f} |"
             )
     return rows
 
@@ -127,17 +138,19 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--model", choices=STUDENTS, action="append", help="default: all")
     parser.add_argument("--calibration", type=int, default=256, help="number of calibration images")
+    parser.add_argument("--images", type=int, help="number of images to measure; default: all others")
     parser.add_argument("--runs", type=int, default=200, help="timed runs per file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = read_images(options.assets / "imagenet-sample")
+    order = np.random.default_rng(0).permutation(len(images))
+    chosen, rest = np.sort(order[: options.calibration]), np.sort(order[options.calibration :][: options.images])
     print(HEADER)
     for name in options.model or STUDENTS:
         model = build(name, options.assets / "students")
-        for row in table_rows(name, model, images, labels, options.calibration, options.runs):
+        for row in table_rows(name, model, images[rest], labels[rest], images[chosen], options.runs):
             print(row, flush=True)
-    rest = len(images) - options.calibration
-    print(f"\n{rest} images measured, {options.calibration} others calibrated; preprocess {PREPROCESS.hash}.")
+    print(f"\n{len(rest)} images measured, {len(chosen)} others calibrated; preprocess {PREPROCESS.hash}.")
 
 
 if __name__ == "__main__":

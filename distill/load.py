@@ -17,6 +17,7 @@ from edgekd.distill.teacher import load_teacher
 from edgekd.distill.tower import tower_student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
+from edgekd.scarce import without_classes
 from edgekd.split import Split, read_split
 
 
@@ -39,9 +40,13 @@ class LoadedRun:
             return self.student.head.weight.detach()
         return self.bank.head if self.bank else None
 
+    def images(self, override: str | None = None) -> ImageSet:
+        """The run's images, those of classes that never trained left out."""
+        return without_classes(load_images(override or self.run.data), self.config.unseen_classes)
+
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""
-        images = load_images(override or self.run.data)
+        images = self.images(override)
         return images, read_split(self.folder / "split.json", images)
 
 

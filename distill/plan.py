@@ -14,7 +14,8 @@ from edgekd.distill.fitting import settle_method
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
-from edgekd.split import Split, make_split, read_split
+from edgekd.scarce import check_unseen, run_split, without_classes
+from edgekd.split import Split, read_split
 
 TOY_SIZE = 48
 TOY_STEPS = 150
@@ -83,10 +84,12 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     """The images and the run's split: read back when a run is resumed, else made."""
     assert config.out is not None
     images = load_images(config.data)
+    check_unseen(config, images)
+    images = without_classes(images, config.unseen_classes)
     path = config.out / "split.json"
     if config.resume and path.exists():
         return images, read_split(path, images)
-    return images, make_split(images, test_domain=config.test_domain, seed=config.split_seed)
+    return images, run_split(config, images)
 
 
 def claim_folder(config: TrainConfig, split: Split, descriptions: Descriptions | None = None) -> None:

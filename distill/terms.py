@@ -133,6 +133,24 @@ def needs(terms: Mapping[str, TermSpec]) -> frozenset[str]:
     return frozenset(fields)
 
 
+def weighted_mean(
+    per_image: Tensor,
+    *,
+    mask: Tensor | None = None,
+    confidence: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = lambda count: count,
+    processes: int = 1,
+) -> Tensor:
+    """`Σ_i m_i c_i ℓ_i / max(1, Σ_i m_i)` of a term's vector `[B]`; `total` and `processes` as for `objective`."""
+    per_image = per_image.float()
+    kept = torch.ones_like(per_image, dtype=torch.bool) if mask is None else mask
+    if confidence is not None:
+        per_image = per_image * confidence
+    # where() and not a product: a NaN in an image that does not count must not reach the sum.
+    per_image = torch.where(kept, per_image, 0.0)
+    return processes * per_image.sum() / total(kept.sum()).clamp(min=1)
+
+
 def objective(
     batch: Batch,
     terms: Mapping[str, TermSpec],
@@ -154,13 +172,10 @@ def objective(
     loss = batch.labels.new_zeros((), dtype=torch.float32)
     values = {}
     for name, spec in terms.items():
-        per_image = TERMS[name].function(batch, **spec.params).float()  # [B]
-        kept = MASKS[spec.mask](batch) if spec.mask else torch.ones_like(per_image, dtype=torch.bool)
-        if spec.confidence:
-            per_image = per_image * CONFIDENCES[spec.confidence](batch)
-        # where() and not a product: a NaN in an image that does not count must not reach the sum.
-        per_image = torch.where(kept, per_image, 0.0)
-        value = processes * per_image.sum() / total(kept.sum()).clamp(min=1)
+        per_image = TERMS[name].function(batch, **spec.params)  # [B]
+        kept = MASKS[spec.mask](batch) if spec.mask else None
+        counts = CONFIDENCES[spec.confidence](batch) if spec.confidence else None
+        value = weighted_mean(per_image, mask=kept, confidence=counts, total=total, processes=processes)
         loss = loss + spec.weight * value
         values[name] = value.detach()
     return loss, values

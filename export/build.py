@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.graph import Deployable
+from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import export_onnx
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -35,6 +36,8 @@ class Build:
     """The same model as an fp32 ONNX file, where one has been exported already."""
     options: Mapping[str, Any]
     """The target's own switches, checked against `Target.options`."""
+    yardstick: Yardstick | None = None
+    """What int8 may cost, where there is a limit."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from edgekd.console import warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable
+from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
-from edgekd.export.parity import REFUSED, check, compare
+from edgekd.export.parity import REFERENCE_FILE, REFUSED, check, compare, write_reference
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
@@ -34,6 +35,7 @@ from edgekd.version import __version__
 
 WRITERS = {
     "onnxruntime": "edgekd.export.ort",
+    "openvino": "edgekd.export.ov",
     "tensorrt": "edgekd.export.trt",
     "coreml": "edgekd.export.coreml",
 }
@@ -53,10 +55,12 @@ def export_model(
     calibration: NDArray[np.uint8] | None,
     calibration_ids: Sequence[str] = (),
     parity_images: NDArray[np.uint8],
+    parity_keys: Sequence[str] = (),
     source: dict[str, Any],
     overwrite: bool = False,
     fp32_path: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    yardstick: Yardstick | None = None,
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
@@ -70,13 +74,16 @@ def export_model(
         calibration: uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise.
         calibration_ids: what names these images, recorded in the artifact.
         parity_images: uint8 `[M, H, W, 3]`, real images, none of them used for calibration.
+        parity_keys: their content keys; with them the student's answers are kept in the artifact for `edgekd verify`.
         source: where the model comes from; JSON values.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
+        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the fp32 or fp16 file does not compute what the model computes.
+        GateFailed: the fp32 or fp16 file does not compute what the model computes, or int8 costs more than `yardstick`
+            allows, whatever stays in float.
     """
     folder = Path(folder)
     chosen = get_target(target)
@@ -86,6 +93,10 @@ def export_model(
     if calibrated and calibration is None:
         raise EdgekdError(
             f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
+        )
+    if yardstick is not None and (target, precision) != ("onnxruntime", "int8"):
+        raise EdgekdError(
+            f"A largest drop belongs to INT8 for ONNX Runtime, not to {target} {precision}.", "Leave out --max-drop-…."
         )
     _refuse_existing(folder, overwrite)
     metadata = {
@@ -110,8 +121,13 @@ def export_model(
             calibration=calibration if calibrated else None,
             fp32_onnx=fp32_path,
             options=options,
+            yardstick=yardstick if precision == "int8" else None,
         )
         written: Written = writer.write(build)
+        reference = torch_logits(model, parity_images) if len(parity_images) else np.zeros((0, 0), np.float32)
+        kept = (REFERENCE_FILE,) if parity_keys else ()
+        if kept:
+            write_reference(scratch / REFERENCE_FILE, parity_keys, reference)
         quantization = written.quantization
         if quantization is not None and "calibration_images" in quantization:
             quantization = {**quantization, "ids": list(calibration_ids)}
@@ -120,7 +136,7 @@ def export_model(
             target=target,
             format=written.format,
             precision=precision,
-            files={file: sha256_file(scratch / file) for file in written.files},
+            files={file: sha256_file(scratch / file) for file in (*written.files, *kept)},
             inputs=written.inputs,
             outputs=written.outputs,
             classes=tuple(classes),
@@ -133,7 +149,7 @@ def export_model(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         draft.write(scratch)
-        parity = check(_measure(model, scratch, written, parity_images), precision)
+        parity = check(_measure(reference, scratch, written, parity_images), precision)
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
@@ -159,7 +175,9 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _measure(model: Deployable, folder: Path, written: Written, images: NDArray[np.uint8]) -> dict[str, Any]:
+def _measure(
+    reference: NDArray[np.float32], folder: Path, written: Written, images: NDArray[np.uint8]
+) -> dict[str, Any]:
     if len(images) == 0:
         raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
     run, run_by = written.evaluate, written.evaluated_by
@@ -167,7 +185,7 @@ def _measure(model: Deployable, folder: Path, written: Written, images: NDArray[
         session = open_session(folder, spinning=False)
         run, run_by = session.run, session.provider
     candidate = np.concatenate([run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
-    return compare(torch_logits(model, images), candidate) | {"run_by": run_by}
+    return compare(reference, candidate) | {"run_by": run_by}
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:

@@ -47,7 +47,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, 
     plain = _with_plain_pooling(copy.deepcopy(model).cpu().eval())
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 plain,
                 (example,),
@@ -132,7 +132,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide what the exporter prints, logs and warns; what it raises comes through."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.mixed import quantize_within
 from edgekd.export.quantize import quantize_int8, to_fp16
 
 MODEL_FILE = "model.onnx"
@@ -18,7 +19,10 @@ def write(build: Build) -> Written:
         fp32_onnx(build, base)
         if build.precision == "int8":
             assert build.calibration is not None
-            quantization = quantize_int8(base, model, build.calibration)
+            if build.yardstick is None:
+                quantization = quantize_int8(base, model, build.calibration)
+            else:
+                quantization = quantize_within(base, model, build.calibration, build.yardstick)
         else:
             to_fp16(base, model)
         base.unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "w8a8": 0.97, "pal6
 
 REFUSED = ("fp32", "fp16")
 """Precisions that promise the student's own answers: a file that misses its threshold is refused, others warn."""
+REFERENCE_FILE = "parity.npz"
 
 
 def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> dict[str, Any]:
@@ -54,6 +57,18 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
         "top1_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
         "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
     }
+
+
+def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]) -> None:
+    """Keep what the torch student says, `[M, C]`, beside the content keys of the M images, so that it can be asked far
+    from its run. Bytes depend on nothing but the arguments."""
+    np.savez(path, keys=np.array(keys, dtype=np.str_), logits=logits.astype(np.float32))
+
+
+def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_reference` wrote: content keys and logits float32 `[M, C]`."""
+    with np.load(path) as arrays:
+        return [str(key) for key in arrays["keys"]], arrays["logits"]
 
 
 def check(parity: dict[str, Any], precision: str) -> dict[str, Any]:

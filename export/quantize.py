@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,23 @@ _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _BATCH = 8
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """An FP32 model and all that is known about it before anything is quantized."""
+
+    model: onnx.ModelProto
+    ranges: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    in_float: tuple[str, ...]
+    """Nodes that stay in float whatever else is chosen."""
+    images: int
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the weighted layers that INT8 takes, in graph order."""
+        skip = set(self.in_float)
+        return [n.name for n in self.model.graph.node if n.op_type in _WEIGHTED_OPS and n.name not in skip]
+
+
 def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[str, Any]:
     """Write the INT8 file `out` of the FP32 file `fp32`.
 
@@ -42,16 +60,37 @@ def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict
     Raises:
         EdgekdError: no or all-alike calibration images, wrong shape, or activations that are not finite.
     """
+    return write_int8(calibrate(fp32, calibration), out)
+
+
+def calibrate(fp32: Path, calibration: NDArray[np.uint8]) -> Calibrated:
+    """Measure the activations' ranges; arguments and errors as `quantize_int8`."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
+    check_calibration(calibration, model)
+    return Calibrated(model, activation_ranges(model, calibration), tuple(float_nodes(model)), len(calibration))
+
+
+def write_int8(
+    calibrated: Calibrated, out: Path, *, keep: Collection[str] = (), only: str | None = None
+) -> dict[str, Any]:
+    """Write the INT8 file `out`.
+
+    Args:
+        keep: further weighted layers that stay in float.
+        only: quantize this weighted layer alone.
+
+    Returns:
+        As `quantize_int8`.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
-    check_calibration(calibration, model)
+    model = onnx.ModelProto()
+    model.CopyFrom(calibrated.model)  # the quantizer works in place
     layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    in_float = float_nodes(model)
-    ranges = activation_ranges(model, calibration)
+    in_float = {*calibrated.in_float, *keep} | (set(layers) - {only} if only is not None else set())
     quantizer = QDQQuantizer(
         model,
         per_channel=True,
@@ -60,14 +99,14 @@ def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(
             CalibrationMethod.MinMax,
-            {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()},
+            {name: TensorData(lowest=low, highest=high) for name, (low, high) in calibrated.ranges.items()},
         ),
-        nodes_to_quantize=[],
-        nodes_to_exclude=in_float,
+        nodes_to_quantize=[only] if only is not None else [],
+        nodes_to_exclude=sorted(in_float),
         op_types_to_quantize=list(QUANTIZED_OPS),
         extra_options={
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-            "TensorQuantOverrides": _weight_overrides(model, skip=set(in_float)),
+            "TensorQuantOverrides": _weight_overrides(model, skip=in_float),
         },
     )
     with _quiet_logging():
@@ -81,9 +120,9 @@ def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict
     return {
         "method": "ONNX Runtime static Q/DQ: activations uint8 per tensor (min-max), weights int8 per channel",
         "tool": f"onnxruntime {onnxruntime.__version__}",
-        "calibration_images": len(calibration),
-        "quantized_layers": len(set(layers) - set(in_float)),
-        "float_layers": sorted(set(layers) & set(in_float)),
+        "calibration_images": calibrated.images,
+        "quantized_layers": len(set(layers) - in_float),
+        "float_layers": sorted(set(layers) & in_float),
     }
 
 

@@ -42,6 +42,12 @@ TARGETS: dict[str, Target] = {
         calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
         options=("deployment_target",),
     ),
+    "openvino": Target(
+        name="openvino",
+        runtime="OpenVINO, CPU",
+        precisions=("fp32", "fp16", "int8"),
+        summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
+    ),
     "tensorrt": Target(
         name="tensorrt",
         runtime="TensorRT, NVIDIA GPUs",

@@ -15,6 +15,7 @@ from edgekd.manifest import Artifact, read_artifact
 
 OPENERS = {
     "onnx": "edgekd.targets.ort:open_onnx",
+    "openvino": "edgekd.targets.ov:open_openvino",
     "tensorrt": "edgekd.targets.trt:open_tensorrt",
     "coreml": "edgekd.targets.coreml:open_coreml",
 }

@@ -19,7 +19,7 @@ from edgekd.cli import app
 from edgekd.config import TrainConfig
 from edgekd.errors import EdgekdError
 
-VERBS = ("train", "export", "benchmark", "evaluate")
+VERBS = ("train", "export", "benchmark", "evaluate", "study", "verify")
 
 
 def flags(verb: str) -> dict[str, Any]:
@@ -78,6 +78,8 @@ def test_train_flags_are_settings() -> None:
         "student_options",
         "stages",
         "split_seed",
+        "unseen_classes",
+        "label_fraction",
         "weight_decay",
         "warmup",
         "log_every",
@@ -108,8 +110,9 @@ def test_train_help_states_the_real_defaults() -> None:
             "export",
             {"int8": "precision", "fp16": "precision", "fp32": "precision", "compute_capability": "options"},
         ),
-        ("benchmark", {"gate": "gates"}),
+        ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
         ("evaluate", {}),
+        ("verify", {}),
     ],
 )
 def test_parameters_are_the_flags(verb: str, renamed: dict[str, str]) -> None:

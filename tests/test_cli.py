@@ -102,6 +102,7 @@ def test_every_verb_is_there() -> None:
     assert verbs == {
         ("train",),
         ("export",),
+        ("verify",),
         ("benchmark",),
         ("report",),
         ("evaluate",),
@@ -243,7 +244,7 @@ def test_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
     assert leaving.value.code == 130
-    assert capsys.readouterr().err == "stopped; a training run goes on with --resume\n"
+    assert capsys.readouterr().err == "stopped; a training run goes on with --resume, a study with the same command\n"
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

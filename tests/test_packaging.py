@@ -49,7 +49,7 @@ def test_wheel_holds_edgekd_and_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
-    wanted = {f"edgekd/{room}/{path.name}" for room in ROOMS for path in (ROOT / room).glob("*.py")}
+    wanted = {f"edgekd/{path.relative_to(ROOT).as_posix()}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     wanted |= {
         "edgekd/" + path.relative_to(ROOT / "src/edgekd").as_posix() for path in (ROOT / "src/edgekd").rglob("*.py")
     }
@@ -63,6 +63,7 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
     templates = {f"edgekd/benchmark/templates/{path.name}" for path in (ROOT / "benchmark" / "templates").iterdir()}
     assert len(templates) >= 5
     assert templates <= names
+    assert "edgekd/targets/profiles/raspberry-pi-5.toml" in names
     teacher = {name for name in names if name.startswith("edgekd/toy_teacher/")}
     assert "edgekd/toy_teacher/open_clip_config.json" in teacher
     assert any(name.endswith(".safetensors") for name in teacher)

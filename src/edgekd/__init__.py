@@ -1,7 +1,8 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
-`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)` and `edgekd.evaluate(...)`
-take the same names as the command line and return value objects (`edgekd.api`).
+`edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
+`edgekd.evaluate(...)` and `edgekd.study(...)` take the same names as the command line and return value objects
+(`edgekd.api`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,20 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
-    from edgekd.api import benchmark, evaluate, export, report, train
+    from edgekd.api import benchmark, evaluate, export, report, study, train, verify
 
-__all__ = ["EdgekdError", "GateFailed", "__version__", "benchmark", "evaluate", "export", "report", "train"]
+__all__ = [
+    "EdgekdError",
+    "GateFailed",
+    "__version__",
+    "benchmark",
+    "evaluate",
+    "export",
+    "report",
+    "study",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +35,6 @@ def __getattr__(name: str) -> Any:
     # packages are callable modules (see `edgekd.callable_module`).
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
-    if name in ("train", "evaluate", "report"):
+    if name in ("train", "evaluate", "report", "study", "verify"):
         return getattr(importlib.import_module("edgekd.api"), name)
     raise AttributeError(f"module 'edgekd' has no attribute '{name}'")

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.export.graph import Deployable
+    from edgekd.export.mixed import Yardstick
     from edgekd.split import Split
+    from edgekd.studies.study import Study
 
 PARITY_IMAGES = 256
+YARDSTICK_IMAGES = 256
+"""Of each kind, that measure what INT8 costs: one image is 0.4 points."""
 
 
 def train(
@@ -51,6 +56,8 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
+    max_drop_id: float | None = None,
+    max_drop_ood: float | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -64,6 +71,9 @@ def export(
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
+        max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
+            the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
+        max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -76,12 +86,14 @@ def export(
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
-    import numpy as np
-
+    gated = max_drop_id is not None or max_drop_ood is not None
+    if gated and (target, precision) != (DEFAULT_TARGET, "int8"):
+        raise EdgekdError(
+            "A largest drop can be set for INT8 on ONNX Runtime only.", f"Add --int8, with --target {DEFAULT_TARGET}."
+        )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.export.export import export_model
-    from edgekd.export.graph import Deployable
 
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
@@ -97,9 +109,8 @@ def export(
             raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
     images, split = loaded.data(data)
     calibration = _spread(split.train, calibration_images, images)
-    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
-    parity_images = _pixels(loaded, images, _spread(held_out, PARITY_IMAGES, images))
-    model = Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+    shown, shown_keys = parity_images(loaded, data)
+    model = deployable(loaded)
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -112,14 +123,31 @@ def export(
             preprocess=loaded.run.preprocess,
             calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
             calibration_ids=[images.ids[i] for i in calibration] if name in known.calibrated else (),
-            parity_images=parity_images,
+            parity_images=shown,
+            parity_keys=shown_keys,
             source=_source(loaded, images, split),
             overwrite=overwrite,
             options=options or {},
+            yardstick=_yardstick(loaded, data, max_drop_id, max_drop_ood) if gated and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
     return artifacts
+
+
+def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, Any]]:
+    """Repeat an artifact's parity check, link by link: torch student → fp32 ONNX → artifact.
+
+    Args:
+        artifact: artifact folder, in its run or copied anywhere.
+        data: where the images lie; needed far from the run.
+
+    Returns:
+        One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
+    """
+    from edgekd.chain import verify_artifact
+
+    return verify_artifact(Path(artifact), data)
 
 
 def benchmark(
@@ -137,6 +165,9 @@ def benchmark(
     out: str | Path | None = None,
     overwrite: bool = False,
     examples: bool = True,
+    device: Iterable[str] = (),
+    keep: bool = False,
+    result: str | Path | None = None,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -156,6 +187,11 @@ def benchmark(
         out: report folder; None writes `<run>/benchmark`.
         overwrite: replace an earlier report in `out`.
         examples: show small copies of misclassified images in report.html.
+        device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
+            `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
+        keep: leave agent, artifacts and images on the device for the next time.
+        result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
+            those of the bundle.
 
     Returns:
         The report, as `report.json` has it.
@@ -171,13 +207,23 @@ def benchmark(
     found = gather(
         places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images
     )
+    subjects, specs = found.subjects, list(device)
+    if specs or result is not None:
+        from edgekd.benchmark.device import from_result, on_devices
+
+        if compare or (specs and result is not None):
+            raise EdgekdError("--compare, --device and --import do not go together.", "Give one of them.")
+        if result is not None:
+            subjects, quick = from_result(subjects, found.suites, Path(result))
+        else:
+            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep)
     return run_benchmark(
-        found.subjects,
+        subjects,
         found.suites,
         Path(out) if out else found.home / "benchmark",
         quick=quick,
         threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(found.subjects)},
+        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
         overwrite=overwrite or out is None,
         gates=wanted,
         compared=compared_of(found.subjects, places) if compare else None,
@@ -200,6 +246,33 @@ def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool =
     from edgekd.distill.plan import newest_run
 
     return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
+
+
+def make_bundle(
+    *paths: str | Path,
+    folder: str | Path,
+    data: str | None = None,
+    ood: Sequence[str] = (),
+    texture_shape: str | None = None,
+    quick: bool = False,
+    threads: int | None = None,
+) -> str:
+    """Write a folder with which a machine that nobody can reach measures the artifacts.
+
+    Args:
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick` and `threads`.
+        folder: new folder.
+
+    Returns:
+        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
+    """
+    from edgekd.benchmark.device import bundle
+    from edgekd.distill.plan import newest_run
+    from edgekd.measure import gather
+
+    places = [Path(p) for p in paths] or [newest_run()]
+    found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads)
 
 
 def evaluate(
@@ -247,7 +320,7 @@ def evaluate(
         chosen = load_run(Path(run) if run else newest_run())
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
-    images = load_images(data or (loaded.run.data if loaded else "toy"))
+    images = loaded.images() if loaded and not data else load_images(data or "toy")
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
@@ -274,6 +347,140 @@ def evaluate(
         scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
         rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
+
+
+def study(
+    recipes: str | Sequence[str] = ("erm", "kd", "vl2v-adip"),
+    *,
+    protocol: str = "lodo",
+    seeds: int = 3,
+    test_domains: str | Sequence[str] = (),
+    unseen_classes: str | Sequence[str] = (),
+    fractions: str | Sequence[float] = (),
+    baseline: str | None = None,
+    jobs: int = 1,
+    keep: bool = False,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    settings: Iterable[str] = (),
+    recipe_settings: Iterable[str] = (),
+    **options: Any,
+) -> Study:
+    """Compare recipes over seeds and unseen domains; go on where an earlier call in the same folder stopped.
+
+    Args:
+        recipes: their names, also as one string with commas.
+        protocol: `lodo`, leave one domain out; `class-disjoint`, zero-shot on classes that never train; `low-shot`,
+            parts of the training labels.
+        seeds: how many, from 0.
+        test_domains: which domains are left out in turn; none takes all, and for `low-shot` the last.
+        unseen_classes: of `class-disjoint`, names or a percentage such as `30%`; none takes half of the classes.
+        fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
+        baseline: recipe that the others are compared with; None takes `erm`, or else the first.
+        jobs: cells side by side, in processes of their own that share the cores, with a GPU each where there are some.
+        keep: keep the run folders of finished cells.
+        out: the study's folder; None takes `studies/PROTOCOL-DATA`.
+        config: TOML file with settings of `edgekd.config.TrainConfig`, for every recipe.
+        settings: `a.b=c` strings, for every recipe; they win over everything but `recipe_settings`.
+        recipe_settings: `RECIPE:a.b=c` strings, for one recipe.
+        **options: any field of `TrainConfig` by its name.
+
+    Returns:
+        The tables, as `table.md`, `table.csv` and `table.png` have them, and the cells that failed.
+    """
+    from edgekd.studies.plan import make_plan, study_folder
+    from edgekd.studies.study import run_study
+
+    def names(given: str | Sequence[str]) -> list[str]:
+        return [name.strip() for name in (given.split(",") if isinstance(given, str) else given) if name.strip()]
+
+    if jobs < 1:
+        raise EdgekdError(f"{jobs} jobs run nothing.", "Give --jobs 1 or more.")
+    folder = Path(out) if out else study_folder(protocol, options.get("data"))
+    plan = make_plan(
+        names(recipes),
+        protocol=protocol,
+        seeds=seeds,
+        test_domains=names(test_domains),
+        unseen_classes=names(unseen_classes) or (["50%"] if protocol == "class-disjoint" else []),
+        fractions=_numbers(fractions),
+        baseline=baseline,
+        out=folder,
+        options=options,
+        file=Path(config) if config else None,
+        settings=settings,
+        recipe_settings=recipe_settings,
+    )
+    return run_study(plan, folder, jobs=jobs, keep=keep)
+
+
+def _numbers(given: str | Sequence[float]) -> list[float]:
+    try:
+        return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError as error:
+        raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
+
+
+def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
+    """Milliseconds of one image, one thread, of an INT8 ONNX artifact and of the FP32 one beside it; None without."""
+    if artifact.folder is None or (artifact.format, artifact.precision) != ("onnx", "int8"):
+        return None
+    beside = artifact.folder.with_name(artifact.name.replace("int8", "fp32"))
+    if not (beside / "model.onnx").is_file():
+        return None
+    import numpy as np
+
+    from edgekd.export.mixed import interleaved_ms
+
+    size = artifact.preprocess.size
+    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    files = {"int8": artifact.folder / artifact.model_file, "fp32": beside / "model.onnx"}
+    found = interleaved_ms(files, image)
+    return found["int8"], found["fp32"]
+
+
+def _yardstick(loaded: LoadedRun, data: str | None, max_id: float | None, max_ood: float | None) -> Yardstick:
+    """Validation images of the training domains, and the same corrupted: every corruption in turn, severity 3."""
+    import math
+
+    import numpy as np
+    from PIL import Image
+
+    from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
+    from edgekd.export.mixed import Yardstick
+
+    images, split = loaded.data(data)
+    chosen = _spread(split.val, YARDSTICK_IMAGES, images)
+    if len(chosen) == 0:
+        raise EdgekdError("The run has no validation images to measure the drop on.", "Leave out --max-drop-id, -ood.")
+    pixels = _pixels(loaded, images, chosen)
+
+    def corrupted(number: int) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels[number])
+        wide = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        spoilt = corrupt(wide, NAMES[number % len(NAMES)], 3, images.keys[chosen[number]])
+        return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
+
+    proxy = np.stack([corrupted(number) for number in range(len(pixels))])
+    limits = [math.inf if limit is None else limit for limit in (max_id, max_ood)]
+    return Yardstick(pixels, images.labels[chosen], proxy, *limits)
+
+
+def deployable(loaded: LoadedRun) -> Deployable:
+    """The graph that a run's student is exported as."""
+    from edgekd.export.graph import Deployable
+
+    return Deployable(loaded.student.body, _head(loaded), loaded.run.preprocess).eval()
+
+
+def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and their content keys."""
+    import numpy as np
+
+    images, split = loaded.data(data)
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    chosen = _spread(held_out, PARITY_IMAGES, images)
+    return _pixels(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:

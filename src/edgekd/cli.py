@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekd.cli_vl import vl
 from edgekd.errors import EdgekdError
 from edgekd.version import __version__
 
@@ -30,6 +31,7 @@ known = typer.Typer(
     help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(known, name="list")
+app.add_typer(vl, name="vl")
 
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False)
@@ -177,6 +179,13 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
+    max_drop_id: Annotated[
+        float | None,
+        typer.Option(help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.", min=0),
+    ] = None,
+    max_drop_ood: Annotated[
+        float | None, typer.Option(help="INT8: the same on corrupted ID validation images.", min=0)
+    ] = None,
     compute_capability: Annotated[
         str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
     ] = None,
@@ -209,6 +218,8 @@ def export(
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
+        max_drop_id=max_drop_id,
+        max_drop_ood=max_drop_ood,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )
@@ -218,9 +229,41 @@ def export(
             f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
             f"{100 * parity['top1_agreement']:.1f} % on {parity['n']} images)"
         )
+    speed = api.int8_against_fp32(artifacts[-1])
+    if speed is not None:
+        verdict = "slower" if speed[0] > speed[1] else "faster"
+        result(
+            f"speed:    INT8 is {verdict} than FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms, "
+            "one image, one thread"
+        )
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")],
+    data: DataOption = None,
+) -> None:
+    """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
+    from edgekd import api
+    from edgekd.console import result
+    from edgekd.errors import GateFailed
+
+    links = api.verify(artifact, data=data)
+    for link in links:
+        word = "holds" if link["passed"] else "BROKEN"
+        result(
+            f"{word}: {link['link']}  (same class {100 * link['top1_agreement']:.1f} %, largest logit error "
+            f"{link['max_error_relative']:.2g} of the range, {link['n']} images)"
+        )
+    broken = next((link for link in links if not link["passed"]), None)
+    if broken is not None:
+        raise GateFailed(
+            f"{artifact} is not what the student computes; the link {broken['link']} broke: {broken['reason']}.",
+            "Export again with --overwrite; for INT8 look at its accuracy: edgekd benchmark.",
+        )
 
 
 @app.command()
@@ -264,12 +307,51 @@ def benchmark(
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
     ] = True,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Run the artifacts there: local, ssh://[USER@]HOST[:PORT], adb:SERIAL, or bundle:DIR, which writes a "
+            "folder to carry to a machine nobody can reach; may be repeated. [default: in processes of this command]"
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
+    ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="RESULT", help="Take in what a device wrote for a bundle.")
+    ] = None,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
     from edgekd.benchmark.report import print_gates, print_table
     from edgekd.console import result
 
+    if profile is not None:
+        threads = _follow_profile(profile, threads)
+    where = device or []
+    if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
+        if len(where) > 1 or import_:
+            raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
+        if compare or suites:
+            raise EdgekdError(
+                "A bundle holds neither corruptions nor a comparison.", "Leave --suites and --compare out."
+            )
+        line = api.make_bundle(
+            *(paths or []),
+            folder=bundles[0],
+            data=data,
+            ood=ood or (),
+            texture_shape=texture_shape,
+            quick=quick,
+            threads=threads,
+        )
+        result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
+        result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
+        return
     report = api.benchmark(
         *(paths or []),
         data=data,
@@ -285,11 +367,25 @@ def benchmark(
         out=out,
         overwrite=overwrite,
         examples=examples,
+        device=where,
+        keep=keep,
+        result=import_,
     )
     print_table(report)
     folder = report.folder
     result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
     print_gates(report)
+
+
+def _follow_profile(spec: str, threads: int | None) -> int | None:
+    """Say what the profile warns of; its threads, unless others were given."""
+    from edgekd.console import say
+    from edgekd.targets.profiles import load_profile
+
+    profile = load_profile(spec)
+    for caution in profile.cautions:
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].url})")
+    return threads if threads is not None else profile.threads
 
 
 @app.command()
@@ -346,6 +442,87 @@ def evaluate(
         out.print(f"{row['subject']:<18}{row['domain']:<16}{row['n']:>8,}{cells}", markup=False)
 
 
+@app.command()
+def study(
+    recipes: Annotated[
+        str, typer.Option(help="Recipes to compare, with commas; see edgekd list recipes.")
+    ] = "erm,kd,vl2v-adip",
+    protocol: Annotated[
+        str, typer.Option(help="lodo (unseen domains), class-disjoint (classes) or low-shot (labels).")
+    ] = "lodo",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
+    test_domains: Annotated[
+        str | None,
+        typer.Option(help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"),
+    ] = None,
+    unseen_classes: Annotated[
+        str | None, typer.Option(help="class-disjoint: classes with commas, or a part such as 30%. [default: 50%]")
+    ] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Cells side by side, in processes that share cores and GPUs.")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the run folders of finished cells.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Study folder; one that stopped goes on. [default: studies/PROTOCOL-DATA]")
+    ] = None,
+    data: DataOption = None,
+    teacher: Annotated[str | None, typer.Option(help="Teacher spec, as for edgekd train. [default: toy]")] = None,
+    student: Annotated[str | None, typer.Option(help="Friendly or timm name. [default: mobilenetv3]")] = None,
+    student_weights: Annotated[Path | None, typer.Option(help="Start from this safetensors or torch file.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="hub, scratch or toy, as for edgekd train.")] = None,
+    size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 64]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training images, instead of steps.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of edgekd train.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="Setting of every recipe as name=value or a.b=value; may be repeated.")
+    ] = None,
+    recipe_set: Annotated[
+        list[str] | None, typer.Option(help="Setting of one recipe as RECIPE:name=value; may be repeated.")
+    ] = None,
+) -> None:
+    """Compare recipes over seeds and unseen domains, with intervals, in one table."""
+    given = locals()
+    options = {name: given[name] for name in _STUDY_TRAINS}
+    from edgekd import api
+    from edgekd.console import result
+    from edgekd.studies.write import console_lines
+
+    made = api.study(
+        recipes,
+        protocol=protocol,
+        seeds=seeds,
+        test_domains=test_domains or (),
+        unseen_classes=unseen_classes or (),
+        fractions=fractions or (),
+        baseline=baseline,
+        jobs=jobs,
+        keep=keep,
+        out=out,
+        config=config,
+        settings=set or (),
+        recipe_settings=recipe_set or (),
+        **options,
+    )
+    result(*console_lines(made.tables), f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
+    if made.failures:
+        first = made.failures[0]
+        raise EdgekdError(
+            f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
+            "Mend this and give the same command again: what is finished is kept.",
+        )
+
+
+_STUDY_TRAINS = (
+    "data", "teacher", "student", "student_weights", "pretrained", "size", "batch_size", "steps", "epochs",
+)  # fmt: skip
+"""Flags of `study` that are settings of its runs."""
+
 _AGREEMENT = {
     "top1_agreement": ("same class %", 100),
     "m_rel": ("M_rel %", 100),
@@ -396,7 +573,7 @@ def recipes() -> None:
 
 @known.command()
 def targets() -> None:
-    """Export targets with their precisions."""
+    """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines
 
     _print(target_lines())
@@ -417,7 +594,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except SystemExit as leaving:
         # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
         if leaving.code == 130:
-            typer.echo("stopped; a training run goes on with --resume", err=True)
+            typer.echo("stopped; a training run goes on with --resume, a study with the same command", err=True)
         raise
 
 

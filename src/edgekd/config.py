@@ -56,6 +56,10 @@ class TrainConfig(BaseModel):
     """Subtract the mean of the teacher's embeddings, images and texts each their own, from what the student learns.
     None: where the recipe is for it and the images' mean is long (embeddings in a cone)."""
     test_domain: str = "auto"
+    unseen_classes: tuple[str, ...] = ()
+    """Classes that never train, for a zero-shot test on them; no domain is left out then."""
+    label_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Part of the training images of each class of each domain that trains, at least one; the tests stay whole."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     split_seed: int = Field(default=0, ge=0)
     """Seed of the train/val/test split; kept apart from `seed` so that seeds compare on the same images."""

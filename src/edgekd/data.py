@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from edgekd import scan
 from edgekd.console import say, warn, warn_counted
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import cache_root, replacing, short_hash
 from edgekd.images import UnreadableImage, decode, read_bytes
 
@@ -55,6 +55,35 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """The images of these classes alone, in the same order, with labels numbered in the order of `names`.
+
+        Raises:
+            EdgekdError: a name that is not among the classes.
+        """
+        for name in names:
+            if name not in self.classes:
+                raise EdgekdError(f'{self.name} has no class "{name}".', did_you_mean(name, self.classes))
+        place = np.full(len(self.classes), -1, dtype=np.int64)
+        place[[self.classes.index(name) for name in names]] = np.arange(len(names))
+        kept = np.flatnonzero(place[self.labels] >= 0)
+        chosen = kept.tolist()
+        reader: Callable[..., Image.Image]
+        if isinstance(self.reader, FileReader):
+            reader = FileReader(self.reader.root, tuple(self.reader.paths[i] for i in chosen))
+        else:
+            reader = _Chosen(self.reader, tuple(chosen))
+        return replace(
+            self,
+            classes=tuple(names),
+            labels=place[self.labels[kept]],
+            domain_of=self.domain_of[kept],
+            keys=tuple(self.keys[i] for i in chosen),
+            ids=tuple(self.ids[i] for i in chosen),
+            roles=tuple(self.roles[i] for i in chosen) if self.roles is not None else None,
+            reader=reader,
+        )
+
     def read(self, index: int, *, draft: int | None = None) -> Image.Image:
         """The image at `index`, RGB, 8 bits.
 
@@ -87,6 +116,17 @@ class FileReader:
                 f"{scan.shown(str(path))} could be read when the run began, and cannot be now: {error.reason}.",
                 "Restore the file, or start again without it.",
             ) from error
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some of another reader's images."""
+
+    reader: Callable[[int], Image.Image]
+    indices: tuple[int, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.reader(self.indices[index])
 
 
 def load_images(spec: str | Path) -> ImageSet:

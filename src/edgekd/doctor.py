@@ -10,7 +10,18 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import cache_root
 from edgekd.version import __version__
 
-PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "onnx", "onnxruntime", "nncf", "tensorrt", "coremltools")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "onnx",
+    "onnxruntime",
+    "nncf",
+    "openvino",
+    "tensorrt",
+    "coremltools",
+)
 
 
 def examine() -> list[str]:
@@ -93,11 +104,21 @@ def recipe_lines() -> list[str]:
 
 
 def target_lines() -> list[str]:
-    """Every target with its runtime and precisions."""
+    """Every target with its runtime and precisions, and the profiles of devices with their cautions."""
+    from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 
     width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
-    return [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
+    lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
+    lines += ["", "Profiles of devices (edgekd benchmark --profile NAME|FILE.toml):"]
+    for name in profile_names():
+        profile = load_profile(name)
+        facts = [profile.runtime, " ".join(profile.precisions)]
+        facts += [f"compute capability {profile.compute_capability}"] if profile.compute_capability else []
+        facts += [f"{profile.threads} threads"] if profile.threads else []
+        lines.append(f"{name:<18}{'; '.join(facts)}")
+        lines += [f"    {caution.text} [{profile.sources[caution.source].url}]" for caution in profile.cautions]
+    return lines
 
 
 def _nothing(what: str, pattern: str, names: list[str]) -> list[str]:

@@ -135,7 +135,7 @@ def _artifact_subject(folder: Path) -> Subject:
 
 def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
     """The run's own ID and OOD test images; with other `data`, every domain of it as an OOD suite."""
-    images = load_images(data or loaded.run.data)
+    images = loaded.images(data)
     try:
         split = read_split(loaded.folder / "split.json", images)
     except EdgekdError:

@@ -15,13 +15,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.files import short_hash
+from edgekd.resize import resize_rgb
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 
 class Preprocess(BaseModel):
@@ -47,14 +43,10 @@ class Preprocess(BaseModel):
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """RGB image of any size → uint8 `[size, size, 3]`."""
-        resampling = _RESAMPLING[self.interpolation]
-        if self.resize == "squash":
-            resized = image.resize((self.size, self.size), resampling)
-        else:
-            short = round(self.size / self.crop_pct)
-            scale = short / min(image.size)
-            width, height = (max(self.size, round(side * scale)) for side in image.size)
-            resized = image.resize((width, height), resampling)
-            left, top = (width - self.size) // 2, (height - self.size) // 2
-            resized = resized.crop((left, top, left + self.size, top + self.size))
-        return np.asarray(resized, dtype=np.uint8)
+        return resize_rgb(
+            image,
+            size=self.size,
+            resize=self.resize,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+        )

@@ -99,7 +99,7 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
         chosen, cut = _as_given(images, source, seed)
     outside = f"All of domain {left_out} is ood_test" if left_out is not None else "No domain is left out"
     chosen["ood_test"] = np.flatnonzero(is_ood).tolist()
-    split = _build(
+    split = build_split(
         images, chosen, test_domain=left_out, rule=f"{outside}; {cut} into train, val and id_test.", seed=seed
     )
     _check(images, split)
@@ -125,12 +125,12 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
     return images.domains[-1] if wanted == "auto" else wanted
 
 
-def _shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
+def shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
     """The indices in the order of SHA-256(seed, content key)."""
     return sorted(indices, key=lambda i: (hashlib.sha256(f"{seed}:{images.keys[i]}".encode()).digest(), i))
 
 
-def _grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
+def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
     """One list per (domain, class), each content once: its first image stands for its copies."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     seen: set[str] = set()
@@ -156,8 +156,8 @@ def _portion(count: int) -> int:
 
 def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, list[int]]:
     role_of: dict[str, str] = {}
-    for group in _grouped(images, source):
-        order = _shuffled(images, group, seed)
+    for group in grouped(images, source):
+        order = shuffled(images, group, seed)
         held = _portion(len(order))
         if len(order) == 1:
             roles = ["train"]
@@ -185,9 +185,9 @@ def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str,
     missing = [role for role in ("val", "test") if not given[role]]
     for role in missing:
         name = "id_test" if role == "test" else role
-        for group in _grouped(images, (i for i in given["train"] if role_of[images.keys[i]] == "train")):
+        for group in grouped(images, (i for i in given["train"] if role_of[images.keys[i]] == "train")):
             if len(group) > 1:
-                held = _shuffled(images, group, seed)[: _portion(len(group))]
+                held = shuffled(images, group, seed)[: _portion(len(group))]
                 role_of |= {images.keys[index]: name for index in held}
     rule = "the data's own train, val and test are taken"
     if missing:
@@ -205,7 +205,10 @@ def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
         )
 
 
-def _build(images: ImageSet, chosen: dict[str, list[int]], *, test_domain: str | None, rule: str, seed: int) -> Split:
+def build_split(
+    images: ImageSet, chosen: dict[str, list[int]], *, test_domain: str | None, rule: str, seed: int
+) -> Split:
+    """A split of these indices per role, with its hash."""
     arrays = {role: np.array(sorted(chosen[role]), dtype=np.int64) for role in ROLES}
     entries = {role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES}
     return Split(**arrays, test_domain=test_domain, rule=rule, seed=seed, hash=_hash(entries), entries=entries)
@@ -260,7 +263,7 @@ def read_split(path: Path, images: ImageSet) -> Split:
     unused = len(images) - len({index for indices in chosen.values() for index in indices})
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
-    return _build(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+    return build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
 
 
 def _located(path: Path, images: ImageSet, stored: dict[str, dict[str, str]]) -> dict[str, list[int]]:

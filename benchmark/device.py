@@ -1,0 +1,235 @@
+"""Artifacts measured on devices: from subjects and suites to a job, and from its result to subjects."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.accuracy import Subject, Suite, columns_of, prepare
+from edgekd.benchmark.latency import FULL, MIN_BUFFERS, QUICK
+from edgekd.benchmark.measured import Measured
+from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.console import say
+from edgekd.errors import EdgekdError
+from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.devices.drive import measure_on
+from edgekd.targets.devices.find import find_device
+from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
+from edgekd.targets.devices.result import Clocked, DeviceResult, read_result
+
+
+@dataclass(frozen=True, eq=False)
+class _Order:
+    """A job and what is needed to read its result."""
+
+    job: Job
+    payload: Payload
+    places: Mapping[tuple[int, int], int]
+    """(position of the suite, index of the image) → position in the image file."""
+
+
+def on_device(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    spec: str,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    keep: bool = False,
+) -> list[Subject]:
+    """Measure every artifact among `subjects` on the device `spec`; they come back as subjects of that device.
+
+    Raises:
+        EdgekdError: no artifact, no such device, or whatever keeps the device from measuring.
+    """
+    device = find_device(spec)
+    with _order(subjects, suites, quick=quick, threads=threads) as order, tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "result.npz"
+        measure_on(device, order.payload, path, keep=keep)
+        return _subjects(subjects, suites, order, read_result(path), device.name)
+
+
+def bundle(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    folder: Path,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+) -> str:
+    """Write the folder for a device that nobody can reach; the line to run there."""
+    from edgekd.targets.devices.bundle import bundle_command, write_bundle
+
+    with _order(subjects, suites, quick=quick, threads=threads) as order:
+        write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts))
+        return bundle_command(order.payload.job_folder)
+
+
+def on_devices(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    specs: Sequence[str],
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    keep: bool = False,
+) -> list[Subject]:
+    """What runs here (teacher, torch student), then every artifact as each device measures it."""
+    found = [subject for subject in subjects if subject.folder is None]
+    for spec in specs:
+        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep)
+    return found
+
+
+def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path) -> tuple[list[Subject], bool]:
+    """What runs here, then the artifacts as a device measured them, from the file it wrote; and whether it was quick.
+
+    Raises:
+        EdgekdError: a result of other artifacts or of other images.
+    """
+    result = read_result(path)
+    quick = result.job.protocol.name == QUICK.name
+    with _order(subjects, suites, quick=quick, threads=result.job.threads) as order:
+        if result.job.artifacts != order.job.artifacts:
+            raise EdgekdError(
+                f"{path} is of other artifacts or images: {', '.join(a.name for a in result.job.artifacts)}.",
+                "Name the run, the --data and the suites that the bundle was made from.",
+            )
+        if result.job != order.job:
+            raise EdgekdError(f"{path} was measured on other images or by another rule.", "Make the bundle again.")
+        others = [subject for subject in subjects if subject.folder is None]
+        return others + _subjects(subjects, suites, order, result, result.name), quick
+
+
+def device_facts(
+    subjects: Sequence[Subject], beside: Mapping[tuple[str, int], NDArray[np.float32]]
+) -> list[dict[str, Any]]:
+    """What the report tells about each device.
+
+    Args:
+        beside: (subject's key, position of the suite) → what the same file answers on this machine, `[n, C]`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for subject in subjects:
+        if subject.measured is None:
+            continue
+        facts = found.setdefault(subject.device, subject.measured.facts | {"artifacts": {}})
+        same = [
+            logits.argmax(axis=1) == subject.measured.logits[number].argmax(axis=1)
+            for (key, number), logits in beside.items()
+            if key == subject.key
+        ]
+        facts["artifacts"][f"{subject.run}/{subject.name}"] = {
+            "agreement_here": float(np.concatenate(same).mean()),
+            "same_pixels": subject.measured.same_pixels,
+        }
+    return list(found.values())
+
+
+def latency_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
+    """Position of the suite whose images the clock runs on (`id` where there is one), and 64 indices into it."""
+    number = next((number for number, suite in enumerate(suites) if suite.name == "id"), 0)
+    indices = suites[number].indices
+    return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]
+
+
+@contextmanager
+def _order(
+    subjects: Sequence[Subject], suites: Sequence[Suite], *, quick: bool, threads: int | None
+) -> Iterator[_Order]:
+    artifacts = [subject for subject in subjects if subject.folder is not None]
+    if not artifacts:
+        raise EdgekdError("There is no artifact for the device to run.", "Make one: edgekd export.")
+    if any(suite.corruption is not None for suite in suites):
+        raise EdgekdError("Corrupted images are drawn on this machine only.", "Measure corruptions without --device.")
+    with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:
+        scratch = Path(name)
+        pack = ImagePack(scratch / "images.zip")
+        wanted = [n for n, suite in enumerate(suites) if any(suite.holds(subject) for subject in artifacts)]
+        clocked, latency = latency_places(suites)
+        say(f"packing {sum(len(suites[n].indices) for n in wanted)} images for the device")
+        places: dict[tuple[int, int], int] = {}
+        for n in wanted:
+            for index in suites[n].indices.tolist():
+                places[n, index] = pack.add(suites[n].images, index)
+        for index in latency.tolist():
+            places.setdefault((clocked, index), pack.add(suites[clocked].images, index))
+        image_file = f"images-{pack.close()[:16]}.zip"
+        folders = {subject.key: artifact_folder_name(Path(subject.folder)) for subject in artifacts if subject.folder}
+        job = Job(
+            artifacts=tuple(
+                JobArtifact(
+                    name=f"{subject.run}/{subject.name}",
+                    folder=folders[subject.key],
+                    images=tuple(_places(subject, suites, places)),
+                    latency_images=tuple(places[clocked, index] for index in latency.tolist()),
+                )
+                for subject in artifacts
+            ),
+            image_file=image_file,
+            protocol=QUICK if quick else FULL,
+            threads=threads,
+        )
+        sources = {folders[subject.key]: Path(subject.folder) for subject in artifacts if subject.folder}
+        yield _Order(job, assemble(job, scratch / "images.zip", sources, scratch), places)
+
+
+def _subjects(
+    subjects: Sequence[Subject], suites: Sequence[Suite], order: _Order, result: DeviceResult, device: str
+) -> list[Subject]:
+    shown = f"{device} (emulated)" if result.emulated else device
+    facts = {
+        "device": shown,
+        "emulated": result.emulated,
+        "restarts": result.restarts,
+        "temperature_max_c": result.temperature_max_c,
+        **result.environment,
+    }
+    clocked, latency = latency_places(suites)
+    found = []
+    artifacts = [subject for subject in subjects if subject.folder is not None]
+    for subject, one in zip(artifacts, result.artifacts, strict=True):
+        if one.logits.shape[1] != len(subject.classes):
+            raise EdgekdError(f"The result of {device} has another number of classes than {subject.name}.", "")
+        logits, start = {}, 0
+        checks = dict(zip(_places(subject, suites, order.places), one.pixels.tolist(), strict=True))
+        for n, suite in enumerate(suites):
+            if suite.holds(subject):
+                stop = start + len(suite.indices)
+                logits[n] = one.logits[start:stop, columns_of(subject, suite)]
+                start = stop
+        same = [
+            zlib.crc32(prepare(suites[clocked].images, index, subject.preprocess).tobytes()) == checks[place]
+            for index in sorted(set(latency.tolist()))
+            if (place := order.places[clocked, index]) in checks
+        ]
+        measured = Measured(
+            [_latency(clock) for clock in one.model],
+            _latency(one.whole),
+            one.prepare_ms,
+            one.peak_rss_mb,
+            logits,
+            facts,
+            float(np.mean(same)) if same else None,
+        )
+        found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
+    return found
+
+
+def _latency(clock: Clocked) -> ArtifactLatency:
+    return ArtifactLatency(clock.samples, clock.load_ms, clock.provider, clock.threads)
+
+
+def _places(subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]) -> list[int]:
+    """Where the images of all its suites lie in the image file, suite after suite."""
+    return [
+        places[n, index] for n, suite in enumerate(suites) if suite.holds(subject) for index in suite.indices.tolist()
+    ]

@@ -1,0 +1,46 @@
+"""An artifact's numbers that come from a device instead of from this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.stats import percentile
+from edgekd.benchmark.worker import ArtifactLatency
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One artifact on one device.
+
+    Attributes:
+        model: the model's clock, one entry per process.
+        whole: the clock from encoded image to logits, one process.
+        prepare_ms: the part of each of `whole`'s samples that decoding and resizing took, `[n]`.
+        peak_rss_mb: largest resident memory of `whole`'s process, in 10^6 bytes.
+        logits: position of the suite → float32 `[n, C]`, columns in the suite's class order.
+        facts: what the report says about the device; shared by all artifacts measured there.
+        same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
+            where none were compared.
+    """
+
+    model: list[ArtifactLatency]
+    whole: ArtifactLatency
+    prepare_ms: NDArray[np.float64]
+    peak_rss_mb: float | None
+    logits: Mapping[int, NDArray[np.float32]]
+    facts: dict[str, Any]
+    same_pixels: float | None
+
+    def row_facts(self) -> dict[str, Any]:
+        """What a latency row says beyond the model's clock."""
+        return {
+            "prepare_p50_ms": percentile(self.prepare_ms, 50),
+            "end_to_end_p50_ms": percentile(self.whole.samples.samples_ms, 50),
+            "end_to_end_p90_ms": percentile(self.whole.samples.samples_ms, 90),
+            "peak_rss_mb": self.peak_rss_mb,
+        }

@@ -1,0 +1,200 @@
+"""INT8 that stays within a gate: the layers that cost the most accuracy are kept in float, as few as it takes.
+
+Each weighted layer is quantized alone and ranked by its effect on the logits, in domain and on corrupted images, so the
+unseen domain takes no part. Then the worst are kept in float, as many as the gate needs: doubling, then halving the
+interval, a handful of files. Both passes reuse one calibration.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgekd.console import say
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.quantize import Calibrated, calibrate, write_int8
+
+_RANKING = 16
+"""Images of each kind that rank a layer: a logit error needs far fewer than an accuracy."""
+_BATCH = 16
+_RUNS = 25
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What INT8 may cost, and the images that it is measured on."""
+
+    pixels: NDArray[np.uint8]
+    """`[N, H, W, 3]`, validation images of the training domains, prepared."""
+    labels: NDArray[np.int64]
+    """`[N]`, their classes."""
+    proxy: NDArray[np.uint8]
+    """`[N, H, W, 3]`, the same images corrupted: a stand-in for unseen domains made without them."""
+    max_drop_id: float = math.inf
+    """Points of top-1 on `pixels`, against FP32."""
+    max_drop_ood: float = math.inf
+    """Points of top-1 on `proxy`, against FP32."""
+
+
+@dataclass(frozen=True)
+class _Drops:
+    id: float
+    ood: float
+
+    def within(self, yardstick: Yardstick) -> bool:
+        return self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
+
+    def __str__(self) -> str:
+        return f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+
+
+def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yardstick: Yardstick) -> dict[str, Any]:
+    """Write the INT8 file `out` with as few layers in float as keep it within the drops of `yardstick`.
+
+    Returns:
+        As `quantize_int8`, and `mixed`: the layers kept, the drops, and what they cost in ms (interleaved median of
+        one image on this machine) and MB.
+
+    Raises:
+        GateFailed: even with every weighted layer in float the drops are larger.
+        EdgekdError: no validation images, or useless calibration images.
+    """
+    if len(yardstick.pixels) == 0:
+        raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
+    calibrated = calibrate(fp32, calibration)
+    right = _Reference(fp32, yardstick)
+    plain = out.with_name("plain.onnx")
+    described = write_int8(calibrated, plain)
+    drops = right.drops(plain)
+    if drops.within(yardstick):
+        plain.rename(out)
+        say(f"int8: all layers pass the gate ({drops})")
+        return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
+    say(f"int8: the gate needs mixed precision ({drops}); ranking {len(calibrated.layers)} layers")
+    order = rank(calibrated, right, out.with_name("trial.onnx"))
+    kept, drops = _shortest_prefix(order, calibrated, right, yardstick, out)
+    described = write_int8(calibrated, out, keep=kept)
+    milliseconds = interleaved_ms({"plain": plain, "mixed": out}, yardstick.pixels[:8])
+    cost_ms = milliseconds["mixed"] - milliseconds["plain"]
+    cost_mb = (out.stat().st_size - plain.stat().st_size) / 1e6
+    plain.unlink()
+    say(
+        f"int8: {len(kept)} of {len(order)} layers stay in float, {', '.join(kept)}: {drops}; "
+        f"they cost {cost_ms:+.2f} ms and {cost_mb:+.2f} MB"
+    )
+    costs = {"cost_ms": round(cost_ms, 3), "cost_mb": round(cost_mb, 3)}
+    return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs}
+
+
+def rank(calibrated: Calibrated, reference: _Reference, trial: Path) -> list[str]:
+    """The weighted layers that INT8 takes, the one with the largest effect on the logits first.
+
+    The effect is the mean squared logit error with only this layer quantized, over the variance of the logits; the
+    larger of the two on ID and on corrupted images.
+    """
+    effects = {}
+    for layer in calibrated.layers:
+        write_int8(calibrated, trial, only=layer)
+        effects[layer] = reference.effect(trial)
+    trial.unlink(missing_ok=True)
+    return sorted(effects, key=lambda layer: -effects[layer])
+
+
+def interleaved_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
+    """Median latency of one image per ONNX file, one thread; the files take turns, so that a busy moment hits all."""
+    sessions = {name: _session(path) for name, path in files.items()}
+    samples: dict[str, list[float]] = {name: [] for name in files}
+    for turn in range(_RUNS + 3):
+        image = images[turn % len(images)][None]
+        for name, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, {"image": image})
+            if turn >= 3:
+                samples[name].append((time.perf_counter() - started) * 1e3)
+    return {name: float(np.median(values)) for name, values in samples.items()}
+
+
+class _Reference:
+    """What FP32 says about the yardstick's images."""
+
+    def __init__(self, fp32: Path, yardstick: Yardstick) -> None:
+        self.yardstick = yardstick
+        self.sets = (yardstick.pixels, yardstick.proxy)
+        self.logits = tuple(_logits(fp32, images) for images in self.sets)
+
+    def drops(self, path: Path) -> _Drops:
+        lost = [
+            100 * (self._right(said) - self._right(_logits(path, images)))
+            for images, said in zip(self.sets, self.logits, strict=True)
+        ]
+        return _Drops(*lost)
+
+    def effect(self, path: Path) -> float:
+        errors = []
+        for images, said in zip(self.sets, self.logits, strict=True):
+            some = said[:_RANKING].astype(np.float64)
+            error = np.square(_logits(path, images[:_RANKING]) - some).mean()
+            errors.append(float(error / max(np.square(some - some.mean(axis=0)).mean(), 1e-12)))
+        return max(errors)
+
+    def _right(self, logits: NDArray[np.float32]) -> float:
+        return float((logits.argmax(axis=1) == self.yardstick.labels).mean())
+
+
+def _shortest_prefix(
+    order: Sequence[str], calibrated: Calibrated, reference: _Reference, yardstick: Yardstick, trial: Path
+) -> tuple[tuple[str, ...], _Drops]:
+    """The shortest start of `order` that passes, as far as doubling and halving find it."""
+
+    def tried(count: int) -> _Drops:
+        write_int8(calibrated, trial, keep=order[:count])
+        return reference.drops(trial)
+
+    fails, passes = 0, 1
+    while not (drops := tried(passes)).within(yardstick):
+        if passes == len(order):
+            raise GateFailed(
+                f"INT8 stays outside the gate even with every layer in float: it drops {drops}.",
+                "Allow a larger drop, or export --fp32.",
+            )
+        fails, passes = passes, min(2 * passes, len(order))
+    best = drops
+    while passes - fails > 1:
+        middle = (fails + passes) // 2
+        drops = tried(middle)
+        if drops.within(yardstick):
+            passes, best = middle, drops
+        else:
+            fails = middle
+    return tuple(order[:passes]), best
+
+
+def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
+    return {
+        "kept_in_float": list(kept),
+        "drop_id_points": round(drops.id, 3),
+        "drop_proxy_points": round(drops.ood, 3),
+        "images": images,
+    }
+
+
+def _logits(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    session = _session(path)
+    return np.concatenate(
+        [session.run(None, {"image": images[start : start + _BATCH]})[0] for start in range(0, len(images), _BATCH)]
+    )
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,147 @@
+"""The writer for OpenVINO: its IR, `model.xml` with `model.bin`, in fp32, fp16 or int8."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.quantize import check_calibration
+from edgekd.targets.ov import load_openvino
+
+MODEL_FILES = ("model.xml", "model.bin")
+
+
+def write(build: Build) -> Written:
+    """Write the IR of the fp32 ONNX file; int8 goes through NNCF's post-training quantization.
+
+    Raises:
+        NotHere: OpenVINO is not installed.
+        EdgekdError: a version of it outside edgekd's bounds, useless calibration images, or a graph that OpenVINO or
+            NNCF does not take.
+    """
+    openvino = load_openvino()
+    base, quantization = build.folder / "fp32.onnx", None
+    fp32_onnx(build, base)
+    try:
+        model = openvino.Core().read_model(base)
+    except RuntimeError as error:
+        raise EdgekdError(
+            f"OpenVINO {version(openvino)} cannot read the student's ONNX graph: {_reason(error)}.",
+            "Choose another student, or --target onnxruntime.",
+        ) from error
+    if build.precision == "int8":
+        assert build.calibration is not None
+        check_calibration(build.calibration, onnx.load(base))
+        model, quantization = quantize(model, build.calibration)
+    base.unlink()
+    for key, value in build.metadata.items():
+        model.set_rt_info(value, ["edgekd", key])
+    openvino.save_model(model, build.folder / MODEL_FILES[0], compress_to_fp16=build.precision != "fp32")
+    return Written(
+        format="openvino",
+        files=MODEL_FILES,
+        inputs=(image_input(build.preprocess.size),),
+        outputs=(logits_output(len(build.classes)),),
+        quantization=quantization,
+        details={"openvino": version(openvino)},
+    )
+
+
+def quantize(model: Any, calibration: NDArray[np.uint8]) -> tuple[Any, dict[str, Any]]:
+    """NNCF's post-training quantization of an OpenVINO model, with fast bias correction.
+
+    Image by image, so memory does not grow with their number beyond a few scalars per activation.
+
+    Args:
+        calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+
+    Returns:
+        The quantized model, and for `artifact.json` what was done.
+
+    Raises:
+        EdgekdError: NNCF refuses the model, or it computes values that are not finite.
+    """
+    nncf = _nncf()
+    _refuse_not_finite(model)
+    layers = {node.get_friendly_name() for node in _weighted(model)}
+    try:
+        with _quiet():
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
+                preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: HardSwish goes below 0, by little
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(calibration),
+            )
+    except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
+        raise EdgekdError(f"NNCF {nncf.__version__} cannot quantize the student: {_reason(error)}.") from error
+    in_float = sorted(
+        node.get_friendly_name()
+        for node in _weighted(quantized)
+        if node.input_value(0).get_node().get_type_name() != "FakeQuantize"
+    )
+    return quantized, {
+        "method": "NNCF post-training quantization for OpenVINO: activations uint8 per tensor, weights int8 per "
+        "channel, fast bias correction; weights of layers left in float are stored in 16 bits",
+        "tool": f"nncf {nncf.__version__}",
+        "calibration_images": len(calibration),
+        "quantized_layers": len(layers) - len(in_float),
+        "float_layers": in_float,
+    }
+
+
+def version(openvino: Any) -> str:
+    """`2026.4.1` out of `2026.4.1-22982-e213a147257-releases/2026/4`."""
+    return str(openvino.__version__).partition("-")[0]
+
+
+def _weighted(model: Any) -> list[Any]:
+    return [n for n in model.get_ordered_ops() if n.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")]
+
+
+def _refuse_not_finite(model: Any) -> None:
+    """Diverged weights would give ranges of NaN, and NNCF goes on without a word."""
+    constants = [n for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
+    if not all(np.isfinite(n.data).all() for n in constants if n.data.dtype == np.float32):
+        raise EdgekdError(
+            "The student's weights are not finite, so nothing can be measured on the calibration images.",
+            "Check the training run: its weights have probably diverged.",
+        )
+
+
+def _nncf() -> Any:
+    # NNCF reports its use to a server of its makers unless it is told that nobody is there to ask.
+    os.environ.setdefault("NNCF_CI", "1")
+    with _quiet():
+        import nncf
+
+        nncf.set_log_level(40)
+    return nncf
+
+
+def _reason(error: Exception) -> str:
+    """The last line with words: OpenVINO puts the source file's name first."""
+    lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide progress bars and advice; errors come as exceptions."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,117 @@
+"""A vision-language student as one ONNX file: uint8 picture and CLIP token ids in, logits out, its text side inside."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.onnx import OPSET, quiet, strip_metadata
+from edgekd.export.parity import check, compare
+from edgekd.files import replacing, sha256_file, write_json
+
+VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
+
+
+def export_vl_onnx(
+    model: nn.Module, path: Path, *, size: int, text_shape: tuple[int, ...], metadata: dict[str, str]
+) -> None:
+    """Write `model(image, tokens)` to `path`.
+
+    Inputs `image` uint8 `[batch, size, size, 3]` and `tokens` int64 `[batch, *text_shape]`, output `logits` float32.
+
+    Args:
+        text_shape: `(L,)`, for multiple choice `(K, L)`.
+        metadata: the file's `metadata_props`, and the only metadata in it.
+
+    Raises:
+        EdgekdError: an operator without ONNX counterpart.
+    """
+    example = (torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.zeros(2, *text_shape, dtype=torch.int64))
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                copy.deepcopy(model).cpu().eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image", "tokens"],
+                output_names=["logits"],
+                dynamic_shapes=({0: "batch"}, {0: "batch"}),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise EdgekdError("The student cannot be written as ONNX.", "Choose another student.") from error
+    assert program is not None
+    proto = program.model_proto
+    strip_metadata(proto)
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def open_vl(path: Path, threads: int | None = None) -> VlPredict:
+    """The exported file in ONNX Runtime on the CPU; torch and the teacher have no part in it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def predict(images: NDArray[np.uint8], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        return session.run(["logits"], {"image": images, "tokens": tokens})[0]  # type: ignore[no-any-return]
+
+    return predict
+
+
+def export_vl_model(
+    model: nn.Module,
+    folder: Path,
+    *,
+    size: int,
+    text_shape: tuple[int, ...],
+    facts: dict[str, Any],
+    reference: VlPredict,
+    images: NDArray[np.uint8],
+    tokens: NDArray[np.int64],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write `model.onnx` and `vl_artifact.json` into `folder`, which appears complete or not at all.
+
+    Args:
+        facts: what the record says besides (task, answers, preprocess, length, provenance).
+        reference: the torch student. images, tokens: what both answer for the parity check.
+
+    Returns:
+        The record.
+
+    Raises:
+        EdgekdError: the folder exists. GateFailed: the file does not compute what the student computes.
+    """
+    if folder.exists() and not overwrite:
+        raise EdgekdError(f"{folder} exists.", "Give --overwrite to replace it.")
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+        export_vl_onnx(model, scratch / "model.onnx", size=size, text_shape=text_shape, metadata=metadata)
+        parity = check(compare(reference(images, tokens), open_vl(scratch / "model.onnx")(images, tokens)), "fp32")
+        if not parity["passed"]:
+            raise GateFailed(f"The exported file is not the student: {parity['reason']}.", "Please report this.")
+        record = {
+            **facts,
+            "inputs": {"image": ["batch", size, size, 3], "tokens": ["batch", *text_shape]},
+            "files": {"model.onnx": sha256_file(scratch / "model.onnx")},
+            "parity": parity,
+        }
+        write_json(scratch / "vl_artifact.json", record)
+    return record

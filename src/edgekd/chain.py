@@ -1,0 +1,122 @@
+"""Is an artifact still what the student computes? The parity check of the export at any time, link by link."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError, NotHere
+from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
+from edgekd.manifest import Artifact, Precision, read_artifact
+from edgekd.targets.registry import DEFAULT_TARGET
+from edgekd.targets.session import open_session
+
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+_BATCH = 32
+
+
+def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any]]:
+    """Compare the logits along the chain torch student → fp32 ONNX → artifact, then over the whole of it.
+
+    In its run's folder an artifact is compared with the run's student, on the images of the export. Anywhere else with
+    what the student said about these images when it was exported (`parity.npz`); `data` says where they lie now.
+
+    Returns:
+        One mapping per link: `link` (its name), the numbers of `parity.compare`, `passed`, and `reason` where it broke.
+
+    Raises:
+        EdgekdError: no artifact or an altered one, no images to compare on, or a runtime that does not exist here.
+    """
+    artifact = read_artifact(folder)
+    if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "artifacts":
+        return _in_its_run(folder, artifact, data)
+    return _alone(folder, artifact, data)
+
+
+def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
+    from edgekd.api import deployable, parity_images
+    from edgekd.distill.load import load_run
+    from edgekd.export.export import torch_logits
+
+    loaded = load_run(folder.parent.parent)
+    if artifact.source.get("student_sha256") != loaded.run.student_sha256:
+        raise EdgekdError(f"{folder} was exported from another student.", "Export again with --overwrite.")
+    pixels, _ = parity_images(loaded, data)
+    student = torch_logits(deployable(loaded), pixels)
+    candidate = _logits(_runner(folder, artifact), pixels)
+    whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision)
+    if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
+        return [whole]
+    onnx = _fp32_onnx(folder.parent / f"{DEFAULT_TARGET}-fp32", loaded, pixels)
+    return [
+        _link("torch student → fp32 ONNX", student, onnx, "fp32"),
+        _link(f"fp32 ONNX → {artifact.name}", onnx, candidate, artifact.precision),
+        whole,
+    ]
+
+
+def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
+    from edgekd.data import load_images
+
+    if REFERENCE_FILE not in artifact.files:
+        raise EdgekdError(
+            f"{folder} lies outside its run and does not hold what the student said.",
+            "Verify it inside its run, or export it again.",
+        )
+    if data is None:
+        raise EdgekdError(f"{folder} lies outside its run, so its images cannot be found.", "Say where: --data DIR.")
+    keys, student = read_reference(folder / REFERENCE_FILE)
+    images = load_images(data)
+    place = {key: index for index, key in enumerate(images.keys)}
+    known = [row for row, key in enumerate(keys) if key in place]
+    if not known:
+        raise EdgekdError(
+            f"None of the {len(keys)} images that {artifact.name} was checked on is among {data}.",
+            "Give the images of its run.",
+        )
+    pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
+    candidate = _logits(_runner(folder, artifact), pixels)
+    return [_link(f"torch student → {artifact.name}", student[known], candidate, artifact.precision)]
+
+
+def _runner(folder: Path, artifact: Artifact) -> Run:
+    """The artifact's own runtime; for TensorRT without a GPU the ONNX file of its engine, as at the export."""
+    try:
+        return open_session(folder, spinning=False).run
+    except NotHere:
+        if artifact.format != "tensorrt":
+            raise
+    from edgekd.export.trt import ONNX_FILE, onnx_evaluator
+
+    return onnx_evaluator(folder / ONNX_FILE)
+
+
+def _fp32_onnx(beside: Path, loaded: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
+    if (beside / "artifact.json").is_file():
+        artifact = read_artifact(beside)
+        if artifact.source.get("student_sha256") == loaded.run.student_sha256:
+            return _logits(_runner(beside, artifact), pixels)
+    from edgekd.api import deployable
+    from edgekd.export.onnx import export_onnx
+    from edgekd.export.trt import onnx_evaluator
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "fp32.onnx"
+        export_onnx(deployable(loaded), path, size=loaded.run.preprocess.size, metadata={})
+        return _logits(onnx_evaluator(path), pixels)
+
+
+def _logits(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.concatenate([run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
+
+
+def _link(
+    name: str, reference: NDArray[np.float32], candidate: NDArray[np.float32], precision: Precision
+) -> dict[str, Any]:
+    return {"link": name, **check(compare(reference, candidate), precision)}

@@ -1,0 +1,28 @@
+"""Resizing as every measurement does it: numpy and Pillow only, so that the device agent runs these very lines."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def resize_rgb(image: Image.Image, *, size: int, resize: str, crop_pct: float, interpolation: str) -> NDArray[np.uint8]:
+    """RGB image of any size → uint8 `[size, size, 3]`; the arguments are fields of `edgekd.preprocess.Preprocess`."""
+    resampling = _RESAMPLING[interpolation]
+    if resize == "squash":
+        resized = image.resize((size, size), resampling)
+    else:
+        short = round(size / crop_pct)
+        scale = short / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        resized = image.resize((width, height), resampling)
+        left, top = (width - size) // 2, (height - size) // 2
+        resized = resized.crop((left, top, left + size, top + size))
+    return np.asarray(resized, dtype=np.uint8)

@@ -1,0 +1,252 @@
+"""What a study will do: its grid of cells, with everything checked that can be before the first one trains."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.config import TrainConfig, load_config
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.plan import settle
+from edgekd.distill.recipes import get_recipe
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.files import short_hash
+from edgekd.scarce import run_split, unseen_test, without_classes
+from edgekd.studies.wanted import domain_names, label_fractions, recipe_names, settings_by_recipe, unseen_names
+
+PROTOCOLS = ("lodo", "class-disjoint", "low-shot")
+_OWN = {
+    "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
+    "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
+    "label_fraction": "--fractions",
+}  # fmt: skip
+"""Settings of a run that a study decides, and what to say instead."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its test. `domain` is the unseen one, None where none is left out."""
+
+    recipe: str
+    seed: int
+    domain: str | None = None
+    fraction: float = 1.0
+    """Of the training labels."""
+
+    @property
+    def table(self) -> str:
+        """Cells of one table are averaged and compared; the name of the table among the study's."""
+        return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
+
+    @property
+    def column(self) -> str:
+        """What is unseen."""
+        return self.domain or ""
+
+    @property
+    def key(self) -> str:
+        """A file name, different for every cell."""
+        part = "" if self.fraction == 1 else f"{self.fraction:g}"
+        name = "-".join(word for word in (self.recipe, self.column, part, str(self.seed)) if word)
+        plain = re.sub(r"[^\w.+-]", "_", name)
+        return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Test:
+    """What the cells of one column are tested on: indices into the study's images, and the classes to choose among.
+
+    `id_classes` and `ood_classes` are the same for unseen domains and disjoint for unseen classes.
+    """
+
+    id: NDArray[np.int64]
+    ood: NDArray[np.int64]
+    id_classes: tuple[str, ...]
+    ood_classes: tuple[str, ...]
+    hash: str
+    rule: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A study before it runs.
+
+    Attributes:
+        configs: recipe → the settings of its runs, but for what a cell adds.
+        tests: (table, column) → what its cells are tested on.
+        unseen: the classes that never train.
+        fingerprint: 16 hex digits over the images' contents and labels.
+    """
+
+    protocol: str
+    recipes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+    configs: Mapping[str, TrainConfig]
+    cells: tuple[Cell, ...]
+    images: ImageSet
+    tests: Mapping[tuple[str, str], Test]
+    unseen: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def macro(self) -> bool:
+        """Whether accuracies are means over classes."""
+        return bool(self.unseen)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers of a cell, as JSON; the grid itself may grow."""
+        return {
+            "protocol": self.protocol,
+            "images": self.fingerprint,
+            "unseen_classes": list(self.unseen),
+            "recipes": {name: plain_settings(config) for name, config in self.configs.items()},
+        }
+
+
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as JSON, without what a study or a cell decides."""
+    return config.model_dump(mode="json", exclude=set(_OWN) - {"smoke", "unseen_classes"})
+
+
+def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
+    """The settings of a cell's run in `folder`."""
+    return config.model_copy(
+        update={
+            "recipe": cell.recipe,
+            "seed": cell.seed,
+            "test_domain": cell.domain or "none",
+            "label_fraction": cell.fraction,
+            "out": folder,
+        }
+    )
+
+
+def study_folder(protocol: str, data: str | None) -> Path:
+    """Where a study goes unless told otherwise; the same for the same words, so that it goes on there."""
+    return Path("studies") / f"{protocol}-{Path(data or 'toy').stem}"
+
+
+def make_plan(
+    recipes: Sequence[str],
+    *,
+    protocol: str,
+    seeds: int,
+    test_domains: Sequence[str],
+    unseen_classes: Sequence[str],
+    fractions: Sequence[float],
+    baseline: str | None,
+    out: Path,
+    options: Mapping[str, Any],
+    file: Path | None,
+    settings: Iterable[str],
+    recipe_settings: Iterable[str],
+) -> Plan:
+    """Settle and check a study.
+
+    Raises:
+        EdgekdError: unknown names, a recipe whose needs cannot be met, images that the protocol cannot split.
+    """
+    if protocol not in PROTOCOLS:
+        raise EdgekdError(f'There is no protocol "{protocol}".', did_you_mean(protocol, PROTOCOLS))
+    names = recipe_names(recipes, baseline)
+    if seeds < 1:
+        raise EdgekdError(f"A study over {seeds} seeds has no runs.", "Give --seeds 1 or more; 3 are usual.")
+    own = settings_by_recipe(recipe_settings, names)
+    settings = list(settings)
+    configs = {
+        name: _settled(
+            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]), name, out / "runs" / name
+        )
+        for name in names
+    }
+    first = configs[names[0]]
+    for name, config in configs.items():
+        for field in ("data", "split_seed"):
+            if getattr(config, field) != getattr(first, field):
+                raise EdgekdError(
+                    f"{name} would run with another {field} than {names[0]}.", "One study compares on the same images."
+                )
+    images = load_images(first.data)
+    if protocol != "class-disjoint" and unseen_classes:
+        raise EdgekdError(
+            f"{protocol} tests on unseen domains, and unseen classes were named.", "Use --protocol class-disjoint."
+        )
+    if protocol == "class-disjoint" and test_domains:
+        raise EdgekdError(
+            "class-disjoint tests on unseen classes, and unseen domains were named.", "Use --protocol lodo."
+        )
+    if protocol != "low-shot" and fractions:
+        raise EdgekdError(f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them.")
+    unseen = unseen_names(images, unseen_classes, first.split_seed) if protocol == "class-disjoint" else ()
+    configs = {name: config.model_copy(update={"unseen_classes": unseen}) for name, config in configs.items()}
+    domains: tuple[str | None, ...] = (None,)
+    if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
+        domains = domain_names(images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:]))
+    parts = label_fractions(fractions) if protocol == "low-shot" else (1.0,)
+    cells = [
+        Cell(name, seed, domain, part)
+        for part in parts
+        for seed in range(seeds)
+        for domain in domains
+        for name in names
+    ]
+    tests: dict[tuple[str, str], Test] = {}
+    for cell in cells:
+        if (cell.table, cell.column) not in tests:
+            tests[cell.table, cell.column] = _test(images, cell_config(configs[names[0]], cell, out))
+    return Plan(
+        protocol=protocol,
+        recipes=names,
+        seeds=tuple(range(seeds)),
+        baseline=baseline or default_baseline(configs, bool(unseen)),
+        configs=configs,
+        cells=tuple(cells),
+        images=images,
+        tests=tests,
+        unseen=unseen,
+        fingerprint=_fingerprint(images),
+    )
+
+
+def default_baseline(configs: Mapping[str, TrainConfig], unseen: bool) -> str:
+    """`erm`, or else the first recipe; for unseen classes the first that can name them."""
+    names = list(configs)
+    if unseen:
+        return next((name for name in names if get_recipe(name, configs[name].stages).head == "text"), names[0])
+    return "erm" if "erm" in names else names[0]
+
+
+def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
+    """The configuration checked as a run's would be, with full paths."""
+    for field, instead in _OWN.items():
+        if field in config.model_fields_set:
+            raise EdgekdError(f"A study decides {field} itself, and it is set.", f"Take it out; give {instead}.")
+    whole = settle(config.model_copy(update={"recipe": recipe, "out": folder, "overwrite": True}))
+    paths = ("data", "teacher", "student_weights", "captions", "vocabulary", "descriptions")
+    return config.model_copy(update={"recipe": recipe} | {field: getattr(whole, field) for field in paths})
+
+
+def _test(images: ImageSet, config: TrainConfig) -> Test:
+    own = without_classes(images, config.unseen_classes)
+    split = run_split(config, own)
+    unseen = config.unseen_classes
+    places = {name: index for index, name in enumerate(images.ids)}
+    inside = np.array([places[own.ids[i]] for i in split.id_test], dtype=np.int64)
+    outside = unseen_test(images, unseen) if unseen else split.ood_test
+    return Test(inside, outside, own.classes, unseen or images.classes, split.hash, split.rule)
+
+
+def _fingerprint(images: ImageSet) -> str:
+    digest = hashlib.sha256("\0".join(images.classes).encode())
+    for index in sorted(range(len(images)), key=lambda i: (images.keys[i], images.ids[i])):
+        place = f"{images.keys[index]}:{images.labels[index]}:{images.domains[images.domain_of[index]]}"
+        digest.update(place.encode())
+    return digest.hexdigest()[:16]

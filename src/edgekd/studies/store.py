@@ -1,0 +1,183 @@
+"""A study's folder: its settings, a line per finished cell, and which images each cell got right.
+
+`study.json` settings; `cells.jsonl` one finished cell a line; `cells/KEY.npz` per measure `NAME` bool `[n]` and
+`NAME_labels` int64 `[n]`. A cell is written whole or not at all: its arrays first, then its line, in one rename each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+from edgekd.files import disk_errors, read_json, write_bytes, write_json, write_text
+from edgekd.studies.plan import Cell
+
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Which images of one test a student classified rightly: bool `[n]`, and their labels, int64 `[n]`."""
+
+    correct: NDArray[np.bool_]
+    labels: NDArray[np.int64]
+
+    def accuracy(self, *, macro: bool) -> float:
+        """Per cent of the images, or the unweighted mean over classes (`macro`)."""
+        if not macro:
+            return 100 * float(self.correct.mean())
+        return 100 * float(np.mean([self.correct[self.labels == c].mean() for c in np.unique(self.labels)]))
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A finished cell.
+
+    Attributes:
+        outcomes: measure (`id`, `ood`, …) → what came of it.
+        facts: of its run: scores (n; top1 and macro in per cent), split, selection, steps, size, seconds, teacher_id.
+    """
+
+    cell: Cell
+    outcomes: Mapping[str, Outcome]
+    facts: Mapping[str, Any]
+
+
+class Store:
+    """Reads and writes a study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines = folder / "cells.jsonl"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the folder for one running study; a killed holder lets go."""
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".running.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise EdgekdError(
+                f"A study is running in {self.folder} already.", "Wait for it, or choose another --out."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else than a study."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
+        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if held and "study.json" not in held and set(held) - {".running.lock"}:
+            raise EdgekdError(f"{self.folder} holds something that is not a study.", "Choose another --out.")
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings down; with a study already there, go on with it if they are the same.
+
+        Raises:
+            EdgekdError: the folder holds something else, or a study with other settings.
+        """
+        self.check()
+        path = self.folder / "study.json"
+        merged = dict(settings)
+        if path.exists():
+            stored = read_json(path, "study")
+            if not isinstance(stored, dict) or stored.get("schema_version") != _SCHEMA_VERSION:
+                raise EdgekdError(f"The study at {self.folder} was written by another edgekd.", "Choose another --out.")
+            differing = list(differences(stored, settings))
+            if differing:
+                more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+                raise EdgekdError(
+                    f"The study at {self.folder} was made with other settings: {'; '.join(differing[:3])}{more}.",
+                    "Go on with the same settings, or choose another --out. (Recipes, seeds and domains may be added.)",
+                )
+            merged["recipes"] = stored["recipes"] | settings["recipes"]
+        write_json(path, {"schema_version": _SCHEMA_VERSION} | merged)
+
+    def settings(self) -> dict[str, Any]:
+        """What `study.json` says."""
+        return dict(read_json(self.folder / "study.json", "study"))
+
+    def add(self, done: Done) -> None:
+        """Keep a finished cell. Several processes may call this."""
+        arrays: dict[str, Any] = {}
+        for name, outcome in done.outcomes.items():
+            arrays |= {name: outcome.correct, f"{name}_labels": outcome.labels}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(self._arrays(done.cell), buffer.getvalue())
+        numbers = {
+            name: {
+                "n": len(outcome.correct),
+                "top1": outcome.accuracy(macro=False),
+                "macro": outcome.accuracy(macro=True),
+            }
+            for name, outcome in done.outcomes.items()
+        }
+        line = json.dumps({"cell": asdict(done.cell), "scores": numbers, **done.facts}, ensure_ascii=False)
+        with FileLock(self.folder / ".cells.lock"):
+            before = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
+            write_text(self._lines, before + line + "\n")
+
+    def done(self, cells: Sequence[Cell]) -> list[Done]:
+        """Those of `cells` that are finished, in that order."""
+        facts: dict[Cell, dict[str, Any]] = {}
+        lines = self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                facts[Cell(**record.pop("cell"))] = record
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise EdgekdError(
+                    f"Line {number} of {self._lines} is damaged.", "Remove the line; its cell then runs again."
+                ) from error
+        return [Done(cell, self._read(cell), facts[cell]) for cell in cells if cell in facts]
+
+    def _arrays(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.key}.npz"
+
+    def _read(self, cell: Cell) -> dict[str, Outcome]:
+        path = self._arrays(cell)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = [name for name in file.files if not name.endswith("_labels")]
+                return {name: Outcome(file[name], file[f"{name}_labels"]) for name in names}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise EdgekdError(
+                f"{path} cannot be read ({error}).",
+                f"Remove the line of this cell from {self._lines.name}; it then runs again.",
+            ) from error
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Sentences about every setting that is not the same; recipes that only one side has are none."""
+    for name, value in wanted.items():
+        before = stored.get(name)
+        if place == "recipes." and name not in stored:
+            continue
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from differences(before, value, f"{place}{name}.")
+        elif name == "images" and before != value:
+            yield "the images are not the same any more"
+        elif before != value:
+            where = f"{place}{name}".removeprefix("recipes.")
+            yield f"{where} was {_told(before)}, is {_told(value)}"
+
+
+def _told(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)

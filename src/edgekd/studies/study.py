@@ -1,0 +1,54 @@
+"""A study from first to last: plan, cells, tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd.errors import EdgekdError
+from edgekd.files import write_text
+from edgekd.studies.grid import Failure, run_cells
+from edgekd.studies.numbers import Table
+from edgekd.studies.picture import draw_study
+from edgekd.studies.plan import Plan
+from edgekd.studies.store import Store
+from edgekd.studies.tables import make_tables
+from edgekd.studies.teacher import teacher_scores
+from edgekd.studies.write import csv_text, markdown
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that ran. `failures` is empty when every cell finished.
+
+    Attributes:
+        folder: holds `study.json`, `cells.jsonl`, `cells/`, and `table.md`, `.csv` and `.png`.
+        tables: the numbers of those files.
+    """
+
+    folder: Path
+    tables: tuple[Table, ...]
+    failures: tuple[Failure, ...]
+
+
+def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
+    """Run the cells that are not finished and write the tables anew.
+
+    Raises:
+        EdgekdError: the folder holds another study or something else; no cell finished.
+    """
+    store = Store(folder)
+    store.check()
+    with store.running():
+        store.claim(plan.settings())
+        failures = run_cells(plan, store, jobs=jobs, keep=keep)
+        done = store.done(plan.cells)
+        if not done:
+            raise EdgekdError(
+                f"None of the {len(plan.cells)} cells finished: {failures[0].reason}", "Mend this and run it again."
+            )
+        tables = make_tables(plan, done, teacher_scores(plan, store))
+        write_text(folder / "table.md", markdown(folder.name, tables))
+        write_text(folder / "table.csv", csv_text(tables))
+        draw_study(tables, folder / "table.png")
+    return Study(folder, tuple(tables), tuple(failures))

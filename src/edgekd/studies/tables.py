@@ -1,0 +1,100 @@
+"""A study's tables: which cells belong together, the teacher's row on top, and what stands under each table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.environment import describe
+from edgekd.distill.recipes import get_recipe
+from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
+from edgekd.studies.plan import Plan, Test
+from edgekd.studies.store import Done, Outcome
+
+TEACHER = "teacher zero-shot"
+
+
+def make_tables(plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None) -> list[Table]:
+    """The study's tables from the cells that are finished.
+
+    Args:
+        scores: the teacher's, on all images; see `teacher_scores`.
+    """
+    tables = []
+    for title in dict.fromkeys(cell.table for cell in plan.cells):
+        columns = tuple(dict.fromkeys(cell.column for cell in plan.cells if cell.table == title))
+        own = [one for one in done if one.cell.table == title]
+        tests = {column: plan.tests[title, column] for column in columns}
+        rows = recipe_rows(own, plan.recipes, columns, (OOD,), plan.baseline, macro=plan.macro)
+        if scores is not None:
+            rows.insert(0, _teacher_row(plan, tests, scores))
+        shown = title or ("100 % of the training labels" if plan.protocol == "low-shot" else "")
+        names = {ID: "seen classes", OOD: "unseen classes"} if plan.unseen else {ID: "ID", OOD: "OOD"}
+        notes = tuple(_notes(plan, own, tests))
+        tables.append(Table(shown, columns, (OOD,), names, tuple(rows), plan.baseline, notes))
+    return tables
+
+
+def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]) -> Row:
+    def accuracy(indices: NDArray[np.int64], classes: tuple[str, ...]) -> Stat:
+        columns = np.array([plan.images.classes.index(name) for name in classes])
+        labels = plan.images.labels[indices]
+        found = Outcome(columns[scores[indices][:, columns].argmax(axis=1)] == labels, labels)
+        return Stat(found.accuracy(macro=plan.macro), 0.0, 1)
+
+    inside = {(column, ID): accuracy(test.id, test.id_classes) for column, test in tests.items()}
+    outside = {(column, OOD): accuracy(test.ood, test.ood_classes) for column, test in tests.items() if len(test.ood)}
+    means = [stat([value.mean for value in found.values()]) for found in (inside, outside)]
+    # Its spread over domains is not an error over seeds, of which it has none.
+    averages = [None if mean is None else Stat(mean.mean, 0.0, 1) for mean in means]
+    return Row(TEACHER, averages[0], inside | outside, averages[1])
+
+
+def _protocol(plan: Plan) -> str:
+    if plan.unseen:
+        linear = [name for name in plan.recipes if get_recipe(name, plan.configs[name].stages).head != "text"]
+        without = (
+            f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}." if linear else ""
+        )
+        return (
+            f"Protocol: class-disjoint. The classes {', '.join(plan.unseen)} never train. Unseen classes: all their "
+            "images, zero-shot through the text head, chosen among the unseen classes; seen classes: their test "
+            f"images, chosen among the seen ones. Macro accuracy, the mean over classes, in %.{without}"
+        )
+    what = "leave one domain out" if plan.protocol == "lodo" else "low-shot, the tests are those of all labels"
+    return (
+        f"Protocol: {what}. OOD: all images of the unseen domain, top-1 %; ID: the test images of the source domains"
+        f"{', averaged over the unseen domains' if len(plan.tests) > 1 else ''}."
+    )
+
+
+def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
+    """Protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
+    config = plan.configs[plan.recipes[0]]
+    sizes = ", ".join(f"{column} {len(test.id):,} / {len(test.ood):,}".strip() for column, test in tests.items())
+    hashes = ", ".join(f"{column} {test.hash}".strip() for column, test in tests.items())
+    rule = next(iter(tests.values())).rule.partition("; ")[2]
+    selections: dict[str, list[str]] = {}
+    for one in done:
+        named = selections.setdefault(one.facts["selection"], [])
+        if one.cell.recipe not in named:
+            named.append(one.cell.recipe)
+    named_apart = [f"{how} ({', '.join(names)})" for how, names in selections.items()]
+    chosen = "; ".join(named_apart if len(selections) > 1 else selections)
+    budget = sorted({(one.facts["steps"], one.facts["size"]) for one in done})
+    steps = ", ".join(f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget)
+    machine = describe()
+    return [
+        _protocol(plan),
+        f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
+        f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
+        f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the unseen images.",
+        f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
+        f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
+        "accuracy on what is unseen less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and "
+        "over images (paired bootstrap).",
+        f"Machine: {machine['cpu']}, {machine['usable_cores']} cores; edgekd {machine['versions']['edgekd']}, torch "
+        f"{machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
+    ]

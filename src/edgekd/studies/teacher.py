@@ -1,0 +1,54 @@
+"""The teacher's zero-shot classifier on the images of a study: the top row of its tables."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.console import say
+from edgekd.distill.descriptions import descriptions_for
+from edgekd.distill.predict import predict_all, teacher_predict
+from edgekd.distill.prompts import templates_for
+from edgekd.distill.recipes import get_recipe
+from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.files import short_hash, write_bytes
+from edgekd.studies.plan import Plan
+from edgekd.studies.store import Store
+
+
+def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
+    """Zero-shot scores on all images, float32 `[N, C]`, kept in the study's folder; None if no recipe has a teacher."""
+    taught = [name for name in plan.recipes if uses_teacher(plan, name)]
+    if not taught:
+        return None
+    config = plan.configs[taught[0]]
+    teacher = load_teacher(config.teacher)
+    images = plan.images
+    templates = templates_for(config.prompts or "photo", images.domains)
+    # `command:` would give other sentences at every call than those the students learned from.
+    spec = config.descriptions if config.descriptions and not config.descriptions.startswith("command:") else None
+    bank = teacher.text_bank(images.classes, templates, descriptions_for(spec, images.classes) if spec else None)
+    wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
+    path = store.folder / "teacher.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["made_for"]) == wanted:
+                return np.asarray(file["scores"])
+    everything = np.arange(len(images))
+    if isinstance(teacher, ClipTeacher):
+        say(f"study: the teacher's zero-shot classifier on {len(images):,} images")
+        scores = predict_all(teacher_predict(teacher, bank), images, everything, teacher.preprocess)
+    else:
+        scores = bank.zero_shot(teacher.lookup(images.ids)).numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, scores=scores, made_for=wanted)
+    write_bytes(path, buffer.getvalue())
+    return scores
+
+
+def uses_teacher(plan: Plan, name: str) -> bool:
+    """Whether a recipe asks the teacher anything."""
+    recipe = get_recipe(name, plan.configs[name].stages)
+    return bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"

@@ -1,0 +1,87 @@
+"""What a user wants studied, checked word by word: recipes, domains, classes, parts of the labels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+from edgekd.config import TrainConfig
+from edgekd.data import ImageSet
+from edgekd.distill.recipes import RECIPES
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.scarce import check_unseen
+
+FRACTIONS = (0.01, 0.1, 1.0)
+
+
+def recipe_names(recipes: Sequence[str], baseline: str | None) -> tuple[str, ...]:
+    """Each recipe once, all of them known and the baseline among them."""
+    names = tuple(dict.fromkeys(recipes))
+    if not names:
+        raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
+    for name in names:
+        if name not in RECIPES:
+            raise EdgekdError(
+                f'There is no recipe "{name}".', did_you_mean(name, RECIPES) + " See: edgekd list recipes."
+            )
+    if baseline is not None and baseline not in names:
+        raise EdgekdError(
+            f'The baseline "{baseline}" is not among the recipes.', did_you_mean(baseline, names) + " Add it to them."
+        )
+    return names
+
+
+def settings_by_recipe(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """`RECIPE:name=value` strings by recipe."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, colon, setting = text.partition(":")
+        if not colon or "=" in name:
+            raise EdgekdError(
+                f'"{text}" is not a setting of one recipe.', "Write --recipe-set RECIPE:name=value, or --set for all."
+            )
+        if name not in names:
+            raise EdgekdError(f'The study has no recipe "{name}".', did_you_mean(name, names))
+        found.setdefault(name, []).append(setting)
+    return found
+
+
+def domain_names(images: ImageSet, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The domains to leave out in turn; none named, or `all`, takes every one."""
+    if len(images.domains) < 2:
+        raise EdgekdError(
+            f"{images.name} has {'no domains' if images.domains == ('all',) else 'one domain'}, so none can be left "
+            "out in turn.",
+            "Give images in domain/class/image folders.",
+        )
+    if tuple(wanted) in ((), ("all",)):
+        return images.domains
+    for name in wanted:
+        if name not in images.domains:
+            raise EdgekdError(f'{images.name} has no domain "{name}".', did_you_mean(name, images.domains))
+    return tuple(dict.fromkeys(wanted))
+
+
+def unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Class names as given, or a percentage of the classes, drawn by a hash of the seed and the name."""
+    if len(wanted) == 1 and (number := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", wanted[0])):
+        count = round(float(number[1]) / 100 * len(images.classes))
+        drawn = sorted(images.classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:count]
+        wanted = sorted(drawn, key=images.classes.index)
+    names = tuple(dict.fromkeys(wanted))
+    check_unseen(TrainConfig(unseen_classes=names), images)
+    if len(names) < 2:
+        raise EdgekdError(
+            f"{len(names)} classes are unseen; among fewer than two every answer is right.",
+            "Name two or more: --unseen-classes dog,horse, or a part: --unseen-classes 30%.",
+        )
+    return names
+
+
+def label_fractions(given: Sequence[float]) -> tuple[float, ...]:
+    """The parts of the labels in rising order; none given takes `FRACTIONS`."""
+    for value in given:
+        if not 0 < value <= 1:
+            raise EdgekdError(f"{value:g} is not a part of the labels.", "Give numbers above 0, up to 1: 0.01,0.1,1.")
+    return tuple(sorted(set(given))) or FRACTIONS

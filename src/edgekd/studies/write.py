@@ -1,0 +1,104 @@
+"""A study's tables as text: for the console, as Markdown, and as CSV with a number per line."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from edgekd.benchmark.stats import Interval
+from edgekd.benchmark.table import NONE
+from edgekd.studies.numbers import ID, OOD, Row, Stat, Table
+from edgekd.studies.tables import TEACHER
+
+
+def group_titles(table: Table) -> list[str]:
+    """What accuracies a row has: in domain, per column, and on average where there are several columns."""
+    inside, outside = table.names[ID], table.names[OOD]
+    names = [f"{table.names[measure]} {column}".strip() for column in table.columns for measure in table.measures]
+    return [f"{inside} avg", *names, f"{outside} avg"] if len(table.columns) > 1 else [inside, *names]
+
+
+def group_values(table: Table, row: Row) -> list[Stat | None]:
+    """The accuracies of `group_titles`."""
+    inner = [row.columns.get((column, measure)) for column in table.columns for measure in table.measures]
+    return [row.id, *inner, *([row.average] if len(table.columns) > 1 else [])]
+
+
+def header(table: Table) -> list[str]:
+    """Titles of the columns."""
+    return ["", *group_titles(table), f"− {table.baseline}", "over seeds", "over images", "s per run"]
+
+
+def cells(table: Table, row: Row) -> list[str]:
+    """A row's cells as text, as many as the header has."""
+    texts = [row.name, *(_stat(value, row.name == TEACHER) for value in group_values(table, row))]
+    difference = NONE if row.difference is None else f"{row.difference:+.1f}"
+    seconds = NONE if row.seconds is None else f"{row.seconds:.0f}"
+    return [*texts, difference, _interval(row.t_interval), _interval(row.image_interval), seconds]
+
+
+def _stat(value: Stat | None, alone: bool) -> str:
+    if value is None:
+        return NONE
+    return f"{value.mean:.1f}" if alone or value.seeds == 1 else f"{value.mean:.1f} ± {value.error:.1f}"
+
+
+def _interval(value: Interval | None) -> str:
+    return NONE if value is None else f"[{value[0]:+.1f}, {value[1]:+.1f}]"
+
+
+def console_lines(tables: Sequence[Table]) -> Iterator[str]:
+    """The tables with their columns aligned, and the notes of the last one."""
+    for table in tables:
+        lines = [header(table), *(cells(table, row) for row in table.rows)]
+        widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+        if table.title:
+            yield table.title
+        for line in lines:
+            first, *others = line
+            yield "  ".join([f"{first:<{widths[0]}}", *(f"{t:>{w}}" for t, w in zip(others, widths[1:], strict=True))])
+        yield ""
+    yield from tables[-1].notes
+
+
+def markdown(name: str, tables: Sequence[Table]) -> str:
+    """`table.md`."""
+    parts = [f"# Study {name}", "", "![The same as a picture](table.png)", ""]
+    for table in tables:
+        if table.title:
+            parts += [f"## {table.title}", ""]
+        titles = header(table)
+        parts += [_line(titles), "|" + "---|" * len(titles), *(_line(cells(table, row)) for row in table.rows), ""]
+        parts += [f"- {note}" for note in table.notes] + [""]
+    return "\n".join(parts)
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """`table.csv`: a line per number, with ID per column as well; per cent and points, not rounded."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(("table", "recipe", "column", "measure", "value", "standard_error", "low", "high", "seeds"))
+    for table in tables:
+        for row in table.rows:
+            for (column, measure), value in row.columns.items():
+                writer.writerow((table.title, row.name, column, measure, *_numbers(value)))
+            for measure, found in (("id", row.id), ("ood", row.average)):
+                if found is not None:
+                    writer.writerow((table.title, row.name, "average", measure, *_numbers(found)))
+            for kind, interval in (("seeds", row.t_interval), ("images", row.image_interval)):
+                if row.difference is not None:
+                    low, high = interval or ("", "")
+                    name = f"ood less {table.baseline}, 95 % over {kind}"
+                    writer.writerow((table.title, row.name, "average", name, row.difference, "", low, high, ""))
+            if row.seconds is not None:
+                writer.writerow((table.title, row.name, "", "train_seconds", row.seconds, "", "", "", ""))
+    return buffer.getvalue()
+
+
+def _numbers(value: Stat) -> tuple[float | str, ...]:
+    return value.mean, value.error, "", "", value.seeds

@@ -1,0 +1,198 @@
+"""The agent's command line: `python3 edgekd-agent.pyz VERB …`.
+
+`run JOB` is all that a person needs. The other verbs are called by `edgekd benchmark --device`, which reads one JSON
+object per line from standard output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgekd.benchmark import environment
+from edgekd.errors import EdgekdError
+from edgekd.targets.agent import steps
+from edgekd.targets.agent.job import Job, read_job
+from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, sha256_of, write_step
+
+RESULT = "edgekd-result.npz"
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
+    verbs = {"probe": _probe, "receive": _receive, "run": _run, "step": _step, "send": _send, "stop": _stop,
+             "remove": _remove}  # fmt: skip
+    if not arguments or arguments[0] not in verbs:
+        print("usage: python3 edgekd-agent.pyz run JOB_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        verbs[arguments[0]](arguments[1:])
+    except EdgekdError as error:
+        _tell(error=[error.message, error.hint])
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _tell(error=["The device has no space left.", "Free some and run the same command again; it goes on."])
+        return 2
+    except KeyboardInterrupt:
+        _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
+        return 130
+    return 0
+
+
+def _probe(arguments: list[str]) -> None:
+    """`probe ROOT NAME…`: versions, free space, and the SHA-256 or the partial size of each named file."""
+    root = Path(arguments[0])
+    root.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Any] = {}
+    for name in arguments[1:]:
+        part = root / (name + ".part")
+        if (root / name).is_file():
+            files[name] = sha256_of(root / name)
+        elif part.is_file():
+            files[name] = part.stat().st_size
+    versions = environment.describe()["versions"]
+    _tell(python=platform.python_version(), versions=versions, free=shutil.disk_usage(root).free, files=files)
+
+
+def _receive(arguments: list[str]) -> None:
+    """`receive PATH SIZE SHA256 < bytes`."""
+    path, size, sha256 = arguments
+    receive(Path(path), int(size), sha256, sys.stdin.buffer)
+
+
+def _send(arguments: list[str]) -> None:
+    """`send FILE > bytes`."""
+    with open(arguments[0], "rb") as handle:
+        shutil.copyfileobj(handle, sys.stdout.buffer)
+
+
+def _stop(arguments: list[str]) -> None:
+    """`stop JOB`: end the agent that works on it."""
+    pid = holder(Path(arguments[0]))
+    if pid is not None and hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGTERM)
+
+
+def _remove(arguments: list[str]) -> None:
+    """`remove PATH…`: folders and files that the agent's own command sent."""
+    for name in arguments:
+        path = Path(name)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # only when nothing else lies there
+
+
+def _run(arguments: list[str]) -> None:
+    """`run JOB [--stay] [--python WORD]…`: make every missing entry of the journal, then the result."""
+    folder = Path(arguments[0]).resolve()
+    python = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"] or [sys.executable]
+    if "--stay" in arguments:
+        _stay()
+    job = read_job(folder)
+    with only_one(folder) as waiting:
+        for second, _ in enumerate(waiting):
+            if second == 0:
+                _say("an earlier agent is still at work on this; waiting for it")
+        done = folder / "done"
+        done.mkdir(exist_ok=True)
+        if not (done / "start.npz").exists():
+            write_step(done / "start.npz", {}, environment.state())
+        for group in job.steps():
+            missing = [name for name in group if not (done / f"{name}.npz").exists()]
+            if missing:
+                _child([*python, sys.argv[0], "step", str(folder), *missing])
+        result = folder / RESULT
+        if not result.exists():
+            _write_result(job, folder, result)
+    _tell(result=str(result), size=result.stat().st_size, sha256=sha256_of(result))
+
+
+def _stay() -> None:
+    """Outlive a broken connection: the work goes on, and the next `run` waits for it."""
+    if hasattr(os, "setsid"):
+        with contextlib.suppress(OSError):
+            os.setsid()
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _child(command: list[str]) -> None:
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        failure = None
+        for line in child.stdout:
+            with contextlib.suppress(ValueError):
+                told = json.loads(line)
+                failure = told.get("error", failure)
+                if "say" in told:
+                    _say(told["say"])
+        assert child.stderr is not None
+        last = (child.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.kill()
+    if failure:
+        raise EdgekdError(*failure)
+    if code != 0:
+        reason = "out of memory?" if code == -9 else last
+        raise EdgekdError(f"The device's process ended with code {code} ({reason}).", "Run the same command again.")
+
+
+def _step(arguments: list[str]) -> None:
+    """`step JOB NAME…`, in a process of its own."""
+    folder = Path(arguments[0])
+    steps.run_group(read_job(folder), folder, arguments[1:], _say)
+
+
+def _write_result(job: Job, folder: Path, path: Path) -> None:
+    arrays: Arrays = {}
+    facts: dict[str, Any] = {"job": json.loads(job.to_json()), "steps": {}}
+    for name in [name for group in job.steps() for name in group]:
+        found, facts["steps"][name] = read_step(folder / "done" / f"{name}.npz")
+        arrays |= {f"{name}/{key}": value for key, value in found.items()}
+    facts["environment"] = environment.describe() | {
+        "before": read_step(folder / "done" / "start.npz")[1],
+        "after": environment.state(),
+    }
+    facts["name"] = platform.node().split(".")[0] or "device"
+    facts["emulated"] = steps.emulated()
+    write_step(path, arrays, facts)
+
+
+def _say(text: str) -> None:
+    _tell(say=text)
+
+
+def _tell(**message: Any) -> None:
+    """One JSON line, or plain words when a person is watching. Nobody listening is no reason to stop working."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout.isatty():
+            print(*(_words(value) for value in message.values()), flush=True)
+        else:
+            print(json.dumps(message), flush=True)
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""An artifact folder, opened without edgekd's manifest reader (which needs pydantic)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+from edgekd.images import UnreadableImage, decode
+from edgekd.resize import resize_rgb
+from edgekd.targets.agent.store import sha256_of
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """An artifact, ready to answer."""
+
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    """uint8 `[1, H, W, 3]` → float32 logits `[1, C]`."""
+    prepare: Callable[[bytes], NDArray[np.uint8]]
+    """An encoded image → uint8 `[H, W, 3]`."""
+    classes: int
+    provider: str
+    threads: int
+    load_ms: float
+
+
+def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
+    """Open an artifact folder with the runtime its format asks for.
+
+    Raises:
+        EdgekdError: an altered file, a format without a runtime here, a missing runtime.
+    """
+    artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+    for name, expected in artifact["files"].items():
+        if sha256_of(folder / name) != expected:
+            raise EdgekdError(f"{folder / name} is not the file that was exported.", "Copy the artifact again.")
+    if artifact["format"] != "onnx":
+        raise EdgekdError(f"The agent cannot run artifacts of the format {artifact['format']}.", "It runs onnx.")
+    try:
+        from edgekd.targets.onnx_runtime import open_onnx
+    except ImportError as error:
+        raise EdgekdError(
+            f"The device's Python cannot load onnxruntime ({error}).",
+            "On the device: python3 -m pip install onnxruntime, or name a Python that has it.",
+        ) from error
+    opened = open_onnx(folder / next(iter(artifact["files"])), threads=threads)
+    name, runtime = artifact["inputs"][0]["name"], opened.runtime
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = runtime.run(None, {name: images})[0]
+        return logits
+
+    return DeviceModel(
+        run,
+        preparing(artifact["preprocess"]),
+        len(artifact["classes"]),
+        opened.provider,
+        opened.threads,
+        opened.load_ms,
+    )
+
+
+def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
+    """Decode and resize as `artifact.json` says; normalisation is inside the artifact."""
+    wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
+
+    def prepare(encoded: bytes) -> NDArray[np.uint8]:
+        try:
+            return resize_rgb(decode(encoded), **wanted)
+        except UnreadableImage as error:
+            raise EdgekdError(
+                f"The device's Pillow cannot read an image: {error.reason}.", "Update Pillow there."
+            ) from error
+
+    return prepare

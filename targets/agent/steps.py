@@ -1,0 +1,167 @@
+"""The steps of a job, each in a process of its own: predictions, the model's clock, the clock from file to answer."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.benchmark.environment import state, usable_cores
+from edgekd.benchmark.latency import LatencySamples, measure, measure_interleaved, rotating
+from edgekd.errors import EdgekdError
+from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
+from edgekd.targets.agent.model import DeviceModel, open_model
+from edgekd.targets.agent.store import Arrays, write_step
+
+Said = Callable[[str], None]
+_CPUINFO = "/proc/cpuinfo"
+
+
+def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
+    """Make the journal's entries `names`, which belong to one process."""
+    kind, which, _ = (names[0] + "-").split("-", 2)
+    numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
+    artifacts = [job.artifacts[n] for n in numbers]
+    models = [open_model(folder.parent / one.folder, threads=job.threads) for one in artifacts]
+    with zipfile.ZipFile(folder.parent / job.image_file) as images:
+        if kind == "predict":
+            _predict(artifacts[0], models[0], images, folder, names, say)
+        elif kind == "latency":
+            say(f"latency of {_listed(artifacts)}, {job.protocol.seconds:g} s each ({names[0].rpartition('-')[2]})")
+            buffers = [
+                np.stack([model.prepare(_encoded(images, place)) for place in one.latency_images])
+                for one, model in zip(artifacts, models)  # noqa: B905  Python 3.9 has no strict
+            ]
+            before = state()
+            measured = measure_interleaved(
+                {n: rotating(model.run, part) for n, model, part in zip(map(str, numbers), models, buffers)},  # noqa: B905
+                job.protocol,
+            )
+            arrays: Arrays = {}
+            facts: dict[str, Any] = {"before": before, "after": state(), "boot": boot()}
+            for n, model in zip(map(str, numbers), models):  # noqa: B905
+                arrays |= sample_arrays(n, measured[n])
+                facts[n] = sample_facts(measured[n]) | opened_facts(model)
+            write_step(folder / "done" / f"{names[0]}.npz", arrays, facts)
+        else:
+            _end_to_end(job, numbers[0], models[0], images, folder / "done" / f"{names[0]}.npz", say)
+
+
+def _predict(
+    artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile, folder: Path, names: Sequence[str], say: Said
+) -> None:
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for name in names:
+            start = int(name.rpartition("-")[2])
+            chosen = artifact.images[start : start + CHUNK]
+            say(f"answers of {artifact.name}: images {start} to {start + len(chosen)} of {len(artifact.images)}")
+            encoded = (_encoded(images, place) for place in chosen)
+            logits, checks = [], []
+            # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
+            for pixels in pool.map(model.prepare, encoded):
+                logits.append(model.run(pixels[None])[0])
+                checks.append(zlib.crc32(pixels.tobytes()))
+            found = np.stack(logits).astype(np.float32)  # [n, C]
+            if found.shape[1] != model.classes or not np.isfinite(found).all():
+                raise EdgekdError(
+                    f"{artifact.name} returned logits that are not finite or not as many as its classes.",
+                    "Compare it with the FP32 artifact on this device.",
+                )
+            arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
+            write_step(folder / "done" / f"{name}.npz", arrays, {"boot": boot()})
+
+
+def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said) -> None:
+    artifact = job.artifacts[number]
+    say(f"from file to answer with {artifact.name}, {job.protocol.seconds:g} s")
+    encoded = [_encoded(images, place) for place in artifact.latency_images]
+    prepare_ns: list[int] = []
+
+    def run_once(query: int) -> object:
+        before = time.perf_counter_ns()
+        pixels = model.prepare(encoded[query % len(encoded)])
+        prepare_ns.append(time.perf_counter_ns() - before)
+        return model.run(pixels[None])
+
+    before = state()
+    samples = measure(run_once, job.protocol)
+    n = str(number)
+    arrays = sample_arrays(n, samples)
+    arrays[f"prepare_ms_{n}"] = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
+    facts = {"before": before, "after": state(), "boot": boot(), "peak_rss_mb": peak_rss_mb()}
+    write_step(done, arrays, facts | {n: sample_facts(samples) | opened_facts(model)})
+
+
+def sample_arrays(name: str, samples: LatencySamples) -> Arrays:
+    return {f"samples_ms_{name}": samples.samples_ms, f"blocks_{name}": samples.blocks}
+
+
+def sample_facts(samples: LatencySamples) -> dict[str, Any]:
+    """Every field of the samples but its arrays."""
+    return {f.name: getattr(samples, f.name) for f in fields(samples) if f.name not in ("samples_ms", "blocks")}
+
+
+def opened_facts(model: DeviceModel) -> dict[str, Any]:
+    return {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
+
+
+def peak_rss_mb() -> float | None:
+    """Largest resident memory of this process so far, in 10^6 bytes.
+
+    Linux's own high-water mark first: what getrusage tells there can be that of the parent before `exec`.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as handle:
+            for line in handle:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def boot() -> str:
+    """Changes with every start of the device's system; empty where it does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+            return f"{zlib.crc32(handle.read().encode()):08x}"
+    except OSError:
+        return ""
+
+
+def emulated() -> bool:
+    """Whether this is an Arm program on an x86 processor, as under qemu-user: its times say nothing about a device.
+
+    Older emulators show the host's /proc/cpuinfo, which Arm's kernel never fills like that; newer ones show the
+    implementer number 0x00, which Arm reserves for software.
+    """
+    if not platform.machine().lower().startswith(("aarch64", "arm")):
+        return False
+    try:
+        with open(_CPUINFO, encoding="utf-8", errors="replace") as handle:
+            text = handle.read()
+    except OSError:
+        return False
+    return "vendor_id" in text or "CPU implementer\t: 0x00" in text
+
+
+def _encoded(images: zipfile.ZipFile, place: int) -> bytes:
+    return images.read(f"{place:08d}")
+
+
+def _listed(artifacts: Sequence[JobArtifact]) -> str:
+    return ", ".join(one.name for one in artifacts)

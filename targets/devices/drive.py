@@ -1,0 +1,241 @@
+"""Bring a payload to a device, run it there, and fetch the result: the same words over every transport."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from edgekd.console import say
+from edgekd.errors import EdgekdError
+from edgekd.files import sha256_file
+from edgekd.targets.devices.payload import Payload
+
+RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
+SPARE = 64_000_000
+"""Bytes that must stay free on the device beside what is copied: journal and result."""
+
+
+class Device(Protocol):
+    """A machine and the way to it. Make one with `edgekd.targets.devices.find.find_device`."""
+
+    @property
+    def name(self) -> str:
+        """For the report."""
+
+    @property
+    def python(self) -> list[str]:
+        """Words that start the device's Python, there."""
+
+    def begin(self, agent: Path, name: str) -> str:
+        """Put the agent in its folder on the device under `name`; the folder's absolute path."""
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        """What to start here so that `words` run there, with standard input and output passed on."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the agent said last, and how it ended."""
+
+    last: dict[str, Any]
+    code: int
+    stderr: str
+
+
+def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = False) -> None:
+    """Run a job on a device and write its result file to `result`.
+
+    What is already there is not sent again. After a failure everything stays on the device, so that the same call goes
+    on; after success all of it is removed, or with `keep` only the job.
+
+    Raises:
+        EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
+    """
+    try:
+        root = device.begin(payload.files[payload.agent], payload.agent)
+        agent = [*device.python, f"{root}/{payload.agent}"]
+        _send(device, agent, root, payload)
+        job = f"{root}/{payload.job_folder}"
+        say(f"{device.name}: measuring")
+        try:
+            told = call(device, [*agent, "run", job, "--stay", *_flags(device.python)])
+        except KeyboardInterrupt:
+            with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
+                call(device, [*agent, "stop", job], timeout_s=10.0)
+            raise
+        _fetch(device, [*agent, "send", told["result"]], result, told["sha256"])
+        names = {name.partition("/")[0] for name in payload.files} | {payload.job_folder}
+        # The agent goes last, since it is what removes.
+        leaving = [payload.job_folder] if keep else [*sorted(names - {payload.agent}), payload.agent]
+        call(device, [*agent, "remove", *(f"{root}/{name}" for name in leaving)])
+    finally:
+        device.close()
+
+
+def call(
+    device: Device, words: Sequence[str], *, stdin: IO[bytes] | None = None, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Run words on the device, repeat what the agent says, and return its last message; its error is raised."""
+    answer = _run(device, words, stdin, timeout_s)
+    if "error" in answer.last:
+        message, hint = answer.last["error"]
+        raise EdgekdError(f"{device.name}: {message}", hint)
+    if answer.code != 0:
+        raise explained(device.name, answer.code, answer.stderr)
+    return answer.last
+
+
+def explained(name: str, code: int, stderr: str) -> EdgekdError:
+    """Why a command on a device failed, from its exit code and its last words."""
+    line = (stderr.strip().splitlines() or ["no message"])[-1].strip()
+    if "No space left" in stderr:
+        return EdgekdError(f"{name} has no space left.", f"Free some there. {RESUME}")
+    if code == 127 or "not found" in line or "No such file" in line:
+        return EdgekdError(
+            f"{name} cannot start Python ({line}).",
+            "Install Python 3.9 or newer there, or name one: ssh://HOST?python=PATH.",
+        )
+    return EdgekdError(f"The connection to {name} failed or broke ({line}).", RESUME)
+
+
+def _run(device: Device, words: Sequence[str], stdin: IO[bytes] | None, timeout_s: float | None) -> Answer:
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as errors:
+        child = _popen(device.command(words), stdin, errors)
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                message = _message(line)
+                if set(message) == {"say"}:
+                    say(f"{device.name}: {message['say']}")
+                elif message:
+                    last = message
+            code = child.wait(timeout_s)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        errors.seek(0)
+        return Answer(last, code, errors.read().decode(errors="replace"))
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """A line of the agent; what login scripts print is none."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _popen(command: list[str], stdin: IO[bytes] | None, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+    except FileNotFoundError as error:
+        raise EdgekdError(f"This machine has no {command[0]}.", "Install it, or use --device bundle:DIR.") from error
+
+
+def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None:
+    wanted = {name: path for name, path in payload.files.items() if name != payload.agent}
+    told = call(device, [*agent, "probe", root, *wanted])
+    if "files" not in told:
+        raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
+    hashes = {name: sha256_file(path) for name, path in wanted.items()}
+    missing = {name: path for name, path in wanted.items() if told["files"].get(name) != hashes[name]}
+    here = {name: told["files"].get(name) for name in missing}
+    offsets = {name: found if isinstance(found, int) else 0 for name, found in here.items()}
+    needed = sum(path.stat().st_size - offsets[name] for name, path in missing.items())
+    if needed + SPARE > told["free"]:
+        raise EdgekdError(
+            f"{device.name} has {told['free'] / 1e6:.0f} MB free; this needs {(needed + SPARE) / 1e6:.0f} MB.",
+            "Free some space there, or measure on fewer images.",
+        )
+    if missing:
+        there = len(wanted) - len(missing)
+        say(f"{device.name}: copying {needed / 1e6:.1f} MB; {there} of {len(wanted)} files are there already")
+    for name, path in missing.items():
+        with open(path, "rb") as handle:
+            handle.seek(offsets[name])
+            call(
+                device,
+                [*agent, "receive", f"{root}/{name}", str(path.stat().st_size), hashes[name]],
+                stdin=handle,
+            )
+
+
+def _fetch(device: Device, words: Sequence[str], path: Path, sha256: str) -> None:
+    with open(path, "wb") as out, tempfile.TemporaryFile() as errors:
+        code = subprocess.run(
+            device.command(words), stdin=subprocess.DEVNULL, stdout=out, stderr=errors, check=False
+        ).returncode
+        errors.seek(0)
+        if code != 0:
+            raise explained(device.name, code, errors.read().decode(errors="replace"))
+    if sha256_file(path) != sha256:
+        raise EdgekdError(f"The result of {device.name} arrived damaged.", RESUME)
+
+
+def _flags(python: Sequence[str]) -> list[str]:
+    return [part for word in python for part in ("--python", word)]
+
+
+@dataclass
+class ShellDevice:
+    """A device with a POSIX shell behind a program of this machine (ssh, adb).
+
+    Attributes:
+        reach: a shell line → the command to start here.
+        found: the Python to use there; a leading `~/` becomes the device's home.
+        leave: called at the end.
+    """
+
+    name: str
+    reach: Callable[[str], list[str]]
+    found: str
+    leave: Callable[[], None]
+
+    @property
+    def python(self) -> list[str]:
+        return [self.found]
+
+    def begin(self, agent: Path, name: str) -> str:
+        folder = '"$d"/' + shlex.quote(name)
+        script = (
+            'd="${XDG_CACHE_HOME:-$HOME/.cache}/edgekd-agent" && mkdir -p "$d" && '
+            f'cat > {folder}.new && mv {folder}.new {folder} && echo "edgekd:$d" && echo "edgekd:$HOME"'
+        )
+        with open(agent, "rb") as handle, tempfile.TemporaryFile() as errors:
+            child = _popen(self.reach("sh -c " + shlex.quote(script)), handle, errors)
+            said, _ = child.communicate()
+            errors.seek(0)
+            stderr = errors.read().decode(errors="replace")
+        told = [line[7:] for line in said.decode(errors="replace").splitlines() if line.startswith("edgekd:")]
+        if child.returncode != 0 or len(told) != 2:
+            raise _unreached(self.name, child.returncode, stderr)
+        if self.found.startswith("~/"):
+            self.found = told[1] + self.found[1:]
+        return told[0]
+
+    def command(self, words: Sequence[str]) -> list[str]:
+        return self.reach(shlex.join(words))
+
+    def close(self) -> None:
+        self.leave()
+
+
+def _unreached(name: str, code: int, stderr: str) -> EdgekdError:
+    line = (stderr.strip().splitlines() or ["no message"])[-1].strip()
+    if "No space left" in stderr:
+        return explained(name, code, stderr)
+    return EdgekdError(
+        f"{name} cannot be reached or written to ({line}).", "Try it by hand: the same ssh or adb must work."
+    )

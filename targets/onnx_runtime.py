@@ -1,0 +1,107 @@
+"""ONNX Runtime, opened the one way edgekd opens it, here and on a device (the device agent carries this file)."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from edgekd.errors import EdgekdError, NotHere, did_you_mean
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
+}
+"""Our word → ONNX Runtime's."""
+
+
+@dataclass(frozen=True)
+class OpenedOnnx:
+    """A model file in ONNX Runtime."""
+
+    runtime: onnxruntime.InferenceSession
+    provider: str
+    threads: int
+    """Threads within one operator; operators run one after the other."""
+    load_ms: float
+    """Reading and preparing the model."""
+
+
+def open_onnx(path: Path, *, threads: int | None = None, spinning: bool = True, provider: str = "cpu") -> OpenedOnnx:
+    """Open a model file on the CPU, or on request with one of the GPU providers.
+
+    Args:
+        path: the `.onnx` file.
+        threads: threads within one operator; None is ONNX Runtime's choice, the physical cores.
+        spinning: waiting threads poll, ONNX Runtime's default; False lets them sleep, for work beside other work.
+        provider: one of `PROVIDERS`; nothing else is ever used in its place.
+
+    Raises:
+        EdgekdError: a corrupt file, one too new for this ONNX Runtime, an unknown provider, or one that would leave a
+            part of the graph to another.
+        NotHere: the provider is not in this build of ONNX Runtime, or finds no device.
+    """
+    wanted = _available(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # failures come as exceptions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if provider != "cpu":
+        # Without this, whatever the provider does not take runs on the CPU, silently.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    started = time.perf_counter()
+    try:
+        runtime = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+        raise _explained(error, path) from error
+    load_ms = (time.perf_counter() - started) * 1e3
+    active = runtime.get_providers()
+    if not active or active[0] != wanted or (provider == "cpu" and len(active) > 1):
+        raise EdgekdError(
+            f"ONNX Runtime uses {', '.join(active)} instead of {wanted}.",
+            "Install the plain onnxruntime package."
+            if provider == "cpu"
+            else "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
+        )
+    return OpenedOnnx(runtime, wanted, options.intra_op_num_threads or _default_threads(), load_ms)
+
+
+def _available(provider: str) -> str:
+    """ONNX Runtime's name of `provider`, which this build has."""
+    if provider not in PROVIDERS:
+        raise EdgekdError(f'There is no provider "{provider}".', did_you_mean(provider, PROVIDERS))
+    name = PROVIDERS[provider]
+    if name not in onnxruntime.get_available_providers():
+        raise NotHere(
+            f"This build of ONNX Runtime has no {name}; it has {', '.join(onnxruntime.get_available_providers())}.",
+            "Install onnxruntime-gpu in place of onnxruntime.",
+        )
+    return name
+
+
+def _default_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _explained(error: Exception, path: Path) -> EdgekdError:
+    """ONNX Runtime's reason in a sentence of ours."""
+    text = str(error)
+    lowered = text.lower()
+    version = onnxruntime.__version__
+    if "unsupported model ir version" in lowered or ("opset" in lowered and "support" in lowered):
+        return EdgekdError(
+            f"{path} needs a newer ONNX Runtime than {version}: {_reason(text)}.", "Update onnxruntime on this machine."
+        )
+    return EdgekdError(f"ONNX Runtime {version} cannot load {path}: {_reason(text)}.", "Export again with --overwrite.")
+
+
+def _reason(text: str) -> str:
+    """ONNX Runtime's message without its error class and without the path, in one line."""
+    line = next((line for line in text.splitlines() if line.strip()), "no reason given")
+    return line.rpartition(" : ")[2].strip().rstrip(".")[:200]

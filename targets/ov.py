@@ -1,0 +1,99 @@
+"""Artifacts of the format `openvino`, run by OpenVINO's CPU device; never on another."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError, NotHere
+from edgekd.manifest import Artifact
+from edgekd.targets.session import Session
+
+OLDEST, TOO_NEW = (2025, 0), (2027, 0)
+"""Releases that edgekd takes: from the first on, and before the second."""
+
+
+def load_openvino() -> Any:
+    """The package `openvino`, of a release that edgekd knows.
+
+    Raises:
+        NotHere: it is not installed, or does not load.
+        EdgekdError: another release.
+    """
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            "OpenVINO is not on this machine, and nothing else runs its files.", 'pip install "edgekd[openvino]"'
+        ) from error
+    release = tuple(int(part) for part in openvino.__version__.partition("-")[0].split(".")[:2])
+    if not OLDEST <= release < TOO_NEW:
+        raise EdgekdError(
+            f"OpenVINO {'.'.join(map(str, release))} is installed; edgekd works with {OLDEST[0]} up to {TOO_NEW[0]}.",
+            'pip install "edgekd[openvino]"',
+        )
+    return openvino
+
+
+def open_openvino(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
+    """Load the IR; arguments as `edgekd.targets.session.open_session`.
+
+    OpenVINO has no choice between polling and sleeping. It ties its threads to cores, which helps on a quiet machine
+    only: `spinning=False` turns that off.
+
+    Raises:
+        NotHere: no OpenVINO.
+        EdgekdError: another release of it, a corrupt file, or one from a newer release.
+    """
+    openvino = load_openvino()
+    path = folder / artifact.model_file
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # Left alone, it computes in bfloat16 where the processor has it, whatever the file says.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if not spinning:
+        settings["ENABLE_CPU_PINNING"] = False
+    started = time.perf_counter()
+    core = openvino.Core()
+    try:
+        compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    except RuntimeError as error:
+        raise _explained(error, path, artifact, openvino.__version__.partition("-")[0]) from error
+    load_ms = (time.perf_counter() - started) * 1e3
+    devices = list(compiled.get_property("EXECUTION_DEVICES"))
+    if devices != ["CPU"]:
+        raise EdgekdError(f"OpenVINO uses {', '.join(devices)} instead of the CPU.", "Reinstall the package openvino.")
+    request = compiled.create_infer_request()
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
+        # A copy: the request writes its next answer into the same memory.
+        logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        return logits
+
+    provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU"
+    return Session(artifact, provider, int(compiled.get_property("INFERENCE_NUM_THREADS")), load_ms, predict)
+
+
+def _explained(error: RuntimeError, path: Path, artifact: Artifact, version: str) -> EdgekdError:
+    """OpenVINO's reason in a sentence of ours; who wrote the file, where that was a newer release."""
+    wrote = str(artifact.details.get("openvino", ""))
+    if _numbers(wrote) > _numbers(version):
+        return EdgekdError(
+            f"{path} was written by OpenVINO {wrote}, and {version} cannot load it.", "Update openvino on this machine."
+        )
+    lines = [line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)]
+    reason = (lines[-1] if lines else "no reason given").rstrip(".")[:200]
+    return EdgekdError(f"OpenVINO {version} cannot load {path}: {reason}.", "Export again with --overwrite.")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

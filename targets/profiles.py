@@ -1,0 +1,88 @@
+"""Profiles of devices: what to export for them and how to measure there, every claim with its source."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.manifest import Precision, first_problem
+
+FOLDER = Path(__file__).parent / "profiles"
+_CLAIMS = ("runtime", "precisions", "threads", "compute_capability")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Frozen):
+    """A public page."""
+
+    title: str = Field(min_length=1)
+    url: str = Field(pattern=r"^https://\S+$")
+
+
+class Caution(_Frozen):
+    """What a measurement there must mind."""
+
+    text: str = Field(min_length=1)
+    source: str
+
+
+class Profile(_Frozen):
+    """One class of devices. `because` names the source of each field that says something about the world."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    summary: str
+    runtime: str
+    """What executes the artifact there."""
+    precisions: tuple[Precision, ...] = Field(min_length=1)
+    """Worth exporting, best first; others may run but slowly."""
+    input: Literal["RGB uint8 NHWC"] = "RGB uint8 NHWC"
+    """What an edgekd artifact takes anywhere; normalisation and any change of layout are inside."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads to measure with; None where the runtime's own choice is right."""
+    compute_capability: str | None = Field(default=None, pattern=r"^\d+\.\d$")
+    cautions: tuple[Caution, ...] = ()
+    because: dict[Literal["runtime", "precisions", "threads", "compute_capability"], str]
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _everything_has_a_source(self) -> Profile:
+        for name in _CLAIMS:
+            if getattr(self, name) is not None and name not in self.because:
+                raise ValueError(f"{name} has no source: name one under [because]")
+        for name in (*self.because.values(), *(caution.source for caution in self.cautions)):
+            if name not in self.sources:
+                raise ValueError(f'there is no source "{name}" under [sources]')
+        return self
+
+
+def profile_names() -> list[str]:
+    """Profiles that come with edgekd."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_profile(spec: str | Path) -> Profile:
+    """The profile of this name, or in this TOML file.
+
+    Raises:
+        EdgekdError: no such name or file, not TOML, or a claim without a source.
+    """
+    path = Path(spec)
+    if path.suffix != ".toml":
+        path = FOLDER / f"{spec}.toml"
+        if str(spec) not in profile_names():
+            raise EdgekdError(f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names()))
+    try:
+        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise EdgekdError(f"{path} cannot be read.", "Name a profile, or a .toml file like those that ship.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EdgekdError(f"{path} is not TOML: {error}.", "Mend the file.") from error
+    except ValidationError as error:
+        raise EdgekdError(f"{path} is not a profile: {first_problem(error)}.", "docs/devices.md shows one.") from error

@@ -1,0 +1,114 @@
+"""A small artifact, images that lie on disk, and subjects for the device tests; nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from PIL import Image
+
+from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.latency import Protocol
+from edgekd.data import FileReader, ImageSet
+from edgekd.export.parity import compare
+from edgekd.files import sha256_file
+from edgekd.manifest import Artifact, TensorSpec
+from edgekd.preprocess import Preprocess
+from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.session import open_session
+
+CLASSES = ("r", "g", "b")
+BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
+
+
+def write_artifact(folder: Path, *, gain: float = 1.0) -> Path:
+    """uint8 `[B, 16, 16, 3]` → the mean of each channel times `gain`, as logits."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+            helper.make_node("Mul", ["mean", "gain"], ["logits"]),
+        ],
+        "means",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 16, 16, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
+            helper.make_tensor("gain", TensorProto.FLOAT, [1], [gain]),
+        ],
+    )
+    folder.mkdir(parents=True)
+    onnx.save(
+        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), folder / "model.onnx"
+    )
+    Artifact(
+        name=folder.name,
+        target="onnxruntime",
+        format="onnx",
+        precision="fp32",
+        files={"model.onnx": sha256_file(folder / "model.onnx")},
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC RGB"),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
+        classes=CLASSES,
+        preprocess=Preprocess(size=16, resize="crop", crop_pct=0.875),
+        parity=compare(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)) | {"passed": True},
+        source={"run": "r"},
+        versions={},
+        created="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    return folder
+
+
+def write_images(folder: Path, n: int = 40) -> ImageSet:
+    """JPEG files of noise around a colour; the label is the colour's for three of four."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels, names = [], []
+    for number in range(n):
+        label = number % 3
+        pixels = rng.integers(0, 120, (30, 40, 3))
+        pixels[..., label if number % 4 else (label + 1) % 3] += 60
+        name = f"{number}.jpg"
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name, quality=90)
+        labels.append(label)
+        names.append(name)
+    keys = tuple(sha256_file(folder / name)[:32] for name in names)
+    domains = np.zeros(n, dtype=np.int64)
+    reader = FileReader(folder, tuple(names))
+    return ImageSet("noise", CLASSES, ("all",), np.asarray(labels), domains, keys, tuple(names), None, reader)
+
+
+def artifact_subject(folder: Path) -> Subject:
+    session = open_session(folder, threads=1)
+    artifact = session.artifact
+    return Subject(artifact.name, "r", "artifact", "fp32", artifact.preprocess, session.run, CLASSES, folder)
+
+
+def two_suites(images: ImageSet) -> list[Suite]:
+    half = len(images) // 2
+    return [Suite("id", images, np.arange(half)), Suite("ood:x", images, np.arange(half, len(images)))]
+
+
+def write_job(root: Path, images: ImageSet, *, protocol: Protocol = BRIEF, repeat: int = 1) -> Path:
+    """A job folder with one artifact as a bundle has it; each image is asked `repeat` times."""
+    write_artifact(root / "artifact-x")
+    with zipfile.ZipFile(root / "images-x.zip", "w") as pack:
+        for number in range(len(images)):
+            pack.write(images.reader.root / images.reader.paths[number], f"{number:08d}")  # type: ignore[attr-defined]
+    numbers = tuple(range(len(images))) * repeat
+    job = Job((JobArtifact("r/fp32", "artifact-x", numbers, numbers[:8]),), "images-x.zip", protocol, 1)
+    (root / "job-x").mkdir()
+    (root / "job-x" / "job.json").write_text(job.to_json())
+    return root / "job-x"
+
+
+def run_agent(python: str, agent: Path, *words: str) -> tuple[int, list[dict[str, object]]]:
+    """Exit code and messages of one call of the agent."""
+    done = subprocess.run([python, str(agent), *words], capture_output=True, text=True, check=False)
+    assert not done.stderr or done.returncode, done.stderr
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,0 +1,162 @@
+"""The agent by itself: what it is made of, what it says when it cannot work, and that it never works twice."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_fakes import BRIEF, CLASSES, run_agent, write_images, write_job
+
+import edgekd.errors
+import edgekd.targets
+from edgekd.errors import EdgekdError
+from edgekd.targets.agent import steps
+from edgekd.targets.agent.store import read_step, receive, write_step
+from edgekd.targets.devices.result import read_result
+from edgekd.targets.devices.zipapp import SHARED, agent_bytes, write_agent
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    write_agent(tmp_path / "agent.pyz")
+    return tmp_path / "agent.pyz"
+
+
+def test_the_modules_in_it_are_the_packages_own(agent: Path) -> None:
+    core = Path(edgekd.errors.__file__).parent
+    rooms = Path(edgekd.targets.__file__).parents[1]
+    with zipfile.ZipFile(agent) as archive:
+        for name in SHARED:
+            folder = core if "/" not in name else rooms
+            assert archive.read(f"edgekd/{name}") == (folder / name).read_bytes()
+        assert "edgekd/targets/agent/steps.py" in archive.namelist()
+        for name in archive.namelist():
+            ast.parse(archive.read(name), name, feature_version=(3, 9))
+    assert agent_bytes() == agent_bytes() == agent.read_bytes()
+
+
+def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "for name in ('torch', 'pydantic', 'typer', 'rich', 'platformdirs', 'onnx'): sys.modules[name] = None\n"
+        f"sys.path.insert(0, {str(agent)!r})\n"
+        "import edgekd.targets.agent.__main__, edgekd.targets.onnx_runtime, edgekd\n"
+        "print(edgekd.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(agent))
+
+
+def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(agent), "probe", "x"], capture_output=True, text=True, check=False
+    )
+    message, hint = json.loads(done.stdout)["error"]
+    assert done.returncode == 2
+    assert "lacks a package the agent needs" in message
+    assert "pip install numpy pillow onnxruntime" in hint
+
+
+def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 30)
+    # 300 questions: two entries of the journal; then two processes for the clock.
+    job = write_job(tmp_path, images, repeat=10, protocol=replace(BRIEF, seconds=1.5, limit_s=5.0, processes=2))
+    command = [sys.executable, str(agent), "run", str(job), "--stay"]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (job / "done" / "latency-0-0.npz").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in (job / "done").glob("[!.]*.npz")}
+    assert {"start.npz", "predict-0-0.npz", "predict-0-256.npz", "latency-0-0.npz"} <= set(before)
+    assert not (job / "edgekd-result.npz").exists()
+    code, said = run_agent(sys.executable, agent, "run", str(job))
+    assert code == 0
+    assert not any("answers" in str(message.get("say")) for message in said)
+    after = {path.name: path.stat().st_mtime_ns for path in (job / "done").glob("[!.]*.npz")}
+    assert {name: after[name] for name in before} == before
+    result = read_result(job / "edgekd-result.npz")
+    [artifact] = result.artifacts
+    assert artifact.logits.shape == (300, len(CLASSES))
+    np.testing.assert_array_equal(artifact.logits[:30], artifact.logits[30:60])
+    assert len(artifact.model) == 2
+    for n, clock in enumerate(artifact.model):
+        stored, _ = read_step(job / "done" / f"latency-0-{n}.npz")
+        np.testing.assert_array_equal(clock.samples.samples_ms, stored["samples_ms_0"])
+    assert result.restarts == 0
+
+
+def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, write_images(tmp_path / "images", 6), protocol=replace(BRIEF, seconds=1.0, limit_s=3.0))
+    command = [sys.executable, str(agent), "run", str(job)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (job / "done" / "start.npz").exists():
+        time.sleep(0.02)
+    code, said = run_agent(sys.executable, agent, "run", str(job))
+    assert (first.wait(), code) == (0, 0)
+    assert [message["say"] for message in said if "say" in message] == [
+        "an earlier agent is still at work on this; waiting for it"
+    ]
+
+
+def test_a_restart_between_steps_is_told(agent: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path, write_images(tmp_path / "images", 6))
+    assert run_agent(sys.executable, agent, "run", str(job))[0] == 0
+    arrays, facts = read_step(job / "edgekd-result.npz")
+    facts["steps"]["endtoend-0"]["boot"] = "another"
+    write_step(job / "edgekd-result.npz", arrays, facts)
+    assert read_result(job / "edgekd-result.npz").restarts == 1
+
+
+def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 1000
+    digest = hashlib.sha256(data).hexdigest()
+    with pytest.raises(EdgekdError, match="stopped at 1000 of 256000 bytes"):
+        receive(tmp_path / "x", len(data), digest, io.BytesIO(data[:1000]))
+    receive(tmp_path / "x", len(data), digest, io.BytesIO(data[1000:]))
+    assert (tmp_path / "x").read_bytes() == data
+    with pytest.raises(EdgekdError, match="arrived damaged"):
+        receive(tmp_path / "y", len(data), digest, io.BytesIO(data[::-1]))
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to write to")
+def test_a_full_device_is_one_sentence(agent: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.part").symlink_to("/dev/full")
+    done = subprocess.run(
+        [sys.executable, str(agent), "receive", str(tmp_path / "x"), "9", "0"],
+        input=b"123456789", capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"][0] == "The device has no space left."
+
+
+@pytest.mark.parametrize(
+    ("machine", "text", "wanted"),
+    [
+        ("x86_64", "vendor_id\t: GenuineIntel", False),
+        ("aarch64", "CPU implementer\t: 0x41", False),
+        ("aarch64", "vendor_id\t: AuthenticAMD", True),
+        ("aarch64", "CPU implementer\t: 0x00", True),
+    ],
+)
+def test_emulation_is_noticed(
+    machine: str, text: str, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(steps.platform, "machine", lambda: machine)
+    monkeypatch.setattr(steps, "_CPUINFO", str(tmp_path / "cpuinfo"))
+    assert steps.emulated() is wanted

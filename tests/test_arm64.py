@@ -1,0 +1,63 @@
+"""The same artifacts on arm64: a Debian root with Python and ONNX Runtime under qemu-user (scripts/arm64_root.sh)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_fakes import BRIEF
+
+from edgekd.benchmark import device as devices
+from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.data import load_images
+from edgekd.targets.session import open_session
+
+ROOT = os.environ.get("EDGEKD_ARM64_ROOT", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not ROOT or not (Path(ROOT) / "python3").is_file(),
+        reason="EDGEKD_ARM64_ROOT names no folder that scripts/arm64_root.sh made",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """FP32 and INT8 of a student whose weights come with edgekd; no training that matters here."""
+    import edgekd
+
+    run = tmp_path_factory.mktemp("run") / "run"
+    edgekd.train(smoke=True, out=run)
+    return [artifact.folder for artifact in edgekd.export(run, precision="int8") if artifact.folder]
+
+
+def test_the_same_answers_on_arm64(artifacts: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=0.5, limit_s=2.0))
+    images = load_images("toy")
+    suites = [Suite("id", images, np.arange(0, len(images), 80))]
+    subjects = []
+    for folder in artifacts:
+        session = open_session(folder, threads=1)
+        known = session.artifact
+        subjects.append(
+            Subject(
+                known.name, "run", "artifact", known.precision, known.preprocess, session.run, known.classes, folder
+            )
+        )  # fmt: skip
+    found = devices.on_device(subjects, suites, f"local:{ROOT}/python3", quick=True, threads=1)
+    assert [subject.measured.facts["emulated"] for subject in found if subject.measured] == [True, True]
+    for subject, there in zip(subjects, found, strict=True):
+        assert there.measured is not None
+        assert there.name.endswith("(emulated)")
+        assert there.measured.facts["machine"] == "aarch64"
+        assert there.measured.same_pixels == 1.0
+        [here] = predict_suite([subject], suites[0])
+        logits = there.measured.logits[0]
+        agreement = float((here.argmax(axis=1) == logits.argmax(axis=1)).mean())
+        error = float(np.abs(here - logits).max() / np.ptp(here))
+        print(f"{there.name}: agreement {agreement:.4f} on {len(here)} images, relative error {error:.2e}")
+        assert agreement == 1.0 if subject.precision == "fp32" else agreement >= 0.98

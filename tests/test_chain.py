@@ -1,0 +1,90 @@
+"""`edgekd verify`: the parity check again, in the run, far from it, and when a link is broken."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import edgekd
+from edgekd.cli import main
+from edgekd.errors import EdgekdError
+from edgekd.files import sha256_file
+from edgekd.manifest import read_artifact
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    edgekd.train("mobilenetv3_small_050", pretrained="scratch", smoke=True, recipe="erm", size=32, out=folder)
+    edgekd.export(folder, precision="int8", calibration_images=40)
+    return folder
+
+
+def exit_code(arguments: list[str]) -> int:
+    try:
+        main(arguments)
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def alter(folder: Path, factor: float) -> None:
+    """Scale the head's bias and weights, with the hash of the altered file: damage that only parity can find."""
+    path = folder / "model.onnx"
+    model = onnx.load(path)
+    head = next(node for node in reversed(model.graph.node) if node.op_type == "Gemm")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == head.input[1])
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+    onnx.save(model, path)
+    artifact = read_artifact(folder, check_hashes=False)
+    artifact.model_copy(update={"files": {**artifact.files, "model.onnx": sha256_file(path)}}).write(folder)
+
+
+def test_chain_inside_the_run_repeats_the_export(run: Path) -> None:
+    links = edgekd.verify(run / "artifacts" / "onnxruntime-int8")
+    assert [link["link"] for link in links] == [
+        "torch student → fp32 ONNX",
+        "fp32 ONNX → onnxruntime-int8",
+        "torch student → onnxruntime-int8",
+    ]
+    assert links[0]["passed"]
+    recorded = read_artifact(run / "artifacts" / "onnxruntime-int8").parity
+    assert links[2]["top1_agreement"] == recorded["top1_agreement"]
+    assert links[2]["n"] == recorded["n"]
+    assert links[2]["max_abs_error"] == pytest.approx(recorded["max_abs_error"], rel=1e-3)
+
+
+def test_copied_artifact_finds_its_images_by_content(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "artifacts" / "onnxruntime-fp32", tmp_path / "a")
+    with pytest.raises(EdgekdError, match="lies outside its run") as caught:
+        edgekd.verify(tmp_path / "a")
+    assert "--data" in caught.value.hint
+    (link,) = edgekd.verify(tmp_path / "a", data="toy")
+    assert link["passed"]
+    assert link["n"] == read_artifact(tmp_path / "a").parity["n"]
+
+
+def test_foreign_images_are_refused(run: Path, tmp_path: Path, make_domain_folder) -> None:
+    shutil.copytree(run / "artifacts" / "onnxruntime-fp32", tmp_path / "a")
+    images = make_domain_folder(tmp_path / "images", count=2)
+    with pytest.raises(EdgekdError, match="None of the"):
+        edgekd.verify(tmp_path / "a", data=str(images))
+
+
+def test_broken_links_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    fp32, int8 = copy / "artifacts" / "onnxruntime-fp32", copy / "artifacts" / "onnxruntime-int8"
+    alter(fp32, 1.2)
+    assert exit_code(["verify", str(int8)]) == 1
+    assert "the link torch student → fp32 ONNX broke" in capsys.readouterr().err.replace("\n", " ")
+    assert exit_code(["verify", str(fp32)]) == 1
+    shutil.copytree(run / "artifacts" / "onnxruntime-fp32", fp32, dirs_exist_ok=True)
+    (int8 / "model.onnx").write_bytes(b"no longer the file")
+    assert exit_code(["verify", str(int8)]) == 2
+    assert "SHA-256" in capsys.readouterr().err

@@ -1,0 +1,100 @@
+"""INT8 within a gate: the ranking, the search and what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from test_quantize import SIZE, Block, logits, pictures
+from torch import nn
+
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export import mixed
+from edgekd.export.graph import Deployable
+from edgekd.export.mixed import Yardstick, interleaved_ms, quantize_within, rank
+from edgekd.export.onnx import export_onnx
+from edgekd.export.quantize import calibrate
+from edgekd.preprocess import Preprocess
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that per-tensor activations ruin: one channel of the stem is 3,000 times as large as the others, and the
+    pointwise layer that reads it divides it away again."""
+    path = tmp_path_factory.mktemp("mixed") / "fp32.onnx"
+    export_onnx(Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if tensor.name.endswith("depthwise.weight") or tensor.name.endswith("depthwise.bias"):
+            values[0] *= 3000
+        elif tensor.name.endswith("pointwise.weight"):
+            values[:, 0] /= 3000
+            values *= 5
+        else:
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, path)
+    # The classes as likely as each other, so that errors change minds.
+    middle = np.median(logits(path, pictures(64, seed=9)), axis=0)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name.endswith("head.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - middle, bias.name))
+    onnx.save(model, path)
+    return path
+
+
+def yardstick(fp32: Path, **limits: float) -> Yardstick:
+    """Labels are what FP32 says, so a drop is the share of changed minds."""
+    images = pictures(48, seed=3)
+    return Yardstick(images, logits(fp32, images).argmax(axis=1), images, **limits)
+
+
+def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
+    calibrated = calibrate(fp32, pictures(32))
+    order = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx")
+    assert sorted(order) == sorted(calibrated.layers)
+    assert len(order) == 4
+    readers = {node.name: node.input[1] for node in onnx.load(fp32).graph.node if len(node.input) > 1}
+    assert any(part in readers[order[0]] for part in ("pointwise", "depthwise"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_keeps_what_the_gate_needs_and_says_so(
+    fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loose = quantize_within(fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100))
+    assert loose["mixed"]["kept_in_float"] == []
+    assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
+    tight = quantize_within(fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5))
+    kept = tight["mixed"]["kept_in_float"]
+    assert 1 <= len(kept) <= 3
+    assert set(kept) <= set(tight["float_layers"])
+    assert tight["quantized_layers"] == loose["quantized_layers"] - len(kept)
+    assert tight["mixed"]["drop_id_points"] <= 5
+    sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
+    assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
+    images = yardstick(fp32)
+    changed = (logits(tmp_path / "tight.onnx", images.pixels).argmax(axis=1) != images.labels).mean()
+    assert 100 * changed == pytest.approx(tight["mixed"]["drop_id_points"], abs=1e-3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]
+    assert f"{len(kept)} of 4 layers stay in float" in capsys.readouterr().err
+
+
+def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="even with every layer in float"):
+        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), yardstick(fp32, max_drop_id=-1))
+
+
+def test_no_validation_images_is_a_sentence(fp32: Path, tmp_path: Path) -> None:
+    none = pictures(1)[:0]
+    with pytest.raises(EdgekdError, match="no validation images"):
+        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), Yardstick(none, np.zeros(0, np.int64), none))
+
+
+def test_latency_is_of_every_file(fp32: Path) -> None:
+    found = interleaved_ms({"a": fp32, "b": fp32}, pictures(2))
+    assert set(found) == {"a", "b"}
+    assert min(found.values()) > 0

@@ -1,0 +1,168 @@
+"""The target `openvino`, through the real runtime; skipped where the extra is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_quantize import SIZE, Block, pictures
+from torch import nn
+
+from edgekd.errors import EdgekdError, NotHere
+from edgekd.export.export import export_model, torch_logits
+from edgekd.export.graph import Deployable
+from edgekd.files import sha256_file
+from edgekd.manifest import Artifact, read_artifact
+from edgekd.preprocess import Preprocess
+from edgekd.targets.session import open_session
+
+openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
+
+
+def build() -> Deployable:
+    torch.manual_seed(1)
+    return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
+
+
+def export(folder: Path, precision: str, **changes: object) -> Artifact:
+    arguments: dict[str, object] = {
+        "name": f"openvino-{precision}",
+        "target": "openvino",
+        "precision": precision,
+        "classes": ("a", "b", "c", "d"),
+        "preprocess": Preprocess(size=SIZE),
+        "calibration": pictures(24),
+        "calibration_ids": [str(i) for i in range(24)],
+        "parity_images": pictures(64, seed=1),
+        "source": {"student": "test"},
+    }
+    return export_model(build(), folder, **arguments | changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("openvino")
+    for precision in ("fp32", "fp16", "int8"):
+        export(home / precision, precision)
+    return {precision: home / precision for precision in ("fp32", "fp16", "int8")}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3)])
+def test_float_files_compute_the_model(folders: dict[str, Path], precision: str, tolerance: float) -> None:
+    images = pictures(9, seed=5)
+    session = open_session(folders[precision], threads=1, spinning=False)
+    np.testing.assert_allclose(session.run(images), torch_logits(build(), images), atol=tolerance)
+    assert session.threads == 1
+    assert session.provider.startswith("OpenVINO 20")
+    parity = read_artifact(folders[precision]).parity
+    assert parity["passed"] is True
+    assert parity["run_by"] == session.provider
+
+
+def test_int8_file_is_int8_and_close(folders: dict[str, Path]) -> None:
+    artifact = read_artifact(folders["int8"])
+    assert artifact.quantization is not None
+    assert artifact.quantization["calibration_images"] == 24
+    assert artifact.quantization["ids"][3] == "3"
+    quantized, in_float = artifact.quantization["quantized_layers"], artifact.quantization["float_layers"]
+    assert quantized + len(in_float) == 6
+    assert quantized >= 4, "stem, depthwise, pointwise and head; squeeze-and-excite is NNCF's choice"
+    model = openvino.Core().read_model(folders["int8"] / "model.xml")
+    kinds = [str(node.get_element_type()) for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    assert sum("int8_t" in kind and "uint8_t" not in kind for kind in kinds) >= 4, kinds
+    assert str(model.input(0).get_element_type()) == "<Type: 'uint8_t'>"
+    images = pictures(100, seed=2)
+    reference, candidate = torch_logits(build(), images), open_session(folders["int8"], threads=1).run(images)
+    centred = reference - reference.mean(axis=0)
+    assert not np.array_equal(reference, candidate)
+    assert np.square(candidate - reference).mean() < 0.2 * np.square(centred).mean()
+
+
+def test_answers_do_not_share_memory(folders: dict[str, Path]) -> None:
+    session = open_session(folders["fp32"], threads=1)
+    first = session.run(pictures(2, seed=7))
+    kept = first.copy()
+    session.run(pictures(2, seed=8))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> None:
+    model = openvino.Core().read_model(folders["fp32"] / "model.xml")
+    assert json.loads(model.get_rt_info(["edgekd", "classes"]).astype(str)) == ["a", "b", "c", "d"]
+    for folder in folders.values():
+        assert sorted(path.name for path in folder.iterdir()) == ["artifact.json", "model.bin", "model.xml"]
+        assert str(Path(__file__).parents[1]) not in (folder / "model.xml").read_text(encoding="utf-8")
+
+
+def test_nncf_is_told_not_to_report() -> None:
+    code = """
+from edgekd.export import ov
+ov._nncf()
+from nncf.telemetry.wrapper import telemetry
+print(type(telemetry).__name__)
+"""
+    clean = {key: value for key, value in os.environ.items() if key != "NNCF_CI"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout.strip() == "MagicMock", "NNCF would tell its makers' server about this export"
+
+
+def test_missing_package_is_a_sentence(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(NotHere, match="OpenVINO is not on this machine") as caught:
+        open_session(folders["fp32"])
+    assert "edgekd[openvino]" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", ["2024.6.0-1-abc", "2027.0.0-1-abc"])
+def test_unknown_releases_are_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(openvino, "__version__", version)
+    with pytest.raises(EdgekdError, match=version[:6]):
+        open_session(folders["fp32"])
+    with pytest.raises(EdgekdError, match=version[:6]):
+        export(tmp_path / "a", "fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(folders: dict[str, Path], home: Path, **details: str) -> Path:
+    """A copy whose graph was cut short before its hash was taken."""
+    home.mkdir()
+    for file in folders["fp32"].iterdir():
+        (home / file.name).write_bytes(file.read_bytes())
+    text = (home / "model.xml").read_text(encoding="utf-8")
+    (home / "model.xml").write_text(text[: len(text) // 2], encoding="utf-8")
+    artifact = read_artifact(home, check_hashes=False)
+    files = {**artifact.files, "model.xml": sha256_file(home / "model.xml")}
+    artifact.model_copy(update={"files": files, "details": {**artifact.details, **details}}).write(home)
+    return home
+
+
+def test_damaged_and_newer_files_are_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="cannot load") as caught:
+        open_session(damaged(folders, tmp_path / "damaged"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EdgekdError, match=r"written by OpenVINO 2099\.1\.0"):
+        open_session(damaged(folders, tmp_path / "newer", openvino="2099.1.0"))
+
+
+def test_diverged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    with torch.no_grad():
+        model.backbone.pointwise.weight[0] = float("nan")  # type: ignore[union-attr, index, operator]
+    monkeypatch.setattr(sys.modules[__name__], "build", lambda: model)
+    with pytest.raises(EdgekdError, match="not finite"):
+        export(tmp_path / "a", "int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_alike_calibration_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="alike"):
+        export(tmp_path / "a", "int8", calibration=np.repeat(pictures(1), 8, axis=0))
+    assert list(tmp_path.iterdir()) == []

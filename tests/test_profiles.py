@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekd.cli import _follow_profile
+from edgekd.doctor import target_lines
+from edgekd.errors import EdgekdError
+from edgekd.targets.profiles import FOLDER, load_profile, profile_names
+
+OWN = """
+name = "my-board"
+summary = "A board of mine"
+runtime = "ONNX Runtime, CPU"
+precisions = ["int8"]
+threads = 2
+
+[because]
+runtime = "page"
+precisions = "page"
+threads = "page"
+
+[[cautions]]
+text = "It gets hot."
+source = "page"
+
+[sources.page]
+title = "The board's page"
+url = "https://example.org/board"
+"""
+
+
+def test_every_shipped_profile_is_valid_and_listed() -> None:
+    assert profile_names() == [
+        "h100", "iphone-16", "jetson-orin-nano", "pixel-9", "raspberry-pi-5", "rtx-4090", "x86-avx2", "x86-vnni",
+    ]  # fmt: skip
+    listed = "\n".join(target_lines())
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.name == name
+        assert profile.cautions
+        assert name in listed
+
+
+def test_known_facts() -> None:
+    capabilities = {name: load_profile(name).compute_capability for name in ("jetson-orin-nano", "rtx-4090", "h100")}
+    assert capabilities == {"jetson-orin-nano": "8.7", "rtx-4090": "8.9", "h100": "9.0"}
+    assert load_profile("raspberry-pi-5").threads == 4
+
+
+def test_a_users_own_file_sets_threads_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(OWN)
+    assert _follow_profile(str(path), None) == 2
+    assert _follow_profile(str(path), 7) == 7
+    assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('threads = "page"\n', "", "threads has no source"),
+        ('source = "page"', 'source = "rumour"', 'no source "rumour"'),
+        ('["int8"]', '["int7"]', "precisions"),
+        ("threads = 2", "treads = 2", "treads"),
+        ("https://example.org/board", "hearsay", "url"),
+        ("[because]", "[because", "not TOML"),
+    ],
+)
+def test_a_claim_without_a_source_is_refused(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    path = tmp_path / "mine.toml"
+    assert old in OWN
+    path.write_text(OWN.replace(old, new))
+    with pytest.raises(EdgekdError, match=complaint):
+        load_profile(path)
+
+
+def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match='There is no profile "rasberry-pi-5"') as caught:
+        load_profile("rasberry-pi-5")
+    assert caught.value.hint == 'Did you mean "raspberry-pi-5"?'
+    with pytest.raises(EdgekdError, match="cannot be read"):
+        load_profile(tmp_path / "none.toml")
+    assert FOLDER.is_dir()

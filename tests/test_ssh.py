@@ -1,0 +1,181 @@
+"""A device behind a real sshd on this machine, with keys and a configuration of the test's own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, write_images
+
+from edgekd.benchmark import device as devices
+from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.errors import EdgekdError
+from edgekd.targets.devices import drive
+
+SSHD = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if Path(p).exists()), None)
+SSH, KEYGEN = shutil.which("ssh"), shutil.which("ssh-keygen")
+pytestmark = pytest.mark.skipif(
+    None in (SSHD, SSH, KEYGEN), reason="no sshd, ssh or ssh-keygen: install openssh-server and openssh-client"
+)
+
+
+@dataclass
+class Server:
+    """A running sshd; `cache` is where its sessions keep the agent."""
+
+    process: subprocess.Popen[bytes]
+    cache: Path
+
+    @property
+    def spec(self) -> str:
+        return f"ssh://testdevice?python={sys.executable}"
+
+    def cut(self) -> None:
+        """End every connection from the server's side at once."""
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        for parent in listed.stdout.split():
+            below = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", parent], capture_output=True, text=True)
+            for line in below.stdout.splitlines():
+                pid, name = line.split()
+                if name.startswith("sshd"):
+                    os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(parent), signal.SIGKILL)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("host", "user"):
+        subprocess.run([str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    (tmp_path / "authorized").write_bytes((tmp_path / "user.pub").read_bytes())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    cache = tmp_path / "device cache"
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/authorized\n"
+        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
+        f'PermitRootLogin prohibit-password\nSetEnv "XDG_CACHE_HOME={cache}" OMP_NUM_THREADS=1\n'
+    )
+    (tmp_path / "ssh_config").write_text(
+        f"Host testdevice\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n"
+        f"  IdentityFile {tmp_path}/user\n  IdentitiesOnly yes\n  UserKnownHostsFile {tmp_path}/known\n"
+        "  StrictHostKeyChecking accept-new\n  BatchMode yes\n"
+    )
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{SSH}" -F "{tmp_path}/ssh_config" "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # a root sshd refuses to start without it
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log)
+    for _ in range(200):
+        if process.poll() is not None:
+            pytest.skip(f"sshd does not start here: {(tmp_path / 'log').read_text().strip()[-200:]}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield Server(process, cache)
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> tuple[list[Subject], list[Suite]]:
+    images = write_images(tmp_path / "images")
+    return [artifact_subject(write_artifact(tmp_path / "artifacts" / "fp32"))], two_suites(images)
+
+
+def check(found: list[Subject], subjects: list[Subject], suites: list[Suite]) -> None:
+    assert [one.name for one in found] == ["fp32@testdevice"]
+    assert found[0].measured is not None
+    for n, suite in enumerate(suites):
+        np.testing.assert_allclose(found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5)
+    assert len(found[0].measured.model) == 1
+
+
+def test_a_device_behind_ssh(
+    server: Server, setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "QUICK", BRIEF)
+    said: list[str] = []
+    monkeypatch.setattr(drive, "say", said.append)
+    subjects, suites = setting
+    check(devices.on_device(subjects, suites, server.spec, quick=True, threads=1), subjects, suites)
+    assert any("answers of r/fp32" in line for line in said)
+    assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
+
+
+def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
+    server: Server, setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=3.0, limit_s=6.0))
+    said: list[str] = []
+    monkeypatch.setattr(drive, "say", said.append)
+    subjects, suites = setting
+    caught: list[EdgekdError] = []
+
+    def measure() -> None:
+        try:
+            devices.on_device(subjects, suites, server.spec, quick=True, threads=1)
+        except EdgekdError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    deadline = time.monotonic() + 120
+    while not list(server.cache.glob("edgekd-agent/job-*/done/predict-0-0.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    server.cut()
+    thread.join()
+    assert len(caught) == 1
+    assert "The connection to testdevice failed or broke" in caught[0].message
+    assert "goes on where it stopped" in caught[0].hint
+    [done] = server.cache.glob("edgekd-agent/job-*/done")
+    answered = (done / "predict-0-0.npz").stat().st_mtime_ns
+    said.clear()
+    # The same command again: nothing is sent or asked twice.
+    seen: list[int] = []
+    monkeypatch.setattr(drive, "_fetch", watch(drive._fetch, done / "predict-0-0.npz", seen))
+    check(devices.on_device(subjects, suites, server.spec, quick=True, threads=1), subjects, suites)
+    assert not any("copying" in line or "answers" in line for line in said)
+    assert seen == [answered]
+    assert not (server.cache / "edgekd-agent").exists()
+
+
+def watch(fetch, path: Path, seen: list[int]):  # type: ignore[no-untyped-def]
+    """`fetch`, noting when `path` was written."""
+
+    def wrapped(*arguments: object) -> None:
+        seen.append(path.stat().st_mtime_ns)
+        fetch(*arguments)
+
+    return wrapped
+
+
+def test_a_device_without_that_python(server: Server, setting: tuple[list[Subject], list[Suite]]) -> None:
+    with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
+        devices.on_device(*setting, "ssh://testdevice?python=python9", quick=True)
+    assert "ssh://HOST?python=PATH" in caught.value.hint
+
+
+def test_a_device_that_is_not_there(server: Server, setting: tuple[list[Subject], list[Suite]]) -> None:
+    server.process.terminate()
+    server.process.wait()
+    with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):
+        devices.on_device(*setting, server.spec, quick=True)

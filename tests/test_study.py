@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from study_data import draw_domains, tiny_settings
+
+import edgekd
+from edgekd.cli import main
+from edgekd.data import load_images
+from edgekd.distill.load import load_run
+from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.errors import EdgekdError
+from edgekd.measure import suites_of
+from edgekd.studies import cell as cells
+from edgekd.studies import grid
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
+    return tiny_settings(draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher)
+
+
+@pytest.fixture(scope="module")
+def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two recipes, two unseen domains and two seeds, with its run folders."""
+    folder = tmp_path_factory.mktemp("studies") / "whole"
+    edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art,sketch", out=folder, keep=True, **base)
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+
+
+def test_every_cell_is_a_line_and_an_array(made: Path) -> None:
+    found = lines(made)
+    assert {(line["cell"]["recipe"], line["cell"]["domain"], line["cell"]["seed"]) for line in found} == {
+        (recipe, domain, seed) for recipe in ("erm", "vl2v-adip") for domain in ("art", "sketch") for seed in (0, 1)
+    }
+    assert len(list((made / "cells").glob("*.npz"))) == len(found) == 8
+    for line in found:
+        assert line["scores"]["ood"]["n"] == 20  # all images of the unseen domain
+        assert line["scores"]["id"]["n"] == 4  # a tenth of two domains with two classes of ten
+
+
+def test_a_cell_holds_what_its_run_answers(made: Path, base: dict[str, Any]) -> None:
+    loaded = load_run(made / "runs" / "vl2v-adip-art-1")
+    assert (loaded.run.test_domain, loaded.run.seed) == ("art", 1)
+    images = load_images(base["data"])
+    unseen = np.flatnonzero(images.domain_of == images.domains.index("art"))
+    scores = predict_all(student_predict(loaded.student, loaded.vectors), images, unseen, loaded.run.preprocess)
+    with np.load(made / "cells" / "vl2v-adip-art-1.npz") as file:
+        assert np.array_equal(file["ood"], scores.argmax(axis=1) == images.labels[unseen])
+        assert np.array_equal(file["ood_labels"], images.labels[unseen])
+
+
+def test_the_tables_say_the_same_in_every_form(made: Path) -> None:
+    text = (made / "table.md").read_text()
+    header, _, teacher, erm, adip = [line for line in text.splitlines() if line.startswith("|")]
+    assert header == "|  | ID avg | OOD art | OOD sketch | OOD avg | − erm | over seeds | over images | s per run |"
+    assert teacher.startswith("| teacher zero-shot | ")
+    assert "±" not in teacher
+    assert erm.count(" ± ") == adip.count(" ± ") == 4
+    for word in ("last EMA 0.99", "seeds 0, 1", "2 steps of 8 images at 32 px", "80/10/10", "cores"):
+        assert word in text
+    for split in {line["split"] for line in lines(made)}:
+        assert split in text
+    with open(made / "table.csv") as handle:
+        numbers = {(row["recipe"], row["column"], row["measure"]): row for row in csv.DictReader(handle)}
+    own = [line["scores"]["ood"]["top1"] for line in lines(made) if line["cell"]["recipe"] == "erm"]
+    average = numbers["erm", "average", "ood"]
+    assert float(average["value"]) == pytest.approx(np.mean(own))
+    assert f"{float(average['value']):.1f} ± {float(average['standard_error']):.1f}" in erm
+    assert ("erm", "art", "id") in numbers
+    with Image.open(made / "table.png") as picture:
+        assert picture.size[0] > 900
+
+
+def test_a_finished_study_trains_nothing_and_may_grow(
+    made: Path, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "train", lambda config: pytest.fail("trained again"))
+    again = edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art", out=made, **base)
+    assert not again.failures
+    assert again.tables[0].columns == ("art",)
+    with pytest.raises(EdgekdError, match=r"erm\.steps was 2, is 3"):
+        edgekd.study("erm", seeds=1, out=made, **(base | {"steps": 3}))
+
+
+def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = []
+    real = cells.train
+
+    def flaky(config: Any) -> Any:
+        started.append(config.out.name)
+        if config.out.name == "erm-sketch-1":
+            raise EdgekdError("The disk burnt.", "Buy one.")
+        if config.out.name == "erm-sketch-2":
+            raise MemoryError("no more")
+        return real(config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "train", flaky)
+        study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
+    assert [failure.cell.seed for failure in study.failures] == [1, 2]
+    assert study.failures[0].reason == "The disk burnt. Buy one."
+    assert study.failures[1].reason == "MemoryError: no more"
+    (row,) = study.tables[0].rows
+    assert row.average is not None
+    assert row.average.seeds == 1
+    study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
+    assert not study.failures
+    assert [line["cell"]["seed"] for line in lines(tmp_path / "s")] == [0, 1, 2]
+    assert not list((tmp_path / "s" / "runs").iterdir())  # without keep
+
+
+def test_a_killed_cell_resumes_to_the_same_answers(made: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    from edgekd.distill import train as training
+
+    record = training.Progress.step
+
+    def stop(self: Any, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        raise KeyboardInterrupt
+
+    words: dict[str, Any] = {"seeds": 1, "test_domains": "art", "out": tmp_path / "s", **base}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Progress, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            edgekd.study("erm", **words)
+    assert (tmp_path / "s" / "runs" / "erm-art-0" / "config.json").exists()
+    edgekd.study("erm", **words)
+    with np.load(tmp_path / "s" / "cells" / "erm-art-0.npz") as now, np.load(made / "cells" / "erm-art-0.npz") as whole:
+        assert np.array_equal(now["ood"], whole["ood"])
+        assert np.array_equal(now["id"], whole["id"])
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same_cells(made: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    edgekd.study("erm", seeds=2, test_domains="art", out=tmp_path / "s", jobs=2, **base)
+    for seed in (0, 1):
+        name = f"erm-art-{seed}.npz"
+        with np.load(tmp_path / "s" / "cells" / name) as now, np.load(made / "cells" / name) as whole:
+            assert np.array_equal(now["ood"], whole["ood"])
+
+
+def test_processes_that_die_are_failures_with_their_last_words(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+    import sys
+
+    programs = iter(["import os; os.kill(os.getpid(), 9)", "import sys; print('error: No luck.'); sys.exit(2)"])
+    seen = []
+
+    def start(folder: Path, cell: Any, log: Path, environment: dict[str, str], keep: bool) -> Any:
+        seen.append(environment["OMP_NUM_THREADS"])
+        with open(log, "wb") as handle:
+            return subprocess.Popen([sys.executable, "-c", next(programs)], stdout=handle, stderr=handle)
+
+    monkeypatch.setattr(grid, "_start", start)
+    monkeypatch.setattr(grid, "usable_cores", lambda: 8)
+    with pytest.raises(EdgekdError, match="None of the 2 cells finished") as caught:
+        edgekd.study("erm", seeds=2, test_domains="art", out=tmp_path / "s", jobs=2, **base)
+    assert "killed by signal 9" in str(caught.value) or "No luck." in str(caught.value)
+    assert seen == ["4", "4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"recipes": "erm,vl2v-adp"}, r'no recipe "vl2v-adp"\. Did you mean "vl2v-adip"'),
+        ({"recipes": ""}, "No recipe was named"),
+        ({"test_domains": "scetch"}, r'no domain "scetch"\. Did you mean "sketch"'),
+        ({"seeds": 0}, "over 0 seeds"),
+        ({"jobs": 0}, "0 jobs"),
+        ({"protocol": "loco"}, r'no protocol "loco"\. Did you mean "lodo"'),
+        ({"baseline": "kd"}, r'baseline "kd" is not among'),
+        ({"test_domain": "sketch"}, "decides test_domain itself"),
+        ({"settings": ["seed=4"]}, "decides seed itself"),
+        ({"recipe_settings": ["kd:lr=1"]}, r'no recipe "kd"'),
+        ({"recipe_settings": ["lr=1"]}, "not a setting of one recipe"),
+        ({"student": "mobilnetv3"}, "mobilnetv3"),
+        ({"unseen_classes": "dog"}, "Use --protocol class-disjoint"),
+        ({"protocol": "class-disjoint", "test_domains": "art"}, "Use --protocol lodo"),
+        ({"protocol": "class-disjoint", "unseen_classes": "dok"}, r'no class "dok"\. Did you mean "dog"'),
+        ({"protocol": "class-disjoint", "unseen_classes": "dog"}, "1 of 2 classes are unseen, and two must train"),
+        ({"protocol": "low-shot", "fractions": "0"}, "0 is not a part of the labels"),
+        ({"protocol": "low-shot", "fractions": "few"}, "not a list of numbers"),
+        ({"fractions": "0.1"}, "lodo trains on all labels"),
+        ({"step": 3}, r'unknown setting "step"'),
+    ],
+)
+def test_bad_words_are_sentences(words: dict[str, Any], sentence: str, base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match=sentence):
+        edgekd.study(**({"recipes": "erm", "out": tmp_path / "s"} | base | words))
+    assert not (tmp_path / "s").exists()
+
+
+def test_images_that_do_not_fit_are_sentences(base: dict[str, Any], tmp_path: Path) -> None:
+    flat = base | {"data": str(Path(base["data"]) / "art")}
+    with pytest.raises(EdgekdError, match="no domains, so none can be left out"):
+        edgekd.study("erm", out=tmp_path / "s", **flat)
+    root = draw_domains(tmp_path / "gap", count=4)
+    for domain in ("art", "photo"):
+        for path in (root / domain / "dog").iterdir():
+            path.rename(root / domain / "cat" / f"dog-{path.name}")
+        (root / domain / "dog").rmdir()
+    with pytest.raises(EdgekdError, match=r"No training image is left when sketch is left out .*dog"):
+        edgekd.study("erm", test_domains="sketch", out=tmp_path / "s", **(base | {"data": str(root)}))
+
+
+def test_one_recipe_may_have_settings_of_its_own(base: dict[str, Any], tmp_path: Path) -> None:
+    edgekd.study(
+        "erm,lp-ft", seeds=1, test_domains="art", out=tmp_path / "s", recipe_settings=["lp-ft:steps=3"], **base
+    )
+    assert [line["steps"] for line in lines(tmp_path / "s")] == [2, 3]
+
+
+def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: Path) -> None:
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    folder = tmp_path / "s"
+    study = edgekd.study(
+        "erm,vl2v-adip", protocol="class-disjoint", unseen_classes="bee,dog", seeds=1, out=folder, keep=True, **base
+    )
+    (table,) = study.tables
+    teacher, erm, adip = table.rows
+    assert table.baseline == "vl2v-adip"  # the first that can name new classes
+    assert erm.average is None
+    assert erm.id is not None
+    assert "no zero-shot for erm" in table.notes[0]
+    assert "| erm | " in (folder / "table.md").read_text()
+    loaded = load_run(folder / "runs" / "vl2v-adip-0")
+    assert loaded.run.classes == ("ant", "cat")
+    assert loaded.run.test_domain is None
+    # By hand: projected features against the teacher's two new texts, less what the classes share if it is centred.
+    model = load_teacher(base["teacher"])
+    assert isinstance(model, ClipTeacher)
+    assert loaded.bank is not None
+    texts = model.text_bank(("bee", "dog"), loaded.bank.templates).vectors
+    if loaded.bank.text_centre is not None:
+        texts = torch.nn.functional.normalize(texts - loaded.bank.text_centre, dim=-1)
+    images = load_images(base["data"])
+    unseen = [i for i, name in enumerate(images.ids) if "/bee/" in name or "/dog/" in name]
+    pixels = np.stack([loaded.run.preprocess.pixels(images.read(i)) for i in unseen])
+    with torch.inference_mode():
+        told = (loaded.student(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255) @ texts.T).argmax(dim=1).numpy()
+    truth = np.array(["/dog/" in images.ids[i] for i in unseen])
+    with np.load(folder / "cells" / "vl2v-adip-0.npz") as file:
+        assert np.array_equal(file["ood"], told == truth)
+        assert file["id"].shape == (12 // 6 * 3,)  # one image of each of 2 classes and 3 domains
+    recalls = [(told == truth)[truth == side].mean() for side in (False, True)]
+    assert adip.average is not None
+    assert adip.average.mean == pytest.approx(100 * np.mean(recalls))
+    assert teacher.average is not None
+    images_seen, split = loaded.data()
+    assert not {images.keys[i] for i in unseen} & {images_seen.keys[i] for i in split.train}
+    (suite, _) = suites_of(loaded, None, None)
+    assert suite.images.classes == ("ant", "cat")
+
+
+def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:
+    study = edgekd.study("erm", protocol="low-shot", fractions="1,0.1", seeds=1, out=tmp_path / "s", keep=True, **base)
+    assert [table.title for table in study.tables] == ["10 % of the training labels", "100 % of the training labels"]
+    assert [table.columns for table in study.tables] == [("sketch",), ("sketch",)]
+    few, whole = (load_run(tmp_path / "s" / "runs" / name).data()[1] for name in ("erm-sketch-0.1-0", "erm-sketch-0"))
+    assert (len(few.train), len(whole.train)) == (4, 32)
+    assert np.array_equal(few.ood_test, whole.ood_test)
+    assert "## 10 % of the training labels" in (tmp_path / "s" / "table.md").read_text()
+
+
+def test_the_command_prints_the_table(made: Path, base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [f"--set={name}={base[name]}" for name in ("views", "accelerator")]
+    flags = [
+        f"--{name.replace('_', '-')}={value}" for name, value in base.items() if name not in ("views", "accelerator")
+    ]
+    words = ["--recipes=erm,vl2v-adip", "--seeds=2", "--test-domains=art,sketch", f"--out={made}"]
+    with pytest.raises(SystemExit) as left:
+        main(["study", *words, *sets, *flags])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split("  ")[-1] == "s per run"
+    assert [line.split("  ")[0] for line in shown[1:4]] == ["teacher zero-shot", "erm", "vl2v-adip"]
+    assert len({len(line) for line in shown[:4]}) == 1  # aligned
+    assert shown[-1].startswith("study: ")
+
+
+def test_a_folder_that_is_no_study(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(EdgekdError, match="not a study"):
+        edgekd.study("erm", out=tmp_path, **base)
