@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,6 @@ def write(build: Build) -> Written:
             "float32_layers": sorted(kept),
             "links": _links(build.model, ranges, half, package, looks),
         }
-    program = read_program(package)
     details |= {
         "minimum_deployment_target": deployment,
         "coremltools": coremltools.__version__,
@@ -107,7 +106,7 @@ def write(build: Build) -> Written:
         "not_verified": "Apple's kernels, the Neural Engine, latency" if platform.system() != "Darwin" else "latency",
     }
     rest = sorted(str(p.relative_to(build.folder)) for p in package.rglob("*") if p.is_file())
-    evaluate, by = _evaluation(build, program)
+    evaluate, by = _evaluation(build)
     return Written(
         format="coreml",
         files=(_MODEL, *(name for name in rest if name != _MODEL)),
@@ -254,10 +253,16 @@ def _links(
     return {name: {key: compare(*pair)[key] for key in wanted} for name, pair in steps.items()}
 
 
-def _evaluation(build: Build, program: MilProgram) -> tuple[Any, str]:
+def coreml_evaluator(folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Logits of the package in an artifact's folder, by the reference evaluator."""
+    program = read_program(folder / PACKAGE)
+    return lambda images: logits_of(program, images)
+
+
+def _evaluation(build: Build) -> tuple[Any, str]:
     """Who computes the logits for the parity check: Core ML itself where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
-        return lambda images: logits_of(program, images), "edgekd's reference evaluator (Core ML needs macOS)"
+        return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
     from edgekd.export.export import torch_logits
     from edgekd.targets.coreml import load_package
 

@@ -76,12 +76,11 @@ def quantize_activations(model: Any, program: MilProgram, ranges: Ranges) -> tup
     statistics = {
         name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])} for name in names
     }
-    passes = []
-    for which in ("prefix", "suffix"):
-        insert = PASS_REGISTRY[f"compression::insert_{which}_quantize_dequantize_pair"]
-        insert.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
-        passes.append(insert)
-    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
+    # Only what enters a layer is rounded. coremltools would also round what leaves one, ahead of the clip or hard-swish
+    # that follows, and spend most of the 256 steps on values that the clip cuts off.
+    insert = PASS_REGISTRY["compression::insert_prefix_quantize_dequantize_pair"]
+    insert.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
+    passes = [insert, PASS_REGISTRY["common::dequantize_quantize_pair_elimination"]]
     with quiet():
         rounded = _apply_graph_pass(
             model, passes, spec_version=IOS_17, pymil_load_func=milproto.load, skip_model_load=True

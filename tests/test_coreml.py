@@ -103,6 +103,23 @@ def test_artifact_lists_every_file_of_the_package(fp16: Artifact) -> None:
     read_artifact(folder)
 
 
+def test_verify_repeats_the_check_far_from_the_run(root: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from edgekd.chain import verify_artifact
+    from edgekd.data import load_images
+
+    for number, pixels in enumerate(pictures(8, seed=7)):
+        path = tmp_path / "photos" / CLASSES[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    images = load_images(str(tmp_path / "photos"))
+    shown = np.stack([PREPROCESS.pixels(images.read(i)) for i in range(8)])
+    export(tmp_path / "copied", "fp32", parity_images=shown, parity_keys=list(images.keys))
+    (link,) = verify_artifact(tmp_path / "copied", str(tmp_path / "photos"))
+    assert (link["n"], link["passed"], link["top1_agreement"]) == (8, True, 1)
+
+
 def test_altered_weights_are_noticed(fp16: Artifact, tmp_path: Path) -> None:
     assert fp16.folder is not None
     shutil.copytree(fp16.folder, tmp_path / "copy")

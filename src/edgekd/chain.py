@@ -85,7 +85,14 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
 
 
 def _runner(folder: Path, artifact: Artifact) -> Run:
-    """The artifact's own runtime; for TensorRT without a GPU the ONNX file of its engine, as at the export."""
+    """The artifact's own runtime; for TensorRT without a GPU the ONNX file of its engine, as at the export.
+
+    Core ML's classifiers give probabilities; the logits are the reference evaluator's, on every system.
+    """
+    if artifact.format == "coreml":
+        from edgekd.export.coreml import coreml_evaluator
+
+        return coreml_evaluator(folder)
     try:
         return open_session(folder, spinning=False).run
     except NotHere:
