@@ -89,7 +89,8 @@ def _attention(given: Given) -> Tensor:
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if given.get("attn_mask") is not None:
         scores = scores + _tensor(given, "attn_mask")
-    return scores.softmax(-1) @ value
+    attended: Tensor = scores.softmax(-1) @ value
+    return attended
 
 
 def _layer_norm(given: Given) -> Tensor:
