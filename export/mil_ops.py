@@ -86,11 +86,11 @@ def _matmul(given: Given) -> Tensor:
 
 def _attention(given: Given) -> Tensor:
     query, key, value = (_tensor(given, name) for name in ("query", "key", "value"))  # [B, heads, N, d]
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores: Tensor = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if given.get("attn_mask") is not None:
         scores = scores + _tensor(given, "attn_mask")
-    attended: Tensor = scores.softmax(-1) @ value
-    return attended
+    weighted: Tensor = scores.softmax(-1) @ value
+    return weighted
 
 
 def _layer_norm(given: Given) -> Tensor:

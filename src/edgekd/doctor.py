@@ -108,7 +108,8 @@ def target_lines() -> list[str]:
     from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 
-    lines = [f"{target.name:<14}{', '.join(target.precisions):<20}{target.summary}" for target in TARGETS.values()]
+    width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
+    lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
     lines += ["", "Profiles of devices (edgekd benchmark --profile NAME|FILE.toml):"]
     for name in profile_names():
         profile = load_profile(name)
