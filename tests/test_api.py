@@ -108,7 +108,10 @@ def test_train_help_states_the_real_defaults() -> None:
     [
         (
             "export",
-            {"int8": "precision", "fp16": "precision", "fp32": "precision", "compute_capability": "options"},
+            {
+                **dict.fromkeys(("int8", "fp16", "fp32", "w8a8", "palettize"), "precision"),
+                **dict.fromkeys(("compute_capability", "deployment_target"), "options"),
+            },
         ),
         ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
         ("evaluate", {}),
