@@ -26,10 +26,8 @@ def student_vectors(student: Student, images: ImageSet, indices: NDArray[np.int6
     for pixels in pixel_batches(images, indices, student.preprocess):
         views = plain(torch.from_numpy(pixels).to(student.mean.device))
         found = student.backbone(student.normalised(views))
-        last = student.projector if student.projector is not None else student.head
-        hidden = student.neck(found) if student.neck is not None else found
         features.append(found.float().cpu())
-        outputs.append((hidden if last is None else last(hidden)).float().cpu())
+        outputs.append(student.above(found).float().cpu())
     return torch.cat(features), torch.cat(outputs)
 
 

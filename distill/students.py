@@ -107,7 +107,10 @@ class Student(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
-        features: Tensor = self.backbone(self.normalised(views))
+        return self.above(self.backbone(self.normalised(views)))
+
+    def above(self, features: Tensor) -> Tensor:
+        """The backbone's features `[B, d]` → what `forward` gives."""
         if self.neck is not None:
             features = self.neck(features)
         last = self.projector if self.projector is not None else self.head

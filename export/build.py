@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import export_onnx
+from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
 
@@ -64,6 +65,31 @@ def fp32_onnx(build: Build, path: Path) -> None:
         export_onnx(build.model, path, size=build.preprocess.size, metadata=dict(build.metadata))
     else:
         shutil.copyfile(build.fp32_onnx, path)
+
+
+def write_onnx(
+    build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Put the model as an ONNX file of the build's precision, fp32, fp16 or int8, at `path`.
+
+    Args:
+        quantize: fp32 file, int8 file to write, calibration images → what was done, for `artifact.json`.
+
+    Returns:
+        What `quantize` said; None for the other precisions.
+    """
+    if build.precision == "fp32":
+        fp32_onnx(build, path)
+        return None
+    base, described = build.folder / "fp32.onnx", None
+    fp32_onnx(build, base)
+    if build.precision == "int8":
+        assert build.calibration is not None
+        described = quantize(base, path, build.calibration)
+    else:
+        to_fp16(base, path)
+    base.unlink()
+    return described
 
 
 def image_input(size: int) -> TensorSpec:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
-from edgekd.export.quantize import to_fp16
+from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
 from edgekd.export.trt_dialect import quantize_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
@@ -40,18 +39,8 @@ def write(order: Build) -> Written:
         say(f"tensorrt: a bundle to build on the device, because {choice.why}")
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
-    path, quantization = order.folder / ONNX_FILE, None
-    if order.precision == "fp32":
-        fp32_onnx(order, path)
-    else:
-        base = order.folder / "fp32.onnx"
-        fp32_onnx(order, base)
-        if order.precision == "int8":
-            assert order.calibration is not None
-            quantization = quantize_trt(base, path, order.calibration)
-        else:
-            to_fp16(base, path)
-        base.unlink()
+    path = order.folder / ONNX_FILE
+    quantization = write_onnx(order, path, quantize_trt)
     checked = check_legal(path)
     engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
     _write_bundle(order.folder, order.preprocess.size)
