@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
-from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, label, main_table, mark, ms, percent
+from edgekd.benchmark.table import NONE, QUICK_MARK, cost_rows, fraction, label, main_table, mark, ms, percent
 from edgekd.benchmark.verdict import verdict
 
 _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
@@ -34,7 +34,7 @@ def markdown(report: Report) -> str:
     lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
     lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
-    if costs := list(_costs(report)):
+    if costs := list(cost_rows(report, "{:.3f}".format)):
         lines += ["## What the export cost", ""]
         lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
         lines += [*markdown_table(_COST_HEADER, costs), ""]
@@ -134,20 +134,6 @@ def _devices(report: Report) -> Iterator[str]:
             yield f"Device {facts['device']} is an **emulation**: its times say nothing about a device."
         if facts["restarts"]:
             yield f"Device {facts['device']} was restarted {facts['restarts']} times between the steps."
-
-
-def _costs(report: Report) -> Iterator[tuple[str, ...]]:
-    for row in report.summary:
-        if row.quant_cost_id is None and row.quant_cost_ood is None:
-            continue
-        cells: list[str] = []
-        for cost in (row.quant_cost_id, row.quant_cost_ood):
-            if cost is None:
-                cells += [NONE, NONE]
-            else:
-                low, high = cost.ci95
-                cells += [f"{100 * cost.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", f"{cost.mcnemar_p:.3f}"]
-        yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
 
 
 def _gate_cells(row: GateRow) -> tuple[str, ...]:

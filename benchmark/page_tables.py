@@ -8,7 +8,7 @@ from edgekd.benchmark.definitions import shown
 from edgekd.benchmark.findings import CorruptionRow
 from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
-from edgekd.benchmark.table import NONE, fraction, main_table, mark, ms, p_value, percent
+from edgekd.benchmark.table import NONE, cost_rows, fraction, main_table, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import gate_cells
 
 
@@ -57,23 +57,12 @@ def suites(report: Report) -> Table:
 
 def costs(report: Report) -> Table | None:
     """What the export cost; None without artifacts or a torch student."""
-    rows = []
-    for row in report.summary:
-        if row.quant_cost_id is None and row.quant_cost_ood is None:
-            continue
-        cells: list[str] = []
-        for cost in (row.quant_cost_id, row.quant_cost_ood):
-            if cost is None:
-                cells += [NONE, NONE]
-            else:
-                low, high = (100 * end for end in cost.ci95)
-                cells += [f"{100 * cost.value:+.1f} [{low:+.1f}, {high:+.1f}]", p_value(cost.mcnemar_p)]
-        rows.append((row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}"))
+    rows = tuple(cost_rows(report, p_value))
     if not rows:
         return None
     header = ("run", "file", "ID [95 % CI]", "p", "OOD [95 % CI]", "p", "agreement ID / OOD, %")
     caption = "Accuracy of the torch student minus that of the file, in points on the same images; positive is a loss"
-    return Table(caption, header, tuple(rows), heads=2)
+    return Table(caption, header, rows, heads=2)
 
 
 def corruption(row: CorruptionRow) -> Table:

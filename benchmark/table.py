@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
@@ -71,3 +72,18 @@ def ms(value: float | None) -> str:
 
 def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def cost_rows(report: Report, p: Callable[[float], str]) -> Iterator[tuple[str, ...]]:
+    """What the export cost, a row for each artifact with a torch student; `p` words McNemar's p."""
+    for row in report.summary:
+        if row.quant_cost_id is None and row.quant_cost_ood is None:
+            continue
+        cells: list[str] = []
+        for cost in (row.quant_cost_id, row.quant_cost_ood):
+            if cost is None:
+                cells += [NONE, NONE]
+            else:
+                low, high = (100 * end for end in cost.ci95)
+                cells += [f"{100 * cost.value:+.1f} [{low:+.1f}, {high:+.1f}]", p(cost.mcnemar_p)]
+        yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
