@@ -25,6 +25,7 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 
 from edgekd.config import load_config
+from edgekd.distill.folding import find_folds, folded
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.students import make_student
@@ -78,9 +79,12 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
     vectors = torch.nn.functional.normalize(torch.randn(CLASSES, DIM), dim=-1)
     bank = TextBank(tuple("abcdefg"), ("{}",), vectors, "random", 100.0)
     teacher = torch.randn(len(labels), DIM)
+    folds = find_folds(student, views[:2])
+    freeze_statistics(student)
 
     def step() -> None:
-        loss, _ = stage_loss(fabric, student, student, stage, views, labels, teacher, bank)
+        with folded(folds):
+            loss, _ = stage_loss(fabric, student, student, stage, views, labels, teacher, bank)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -27,9 +27,11 @@ from edgekd.data import ImageSet
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.finish import averaging, finish
 from edgekd.distill.fitting import check_needs
+from edgekd.distill.folding import find_folds, folded
 from edgekd.distill.job import Job, total
 from edgekd.distill.lessons import class_bank, make_lessons
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch
+from edgekd.distill.memory import keep_freed_memory
 from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
@@ -89,6 +91,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     recipe = get_recipe(config.recipe, config.stages)
     check_needs(recipe, config)
     texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+    keep_freed_memory()
     if fabric.world_size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
 
@@ -157,6 +160,10 @@ def _run_stage(
     student.to(fabric.device).to(memory_format=torch.channels_last)
     model: Any = fabric.setup_module(cast(nn.Module, torch.compile(student)) if config.compile else student)
     optimizer: Any = fabric.setup_optimizers(raw_optimizer)
+    side = student.preprocess.size
+    example = torch.linspace(0, 1, 6 * side**2, device=fabric.device).reshape(2, 3, side, side)
+    # A compiler fuses for itself, and would compile again for every pass that changes.
+    folds = find_folds(student, example) if config.bn == "frozen" and not config.compile else []
     final = span.stop == steps
     average = averaging(job, len(span), final=final)
     if start > span.start:
@@ -177,7 +184,10 @@ def _run_stage(
         views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
         taught = teacher_embedding(raw, job.teacher, fabric.device)
         fields = job.lessons.fields(raw.indices, fabric.device)
-        loss, values = stage_loss(fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields)
+        with folded(folds):
+            loss, values = stage_loss(
+                fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields
+            )
         _stop_if_not_finite(loss, values, raw, job.images)
         optimizer.zero_grad()
         fabric.backward(loss)

@@ -139,9 +139,11 @@ def load_images(spec: str | Path) -> ImageSet:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
     """
     if str(spec) == "toy":
-        from edgekd.toy import toy_images
+        from edgekd.toy import KeptReader, ToyReader, toy_images
 
-        return toy_images()
+        images = toy_images()
+        assert isinstance(images.reader, ToyReader)
+        return replace(images, reader=KeptReader(images.reader))
     path = Path(spec)
     if path.is_dir():
         listing = scan.list_folder(path)

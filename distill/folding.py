@@ -1,0 +1,111 @@
+"""BatchNorm whose statistics are frozen, folded into the convolution before it, for the length of a forward pass.
+
+With fixed statistics BatchNorm is one factor and one offset per channel, so `bn(conv(x))` is a convolution with scaled
+weights and a bias. The same numbers, weights and gradients, without reading and writing every activation once more in
+each direction: a mobilenetv3 step at 128 px takes 0.78 of its time (docs/results.md). The modules and their parameters
+stay as they are; only the way through them changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers.conv2d_same import conv2d_same
+from torch import Tensor, nn
+
+Fold = tuple[nn.Conv2d, nn.BatchNorm2d]
+
+
+def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
+    """The convolutions of `model` whose output one frozen BatchNorm reads, and nothing else.
+
+    Args:
+        example: any input of `model`; a forward pass in eval mode shows who reads what.
+
+    Returns:
+        Pairs for `folded`; none where folding would change the output.
+    """
+    made: dict[int, nn.Conv2d] = {}
+    kept: list[Tensor] = []  # an output that is freed could lend its id to another
+    calls: dict[nn.Module, int] = {}
+    folds: list[Fold] = []
+
+    def after_conv(conv: nn.Module, _: Any, out: Tensor) -> None:
+        calls[conv] = calls.get(conv, 0) + 1
+        made[id(out)] = conv  # type: ignore[assignment]
+        kept.append(out)
+
+    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] = calls.get(norm, 0) + 1
+        if id(inputs[0]) in made:
+            folds.append((made[id(inputs[0])], norm))  # type: ignore[arg-type]
+
+    hooks = []
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, Conv2dSame):
+            hooks.append(module.register_forward_hook(after_conv))
+        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.affine and module.track_running_stats:
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            before = model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    folds = [fold for fold in folds if calls[fold[0]] == calls[fold[1]] == 1 and fold[0].padding_mode == "zeros"]
+    # Somebody else may read the convolution's output, between the two or past the BatchNorm.
+    with torch.no_grad(), folded(folds):
+        after = model(example)
+    model.train(was_training)
+    return folds if torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())) else []
+
+
+@contextlib.contextmanager
+def folded(folds: list[Fold]) -> Iterator[None]:
+    """Within the block a forward pass skips these BatchNorms and scales their convolutions' weights instead.
+
+    The BatchNorms must be in eval mode there. Gradients reach all four parameters.
+    """
+    try:
+        for conv, norm in folds:
+            conv.__dict__["forward"] = _scaled(conv, norm)
+            norm.__dict__["forward"] = _activated(norm)
+        yield
+    finally:
+        for pair in folds:
+            for module in pair:
+                module.__dict__.pop("forward", None)
+
+
+def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # [C]
+        weight = conv.weight * factor[:, None, None, None]
+        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        bias = norm.bias - mean * factor
+        if isinstance(conv, Conv2dSame):
+            settings: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            padded: Tensor = conv2d_same(x, weight, bias, *settings)
+            return padded
+        out: Tensor = conv._conv_forward(x, weight, bias)
+        return out
+
+    return forward
+
+
+def _activated(norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    """What is left of timm's BatchNorm: its dropout and activation."""
+
+    def forward(x: Tensor) -> Tensor:
+        activated: Tensor = norm.act(norm.drop(x)) if isinstance(norm, BatchNormAct2d) else x
+        return activated
+
+    return forward

@@ -1,0 +1,113 @@
+"""Frozen BatchNorm folded into the convolution before it: the same numbers and gradients, by another way."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.folding import find_folds, folded
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """In training mode, with BatchNorm statistics that are neither 0 nor 1, and frozen."""
+    torch.manual_seed(0)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model
+
+
+def loss_and_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = model(x).square().sum()
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "tf_efficientnet_lite0", "resnet18"])
+def test_the_same_output_and_gradients(name: str) -> None:
+    model = frozen(timm.create_model(name, num_classes=3)).double()
+    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    folds = find_folds(model, x)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(folds) == len(norms)
+    model.eval()  # after `find_folds` gave the training mode back; dropout would differ between passes, too
+    plain_loss, plain = loss_and_gradients(model, x)
+    with folded(folds):
+        loss, gradients = loss_and_gradients(model, x)
+    torch.testing.assert_close(loss, plain_loss)
+    assert gradients.keys() == plain.keys()
+    for parameter, gradient in gradients.items():
+        tolerance = 1e-9 + 1e-6 * float(gradient.abs().max())
+        torch.testing.assert_close(gradient, plain[parameter], rtol=1e-6, atol=tolerance)
+
+
+def test_the_model_is_as_before_after_the_block_also_after_an_error() -> None:
+    model = frozen(timm.create_model("mobilenetv3_small_100", num_classes=3))
+    x = torch.rand(2, 3, 32, 32)
+    before, names = copy.deepcopy(model.state_dict()), set(model.state_dict())
+    folds = find_folds(model, x)
+    with pytest.raises(RuntimeError, match="stop"), folded(folds):
+        raise RuntimeError("stop")
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert set(model.state_dict()) == names
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_training_mode_is_given_back() -> None:
+    model = timm.create_model("resnet18", num_classes=3).train()
+    find_folds(model, torch.rand(2, 3, 32, 32))
+    assert model.training
+    assert model.bn1.training
+
+
+class Shared(nn.Module):
+    """One convolution that two BatchNorms read, and one BatchNorm that reads no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.two(self.one(y) + y)
+
+
+class TwiceUsed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.norm(self.conv(x))))
+
+
+@pytest.mark.parametrize("kind", [Shared, TwiceUsed])
+def test_nothing_is_folded_where_it_would_change_the_output(kind: type[nn.Module]) -> None:
+    assert find_folds(frozen(kind()), torch.rand(2, 3, 8, 8)) == []
+
+
+def test_a_convolution_with_a_bias() -> None:
+    model = frozen(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    x = torch.rand(2, 3, 8, 8)
+    folds = find_folds(model, x)
+    model.eval()
+    expected = model(x)
+    with folded(folds):
+        torch.testing.assert_close(model(x), expected)
+    assert len(folds) == 1
+
+
+def test_other_kinds_of_batchnorm_are_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4))
+    assert find_folds(model.eval(), torch.rand(2, 3, 8, 8)) == []
