@@ -11,6 +11,7 @@ from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import Descriptions
 from edgekd.distill.fitting import settle_method
+from edgekd.distill.recipes import get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
@@ -18,7 +19,7 @@ from edgekd.scarce import check_unseen, run_split, without_classes
 from edgekd.split import Split, read_split
 
 TOY_SIZE = 48
-TOY_STEPS = 150
+TOY_STEPS = 120
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
 
@@ -50,6 +51,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     chosen["pretrained"] = start
     if config.size is None and toy and not tower:
         chosen["size"] = TOY_SIZE
+    if toy and config.prompts is None and get_recipe(config.recipe).prompts == "photo":
+        chosen["prompts"] = "domain"  # the toy teacher knows its styles by name
     from_scratch = config.student_weights is None and start == "scratch"
     if config.bn is None:
         chosen["bn"] = "train" if from_scratch else "frozen"

@@ -27,6 +27,14 @@ def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixtu
     assert "random weights" not in capsys.readouterr().err
 
 
+def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> None:
+    assert settled().prompts == "domain"
+    assert settled(prompts="photo").prompts == "photo"
+    assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
+    (tmp_path / "photos").mkdir()
+    assert settled(data="photos").prompts is None
+
+
 def test_a_toy_run_without_shipped_weights_starts_from_random_ones_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -26,7 +26,8 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
     config = plan.configs[taught[0]]
     teacher = load_teacher(config.teacher)
     images = plan.images
-    templates = templates_for(config.prompts or "photo", images.domains)
+    # One classifier for all cells, so no templates that differ with the domain left out.
+    templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)
     # `command:` would give other sentences at every call than those the students learned from.
     spec = config.descriptions if config.descriptions and not config.descriptions.startswith("command:") else None
     bank = teacher.text_bank(images.classes, templates, descriptions_for(spec, images.classes) if spec else None)
