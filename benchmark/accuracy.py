@@ -21,6 +21,7 @@ from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
 from edgekd.preprocess import Preprocess
+from edgekd.targets.placement import Placement
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Kind = Literal["teacher", "torch", "artifact"]
@@ -50,6 +51,7 @@ class Subject:
         threads: threads `predict` works with, where the caller knows; artifacts are asked themselves.
         device: where the numbers come from; `local` is this machine.
         measured: what a device found out; `predict` is then only a comparison.
+        placement: asks an artifact's runtime which nodes run where; None where it does not tell.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Subject:
     threads: int | None = None
     device: str = HERE
     measured: Measured | None = None
+    placement: Callable[[], Placement | None] = lambda: None
 
     @property
     def key(self) -> str:

@@ -27,6 +27,7 @@ from edgekd.benchmark.latency import (
     rotating,
     summarise,
 )
+from edgekd.benchmark.placement import placement_rows
 from edgekd.benchmark.report import write_report
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
@@ -65,12 +66,14 @@ def run_benchmark(
         examples: show small copies of misclassified images in report.html.
 
     Raises:
-        EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
+        EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run or that
+            falls back to another provider.
     """
     _check(subjects, suites, out, overwrite)
     if compared is not None:
         check_comparable(*compared, suites)
     protocol = QUICK if quick else FULL
+    placements = tuple(placement_rows(subjects))
     before = environment.state()
     started = time.perf_counter()
     logits, beside = _predict(subjects, suites)
@@ -89,6 +92,7 @@ def run_benchmark(
         corruptions=scores.corruptions,
         cue_conflicts=scores.cue_conflicts,
         comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
+        placements=placements,
         protocol={
             "latency": asdict(protocol),
             "latency_context": asdict(CONTEXT),

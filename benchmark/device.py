@@ -219,6 +219,7 @@ def _subjects(
             logits,
             facts,
             float(np.mean(same)) if same else None,
+            one.placement,
         )
         found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
     return found

@@ -63,6 +63,20 @@ class GateRow(Frozen):
     """Why it could not be evaluated."""
 
 
+class PlacementRow(Frozen):
+    """Where the nodes of one artifact ran. A report is only written when all ran where they were asked to."""
+
+    run: str
+    subject: str
+    asked: str
+    """Provider or device that was to run everything."""
+    nodes: dict[str, dict[str, int]] | None
+    """Provider → kind of operator → nodes; None where the runtime does not tell."""
+    told_by: str
+    """What was asked, or why nothing could be."""
+    device: str
+
+
 class CorruptionRow(Frozen):
     """One subject on the 15 corruptions of ImageNet-C at severities 1–5. Fractions are 0–1."""
 

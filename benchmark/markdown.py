@@ -8,7 +8,18 @@ from collections.abc import Iterable, Iterator
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
-from edgekd.benchmark.table import NONE, QUICK_MARK, cost_rows, fraction, label, main_table, mark, ms, percent
+from edgekd.benchmark.table import (
+    NONE,
+    QUICK_MARK,
+    cost_rows,
+    fraction,
+    label,
+    main_table,
+    mark,
+    most_frequent,
+    ms,
+    percent,
+)
 from edgekd.benchmark.verdict import verdict
 
 _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
@@ -50,7 +61,10 @@ def markdown(report: Report) -> str:
     if any(row.scaled for row in plain):
         lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
-    lines += ["Times in ms unless said otherwise.", "", "## How it was measured", ""]
+    lines += ["Times in ms unless said otherwise.", ""]
+    if report.placements:
+        lines += ["## Parity and placement", "", *_placed(report), ""]
+    lines += ["## How it was measured", ""]
     lines += [*(f"- {text}" for text in provenance(report)), ""]
     lines += ["How each number is made: report.html, or docs/report.md.", ""]
     return "\n".join(lines)
@@ -220,6 +234,26 @@ def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
     whole = (ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms))
     peak = NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
     return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak)
+
+
+def _placed(report: Report) -> Iterator[str]:
+    """Parity at export, and where the nodes ran, a line for each artifact."""
+    for row in report.placements:
+        name = f"{row.run}/{row.subject}"
+        yield from (
+            f"- {escaped(name)}: parity with the torch student on {facts['parity']['n']} images: same class "
+            f"{percent(facts['parity']['top1_agreement'])} %, largest logit error / range "
+            f"{facts['parity']['max_error_relative']:.2e}."
+            for facts in report.context.get("artifacts", ())
+            if (facts["run"], facts["name"]) == (row.run, row.subject)
+        )
+        if row.nodes is None:
+            yield f"- {escaped(name)}: placement n/a, {escaped(row.told_by)}."
+        else:
+            told = "; ".join(
+                f"{sum(kinds.values())} nodes on {who} ({most_frequent(kinds)})" for who, kinds in row.nodes.items()
+            )
+            yield f"- {escaped(name)}: {escaped(told)}, by {escaped(row.told_by)}."
 
 
 def _words(key: str) -> str:

@@ -61,6 +61,7 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         latency_table=page_tables.latency(report),
         failures=[_failure(found, thumbnails, number) for number, found in enumerate(failures)],
         parity=page_tables.parity(report),
+        placement=page_tables.placement(report),
         quantization=_quantization(report),
         environment=page_tables.machine(report),
         runs=[page_tables.run(facts) for facts in report.context.get("runs", ())],

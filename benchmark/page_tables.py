@@ -8,7 +8,17 @@ from edgekd.benchmark.definitions import shown
 from edgekd.benchmark.findings import CorruptionRow
 from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
-from edgekd.benchmark.table import NONE, cost_rows, fraction, main_table, mark, ms, p_value, percent
+from edgekd.benchmark.table import (
+    NONE,
+    cost_rows,
+    fraction,
+    main_table,
+    mark,
+    most_frequent,
+    ms,
+    p_value,
+    percent,
+)
 from edgekd.benchmark.verdict import gate_cells
 
 
@@ -140,6 +150,19 @@ def parity(report: Report) -> Table | None:
               "check", "runs on")  # fmt: skip
     caption = "Parity with the torch student, checked at export on real images, and the provider each file ran on"
     return Table(caption, header, tuple(rows), heads=2) if rows else None
+
+
+def placement(report: Report) -> Table | None:
+    """Which nodes ran where; None without exported files."""
+    rows = []
+    for row in report.placements:
+        parts = [(row.asked or NONE, NONE, row.told_by)]
+        if row.nodes is not None:
+            parts = [(who, f"{sum(kinds.values()):,}", most_frequent(kinds)) for who, kinds in row.nodes.items()]
+        rows += [(row.run, row.subject, *part, row.told_by if row.nodes else NONE) for part in parts]
+    header = ("run", "file", "ran on", "nodes", "operators", "told by")
+    caption = "Placement: on which provider each node of the loaded graph ran; a report with a fallback is refused"
+    return Table(caption, header, tuple(rows), heads=2, words=True) if rows else None
 
 
 def machine(report: Report) -> Table:

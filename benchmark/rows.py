@@ -15,7 +15,16 @@ from pydantic import Field
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import HERE, Kind, Subject, Suite
-from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, Frozen, GateRow, Scaled, SuiteRow
+from edgekd.benchmark.findings import (
+    Comparison,
+    CorruptionRow,
+    CueConflictRow,
+    Frozen,
+    GateRow,
+    PlacementRow,
+    Scaled,
+    SuiteRow,
+)
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
 
 SCHEMA_VERSION = 2
@@ -143,6 +152,7 @@ class Report(Frozen):
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    placements: tuple[PlacementRow, ...] = ()
     protocol: dict[str, Any]
     context: dict[str, Any]
     environment: dict[str, Any]

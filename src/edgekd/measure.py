@@ -130,6 +130,7 @@ def _artifact_subject(folder: Path) -> Subject:
         predict=session.run,
         classes=artifact.classes,
         folder=folder,
+        placement=session.placement,
     )
 
 

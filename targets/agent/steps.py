@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from edgekd.errors import EdgekdError
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
 from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
+from edgekd.targets.placement import refuse_fallback
 
 Said = Callable[[str], None]
 _CPUINFO = "/proc/cpuinfo"
@@ -59,6 +60,8 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
 def _predict(
     artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile, folder: Path, names: Sequence[str], say: Said
 ) -> None:
+    placement = model.placement()
+    refuse_fallback(artifact.name, placement)  # before hours are spent on it
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name in names:
             start = int(name.rpartition("-")[2])
@@ -77,7 +80,8 @@ def _predict(
                     "Compare it with the FP32 artifact on this device.",
                 )
             arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
-            write_step(folder / "done" / f"{name}.npz", arrays, {"boot": boot()})
+            facts = {"boot": boot(), "placement": asdict(placement)}
+            write_step(folder / "done" / f"{name}.npz", arrays, facts)
 
 
 def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said) -> None:

@@ -21,6 +21,7 @@ SHARED = (
     "benchmark/stats.py",
     "targets/__init__.py",
     "targets/onnx_runtime.py",
+    "targets/placement.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 
