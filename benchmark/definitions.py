@@ -35,6 +35,14 @@ LATENCY: tuple[tuple[str, str], ...] = (
     ("p99", "Only from 270,336 samples on, the number MLPerf asks for to state it at 99 % confidence."),
     ("mean, CV", "Mean, and population standard deviation divided by it."),
     ("first, load", "First call in a fresh process; opening the file. Medians over processes."),
+    ("energy", "From the sensor that was declared, read between blocks, never inside the clock: counters by their "
+     "difference, power by the trapezoidal rule over both ends of each block. All of what the sensor covers is in it, "
+     "idle power too; above idle: less the power at rest, taken before any model was loaded, times the same time. "
+     "Without a declared sensor: n/a."),
+    ("peak MB", "Largest resident memory of a process that held this file alone, interpreter and libraries included, "
+     "in 10⁶ bytes; none where one process measured several files in turns."),
+    ("placement", "Which provider ran each node, as the runtime tells of one answer (ONNX Runtime's profile, "
+     "OpenVINO's runtime model). A file of which any part ran elsewhere than asked gets no report."),
     ("MB", "Size of the artifact's files without its manifest, in 10⁶ bytes."),
 )  # fmt: skip
 

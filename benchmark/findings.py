@@ -63,6 +63,22 @@ class GateRow(Frozen):
     """Why it could not be evaluated."""
 
 
+class EnergyRow(Frozen):
+    """Energy of the measured blocks of one artifact, from a declared sensor."""
+
+    sensor: str
+    covers: str
+    """Whose energy it is: the processor's, a board's, a rail's, the whole device's."""
+    joules_per_image: float
+    """Idle power included."""
+    joules_per_image_above_idle: float | None
+    """Less idle power times the same time."""
+    mean_w: float
+    idle_w: float | None
+    """Before any model was loaded; of several processes the mean."""
+    seconds: float
+
+
 class PlacementRow(Frozen):
     """Where the nodes of one artifact ran. A report is only written when all ran where they were asked to."""
 

@@ -16,6 +16,7 @@ from edgekd.benchmark.table import (
     label,
     main_table,
     mark,
+    millijoules,
     most_frequent,
     ms,
     percent,
@@ -26,7 +27,8 @@ _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p
 _SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
                  "NLL", "Brier")  # fmt: skip
 _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean", "CV", "runs", "seconds", "first",
-                   "load", "read + resize", "end to end p50", "p90", "peak MB")  # fmt: skip
+                   "load", "read + resize", "end to end p50", "p90", "peak MB", "mJ per image",
+                   "above idle")  # fmt: skip
 
 
 _GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
@@ -61,7 +63,7 @@ def markdown(report: Report) -> str:
     if any(row.scaled for row in plain):
         lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
-    lines += ["Times in ms unless said otherwise.", ""]
+    lines += ["Times in ms unless said otherwise.", "", *_energy(report), ""]
     if report.placements:
         lines += ["## Parity and placement", "", *_placed(report), ""]
     lines += ["## How it was measured", ""]
@@ -233,7 +235,8 @@ def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
     once = (ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms))
     whole = (ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms))
     peak = NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
-    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak)
+    joules = (row.energy.joules_per_image, row.energy.joules_per_image_above_idle) if row.energy else (None, None)
+    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak, *map(millijoules, joules))
 
 
 def _placed(report: Report) -> Iterator[str]:
@@ -254,6 +257,17 @@ def _placed(report: Report) -> Iterator[str]:
                 f"{sum(kinds.values())} nodes on {who} ({most_frequent(kinds)})" for who, kinds in row.nodes.items()
             )
             yield f"- {escaped(name)}: {escaped(told)}, by {escaped(row.told_by)}."
+
+
+def _energy(report: Report) -> list[str]:
+    told = [
+        f"Energy of {row.run}/{row.subject} by {one.sensor} ({one.covers}), over the measured blocks, idle power "
+        f"included: {one.mean_w:.2f} W; at rest before "
+        + ("unknown." if one.idle_w is None else f"{one.idle_w:.2f} W, which is what above idle leaves out.")
+        for row in report.latency
+        if (one := row.energy) is not None
+    ]
+    return [f"- {escaped(text)}" for text in told] or ["Energy: n/a, no sensor was declared (--energy)."]
 
 
 def _words(key: str) -> str:

@@ -14,6 +14,7 @@ from edgekd.benchmark.table import (
     fraction,
     main_table,
     mark,
+    millijoules,
     most_frequent,
     ms,
     p_value,
@@ -120,7 +121,7 @@ def scaled(report: Report) -> Table | None:
 def latency(report: Report) -> Table:
     """Every latency with all its numbers."""
     header = ("subject", "runtime", "threads", "p50", "p90", "p99", "mean", "CV", "runs", "processes", "seconds",
-              "first", "load", "read + resize")  # fmt: skip
+              "first", "load", "read + resize", "peak MB")  # fmt: skip
     several = len({row.run for row in report.summary}) > 1
     rows = tuple(
         (
@@ -128,10 +129,24 @@ def latency(report: Report) -> Table:
             row.provider, NONE if row.threads is None else str(row.threads), ms(row.p50_ms), ms(row.p90_ms),
             ms(row.p99_ms), ms(row.mean_ms), f"{row.cv:.2f}", f"{row.n:,}", str(row.processes), f"{row.seconds:.1f}",
             ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms),
+            NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
         )
         for row in report.latency
     )  # fmt: skip
     return Table("Latency of one image, times in ms", header, rows)
+
+
+def energy(report: Report) -> Table | None:
+    """Energy per image; None where no sensor was declared."""
+    rows = tuple(
+        (row.run, row.subject, millijoules(one.joules_per_image), millijoules(one.joules_per_image_above_idle),
+         f"{one.mean_w:.2f}", NONE if one.idle_w is None else f"{one.idle_w:.2f}", f"{one.seconds:.0f}",
+         f"{one.sensor} ({one.covers})")
+        for row in report.latency
+        if (one := row.energy) is not None
+    )  # fmt: skip
+    header = ("run", "file", "mJ per image", "mJ above idle", "mean W", "idle W", "seconds", "sensor")
+    return Table("Energy of one image, over the measured latency blocks", header, rows, heads=2) if rows else None
 
 
 def parity(report: Report) -> Table | None:

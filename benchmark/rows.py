@@ -19,6 +19,7 @@ from edgekd.benchmark.findings import (
     Comparison,
     CorruptionRow,
     CueConflictRow,
+    EnergyRow,
     Frozen,
     GateRow,
     PlacementRow,
@@ -93,6 +94,8 @@ class LatencyRow(Frozen):
     """From the encoded image to the logits, one clock; None where it was not measured."""
     end_to_end_p90_ms: float | None = None
     peak_rss_mb: float | None = None
+    energy: EnergyRow | None = None
+    """None without a declared sensor."""
 
 
 class Difference(Frozen):

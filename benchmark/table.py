@@ -77,6 +77,11 @@ def most_frequent(kinds: Mapping[str, int], at_most: int = 6) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in ordered[:at_most]) + more
 
 
+def millijoules(value: float | None) -> str:
+    """Joules as millijoules."""
+    return NONE if value is None else f"{1e3 * value:.3g}" if value < 1 else f"{1e3 * value:.0f}"
+
+
 def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 

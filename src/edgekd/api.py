@@ -168,6 +168,7 @@ def benchmark(
     device: Iterable[str] = (),
     keep: bool = False,
     result: str | Path | None = None,
+    energy: str | None = None,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -192,6 +193,7 @@ def benchmark(
         keep: leave agent, artifacts and images on the device for the next time.
         result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
             those of the bundle.
+        energy: sensor whose energy is reported per image: `rapl`, `nvml`, `ina` or `battery`, where the artifacts run.
 
     Returns:
         The report, as `report.json` has it.
@@ -216,7 +218,7 @@ def benchmark(
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
         else:
-            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep)
+            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep, energy=energy)
     return run_benchmark(
         subjects,
         found.suites,
@@ -228,6 +230,7 @@ def benchmark(
         gates=wanted,
         compared=compared_of(found.subjects, places) if compare else None,
         examples=examples,
+        energy=energy,
     )
 
 
@@ -256,11 +259,12 @@ def make_bundle(
     texture_shape: str | None = None,
     quick: bool = False,
     threads: int | None = None,
+    energy: str | None = None,
 ) -> str:
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick` and `threads`.
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick`, `threads` and `energy`.
         folder: new folder.
 
     Returns:
@@ -272,7 +276,7 @@ def make_bundle(
 
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
-    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy)
 
 
 def evaluate(

@@ -317,6 +317,10 @@ def benchmark(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
     ] = False,
+    energy: Annotated[
+        str | None,
+        typer.Option(help="Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
@@ -348,6 +352,7 @@ def benchmark(
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
+            energy=energy,
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
@@ -370,6 +375,7 @@ def benchmark(
         device=where,
         keep=keep,
         result=import_,
+        energy=energy,
     )
     print_table(report)
     folder = report.folder

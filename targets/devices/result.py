@@ -27,6 +27,7 @@ class Clocked:
     load_ms: float
     provider: str
     threads: int
+    energy: dict[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,5 +151,15 @@ def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         float(facts["warmup_s"]),
         bool(facts["settled"]),
         bool(facts["complete"]),
+        None if facts.get("joules") is None else float(facts["joules"]),
+        float(facts.get("metered_s", 0.0)),
     )
-    return Clocked(samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]))
+    energy = facts.get("energy")
+    if energy is not None:
+        idle = energy["idle_w"]
+        energy = {
+            "sensor": str(energy["sensor"]),
+            "covers": str(energy["covers"]),
+            "idle_w": None if idle is None else float(idle),
+        }
+    return Clocked(samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]), energy)

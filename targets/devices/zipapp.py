@@ -16,6 +16,7 @@ SHARED = (
     "errors.py",
     "images.py",
     "resize.py",
+    "benchmark/energy.py",
     "benchmark/environment.py",
     "benchmark/latency.py",
     "benchmark/stats.py",
