@@ -95,6 +95,8 @@ def run_benchmark(
         latency=tuple(latency),
         corruptions=scores.corruptions,
         cue_conflicts=scores.cue_conflicts,
+        vocabularies=scores.vocabularies,
+        own_metrics=scores.own_metrics,
         comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
         placements=placements,
         protocol={

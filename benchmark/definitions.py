@@ -18,6 +18,8 @@ ACCURACY: tuple[tuple[str, str], ...] = (
      "bins of equally many images (Nixon et al. 2019). The OOD value is the unweighted mean over the suites."),
     ("temperature, scaled", "The divisor of the logits with the smallest negative log-likelihood on ID validation "
      "images, and the calibration after it. OOD images never take part in the fit."),
+    ("in other words", "The same images with other prompt templates, or with class names added that no image has. "
+     "Loss: top-1 in the run's own words minus top-1 then. Classes that are part of weights or file: n/a."),
     ("NLL, Brier", "Mean negative log-likelihood of the label in nats; mean of Σ_c (p_c − y_c)², 0 to 2."),
     ("export cost", "Accuracy of the torch student minus that of the artifact on the same images; positive is a loss. "
      "Interval: paired bootstrap, 10,000 draws of images within each suite. p: exact two-sided McNemar test."),

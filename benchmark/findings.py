@@ -8,13 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekd.benchmark.stats import Interval
 
-Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val"]
+Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val",
+                 "vocabulary"]  # fmt: skip
 """What kind of images a suite has.
 
 `id` held-out images of the training domains; `seen` training domains of an artifact without its split; `domain` a
 domain that training left out; `folder` other images; `subset` other images of only some of the subject's classes;
 `clean` ID images of just the classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one
-class and texture of another; `val` ID validation, from which only temperatures come.
+class and texture of another; `vocabulary` images of another suite, asked in other words; `val` ID validation, from
+which only temperatures come.
 """
 
 
@@ -124,6 +126,37 @@ class CueConflictRow(Frozen):
     shape_bias: float | None
     """shape / (shape + texture); None when it never names either."""
     shape_bias_ci95: Interval | None
+
+
+class VocabularyRow(Frozen):
+    """One subject when the words it is asked in change; the numbers are None where it cannot be asked so."""
+
+    run: str
+    subject: str
+    suite: str
+    base: str
+    """The suite with the same images and the run's own words."""
+    n: int
+    added: int
+    """Class names that no image has."""
+    top1: float | None
+    top1_ci95: Interval | None
+    base_top1: float | None
+    """Top-1 on `base`."""
+    to_added: float | None
+    """Fraction of images answered with an added name."""
+    reason: str | None
+    """Why it cannot be asked so."""
+
+
+class OwnMetricsRow(Frozen):
+    """One subject by the metrics that a data set defines for itself."""
+
+    run: str
+    subject: str
+    suite: str
+    told_by: str
+    metrics: dict[str, float]
 
 
 class SuiteComparison(Frozen):

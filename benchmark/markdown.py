@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
+from edgekd.benchmark.page_tables import OWN_HEADER, VOCABULARY_HEADER, own_metric_cells, vocabulary_cells
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import (
     NONE,
@@ -57,6 +58,15 @@ def markdown(report: Report) -> str:
         lines += ["## Corruptions", "", *_corruptions(report), ""]
     if report.cue_conflicts:
         lines += ["## Shape or texture", "", *markdown_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)), ""]
+    if report.vocabularies:
+        lines += [
+            "## In other words",
+            "",
+            *markdown_table(VOCABULARY_HEADER, map(vocabulary_cells, report.vocabularies)),
+        ]
+        lines += ["", "Loss: top-1 in the run's own words minus top-1 in these, on the same images.", ""]
+    if report.own_metrics:
+        lines += ["## By the data set's own metrics", "", *markdown_table(OWN_HEADER, own_metric_cells(report)), ""]
     # The 75 cells of the corruptions stand in corruptions.csv.
     plain = [row for row in report.accuracy if not row.suite.startswith("corruption:")]
     lines += ["## Each suite", "", *markdown_table(_SUITE_HEADER, map(_suite_cells, plain)), ""]

@@ -20,7 +20,7 @@ from edgekd.benchmark.verdict import verdict
 MATRIX_CLASSES = 16
 """Larger matrices are cut to the classes with the most mistakes; the others share a column."""
 MAX_SUITES = 24
-HEAVY_FAMILIES = ("corruption", "cue-conflict")
+HEAVY_FAMILIES = ("corruption", "cue-conflict", "vocabulary")
 """Suites that have tables of their own instead of bars."""
 
 
@@ -55,6 +55,8 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         comparisons=[_comparison(pair) for pair in report.comparisons],
         corruptions=[page_tables.corruption(row) for row in report.corruptions],
         cue_conflicts=page_tables.cue_conflicts(report),
+        vocabularies=page_tables.vocabularies(report),
+        own_metrics=page_tables.own_metrics(report),
         calibration=list(_calibration(kept, seen)),
         scaled=page_tables.scaled(report),
         latencies=list(_latencies(kept, seen)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgekd.benchmark.definitions import shown
-from edgekd.benchmark.findings import CorruptionRow
+from edgekd.benchmark.findings import CorruptionRow, VocabularyRow
 from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
 from edgekd.benchmark.table import (
@@ -99,6 +99,42 @@ def cue_conflicts(report: Report) -> Table | None:
                      percent(row.shape_bias) + low_high))  # fmt: skip
     header = ("subject", "suite", "n", "for the shape", "for the texture", "shape bias [95 % CI]")
     return Table("Shape or texture, in percent (Geirhos et al. 2019)", header, tuple(rows))
+
+
+VOCABULARY_HEADER = ("run", "subject", "suite", "n", "names added", "top-1 [95 % CI]", "own words", "loss, points",
+                     "to added names")  # fmt: skip
+OWN_HEADER = ("run", "subject", "suite", "metric", "value", "computed by")
+
+
+def vocabulary_cells(row: VocabularyRow) -> tuple[str, ...]:
+    """A line about one subject asked in other words; n/a with its reason where it cannot be."""
+    who = (row.run, row.subject, row.suite, f"{row.n:,}", str(row.added))
+    if row.top1 is None or row.top1_ci95 is None or row.base_top1 is None:
+        return (*who, f"n/a: {row.reason}", NONE, NONE, NONE)
+    low, high = row.top1_ci95
+    top1 = f"{percent(row.top1)} [{percent(low)}, {percent(high)}]"
+    return (*who, top1, percent(row.base_top1), f"{100 * (row.base_top1 - row.top1):+.1f}", percent(row.to_added))
+
+
+def vocabularies(report: Report) -> Table | None:
+    """What changed words cost; None where none were asked for."""
+    rows = tuple(vocabulary_cells(row) for row in report.vocabularies)
+    caption = "The same images asked in other words: templates, class names that no image has"
+    return Table(caption, VOCABULARY_HEADER, rows, heads=2) if rows else None
+
+
+def own_metric_cells(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (row.run, row.subject, row.suite, name, f"{value:.4g}", row.told_by)
+        for row in report.own_metrics
+        for name, value in row.metrics.items()
+    ]
+
+
+def own_metrics(report: Report) -> Table | None:
+    """Metrics that data sets define for themselves; None without such suites."""
+    rows = tuple(own_metric_cells(report))
+    return Table("Metrics of the data set's own package", OWN_HEADER, rows, heads=2) if rows else None
 
 
 def scaled(report: Report) -> Table | None:

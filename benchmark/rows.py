@@ -22,9 +22,11 @@ from edgekd.benchmark.findings import (
     EnergyRow,
     Frozen,
     GateRow,
+    OwnMetricsRow,
     PlacementRow,
     Scaled,
     SuiteRow,
+    VocabularyRow,
 )
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
 
@@ -154,6 +156,8 @@ class Report(Frozen):
     latency: tuple[LatencyRow, ...]
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
+    vocabularies: tuple[VocabularyRow, ...] = ()
+    own_metrics: tuple[OwnMetricsRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     placements: tuple[PlacementRow, ...] = ()
     protocol: dict[str, Any]
