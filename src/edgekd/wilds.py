@@ -119,7 +119,7 @@ def _lacking(error: ImportError) -> EdgekdError:
 
 
 def _eval(dataset: Any, indices: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-    """The data set's metrics of answers for `indices`; those of groups without images, which are not numbers, left out."""
+    """The data set's metrics of answers for `indices`; without those of groups that have no images, which are NaN."""
     import torch
 
     def metrics(answers: NDArray[np.int64]) -> dict[str, float]:
