@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +21,17 @@ from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
 from edgekd.preprocess import Preprocess
+from edgekd.targets.placement import Placement
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Wording = tuple[Predict, tuple[str, ...]]
+"""How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
 Kind = Literal["teacher", "torch", "artifact"]
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
-    "cue": "cue-conflict",
+    "cue": "cue-conflict", "vocab": "vocabulary",
 }  # fmt: skip
 
 
@@ -50,6 +53,9 @@ class Subject:
         threads: threads `predict` works with, where the caller knows; artifacts are asked themselves.
         device: where the numbers come from; `local` is this machine.
         measured: what a device found out; `predict` is then only a comparison.
+        wordings: name of a changed vocabulary → how it answers then and among which classes; a model whose classes
+            are part of its weights or of its file has none.
+        placement: asks an artifact's runtime which nodes run where; None where it does not tell.
     """
 
     name: str
@@ -64,6 +70,8 @@ class Subject:
     threads: int | None = None
     device: str = HERE
     measured: Measured | None = None
+    placement: Callable[[], Placement | None] = lambda: None
+    wordings: Mapping[str, Wording] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -83,6 +91,10 @@ class Suite:
         family: what kind of images they are, see `findings.Family`; None derives it from the name.
         remarks: what a reader must know about these images, one sentence each.
         corruption: name and severity (1–5) of what every image goes through first, see `corruptions.corrupt`.
+        wording: name of the changed vocabulary that it is asked with; `images.classes` then ends in the names added.
+        base: name of the suite with the same images and the run's own vocabulary.
+        own_metrics: int64 answers `[n]` (index into `images.classes`) → the data set's own metrics by name.
+        own_metrics_by: who computes them.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
     """
 
@@ -94,6 +106,10 @@ class Suite:
     remarks: tuple[str, ...] = ()
     texture: NDArray[np.int64] | None = None
     corruption: tuple[str, int] | None = None
+    wording: str | None = None
+    base: str | None = None
+    own_metrics: Callable[[NDArray[np.int64]], dict[str, float]] | None = None
+    own_metrics_by: str = ""
 
     @property
     def kind(self) -> Family:
@@ -113,6 +129,10 @@ class Suite:
         return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
+        """Whether the subject is measured on it: one of its run that can speak its vocabulary."""
+        return self.concerns(subject) and (self.wording is None or self.wording in subject.wordings)
+
+    def concerns(self, subject: Subject) -> bool:
         return self.run is None or self.run == subject.run
 
 
@@ -128,11 +148,14 @@ def predict_suite(subjects: Sequence[Subject], suite: Suite, *, batch: int = 64)
             shape or not finite.
     """
     columns = [columns_of(subject, suite) for subject in subjects]
+    predicts = [
+        subject.predict if suite.wording is None else subject.wordings[suite.wording][0] for subject in subjects
+    ]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
     parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
     for pixels in _batches(suite, preprocesses, batch):
-        for subject, chosen, part in zip(subjects, columns, parts, strict=True):
-            logits = subject.predict(pixels[subject.preprocess.hash])  # [B, C]
+        for subject, predict, chosen, part in zip(subjects, predicts, columns, parts, strict=True):
+            logits = predict(pixels[subject.preprocess.hash])  # [B, C]
             _check(logits, subject, suite, len(pixels[subject.preprocess.hash]))
             part.append(np.asarray(logits[:, chosen], dtype=np.float32))
     return [np.concatenate(part) for part in parts]
@@ -197,18 +220,28 @@ def _corrupted(
 
 def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
     """Which of the subject's logits are the suite's classes, in their order, int64 `[C]`."""
-    place = {name: column for column, name in enumerate(subject.classes)}
-    for name in suite.images.classes:
+    return columns_among(_classes(subject, suite), suite.images.classes, f"{subject.name} of run {subject.run}")
+
+
+def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
+    """Place of each wanted class among those known, int64 `[len(wanted)]`.
+
+    Raises:
+        EdgekdError: one that `who` does not know.
+    """
+    place = {name: column for column, name in enumerate(known)}
+    for name in wanted:
         if name not in place:
-            raise EdgekdError(
-                f'The data has a class "{name}" that {subject.name} of run {subject.run} was not made for.',
-                did_you_mean(name, subject.classes),
-            )
-    return np.asarray([place[name] for name in suite.images.classes], dtype=np.int64)
+            raise EdgekdError(f'The data has a class "{name}" that {who} was not made for.', did_you_mean(name, known))
+    return np.asarray([place[name] for name in wanted], dtype=np.int64)
+
+
+def _classes(subject: Subject, suite: Suite) -> tuple[str, ...]:
+    return subject.classes if suite.wording is None else subject.wordings[suite.wording][1]
 
 
 def _check(logits: NDArray[np.float32], subject: Subject, suite: Suite, rows: int) -> None:
-    wanted = (rows, len(subject.classes))
+    wanted = (rows, len(_classes(subject, suite)))
     if logits.shape != wanted:
         raise EdgekdError(
             f"{subject.name} of run {subject.run} returned logits of shape {list(logits.shape)}, not {list(wanted)}.",

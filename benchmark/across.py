@@ -21,7 +21,7 @@ from edgekd.benchmark.stats import mcnemar_p, paired_interval
 from edgekd.benchmark.table import label
 from edgekd.errors import EdgekdError
 
-APART = ("corruption", "cue-conflict", "val")
+APART = ("corruption", "cue-conflict", "val", "vocabulary")
 """Families of suites that are not set beside each other."""
 
 

@@ -16,6 +16,8 @@ from edgekd.benchmark import environment, rows
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
 from edgekd.benchmark.compare import check_comparable, compare
 from edgekd.benchmark.device import device_facts, latency_places
+from edgekd.benchmark.energy import per_image
+from edgekd.benchmark.findings import EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
@@ -27,6 +29,7 @@ from edgekd.benchmark.latency import (
     rotating,
     summarise,
 )
+from edgekd.benchmark.placement import placement_rows
 from edgekd.benchmark.report import write_report
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
@@ -48,6 +51,7 @@ def run_benchmark(
     gates: Sequence[Gate] = (),
     compared: tuple[Subject, Subject] | None = None,
     examples: bool = True,
+    energy: str | None = None,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
 
@@ -63,19 +67,22 @@ def run_benchmark(
         compared: two of the subjects, artifacts, to set beside each other; their latencies are then measured in
             alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
+        energy: sensor to read while the artifacts' clock runs, one of `energy.SENSORS`; None reports none.
 
     Raises:
-        EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run.
+        EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run or that
+            falls back to another provider.
     """
     _check(subjects, suites, out, overwrite)
     if compared is not None:
         check_comparable(*compared, suites)
     protocol = QUICK if quick else FULL
+    placements = tuple(placement_rows(subjects))
     before = environment.state()
     started = time.perf_counter()
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
-    latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None)
+    latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
     scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
@@ -88,7 +95,10 @@ def run_benchmark(
         latency=tuple(latency),
         corruptions=scores.corruptions,
         cue_conflicts=scores.cue_conflicts,
+        vocabularies=scores.vocabularies,
+        own_metrics=scores.own_metrics,
         comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
+        placements=placements,
         protocol={
             "latency": asdict(protocol),
             "latency_context": asdict(CONTEXT),
@@ -153,7 +163,13 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logi
 
 
 def _latency(
-    subjects: Sequence[Subject], suites: Sequence[Suite], protocol: Protocol, threads: int | None, *, together: bool
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    protocol: Protocol,
+    threads: int | None,
+    *,
+    together: bool,
+    energy: str | None,
 ) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]]]:
     """A row for each subject, and by its key the samples of each process."""
     models = {subject.key: subject for subject in subjects}
@@ -172,6 +188,7 @@ def _latency(
         protocol,
         threads=threads,
         together=together,
+        energy=energy,
     )
     for key, subject in artifacts.items():
         if subject.measured is not None:
@@ -204,11 +221,25 @@ def _latency(
 
 
 def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
+    peaks = [one.peak_rss_mb for one in found if one.peak_rss_mb is not None]
     return {
         "provider": found[0].provider,
         "threads": found[0].threads,
         "load_ms": float(np.median([one.load_ms for one in found])),
+        "peak_rss_mb": max(peaks) if peaks else None,
+        "energy": _energy(found),
     }
+
+
+def _energy(found: Sequence[ArtifactLatency]) -> EnergyRow | None:
+    joules = [one.samples.joules for one in found if one.samples.joules is not None]
+    told = [one.energy for one in found if one.energy is not None]
+    if len(joules) < len(found) or len(told) < len(found):
+        return None
+    idle = [one["idle_w"] for one in told if one["idle_w"] is not None]
+    facts = told[0] | {"idle_w": float(np.mean(idle)) if idle else None}
+    images = sum(len(one.samples.samples_ms) for one in found)
+    return EnergyRow(**per_image(joules, [one.samples.metered_s for one in found], images, facts))
 
 
 def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:

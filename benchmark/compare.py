@@ -34,7 +34,7 @@ def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> l
     return [
         number
         for number, suite in enumerate(suites)
-        if suite.holds(first) and suite.holds(second) and suite.kind not in ("val", "corruption")
+        if suite.holds(first) and suite.holds(second) and suite.kind not in ("val", "corruption", "vocabulary")
     ]
 
 

@@ -21,6 +21,7 @@ from edgekd.benchmark.chart_latency import histogram, span
 from edgekd.benchmark.definitions import ACCURACY, LATENCY
 from edgekd.benchmark.markdown import escaped, markdown_table
 from edgekd.benchmark.pieces import NARROW, WIDE, Figure, Table, environment
+from edgekd.benchmark.robustness import effective_robustness
 from edgekd.benchmark.svg import COLOURS, swatch
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import verdict
@@ -123,7 +124,35 @@ def _accuracy(group: Sequence[Entry], colours: dict[int, str], number: int) -> d
         "images": images,
         "table": Table(f"On the same images: {images}", header, tuple(rows)),
         "bars": Figure(f"bars-{number}", tuple(figure)),
+        **_robustness(group),
         "legend": _legend(group, colours),
+    }
+
+
+def _robustness(group: Sequence[Entry]) -> dict[str, Any]:
+    """Effective robustness as a table and a sentence; the sentence alone where it cannot be had."""
+    found = effective_robustness(group)
+    if found.reason:
+        return {"robustness": None, "robustness_said": f"Effective robustness cannot be computed: {found.reason}."}
+    several = len(found.lines) > 1
+    header = ("subject", *(line.suite.replace("ood:", "OOD:") for line in found.lines), *(("mean",) if several else ()))
+    rows = []
+    for entry, beyond in zip(group, found.beyond, strict=True):
+        values = [100 * value for value in beyond.values()]
+        mean = (f"{sum(values) / len(values):+.1f}",) if several else ()
+        rows.append((entry.name, *(f"{value:+.1f}" for value in values), *mean))
+    lines = "; ".join(
+        f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
+        for line in found.lines
+    )
+    said = (
+        f"Accuracy beyond the line through {len(found.models)} students ({', '.join(found.models)}) between the "
+        f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
+        "rough: it has no interval, and the students that shape it lie near it."
+    )
+    return {
+        "robustness": Table("Effective robustness, in points: positive is beyond the line", header, tuple(rows)),
+        "robustness_said": said,
     }
 
 
@@ -180,6 +209,9 @@ def _markdown(view: dict[str, Any]) -> str:
     lines += ["", "## Accuracy", ""]
     for part in view["accuracy"]:
         lines += table(part["table"])
+        if part["robustness"] is not None:
+            lines += table(part["robustness"])
+        lines += [escaped(part["robustness_said"]), ""]
     lines += ["## Latency", ""]
     for part in view["latency"]:
         lines += table(part["table"])

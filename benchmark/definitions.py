@@ -18,6 +18,8 @@ ACCURACY: tuple[tuple[str, str], ...] = (
      "bins of equally many images (Nixon et al. 2019). The OOD value is the unweighted mean over the suites."),
     ("temperature, scaled", "The divisor of the logits with the smallest negative log-likelihood on ID validation "
      "images, and the calibration after it. OOD images never take part in the fit."),
+    ("in other words", "The same images with other prompt templates, or with class names added that no image has. "
+     "Loss: top-1 in the run's own words minus top-1 then. Classes that are part of weights or file: n/a."),
     ("NLL, Brier", "Mean negative log-likelihood of the label in nats; mean of Σ_c (p_c − y_c)², 0 to 2."),
     ("export cost", "Accuracy of the torch student minus that of the artifact on the same images; positive is a loss. "
      "Interval: paired bootstrap, 10,000 draws of images within each suite. p: exact two-sided McNemar test."),
@@ -35,6 +37,14 @@ LATENCY: tuple[tuple[str, str], ...] = (
     ("p99", "Only from 270,336 samples on, the number MLPerf asks for to state it at 99 % confidence."),
     ("mean, CV", "Mean, and population standard deviation divided by it."),
     ("first, load", "First call in a fresh process; opening the file. Medians over processes."),
+    ("energy", "From the sensor that was declared, read between blocks, never inside the clock: counters by their "
+     "difference, power by the trapezoidal rule over both ends of each block. All of what the sensor covers is in it, "
+     "idle power too; above idle: less the power at rest, taken before any model was loaded, times the same time. "
+     "Without a declared sensor: n/a."),
+    ("peak MB", "Largest resident memory of a process that held this file alone, interpreter and libraries included, "
+     "in 10⁶ bytes; none where one process measured several files in turns."),
+    ("placement", "Which provider ran each node, as the runtime tells of one answer (ONNX Runtime's profile, "
+     "OpenVINO's runtime model). A file of which any part ran elsewhere than asked gets no report."),
     ("MB", "Size of the artifact's files without its manifest, in 10⁶ bytes."),
 )  # fmt: skip
 

@@ -44,6 +44,7 @@ def on_device(
     quick: bool = False,
     threads: int | None = None,
     keep: bool = False,
+    energy: str | None = None,
 ) -> list[Subject]:
     """Measure every artifact among `subjects` on the device `spec`; they come back as subjects of that device.
 
@@ -51,7 +52,10 @@ def on_device(
         EdgekdError: no artifact, no such device, or whatever keeps the device from measuring.
     """
     device = find_device(spec)
-    with _order(subjects, suites, quick=quick, threads=threads) as order, tempfile.TemporaryDirectory() as name:
+    with (
+        _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order,
+        tempfile.TemporaryDirectory() as name,
+    ):
         path = Path(name) / "result.npz"
         measure_on(device, order.payload, path, keep=keep)
         return _subjects(subjects, suites, order, read_result(path), device.name)
@@ -64,11 +68,12 @@ def bundle(
     *,
     quick: bool = False,
     threads: int | None = None,
+    energy: str | None = None,
 ) -> str:
     """Write the folder for a device that nobody can reach; the line to run there."""
     from edgekd.targets.devices.bundle import bundle_command, write_bundle
 
-    with _order(subjects, suites, quick=quick, threads=threads) as order:
+    with _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order:
         write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts))
         return bundle_command(order.payload.job_folder)
 
@@ -81,11 +86,12 @@ def on_devices(
     quick: bool = False,
     threads: int | None = None,
     keep: bool = False,
+    energy: str | None = None,
 ) -> list[Subject]:
     """What runs here (teacher, torch student), then every artifact as each device measures it."""
     found = [subject for subject in subjects if subject.folder is None]
     for spec in specs:
-        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep)
+        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep, energy=energy)
     return found
 
 
@@ -97,7 +103,8 @@ def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
     """
     result = read_result(path)
     quick = result.job.protocol.name == QUICK.name
-    with _order(subjects, suites, quick=quick, threads=result.job.threads) as order:
+    threads, energy = result.job.threads, result.job.energy
+    with _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order:
         if result.job.artifacts != order.job.artifacts:
             raise EdgekdError(
                 f"{path} is of other artifacts or images: {', '.join(a.name for a in result.job.artifacts)}.",
@@ -143,7 +150,7 @@ def latency_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
 
 @contextmanager
 def _order(
-    subjects: Sequence[Subject], suites: Sequence[Suite], *, quick: bool, threads: int | None
+    subjects: Sequence[Subject], suites: Sequence[Suite], *, quick: bool, threads: int | None, energy: str | None
 ) -> Iterator[_Order]:
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
@@ -177,6 +184,7 @@ def _order(
             image_file=image_file,
             protocol=QUICK if quick else FULL,
             threads=threads,
+            energy=energy,
         )
         sources = {folders[subject.key]: Path(subject.folder) for subject in artifacts if subject.folder}
         yield _Order(job, assemble(job, scratch / "images.zip", sources, scratch), places)
@@ -219,13 +227,14 @@ def _subjects(
             logits,
             facts,
             float(np.mean(same)) if same else None,
+            one.placement,
         )
         found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
     return found
 
 
 def _latency(clock: Clocked) -> ArtifactLatency:
-    return ArtifactLatency(clock.samples, clock.load_ms, clock.provider, clock.threads)
+    return ArtifactLatency(clock.samples, clock.load_ms, clock.provider, clock.threads, clock.energy)
 
 
 def _places(subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]) -> list[int]:

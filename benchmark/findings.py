@@ -8,13 +8,15 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekd.benchmark.stats import Interval
 
-Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val"]
+Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val",
+                 "vocabulary"]  # fmt: skip
 """What kind of images a suite has.
 
 `id` held-out images of the training domains; `seen` training domains of an artifact without its split; `domain` a
 domain that training left out; `folder` other images; `subset` other images of only some of the subject's classes;
 `clean` ID images of just the classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one
-class and texture of another; `val` ID validation, from which only temperatures come.
+class and texture of another; `vocabulary` images of another suite, asked in other words; `val` ID validation, from
+which only temperatures come.
 """
 
 
@@ -63,6 +65,36 @@ class GateRow(Frozen):
     """Why it could not be evaluated."""
 
 
+class EnergyRow(Frozen):
+    """Energy of the measured blocks of one artifact, from a declared sensor."""
+
+    sensor: str
+    covers: str
+    """Whose energy it is: the processor's, a board's, a rail's, the whole device's."""
+    joules_per_image: float
+    """Idle power included."""
+    joules_per_image_above_idle: float | None
+    """Less idle power times the same time."""
+    mean_w: float
+    idle_w: float | None
+    """Before any model was loaded; of several processes the mean."""
+    seconds: float
+
+
+class PlacementRow(Frozen):
+    """Where the nodes of one artifact ran. A report is only written when all ran where they were asked to."""
+
+    run: str
+    subject: str
+    asked: str
+    """Provider or device that was to run everything."""
+    nodes: dict[str, dict[str, int]] | None
+    """Provider → kind of operator → nodes; None where the runtime does not tell."""
+    told_by: str
+    """What was asked, or why nothing could be."""
+    device: str
+
+
 class CorruptionRow(Frozen):
     """One subject on the 15 corruptions of ImageNet-C at severities 1–5. Fractions are 0–1."""
 
@@ -94,6 +126,37 @@ class CueConflictRow(Frozen):
     shape_bias: float | None
     """shape / (shape + texture); None when it never names either."""
     shape_bias_ci95: Interval | None
+
+
+class VocabularyRow(Frozen):
+    """One subject when the words it is asked in change; the numbers are None where it cannot be asked so."""
+
+    run: str
+    subject: str
+    suite: str
+    base: str
+    """The suite with the same images and the run's own words."""
+    n: int
+    added: int
+    """Class names that no image has."""
+    top1: float | None
+    top1_ci95: Interval | None
+    base_top1: float | None
+    """Top-1 on `base`."""
+    to_added: float | None
+    """Fraction of images answered with an added name."""
+    reason: str | None
+    """Why it cannot be asked so."""
+
+
+class OwnMetricsRow(Frozen):
+    """One subject by the metrics that a data set defines for itself."""
+
+    run: str
+    subject: str
+    suite: str
+    told_by: str
+    metrics: dict[str, float]
 
 
 class SuiteComparison(Frozen):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark.energy import Meter
 from edgekd.benchmark.stats import percentile, percentile_intervals, queries_to_claim
 
 RunOnce = Callable[[int], object]
@@ -65,6 +66,8 @@ class LatencySamples:
         warmup_s: time they took.
         settled: the last two windows of the warm-up had medians less than 2 % apart.
         complete: the protocol's runs and seconds were both reached.
+        joules: energy of the measured blocks; None without a sensor.
+        metered_s: length of these blocks, seen from outside the clock.
     """
 
     samples_ms: NDArray[np.float64]
@@ -74,6 +77,8 @@ class LatencySamples:
     warmup_s: float
     settled: bool
     complete: bool
+    joules: float | None = None
+    metered_s: float = 0.0
 
 
 def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8]) -> RunOnce:
@@ -87,18 +92,24 @@ def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np
     return lambda query: predict(views[query % len(views)])
 
 
-def measure(run_once: RunOnce, protocol: Protocol, *, clock: Clock = time.perf_counter_ns) -> LatencySamples:
+def measure(
+    run_once: RunOnce, protocol: Protocol, *, clock: Clock = time.perf_counter_ns, meter: Meter | None = None
+) -> LatencySamples:
     """Warm up and time one model; `run_once(i)` answers query i."""
-    return measure_interleaved({"": run_once}, protocol, clock=clock)[""]
+    return measure_interleaved({"": run_once}, protocol, clock=clock, meter=meter)[""]
 
 
 def measure_interleaved(
-    runners: Mapping[str, RunOnce], protocol: Protocol, *, clock: Clock = time.perf_counter_ns
+    runners: Mapping[str, RunOnce],
+    protocol: Protocol,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    meter: Meter | None = None,
 ) -> dict[str, LatencySamples]:
     """Warm up each model, then time them in alternating blocks (A B A B …) until each has enough.
 
     What drifts on a shared machine (clocks, neighbours) then hits all of them alike. Garbage collection is off while
-    the clock runs.
+    the clock runs. `meter` is read before and after each block.
     """
     gc.collect()
     collecting = gc.isenabled()
@@ -111,7 +122,7 @@ def measure_interleaved(
                 if len(waiting) > 1:
                     for _ in range(REENTRY_RUNS):
                         state.query(clock)
-                state.timed_block(block, protocol.block_s, clock)
+                state.timed_block(block, protocol.block_s, clock, meter)
                 block += 1
     finally:
         if collecting:
@@ -130,6 +141,8 @@ class _State:
     samples: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     timed: int = 0
+    joules: float = 0.0
+    metered_s: float = 0.0
 
     def query(self, clock: Clock) -> int:
         before = clock()
@@ -138,7 +151,9 @@ class _State:
         self.queries += 1
         return after - before
 
-    def timed_block(self, block: int, block_s: float, clock: Clock) -> None:
+    def timed_block(self, block: int, block_s: float, clock: Clock, meter: Meter | None) -> None:
+        if meter is not None:
+            meter.begin()
         spent = 0
         while spent < block_s * 1e9:
             elapsed = self.query(clock)
@@ -146,6 +161,10 @@ class _State:
             self.blocks.append(block)
             spent += elapsed
         self.timed += spent
+        if meter is not None:
+            joules, seconds = meter.end()
+            self.joules += joules
+            self.metered_s += seconds
 
     def complete(self, protocol: Protocol) -> bool:
         return len(self.samples) >= protocol.runs and self.timed >= protocol.seconds * 1e9
@@ -162,6 +181,8 @@ class _State:
             warmup_s=sum(self.warmup) / 1e9,
             settled=self.settled,
             complete=self.complete(protocol),
+            joules=self.joules if self.metered_s else None,
+            metered_s=self.metered_s,
         )
 
 

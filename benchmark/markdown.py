@@ -7,15 +7,29 @@ from collections.abc import Iterable, Iterator
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
+from edgekd.benchmark.page_tables import OWN_HEADER, VOCABULARY_HEADER, own_metric_cells, vocabulary_cells
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
-from edgekd.benchmark.table import NONE, QUICK_MARK, cost_rows, fraction, label, main_table, mark, ms, percent
+from edgekd.benchmark.table import (
+    NONE,
+    QUICK_MARK,
+    cost_rows,
+    fraction,
+    label,
+    main_table,
+    mark,
+    millijoules,
+    most_frequent,
+    ms,
+    percent,
+)
 from edgekd.benchmark.verdict import verdict
 
 _COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
 _SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
                  "NLL", "Brier")  # fmt: skip
 _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean", "CV", "runs", "seconds", "first",
-                   "load", "read + resize", "end to end p50", "p90", "peak MB")  # fmt: skip
+                   "load", "read + resize", "end to end p50", "p90", "peak MB", "mJ per image",
+                   "above idle")  # fmt: skip
 
 
 _GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
@@ -44,13 +58,25 @@ def markdown(report: Report) -> str:
         lines += ["## Corruptions", "", *_corruptions(report), ""]
     if report.cue_conflicts:
         lines += ["## Shape or texture", "", *markdown_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)), ""]
+    if report.vocabularies:
+        lines += [
+            "## In other words",
+            "",
+            *markdown_table(VOCABULARY_HEADER, map(vocabulary_cells, report.vocabularies)),
+        ]
+        lines += ["", "Loss: top-1 in the run's own words minus top-1 in these, on the same images.", ""]
+    if report.own_metrics:
+        lines += ["## By the data set's own metrics", "", *markdown_table(OWN_HEADER, own_metric_cells(report)), ""]
     # The 75 cells of the corruptions stand in corruptions.csv.
     plain = [row for row in report.accuracy if not row.suite.startswith("corruption:")]
     lines += ["## Each suite", "", *markdown_table(_SUITE_HEADER, map(_suite_cells, plain)), ""]
     if any(row.scaled for row in plain):
         lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
-    lines += ["Times in ms unless said otherwise.", "", "## How it was measured", ""]
+    lines += ["Times in ms unless said otherwise.", "", *_energy(report), ""]
+    if report.placements:
+        lines += ["## Parity and placement", "", *_placed(report), ""]
+    lines += ["## How it was measured", ""]
     lines += [*(f"- {text}" for text in provenance(report)), ""]
     lines += ["How each number is made: report.html, or docs/report.md.", ""]
     return "\n".join(lines)
@@ -219,7 +245,39 @@ def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
     once = (ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms))
     whole = (ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms))
     peak = NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
-    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak)
+    joules = (row.energy.joules_per_image, row.energy.joules_per_image_above_idle) if row.energy else (None, None)
+    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak, *map(millijoules, joules))
+
+
+def _placed(report: Report) -> Iterator[str]:
+    """Parity at export, and where the nodes ran, a line for each artifact."""
+    for row in report.placements:
+        name = f"{row.run}/{row.subject}"
+        yield from (
+            f"- {escaped(name)}: parity with the torch student on {facts['parity']['n']} images: same class "
+            f"{percent(facts['parity']['top1_agreement'])} %, largest logit error / range "
+            f"{facts['parity']['max_error_relative']:.2e}."
+            for facts in report.context.get("artifacts", ())
+            if (facts["run"], facts["name"]) == (row.run, row.subject)
+        )
+        if row.nodes is None:
+            yield f"- {escaped(name)}: placement n/a, {escaped(row.told_by)}."
+        else:
+            told = "; ".join(
+                f"{sum(kinds.values())} nodes on {who} ({most_frequent(kinds)})" for who, kinds in row.nodes.items()
+            )
+            yield f"- {escaped(name)}: {escaped(told)}, by {escaped(row.told_by)}."
+
+
+def _energy(report: Report) -> list[str]:
+    told = [
+        f"Energy of {row.run}/{row.subject} by {one.sensor} ({one.covers}), over the measured blocks, idle power "
+        f"included: {one.mean_w:.2f} W; at rest before "
+        + ("unknown." if one.idle_w is None else f"{one.idle_w:.2f} W, which is what above idle leaves out.")
+        for row in report.latency
+        if (one := row.energy) is not None
+    ]
+    return [f"- {escaped(text)}" for text in told] or ["Energy: n/a, no sensor was declared (--energy)."]
 
 
 def _words(key: str) -> str:

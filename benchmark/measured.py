@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.targets.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Measured:
         facts: what the report says about the device; shared by all artifacts measured there.
         same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
             where none were compared.
+        placement: which nodes ran where; None from an agent that did not ask.
     """
 
     model: list[ArtifactLatency]
@@ -35,6 +37,7 @@ class Measured:
     logits: Mapping[int, NDArray[np.float32]]
     facts: dict[str, Any]
     same_pixels: float | None
+    placement: Placement | None = None
 
     def row_facts(self) -> dict[str, Any]:
         """What a latency row says beyond the model's clock."""

@@ -20,7 +20,7 @@ from edgekd.benchmark.verdict import verdict
 MATRIX_CLASSES = 16
 """Larger matrices are cut to the classes with the most mistakes; the others share a column."""
 MAX_SUITES = 24
-HEAVY_FAMILIES = ("corruption", "cue-conflict")
+HEAVY_FAMILIES = ("corruption", "cue-conflict", "vocabulary")
 """Suites that have tables of their own instead of bars."""
 
 
@@ -55,12 +55,16 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         comparisons=[_comparison(pair) for pair in report.comparisons],
         corruptions=[page_tables.corruption(row) for row in report.corruptions],
         cue_conflicts=page_tables.cue_conflicts(report),
+        vocabularies=page_tables.vocabularies(report),
+        own_metrics=page_tables.own_metrics(report),
         calibration=list(_calibration(kept, seen)),
         scaled=page_tables.scaled(report),
         latencies=list(_latencies(kept, seen)),
         latency_table=page_tables.latency(report),
+        energy=page_tables.energy(report),
         failures=[_failure(found, thumbnails, number) for number, found in enumerate(failures)],
         parity=page_tables.parity(report),
+        placement=page_tables.placement(report),
         quantization=_quantization(report),
         environment=page_tables.machine(report),
         runs=[page_tables.run(facts) for facts in report.context.get("runs", ())],

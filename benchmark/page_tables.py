@@ -5,10 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from edgekd.benchmark.definitions import shown
-from edgekd.benchmark.findings import CorruptionRow
+from edgekd.benchmark.findings import CorruptionRow, VocabularyRow
 from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
-from edgekd.benchmark.table import NONE, cost_rows, fraction, main_table, mark, ms, p_value, percent
+from edgekd.benchmark.table import (
+    NONE,
+    cost_rows,
+    fraction,
+    main_table,
+    mark,
+    millijoules,
+    most_frequent,
+    ms,
+    p_value,
+    percent,
+)
 from edgekd.benchmark.verdict import gate_cells
 
 
@@ -90,6 +101,42 @@ def cue_conflicts(report: Report) -> Table | None:
     return Table("Shape or texture, in percent (Geirhos et al. 2019)", header, tuple(rows))
 
 
+VOCABULARY_HEADER = ("run", "subject", "suite", "n", "names added", "top-1 [95 % CI]", "own words", "loss, points",
+                     "to added names")  # fmt: skip
+OWN_HEADER = ("run", "subject", "suite", "metric", "value", "computed by")
+
+
+def vocabulary_cells(row: VocabularyRow) -> tuple[str, ...]:
+    """A line about one subject asked in other words; n/a with its reason where it cannot be."""
+    who = (row.run, row.subject, row.suite, f"{row.n:,}", str(row.added))
+    if row.top1 is None or row.top1_ci95 is None or row.base_top1 is None:
+        return (*who, f"n/a: {row.reason}", NONE, NONE, NONE)
+    low, high = row.top1_ci95
+    top1 = f"{percent(row.top1)} [{percent(low)}, {percent(high)}]"
+    return (*who, top1, percent(row.base_top1), f"{100 * (row.base_top1 - row.top1):+.1f}", percent(row.to_added))
+
+
+def vocabularies(report: Report) -> Table | None:
+    """What changed words cost; None where none were asked for."""
+    rows = tuple(vocabulary_cells(row) for row in report.vocabularies)
+    caption = "The same images asked in other words: templates, class names that no image has"
+    return Table(caption, VOCABULARY_HEADER, rows, heads=2) if rows else None
+
+
+def own_metric_cells(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (row.run, row.subject, row.suite, name, f"{value:.4g}", row.told_by)
+        for row in report.own_metrics
+        for name, value in row.metrics.items()
+    ]
+
+
+def own_metrics(report: Report) -> Table | None:
+    """Metrics that data sets define for themselves; None without such suites."""
+    rows = tuple(own_metric_cells(report))
+    return Table("Metrics of the data set's own package", OWN_HEADER, rows, heads=2) if rows else None
+
+
 def scaled(report: Report) -> Table | None:
     """Calibration before and after the temperature; None without ID validation."""
     several = len({row.run for row in report.summary}) > 1
@@ -110,7 +157,7 @@ def scaled(report: Report) -> Table | None:
 def latency(report: Report) -> Table:
     """Every latency with all its numbers."""
     header = ("subject", "runtime", "threads", "p50", "p90", "p99", "mean", "CV", "runs", "processes", "seconds",
-              "first", "load", "read + resize")  # fmt: skip
+              "first", "load", "read + resize", "peak MB")  # fmt: skip
     several = len({row.run for row in report.summary}) > 1
     rows = tuple(
         (
@@ -118,10 +165,24 @@ def latency(report: Report) -> Table:
             row.provider, NONE if row.threads is None else str(row.threads), ms(row.p50_ms), ms(row.p90_ms),
             ms(row.p99_ms), ms(row.mean_ms), f"{row.cv:.2f}", f"{row.n:,}", str(row.processes), f"{row.seconds:.1f}",
             ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms),
+            NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
         )
         for row in report.latency
     )  # fmt: skip
     return Table("Latency of one image, times in ms", header, rows)
+
+
+def energy(report: Report) -> Table | None:
+    """Energy per image; None where no sensor was declared."""
+    rows = tuple(
+        (row.run, row.subject, millijoules(one.joules_per_image), millijoules(one.joules_per_image_above_idle),
+         f"{one.mean_w:.2f}", NONE if one.idle_w is None else f"{one.idle_w:.2f}", f"{one.seconds:.0f}",
+         f"{one.sensor} ({one.covers})")
+        for row in report.latency
+        if (one := row.energy) is not None
+    )  # fmt: skip
+    header = ("run", "file", "mJ per image", "mJ above idle", "mean W", "idle W", "seconds", "sensor")
+    return Table("Energy of one image, over the measured latency blocks", header, rows, heads=2) if rows else None
 
 
 def parity(report: Report) -> Table | None:
@@ -140,6 +201,19 @@ def parity(report: Report) -> Table | None:
               "check", "runs on")  # fmt: skip
     caption = "Parity with the torch student, checked at export on real images, and the provider each file ran on"
     return Table(caption, header, tuple(rows), heads=2) if rows else None
+
+
+def placement(report: Report) -> Table | None:
+    """Which nodes ran where; None without exported files."""
+    rows = []
+    for row in report.placements:
+        parts = [(row.asked or NONE, NONE, row.told_by)]
+        if row.nodes is not None:
+            parts = [(who, f"{sum(kinds.values()):,}", most_frequent(kinds)) for who, kinds in row.nodes.items()]
+        rows += [(row.run, row.subject, *part, row.told_by if row.nodes else NONE) for part in parts]
+    header = ("run", "file", "ran on", "nodes", "operators", "told by")
+    caption = "Placement: on which provider each node of the loaded graph ran; a report with a fallback is refused"
+    return Table(caption, header, tuple(rows), heads=2, words=True) if rows else None
 
 
 def machine(report: Report) -> Table:

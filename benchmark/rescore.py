@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgekd.preprocess import Preprocess
 def rescore(folder: Path) -> Report:
     """The report of `folder` with accuracy, summary, corruptions and cue conflicts computed anew from predictions.npz.
 
-    Latency, gates, comparisons and everything else are as stored.
+    Latency, gates, comparisons, a data set's own metrics and everything else are as stored.
 
     Raises:
         EdgekdError: no report there, or predictions that do not belong to it.
@@ -31,7 +32,7 @@ def rescore(folder: Path) -> Report:
     report = read_report(folder)
     try:
         with np.load(folder / "predictions.npz") as arrays:
-            suites = [_suite(row, arrays) for row in report.suites]
+            suites = [_suite(row, arrays, report) for row in report.suites]
             subjects = [_subject(row.run, row.subject, report, suites) for row in report.summary]
             logits: Logits = {
                 (subject.key, number): arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"]
@@ -57,6 +58,7 @@ def rescore(folder: Path) -> Report:
         "summary": tuple(summary),
         "corruptions": scores.corruptions,
         "cue_conflicts": scores.cue_conflicts,
+        "vocabularies": scores.vocabularies,
     }
     return report.model_copy(update=found)
 
@@ -65,10 +67,10 @@ def stored_suites(folder: Path) -> list[Suite]:
     """The suites of a report with labels, class names, domains and image ids; their images cannot be read."""
     report = read_report(folder)
     with np.load(folder / "predictions.npz") as arrays:
-        return [_suite(row, arrays) for row in report.suites]
+        return [_suite(row, arrays, report) for row in report.suites]
 
 
-def _suite(row: SuiteRow, arrays: Any) -> Suite:
+def _suite(row: SuiteRow, arrays: Any, report: Report) -> Suite:
     name = row.suite if row.run is None else f"{row.run}/{row.suite}"
     labels: NDArray[np.int64] = arrays[f"labels/{name}"].astype(np.int64)
     ids = tuple(str(one) for one in arrays[f"ids/{name}"])
@@ -76,13 +78,20 @@ def _suite(row: SuiteRow, arrays: Any) -> Suite:
     domain_of = arrays[f"domains/{name}"].astype(np.int64)
     images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable)
     texture = arrays.get(f"texture/{name}")
-    return Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
+    found = Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
+    base = next((one.base for one in report.vocabularies if one.suite == row.suite), None)
+    return found if base is None else replace(found, wording=row.suite, base=base)
 
 
 def _subject(run: str, name: str, report: Report, suites: list[Suite]) -> Subject:
     row = next(row for row in report.summary if (row.run, row.subject) == (run, name))
     preprocess = Preprocess.model_validate(report.protocol["preprocess"][row.preprocess])
-    return Subject(name, run, row.kind, row.precision, preprocess, _unusable, suites[0].images.classes)
+    spoken = {one.suite for one in report.vocabularies if (one.run, one.subject, one.reason) == (run, name, None)}
+    wordings = {
+        suite.name: (_unusable, suite.images.classes) for suite in suites if suite.wording and suite.name in spoken
+    }
+    classes = next(suite.images.classes for suite in suites if suite.wording is None)
+    return Subject(name, run, row.kind, row.precision, preprocess, _unusable, classes, wordings=wordings)
 
 
 def _unreadable(index: int) -> Image.Image:

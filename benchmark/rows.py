@@ -15,7 +15,19 @@ from pydantic import Field
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import HERE, Kind, Subject, Suite
-from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, Frozen, GateRow, Scaled, SuiteRow
+from edgekd.benchmark.findings import (
+    Comparison,
+    CorruptionRow,
+    CueConflictRow,
+    EnergyRow,
+    Frozen,
+    GateRow,
+    OwnMetricsRow,
+    PlacementRow,
+    Scaled,
+    SuiteRow,
+    VocabularyRow,
+)
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
 
 SCHEMA_VERSION = 2
@@ -84,6 +96,8 @@ class LatencyRow(Frozen):
     """From the encoded image to the logits, one clock; None where it was not measured."""
     end_to_end_p90_ms: float | None = None
     peak_rss_mb: float | None = None
+    energy: EnergyRow | None = None
+    """None without a declared sensor."""
 
 
 class Difference(Frozen):
@@ -142,7 +156,10 @@ class Report(Frozen):
     latency: tuple[LatencyRow, ...]
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
+    vocabularies: tuple[VocabularyRow, ...] = ()
+    own_metrics: tuple[OwnMetricsRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    placements: tuple[PlacementRow, ...] = ()
     protocol: dict[str, Any]
     context: dict[str, Any]
     environment: dict[str, Any]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics, rows
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import CorruptionRow, CueConflictRow
+from edgekd.benchmark.findings import CorruptionRow, CueConflictRow, OwnMetricsRow, VocabularyRow
 from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.stats import wilson_interval
@@ -29,6 +29,8 @@ class Scores:
     summary: tuple[SummaryRow, ...]
     corruptions: tuple[CorruptionRow, ...]
     cue_conflicts: tuple[CueConflictRow, ...]
+    vocabularies: tuple[VocabularyRow, ...]
+    own_metrics: tuple[OwnMetricsRow, ...]
 
 
 def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Scores:
@@ -56,7 +58,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
                 subject,
                 suites[number],
                 logits[subject.key, number],
-                logits[reference.key, number] if reference else None,
+                logits[reference.key, number] if reference and suites[number].holds(reference) else None,
                 temperature,
             )
             for number in where
@@ -87,6 +89,8 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         tuple(summary),
         tuple(_corruption_rows(subjects, of)),
         tuple(_cue_rows(subjects, suites, logits)),
+        tuple(_vocabulary_rows(subjects, suites, logits)),
+        tuple(_own_metrics(subjects, suites, logits)),
     )
 
 
@@ -164,3 +168,49 @@ def _cue_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logi
                 shape_bias=shape / decided if decided else None,
                 shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
             )
+
+
+FIXED = {
+    "artifact": "its classes are part of the file: export a run with other classes",
+    "torch": "its classes are part of its weights",
+    "teacher": "it cannot embed other words",
+}
+"""Why a subject cannot be asked in other words."""
+
+
+def _vocabulary_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[VocabularyRow]:
+    for number, suite in enumerate(suites):
+        if suite.wording is None or suite.base is None:
+            continue
+        base = next(n for n, other in enumerate(suites) if (other.name, other.run) == (suite.base, suite.run))
+        own = len(suites[base].images.classes)
+        for subject in subjects:
+            if not suite.concerns(subject):
+                continue
+            row = VocabularyRow(
+                run=subject.run, subject=subject.name, suite=suite.name, base=suite.base, n=len(suite.indices),
+                added=len(suite.images.classes) - own, top1=None, top1_ci95=None, base_top1=None, to_added=None,
+                reason=FIXED[subject.kind],
+            )  # fmt: skip
+            if suite.holds(subject):
+                answer = logits[subject.key, number].argmax(axis=1)
+                hits = int((answer == suite.labels).sum())
+                found = {
+                    "top1": hits / len(answer),
+                    "top1_ci95": wilson_interval(hits, len(answer)),
+                    "base_top1": metrics.top1(logits[subject.key, base], suites[base].labels),
+                    "to_added": float((answer >= own).mean()),
+                    "reason": None,
+                }
+                row = row.model_copy(update=found)
+            yield row
+
+
+def _own_metrics(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[OwnMetricsRow]:
+    for number, suite in enumerate(suites):
+        for subject in subjects:
+            if suite.own_metrics is not None and suite.holds(subject):
+                found = suite.own_metrics(logits[subject.key, number].argmax(axis=1))
+                yield OwnMetricsRow(
+                    run=subject.run, subject=subject.name, suite=suite.name, told_by=suite.own_metrics_by, metrics=found
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
@@ -68,6 +68,18 @@ def ms(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def most_frequent(kinds: Mapping[str, int], at_most: int = 6) -> str:
+    """`Conv 52, QuantizeLinear 30 …` and how many kinds more."""
+    ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(ordered) - at_most} more kinds" if len(ordered) > at_most else ""
+    return ", ".join(f"{kind} {count}" for kind, count in ordered[:at_most]) + more
+
+
+def millijoules(value: float | None) -> str:
+    """Joules as millijoules."""
+    return NONE if value is None else f"{1e3 * value:.3g}" if value < 1 else f"{1e3 * value:.0f}"
 
 
 def p_value(value: float) -> str:

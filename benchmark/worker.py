@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark.energy import Meter, open_sensor
+from edgekd.benchmark.environment import peak_rss_mb
 from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
 from edgekd.console import say
 from edgekd.errors import EdgekdError
@@ -34,6 +36,10 @@ class ArtifactLatency:
     load_ms: float
     provider: str
     threads: int
+    energy: dict[str, Any] | None = None
+    """What `energy.Meter.facts` says; None without a sensor."""
+    peak_rss_mb: float | None = None
+    """Largest resident memory of a process that held this artifact alone, in 10^6 bytes."""
 
 
 def measure_artifacts(
@@ -43,6 +49,7 @@ def measure_artifacts(
     *,
     threads: int | None = None,
     together: bool = False,
+    energy: str | None = None,
 ) -> dict[str, list[ArtifactLatency]]:
     """Latency of artifact folders, one entry per process.
 
@@ -51,9 +58,10 @@ def measure_artifacts(
         buffers: key → uint8 `[N, H, W, 3]`, images prepared as that artifact wants them.
         threads: threads inside a model; None leaves the choice to the session, which reports it.
         together: every process measures all artifacts in alternating blocks, whatever the protocol (for ratios).
+        energy: sensor to read between blocks, one of `energy.SENSORS`.
 
     Raises:
-        EdgekdError: an artifact that cannot be opened or run.
+        EdgekdError: an artifact that cannot be opened or run, a sensor that cannot be read.
     """
     found: dict[str, list[ArtifactLatency]] = {key: [] for key in folders}
     groups = [list(folders)] if protocol.processes == 1 or together else [[key] for key in folders]
@@ -63,14 +71,18 @@ def measure_artifacts(
                 continue
             names = ", ".join(folders[key].name for key in group)
             say(f"latency of {names}: process {process + 1} of {protocol.processes}, {protocol.seconds:g} s each")
-            answers = _run_child({key: folders[key] for key in group}, buffers, protocol, threads)
+            answers = _run_child({key: folders[key] for key in group}, buffers, protocol, threads, energy)
             for key, answer in answers.items():
                 found[key].append(answer)
     return found
 
 
 def _run_child(
-    folders: Mapping[str, Path], buffers: Mapping[str, NDArray[np.uint8]], protocol: Protocol, threads: int | None
+    folders: Mapping[str, Path],
+    buffers: Mapping[str, NDArray[np.uint8]],
+    protocol: Protocol,
+    threads: int | None,
+    energy: str | None,
 ) -> dict[str, ArtifactLatency]:
     with tempfile.TemporaryDirectory(prefix="edgekd-latency-") as name:
         scratch = Path(name)
@@ -78,7 +90,8 @@ def _run_child(
         for number, (key, folder) in enumerate(folders.items()):
             np.save(scratch / f"{number}.npy", buffers[key])
             entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
-        write_json(scratch / _JOB, {"protocol": asdict(protocol), "threads": threads, "entries": entries})
+        job = {"protocol": asdict(protocol), "threads": threads, "energy": energy, "entries": entries}
+        write_json(scratch / _JOB, job)
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
         command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
         child = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -99,14 +112,17 @@ def _run_child(
 def _from_answer(entry: Mapping[str, Any], number: int, arrays: Mapping[str, NDArray[Any]]) -> ArtifactLatency:
     facts = entry["facts"]
     samples = LatencySamples(samples_ms=arrays[f"samples_ms_{number}"], blocks=arrays[f"blocks_{number}"], **facts)
-    return ArtifactLatency(samples, entry["load_ms"], entry["provider"], entry["threads"])
+    return ArtifactLatency(
+        samples, entry["load_ms"], entry["provider"], entry["threads"], entry["energy"], entry["peak_rss_mb"]
+    )
 
 
 def work(job_path: Path) -> None:
     """The child's side: measure what the job says and write the answer beside it."""
     job = read_json(job_path, "latency job")
     try:
-        answer, arrays = _measure(job["entries"], job_path.parent, Protocol(**job["protocol"]), job["threads"])
+        protocol = Protocol(**job["protocol"])
+        answer, arrays = _measure(job["entries"], job_path.parent, protocol, job["threads"], job["energy"])
     except EdgekdError as error:
         write_json(job_path.parent / _ANSWER, {"error": [error.message, error.hint]})
         return
@@ -115,15 +131,24 @@ def work(job_path: Path) -> None:
 
 
 def _measure(
-    entries: Sequence[Mapping[str, str]], scratch: Path, protocol: Protocol, threads: int | None
+    entries: Sequence[Mapping[str, str]],
+    scratch: Path,
+    protocol: Protocol,
+    threads: int | None,
+    energy: str | None,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
     from edgekd.targets.session import open_session  # only the child needs a runtime
 
+    meter = None
+    if energy is not None:
+        meter = Meter(open_sensor(energy))
+        meter.rest()
     sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
     runners = {
         entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"])) for entry in entries
     }
-    measured = measure_interleaved(runners, protocol)
+    measured = measure_interleaved(runners, protocol, meter=meter)
+    alone = len(entries) == 1
     answer: list[dict[str, Any]] = []
     arrays: dict[str, NDArray[Any]] = {}
     for number, (key, samples) in enumerate(measured.items()):
@@ -136,6 +161,8 @@ def _measure(
                 "load_ms": session.load_ms,
                 "provider": session.provider,
                 "threads": session.threads,
+                "energy": None if meter is None else meter.facts(),
+                "peak_rss_mb": peak_rss_mb() if alone else None,
             }
         )
         arrays[f"samples_ms_{number}"], arrays[f"blocks_{number}"] = samples.samples_ms, samples.blocks

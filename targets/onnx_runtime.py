@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.targets.placement import Nodes, Placement
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -47,14 +53,7 @@ def open_onnx(path: Path, *, threads: int | None = None, spinning: bool = True, 
         NotHere: the provider is not in this build of ONNX Runtime, or finds no device.
     """
     wanted = _available(provider)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # failures come as exceptions
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    if provider != "cpu":
-        # Without this, whatever the provider does not take runs on the CPU, silently.
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options = _options(threads, spinning, provider)
     started = time.perf_counter()
     try:
         runtime = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
@@ -70,6 +69,61 @@ def open_onnx(path: Path, *, threads: int | None = None, spinning: bool = True, 
             else "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
         )
     return OpenedOnnx(runtime, wanted, options.intra_op_num_threads or _default_threads(), load_ms)
+
+
+def onnx_placement(path: Path, image: NDArray[np.uint8], *, provider: str = "cpu") -> Placement:
+    """Where each node runs: one answer of a second session, opened like `open_onnx`'s but with profiling on.
+
+    Args:
+        path: the `.onnx` file.
+        image: uint8 `[1, H, W, 3]`, for the model's one input.
+        provider: one of `PROVIDERS`.
+
+    Raises:
+        EdgekdError, NotHere: as `open_onnx`.
+    """
+    wanted = _available(provider)
+    return Placement(
+        wanted, profiled_nodes(path, image, [wanted], _options(1, False, provider)), "ONNX Runtime's profile"
+    )
+
+
+def profiled_nodes(
+    path: Path,
+    image: NDArray[np.uint8],
+    providers: Sequence[str],
+    options: onnxruntime.SessionOptions,
+) -> Nodes:
+    """The nodes that ONNX Runtime's profile of one answer names, by provider; the graph is the optimised one."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-profile-") as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(folder, "run")
+        try:
+            runtime = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but this
+            raise _explained(error, path) from error
+        runtime.run(None, {runtime.get_inputs()[0].name: image})
+        with open(runtime.end_profiling(), encoding="utf-8") as handle:
+            events = json.load(handle)
+    nodes: Nodes = {}
+    for event in events:
+        args = event.get("args", {})
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and args.get("provider"):
+            kinds = nodes.setdefault(args["provider"], {})
+            kinds[args["op_name"]] = kinds.get(args["op_name"], 0) + 1
+    return nodes
+
+
+def _options(threads: int | None, spinning: bool, provider: str) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # failures come as exceptions
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if provider != "cpu":
+        # Without this, whatever the provider does not take runs on the CPU, silently.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
 
 
 def _available(provider: str) -> str:

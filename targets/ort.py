@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgekd.manifest import Artifact
 from edgekd.targets import onnx_runtime
+from edgekd.targets.placement import Placement
 from edgekd.targets.session import Session
 
 
@@ -23,4 +24,9 @@ def open_onnx(
         logits: NDArray[np.float32] = opened.runtime.run(None, {name: images})[0]
         return logits
 
-    return Session(artifact, opened.provider, opened.threads, opened.load_ms, predict)
+    def placement() -> Placement:
+        size = artifact.preprocess.size
+        image = np.zeros((1, size, size, 3), dtype=np.uint8)
+        return onnx_runtime.onnx_placement(folder / artifact.model_file, image, provider=provider)
+
+    return Session(artifact, opened.provider, opened.threads, opened.load_ms, predict, placement)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.manifest import Artifact
+from edgekd.targets.placement import Placement
 from edgekd.targets.session import Session
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
@@ -79,8 +80,19 @@ def open_openvino(artifact: Artifact, folder: Path, *, threads: int | None, spin
         logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
         return logits
 
+    def placement() -> Placement:
+        kinds: dict[str, int] = {}
+        for node in compiled.get_runtime_model().get_ops():
+            told = {key: node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision")}
+            # Inputs, outputs and constants are memory, not work.
+            if told["layerType"] not in ("Input", "Output", "Const", "Constant", "Parameter", "Result"):
+                kind = f"{told['layerType']} {told['runtimePrecision']}"
+                kinds[kind] = kinds.get(kind, 0) + 1
+        return Placement("CPU", {devices[0]: kinds}, "OpenVINO's runtime model")
+
     provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, CPU"
-    return Session(artifact, provider, int(compiled.get_property("INFERENCE_NUM_THREADS")), load_ms, predict)
+    threads_used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+    return Session(artifact, provider, threads_used, load_ms, predict, placement)
 
 
 def _explained(error: RuntimeError, path: Path, artifact: Artifact, version: str) -> EdgekdError:

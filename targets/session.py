@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.targets.placement import Placement
 
 OPENERS = {
     "onnx": "edgekd.targets.ort:open_onnx",
@@ -35,6 +36,8 @@ class Session:
     """Reading and preparing the model, without the check of its hash."""
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     """The runtime's call, unchecked."""
+    placement: Callable[[], Placement | None] = lambda: None
+    """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.

@@ -94,7 +94,7 @@ def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float],
     if not picture:
         monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
 
-    def measure_artifacts(folders, buffers, protocol: Protocol, *, threads=None, together=False):  # type: ignore[no-untyped-def]
+    def measure_artifacts(folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None):  # type: ignore[no-untyped-def]
         return {
             key: [
                 ArtifactLatency(

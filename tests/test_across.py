@@ -107,6 +107,22 @@ def test_other_machines_and_versions_are_said(runs: list[Path], tmp_path: Path) 
     assert page.count("Latency of one image on") == 4  # caption and label of two tables
 
 
+def test_effective_robustness_from_three_students_on(runs: list[Path], tmp_path: Path) -> None:
+    third = measure(tmp_path, "four", every=2)
+    page = write_comparison([*runs[:2], third], tmp_path / "out").read_text(encoding="utf-8")
+    assert "Effective robustness, in points" in page
+    assert "through 3 students (A one: torch student, B two: torch student, C four: torch student)" in page
+    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    # These students are as often right out of domain as in it, so all of them lie on the line.
+    [line] = [
+        line for line in text.splitlines() if line.startswith("| B two: torch student |") and line.count("|") == 5
+    ]
+    assert line.replace("-0.0", "+0.0") == "| B two: torch student | +0.0 | +0.0 | +0.0 |"
+    write_comparison(runs[:2], tmp_path / "two")
+    said = "Effective robustness cannot be computed: it takes 3 students on the same images for a line, and there are 2"
+    assert said in (tmp_path / "two" / "comparison.md").read_text(encoding="utf-8")
+
+
 def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "comparison"
     assert edgekd.report(*runs[:2], out=out) == out / "comparison.html"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from edgekd.benchmark.latency import Protocol, measure, rotating
 
@@ -54,6 +55,27 @@ def test_a_model_that_works_for_a_known_time_comes_back_within_one_percent() -> 
     assert added_share(work_1_ms) < 0.01
 
 
-def test_a_model_that_sleeps_for_a_known_time_comes_back_too() -> None:
-    """A core that has slept runs the harness with cold caches, hence the wider margin."""
-    assert added_share(lambda: time.sleep(0.001)) < 0.03
+def against_a_bare_loop(model: Callable[[], None]) -> float:
+    """Median latency by the harness over that of a bare loop with the same clock, which take turns; of 15 rounds."""
+    brief = Protocol("quick", 2, 0.0, 0.01, 40, 0.0, 5.0, 0.01, 1)
+    ratios = []
+    for _ in range(15):
+        samples = measure(rotating(lambda images: model(), IMAGES), brief).samples_ms
+        bare = []
+        for _ in range(len(samples)):
+            before = time.perf_counter_ns()
+            model()
+            bare.append((time.perf_counter_ns() - before) / 1e6)
+        ratios.append(float(np.median(samples) / np.median(bare)))
+    return float(np.median(ratios))
+
+
+@pytest.mark.parametrize("model", [work_1_ms, lambda: time.sleep(0.001)], ids=["works", "sleeps"])
+def test_p50_of_one_millisecond_is_a_bare_loops_within_one_percent(model: Callable[[], None]) -> None:
+    """Of three tries one must be quiet enough; a harness that adds 1 % would pass none."""
+    ratios = []
+    for _ in range(3):
+        ratios.append(against_a_bare_loop(model))
+        if 0.99 < ratios[-1] < 1.01:
+            return
+    raise AssertionError(f"p50 against a bare loop: {ratios}")

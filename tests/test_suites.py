@@ -70,6 +70,37 @@ def test_layouts_forgive_spelling_but_not_another_domain() -> None:
     assert known_layout(["art_painting", "cartoon", "photo"]) is None
 
 
+def test_vlcs_as_its_other_archive_unpacks(tmp_path: Path) -> None:
+    """CALTECH, LABELME, PASCAL and SUN with train, crossval, test and full below, and classes called 0 to 4."""
+    domains, classes = ("CALTECH", "LABELME", "PASCAL", "SUN"), [str(number) for number in range(5)]
+    names = [f"{d}/{part}/{c}/{part}.png" for d in domains for part in ("train", "crossval", "test") for c in classes]
+    root = paint(tmp_path / "VLCS", names)
+    known = ("bird", "car", "chair", "dog", "person")
+    suites = folder_suites("v", str(root), known)
+    assert [suite.name for suite in suites] == [f"ood:v/{name}" for name in domains]
+    assert [len(suite.indices) for suite in suites] == [15] * 4
+    assert suites[0].images.classes == known
+    assert "DomainBed's VLCS" in suites[0].remarks[0]
+    paint(root, [f"{d}/full/{c}/{n}.png" for d in domains[:3] for c in classes for n in range(2)])
+    counts = {suite.name.rpartition("/")[2]: len(suite.indices) for suite in folder_suites("v", str(root), known)}
+    assert counts == {"CALTECH": 10, "LABELME": 10, "PASCAL": 10, "SUN": 15}  # full holds the other parts
+
+
+def test_terra_incognita_as_domainbed_leaves_it(tmp_path: Path) -> None:
+    """Four locations beside the file of annotations, classes as folders of small photographs."""
+    root = paint(tmp_path / "terra_incognita", tree([f"location_{n}" for n in (38, 43, 46, 100)], ("dog", "horse")))
+    (root / "caltech_images_20210113.json").write_text("{}")
+    suites = folder_suites("t", str(root), ANIMALS)
+    assert [suite.name for suite in suites] == [f"ood:t/location_{n}" for n in (100, 38, 43, 46)]
+    assert "TerraIncognita" in suites[0].remarks[0]
+
+
+def test_other_folders_three_deep_are_refused_as_before(tmp_path: Path) -> None:
+    root = paint(tmp_path, [f"{d}/train/{c}/0.png" for d in ("here", "there") for c in ("dog", "cat")])
+    with pytest.raises(EdgekdError, match="3 folders deep"):
+        load_images(root)
+
+
 def test_only_a_known_layout_is_looked_for_one_folder_deeper(tmp_path: Path) -> None:
     paint(tmp_path, tree(["things"], ["dog", "cat"]))
     assert unwrapped(str(tmp_path)) == str(tmp_path)

@@ -156,6 +156,7 @@ def benchmark(
     ood: Sequence[str] = (),
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
+    vocabulary: Sequence[str] = (),
     corruption_images: int | None = None,
     gates: Sequence[str] = (),
     config: str | Path | None = None,
@@ -168,6 +169,7 @@ def benchmark(
     device: Iterable[str] = (),
     keep: bool = False,
     result: str | Path | None = None,
+    energy: str | None = None,
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -175,9 +177,11 @@ def benchmark(
         *paths: run folders (their teacher, torch student and every artifact) or artifact folders; none takes the
             newest run.
         data: other images to measure on, or where the run's own images lie now.
-        ood: further unseen images, `NAME=DIR` each; every domain of them is a suite.
+        ood: further unseen images, `NAME=DIR` each, every domain of them a suite; or `wilds:NAME=DIR`.
         suites: suites that are made from the in-domain test images: `corruptions`.
         texture_shape: folder of cue-conflict images.
+        vocabulary: other words to ask the same images in, `NAME=FILE` each: a line with `{}` is a prompt template in
+            place of the run's, every other line a class name to add.
         corruption_images: images in each cell of the corruptions; None takes 200.
         gates: what every artifact must fulfil, such as `ood_avg_drop<=1.5`; the report says whether it does.
         config: TOML file with a `[gates]` table, besides `gates`.
@@ -192,6 +196,7 @@ def benchmark(
         keep: leave agent, artifacts and images on the device for the next time.
         result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
             those of the bundle.
+        energy: sensor whose energy is reported per image: `rapl`, `nvml`, `ina` or `battery`, where the artifacts run.
 
     Returns:
         The report, as `report.json` has it.
@@ -205,8 +210,9 @@ def benchmark(
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(
-        places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images
-    )
+        places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images,
+        vocabulary=vocabulary,
+    )  # fmt: skip
     subjects, specs = found.subjects, list(device)
     if specs or result is not None:
         from edgekd.benchmark.device import from_result, on_devices
@@ -216,7 +222,7 @@ def benchmark(
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
         else:
-            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep)
+            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep, energy=energy)
     return run_benchmark(
         subjects,
         found.suites,
@@ -228,6 +234,7 @@ def benchmark(
         gates=wanted,
         compared=compared_of(found.subjects, places) if compare else None,
         examples=examples,
+        energy=energy,
     )
 
 
@@ -256,11 +263,12 @@ def make_bundle(
     texture_shape: str | None = None,
     quick: bool = False,
     threads: int | None = None,
+    energy: str | None = None,
 ) -> str:
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick` and `threads`.
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick`, `threads` and `energy`.
         folder: new folder.
 
     Returns:
@@ -272,7 +280,7 @@ def make_bundle(
 
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
-    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy)
 
 
 def evaluate(
@@ -304,6 +312,7 @@ def evaluate(
         the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
         m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
     """
+    from edgekd.benchmark.accuracy import columns_among
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
@@ -343,7 +352,7 @@ def evaluate(
             # In the space the student learned, which may be the teacher's less its common part.
             vectors = dataclasses.replace(space, text_centre=loaded.bank.text_centre if loaded.bank else None).head
         else:
-            columns = _columns(loaded.run.classes, images.classes)
+            columns = columns_among(loaded.run.classes, images.classes, "the student").tolist()
         scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
         rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
@@ -532,12 +541,3 @@ def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]
         "train_domains": sorted({images.domains[d] for d in images.domain_of[split.train].tolist()}),
         "student_sha256": run.student_sha256,
     }
-
-
-def _columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        from edgekd.errors import did_you_mean
-
-        raise EdgekdError(f'The student does not know the class "{missing[0]}".', did_you_mean(missing[0], known))
-    return [list(known).index(name) for name in wanted]

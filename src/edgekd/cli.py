@@ -277,13 +277,22 @@ def benchmark(
     data: DataOption = None,
     ood: Annotated[
         list[str] | None,
-        typer.Option(help="Further unseen images as NAME=DIR; each of their domains is a suite; may be repeated."),
+        typer.Option(
+            help="Further unseen images as NAME=DIR, each of their domains a suite, or wilds:NAME=DIR; may be repeated."
+        ),
     ] = None,
     suites: Annotated[
         list[str] | None, typer.Option(help="Suites made from the in-domain test images: corruptions.")
     ] = None,
     texture_shape: Annotated[
         str | None, typer.Option(help="Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias.")
+    ] = None,
+    vocabulary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ask the same images in other words, NAME=FILE: lines with {} are templates, others class names to "
+            "add; may be repeated."
+        ),
     ] = None,
     corruption_images: Annotated[
         int | None, typer.Option(help="Images in each of the 75 cells of the corruptions. [default: 200]", min=1)
@@ -317,6 +326,10 @@ def benchmark(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
     ] = False,
+    energy: Annotated[
+        str | None,
+        typer.Option(help="Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
@@ -348,6 +361,7 @@ def benchmark(
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
+            energy=energy,
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
@@ -358,6 +372,7 @@ def benchmark(
         ood=ood or (),
         suites=[name.strip() for given in suites or () for name in given.split(",")],
         texture_shape=texture_shape,
+        vocabulary=vocabulary or (),
         corruption_images=corruption_images,
         gates=gate or (),
         config=config,
@@ -370,6 +385,7 @@ def benchmark(
         device=where,
         keep=keep,
         result=import_,
+        energy=energy,
     )
     print_table(report)
     folder = report.folder

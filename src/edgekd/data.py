@@ -20,6 +20,7 @@ from edgekd.console import say, warn, warn_counted
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import cache_root, replacing, short_hash
 from edgekd.images import UnreadableImage, decode, read_bytes
+from edgekd.layouts import class_names
 
 _INDEX_VERSION = 1
 _WORTH_SAYING = 2000
@@ -185,8 +186,8 @@ def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
             f"A classifier needs two; {scan.CONVENTIONS}",
         )
     class_order = scan.order_classes(labels)
-    classes = scan.display_names(listing.root, class_order)
     domain_order = sorted({entry.domain for entry in entries if entry.domain is not None}) or ["all"]
+    classes = class_names(domain_order, scan.display_names(listing.root, class_order))
     images = ImageSet(
         name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
         classes=classes,

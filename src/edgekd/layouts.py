@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_PARTS = ("train", "crossval", "val", "test", "full")
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,10 @@ class Layout:
     domains: tuple[str, ...]
     """In DomainBed's order, which is that of the sorted folders (domainbed/datasets.py)."""
     caution: str = ""
+    other_names: tuple[str, ...] = ()
+    """The same domains as another of its archives calls them."""
+    numbered: tuple[str, ...] = ()
+    """Names of the classes that this archive only numbers from 0."""
 
     @property
     def remark(self) -> str:
@@ -27,7 +33,12 @@ class Layout:
 
 LAYOUTS = (
     Layout("PACS", ("art_painting", "cartoon", "photo", "sketch")),
-    Layout("VLCS", ("Caltech101", "LabelMe", "SUN09", "VOC2007")),
+    Layout(
+        "VLCS",
+        ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
+        other_names=("CALTECH", "LABELME", "SUN", "PASCAL"),
+        numbered=("bird", "car", "chair", "dog", "person"),
+    ),
     Layout("OfficeHome", ("Art", "Clipart", "Product", "Real World")),
     Layout(
         "TerraIncognita",
@@ -45,7 +56,37 @@ LAYOUTS = (
 def known_layout(domains: Iterable[str]) -> Layout | None:
     """The layout whose domains these are; underscores, spaces and case do not count."""
     found = {_plain(name) for name in domains}
-    return next((layout for layout in LAYOUTS if found == {_plain(name) for name in layout.domains}), None)
+    return next(
+        (
+            layout
+            for layout in LAYOUTS
+            for names in (layout.domains, layout.other_names)
+            if names and found == {_plain(name) for name in names}
+        ),
+        None,
+    )
+
+
+def class_names(domains: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
+    """`classes`, or their names where a known archive only numbers them."""
+    layout = known_layout(domains)
+    if layout is None or list(classes) != [str(number) for number in range(len(layout.numbered))]:
+        return tuple(classes)
+    return layout.numbered or tuple(classes)
+
+
+def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Which `(domain, part)` folders of a known archive make up its images; none for other layouts.
+
+    VLCS also comes as CALTECH/train, /crossval, /test and /full with numbered classes: `full` holds the images of all
+    the others, which stand in for it where it is missing.
+    """
+    found = set(folders)
+    layout = known_layout({domain for domain, _ in found})
+    if layout is None or not layout.other_names or any(part.lower() not in _PARTS for _, part in found):
+        return set()
+    complete = {domain for domain, part in found if part.lower() == "full"}
+    return {(domain, part) for domain, part in found if domain not in complete or part.lower() == "full"}
 
 
 def unwrapped(spec: str) -> str:

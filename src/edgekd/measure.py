@@ -32,6 +32,8 @@ from edgekd.suites import (
 )
 from edgekd.targets.session import open_session
 from edgekd.vocabulary import spoken_as
+from edgekd.wilds import wilds_named, wilds_suites
+from edgekd.wording import in_other_words
 
 
 def run_of(path: Path) -> tuple[Path, list[str]]:
@@ -130,6 +132,7 @@ def _artifact_subject(folder: Path) -> Subject:
         predict=session.run,
         classes=artifact.classes,
         folder=folder,
+        placement=session.placement,
     )
 
 
@@ -220,6 +223,7 @@ def gather(
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
     corruption_images: int | None = None,
+    vocabulary: Sequence[str] = (),
 ) -> Gathered:
     """Runs and artifacts at `places` with the suites that they are to be measured on; see `edgekd.api.benchmark`.
 
@@ -229,7 +233,8 @@ def gather(
     for name in suites:
         if name not in COMPUTED:
             raise EdgekdError(f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED))
-    folders = named_folders(ood, "--ood")
+    benches, plain = wilds_named(ood)
+    folders = named_folders(plain, "--ood")
     runs: dict[Path, list[str]] = {}
     alone: list[Path] = []
     for place in places:
@@ -241,7 +246,9 @@ def gather(
     loaded = [load_run(folder) for folder in runs]
     subjects = [subject for one in loaded for subject in subjects_of(one, runs[one.folder])]
     for place in alone:
-        subjects.append(_distinct(lone_artifact(place, bool(data or folders or texture_shape)), subjects, loaded))
+        subjects.append(
+            _distinct(lone_artifact(place, bool(data or folders or benches or texture_shape)), subjects, loaded)
+        )
     same_split = len({one.run.split_hash for one in loaded}) <= 1
     measured: list[Suite] = []
     if loaded:
@@ -250,7 +257,7 @@ def gather(
             measured += suites_of(one, data, None if same_split else one.run.name)
     elif data:
         measured += lone_suites_of(alone[0], data)
-    measured += _further(subjects, folders, texture_shape, trained_on(loaded))
+    measured += _further(subjects, folders, benches, texture_shape, trained_on(loaded))
     for inside in [suite for suite in measured if suite.kind == "id"]:
         subsets = [suite for suite in measured if suite.kind == "subset" and suite.run in (None, inside.run)]
         measured += [clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None]
@@ -261,11 +268,17 @@ def gather(
             "There are no in-domain test images to corrupt.",
             "Give the run, or with a lone artifact the images of its run: --data DIR.",
         )
+    if vocabulary:
+        subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
     return Gathered(subjects, measured, [context_of(one) for one in loaded], loaded[0].folder if loaded else alone[0])
 
 
 def _further(
-    subjects: Sequence[Subject], folders: Sequence[tuple[str, str]], texture_shape: str | None, seen: set[str]
+    subjects: Sequence[Subject],
+    folders: Sequence[tuple[str, str]],
+    benches: Sequence[tuple[str, str]],
+    texture_shape: str | None,
+    seen: set[str],
 ) -> list[Suite]:
     """Suites of folders, for all subjects together where they know the same classes, else for each run."""
     by_run = {subject.run: subject.classes for subject in subjects}
@@ -275,6 +288,8 @@ def _further(
         owner = None if shared else run
         for name, folder in folders:
             found += folder_suites(name, folder, classes, trained_on=seen, run=owner)
+        for name, root in benches:
+            found += wilds_suites(name, root, classes, run=owner)
         if texture_shape is not None:
             found.append(cue_conflict_suite("texture-shape", texture_shape, classes, run=owner))
     return found

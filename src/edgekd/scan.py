@@ -18,6 +18,7 @@ from pathlib import Path
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
+from edgekd.layouts import whole_parts
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."
@@ -79,7 +80,9 @@ def list_folder(root: Path) -> Listing:
             f"Bring them to one depth; {CONVENTIONS}",
         )
     depth, example = next(iter(depths.items()))
-    if depth > 2:
+    if depth == 3 and (whole := whole_parts(parts[:2] for parts, kept in images.items() if kept)):
+        images = {parts: kept for parts, kept in images.items() if parts[:2] in whole}
+    elif depth > 2:
         raise EdgekdError(f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS)
     tops = sorted({parts[0] for parts in images if len(parts) == depth})
     for parts in images:
@@ -91,7 +94,7 @@ def list_folder(root: Path) -> Listing:
         Entry(
             path="/".join((*parts, name)),
             label=parts[-1],
-            domain=parts[0] if depth == 2 and roles is None else None,
+            domain=parts[0] if depth >= 2 and roles is None else None,
             role=roles[parts[0]] if roles is not None else None,
         )
         for parts, kept in images.items()

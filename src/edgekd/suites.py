@@ -80,7 +80,7 @@ def _title(images: ImageSet, domain: str) -> str:
     return images.name if images.domains == ("all",) else domain
 
 
-def named_folders(given: Sequence[str], option: str) -> list[tuple[str, str]]:
+def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[tuple[str, str]]:
     """`NAME=DIR` strings as pairs.
 
     Raises:
@@ -91,7 +91,8 @@ def named_folders(given: Sequence[str], option: str) -> list[tuple[str, str]]:
         name, equals, folder = text.partition("=")
         if not equals or not folder or _NAME.fullmatch(name) is None:
             raise EdgekdError(
-                f'"{text}" does not name a suite.', f"Write {option} NAME=DIR, the name of letters, digits and . _ + -"
+                f'"{text}" does not name a suite.',
+                f"Write {option} NAME={what}, the name of letters, digits and . _ + -",
             )
         pairs.append((name, folder))
     names = [name for name, _ in pairs]

@@ -39,6 +39,8 @@ class Job:
     """A zip file, stored without compression: one encoded image per entry, in order."""
     protocol: Protocol
     threads: int | None
+    energy: str | None = None
+    """Sensor to read between blocks, one of `energy.SENSORS`."""
     format: int = FORMAT
 
     def steps(self) -> list[list[str]]:
@@ -90,6 +92,8 @@ def parse_job(data: Any) -> Job:
             )
             for one in data["artifacts"]
         )
-        return Job(artifacts, str(data["image_file"]), Protocol(**data["protocol"]), data["threads"])
+        return Job(
+            artifacts, str(data["image_file"]), Protocol(**data["protocol"]), data["threads"], data.get("energy")
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgekdError("The job is damaged.", "Send it again.") from error

@@ -15,6 +15,7 @@ from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage, decode
 from edgekd.resize import resize_rgb
 from edgekd.targets.agent.store import sha256_of
+from edgekd.targets.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class DeviceModel:
     provider: str
     threads: int
     load_ms: float
+    placement: Callable[[], Placement]
+    """Which nodes run where; opens the model once more."""
 
 
 def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
@@ -44,13 +47,14 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     if artifact["format"] != "onnx":
         raise EdgekdError(f"The agent cannot run artifacts of the format {artifact['format']}.", "It runs onnx.")
     try:
-        from edgekd.targets.onnx_runtime import open_onnx
+        from edgekd.targets.onnx_runtime import onnx_placement, open_onnx
     except ImportError as error:
         raise EdgekdError(
             f"The device's Python cannot load onnxruntime ({error}).",
             "On the device: python3 -m pip install onnxruntime, or name a Python that has it.",
         ) from error
-    opened = open_onnx(folder / next(iter(artifact["files"])), threads=threads)
+    path, size = folder / next(iter(artifact["files"])), artifact["preprocess"]["size"]
+    opened = open_onnx(path, threads=threads)
     name, runtime = artifact["inputs"][0]["name"], opened.runtime
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -64,6 +68,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
         opened.provider,
         opened.threads,
         opened.load_ms,
+        lambda: onnx_placement(path, np.zeros((1, size, size, 3), dtype=np.uint8)),
     )
 
 

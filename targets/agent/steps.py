@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark.environment import state, usable_cores
+from edgekd.benchmark.energy import Meter, open_sensor
+from edgekd.benchmark.environment import peak_rss_mb, state, usable_cores
 from edgekd.benchmark.latency import LatencySamples, measure, measure_interleaved, rotating
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
 from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
+from edgekd.targets.placement import refuse_fallback
 
 Said = Callable[[str], None]
 _CPUINFO = "/proc/cpuinfo"
@@ -31,6 +32,11 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
     kind, which, _ = (names[0] + "-").split("-", 2)
     numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
     artifacts = [job.artifacts[n] for n in numbers]
+    meter = None
+    if kind == "latency" and job.energy is not None:
+        say(f"power at rest, by {job.energy}")
+        meter = Meter(open_sensor(job.energy))
+        meter.rest()
     models = [open_model(folder.parent / one.folder, threads=job.threads) for one in artifacts]
     with zipfile.ZipFile(folder.parent / job.image_file) as images:
         if kind == "predict":
@@ -45,12 +51,14 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
             measured = measure_interleaved(
                 {n: rotating(model.run, part) for n, model, part in zip(map(str, numbers), models, buffers)},  # noqa: B905
                 job.protocol,
+                meter=meter,
             )
             arrays: Arrays = {}
             facts: dict[str, Any] = {"before": before, "after": state(), "boot": boot()}
             for n, model in zip(map(str, numbers), models):  # noqa: B905
                 arrays |= sample_arrays(n, measured[n])
                 facts[n] = sample_facts(measured[n]) | opened_facts(model)
+                facts[n]["energy"] = None if meter is None else meter.facts()
             write_step(folder / "done" / f"{names[0]}.npz", arrays, facts)
         else:
             _end_to_end(job, numbers[0], models[0], images, folder / "done" / f"{names[0]}.npz", say)
@@ -59,6 +67,8 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
 def _predict(
     artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile, folder: Path, names: Sequence[str], say: Said
 ) -> None:
+    placement = model.placement()
+    refuse_fallback(artifact.name, placement)  # before hours are spent on it
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name in names:
             start = int(name.rpartition("-")[2])
@@ -77,7 +87,8 @@ def _predict(
                     "Compare it with the FP32 artifact on this device.",
                 )
             arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
-            write_step(folder / "done" / f"{name}.npz", arrays, {"boot": boot()})
+            facts = {"boot": boot(), "placement": asdict(placement)}
+            write_step(folder / "done" / f"{name}.npz", arrays, facts)
 
 
 def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said) -> None:
@@ -112,26 +123,6 @@ def sample_facts(samples: LatencySamples) -> dict[str, Any]:
 
 def opened_facts(model: DeviceModel) -> dict[str, Any]:
     return {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
-
-
-def peak_rss_mb() -> float | None:
-    """Largest resident memory of this process so far, in 10^6 bytes.
-
-    Linux's own high-water mark first: what getrusage tells there can be that of the parent before `exec`.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as handle:
-            for line in handle:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def boot() -> str:

@@ -16,6 +16,7 @@ from edgekd.benchmark.latency import LatencySamples
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent.job import Job, parse_job
 from edgekd.targets.agent.store import Arrays, read_step
+from edgekd.targets.placement import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Clocked:
     load_ms: float
     provider: str
     threads: int
+    energy: dict[str, Any] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,8 @@ class ArtifactResult:
     whole: Clocked
     prepare_ms: NDArray[np.float64]
     peak_rss_mb: float | None
+    placement: Placement | None
+    """Which nodes ran where; None from an agent that did not ask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,15 @@ def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         found,
         prepare_ms.astype(np.float64),
         steps[whole]["peak_rss_mb"],
+        _placement(steps[parts[0]].get("placement")),
     )
+
+
+def _placement(told: Any) -> Placement | None:
+    if told is None:
+        return None
+    nodes = {str(who): {str(kind): int(n) for kind, n in kinds.items()} for who, kinds in told["nodes"].items()}
+    return Placement(str(told["asked"]), nodes, str(told["told_by"]))
 
 
 def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
@@ -139,5 +151,15 @@ def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         float(facts["warmup_s"]),
         bool(facts["settled"]),
         bool(facts["complete"]),
+        None if facts.get("joules") is None else float(facts["joules"]),
+        float(facts.get("metered_s", 0.0)),
     )
-    return Clocked(samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]))
+    energy = facts.get("energy")
+    if energy is not None:
+        idle = energy["idle_w"]
+        energy = {
+            "sensor": str(energy["sensor"]),
+            "covers": str(energy["covers"]),
+            "idle_w": None if idle is None else float(idle),
+        }
+    return Clocked(samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]), energy)

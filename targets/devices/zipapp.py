@@ -16,11 +16,13 @@ SHARED = (
     "errors.py",
     "images.py",
     "resize.py",
+    "benchmark/energy.py",
     "benchmark/environment.py",
     "benchmark/latency.py",
     "benchmark/stats.py",
     "targets/__init__.py",
     "targets/onnx_runtime.py",
+    "targets/placement.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 

@@ -1,0 +1,215 @@
+"""Energy against powers and times that are known: a tree of files in place of the sensors."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_fakes import write_artifact
+
+from edgekd.benchmark import benchmark, energy, worker
+from edgekd.benchmark.energy import Meter, Sensor, Source, open_sensor, per_image
+from edgekd.benchmark.latency import Protocol, measure, measure_interleaved
+from edgekd.errors import EdgekdError
+from edgekd.files import write_json
+
+RULE = Protocol("quick", 5, 0.0, 1.0, 10, 0.5, 10.0, 0.1, 1)
+
+
+def put(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def write(root: Path, place: str, **files: str) -> Path:
+    folder = root / "sys" / place
+    put(folder, **files)
+    return folder
+
+
+class Time:
+    """Seconds that pass only when somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_rapl_adds_packages_and_memory_and_knows_when_a_counter_starts_again(tmp_path: Path) -> None:
+    first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
+                  max_energy_range_uj="10000000")  # fmt: skip
+    write(tmp_path, "class/powercap/intel-rapl:0:0", name="core", energy_uj="1", max_energy_range_uj="10000000")
+    dram = write(tmp_path, "class/powercap/intel-rapl:0:1", name="dram", energy_uj="500000",
+                 max_energy_range_uj="10000000")  # fmt: skip
+    write(tmp_path, "class/powercap/intel-rapl:1", name="psys", energy_uj="1", max_energy_range_uj="10000000")
+    sensor = open_sensor("rapl", tmp_path)
+    assert sensor.covers == "processor: package-0, dram of intel-rapl:0:1"
+    clock = Time()
+    meter = Meter(sensor, clock)
+    meter.begin()
+    clock.pass_(2.0)
+    put(first, energy_uj="2000000")  # 9 J → 10 J = 0 J → 2 J
+    put(dram, energy_uj="750000")
+    assert meter.end() == (pytest.approx(3.25), 2.0)
+
+
+def test_jetson_rails(tmp_path: Path) -> None:
+    rails = {"in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200", "in2_label": "VDD_SOC",
+             "in2_input": "5000", "curr2_input": "300"}  # fmt: skip
+    folder = write(tmp_path, "class/hwmon/hwmon3", name="ina3221", **rails)
+    write(tmp_path, "class/hwmon/hwmon0", name="coretemp", in1_label="VDD_IN", in1_input="1", curr1_input="1")
+    sensor = open_sensor("ina", tmp_path)
+    assert sensor.covers == "rail VDD_IN"
+    clock = Time()
+    meter = Meter(sensor, clock)
+    meter.begin()
+    clock.pass_(2.0)
+    put(folder, curr1_input="2000")
+    assert meter.end() == (pytest.approx((6.0 + 10.0) / 2 * 2.0), 2.0)  # the trapezoid between 6 W and 10 W
+
+
+def test_rails_without_a_common_one_are_added_and_power_files_win(tmp_path: Path) -> None:
+    write(tmp_path, "class/hwmon/hwmon1", name="ina3221", in1_label="VDD_GPU_SOC", in1_input="5000", curr1_input="200",
+          in2_label="VDD_CPU_CV", in2_input="5000", curr2_input="400")  # fmt: skip
+    write(tmp_path, "class/hwmon/hwmon2", name="ina226", power1_input="2500000")
+    sensor = open_sensor("ina", tmp_path)
+    assert sensor.covers == "rails VDD_GPU_SOC, VDD_CPU_CV, hwmon2 rail 1"
+    assert sum(source.read() for source in sensor.sources) == pytest.approx(1.0 + 2.0 + 2.5)
+
+
+def test_the_older_jetson_driver(tmp_path: Path) -> None:
+    write(tmp_path, "bus/i2c/drivers/ina3221x/6-0040/iio:device0", rail_name_0="POM_5V_IN", in_power0_input="4250",
+          rail_name_1="POM_5V_CPU", in_power1_input="900")  # fmt: skip
+    sensor = open_sensor("ina", tmp_path)
+    assert (sensor.covers, sensor.sources[0].read()) == ("rail POM_5V_IN", pytest.approx(4.25))
+
+
+def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
+    folder = write(tmp_path, "class/power_supply/BAT0", type="Battery", status="Discharging", current_now="-400000",
+                   voltage_now="3850000")  # fmt: skip
+    write(tmp_path, "class/power_supply/AC", type="Mains")
+    assert open_sensor("battery", tmp_path).sources[0].read() == pytest.approx(0.4 * 3.85)
+    put(folder, status="Charging")
+    with pytest.raises(EdgekdError, match="BAT0 is charging"):
+        open_sensor("battery", tmp_path)
+
+
+def test_sensors_that_are_not_there_are_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rapl", "ina", "battery"):
+        with pytest.raises(EdgekdError, match=f"no sensor {name}"):
+            open_sensor(name, tmp_path)
+    with pytest.raises(EdgekdError, match="no energy sensor"):
+        open_sensor("raple", tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(EdgekdError, match="nvidia-ml-py"):
+        open_sensor("nvml")
+
+    def refused() -> float:
+        raise PermissionError(13, "Permission denied", "/sys/class/powercap/intel-rapl:0/energy_uj")
+
+    monkeypatch.setattr(energy, "_rapl", lambda root: Sensor("rapl", "", (Source(refused, True),)))
+    with pytest.raises(EdgekdError, match=r"not be read by this user \(/sys/class/powercap"):
+        open_sensor("rapl", tmp_path)
+
+
+def test_nvml_by_the_names_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        pass
+
+    fake = types.SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda n: n,
+        nvmlDeviceGetName=lambda board: b"Board 1",
+        nvmlDeviceGetTotalEnergyConsumption=lambda board: 12_500,
+        nvmlDeviceGetPowerUsage=lambda board: 61_000,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    sensor = open_sensor("nvml")
+    assert (sensor.covers, sensor.sources[0].counts, sensor.sources[0].read()) == ("board Board 1", True, 12.5)
+
+    def older(board: object) -> int:
+        raise NVMLError("Not Supported")
+
+    fake.nvmlDeviceGetTotalEnergyConsumption = older
+    sensor = open_sensor("nvml")
+    assert (sensor.sources[0].counts, sensor.sources[0].read()) == (False, 61.0)
+
+
+def steady(watts: float, clock: Time) -> Meter:
+    """A counter that rises by `watts` joules a second."""
+    return Meter(Sensor("rapl", "a test", (Source(lambda: watts * clock.now, True),)), clock)
+
+
+def test_idle_power_and_the_energy_of_the_measured_blocks_alone() -> None:
+    clock = Time()
+    meter = steady(3.0, clock)
+    meter.rest(2.0, clock.pass_)
+    assert meter.idle_w == pytest.approx(3.0)
+    samples = measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9), meter=meter)
+    # The warm-up is outside: 0.5 s measured in blocks of 0.1 s, at 3 W.
+    assert samples.metered_s == pytest.approx(0.02 * len(samples.samples_ms))
+    assert samples.joules == pytest.approx(3.0 * samples.metered_s)
+    assert measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9)).joules is None
+
+
+def test_models_that_take_turns_get_their_own_energy() -> None:
+    clock = Time()
+    drawn = {"joules": 0.0}
+    meter = Meter(Sensor("rapl", "a test", (Source(lambda: drawn["joules"], True),)), clock)
+
+    def model(seconds: float, watts: float):  # type: ignore[no-untyped-def]
+        def run(_: int) -> None:
+            clock.pass_(seconds)
+            drawn["joules"] += seconds * watts
+
+        return run
+
+    found = measure_interleaved(
+        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)}, RULE, clock=lambda: round(clock.now * 1e9), meter=meter
+    )
+    for name, joules_each in (("a", 0.1), ("b", 0.1)):
+        assert found[name].joules == pytest.approx(joules_each * len(found[name].samples_ms))
+
+
+def test_per_image_by_hand() -> None:
+    facts = {"sensor": "ina", "covers": "rail VDD_IN", "idle_w": 2.0}
+    found = per_image([30.0, 50.0], [10.0, 10.0], 400, facts)
+    assert found["joules_per_image"] == pytest.approx(0.2)
+    assert found["mean_w"] == pytest.approx(4.0)
+    assert found["joules_per_image_above_idle"] == pytest.approx((80.0 - 40.0) / 400)
+    assert per_image([1.0], [1.0], 1, facts | {"idle_w": None})["joules_per_image_above_idle"] is None
+
+
+def test_the_worker_reads_the_declared_sensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way of a job, in this process: a battery at 2 W, so every image takes 2 W times its time."""
+    write(tmp_path, "class/power_supply/BAT0", type="Battery", status="Discharging", power_now="2000000")
+    monkeypatch.setattr(worker, "open_sensor", lambda name: open_sensor(name, tmp_path))
+    monkeypatch.setattr(Meter, "rest", lambda meter: setattr(meter, "idle_w", 0.5))
+    np.save(tmp_path / "0.npy", np.zeros((64, 16, 16, 3), dtype=np.uint8))
+    entry = {"key": "r/fp32", "folder": str(write_artifact(tmp_path / "fp32")), "buffers": "0.npy"}
+    rule = {"name": "quick", "warmup_runs": 5, "warmup_s": 0.0, "warmup_limit_s": 0.1, "runs": 10, "seconds": 0.05,
+            "limit_s": 1.0, "block_s": 0.01, "processes": 1}  # fmt: skip
+    write_json(tmp_path / "job.json", {"protocol": rule, "threads": 1, "energy": "battery", "entries": [entry]})
+    worker.work(tmp_path / "job.json")
+    answer = worker.read_json(tmp_path / "answer.json", "answer")
+    with np.load(tmp_path / "samples.npz") as arrays:
+        found = worker._from_answer(answer["entries"][0], 0, arrays)
+    assert found.energy == {"sensor": "battery", "covers": "the whole device", "idle_w": 0.5}
+    assert found.samples.joules == pytest.approx(2.0 * found.samples.metered_s)
+    assert found.samples.metered_s >= found.samples.samples_ms.sum() / 1e3
+    assert found.peak_rss_mb is None or found.peak_rss_mb > 10
+    row = benchmark._energy([found])
+    assert row is not None
+    assert row.mean_w == pytest.approx(2.0)
+    assert row.joules_per_image_above_idle == pytest.approx(0.75 * row.joules_per_image)

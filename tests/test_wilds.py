@@ -1,0 +1,144 @@
+"""WILDS through its package: splits, images, names and its own metrics, on a data set of a few images."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benchmark_fakes import fake_measurements, model, subject
+from PIL import Image
+from sklearn.metrics import f1_score
+from test_report import SCHEMA, violations
+
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.markdown import markdown
+from edgekd.errors import EdgekdError
+from edgekd.wilds import wilds_named, wilds_suites
+
+NAMES = ("empty", "deer", "cow")
+SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}
+
+
+class Tiny:
+    """60 painted images in five splits; what the package's data sets have and edgekd asks for."""
+
+    def _fill(self, folder: Path) -> None:
+        n = 60
+        self._dataset_name, self._version, self._split_scheme = "tiny", "2.0", "official"
+        self._data_dir = str(folder)
+        self._split_dict = SPLITS
+        self._split_names = dict(zip(SPLITS, SPLITS, strict=True))
+        self._split_array = np.arange(n) % 5
+        self._y_array = torch.arange(n) // 5 % 3
+        self._y_size, self._n_classes = 1, 3
+        self._metadata_array = torch.stack([torch.arange(n) % 2, self._y_array], dim=1)
+        self._metadata_fields = ["location", "y"]
+
+    def get_input(self, idx: int) -> Image.Image:
+        return Image.new("P", (8, 8)).convert("RGBA") if idx < 0 else self._painted(idx)
+
+    def _painted(self, idx: int) -> Image.Image:
+        return Image.new("RGB", (8, 8), (int(self._y_array[idx]), idx, 0))
+
+    def eval(self, y_pred: Any, y_true: Any, metadata: Any, prediction_fn: Any = None) -> Any:
+        assert len(y_pred) == len(y_true) == len(metadata)
+        assert torch.equal(metadata[:, 1], y_true)
+        score = f1_score(y_true, y_pred, average="macro", labels=np.unique(y_true))
+        return {"F1-macro_all": torch.tensor(score), "acc_group:none": float("nan")}, ""
+
+
+class Plain(Tiny):
+    """Without the package's base class."""
+
+    split_dict, n_classes, version = SPLITS, 3, "2.0"
+
+    def __init__(self, folder: Path) -> None:
+        self._fill(folder)
+        self.split_array, self.y_array = self._split_array, self._y_array
+        self.metadata_array, self.data_dir = self._metadata_array, self._data_dir
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    module = types.ModuleType("wilds")
+    module.get_dataset = make  # type: ignore[attr-defined]
+    module.__version__ = "2.0.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wilds", module)
+
+
+def write_names(folder: Path) -> None:
+    (folder / "categories.csv").write_text("y,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(NAMES)))
+
+
+def test_the_report_has_the_packages_own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_names(tmp_path)
+
+    def get_dataset(dataset: str, root_dir: str, download: bool) -> Plain:
+        assert (dataset, download) == ("iwildcam", False)
+        return Plain(Path(root_dir))
+
+    plant(monkeypatch, get_dataset)
+    test, inside = wilds_suites("iwildcam", str(tmp_path), NAMES)
+    assert (test.name, inside.name) == ("ood:iwildcam", "wilds:iwildcam/id_test")
+    assert test.indices.tolist() == list(range(2, 60, 5))
+    assert test.images.classes == NAMES
+    fake_measurements(monkeypatch, {})
+    subjects = [subject("torch", "torch", model(3), classes=NAMES)]
+    report = run_benchmark(subjects, [test, inside], tmp_path / "out", quick=True)
+    assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
+    row = report.own_metrics[0]
+    labels = test.labels
+    answers = (labels + (test.indices % 3 == 0)) % 3
+    assert row.metrics == {"F1-macro_all": pytest.approx(f1_score(labels, answers, average="macro"))}
+    assert row.told_by == "wilds 2.0.0, iwildcam.eval"
+    assert report.summary[0].ood == {"iwildcam": pytest.approx((labels == answers).mean())}  # id_test enters no mean
+    assert "F1-macro_all" in markdown(report)
+    assert "F1-macro_all" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_packages_own_base_class_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wilds", reason="the package wilds is not installed")
+    from wilds.datasets.wilds_dataset import WILDSDataset
+
+    class Real(Tiny, WILDSDataset):  # type: ignore[misc]
+        def __init__(self, folder: Path) -> None:
+            self._fill(folder)
+            WILDSDataset.__init__(self, str(folder), False, "official")  # its own checks of every field
+
+    write_names(tmp_path)
+    real = Real(tmp_path)
+    plant(monkeypatch, lambda dataset, root_dir, download: real)
+    [test, inside] = wilds_suites("iwildcam", str(tmp_path), NAMES)
+    subset = real.get_subset("test")
+    assert test.indices.tolist() == list(subset.indices)
+    assert test.labels.tolist() == subset.y_array.tolist()
+    assert test.own_metrics is not None
+    assert test.own_metrics(test.labels) == {"F1-macro_all": 1.0}
+    assert np.asarray(inside.images.read(4)).shape == (8, 8, 3)
+
+
+def test_classes_are_numbers_where_wilds_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, lambda dataset, root_dir, download: Plain(tmp_path))
+    assert wilds_suites("rxrx1", "x", ("0", "1", "2"))[0].images.classes == ("0", "1", "2")
+    with pytest.raises(EdgekdError, match="does not know"):
+        wilds_suites("rxrx1", "x", NAMES)
+
+
+def test_what_is_missing_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"]) == ([("fmow", "d"), ("iwildcam", "data")], ["a=b"])
+    with pytest.raises(EdgekdError, match='no images "amazon"'):
+        wilds_named(["wilds:amazon"])
+
+    def absent(dataset: str, root_dir: str, download: bool) -> Plain:
+        raise FileNotFoundError("could not be found")
+
+    plant(monkeypatch, absent)
+    with pytest.raises(EdgekdError, match=r"WILDS's fmow are not in"):
+        wilds_suites("fmow", str(tmp_path), NAMES)
+    monkeypatch.setitem(sys.modules, "wilds", None)
+    with pytest.raises(EdgekdError, match="its own package"):
+        wilds_suites("fmow", str(tmp_path), NAMES)
