@@ -19,8 +19,7 @@ from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.measure import suites_of
-from edgekd.studies import cell as cells
-from edgekd.studies import grid
+from edgekd.studies import grid, runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +94,7 @@ def test_the_tables_say_the_same_in_every_form(made: Path) -> None:
 def test_a_finished_study_trains_nothing_and_may_grow(
     made: Path, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "train", lambda config: pytest.fail("trained again"))
     again = edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art", out=made, **base)
     assert not again.failures
     assert again.tables[0].columns == ("art",)
@@ -107,7 +106,7 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = []
-    real = cells.train
+    real = runs.train
 
     def flaky(config: Any) -> Any:
         started.append(config.out.name)
@@ -118,7 +117,7 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
         return real(config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "train", flaky)
+        patch.setattr(runs, "train", flaky)
         study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
     assert [failure.cell.seed for failure in study.failures] == [1, 2]
     assert study.failures[0].reason == "The disk burnt. Buy one."
