@@ -53,22 +53,25 @@ class ShotSampler:
 
     Args:
         rest: deals the images of the classes with many.
-        shots: deals the few, none of them twice in a batch.
+        shots: indices of the few. places: how many of them a batch has, drawn anew for each batch, none of them twice.
     """
 
     rest: BalancedSampler
-    shots: BalancedSampler
+    shots: NDArray[np.int64]
+    places: int
 
     @property
     def epoch_steps(self) -> int:
         """Steps after which as many images were drawn as there are."""
-        images = sum(len(group) for part in (self.rest, self.shots) for group in part.groups)
-        return max(1, round(images / (self.rest.batch + self.shots.batch)))
+        images = sum(len(group) for group in self.rest.groups) + len(self.shots)
+        return max(1, round(images / (self.rest.batch + self.places)))
 
     def step(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `BalancedSampler.step`; the shots come last."""
-        (many, visits), (few, again) = self.rest.step(step), self.shots.step(step)
-        return np.concatenate([many, few]), np.concatenate([visits, again])
+        """As `BalancedSampler.step`; the shots come last, and the step stands for their visit."""
+        many, visits = self.rest.step(step)
+        # A place behind all domains keeps this order apart from theirs.
+        few = self.shots[_permutation(self.rest.seed, len(self.rest.groups), step, len(self.shots))[: self.places]]
+        return np.concatenate([many, few]), np.concatenate([visits, np.full(self.places, step)])
 
 
 Sampler = BalancedSampler | ShotSampler
@@ -88,7 +91,7 @@ def make_sampler(
     if not len(few):
         return BalancedSampler(groups, batch, seed)
     places = min(batch // 2, len(few))
-    return ShotSampler(BalancedSampler(groups, batch - places, seed), BalancedSampler((few,), places, seed))
+    return ShotSampler(BalancedSampler(groups, batch - places, seed), few, places)
 
 
 @functools.lru_cache(maxsize=64)

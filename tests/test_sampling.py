@@ -96,7 +96,7 @@ def test_shots_are_in_every_batch_at_most_half_of_it() -> None:
         is_shot = np.arange(90) >= 80
         sampler = make_sampler(train, domain_of, is_shot, 8, seed=0)
         drawn = []
-        for step in range(5):
+        for step in range(20):
             indices, _ = sampler.step(step)
             assert len(indices) == 8
             few = indices[indices >= 80]
