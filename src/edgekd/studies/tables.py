@@ -124,8 +124,8 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
         f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the unseen images.",
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
-        f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images (paired "
-        "bootstrap).",
+        f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images "
+        "(paired bootstrap).",
         f"Machine: {machine['cpu']}, {machine['usable_cores']} cores; edgekd {machine['versions']['edgekd']}, torch "
         f"{machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
     ]
