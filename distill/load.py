@@ -17,7 +17,7 @@ from edgekd.distill.teacher import load_teacher
 from edgekd.distill.tower import tower_student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
-from edgekd.scarce import without_classes
+from edgekd.scarce import run_images
 from edgekd.split import Split, read_split
 
 
@@ -42,7 +42,7 @@ class LoadedRun:
 
     def images(self, override: str | None = None) -> ImageSet:
         """The run's images, those of classes that never trained left out."""
-        return without_classes(load_images(override or self.run.data), self.config.unseen_classes)
+        return run_images(load_images(override or self.run.data), self.config)
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""

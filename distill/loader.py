@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.pixels import PixelStore
-from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.sampling import Sampler
 from edgekd.distill.views import ViewParams, ViewPolicy, view_params
 
 
@@ -41,7 +41,7 @@ class BatchSource:
     """
 
     store: PixelStore
-    sampler: BalancedSampler
+    sampler: Sampler
     policy: ViewPolicy
     views: int | None
     embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None

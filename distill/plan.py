@@ -12,10 +12,11 @@ from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import Descriptions
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.recipes import get_recipe
+from edgekd.distill.start import settle_start
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
-from edgekd.scarce import check_unseen, run_split, without_classes
+from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
 
 TOY_SIZE = 48
@@ -39,7 +40,9 @@ def settle(config: TrainConfig) -> TrainConfig:
         stored = read_config(out / "config.json")
         say(f"resuming {out} with the settings it was started with")
         return stored.model_copy(update={"out": out, "resume": True})
-    chosen: dict[str, object] = settle_method(config)
+    chosen: dict[str, object] = settle_start(config)
+    config = config.model_copy(update=chosen)
+    chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
@@ -53,7 +56,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen["size"] = TOY_SIZE
     if toy and config.prompts is None and get_recipe(config.recipe).prompts == "photo":
         chosen["prompts"] = "domain"  # the toy teacher knows its styles by name
-    from_scratch = config.student_weights is None and start == "scratch"
+    from_scratch = config.student_weights is None and config.start is None and start == "scratch"
     if config.bn is None:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
@@ -88,7 +91,7 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     assert config.out is not None
     images = load_images(config.data)
     check_unseen(config, images)
-    images = without_classes(images, config.unseen_classes)
+    images = run_images(images, config)
     path = config.out / "split.json"
     if config.resume and path.exists():
         return images, read_split(path, images)

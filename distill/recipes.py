@@ -118,6 +118,13 @@ RECIPES: dict[str, Recipe] = {
             student="teacher",
         ),
         Recipe(
+            "text-ce",
+            "labels through the text bank alone: what vlm-ood is without its two distilling terms",
+            "Li et al., ICCV 2023 (L_cls, the first row of their tables; τ = 0.07)",
+            "text",
+            (Stage("train", 1.0, {"text_ce": TermSpec(1.0, {"tau": 0.07})}, ("backbone", "projector")),),
+        ),
+        Recipe(
             "vlm-ood",
             "classify with the text bank, tell images apart as the teacher does, keep its neighbouring texts near",
             "Li et al., ICCV 2023 (all weights 1, τ = 0.07, k = 256)",

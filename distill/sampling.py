@@ -47,6 +47,53 @@ class BalancedSampler:
         return np.array(indices, dtype=np.int64), np.array(visits, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class ShotSampler:
+    """Batches with a fixed number of shots: a few images that would hardly ever be drawn among many (Li et al. 2023).
+
+    Args:
+        rest: deals the images of the classes with many.
+        shots: indices of the few. places: how many of them a batch has, drawn anew for each batch, none of them twice.
+    """
+
+    rest: BalancedSampler
+    shots: NDArray[np.int64]
+    places: int
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps after which as many images were drawn as there are."""
+        images = sum(len(group) for group in self.rest.groups) + len(self.shots)
+        return max(1, round(images / (self.rest.batch + self.places)))
+
+    def step(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `BalancedSampler.step`; the shots come last, and the step stands for their visit."""
+        many, visits = self.rest.step(step)
+        # A place behind all domains keeps this order apart from theirs.
+        few = self.shots[_permutation(self.rest.seed, len(self.rest.groups), step, len(self.shots))[: self.places]]
+        return np.concatenate([many, few]), np.concatenate([visits, np.full(self.places, step)])
+
+
+Sampler = BalancedSampler | ShotSampler
+
+
+def make_sampler(
+    train: NDArray[np.int64], domain_of: NDArray[np.int64], is_shot: NDArray[np.bool_], batch: int, seed: int
+) -> Sampler:
+    """The sampler of a run.
+
+    Args:
+        train: int64 `[n]`, indices of the training images. domain_of: int64 `[N]`, of all images. is_shot: bool `[N]`.
+        batch: images per step. Shots take all of their places or half of it, whichever is less, as published.
+    """
+    many, few = train[~is_shot[train]], train[is_shot[train]]
+    groups = tuple(many[domain_of[many] == domain] for domain in np.unique(domain_of[many]))
+    if not len(few):
+        return BalancedSampler(groups, batch, seed)
+    places = min(batch // 2, len(few))
+    return ShotSampler(BalancedSampler(groups, batch - places, seed), few, places)
+
+
 @functools.lru_cache(maxsize=64)
 def _permutation(seed: int, slot: int, visit: int, size: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.Philox(key=[seed, (slot << 32) + visit])).permutation(size)

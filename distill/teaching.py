@@ -21,7 +21,7 @@ from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
-from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.sampling import Sampler
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
 
@@ -31,7 +31,7 @@ _CENTRE_IMAGES = 512
 """Enough for a mean, where asking the teacher costs."""
 
 
-def batch_source(job: Job, sampler: BalancedSampler) -> BatchSource:
+def batch_source(job: Job, sampler: Sampler) -> BatchSource:
     """The run's batches, with the teacher's embeddings cached, looked up by image, or asked for at every step."""
     fabric, config, images, teacher = job.fabric, job.config, job.images, job.teacher
     policy = ViewPolicy()

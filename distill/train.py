@@ -36,7 +36,8 @@ from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.sampling import make_sampler
+from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.teaching import batch_source, centre_projector, centred, start_head_at_texts, teacher_embedding
@@ -45,6 +46,7 @@ from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
+from edgekd.scarce import class_places
 from edgekd.split import Split
 
 
@@ -109,10 +111,8 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     fabric.barrier()
     _say_plan(job)
 
-    groups = tuple(
-        group for d in range(len(images.domains)) if len(group := split.train[images.domain_of[split.train] == d])
-    )
-    sampler = BalancedSampler(groups, config.batch_size, config.seed)
+    is_shot = np.isin(images.labels, class_places(images, config.unseen_classes if config.shots else ()))
+    sampler = make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config.out, fabric)
@@ -123,7 +123,10 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
         job = dataclasses.replace(job, bank=bank, lessons=lessons.in_space_of(bank))
     if resume_at == 0:
         start_head_at_texts(job)
-        centre_projector(job, source(0))
+        if config.start is None:
+            centre_projector(job, source(0))
+        else:
+            continue_from(config.start, student, images.classes)
     started, first_step = time.perf_counter(), 0
     with Progress(config.out, steps, config, fabric, resume_at) as progress:
         for stage, stage_steps in zip(recipe.stages, share_out(recipe, steps), strict=True):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgekd.distill.sampling import BalancedSampler
+from edgekd.distill.sampling import BalancedSampler, make_sampler
 
 
 def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:
@@ -86,3 +86,28 @@ def test_shards_make_up_the_global_batch_with_every_domain_in_each(world: int) -
 def test_an_epoch_draws_about_as_many_images_as_there_are() -> None:
     assert sampler((30, 34), 16).epoch_steps == 4
     assert sampler((2, 1), 64).epoch_steps == 1
+
+
+def test_shots_are_in_every_batch_at_most_half_of_it() -> None:
+    """Two domains with 40 images each; 3 shots of a batch of 8 take 3 places, 10 shots 4."""
+    domain_of = np.array([0] * 40 + [1] * 40 + [0] * 10)
+    for count, places in ((3, 3), (10, 4)):
+        train = np.arange(80 + count)
+        is_shot = np.arange(90) >= 80
+        sampler = make_sampler(train, domain_of, is_shot, 8, seed=0)
+        drawn = []
+        for step in range(20):
+            indices, _ = sampler.step(step)
+            assert len(indices) == 8
+            few = indices[indices >= 80]
+            assert len(set(few)) == len(few) == places
+            drawn += few.tolist()
+        assert len(set(drawn)) == count
+        assert sampler.epoch_steps == round((80 + count) / 8)
+
+
+def test_without_shots_the_domains_share_a_batch() -> None:
+    sampler = make_sampler(np.arange(20), np.array([0] * 10 + [2] * 10), np.zeros(20, dtype=bool), 6, seed=1)
+    plain = BalancedSampler((np.arange(10), np.arange(10, 20)), 6, 1)
+    for step in range(4):
+        assert np.array_equal(sampler.step(step)[0], plain.step(step)[0])

@@ -10,7 +10,16 @@ import pytest
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
-from edgekd.scarce import check_unseen, fewer_labels, run_split, unseen_test, without_classes
+from edgekd.scarce import (
+    check_unseen,
+    fewer_labels,
+    left_to_test,
+    run_images,
+    run_split,
+    take_shots,
+    unseen_test,
+    without_classes,
+)
 from edgekd.split import make_split, read_split
 
 
@@ -91,3 +100,52 @@ def test_content_that_also_trains_is_no_test(tmp_path: Path, make_domain_folder:
 def test_what_cannot_be_unseen(images: ImageSet, unseen: tuple[str, ...], domain: str, sentence: str) -> None:
     with pytest.raises(EdgekdError, match=sentence):
         check_unseen(TrainConfig(unseen_classes=unseen, test_domain=domain), images)
+
+
+def test_shots_are_nested_and_what_is_left_is_tested(images: ImageSet) -> None:
+    unseen = ("dog", "bee")
+    one, four = (take_shots(images, unseen, count, 0) for count in (1, 4))
+    assert [np.bincount(images.labels[shots], minlength=4).tolist() for shots in (one, four)] == [
+        [0, 1, 0, 1],
+        [0, 4, 0, 4],
+    ]
+    assert set(one) < set(four)
+    assert set(take_shots(images, unseen, 4, 1)) != set(four)
+    left = left_to_test(images, unseen, four)
+    assert sorted([*left, *four]) == unseen_test(images, unseen).tolist()
+
+
+def test_a_copy_of_a_shot_is_neither_a_second_shot_nor_a_test(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
+    root = make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat"), count=1)
+    for number in range(5):
+        (root / "art" / "bee" / f"copy{number}.png").write_bytes((root / "art" / "bee" / "0000.png").read_bytes())
+    images = load_images(root)  # bee: three contents, one of them six times
+    shots = take_shots(images, ("bee",), 2, 0)
+    assert len({images.keys[i] for i in shots}) == 2
+    left = left_to_test(images, ("bee",), shots)
+    assert {images.keys[i] for i in left}.isdisjoint({images.keys[i] for i in shots})
+    with pytest.raises(EdgekdError, match=r'3 images of the class "bee" are to be shown, and it has 3 different ones'):
+        take_shots(images, ("bee",), 3, 0)
+
+
+def test_shots_train_and_change_nothing_else(images: ImageSet, tmp_path: Path) -> None:
+    base = TrainConfig(unseen_classes=("bee", "dog"))
+    config = base.model_copy(update={"shots": 2})
+    seen, union = run_images(images, base), run_images(images, config)
+    assert union.classes == images.classes
+    assert len(union) == len(seen) + 4
+    before, split = run_split(base, seen), run_split(config, union)
+    for role in ("val", "id_test", "ood_test"):
+        assert [union.keys[i] for i in getattr(split, role)] == [seen.keys[i] for i in getattr(before, role)]
+    few = {images.keys[i] for i in take_shots(images, ("bee", "dog"), 2, 0)}
+    assert {union.keys[i] for i in split.train} == {seen.keys[i] for i in before.train} | few
+    assert "Of each unseen class 2 images train" in split.rule
+    split.write(tmp_path / "split.json")
+    assert np.array_equal(read_split(tmp_path / "split.json", union).train, split.train)
+
+
+def test_shots_of_nothing(images: ImageSet) -> None:
+    with pytest.raises(EdgekdError, match="no class is unseen"):
+        check_unseen(TrainConfig(shots=1), images)

@@ -19,8 +19,8 @@ from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.measure import suites_of
-from edgekd.studies import cell as cells
-from edgekd.studies import grid
+from edgekd.scarce import take_shots, unseen_test
+from edgekd.studies import grid, runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,7 +95,7 @@ def test_the_tables_say_the_same_in_every_form(made: Path) -> None:
 def test_a_finished_study_trains_nothing_and_may_grow(
     made: Path, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "train", lambda config: pytest.fail("trained again"))
     again = edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art", out=made, **base)
     assert not again.failures
     assert again.tables[0].columns == ("art",)
@@ -107,7 +107,7 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = []
-    real = cells.train
+    real = runs.train
 
     def flaky(config: Any) -> Any:
         started.append(config.out.name)
@@ -118,7 +118,7 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
         return real(config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "train", flaky)
+        patch.setattr(runs, "train", flaky)
         study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
     assert [failure.cell.seed for failure in study.failures] == [1, 2]
     assert study.failures[0].reason == "The disk burnt. Buy one."
@@ -307,3 +307,67 @@ def test_a_folder_that_is_no_study(base: dict[str, Any], tmp_path: Path) -> None
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(EdgekdError, match="not a study"):
         edgekd.study("erm", out=tmp_path, **base)
+
+
+def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher)
+    folder, trained = tmp_path / "s", []
+    real = runs.train
+    monkeypatch.setattr(runs, "train", lambda config: (trained.append(config.out.name), real(config))[1])
+    words = base | {"protocol": "k-shot", "unseen_classes": "bee,dog", "seeds": 1, "out": folder, "steps": 5}
+    study = edgekd.study("erm,vl2v-adip", shots="4,1", keep=True, **words)
+    assert [table.title for table in study.tables] == ["1 image of each unseen class", "4 images of each unseen class"]
+    # One run on the seen classes for both numbers of images, then a fine-tuning each.
+    assert sorted(trained) == sorted(
+        f"{recipe}-{part}0" for recipe in ("erm", "vl2v-adip") for part in ("", "1shot-", "4shot-")
+    )
+    tuned = load_run(folder / "runs" / "vl2v-adip-4shot-0")
+    assert (tuned.run.classes, tuned.run.steps) == (("ant", "bee", "cat", "dog"), 1)
+    assert tuned.config.start == folder / "runs" / "vl2v-adip-0"
+    whole = load_images(base["data"])
+    shown = {whole.keys[i] for i in take_shots(whole, ("bee", "dog"), 4, 0)}
+    with np.load(folder / "cells" / "erm-4shot-0.npz") as four, np.load(folder / "cells" / "erm-1shot-0.npz") as one:
+        assert set(four.files) == {f"{m}{s}" for m in ("id", "ood", "retrieval", "id_tuned") for s in ("", "_labels")}
+        assert (len(four["ood"]), len(one["ood"])) == (24 - 8, 24 - 2)
+        # The table of one image leaves out what the four have shown.
+        left = [i for i in unseen_test(whole, ("bee", "dog")) if i not in take_shots(whole, ("bee", "dog"), 1, 0)]
+        common = np.array([whole.keys[i] not in shown for i in left])
+        labels, correct = one["ood_labels"][common], one["ood"][common]
+    erm = next(row for row in study.tables[0].rows if row.name == "erm")
+    assert erm.columns["", "ood"].mean == pytest.approx(100 * np.mean([correct[labels == c].mean() for c in (0, 1)]))
+    teacher = study.tables[1].rows[0]
+    assert set(teacher.columns) == {("", "id"), ("", "zero_shot")}
+    text = (folder / "table.md").read_text()
+    assert "| seen | unseen: zero-shot | retrieval | fine-tuned | seen, fine-tuned | − erm |" in text
+    assert "fine-tuning 1 more" in text
+    # The run that is there answers the same from the command.
+    rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4)
+    with np.load(folder / "cells" / "vl2v-adip-4shot-0.npz") as file:
+        for subject, measure in (("zero-shot", "zero_shot"), ("retrieval", "retrieval")):
+            own = [row for row in rows if row["subject"] == subject]
+            assert sum(row["n"] for row in own) == len(file[measure])
+            assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(file[measure].sum())
+    with pytest.raises(EdgekdError, match="trained on the class bee"):
+        edgekd.evaluate(folder / "runs" / "vl2v-adip-4shot-0", shots=1)
+    # Nothing is kept when nothing is asked to be.
+    edgekd.study("erm,vl2v-adip", shots="1", **words)
+    assert not [path.name for path in (folder / "runs").iterdir() if path.name in ("erm-0", "vl2v-adip-0")]
+
+
+def test_words_about_shots(base: dict[str, Any], tmp_path: Path) -> None:
+    data = draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=2)
+    own = base | {"data": str(data), "recipes": "erm", "out": tmp_path / "s"}
+    for words, sentence in (
+        ({"shots": "4"}, "lodo shows no images of unseen classes"),
+        ({"protocol": "k-shot", "shots": "0"}, "0 is not a number of images"),
+        ({"protocol": "k-shot", "shots": "1.5"}, "1.5 is not a number of images"),
+        ({"protocol": "k-shot", "test_domains": "art"}, "k-shot tests on unseen classes"),
+        (
+            {"protocol": "k-shot", "shots": "1,6"},
+            r'6 images of the class "\w+" are to be shown, and it has 6 different',
+        ),
+        ({"settings": ["shots=1"]}, "decides shots itself"),
+    ):
+        with pytest.raises(EdgekdError, match=sentence):
+            edgekd.study(**(own | words))
+    assert not (tmp_path / "s").exists()

@@ -292,6 +292,7 @@ def evaluate(
     descriptions: str | None = None,
     agreement: bool = False,
     probe: bool = False,
+    shots: int | None = None,
 ) -> list[dict[str, Any]]:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
 
@@ -306,6 +307,8 @@ def evaluate(
         descriptions: sentences about each class, as `TrainConfig.descriptions`.
         agreement: instead, how alike the run's teacher, student and artifacts are on its test images.
         probe: instead, classifiers fitted on the student's frozen features of its training images.
+        shots: instead, the classes that the run left out, or those of `data`, from so many images of each: by their
+            texts alone (`zero-shot`) and with these images cached (`retrieval`), tested on the others.
 
     Returns:
         One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
@@ -319,14 +322,25 @@ def evaluate(
     from edgekd.distill.teacher import ClipTeacher, load_teacher
     from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
 
-    if agreement or probe:
-        if (agreement and probe) or prompts or descriptions or (probe and (data or teacher)):
+    if agreement or probe or shots is not None:
+        if (
+            (agreement + probe + (shots is not None) > 1)
+            or prompts
+            or descriptions
+            or (probe and data)
+            or (teacher and not agreement)
+        ):
             raise EdgekdError(
-                "Agreement takes the run's own texts, a probe its images too.", "Ask for one of them, without the rest."
+                "Agreement and shots take the run's own texts, a probe its images too.",
+                "Ask for one of them, without the rest.",
             )
         from edgekd.distill.plan import newest_run
 
         chosen = load_run(Path(run) if run else newest_run())
+        if shots is not None:
+            from edgekd.few import few_rows
+
+            return few_rows(chosen, data, shots)
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
     images = loaded.images() if loaded and not data else load_images(data or "toy")
@@ -366,6 +380,7 @@ def study(
     test_domains: str | Sequence[str] = (),
     unseen_classes: str | Sequence[str] = (),
     fractions: str | Sequence[float] = (),
+    shots: str | Sequence[float] = (),
     baseline: str | None = None,
     jobs: int = 1,
     keep: bool = False,
@@ -379,12 +394,14 @@ def study(
 
     Args:
         recipes: their names, also as one string with commas.
-        protocol: `lodo`, leave one domain out; `class-disjoint`, zero-shot on classes that never train; `low-shot`,
-            parts of the training labels.
+        protocol: `lodo`, leave one domain out; `class-disjoint`, zero-shot on classes that never train; `k-shot`, a few
+            images of such classes, by retrieval and by fine-tuning; `low-shot`, parts of the training labels.
         seeds: how many, from 0.
         test_domains: which domains are left out in turn; none takes all, and for `low-shot` the last.
-        unseen_classes: of `class-disjoint`, names or a percentage such as `30%`; none takes half of the classes.
+        unseen_classes: of `class-disjoint` and `k-shot`, names or a percentage such as `30%`; none takes half
+            of them.
         fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
+        shots: of `k-shot`, images of each unseen class; none takes 1, 4 and 16.
         baseline: recipe that the others are compared with; None takes `erm`, or else the first.
         jobs: cells side by side, in processes of their own that share the cores, with a GPU each where there are some.
         keep: keep the run folders of finished cells.
@@ -411,8 +428,9 @@ def study(
         protocol=protocol,
         seeds=seeds,
         test_domains=names(test_domains),
-        unseen_classes=names(unseen_classes) or (["50%"] if protocol == "class-disjoint" else []),
+        unseen_classes=names(unseen_classes) or (["50%"] if protocol in ("class-disjoint", "k-shot") else []),
         fractions=_numbers(fractions),
+        shots=_numbers(shots),
         baseline=baseline,
         out=folder,
         options=options,

@@ -439,13 +439,24 @@ def evaluate(
     probe: Annotated[
         bool, typer.Option("--probe", help="Linear probe and nearest neighbours on the student's features.")
     ] = False,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="New classes from so many images of each: those the run left out, or --data's.", min=1),
+    ] = None,
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
     from edgekd.console import out
 
     rows = api.evaluate(
-        run, data=data, teacher=teacher, prompts=prompts, descriptions=descriptions, agreement=agreement, probe=probe
+        run,
+        data=data,
+        teacher=teacher,
+        prompts=prompts,
+        descriptions=descriptions,
+        agreement=agreement,
+        probe=probe,
+        shots=shots,
     )
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
@@ -464,7 +475,11 @@ def study(
         str, typer.Option(help="Recipes to compare, with commas; see edgekd list recipes.")
     ] = "erm,kd,vl2v-adip",
     protocol: Annotated[
-        str, typer.Option(help="lodo (unseen domains), class-disjoint (classes) or low-shot (labels).")
+        str,
+        typer.Option(
+            help="lodo (unseen domains), class-disjoint (classes), k-shot (a few images of such classes) or low-shot "
+            "(labels)."
+        ),
     ] = "lodo",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
     test_domains: Annotated[
@@ -472,11 +487,13 @@ def study(
         typer.Option(help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"),
     ] = None,
     unseen_classes: Annotated[
-        str | None, typer.Option(help="class-disjoint: classes with commas, or a part such as 30%. [default: 50%]")
+        str | None,
+        typer.Option(help="class-disjoint, k-shot: classes with commas, or a part such as 30%. [default: 50%]"),
     ] = None,
     fractions: Annotated[
         str | None, typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]")
     ] = None,
+    shots: Annotated[str | None, typer.Option(help="k-shot: images of each unseen class. [default: 1,4,16]")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]")
     ] = None,
@@ -516,6 +533,7 @@ def study(
         test_domains=test_domains or (),
         unseen_classes=unseen_classes or (),
         fractions=fractions or (),
+        shots=shots or (),
         baseline=baseline,
         jobs=jobs,
         keep=keep,

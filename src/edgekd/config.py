@@ -58,6 +58,10 @@ class TrainConfig(BaseModel):
     test_domain: str = "auto"
     unseen_classes: tuple[str, ...] = ()
     """Classes that never train, for a zero-shot test on them; no domain is left out then."""
+    shots: int = Field(default=0, ge=0)
+    """Images of each unseen class that train nevertheless; the run then knows all classes."""
+    start: Path | None = None
+    """A finished run whose student this one starts from: backbone, projector, and a head's rows of known classes."""
     label_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of the training images of each class of each domain that trains, at least one; the tests stay whole."""
     seed: int = Field(default=0, ge=0, lt=2**31)

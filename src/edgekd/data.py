@@ -68,6 +68,10 @@ class ImageSet:
         place = np.full(len(self.classes), -1, dtype=np.int64)
         place[[self.classes.index(name) for name in names]] = np.arange(len(names))
         kept = np.flatnonzero(place[self.labels] >= 0)
+        return replace(self.at(kept), classes=tuple(names), labels=place[self.labels[kept]])
+
+    def at(self, kept: NDArray[np.int64]) -> ImageSet:
+        """The images at these indices alone, in that order, with the same classes and domains."""
         chosen = kept.tolist()
         reader: Callable[..., Image.Image]
         if isinstance(self.reader, FileReader):
@@ -76,8 +80,7 @@ class ImageSet:
             reader = _Chosen(self.reader, tuple(chosen))
         return replace(
             self,
-            classes=tuple(names),
-            labels=place[self.labels[kept]],
+            labels=self.labels[kept],
             domain_of=self.domain_of[kept],
             keys=tuple(self.keys[i] for i in chosen),
             ids=tuple(self.ids[i] for i in chosen),

@@ -1,4 +1,4 @@
-"""Runs that see less than there is: classes that never train, and a part of the labels."""
+"""Runs that see less than there is: classes that never train or with a few images (shots), a part of the labels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ def without_classes(images: ImageSet, unseen: Collection[str]) -> ImageSet:
     return images.of_classes([name for name in images.classes if name not in unseen])
 
 
+def run_images(images: ImageSet, config: TrainConfig) -> ImageSet:
+    """The images that a run knows: those of all classes but the unseen ones, and of these the shots, if it has any."""
+    if not config.shots:
+        return without_classes(images, config.unseen_classes)
+    seen = ~np.isin(images.labels, class_places(images, config.unseen_classes))
+    seen[take_shots(images, config.unseen_classes, config.shots, config.split_seed)] = True
+    return images.at(np.flatnonzero(seen))
+
+
 def check_unseen(config: TrainConfig, images: ImageSet) -> None:
     """Refuse unseen classes that do not exist, leave too little to train, or come with an unseen domain."""
     if not config.unseen_classes:
+        if config.shots:
+            raise EdgekdError(
+                f"{config.shots} images of each unseen class are to train, and no class is unseen.",
+                'Name some: --set \'unseen_classes=["dog", "horse"]\'.',
+            )
         return
     for name in config.unseen_classes:
         if name not in images.classes:
@@ -41,10 +55,30 @@ def check_unseen(config: TrainConfig, images: ImageSet) -> None:
 
 
 def run_split(config: TrainConfig, images: ImageSet) -> Split:
-    """The split of a run on its own images (`without_classes`), with the part of the labels it may use."""
+    """The split of a run on its own images (`run_images`), with the part of the labels it may use.
+
+    Shots train, all of them; what selects and what tests is the same with and without them.
+    """
+    if config.shots:
+        return _with_shots(config, images)
     domain = "none" if config.unseen_classes else config.test_domain
     split = make_split(images, test_domain=domain, seed=config.split_seed)
     return split if config.label_fraction == 1 else fewer_labels(images, split, config.label_fraction)
+
+
+def _with_shots(config: TrainConfig, images: ImageSet) -> Split:
+    is_shot = np.isin(images.labels, class_places(images, config.unseen_classes))
+    seen = np.flatnonzero(~is_shot)
+    inner = run_split(config.model_copy(update={"shots": 0}), without_classes(images, config.unseen_classes))
+    chosen = {role: seen[getattr(inner, role)].tolist() for role in ROLES}
+    chosen["train"] += np.flatnonzero(is_shot).tolist()
+    rule = f"{inner.rule} Of each unseen class {shots_text(config.shots)}, the first by content hash."
+    return build_split(images, chosen, test_domain=None, rule=rule, seed=inner.seed)
+
+
+def shots_text(count: int) -> str:
+    """`1 image trains` or `4 images train`."""
+    return f"{count} image{'' if count == 1 else 's'} train{'s' if count == 1 else ''}"
 
 
 def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
@@ -62,8 +96,43 @@ def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
     return build_split(images, chosen, test_domain=split.test_domain, rule=rule, seed=split.seed)
 
 
+def class_places(images: ImageSet, names: Sequence[str]) -> list[int]:
+    """Their labels in `images`."""
+    return [images.classes.index(name) for name in names]
+
+
 def unseen_test(images: ImageSet, unseen: Sequence[str]) -> NDArray[np.int64]:
     """Indices of all images of the unseen classes, but for contents that are also there under a class that trains."""
-    chosen = np.isin(images.labels, [images.classes.index(name) for name in unseen])
+    chosen = np.isin(images.labels, class_places(images, unseen))
     seen = {key for key, out in zip(images.keys, chosen.tolist(), strict=True) if not out}
     return np.flatnonzero(chosen & np.array([key not in seen for key in images.keys]))
+
+
+def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
+    """Sorted indices of the first `count` different images of each unseen class.
+
+    "First" is by the hash that cuts the split, over all domains, so that one shot lies within four.
+
+    Raises:
+        EdgekdError: a class with too few of them to leave one to test.
+    """
+    chosen: list[int] = []
+    test = unseen_test(images, unseen)
+    for name, place in zip(unseen, class_places(images, unseen), strict=True):
+        first: dict[str, int] = {}
+        for index in test[images.labels[test] == place].tolist():
+            first.setdefault(images.keys[index], index)
+        if count >= len(first):
+            raise EdgekdError(
+                f'{count} images of the class "{name}" are to be shown, and it has {len(first)} different ones; '
+                "one must be left to test.",
+                f"Ask for fewer: {len(first) - 1} at most." if len(first) > 1 else "Leave this class out.",
+            )
+        chosen += shuffled(images, first.values(), seed)[:count]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def left_to_test(images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sorted indices of what `unseen_test` has besides the contents of the shots."""
+    shown = {images.keys[index] for index in shots.tolist()}
+    return np.array([i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown], dtype=np.int64)

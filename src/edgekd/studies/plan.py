@@ -18,14 +18,21 @@ from edgekd.distill.plan import settle
 from edgekd.distill.recipes import get_recipe
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import short_hash
-from edgekd.scarce import run_split, unseen_test, without_classes
-from edgekd.studies.wanted import domain_names, label_fractions, recipe_names, settings_by_recipe, unseen_names
+from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, without_classes
+from edgekd.studies.wanted import (
+    domain_names,
+    label_fractions,
+    recipe_names,
+    settings_by_recipe,
+    shot_counts,
+    unseen_names,
+)
 
-PROTOCOLS = ("lodo", "class-disjoint", "low-shot")
+PROTOCOLS = ("lodo", "class-disjoint", "k-shot", "low-shot")
 _OWN = {
     "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
     "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
-    "label_fraction": "--fractions",
+    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot",
 }  # fmt: skip
 """Settings of a run that a study decides, and what to say instead."""
 
@@ -39,10 +46,14 @@ class Cell:
     domain: str | None = None
     fraction: float = 1.0
     """Of the training labels."""
+    shots: int = 0
+    """Images of each unseen class that may be looked at."""
 
     @property
     def table(self) -> str:
         """Cells of one table are averaged and compared; the name of the table among the study's."""
+        if self.shots:
+            return f"{self.shots} image{'' if self.shots == 1 else 's'} of each unseen class"
         return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
 
     @property
@@ -54,7 +65,8 @@ class Cell:
     def key(self) -> str:
         """A file name, different for every cell."""
         part = "" if self.fraction == 1 else f"{self.fraction:g}"
-        name = "-".join(word for word in (self.recipe, self.column, part, str(self.seed)) if word)
+        shots = f"{self.shots}shot" if self.shots else ""
+        name = "-".join(word for word in (self.recipe, self.column, part, shots, str(self.seed)) if word)
         plain = re.sub(r"[^\w.+-]", "_", name)
         return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
 
@@ -124,6 +136,7 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
             "seed": cell.seed,
             "test_domain": cell.domain or "none",
             "label_fraction": cell.fraction,
+            "shots": cell.shots,
             "out": folder,
         }
     )
@@ -142,6 +155,7 @@ def make_plan(
     test_domains: Sequence[str],
     unseen_classes: Sequence[str],
     fractions: Sequence[float],
+    shots: Sequence[float],
     baseline: str | None,
     out: Path,
     options: Mapping[str, Any],
@@ -175,25 +189,29 @@ def make_plan(
                     f"{name} would run with another {field} than {names[0]}.", "One study compares on the same images."
                 )
     images = load_images(first.data)
-    if protocol != "class-disjoint" and unseen_classes:
+    by_class = protocol in ("class-disjoint", "k-shot")
+    if not by_class and unseen_classes:
         raise EdgekdError(
-            f"{protocol} tests on unseen domains, and unseen classes were named.", "Use --protocol class-disjoint."
+            f"{protocol} tests on unseen domains, and unseen classes were named.",
+            "Use --protocol class-disjoint or k-shot.",
         )
-    if protocol == "class-disjoint" and test_domains:
-        raise EdgekdError(
-            "class-disjoint tests on unseen classes, and unseen domains were named.", "Use --protocol lodo."
-        )
+    if by_class and test_domains:
+        raise EdgekdError(f"{protocol} tests on unseen classes, and unseen domains were named.", "Use --protocol lodo.")
     if protocol != "low-shot" and fractions:
         raise EdgekdError(f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them.")
-    unseen = unseen_names(images, unseen_classes, first.split_seed) if protocol == "class-disjoint" else ()
+    if protocol != "k-shot" and shots:
+        raise EdgekdError(f"{protocol} shows no images of unseen classes.", "Use --protocol k-shot for some of them.")
+    unseen = unseen_names(images, unseen_classes, first.split_seed) if by_class else ()
     configs = {name: config.model_copy(update={"unseen_classes": unseen}) for name, config in configs.items()}
     domains: tuple[str | None, ...] = (None,)
     if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
         domains = domain_names(images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:]))
     parts = label_fractions(fractions) if protocol == "low-shot" else (1.0,)
+    counts = shot_counts(shots) if protocol == "k-shot" else (0,)
     cells = [
-        Cell(name, seed, domain, part)
+        Cell(name, seed, domain, part, count)
         for part in parts
+        for count in counts
         for seed in range(seeds)
         for domain in domains
         for name in names
@@ -201,12 +219,12 @@ def make_plan(
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:
         if (cell.table, cell.column) not in tests:
-            tests[cell.table, cell.column] = _test(images, cell_config(configs[names[0]], cell, out))
+            tests[cell.table, cell.column] = _test(images, cell_config(configs[names[0]], cell, out), max(counts))
     return Plan(
         protocol=protocol,
         recipes=names,
         seeds=tuple(range(seeds)),
-        baseline=baseline or default_baseline(configs, bool(unseen)),
+        baseline=baseline or default_baseline(configs, protocol == "class-disjoint"),
         configs=configs,
         cells=tuple(cells),
         images=images,
@@ -216,10 +234,10 @@ def make_plan(
     )
 
 
-def default_baseline(configs: Mapping[str, TrainConfig], unseen: bool) -> str:
-    """`erm`, or else the first recipe; for unseen classes the first that can name them."""
+def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str:
+    """`erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
     names = list(configs)
-    if unseen:
+    if zero_shot:
         return next((name for name in names if get_recipe(name, configs[name].stages).head == "text"), names[0])
     return "erm" if "erm" in names else names[0]
 
@@ -234,13 +252,16 @@ def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
     return config.model_copy(update={"recipe": recipe} | {field: getattr(whole, field) for field in paths})
 
 
-def _test(images: ImageSet, config: TrainConfig) -> Test:
+def _test(images: ImageSet, config: TrainConfig, shots: int) -> Test:
+    """`shots`: the largest number of the study, so that every number is tested on the same images."""
     own = without_classes(images, config.unseen_classes)
-    split = run_split(config, own)
+    split = run_split(config.model_copy(update={"shots": 0}), own)
     unseen = config.unseen_classes
     places = {name: index for index, name in enumerate(images.ids)}
     inside = np.array([places[own.ids[i]] for i in split.id_test], dtype=np.int64)
     outside = unseen_test(images, unseen) if unseen else split.ood_test
+    if shots:
+        outside = left_to_test(images, unseen, take_shots(images, unseen, shots, config.split_seed))
     return Test(inside, outside, own.classes, unseen or images.classes, split.hash, split.rule)
 
 

@@ -11,6 +11,7 @@ from edgekd.studies.grid import Failure, run_cells
 from edgekd.studies.numbers import Table
 from edgekd.studies.picture import draw_study
 from edgekd.studies.plan import Plan
+from edgekd.studies.shots import remove_bases
 from edgekd.studies.store import Store
 from edgekd.studies.tables import make_tables
 from edgekd.studies.teacher import teacher_scores
@@ -42,6 +43,8 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     with store.running():
         store.claim(plan.settings())
         failures = run_cells(plan, store, jobs=jobs, keep=keep)
+        if not keep and not failures:
+            remove_bases(plan, folder)
         done = store.done(plan.cells)
         if not done:
             raise EdgekdError(

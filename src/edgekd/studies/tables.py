@@ -11,6 +11,7 @@ from edgekd.benchmark.environment import describe
 from edgekd.distill.recipes import get_recipe
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import Plan, Test
+from edgekd.studies.shots import ID_TUNED, RETRIEVAL, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
 
 TEACHER = "teacher zero-shot"
@@ -25,16 +26,30 @@ def make_tables(plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | 
     tables = []
     for title in dict.fromkeys(cell.table for cell in plan.cells):
         columns = tuple(dict.fromkeys(cell.column for cell in plan.cells if cell.table == title))
-        own = [one for one in done if one.cell.table == title]
+        own = [on_common_images(plan, one) for one in done if one.cell.table == title]
         tests = {column: plan.tests[title, column] for column in columns}
-        rows = recipe_rows(own, plan.recipes, columns, (OOD,), plan.baseline, macro=plan.macro)
+        names = measures_of(plan)
+        shown = tuple(measure for measure in names if measure != ID)
+        rows = recipe_rows(own, plan.recipes, columns, shown, plan.baseline, macro=plan.macro)
         if scores is not None:
             rows.insert(0, _teacher_row(plan, tests, scores))
-        shown = title or ("100 % of the training labels" if plan.protocol == "low-shot" else "")
-        names = {ID: "seen classes", OOD: "unseen classes"} if plan.unseen else {ID: "ID", OOD: "OOD"}
+        headline = title or ("100 % of the training labels" if plan.protocol == "low-shot" else "")
         notes = tuple(_notes(plan, own, tests))
-        tables.append(Table(shown, columns, (OOD,), names, tuple(rows), plan.baseline, notes))
+        tables.append(Table(headline, columns, shown, names, tuple(rows), plan.baseline, notes))
     return tables
+
+
+def measures_of(plan: Plan) -> dict[str, str]:
+    """What the tables show, in order, and how they call it."""
+    if plan.protocol == "k-shot":
+        return {
+            ID: "seen",
+            ZERO_SHOT: "unseen: zero-shot",
+            RETRIEVAL: "retrieval",
+            OOD: "fine-tuned",
+            ID_TUNED: "seen, fine-tuned",
+        }
+    return {ID: "seen classes", OOD: "unseen classes"} if plan.unseen else {ID: "ID", OOD: "OOD"}
 
 
 def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]) -> Row:
@@ -45,7 +60,11 @@ def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]
         return Stat(found.accuracy(macro=plan.macro), 0.0, 1)
 
     inside = {(column, ID): accuracy(test.id, test.id_classes) for column, test in tests.items()}
-    outside = {(column, OOD): accuracy(test.ood, test.ood_classes) for column, test in tests.items() if len(test.ood)}
+    # With shots this stands beside the students' zero-shot: the teacher's classifier has seen none of them.
+    measure = ZERO_SHOT if plan.protocol == "k-shot" else OOD
+    outside = {
+        (column, measure): accuracy(test.ood, test.ood_classes) for column, test in tests.items() if len(test.ood)
+    }
     means = [stat([value.mean for value in found.values()]) for found in (inside, outside)]
     # Its spread over domains is not an error over seeds, of which it has none.
     averages = [None if mean is None else Stat(mean.mean, 0.0, 1) for mean in means]
@@ -53,6 +72,14 @@ def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]
 
 
 def _protocol(plan: Plan) -> str:
+    if plan.protocol == "k-shot":
+        return (
+            f"Protocol: k-shot. The classes {', '.join(plan.unseen)} do not train at first. Then a few images of each "
+            "are shown: retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without "
+            "texts where it has a trained head), fine-tuning goes on from the same run on the seen classes and these "
+            "images. All numbers of images are tested on the same ones, those that the largest leaves. Unseen classes "
+            "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
+        )
     if plan.unseen:
         linear = [name for name in plan.recipes if get_recipe(name, plan.configs[name].stages).head != "text"]
         without = (
@@ -85,7 +112,11 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
     chosen = "; ".join(named_apart if len(selections) > 1 else selections)
     budget = sorted({(one.facts["steps"], one.facts["size"]) for one in done})
     steps = ", ".join(f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget)
+    tuning = sorted({one.facts["tuning_steps"] for one in done if "tuning_steps" in one.facts})
+    if tuning:
+        steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"
     machine = describe()
+    what = "fine-tuned accuracy on what is unseen" if tuning else "accuracy on what is unseen"
     return [
         _protocol(plan),
         f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
@@ -93,8 +124,8 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
         f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the unseen images.",
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
-        "accuracy on what is unseen less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and "
-        "over images (paired bootstrap).",
+        f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images "
+        "(paired bootstrap).",
         f"Machine: {machine['cpu']}, {machine['usable_cores']} cores; edgekd {machine['versions']['edgekd']}, torch "
         f"{machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
     ]

@@ -13,6 +13,7 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.scarce import check_unseen
 
 FRACTIONS = (0.01, 0.1, 1.0)
+SHOTS = (1, 4, 16)
 
 
 def recipe_names(recipes: Sequence[str], baseline: str | None) -> tuple[str, ...]:
@@ -85,3 +86,11 @@ def label_fractions(given: Sequence[float]) -> tuple[float, ...]:
         if not 0 < value <= 1:
             raise EdgekdError(f"{value:g} is not a part of the labels.", "Give numbers above 0, up to 1: 0.01,0.1,1.")
     return tuple(sorted(set(given))) or FRACTIONS
+
+
+def shot_counts(given: Sequence[float]) -> tuple[int, ...]:
+    """Images of each unseen class in rising order; none given takes `SHOTS`."""
+    for value in given:
+        if value < 1 or value != int(value):
+            raise EdgekdError(f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16.")
+    return tuple(sorted({int(value) for value in given})) or SHOTS

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from study_data import draw_domains
+
+from edgekd.config import TrainConfig
+from edgekd.distill import train as training
+from edgekd.distill.load import load_run
+from edgekd.distill.start import continue_from, settle_start
+from edgekd.distill.students import make_student
+from edgekd.distill.train import train
+from edgekd.errors import EdgekdError
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = draw_domains(tmp_path_factory.mktemp("start") / "d", ("ant", "bee", "cat"), count=4)
+    return {"data": str(root), "recipe": "erm", "batch_size": 6, "steps": 2, "views": 1, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def before(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on ant and cat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "before"
+    student = {"student": "test_efficientnet", "pretrained": "scratch", "size": 32}
+    train(TrainConfig(**settings, **student, unseen_classes=("bee",), out=out))
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_weights_and_rows_of_known_classes_are_taken_over(before: Path) -> None:
+    old = load_run(before).student
+    assert old.scale != 1
+    new = make_student("test_efficientnet", pretrained="scratch", size=32, classes=3)
+    assert new.head is not None
+    fresh = new.head.weight.clone()
+    continue_from(before, new, ("ant", "bee", "cat"))
+    assert new.head is not None
+    assert old.head is not None
+    assert torch.equal(new.head.weight[[0, 2]], old.head.weight)
+    assert torch.equal(new.head.weight[1], fresh[1])
+    assert new.scale == 1
+    for name, value in old.backbone.state_dict().items():
+        assert torch.equal(new.backbone.state_dict()[name], value)
+
+
+def test_a_run_goes_on_from_another(
+    before: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = training.stage_loss
+
+    def watched(fabric: Any, model: Any, student: Any, *rest: Any) -> Any:
+        seen.append(student.backbone.conv_stem.weight.detach().clone())
+        return real(fabric, model, student, *rest)
+
+    monkeypatch.setattr(training, "stage_loss", watched)
+    run = train(TrainConfig(**settings, unseen_classes=("bee",), shots=2, start=before, out=tmp_path / "after"))
+    assert torch.equal(seen[0], load_run(before).student.backbone.get_parameter("conv_stem.weight"))
+    assert run.classes == ("ant", "bee", "cat")
+    loaded = load_run(tmp_path / "after")
+    assert (loaded.config.student, loaded.config.size, loaded.config.bn) == ("test_efficientnet", 32, "frozen")
+    images, split = loaded.data()
+    assert (images.labels == 1).sum() == (images.labels[split.train] == 1).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"student_weights": Path("w.safetensors")}, "student_weights has nothing to say"),
+        ({"pretrained": "hub"}, "pretrained has nothing to say"),
+        ({"student": "resnet18"}, r"another student \(test_efficientnet\)"),
+        ({"size": 48}, r"another size \(32\)"),
+    ],
+)
+def test_what_does_not_fit_the_run_to_start_from(before: Path, words: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(EdgekdError, match=sentence):
+        settle_start(TrainConfig(start=before, **words))
+
+
+def test_a_run_that_is_none_and_parts_that_are_missing(before: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError):
+        settle_start(TrainConfig(start=tmp_path))
+    embedding = make_student("test_efficientnet", pretrained="scratch", size=32, dim=8)
+    with pytest.raises(EdgekdError, match=r"\(erm\) has not the parts that this recipe needs"):
+        continue_from(before, embedding, ("ant", "cat"))
