@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.calibrators import Calibrator
 from edgekd.export.quantize import Calibrated, calibrate, write_int8
 
 _RANKING = 16
@@ -42,21 +43,33 @@ class Yardstick:
     """Points of top-1 on `pixels`, against FP32."""
     max_drop_ood: float = math.inf
     """Points of top-1 on `proxy`, against FP32."""
+    min_agreement: float = 0.0
+    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check asks afterwards."""
 
 
 @dataclass(frozen=True)
 class _Drops:
     id: float
     ood: float
+    agreement: float
 
     def within(self, yardstick: Yardstick) -> bool:
-        return self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
+        kept = self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
+        return kept and self.agreement >= yardstick.min_agreement
 
     def __str__(self) -> str:
-        return f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+        lost = f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+        return f"{lost}, same class on {100 * self.agreement:.1f} %"
 
 
-def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yardstick: Yardstick) -> dict[str, Any]:
+def quantize_within(
+    fp32: Path,
+    out: Path,
+    calibration: NDArray[np.uint8],
+    yardstick: Yardstick,
+    *,
+    calibrator: Calibrator = "minmax",
+) -> dict[str, Any]:
     """Write the INT8 file `out` with as few layers in float as keep it within the drops of `yardstick`.
 
     Returns:
@@ -69,7 +82,7 @@ def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yards
     """
     if len(yardstick.pixels) == 0:
         raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
-    calibrated = calibrate(fp32, calibration)
+    calibrated = calibrate(fp32, calibration, calibrator)
     right = _Reference(fp32, yardstick)
     plain = out.with_name("plain.onnx")
     described = write_int8(calibrated, plain)
@@ -131,11 +144,10 @@ class _Reference:
         self.logits = tuple(_logits(fp32, images) for images in self.sets)
 
     def drops(self, path: Path) -> _Drops:
-        lost = [
-            100 * (self._right(said) - self._right(_logits(path, images)))
-            for images, said in zip(self.sets, self.logits, strict=True)
-        ]
-        return _Drops(*lost)
+        now = [_logits(path, images) for images in self.sets]
+        lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
+        same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
+        return _Drops(*lost, agreement=float(np.concatenate(same).mean()))
 
     def effect(self, path: Path) -> float:
         errors = []
@@ -182,6 +194,7 @@ def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
         "kept_in_float": list(kept),
         "drop_id_points": round(drops.id, 3),
         "drop_proxy_points": round(drops.ood, 3),
+        "agreement": round(drops.agreement, 4),
         "images": images,
     }
 
