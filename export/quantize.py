@@ -193,6 +193,21 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
+def weight_errors(model: onnx.ModelProto) -> dict[str, float]:
+    """Weighted layer → squared error that int8 makes in its weights, relative to their squares."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    chosen, errors = _weight_overrides(model, skip=set()), {}
+    for node in model.graph.node:
+        if node.op_type in _WEIGHTED_OPS and node.input[1] in chosen:
+            weight = onnx.numpy_helper.to_array(constants[node.input[1]])
+            rows = np.moveaxis(weight, chosen[node.input[1]][0]["axis"], 0)
+            scale = np.array([entry["scale"] for entry in chosen[node.input[1]]])
+            rows = rows.reshape(len(rows), -1)  # [channels, K]
+            lost = rows - np.round(rows / scale[:, None]) * scale[:, None]
+            errors[node.name] = float(np.square(lost).sum() / max(np.square(rows).sum(), np.finfo(np.float32).tiny))
+    return errors
+
+
 def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, list[dict[str, Any]]]:
     """ONNX Runtime's `TensorQuantOverrides` that carry `weight_scales` for every constant weight."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -60,6 +60,7 @@ def export(
     calibrator: Calibrator = "minmax",
     max_drop_id: float | None = None,
     max_drop_ood: float | None = None,
+    search_seconds: float = 300,
     min_agreement: float | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -78,6 +79,7 @@ def export(
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
             the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
+        search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
             precision's own threshold; not for fp32 and fp16.
         overwrite: replace artifacts of the same name.
@@ -125,7 +127,8 @@ def export(
     calibration = _spread(split.train, calibration_images, images)
     shown, shown_keys = parity_images(loaded, data)
     model = deployable(loaded)
-    yardstick = _yardstick(loaded, data, max_drop_id, max_drop_ood, agreeing) if gated else None
+    limits = (max_drop_id, max_drop_ood)
+    yardstick = _yardstick(loaded, data, limits, search_seconds, agreeing) if gated else None
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -457,7 +460,7 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
 
 
 def _yardstick(
-    loaded: LoadedRun, data: str | None, max_id: float | None, max_ood: float | None, agreement: float
+    loaded: LoadedRun, data: str | None, drops: tuple[float | None, ...], seconds: float, agreement: float
 ) -> Yardstick:
     """Validation images of the training domains, and the same corrupted: every corruption in turn, severity 3."""
     import math
@@ -481,8 +484,8 @@ def _yardstick(
         return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
 
     proxy = np.stack([corrupted(number) for number in range(len(pixels))])
-    limits = [math.inf if limit is None else limit for limit in (max_id, max_ood)]
-    return Yardstick(pixels, images.labels[chosen], proxy, *limits, agreement)
+    limits = [math.inf if drop is None else drop for drop in drops]
+    return Yardstick(pixels, images.labels[chosen], proxy, *limits, search_seconds=seconds, min_agreement=agreement)
 
 
 def deployable(loaded: LoadedRun) -> Deployable:

@@ -190,6 +190,9 @@ def export(
     max_drop_ood: Annotated[
         float | None, typer.Option(help="INT8: the same on corrupted ID validation images.", min=0)
     ] = None,
+    search_seconds: Annotated[
+        float, typer.Option(help="INT8 with --max-drop-…: time for finding the layers to keep.", min=0)
+    ] = 300,
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -240,6 +243,7 @@ def export(
         calibrator=cast("Calibrator", calibrator),
         max_drop_id=max_drop_id,
         max_drop_ood=max_drop_ood,
+        search_seconds=search_seconds,
         min_agreement=min_agreement,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
