@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.export.calibrators import Calibrator
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import export_onnx
@@ -39,6 +40,8 @@ class Build:
     """The target's own switches, checked against `Target.options`."""
     yardstick: Yardstick | None = None
     """What int8 may cost, where there is a limit."""
+    calibrator: Calibrator = "minmax"
+    """How int8 ranges are chosen, where the target leaves the choice."""
 
 
 @dataclass(frozen=True)

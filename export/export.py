@@ -6,6 +6,7 @@ import contextlib
 import errno
 import importlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,17 +20,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.console import warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
+from edgekd.export.calibrators import Calibrator
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
-from edgekd.export.parity import REFERENCE_FILE, REFUSED, check, compare, write_reference
+from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
-from edgekd.targets.registry import TARGETS, get_target
+from edgekd.targets.registry import TARGETS, check_calibrator, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
@@ -61,14 +62,14 @@ def export_model(
     fp32_path: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     yardstick: Yardstick | None = None,
+    calibrator: Calibrator = "minmax",
+    min_agreement: float | None = None,
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
     The parity check runs the finished file through `open_session` on `parity_images`, or where its runtime is not on
-    this machine through the writer's own evaluation, and compares it with `model` in torch. Where it fails, fp32 and
-    fp16 are refused: the artifact goes to `<folder>.failed` for inspection. Others are kept with a loud warning and
-    `parity.passed = false`: on a small model 97 % agreement may cost no accuracy at all, which only the benchmark can
-    tell.
+    this machine through the writer's own evaluation, and compares it with `model` in torch. Where it fails, nothing
+    appears at `folder`: the artifact goes to `<folder>.failed`, with the numbers in its `artifact.json`.
 
     Args:
         calibration: uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise.
@@ -79,11 +80,13 @@ def export_model(
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
         yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
+        calibrator: how int8 ranges are chosen; other than `minmax` where the target has it.
+        min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the fp32 or fp16 file does not compute what the model computes, or int8 costs more than `yardstick`
-            allows, whatever stays in float.
+        GateFailed: the file does not compute what the model computes, or int8 costs more than `yardstick` allows,
+            whatever stays in float.
     """
     folder = Path(folder)
     chosen = get_target(target)
@@ -97,6 +100,11 @@ def export_model(
     if yardstick is not None and (target, precision) != ("onnxruntime", "int8"):
         raise EdgekdError(
             f"A largest drop belongs to INT8 for ONNX Runtime, not to {target} {precision}.", "Leave out --max-drop-…."
+        )
+    check_calibrator(chosen, precision, calibrator)
+    if min_agreement is not None and precision in EXACT:
+        raise EdgekdError(
+            f"{precision} has to agree with the student: a file that does not is wrong.", "Leave out --min-agreement."
         )
     _refuse_existing(folder, overwrite)
     metadata = {
@@ -122,6 +130,7 @@ def export_model(
             fp32_onnx=fp32_path,
             options=options,
             yardstick=yardstick if precision == "int8" else None,
+            calibrator=calibrator,
         )
         written: Written = writer.write(build)
         reference = torch_logits(model, parity_images) if len(parity_images) else np.zeros((0, 0), np.float32)
@@ -149,11 +158,11 @@ def export_model(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         draft.write(scratch)
-        parity = check(_measure(reference, scratch, written, parity_images), precision)
+        parity = check(_measure(reference, scratch, written, parity_images), precision, min_agreement)
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
-            _report_failure(parity, artifact, folder, scratch)
+            _set_aside(parity, artifact, folder, scratch)
         _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
 
@@ -206,22 +215,37 @@ def _one_winner(folder: Path) -> Iterator[None]:
         raise
 
 
-def _report_failure(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:
-    if artifact.precision not in REFUSED:
-        warn(
-            f"{artifact.name} differs from the student: {parity['reason']}, on {parity['n']} images. "
-            "The artifact is kept; look at its accuracy in the benchmark before you use it."
-        )
-        return
+def _set_aside(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:
     failed = folder.with_name(folder.name + ".failed")
     with disk_errors(failed):
         if failed.exists():
             shutil.rmtree(failed)
         scratch.rename(failed)
+    kept = f"It is kept in {failed} with the report."
+    if artifact.precision in EXACT:
+        raise GateFailed(
+            f"{artifact.name} does not compute what the student computes: {parity['reason']}, on {parity['n']} images.",
+            kept,
+        )
     raise GateFailed(
-        f"{artifact.name} does not compute what the student computes: {parity['reason']}, on {parity['n']} images.",
-        f"It is kept in {failed} for inspection.",
+        f"{artifact.name} differs too much from the student: {parity['reason']}, on {parity['n']} images.",
+        f"{kept} {_ways_on(artifact, parity)}",
     )
+
+
+def _ways_on(artifact: Artifact, parity: dict[str, Any]) -> str:
+    """What may bring a file with few bits over its threshold, or the threshold to the file."""
+    ways = []
+    if (artifact.target, artifact.precision) == ("onnxruntime", "int8"):
+        ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
+    if artifact.precision == "int8" and len(get_target(artifact.target).calibrators) > 1:
+        ways.append("choose ranges another way: --calibrator mse")
+    if artifact.precision == "w8a8":
+        ways.append("quantize the weights alone: --int8")
+    if artifact.precision == "pal4":
+        ways.append("take finer palettes: --palettize 6")
+    ways.append(f"or accept it: --min-agreement {math.floor(100 * parity['top1_agreement'])}")
+    return "Go on like this: " + "; ".join(ways) + "."
 
 
 def _versions() -> dict[str, str]:

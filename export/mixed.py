@@ -2,7 +2,8 @@
 
 Each weighted layer is quantized alone and ranked by its effect on the logits, in domain and on corrupted images, so the
 unseen domain takes no part. Then the worst are kept in float, as many as the gate needs: doubling, then halving the
-interval, a handful of files. Both passes reuse one calibration.
+interval, a handful of files. Both passes reuse one calibration. The ranking has a time limit: layers are looked at in
+the order of their weights' rounding error, so that the suspects have had their turn when it ends.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.export.quantize import Calibrated, calibrate, write_int8
+from edgekd.export.calibrators import Calibrator
+from edgekd.export.quantize import Calibrated, calibrate, weight_errors, write_int8
 
 _RANKING = 16
 """Images of each kind that rank a layer: a logit error needs far fewer than an accuracy."""
+SEARCH_SECONDS = 300.0
+"""For ranking layers and for narrowing down how many stay in float."""
 _BATCH = 16
 _RUNS = 25
 
@@ -42,21 +46,34 @@ class Yardstick:
     """Points of top-1 on `pixels`, against FP32."""
     max_drop_ood: float = math.inf
     """Points of top-1 on `proxy`, against FP32."""
+    search_seconds: float = SEARCH_SECONDS
+    min_agreement: float = 0.0
+    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check asks afterwards."""
 
 
 @dataclass(frozen=True)
 class _Drops:
     id: float
     ood: float
+    agreement: float
 
     def within(self, yardstick: Yardstick) -> bool:
-        return self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
+        kept = self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
+        return kept and self.agreement >= yardstick.min_agreement
 
     def __str__(self) -> str:
-        return f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+        lost = f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+        return f"{lost}, same class on {100 * self.agreement:.1f} %"
 
 
-def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yardstick: Yardstick) -> dict[str, Any]:
+def quantize_within(
+    fp32: Path,
+    out: Path,
+    calibration: NDArray[np.uint8],
+    yardstick: Yardstick,
+    *,
+    calibrator: Calibrator = "minmax",
+) -> dict[str, Any]:
     """Write the INT8 file `out` with as few layers in float as keep it within the drops of `yardstick`.
 
     Returns:
@@ -69,7 +86,7 @@ def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yards
     """
     if len(yardstick.pixels) == 0:
         raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
-    calibrated = calibrate(fp32, calibration)
+    calibrated = calibrate(fp32, calibration, calibrator)
     right = _Reference(fp32, yardstick)
     plain = out.with_name("plain.onnx")
     described = write_int8(calibrated, plain)
@@ -79,8 +96,18 @@ def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yards
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
     say(f"int8: the gate needs mixed precision ({drops}); ranking {len(calibrated.layers)} layers")
-    order = rank(calibrated, right, out.with_name("trial.onnx"))
-    kept, drops = _shortest_prefix(order, calibrated, right, yardstick, out)
+    started = time.monotonic()
+    deadline = started + yardstick.search_seconds
+    order, ranked = rank(calibrated, right, out.with_name("trial.onnx"), deadline)
+    if ranked < len(order):
+        say(
+            f"int8: time for {ranked} of {len(order)} layers within {yardstick.search_seconds:.0f} s "
+            "(--search-seconds); the others come after them, by the rounding error of their weights"
+        )
+    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick, out, deadline)
+    if not shortest:
+        say("int8: the time ended before it was clear whether fewer layers in float would do (--search-seconds)")
+    searched = {"ranked_layers": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
     described = write_int8(calibrated, out, keep=kept)
     milliseconds = interleaved_ms({"plain": plain, "mixed": out}, yardstick.pixels[:8])
     cost_ms = milliseconds["mixed"] - milliseconds["plain"]
@@ -91,21 +118,35 @@ def quantize_within(fp32: Path, out: Path, calibration: NDArray[np.uint8], yards
         f"they cost {cost_ms:+.2f} ms and {cost_mb:+.2f} MB"
     )
     costs = {"cost_ms": round(cost_ms, 3), "cost_mb": round(cost_mb, 3)}
-    return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs}
+    return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}}
 
 
-def rank(calibrated: Calibrated, reference: _Reference, trial: Path) -> list[str]:
+def rank(
+    calibrated: Calibrated, reference: _Reference, trial: Path, deadline: float = math.inf
+) -> tuple[list[str], int]:
     """The weighted layers that INT8 takes, the one with the largest effect on the logits first.
 
     The effect is the mean squared logit error with only this layer quantized, over the variance of the logits; the
     larger of the two on ID and on corrupted images.
+
+    Args:
+        deadline: of `time.monotonic()`; one layer is ranked in any case. Layers without their turn come last, in the
+            order of their weights' rounding error.
+
+    Returns:
+        The layers, and how many of them were ranked.
     """
-    effects = {}
-    for layer in calibrated.layers:
+    errors = weight_errors(calibrated.model)
+    waiting = sorted(calibrated.layers, key=lambda layer: -errors.get(layer, 0.0))
+    effects: dict[str, float] = {}
+    for layer in waiting:
+        if effects and time.monotonic() >= deadline:
+            break
         write_int8(calibrated, trial, only=layer)
         effects[layer] = reference.effect(trial)
     trial.unlink(missing_ok=True)
-    return sorted(effects, key=lambda layer: -effects[layer])
+    ranked = sorted(effects, key=lambda layer: -effects[layer])
+    return ranked + [layer for layer in waiting if layer not in effects], len(ranked)
 
 
 def interleaved_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
@@ -131,11 +172,10 @@ class _Reference:
         self.logits = tuple(_logits(fp32, images) for images in self.sets)
 
     def drops(self, path: Path) -> _Drops:
-        lost = [
-            100 * (self._right(said) - self._right(_logits(path, images)))
-            for images, said in zip(self.sets, self.logits, strict=True)
-        ]
-        return _Drops(*lost)
+        now = [_logits(path, images) for images in self.sets]
+        lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
+        same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
+        return _Drops(*lost, agreement=float(np.concatenate(same).mean()))
 
     def effect(self, path: Path) -> float:
         errors = []
@@ -150,9 +190,14 @@ class _Reference:
 
 
 def _shortest_prefix(
-    order: Sequence[str], calibrated: Calibrated, reference: _Reference, yardstick: Yardstick, trial: Path
-) -> tuple[tuple[str, ...], _Drops]:
-    """The shortest start of `order` that passes, as far as doubling and halving find it."""
+    order: Sequence[str],
+    calibrated: Calibrated,
+    reference: _Reference,
+    yardstick: Yardstick,
+    trial: Path,
+    deadline: float,
+) -> tuple[tuple[str, ...], _Drops, bool]:
+    """The shortest start of `order` that passes, as far as doubling and halving find it, and whether halving ended."""
 
     def tried(count: int) -> _Drops:
         write_int8(calibrated, trial, keep=order[:count])
@@ -167,14 +212,14 @@ def _shortest_prefix(
             )
         fails, passes = passes, min(2 * passes, len(order))
     best = drops
-    while passes - fails > 1:
+    while passes - fails > 1 and time.monotonic() < deadline:
         middle = (fails + passes) // 2
         drops = tried(middle)
         if drops.within(yardstick):
             passes, best = middle, drops
         else:
             fails = middle
-    return tuple(order[:passes]), best
+    return tuple(order[:passes]), best, passes - fails == 1
 
 
 def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
@@ -182,6 +227,7 @@ def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
         "kept_in_float": list(kept),
         "drop_id_points": round(drops.id, 3),
         "drop_proxy_points": round(drops.ood, 3),
+        "agreement": round(drops.agreement, 4),
         "images": images,
     }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
-from edgekd.export.quantize import check_calibration
+from edgekd.export.ranges import check_calibration
 from edgekd.targets.ov import load_openvino
 
 MODEL_FILES = ("model.xml", "model.bin")

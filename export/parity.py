@@ -16,8 +16,8 @@ MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "w8a8": 0.97, "pal6": 0.97, "pal4": 0.97}
 """Share of images on which both predict the same class."""
 
-REFUSED = ("fp32", "fp16")
-"""Precisions that promise the student's own answers: a file that misses its threshold is refused, others warn."""
+EXACT = ("fp32", "fp16")
+"""Precisions that promise the student's own answers: their threshold is not negotiable."""
 REFERENCE_FILE = "parity.npz"
 
 
@@ -71,16 +71,21 @@ def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         return [str(key) for key in arrays["keys"]], arrays["logits"]
 
 
-def check(parity: dict[str, Any], precision: str) -> dict[str, Any]:
-    """`parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`."""
+def check(parity: dict[str, Any], precision: str, min_agreement: float | None = None) -> dict[str, Any]:
+    """`parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`.
+
+    Args:
+        min_agreement: in 0–1, instead of the precision's own; it stands in the result where it was given.
+    """
     reasons = []
     limit = MAX_RELATIVE_ERROR.get(precision)
     if limit is not None and parity["max_error_relative"] > limit:
         reasons.append(f"the largest logit error is {parity['max_error_relative']:.2g} of the range, above {limit:g}")
-    least = MIN_AGREEMENT[precision]
+    least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
     if parity["top1_agreement"] < least:
         reasons.append(f"top-1 agreement is {100 * parity['top1_agreement']:.1f} %, below {100 * least:.1f} %")
-    return {**parity, "passed": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
+    asked = {} if min_agreement is None else {"min_agreement": min_agreement}
+    return {**parity, **asked, "passed": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,16 +1,14 @@
 """INT8 and FP16 from an FP32 ONNX file.
 
-INT8 is static Q/DQ for ONNX Runtime on CPU: activations uint8 per tensor with the extremes seen on the calibration
-images, weights int8 per output channel, and three things left in float because quantising them costs accuracy and wins
-no time: the pixel normalisation, the squeeze-and-excite layers (1 × 1 maps), and the logits.
+INT8 is static Q/DQ for ONNX Runtime on CPU: activations uint8 per tensor over the range that a calibrator chose on the
+calibration images, weights int8 per output channel, and three things left in float because quantising them costs
+accuracy and wins no time: the pixel normalisation, the squeeze-and-excite layers (1 × 1 maps), and the logits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,13 @@ import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.export.calibrators import PERCENTILE, Calibrator
+from edgekd.export.ranges import Ranges, activation_ranges, check_calibration, clipped_ranges, touched
 
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool", "AveragePool")
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,11 @@ class Calibrated:
     """An FP32 model and all that is known about it before anything is quantized."""
 
     model: onnx.ModelProto
-    ranges: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ranges: Ranges
     in_float: tuple[str, ...]
     """Nodes that stay in float whatever else is chosen."""
     images: int
+    calibrator: Calibrator
 
     @property
     def layers(self) -> list[str]:
@@ -48,11 +47,14 @@ class Calibrated:
         return [n.name for n in self.model.graph.node if n.op_type in _WEIGHTED_OPS and n.name not in skip]
 
 
-def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[str, Any]:
+def quantize_int8(
+    fp32: Path, out: Path, calibration: NDArray[np.uint8], *, calibrator: Calibrator = "minmax"
+) -> dict[str, Any]:
     """Write the INT8 file `out` of the FP32 file `fp32`.
 
     Args:
         calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+        calibrator: how much of the activations' ranges is covered (`calibrators.py`).
 
     Returns:
         For `artifact.json`: method, number of images, what stayed float.
@@ -60,14 +62,28 @@ def quantize_int8(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict
     Raises:
         EdgekdError: no or all-alike calibration images, wrong shape, or activations that are not finite.
     """
-    return write_int8(calibrate(fp32, calibration), out)
+    return write_int8(calibrate(fp32, calibration, calibrator), out)
 
 
-def calibrate(fp32: Path, calibration: NDArray[np.uint8]) -> Calibrated:
+def calibrate(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax") -> Calibrated:
     """Measure the activations' ranges; arguments and errors as `quantize_int8`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
-    return Calibrated(model, activation_ranges(model, calibration), tuple(float_nodes(model)), len(calibration))
+    in_float = float_nodes(model)
+    extremes = activation_ranges(model, calibration, touched(model, QUANTIZED_OPS, in_float))
+    ranges = clipped_ranges(model, calibration, extremes, calibrator, symmetric=False)
+    return Calibrated(model, ranges, tuple(in_float), len(calibration), calibrator)
+
+
+def described(calibrator: Calibrator, images: int) -> dict[str, Any]:
+    """How ranges were chosen, for `artifact.json`."""
+    percent = {"percentile": PERCENTILE} if calibrator == "percentile" else {}
+    return {
+        "tool": f"onnxruntime {onnxruntime.__version__}",
+        "calibrator": calibrator,
+        **percent,
+        "calibration_images": images,
+    }
 
 
 def write_int8(
@@ -118,9 +134,8 @@ def write_int8(
     onnx.checker.check_model(quantized)
     onnx.save(quantized, out)
     return {
-        "method": "ONNX Runtime static Q/DQ: activations uint8 per tensor (min-max), weights int8 per channel",
-        "tool": f"onnxruntime {onnxruntime.__version__}",
-        "calibration_images": calibrated.images,
+        "method": "ONNX Runtime static Q/DQ: activations uint8 per tensor, weights int8 per channel",
+        **described(calibrated.calibrator, calibrated.images),
         "quantized_layers": len(set(layers) - in_float),
         "float_layers": sorted(set(layers) & in_float),
     }
@@ -138,24 +153,6 @@ def to_fp16(fp32: Path, out: Path) -> None:
         model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
     onnx.checker.check_model(model)
     onnx.save(model, out)
-
-
-def check_calibration(calibration: NDArray[np.uint8], model: onnx.ModelProto) -> None:
-    """Refuse calibration images that cannot calibrate `model`."""
-    wanted = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    if calibration.dtype != np.uint8 or list(calibration.shape[1:]) != wanted:
-        raise EdgekdError(
-            f"The calibration images are {calibration.dtype} {list(calibration.shape)}, the model takes uint8 "
-            f"[N, {', '.join(map(str, wanted))}].",
-            "Prepare them with the model's own preprocess.",
-        )
-    if len(calibration) == 0:
-        raise EdgekdError("There are no calibration images.", "Give some of the training images, 200 or more.")
-    if (calibration == calibration[0]).all() and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
-        raise EdgekdError(
-            "All calibration images are alike, so the activations' ranges would be wrong.",
-            "Give real and varied images, 200 or more.",
-        )
 
 
 def float_nodes(model: onnx.ModelProto) -> list[str]:
@@ -196,6 +193,21 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
+def weight_errors(model: onnx.ModelProto) -> dict[str, float]:
+    """Weighted layer → squared error that int8 makes in its weights, relative to their squares."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    chosen, errors = _weight_overrides(model, skip=set()), {}
+    for node in model.graph.node:
+        if node.op_type in _WEIGHTED_OPS and node.input[1] in chosen:
+            weight = onnx.numpy_helper.to_array(constants[node.input[1]])
+            rows = np.moveaxis(weight, chosen[node.input[1]][0]["axis"], 0)
+            scale = np.array([entry["scale"] for entry in chosen[node.input[1]]])
+            rows = rows.reshape(len(rows), -1)  # [channels, K]
+            lost = rows - np.round(rows / scale[:, None]) * scale[:, None]
+            errors[node.name] = float(np.square(lost).sum() / max(np.square(rows).sum(), np.finfo(np.float32).tiny))
+    return errors
+
+
 def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, list[dict[str, Any]]]:
     """ONNX Runtime's `TensorQuantOverrides` that carry `weight_scales` for every constant weight."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -218,68 +230,6 @@ def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, li
             {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales(rows, pairs=pairs)
         ]
     return overrides
-
-
-def activation_ranges(
-    model: onnx.ModelProto, calibration: NDArray[np.uint8]
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Smallest and largest value of every float activation over the images, as float32 scalars by tensor name.
-
-    The extremes are taken inside the graph, batch by batch, so memory does not grow with the number of images.
-
-    Raises:
-        EdgekdError: an activation is NaN or infinite.
-    """
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    tensors = _float_activations(model)
-    for name in tensors:
-        for op in ("ReduceMin", "ReduceMax"):
-            # Probes go last: every tensor they read exists by then, so the node order stays valid.
-            probe.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], keepdims=0))
-            probe.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/{op}", onnx.TensorProto.FLOAT, []))
-    wanted = [f"{name}/{op}" for op in ("ReduceMin", "ReduceMax") for name in tensors]
-    lows = np.full(len(tensors), np.inf, dtype=np.float32)
-    highs = np.full(len(tensors), -np.inf, dtype=np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.onnx"
-        onnx.save(probe, path)
-        session = onnxruntime.InferenceSession(path, _session_options(), providers=["CPUExecutionProvider"])
-        for batch in _batches(calibration):
-            values = np.array(session.run(wanted, {model.graph.input[0].name: batch}), dtype=np.float32)
-            lows = np.minimum(lows, values[: len(tensors)])  # np.minimum keeps NaN, which the check below wants
-            highs = np.maximum(highs, values[len(tensors) :])
-    broken = ~(np.isfinite(lows) & np.isfinite(highs))
-    if broken.any():
-        raise EdgekdError(
-            "The model computes values that are not finite on the calibration images.",
-            "Check the training run: its weights have probably diverged.",
-        )
-    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}
-
-
-def _float_activations(model: onnx.ModelProto) -> list[str]:
-    """Outputs of nodes whose type is known to be float32, in graph order."""
-    known = {
-        info.name
-        for info in [*model.graph.value_info, *model.graph.output]
-        if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    return [name for node in model.graph.node for name in node.output if name in known]
-
-
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), _BATCH):
-        yield np.ascontiguousarray(images[start : start + _BATCH])
-
-
-def _session_options() -> onnxruntime.SessionOptions:
-    """Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    return options
 
 
 @contextlib.contextmanager

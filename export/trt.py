@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write(order: Build) -> Written:
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
-    quantization = write_onnx(order, path, quantize_trt)
+    quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
     engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
     _write_bundle(order.folder, order.preprocess.size)

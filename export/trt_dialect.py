@@ -1,11 +1,11 @@
 """INT8 for TensorRT from an FP32 ONNX file: explicit Q/DQ in the one form that its strongly typed networks take.
 
-Everything quantized is signed, symmetric and has zero point 0: weights per output channel, activations per tensor, from
-the largest absolute value on the calibration images. Biases stay float, and both sides of a residual addition are
-quantized. What is not quantized computes in half precision: a strongly typed network runs every layer in the type that
-the file says, so a float32 remainder would cost more than INT8 gains, and TensorRT-RTX has no float32 matrix product
-for compute capability 7.5. The pixel normalisation, the squeeze-and-excite layers and the logits are not quantized
-(`quantize.float_nodes`), nor are products of two activations, as in attention.
+Everything quantized is signed, symmetric and has zero point 0: weights per output channel, activations per tensor, over
+the range that a calibrator chose on the calibration images. Biases stay float, and both sides of a residual addition
+are quantized. What is not quantized computes in half precision: a strongly typed network runs every layer in the type
+that the file says, so a float32 remainder would cost more than INT8 gains, and TensorRT-RTX has no float32 matrix
+product for compute capability 7.5. The pixel normalisation, the squeeze-and-excite layers and the logits are not
+quantized (`quantize.float_nodes`), nor are products of two activations, as in attention.
 """
 
 from __future__ import annotations
@@ -17,25 +17,34 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.export import quantize
+from edgekd.export.calibrators import Calibrator
+from edgekd.export.ranges import (
+    Ranges,
+    activation_ranges,
+    check_calibration,
+    clipped_ranges,
+    float_activations,
+    touched,
+)
 from edgekd.export.trt_rules import weight_axis
 
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
 _HALF_MAX = 65504.0
 
-Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
-
-def quantize_trt(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[str, Any]:
+def quantize_trt(
+    fp32: Path, out: Path, calibration: NDArray[np.uint8], *, calibrator: Calibrator = "minmax"
+) -> dict[str, Any]:
     """Write the INT8 file `out` of the FP32 file `fp32`, for TensorRT.
 
     Args:
         calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+        calibrator: how much of the activations' ranges is covered (`calibrators.py`).
 
     Returns:
         For `artifact.json`: method, number of images, what stayed float.
@@ -45,11 +54,14 @@ def quantize_trt(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[
             precision cannot hold.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
-    quantize.check_calibration(calibration, model)
+    check_calibration(calibration, model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     in_float = set(quantize.float_nodes(model))
-    ranges = quantize.activation_ranges(model, calibration)
-    refuse_overflow(ranges)
+    extremes = activation_ranges(model, calibration, float_activations(model))
+    refuse_overflow(extremes)
+    near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
+    near_extremes = {name: extremes[name] for name in near}
+    ranges = clipped_ranges(model, calibration, near_extremes, calibrator, symmetric=True)
     quantized = insert_pairs(to_half(model), ranges, in_float)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
@@ -59,10 +71,9 @@ def quantize_trt(fp32: Path, out: Path, calibration: NDArray[np.uint8]) -> dict[
     weights = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
     chosen = {node.name for node in quantized.graph.node if node.op_type in _WEIGHTED_OPS and node.input[1] in weights}
     return {
-        "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor (largest absolute value), "
-        "weights per channel; the rest in fp16",
-        "tool": f"onnxruntime {onnxruntime.__version__}",
-        "calibration_images": len(calibration),
+        "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
+        "the rest in fp16",
+        **quantize.described(calibrator, len(calibration)),
         "quantized_layers": len(chosen & set(layers)),
         "float_layers": sorted(set(layers) - chosen),
     }

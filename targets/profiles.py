@@ -12,7 +12,7 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.manifest import Precision, first_problem
 
 FOLDER = Path(__file__).parent / "profiles"
-_CLAIMS = ("runtime", "precisions", "threads", "compute_capability")
+_CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target")
 
 
 class _Frozen(BaseModel):
@@ -47,8 +47,10 @@ class Profile(_Frozen):
     threads: int | None = Field(default=None, ge=1)
     """Threads to measure with; None where the runtime's own choice is right."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d+\.\d$")
+    deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")
+    """Oldest system that Core ML models for it must run on."""
     cautions: tuple[Caution, ...] = ()
-    because: dict[Literal["runtime", "precisions", "threads", "compute_capability"], str]
+    because: dict[Literal["runtime", "precisions", "threads", "compute_capability", "deployment_target"], str]
     sources: dict[str, Source]
 
     @model_validator(mode="after")

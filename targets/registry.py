@@ -23,9 +23,12 @@ class Target:
     """Precisions whose writer looks at training images."""
     options: tuple[str, ...] = ()
     """Switches of its writer besides the precision."""
+    calibrators: tuple[str, ...] = ("minmax",)
+    """Ways to choose the ranges of INT8."""
 
 
 DEFAULT_TARGET = "onnxruntime"
+_CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target(
@@ -33,6 +36,7 @@ TARGETS: dict[str, Target] = {
         runtime="ONNX Runtime, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
+        calibrators=_CALIBRATORS,
     ),
     "coreml": Target(
         name="coreml",
@@ -54,8 +58,17 @@ TARGETS: dict[str, Target] = {
         precisions=("fp32", "fp16", "int8"),
         summary="an engine where one can be built, and always what builds one on the device",
         options=("compute_capability",),
+        calibrators=_CALIBRATORS,
     ),
 }
+
+
+def check_calibrator(target: Target, precision: str, calibrator: str) -> None:
+    """Refuse a way to choose ranges that the target does not have, or a precision without ranges."""
+    if calibrator not in target.calibrators:
+        raise EdgekdError(f'{target.name} has no calibrator "{calibrator}".', did_you_mean(calibrator, _CALIBRATORS))
+    if calibrator != "minmax" and precision != "int8":
+        raise EdgekdError(f"{precision} has no ranges to choose.", "--calibrator belongs to --int8.")
 
 
 def get_target(name: str) -> Target:

@@ -107,11 +107,20 @@ def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: 
     assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
 
 
-def test_weak_int8_is_kept_with_a_warning(fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-    assert artifact.parity["passed"] is False
-    assert read_artifact(tmp_path / "a").parity["reason"].startswith("top-1 agreement is")
-    assert "warning: onnxruntime-int8 differs from the student" in capsys.readouterr().err
+def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailed, match="differs too much from the student: top-1 agreement is") as caught:
+        export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+    assert caught.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
+    kept = read_artifact(tmp_path / "a.failed").parity
+    assert kept["passed"] is False
+    hint = caught.value.hint
+    assert "--max-drop-id 1.0 --max-drop-ood 1.5" in hint
+    percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
+    assert percent <= 100 * kept["top1_agreement"] < percent + 1, "the hint must name a threshold that passes"
+    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx", min_agreement=percent / 100)
+    assert artifact.parity["passed"] is True
+    assert read_artifact(tmp_path / "a").parity["min_agreement"] == percent / 100
 
 
 def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
@@ -131,6 +140,10 @@ def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
         ("int8", {"calibration": None}, "needs calibration images"),
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
         ("int4", {}, "has no int4"),
+        ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
+        ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
+        ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
+        ("fp32", {"min_agreement": 0.5}, "has to agree with the student"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),
     ],
 )

@@ -16,7 +16,7 @@ from edgekd.export import mixed
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, interleaved_ms, quantize_within, rank
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import calibrate
+from edgekd.export.quantize import calibrate, weight_errors
 from edgekd.preprocess import Preprocess
 
 
@@ -54,7 +54,8 @@ def yardstick(fp32: Path, **limits: float) -> Yardstick:
 
 def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
     calibrated = calibrate(fp32, pictures(32))
-    order = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx")
+    order, ranked = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx")
+    assert ranked == 4
     assert sorted(order) == sorted(calibrated.layers)
     assert len(order) == 4
     readers = {node.name: node.input[1] for node in onnx.load(fp32).graph.node if len(node.input) > 1}
@@ -81,6 +82,38 @@ def test_search_keeps_what_the_gate_needs_and_says_so(
     assert 100 * changed == pytest.approx(tight["mixed"]["drop_id_points"], abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]
     assert f"{len(kept)} of 4 layers stay in float" in capsys.readouterr().err
+
+
+def test_a_search_out_of_time_says_what_it_reached(
+    fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrated = calibrate(fp32, pictures(32))
+    hurried, ranked = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx", deadline=0)
+    assert ranked == 1
+    errors = weight_errors(calibrated.model)
+    assert hurried == sorted(calibrated.layers, key=lambda layer: -errors[layer])
+    quick = yardstick(fp32, max_drop_id=5, search_seconds=0)
+    found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), quick)["mixed"]
+    assert found["drop_id_points"] <= 5
+    assert found["search"]["ranked_layers"] == 1
+    said = capsys.readouterr().err
+    assert "time for 1 of 4 layers within 0 s (--search-seconds)" in said
+
+
+def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
+    found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), yardstick(fp32, min_agreement=0.95))["mixed"]
+    assert found["agreement"] >= 0.95
+    assert found["kept_in_float"]
+
+
+def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
+    model = calibrate(fp32, pictures(8)).model
+    node = next(node for node in model.graph.node if "depthwise" in "".join(node.input))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    weight = numpy_helper.to_array(tensor).reshape(16, 9).astype(np.float64)
+    steps = np.abs(weight).max(axis=1, keepdims=True) / 127
+    lost = weight - steps * np.round(weight / steps)
+    assert weight_errors(model)[node.name] == pytest.approx((lost**2).sum() / (weight**2).sum(), rel=1e-3)
 
 
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:

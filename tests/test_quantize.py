@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from edgekd.errors import EdgekdError
-from edgekd.export import quantize
+from edgekd.export import ranges
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import activation_ranges, quantize_int8, to_fp16, weight_scales
+from edgekd.export.quantize import quantize_int8, to_fp16, weight_scales
 from edgekd.preprocess import Preprocess
 
 SIZE = 32
@@ -110,10 +110,10 @@ def test_weight_scales_by_hand() -> None:
 
 def test_ranges_are_the_extremes_over_all_batches(files: tuple[Path, Path, dict]) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(files[0]))
-    images = pictures(2 * quantize._BATCH + 3)
-    ranges = activation_ranges(model, images)
+    images = pictures(2 * ranges._BATCH + 3)
+    found = ranges.activation_ranges(model, images, ["logits"])
     expected = logits(files[0], images)
-    np.testing.assert_allclose(ranges["logits"], [expected.min(), expected.max()], atol=1e-5)
+    np.testing.assert_allclose(found["logits"], [expected.min(), expected.max()], atol=1e-5)
 
 
 @pytest.mark.parametrize(

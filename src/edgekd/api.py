@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
+    from edgekd.export.calibrators import Calibrator
     from edgekd.export.graph import Deployable
     from edgekd.export.mixed import Yardstick
     from edgekd.split import Split
@@ -56,8 +57,11 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
+    calibrator: Calibrator = "minmax",
     max_drop_id: float | None = None,
     max_drop_ood: float | None = None,
+    search_seconds: float = 300,
+    min_agreement: float | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -71,21 +75,30 @@ def export(
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
+        calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
             the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
+        search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
+        min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
+            precision's own threshold; not for fp32 and fp16.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
 
     Returns:
         The artifacts written, the wanted precision last.
+
+    Raises:
+        GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
+            beside the others as `<name>.failed`.
     """
-    from edgekd.targets.registry import DEFAULT_TARGET, get_target
+    from edgekd.targets.registry import DEFAULT_TARGET, check_calibrator, get_target
 
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
+    check_calibrator(known, precision, calibrator)
     gated = max_drop_id is not None or max_drop_ood is not None
     if gated and (target, precision) != (DEFAULT_TARGET, "int8"):
         raise EdgekdError(
@@ -94,7 +107,10 @@ def export(
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.export.export import export_model
+    from edgekd.export.parity import MIN_AGREEMENT
 
+    least = None if min_agreement is None else min_agreement / 100
+    agreeing = MIN_AGREEMENT[precision] if least is None else least
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
     base = folder / f"{DEFAULT_TARGET}-fp32"
@@ -111,6 +127,8 @@ def export(
     calibration = _spread(split.train, calibration_images, images)
     shown, shown_keys = parity_images(loaded, data)
     model = deployable(loaded)
+    limits = (max_drop_id, max_drop_ood)
+    yardstick = _yardstick(loaded, data, limits, search_seconds, agreeing) if gated else None
     artifacts = []
     for name in wanted:
         artifact = export_model(
@@ -128,7 +146,9 @@ def export(
             source=_source(loaded, images, split),
             overwrite=overwrite,
             options=options or {},
-            yardstick=_yardstick(loaded, data, max_drop_id, max_drop_ood) if gated and name == "int8" else None,
+            yardstick=yardstick if name == "int8" else None,
+            calibrator=calibrator if name == precision else "minmax",
+            min_agreement=least if name == precision else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
@@ -466,7 +486,9 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
     return found["int8"], found["fp32"]
 
 
-def _yardstick(loaded: LoadedRun, data: str | None, max_id: float | None, max_ood: float | None) -> Yardstick:
+def _yardstick(
+    loaded: LoadedRun, data: str | None, drops: tuple[float | None, ...], seconds: float, agreement: float
+) -> Yardstick:
     """Validation images of the training domains, and the same corrupted: every corruption in turn, severity 3."""
     import math
 
@@ -489,8 +511,8 @@ def _yardstick(loaded: LoadedRun, data: str | None, max_id: float | None, max_oo
         return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
 
     proxy = np.stack([corrupted(number) for number in range(len(pixels))])
-    limits = [math.inf if limit is None else limit for limit in (max_id, max_ood)]
-    return Yardstick(pixels, images.labels[chosen], proxy, *limits)
+    limits = [math.inf if drop is None else drop for drop in drops]
+    return Yardstick(pixels, images.labels[chosen], proxy, *limits, search_seconds=seconds, min_agreement=agreement)
 
 
 def deployable(loaded: LoadedRun) -> Deployable:

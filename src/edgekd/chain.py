@@ -49,13 +49,14 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
     pixels, _ = parity_images(loaded, data)
     student = torch_logits(deployable(loaded), pixels)
     candidate = _logits(_runner(folder, artifact), pixels)
-    whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision)
+    least = artifact.parity.get("min_agreement")
+    whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
         return [whole]
     onnx = _fp32_onnx(folder.parent / f"{DEFAULT_TARGET}-fp32", loaded, pixels)
     return [
         _link("torch student → fp32 ONNX", student, onnx, "fp32"),
-        _link(f"fp32 ONNX → {artifact.name}", onnx, candidate, artifact.precision),
+        _link(f"fp32 ONNX → {artifact.name}", onnx, candidate, artifact.precision, least),
         whole,
     ]
 
@@ -81,7 +82,8 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
     candidate = _logits(_runner(folder, artifact), pixels)
-    return [_link(f"torch student → {artifact.name}", student[known], candidate, artifact.precision)]
+    least = artifact.parity.get("min_agreement")
+    return [_link(f"torch student → {artifact.name}", student[known], candidate, artifact.precision, least)]
 
 
 def _runner(folder: Path, artifact: Artifact) -> Run:
@@ -124,6 +126,10 @@ def _logits(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _link(
-    name: str, reference: NDArray[np.float32], candidate: NDArray[np.float32], precision: Precision
+    name: str,
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    precision: Precision,
+    min_agreement: float | None = None,
 ) -> dict[str, Any]:
-    return {"link": name, **check(compare(reference, candidate), precision)}
+    return {"link": name, **check(compare(reference, candidate), precision, min_agreement)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from edgekd.errors import EdgekdError
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
+    from edgekd.export.calibrators import Calibrator
     from edgekd.manifest import Precision
 
 app = typer.Typer(
@@ -179,6 +180,9 @@ def export(
     calibration_images: Annotated[
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
+    calibrator: Annotated[
+        str, typer.Option(help="INT8: how ranges are chosen: minmax, percentile, entropy or mse.")
+    ] = "minmax",
     max_drop_id: Annotated[
         float | None,
         typer.Option(help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.", min=0),
@@ -186,8 +190,24 @@ def export(
     max_drop_ood: Annotated[
         float | None, typer.Option(help="INT8: the same on corrupted ID validation images.", min=0)
     ] = None,
+    search_seconds: Annotated[
+        float, typer.Option(help="INT8 with --max-drop-…: time for finding the layers to keep.", min=0)
+    ] = 300,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Percent of images on which the file must predict the torch student's class. [default: INT8 97]",
+            min=0,
+            max=100,
+            show_default=False,
+        ),
+    ] = None,
     compute_capability: Annotated[
         str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device profile, by name or .toml file: its compute capability, its deployment target."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
@@ -212,14 +232,19 @@ def export(
             "Give one of --int8, --fp16, --fp32, --w8a8, --palettize, and export again for another.",
         )
     switches = {"compute_capability": compute_capability, "deployment_target": deployment_target}
+    if profile is not None:
+        switches = _profile_switches(profile, target) | {name: value for name, value in switches.items() if value}
     artifacts = api.export(
         run,
         target=target,
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
+        calibrator=cast("Calibrator", calibrator),
         max_drop_id=max_drop_id,
         max_drop_ood=max_drop_ood,
+        search_seconds=search_seconds,
+        min_agreement=min_agreement,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )
@@ -239,6 +264,22 @@ def export(
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+
+
+def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
+    """What the profile says about the target's own switches, said aloud."""
+    from edgekd.console import say
+    from edgekd.targets.profiles import load_profile
+    from edgekd.targets.registry import get_target
+
+    profile = load_profile(spec)
+    found = {name: getattr(profile, name) for name in get_target(target).options}
+    for name, value in found.items():
+        if value is not None:
+            say(f"{profile.name}: {name.replace('_', ' ')} {value} ({profile.sources[profile.because[name]].url})")
+    if not any(found.values()):
+        say(f"{profile.name}: says nothing about --target {target}; the device runs {profile.runtime}")
+    return found
 
 
 @app.command()
