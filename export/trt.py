@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
-from edgekd.export.trt_dialect import quantize_trt
+from edgekd.export.qat import Dialect, in_batches, quantize_tuned
+from edgekd.export.trt_dialect import quantize_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
@@ -40,7 +42,14 @@ def write(order: Build) -> Written:
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
-    quantization = write_onnx(order, path, quantize_trt)
+    trained = None
+    if order.tuner is not None:
+        dialect = Dialect(write_trt, weight_grid, lambda file, images: in_batches(onnx_evaluator(file), images))
+        tuned = write_onnx(order, path, partial(quantize_tuned, dialect=dialect, tuner=order.tuner))
+        assert tuned is not None
+        quantization, trained = tuned
+    else:
+        quantization = write_onnx(order, path, quantize_trt)
     checked = check_legal(path)
     engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
     _write_bundle(order.folder, order.preprocess.size)
@@ -62,6 +71,7 @@ def write(order: Build) -> Written:
         },
         evaluate=None if runs_here else onnx_evaluator(path),
         evaluated_by=None if runs_here else EVALUATED_BY,
+        trained=trained,
     )
 
 

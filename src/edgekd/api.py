@@ -58,6 +58,8 @@ def export(
     calibration_images: int = 300,
     max_drop_id: float | None = None,
     max_drop_ood: float | None = None,
+    qat: bool = False,
+    qat_steps: int | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -74,6 +76,9 @@ def export(
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
             the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
+        qat: train on with INT8's rounding in place, by the recipe's last stage and the run's teacher; of the files met
+            on the way, the untrained one included, the best on source validation is kept. ONNX Runtime and TensorRT.
+        qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -93,8 +98,20 @@ def export(
         )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
-    from edgekd.export.export import export_model
+    from edgekd.export.export import TRAINED, export_model
+    from edgekd.qat import make_tuner
 
+    if qat_steps is not None and (not qat or qat_steps < 1):
+        raise EdgekdError("The steps of quantization-aware training go with it, at least 1.", "Add --qat.")
+    if qat and (precision != "int8" or target not in TRAINED):
+        raise EdgekdError(
+            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.", "Add --int8, or leave out --qat."
+        )
+    if qat and gated:
+        raise EdgekdError(
+            "A largest drop keeps layers in float, and training keeps them in INT8.",
+            "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
+        )
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
     base = folder / f"{DEFAULT_TARGET}-fp32"
@@ -129,6 +146,7 @@ def export(
             overwrite=overwrite,
             options=options or {},
             yardstick=_yardstick(loaded, data, max_drop_id, max_drop_ood) if gated and name == "int8" else None,
+            tuner=make_tuner(loaded, data, qat_steps) if qat and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
