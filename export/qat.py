@@ -91,7 +91,8 @@ def quantize_tuned(
     full = tuner.score(dialect.answers(fp32, tuner.pixels))
     best = before = tuner.score(dialect.answers(out, tuner.pixels))
     say(f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training")
-    state, head, chosen, worse = copy.deepcopy(network.state_dict()), tuner.head(), 0, 0
+    state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(tuner.head())
+    chosen = worse = 0
     trial = out.with_name("trial.onnx")
 
     def go_on(step: int) -> bool:
@@ -106,7 +107,7 @@ def quantize_tuned(
         say(f"qat: step {step}: validation top-1 {100 * score[0]:.1f} %{', the best so far' if better else ''}")
         if better:
             best, described, chosen, worse = score, written, step, 0
-            state, head = copy.deepcopy(network.state_dict()), now
+            state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(now)
             trial.replace(out)
         else:
             worse += 1

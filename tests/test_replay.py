@@ -53,7 +53,7 @@ def test_replay_computes_what_the_file_computes(name: str, made: tuple[Path, Dep
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_what_was_trained_is_what_the_next_file_holds(name: str, made: tuple[Path, Deployable, Calibrated]) -> None:
-    folder, model, calibrated = made
+    folder, _, calibrated = made
     dialect, path, images = DIALECTS[name], folder / f"{name}.onnx", pictures(64, seed=6)
     dialect.write(calibrated, path)
     network = Replay(calibrated.model, onnx.load(path), dialect.grid)
