@@ -143,7 +143,7 @@ def tune(
             group["lr"] = rate * schedule((done - 1) / steps, WARMUP)
         loss, _, taught = step_loss(job, student, stage, raw)
         optimizer.zero_grad()
-        loss.backward()
+        job.fabric.backward(loss)
         optimizer.step()
         job.lessons.learn(job.fabric, taught)
         if (done % every == 0 or done == steps) and not go_on(done):

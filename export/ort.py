@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
 from edgekd.export.mixed import file_logits, quantize_within
@@ -19,7 +20,8 @@ def write(build: Build) -> Written:
     if build.tuner is not None:
         tuned = write_onnx(build, path, partial(quantize_tuned, dialect=DIALECT, tuner=build.tuner))
         assert tuned is not None
-        quantization, trained = tuned
+        quantization: dict[str, Any] | None = tuned[0]
+        trained = tuned[1]
     else:
         quantize = quantize_int8 if build.yardstick is None else partial(quantize_within, yardstick=build.yardstick)
         quantization = write_onnx(build, path, quantize)

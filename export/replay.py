@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgekd.errors import EdgekdError
 from edgekd.export.replay_ops import OPS
 
-Grid = Callable[[onnx.NodeProto, NDArray[np.float32]], tuple[int, NDArray[np.float32]] | None]
+Grid = Callable[[onnx.NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
 """Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
@@ -128,8 +128,7 @@ class Replay(nn.Module):
                 values[node.output[0]] = x.float() if given["to"] in _FLOATS else x.long()
             else:
                 made = OPS[node.op_type]([values[name] if name else None for name in node.input], given)
-                for name, value in zip(node.output, made if isinstance(made, tuple) else (made,), strict=False):
-                    values[name] = value
+                values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=False))
         return values[self.features]
 
     @torch.no_grad()
@@ -189,7 +188,7 @@ class Replay(nn.Module):
 
     def _round(self, x: Tensor, scale_name: str) -> Tensor:
         scale, zero, low, high = self._scales[scale_name]
-        rounded: Tensor = _Rounded.apply(x, scale * self._factors[scale_name], zero, low, high)  # type: ignore[no-untyped-call]
+        rounded: Tensor = _Rounded.apply(x, scale * self._factors[scale_name], zero, low, high)
         return rounded
 
     def _round_weight(self, weight: Tensor, node: onnx.NodeProto) -> Tensor:
@@ -214,7 +213,7 @@ class _Rounded(torch.autograd.Function):
         return (x / scale).round_().clamp_(low - zero, high - zero).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
         low, high = ctx.bounds
         steps = x / scale

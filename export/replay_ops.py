@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,14 +37,15 @@ def _conv(inputs: Inputs, given: Attributes) -> Tensor:
         raise NotImplementedError("a convolution that is not two-dimensional or pads by itself")
     x, padding = _pads(x, given, dims=2, value=0.0)
     strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
-    return F.conv2d(x, weight, bias, strides, padding, dilations, given.get("group", 1))
+    out: Tensor = F.conv2d(x, weight, bias, strides, padding, dilations, given.get("group", 1))
+    return out
 
 
 def _gemm(inputs: Inputs, given: Attributes) -> Tensor:
     a, b, c = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
     assert a is not None
     assert b is not None
-    out = (a.T if given.get("transA") else a) @ (b.T if given.get("transB") else b) * given.get("alpha", 1.0)
+    out: Tensor = (a.T if given.get("transA") else a) @ (b.T if given.get("transB") else b) * given.get("alpha", 1.0)
     return out if c is None else out + given.get("beta", 1.0) * c
 
 
@@ -160,8 +162,8 @@ OPS: dict[str, Callable[[Inputs, Attributes], Tensor | tuple[Tensor, ...]]] = {
     "Conv": _conv,
     "Div": _of_two(torch.div),
     "Erf": _of_one(torch.erf),
-    "Expand": lambda inputs, given: torch.broadcast_to(
-        _first(inputs), torch.broadcast_shapes(_first(inputs).shape, _ints(inputs[1]))
+    "Expand": lambda inputs, given: _first(inputs).expand(
+        np.broadcast_shapes(_first(inputs).shape, tuple(_ints(inputs[1])))
     ),
     "Flatten": lambda inputs, given: _first(inputs).flatten(given.get("axis", 1)),
     "Gather": _gather,

@@ -47,7 +47,8 @@ def write(order: Build) -> Written:
         dialect = Dialect(write_trt, weight_grid, lambda file, images: in_batches(onnx_evaluator(file), images))
         tuned = write_onnx(order, path, partial(quantize_tuned, dialect=dialect, tuner=order.tuner))
         assert tuned is not None
-        quantization, trained = tuned
+        quantization: dict[str, Any] | None = tuned[0]
+        trained = tuned[1]
     else:
         quantization = write_onnx(order, path, quantize_trt)
     checked = check_legal(path)
