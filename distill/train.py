@@ -36,7 +36,7 @@ from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import make_sampler
+from edgekd.distill.sampling import Sampler, make_sampler
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -111,8 +111,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     fabric.barrier()
     _say_plan(job)
 
-    is_shot = np.isin(images.labels, class_places(images, config.unseen_classes if config.shots else ()))
-    sampler = make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
+    sampler = run_sampler(config, images, split)
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config.out, fabric)
@@ -184,14 +183,8 @@ def _run_stage(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
-        taught = teacher_embedding(raw, job.teacher, fabric.device)
-        fields = job.lessons.fields(raw.indices, fabric.device)
         with folded(folds):
-            loss, values = stage_loss(
-                fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields
-            )
-        _stop_if_not_finite(loss, values, raw, job.images)
+            loss, values, taught = step_loss(job, model, stage, raw)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
@@ -206,6 +199,35 @@ def _run_stage(
     # The stage boundary itself is a checkpoint: the next stage needs the weights and nothing else.
     if not final:
         checkpoint.save(span.stop, student, None, None, progress.seconds)
+
+
+def run_sampler(config: TrainConfig, images: ImageSet, split: Split) -> Sampler:
+    """Which training images each step sees: the same number of every domain, and shots of unseen classes apart."""
+    is_shot = np.isin(images.labels, class_places(images, config.unseen_classes if config.shots else ()))
+    return make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
+
+
+def step_loss(
+    job: Job, model: nn.Module, stage: Stage, raw: RawBatch
+) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    """Views, teacher and objective of one process's share of a batch.
+
+    Args:
+        model: the job's student, wrapped for compilation or several processes.
+
+    Returns:
+        Loss and values as `stage_loss`, and the teacher's embeddings of the views, float `[b, D]`, where it was asked.
+
+    Raises:
+        EdgekdError: the loss is not finite.
+    """
+    fabric, student = job.fabric, job.student
+    views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
+    taught = teacher_embedding(raw, job.teacher, fabric.device)
+    fields = job.lessons.fields(raw.indices, fabric.device)
+    loss, values = stage_loss(fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields)
+    _stop_if_not_finite(loss, values, raw, job.images)
+    return loss, values, taught
 
 
 def stage_loss(

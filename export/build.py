@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,12 @@ from edgekd.export.calibrators import Calibrator
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import export_onnx
+from edgekd.export.qat import Evaluate, Tuner
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
+
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Build:
     """What int8 may cost, where there is a limit."""
     calibrator: Calibrator = "minmax"
     """How int8 ranges are chosen, where the target leaves the choice."""
+    tuner: Tuner | None = None
+    """Who trains int8, where that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,12 @@ class Written:
     quantization: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     """What else a reader of artifact.json should know about this format: JSON values."""
-    evaluate: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
+    evaluate: Evaluate | None = None
     """Logits `[B, C]` for the parity check where the format's runtime is not on this machine; None runs a session."""
     evaluated_by: str | None = None
     """Who `evaluate` is, for the parity record."""
+    trained: Evaluate | None = None
+    """What torch says of weights that changed during the export, in place of the student; by parity held to that."""
 
 
 def fp32_onnx(build: Build, path: Path) -> None:
@@ -70,13 +77,11 @@ def fp32_onnx(build: Build, path: Path) -> None:
         shutil.copyfile(build.fp32_onnx, path)
 
 
-def write_onnx(
-    build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]
-) -> dict[str, Any] | None:
+def write_onnx(build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], Said]) -> Said | None:
     """Put the model as an ONNX file of the build's precision, fp32, fp16 or int8, at `path`.
 
     Args:
-        quantize: fp32 file, int8 file to write, calibration images → what was done, for `artifact.json`.
+        quantize: fp32 file, int8 file to write, calibration images → what was done.
 
     Returns:
         What `quantize` said; None for the other precisions.

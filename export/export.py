@@ -27,6 +27,7 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
+from edgekd.export.qat import Tuner, in_batches
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
@@ -41,6 +42,8 @@ WRITERS = {
     "coreml": "edgekd.export.coreml",
 }
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
+TRAINED = ("onnxruntime", "tensorrt")
+"""Targets whose int8 can be trained."""
 _BATCH = 32
 
 
@@ -64,6 +67,7 @@ def export_model(
     yardstick: Yardstick | None = None,
     calibrator: Calibrator = "minmax",
     min_agreement: float | None = None,
+    tuner: Tuner | None = None,
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
@@ -82,6 +86,8 @@ def export_model(
         yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
         calibrator: how int8 ranges are chosen; other than `minmax` where the target has it.
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
+        tuner: trains int8 with its rounding in place (ONNX Runtime, TensorRT). Parity then compares the file with the
+            trained network in torch, and says apart how often it agrees with `model`.
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
@@ -105,6 +111,10 @@ def export_model(
     if min_agreement is not None and precision in EXACT:
         raise EdgekdError(
             f"{precision} has to agree with the student: a file that does not is wrong.", "Leave out --min-agreement."
+        )
+    if tuner is not None and (precision != "int8" or target not in TRAINED or yardstick is not None):
+        raise EdgekdError(
+            f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.", "Leave out --qat."
         )
     _refuse_existing(folder, overwrite)
     metadata = {
@@ -131,9 +141,13 @@ def export_model(
             options=options,
             yardstick=yardstick if precision == "int8" else None,
             calibrator=calibrator,
+            tuner=tuner,
         )
         written: Written = writer.write(build)
-        reference = torch_logits(model, parity_images) if len(parity_images) else np.zeros((0, 0), np.float32)
+        if len(parity_images) == 0:
+            raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
+        student = torch_logits(model, parity_images)
+        reference = student if written.trained is None else in_batches(written.trained, parity_images)
         kept = (REFERENCE_FILE,) if parity_keys else ()
         if kept:
             write_reference(scratch / REFERENCE_FILE, parity_keys, reference)
@@ -158,7 +172,10 @@ def export_model(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         draft.write(scratch)
-        parity = check(_measure(reference, scratch, written, parity_images), precision, min_agreement)
+        candidate, run_by = _answers(scratch, written, parity_images)
+        parity = check(compare(reference, candidate) | {"run_by": run_by}, precision, min_agreement)
+        if written.trained is not None:
+            parity["student_agreement"] = compare(student, candidate)["top1_agreement"]
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
@@ -184,17 +201,13 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _measure(
-    reference: NDArray[np.float32], folder: Path, written: Written, images: NDArray[np.uint8]
-) -> dict[str, Any]:
-    if len(images) == 0:
-        raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
+def _answers(folder: Path, written: Written, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], str | None]:
+    """What the finished file says, and who ran it."""
     run, run_by = written.evaluate, written.evaluated_by
     if run is None:
         session = open_session(folder, spinning=False)
         run, run_by = session.run, session.provider
-    candidate = np.concatenate([run(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
-    return compare(reference, candidate) | {"run_by": run_by}
+    return in_batches(run, images), run_by
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:

@@ -169,10 +169,10 @@ class _Reference:
     def __init__(self, fp32: Path, yardstick: Yardstick) -> None:
         self.yardstick = yardstick
         self.sets = (yardstick.pixels, yardstick.proxy)
-        self.logits = tuple(_logits(fp32, images) for images in self.sets)
+        self.logits = tuple(file_logits(fp32, images) for images in self.sets)
 
     def drops(self, path: Path) -> _Drops:
-        now = [_logits(path, images) for images in self.sets]
+        now = [file_logits(path, images) for images in self.sets]
         lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
         same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
         return _Drops(*lost, agreement=float(np.concatenate(same).mean()))
@@ -181,7 +181,7 @@ class _Reference:
         errors = []
         for images, said in zip(self.sets, self.logits, strict=True):
             some = said[:_RANKING].astype(np.float64)
-            error = np.square(_logits(path, images[:_RANKING]) - some).mean()
+            error = np.square(file_logits(path, images[:_RANKING]) - some).mean()
             errors.append(float(error / max(np.square(some - some.mean(axis=0)).mean(), 1e-12)))
         return max(errors)
 
@@ -232,7 +232,8 @@ def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
     }
 
 
-def _logits(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def file_logits(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What ONNX Runtime says on one CPU thread, `[len(images), C]`."""
     session = _session(path)
     return np.concatenate(
         [session.run(None, {"image": images[start : start + _BATCH]})[0] for start in range(0, len(images), _BATCH)]

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
-from edgekd.export.mixed import quantize_within
-from edgekd.export.quantize import quantize_int8
+from edgekd.export.mixed import file_logits, quantize_within
+from edgekd.export.qat import Dialect, quantize_tuned
+from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
 
 MODEL_FILE = "model.onnx"
+DIALECT = Dialect(calibrate, write_int8, weight_grid, file_logits)
 
 
 def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
-    plain = partial(quantize_int8, calibrator=build.calibrator)
-    within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
-    quantize = plain if build.yardstick is None else within
-    quantization = write_onnx(build, build.folder / MODEL_FILE, quantize)
+    path, trained = build.folder / MODEL_FILE, None
+    if build.tuner is not None:
+        train = partial(quantize_tuned, dialect=DIALECT, tuner=build.tuner, calibrator=build.calibrator)
+        tuned = write_onnx(build, path, train)
+        assert tuned is not None
+        quantization: dict[str, Any] | None = tuned[0]
+        trained = tuned[1]
+    else:
+        plain = partial(quantize_int8, calibrator=build.calibrator)
+        within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
+        quantization = write_onnx(build, path, plain if build.yardstick is None else within)
     inputs, outputs = (image_input(build.preprocess.size),), (logits_output(len(build.classes)),)
-    return Written("onnx", (MODEL_FILE,), inputs, outputs, quantization)
+    return Written("onnx", (MODEL_FILE,), inputs, outputs, quantization, trained=trained)

@@ -183,7 +183,7 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     """
     scale = np.abs(rows).max(axis=1) / 127
     if pairs == "any":
-        ordered = np.sort(rows)
+        ordered = np.partition(rows, (0, 1, -2, -1), axis=1) if rows.shape[1] > 2 else np.sort(rows)
         meeting = np.abs(np.stack([ordered[:, :2].sum(axis=1), ordered[:, -2:].sum(axis=1)], axis=1))
     else:
         even = rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))
@@ -208,27 +208,32 @@ def weight_errors(model: onnx.ModelProto) -> dict[str, float]:
     return errors
 
 
+def weight_grid(node: onnx.NodeProto, weight: NDArray[np.float32]) -> tuple[int, NDArray[np.float32]] | None:
+    """The axis of a layer's output channels and the scale of each; None for a weight that stays in float."""
+    pairs: Literal["none", "neighbours", "any"] = "neighbours"
+    if node.op_type == "Conv":
+        axis, taps = 0, int(np.prod(weight.shape[2:]))
+        if taps > 1:
+            pairs = "none" if weight.shape[1] == 1 else "any"
+    elif weight.ndim != 2:
+        return None
+    else:
+        axis = 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
+    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+    return axis, weight_scales(rows, pairs=pairs)
+
+
 def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """ONNX Runtime's `TensorQuantOverrides` that carry `weight_scales` for every constant weight."""
+    """ONNX Runtime's `TensorQuantOverrides` that carry `weight_grid` for every constant weight."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     overrides = {}
     for node in model.graph.node:
         if node.op_type not in _WEIGHTED_OPS or node.name in skip or node.input[1] not in constants:
             continue
-        weight = onnx.numpy_helper.to_array(constants[node.input[1]])
-        pairs: Literal["none", "neighbours", "any"] = "neighbours"
-        if node.op_type == "Conv":
-            axis, taps = 0, int(np.prod(weight.shape[2:]))
-            if taps > 1:
-                pairs = "none" if weight.shape[1] == 1 else "any"
-        elif weight.ndim != 2:
-            continue
-        else:
-            axis = 0 if any(item.name == "transB" and item.i for item in node.attribute) else 1
-        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        overrides[node.input[1]] = [
-            {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales(rows, pairs=pairs)
-        ]
+        grid = weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]))
+        if grid is not None:
+            axis, scales = grid
+            overrides[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
     return overrides
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
-from edgekd.export.trt_dialect import quantize_trt
+from edgekd.export.qat import Dialect, in_batches, quantize_tuned
+from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
@@ -41,7 +42,16 @@ def write(order: Build) -> Written:
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
-    quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
+    trained = None
+    if order.tuner is not None:
+        tuned = write_onnx(
+            order, path, partial(quantize_tuned, dialect=DIALECT, tuner=order.tuner, calibrator=order.calibrator)
+        )
+        assert tuned is not None
+        quantization: dict[str, Any] | None = tuned[0]
+        trained = tuned[1]
+    else:
+        quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
     engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
     _write_bundle(order.folder, order.preprocess.size)
@@ -63,6 +73,7 @@ def write(order: Build) -> Written:
         },
         evaluate=None if runs_here else onnx_evaluator(path),
         evaluated_by=None if runs_here else EVALUATED_BY,
+        trained=trained,
     )
 
 
@@ -163,3 +174,6 @@ def _not_verified(choice: Choice) -> list[str]:
     if choice.builder is None:
         return ["that an engine can be built from model.onnx", "the engine's numbers", "its latency"]
     return ["that the engine loads on such a GPU", "its numbers", "its latency"]
+
+
+DIALECT = Dialect(calibrate_trt, write_trt, weight_grid, lambda file, images: in_batches(onnx_evaluator(file), images))

@@ -53,15 +53,26 @@ def quantize_trt(
         EdgekdError: no or all-alike calibration images, wrong shape, or activations that are not finite or that half
             precision cannot hold.
     """
+    return write_trt(calibrate_trt(fp32, calibration, calibrator), out)
+
+
+def calibrate_trt(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax") -> quantize.Calibrated:
+    """Measure the ranges of what becomes INT8; arguments and errors as `quantize_trt`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
     in_float = set(quantize.float_nodes(model))
     extremes = activation_ranges(model, calibration, float_activations(model))
     refuse_overflow(extremes)
     near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
     near_extremes = {name: extremes[name] for name in near}
     ranges = clipped_ranges(model, calibration, near_extremes, calibrator, symmetric=True)
+    return quantize.Calibrated(model, ranges, tuple(in_float), len(calibration), calibrator)
+
+
+def write_trt(calibrated: quantize.Calibrated, out: Path) -> dict[str, Any]:
+    """Write the INT8 file `out` of what has been calibrated; returns and raises as `quantize_trt`."""
+    model, ranges, in_float = calibrated.model, calibrated.ranges, set(calibrated.in_float)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     quantized = insert_pairs(to_half(model), ranges, in_float)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
@@ -73,7 +84,7 @@ def quantize_trt(
     return {
         "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
         "the rest in fp16",
-        **quantize.described(calibrator, len(calibration)),
+        **quantize.described(calibrated.calibrator, calibrated.images),
         "quantized_layers": len(chosen & set(layers)),
         "float_layers": sorted(set(layers) - chosen),
     }
@@ -124,12 +135,8 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
         if node.name in in_float:
             continue
         if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
-            weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
-            axis = weight_axis(node, weight.ndim)
-            rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
-            overrides[node.input[1]] = [
-                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in int8_scales(rows.max(axis=1))
-            ]
+            axis, scales = weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32))
+            overrides[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
             activations = [node.input[0]]
         elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
             activations = list(node.input)
@@ -174,6 +181,13 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+def weight_grid(node: onnx.NodeProto, weight: NDArray[np.float32]) -> tuple[int, NDArray[np.float16]]:
+    """The axis of a layer's output channels and the scale of each."""
+    axis = weight_axis(node, weight.ndim)
+    rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+    return axis, int8_scales(rows.max(axis=1))
 
 
 def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -62,6 +62,8 @@ def export(
     max_drop_ood: float | None = None,
     search_seconds: float = 300,
     min_agreement: float | None = None,
+    qat: bool = False,
+    qat_steps: int | None = None,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -82,6 +84,9 @@ def export(
         search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
             precision's own threshold; not for fp32 and fp16.
+        qat: train on with INT8's rounding in place, by the recipe's last stage and the run's teacher; of the files met
+            on the way, the untrained one included, the best on source validation is kept. ONNX Runtime and TensorRT.
+        qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -106,9 +111,21 @@ def export(
         )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
-    from edgekd.export.export import export_model
+    from edgekd.export.export import TRAINED, export_model
     from edgekd.export.parity import MIN_AGREEMENT
+    from edgekd.qat import make_tuner
 
+    if qat_steps is not None and (not qat or qat_steps < 1):
+        raise EdgekdError("The steps of quantization-aware training go with it, at least 1.", "Add --qat.")
+    if qat and (precision != "int8" or target not in TRAINED):
+        raise EdgekdError(
+            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.", "Add --int8, or leave out --qat."
+        )
+    if qat and gated:
+        raise EdgekdError(
+            "A largest drop keeps layers in float, and training keeps them in INT8.",
+            "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
+        )
     least = None if min_agreement is None else min_agreement / 100
     agreeing = MIN_AGREEMENT[precision] if least is None else least
     loaded = load_run(Path(run) if run else newest_run())
@@ -149,6 +166,7 @@ def export(
             yardstick=yardstick if name == "int8" else None,
             calibrator=calibrator if name == precision else "minmax",
             min_agreement=least if name == precision else None,
+            tuner=make_tuner(loaded, data, qat_steps) if qat and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
         )
         artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))

@@ -46,6 +46,8 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
     loaded = load_run(folder.parent.parent)
     if artifact.source.get("student_sha256") != loaded.run.student_sha256:
         raise EdgekdError(f"{folder} was exported from another student.", "Export again with --overwrite.")
+    if (artifact.quantization or {}).get("qat"):  # its weights are its own: what torch said of them was kept
+        return _alone(folder, artifact, data or loaded.run.data)
     pixels, _ = parity_images(loaded, data)
     student = torch_logits(deployable(loaded), pixels)
     candidate = _logits(_runner(folder, artifact), pixels)
@@ -82,8 +84,9 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
     candidate = _logits(_runner(folder, artifact), pixels)
+    trained = "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
     least = artifact.parity.get("min_agreement")
-    return [_link(f"torch student → {artifact.name}", student[known], candidate, artifact.precision, least)]
+    return [_link(f"{trained} → {artifact.name}", student[known], candidate, artifact.precision, least)]
 
 
 def _runner(folder: Path, artifact: Artifact) -> Run:

@@ -1,0 +1,182 @@
+"""What INT8 costs students of our recipes, in domain and on an unseen one: as calibrated, in mixed precision, trained.
+
+    python benchmarks/int8_survives.py --out int8 --students toy/mobilenetv3
+    python benchmarks/int8_survives.py --out int8 --assets DIR
+
+DIR holds `pacs/`, `students/*.safetensors` and `teachers/miniclip`. Every student is trained once, every file exported
+and measured once; what is finished is kept under OUT, so a run that was stopped goes on. The table is OUT/table.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgekd
+from edgekd.api import _pixels
+from edgekd.distill.load import LoadedRun, load_run
+from edgekd.errors import EdgekdError, GateFailed
+from edgekd.export.mixed import file_logits, interleaved_ms
+from edgekd.files import read_json, write_json
+
+UNSEEN = "sketch"
+SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 300}
+PACS: dict[str, Any] = {"size": 96, "batch_size": 32, "steps": 120}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "toy/mobilenetv3": {"student": "mobilenetv3", "data": "toy"},
+    "pacs/efficientnet_lite0": {**PACS, "student": "efficientnet_lite0", "weights": "tf_efficientnet_lite0"},
+    "pacs/mobilenetv2": {
+        **PACS,
+        "student": "mobilenetv2",
+        "weights": "mobilenetv2_100_pad_same",
+        "student_options": {"pad_type": "same"},
+    },
+    "toy/mobilenetv3_small": {**SCRATCH, "student": "mobilenetv3_small"},
+    "toy/efficientnet": {**SCRATCH, "student": "efficientnet"},
+    "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny", "student_options": {"patch_size": 8}},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "FP32": {"precision": "fp32"},
+    "PTQ": {"precision": "int8"},
+    "PTQ mixed": {"precision": "int8", "max_drop_id": 1.0, "max_drop_ood": 1.5},
+    "QAT": {"precision": "int8", "qat": True, "qat_steps": 60},
+}
+MAX_DROP_ID, MAX_DROP_OOD = 1.0, 1.5
+HEADER = (
+    "| student | file | ID | OOD | agreement | size MB | p50 / p50 of FP32 | remarks |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
+    """The student's run, trained if it is not there."""
+    folder = out / name.replace("/", "-") / "run"
+    if not (folder / "run.json").exists():
+        settings = dict(STUDENTS[name])
+        weights = settings.pop("weights", None)
+        if weights is not None:
+            if assets is None:
+                raise EdgekdError(f"{name} needs --assets.", "Or name others: --students toy/mobilenetv3.")
+            settings |= {
+                "data": str(assets / "pacs"),
+                "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}",
+                "student_weights": assets / "students" / f"{weights}.safetensors",
+            }
+        resume = (folder / "checkpoint.pt").exists()
+        edgekd.train(**settings, test_domain=UNSEEN, out=folder, resume=resume, overwrite=not resume)
+    return load_run(folder)
+
+
+def exported(loaded: LoadedRun, variant: str) -> Path:
+    """The variant's artifact, beside the run, exported if it is not there."""
+    folder = loaded.folder.parent / variant.replace(" ", "-")
+    if not folder.exists():
+        artifact = edgekd.export(loaded.folder, overwrite=True, **VARIANTS[variant])[-1]
+        assert artifact.folder is not None
+        shutil.copytree(artifact.folder, folder.with_suffix(".part"), dirs_exist_ok=True)
+        folder.with_suffix(".part").rename(folder)
+    return folder
+
+
+def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
+    """One row per variant: accuracy, agreement with FP32, size, remarks; and latency, the files taking turns."""
+    images, split = loaded.data()
+    sets = {
+        "id": (_pixels(loaded, images, split.id_test), images.labels[split.id_test]),
+        "ood": (_pixels(loaded, images, split.ood_test), images.labels[split.ood_test]),
+    }
+    rows: list[dict[str, Any]] = []
+    full: dict[str, NDArray[np.int64]] = {}
+    files: dict[str, Path] = {}
+    for variant in VARIANTS:
+        row: dict[str, Any] = {"student": name, "file": variant, "remarks": ""}
+        rows.append(row)
+        try:
+            folder = exported(loaded, variant)
+        except GateFailed as failed:
+            row["remarks"] = failed.message
+            continue
+        files[variant] = folder / "model.onnx"
+        said = {key: file_logits(files[variant], pixels).argmax(axis=1) for key, (pixels, _) in sets.items()}
+        full = full or said
+        row |= {key: 100 * float((said[key] == labels).mean()) for key, (_, labels) in sets.items()}
+        row["agreement"] = 100 * float(np.mean(np.concatenate([said[key] == full[key] for key in sets])))
+        row["size_mb"] = files[variant].stat().st_size / 1e6
+        row["remarks"] = remarks(folder)
+        row["n"] = [len(labels) for _, labels in sets.values()]
+    times = interleaved_ms(files, sets["id"][0][:8])
+    for row in rows:
+        if row["file"] in times:
+            row["p50_ms"], row["ratio"] = times[row["file"]], times[row["file"]] / times["FP32"]
+    return rows
+
+
+def remarks(folder: Path) -> str:
+    """What the artifact says about how it became what it is."""
+    quantization = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))["quantization"] or {}
+    if "mixed" in quantization:
+        return f"{len(quantization['mixed']['kept_in_float'])} layers in float"
+    if "qat" in quantization:
+        qat = quantization["qat"]
+        return (
+            f"step {qat['chosen_step']} of {qat['steps']}; validation {100 * qat['validation_fp32']:.1f} FP32, "
+            f"{100 * qat['validation_before']:.1f} → {100 * qat['validation_after']:.1f}"
+        )
+    return ""
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; drops against FP32 in points, and whether each student passes by some file."""
+    lines, base = [HEADER], {row["student"]: row for row in rows if row["file"] == "FP32"}
+    for row in rows:
+        if "id" not in row:
+            lines.append(f"| {row['student']} | {row['file']} | – | – | – | – | – | {row['remarks']} |")
+            continue
+        drops = [row[key] - base[row["student"]][key] for key in ("id", "ood")]
+        marks = ["" if row["file"] == "FP32" else f" ({drop:+.1f})" for drop in drops]
+        lines.append(
+            f"| {row['student']} | {row['file']} | {row['id']:.1f}{marks[0]} | {row['ood']:.1f}{marks[1]} | "
+            f"{row['agreement']:.1f} | {row['size_mb']:.2f} | {row['ratio']:.2f} | {row['remarks']} |"
+        )
+    lines.append("")
+    for name, full in base.items():
+        passing = [
+            row["file"]
+            for row in rows
+            if row["student"] == name
+            and row["file"] != "FP32"
+            and "id" in row
+            and full["id"] - row["id"] <= MAX_DROP_ID
+            and full["ood"] - row["ood"] <= MAX_DROP_OOD
+        ]
+        lines.append(
+            f"{name}: within {MAX_DROP_ID} points ID and {MAX_DROP_OOD} OOD of FP32: {', '.join(passing) or 'none'}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("int8-survives"))
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in arguments.students:
+        kept = arguments.out / name.replace("/", "-") / "rows.json"
+        if not kept.exists():
+            write_json(kept, measure(name, trained(name, arguments.out, arguments.assets)))
+        rows += read_json(kept, "measurement")
+        text = table(rows)
+        (arguments.out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

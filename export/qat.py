@@ -1,0 +1,154 @@
+"""Quantization-aware training on the exporter's side: from calibrated INT8 to a trained one, in the same dialect.
+
+What trains is a replay of the INT8 file itself; who trains it, and with which lessons, is a `Tuner` from outside. Every
+candidate is written as a file and measured as a file, the untrained one first, so the result is never worse than that
+on the validation images.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgekd.console import say
+from edgekd.export.calibrators import Calibrator
+from edgekd.export.quantize import Calibrated
+from edgekd.export.replay import Grid, Replay
+
+Evaluate = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""uint8 `[B, H, W, 3]` → logits float32 `[B, C]`."""
+PATIENCE = 3
+"""Evaluations in a row without a better file that end the training."""
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to write INT8."""
+
+    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated]
+    write: Callable[[Calibrated, Path], dict[str, Any]]
+    """The file of what was calibrated → what was done, for `artifact.json`."""
+    grid: Grid
+    """The scales that `write` gives weights."""
+    answers: Callable[[Path, NDArray[np.uint8]], NDArray[np.float32]]
+    """Logits of a file."""
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Who trains, and what decides."""
+
+    pixels: NDArray[np.uint8]
+    """`[N, H, W, 3]`, validation images of the training domains, prepared."""
+    labels: NDArray[np.int64]
+    """`[N]`, their classes."""
+    domains: NDArray[np.int64]
+    """`[N]`, which domain each belongs to."""
+    train: Callable[[Replay, Callable[[int], bool]], None]
+    """Trains the network in place and asks the second argument now and then, with the number of steps done; it says
+    whether to go on."""
+    head: Callable[[], nn.Linear]
+    """The student's last layer, features → logits, as it is now."""
+    facts: dict[str, Any]
+    """For `artifact.json`: recipe, terms, steps."""
+
+    def score(self, logits: NDArray[np.float32]) -> tuple[float, float]:
+        """Top-1 in 0–1, averaged over domains without weights, then, among equals, minus the cross-entropy."""
+        right = logits.argmax(axis=1) == self.labels
+        accuracy = float(np.mean([right[self.domains == domain].mean() for domain in np.unique(self.domains)]))
+        each = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(self.labels))
+        return accuracy, -float(each)
+
+
+def quantize_tuned(
+    fp32: Path,
+    out: Path,
+    calibration: NDArray[np.uint8],
+    *,
+    dialect: Dialect,
+    tuner: Tuner,
+    calibrator: Calibrator = "minmax",
+) -> tuple[dict[str, Any], Evaluate]:
+    """Write the INT8 file `out` of the FP32 file `fp32`, trained with its rounding in place.
+
+    Args:
+        calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+        calibrator: how much of the activations' ranges is covered before training (`calibrators.py`).
+
+    Returns:
+        For `artifact.json` what was done, with `qat`: facts of the training, validation top-1 of FP32, of INT8 before
+        and after, the step that was chosen (0: training found nothing better). And what the trained network says in
+        torch, for the parity check.
+
+    Raises:
+        EdgekdError: useless calibration images, or an operation that cannot be trained.
+    """
+    calibrated = dialect.calibrate(fp32, calibration, calibrator)
+    described = dialect.write(calibrated, out)
+    network = Replay(calibrated.model, onnx.load(out), dialect.grid)
+    full = tuner.score(dialect.answers(fp32, tuner.pixels))
+    best = before = tuner.score(dialect.answers(out, tuner.pixels))
+    say(f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training")
+    state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(tuner.head())
+    chosen = worse = 0
+    trial = out.with_name("trial.onnx")
+
+    def go_on(step: int) -> bool:
+        nonlocal best, described, state, head, chosen, worse
+        now = tuner.head()
+        tuned = dataclasses.replace(
+            calibrated, model=network.tuned(calibrated.model, now), ranges=network.tuned_ranges(calibrated.ranges)
+        )
+        written = dialect.write(tuned, trial)
+        score = tuner.score(dialect.answers(trial, tuner.pixels))
+        better = score > best
+        say(f"qat: step {step}: validation top-1 {100 * score[0]:.1f} %{', the best so far' if better else ''}")
+        if better:
+            best, described, chosen, worse = score, written, step, 0
+            state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(now)
+            trial.replace(out)
+        else:
+            worse += 1
+        return worse < PATIENCE
+
+    tuner.train(network, go_on)
+    trial.unlink(missing_ok=True)
+    network.load_state_dict(state)
+    facts = {
+        **tuner.facts,
+        "chosen_step": chosen,
+        "validation_images": len(tuner.pixels),
+        "validation_fp32": round(full[0], 5),
+        "validation_before": round(before[0], 5),
+        "validation_after": round(best[0], 5),
+    }
+    method = described["method"] + (", trained with this rounding (qat)" if chosen else "")
+    return {**described, "method": method, "qat": facts}, _torch_answers(network.cpu(), network.rounded(head.cpu()))
+
+
+def _torch_answers(network: Replay, head: nn.Linear) -> Evaluate:
+    @torch.inference_mode()
+    def answers(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = head(network(torch.from_numpy(np.array(images)))).numpy()
+        return logits
+
+    return answers
+
+
+def in_batches(evaluate: Evaluate, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What `evaluate` says about any number of images."""
+    parts: Sequence[NDArray[np.float32]] = [
+        evaluate(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)
+    ]
+    return np.concatenate(parts)
