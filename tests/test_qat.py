@@ -126,7 +126,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = (run / "student.safetensors").read_bytes()
     with pytest.raises(SystemExit) as left:
-        main(["export", str(run), "--int8", "--qat", "--qat-steps", "3", "--calibration-images", "24"])
+        main(
+            ["export", str(run), "--int8", "--qat", "--qat-steps", "3", "--calibration-images", "24"]
+            + ["--min-agreement", "0"]  # of a student that has hardly learned anything
+        )
     assert not left.value.code
     folder = run / "artifacts" / "onnxruntime-int8"
     quantization = json.loads((folder / "artifact.json").read_text())["quantization"]
