@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.export import quantize
+from edgekd.export.bias import Scales, correct_biases, to_average
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.ranges import (
     Ranges,
-    activation_ranges,
     check_calibration,
     clipped_ranges,
     float_activations,
+    observe,
     touched,
 )
 from edgekd.export.trt_rules import weight_axis
@@ -57,11 +58,12 @@ def quantize_trt(
     check_calibration(calibration, model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     in_float = set(quantize.float_nodes(model))
-    extremes = activation_ranges(model, calibration, float_activations(model))
+    extremes, means = observe(model, calibration, float_activations(model), to_average(model, in_float))
     refuse_overflow(extremes)
     near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
     near_extremes = {name: extremes[name] for name in near}
     ranges = clipped_ranges(model, calibration, near_extremes, calibrator, symmetric=True)
+    corrected = correct_biases(model, means, _weight_scales(model, in_float))
     quantized = insert_pairs(to_half(model), ranges, in_float)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
@@ -74,6 +76,7 @@ def quantize_trt(
         "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
         "the rest in fp16",
         **quantize.described(calibrator, len(calibration)),
+        "corrected_biases": corrected,
         "quantized_layers": len(chosen & set(layers)),
         "float_layers": sorted(set(layers) - chosen),
     }
@@ -119,16 +122,15 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     writer = {name: node for node in model.graph.node for name in node.output}
+    scales = _weight_scales(model, in_float)
     nodes, overrides = [], {}
     for node in model.graph.node:
         if node.name in in_float:
             continue
         if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
-            weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
-            axis = weight_axis(node, weight.ndim)
-            rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+            axis, weight_scales = scales[node.input[1]]
             overrides[node.input[1]] = [
-                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in int8_scales(rows.max(axis=1))
+                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales
             ]
             activations = [node.input[0]]
         elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
@@ -174,6 +176,19 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
     quantizer.model.topological_sort()
     result: onnx.ModelProto = quantizer.model.model
     return result
+
+
+def _weight_scales(model: onnx.ModelProto, in_float: set[str]) -> Scales:
+    """Output axis and scales of every constant weight that `insert_pairs` quantizes."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in _WEIGHTED_OPS and node.name not in in_float and node.input[1] in constants:
+            weight = onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
+            axis = weight_axis(node, weight.ndim)
+            rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
+            found[node.input[1]] = (axis, int8_scales(rows.max(axis=1)))
+    return found
 
 
 def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:
