@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.console import say
+from edgekd.export.bias import correct_biases
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.quantize import Calibrated
 from edgekd.export.replay import Grid, Replay
@@ -96,6 +98,7 @@ def quantize_tuned(
     """
     calibrated = dialect.calibrate(fp32, calibration, calibrator)
     described = dialect.write(calibrated, out)
+    calibrated = _with_corrected_biases(calibrated, dialect.grid)
     network = Replay(calibrated.model, onnx.load(out), dialect.grid)
     full = tuner.score(dialect.answers(fp32, tuner.pixels))
     best = before = tuner.score(dialect.answers(out, tuner.pixels))
@@ -135,6 +138,17 @@ def quantize_tuned(
     }
     method = described["method"] + (", trained with this rounding (qat)" if chosen else "")
     return {**described, "method": method, "qat": facts}, _torch_answers(network.cpu(), network.rounded(head.cpu()))
+
+
+def _with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
+    """Where training starts: the biases that the untrained file has, and no further correction of those it will learn."""
+    model = onnx.ModelProto()
+    model.CopyFrom(calibrated.model)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    layers = set(calibrated.layers)
+    found = {n.input[1]: grid(n, constants[n.input[1]]) for n in model.graph.node if n.name in layers}
+    correct_biases(model, calibrated.means, {name: scales for name, scales in found.items() if scales is not None})
+    return dataclasses.replace(calibrated, model=model, means={})
 
 
 def _torch_answers(network: Replay, head: nn.Linear) -> Evaluate:

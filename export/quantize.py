@@ -1,8 +1,9 @@
 """INT8 and FP16 from an FP32 ONNX file.
 
 INT8 is static Q/DQ for ONNX Runtime on CPU: activations uint8 per tensor over the range that a calibrator chose on the
-calibration images, weights int8 per output channel, and three things left in float because quantising them costs
-accuracy and wins no time: the pixel normalisation, the squeeze-and-excite layers (1 × 1 maps), and the logits.
+calibration images, weights int8 per output channel, and biases corrected for the rounding of the weights (`bias.py`).
+Three things stay in float because quantising them costs accuracy and wins no time: the pixel normalisation, the
+squeeze-and-excite layers (1 × 1 maps), and the logits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgekd.export.bias import Means, correct_biases, to_average
 from edgekd.export.calibrators import PERCENTILE, Calibrator
-from edgekd.export.ranges import Ranges, activation_ranges, check_calibration, clipped_ranges, touched
+from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, observe, touched
 
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
@@ -35,6 +37,8 @@ class Calibrated:
 
     model: onnx.ModelProto
     ranges: Ranges
+    means: Means
+    """Of the inputs of layers with a bias."""
     in_float: tuple[str, ...]
     """Nodes that stay in float whatever else is chosen."""
     images: int
@@ -70,9 +74,9 @@ def calibrate(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
     in_float = float_nodes(model)
-    extremes = activation_ranges(model, calibration, touched(model, QUANTIZED_OPS, in_float))
+    extremes, means = observe(model, calibration, touched(model, QUANTIZED_OPS, in_float), to_average(model, in_float))
     ranges = clipped_ranges(model, calibration, extremes, calibrator, symmetric=False)
-    return Calibrated(model, ranges, tuple(in_float), len(calibration), calibrator)
+    return Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
 
 
 def described(calibrator: Calibrator, images: int) -> dict[str, Any]:
@@ -107,6 +111,12 @@ def write_int8(
     layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     in_float = {*calibrated.in_float, *keep} | (set(layers) - {only} if only is not None else set())
+    overrides = _weight_overrides(model, skip=in_float)
+    scales = {
+        name: (entries[0]["axis"], np.array([entry["scale"] for entry in entries]))
+        for name, entries in overrides.items()
+    }
+    corrected = correct_biases(model, calibrated.means, scales)
     quantizer = QDQQuantizer(
         model,
         per_channel=True,
@@ -122,7 +132,7 @@ def write_int8(
         op_types_to_quantize=list(QUANTIZED_OPS),
         extra_options={
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-            "TensorQuantOverrides": _weight_overrides(model, skip=in_float),
+            "TensorQuantOverrides": overrides,
         },
     )
     with _quiet_logging():
@@ -136,6 +146,7 @@ def write_int8(
     return {
         "method": "ONNX Runtime static Q/DQ: activations uint8 per tensor, weights int8 per channel",
         **described(calibrated.calibrator, calibrated.images),
+        "corrected_biases": corrected,
         "quantized_layers": len(set(layers) - in_float),
         "float_layers": sorted(set(layers) & in_float),
     }

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.export.bias import Means
 from edgekd.export.calibrators import BINS, METHODS
 
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
@@ -66,8 +69,16 @@ def touched(model: onnx.ModelProto, ops: Collection[str], in_float: Collection[s
     return [name for name in float_activations(model) if name in near]
 
 
-def activation_ranges(model: onnx.ModelProto, calibration: NDArray[np.uint8], tensors: Sequence[str]) -> Ranges:
-    """Smallest and largest value of each of the tensors over the images.
+def observe(
+    model: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    tensors: Sequence[str],
+    averaged: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> tuple[Ranges, Means]:
+    """Smallest and largest value of each of the tensors over the images, and means.
+
+    Args:
+        averaged: tensors whose means are wanted too, and the axes they run over.
 
     Raises:
         EdgekdError: an activation is NaN or infinite.
@@ -79,11 +90,21 @@ def activation_ranges(model: onnx.ModelProto, calibration: NDArray[np.uint8], te
             # Probes go last: every tensor they read exists by then, so the node order stays valid.
             probe.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], keepdims=0))
             probe.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/{op}", onnx.TensorProto.FLOAT, []))
+    for name, axes in averaged.items():
+        probe.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{name}/axes"))
+        mean = f"{name}/ReduceMean"
+        probe.graph.node.append(onnx.helper.make_node("ReduceMean", [name, f"{name}/axes"], [mean], keepdims=0))
+        probe.graph.output.append(onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None))
     wanted = [f"{name}/{op}" for op in ("ReduceMin", "ReduceMax") for name in tensors]
+    wanted += [f"{name}/ReduceMean" for name in averaged]
     lows = np.full(len(tensors), np.inf, dtype=np.float32)
     highs = np.full(len(tensors), -np.inf, dtype=np.float32)
-    for values in _run(probe, wanted, calibration, _BATCH):
-        extremes = np.array(values, dtype=np.float32)
+    means: Means = {}
+    for number, values in enumerate(_run(probe, wanted, calibration, _BATCH)):
+        extremes = np.array(values[: 2 * len(tensors)], dtype=np.float32)
+        share = min(_BATCH, len(calibration) - number * _BATCH) / len(calibration)
+        for name, mean_of_batch in zip(averaged, values[2 * len(tensors) :], strict=True):
+            means[name] = means.get(name, 0) + share * mean_of_batch.astype(np.float64)
         lows = np.minimum(lows, extremes[: len(tensors)])  # np.minimum keeps NaN, which the check below wants
         highs = np.maximum(highs, extremes[len(tensors) :])
     broken = ~(np.isfinite(lows) & np.isfinite(highs))
@@ -92,7 +113,7 @@ def activation_ranges(model: onnx.ModelProto, calibration: NDArray[np.uint8], te
             "The model computes values that are not finite on the calibration images.",
             "Check the training run: its weights have probably diverged.",
         )
-    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}
+    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}, means
 
 
 def clipped_ranges(

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.export import quantize
+from edgekd.export.bias import Scales, correct_biases, to_average
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.ranges import (
     Ranges,
-    activation_ranges,
     check_calibration,
     clipped_ranges,
     float_activations,
+    observe,
     touched,
 )
 from edgekd.export.trt_rules import weight_axis
@@ -61,18 +62,20 @@ def calibrate_trt(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibr
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
     in_float = set(quantize.float_nodes(model))
-    extremes = activation_ranges(model, calibration, float_activations(model))
+    extremes, means = observe(model, calibration, float_activations(model), to_average(model, in_float))
     refuse_overflow(extremes)
     near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
     near_extremes = {name: extremes[name] for name in near}
     ranges = clipped_ranges(model, calibration, near_extremes, calibrator, symmetric=True)
-    return quantize.Calibrated(model, ranges, tuple(in_float), len(calibration), calibrator)
+    return quantize.Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
 
 
 def write_trt(calibrated: quantize.Calibrated, out: Path) -> dict[str, Any]:
     """Write the INT8 file `out` of what has been calibrated; returns and raises as `quantize_trt`."""
-    model, ranges, in_float = calibrated.model, calibrated.ranges, set(calibrated.in_float)
+    model, ranges, in_float = onnx.ModelProto(), calibrated.ranges, set(calibrated.in_float)
+    model.CopyFrom(calibrated.model)  # its biases change in place
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    corrected = correct_biases(model, calibrated.means, _weight_scales(model, in_float))
     quantized = insert_pairs(to_half(model), ranges, in_float)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
@@ -85,6 +88,7 @@ def write_trt(calibrated: quantize.Calibrated, out: Path) -> dict[str, Any]:
         "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
         "the rest in fp16",
         **quantize.described(calibrated.calibrator, calibrated.images),
+        "corrected_biases": corrected,
         "quantized_layers": len(chosen & set(layers)),
         "float_layers": sorted(set(layers) - chosen),
     }
@@ -130,13 +134,16 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     writer = {name: node for node in model.graph.node for name in node.output}
+    scales = _weight_scales(model, in_float)
     nodes, overrides = [], {}
     for node in model.graph.node:
         if node.name in in_float:
             continue
         if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
-            axis, scales = weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32))
-            overrides[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+            axis, weight_scales = scales[node.input[1]]
+            overrides[node.input[1]] = [
+                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales
+            ]
             activations = [node.input[0]]
         elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
             activations = list(node.input)
@@ -188,6 +195,16 @@ def weight_grid(node: onnx.NodeProto, weight: NDArray[np.float32]) -> tuple[int,
     axis = weight_axis(node, weight.ndim)
     rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
     return axis, int8_scales(rows.max(axis=1))
+
+
+def _weight_scales(model: onnx.ModelProto, in_float: set[str]) -> Scales:
+    """Output axis and scales of every constant weight that `insert_pairs` quantizes."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.input[1]: weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32))
+        for node in model.graph.node
+        if node.op_type in _WEIGHTED_OPS and node.name not in in_float and node.input[1] in constants
+    }
 
 
 def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:

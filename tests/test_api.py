@@ -110,7 +110,7 @@ def test_train_help_states_the_real_defaults() -> None:
             "export",
             {
                 **dict.fromkeys(("int8", "fp16", "fp32", "w8a8", "palettize"), "precision"),
-                **dict.fromkeys(("compute_capability", "deployment_target"), "options"),
+                **dict.fromkeys(("compute_capability", "deployment_target", "profile"), "options"),
             },
         ),
         ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),

@@ -87,7 +87,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_histograms_count_every_value_of_every_image(fp32: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     images = pictures(2 * ranges._WHOLE + 1)
-    extremes = ranges.activation_ranges(model, images, ranges.float_activations(model))
+    extremes, _ = ranges.observe(model, images, ranges.float_activations(model))
     counts = ranges.histograms(model, images, extremes)
     said = logits(fp32, images)
     limit = np.abs(said).max()
@@ -106,8 +106,10 @@ def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
     assert found[1] < 0.9 * values.max()
 
 
-@pytest.mark.parametrize("calibrator", ["percentile", "entropy", "mse"])
-@pytest.mark.parametrize("dialect", [quantize_int8, quantize_trt])
+@pytest.mark.parametrize(
+    ("calibrator", "dialect"),
+    [("percentile", quantize_int8), ("entropy", quantize_int8), ("percentile", quantize_trt), ("mse", quantize_trt)],
+)
 def test_both_dialects_cover_what_the_calibrator_says(
     fp32: Path, tmp_path: Path, calibrator: str, dialect: object
 ) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgekd.cli import _follow_profile
+from edgekd.cli import _follow_profile, _profile_switches, main
 from edgekd.doctor import target_lines
 from edgekd.errors import EdgekdError
 from edgekd.targets.profiles import FOLDER, load_profile, profile_names
@@ -55,6 +56,33 @@ def test_a_users_own_file_sets_threads_and_warns(tmp_path: Path, capsys: pytest.
     assert _follow_profile(str(path), None) == 2
     assert _follow_profile(str(path), 7) == 7
     assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
+
+
+def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture[str]) -> None:
+    from edgekd.export.coreml import DEPLOYMENT
+
+    iphone = load_profile("iphone-16")
+    assert iphone.deployment_target in DEPLOYMENT
+    assert "w8a8" in iphone.precisions
+    assert _profile_switches("iphone-16", "coreml") == {"deployment_target": "iOS18"}
+    assert _profile_switches("rtx-4090", "tensorrt") == {"compute_capability": "8.9"}
+    assert "iphone-16: deployment target iOS18 (https://" in capsys.readouterr().err
+    assert _profile_switches("raspberry-pi-5", "coreml") == {"deployment_target": None}
+    assert "says nothing about --target coreml" in capsys.readouterr().err
+
+
+def test_a_flag_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def export(*_: Any, **options: Any) -> None:
+        asked.append(options["options"])
+        raise EdgekdError("enough")
+
+    monkeypatch.setattr("edgekd.api.export", export)
+    for flags, found in (([], "iOS18"), (["--deployment-target", "iOS26"], "iOS26")):
+        with pytest.raises(SystemExit):
+            main(["export", "runs/x", "--target", "coreml", "--fp16", "--profile", "iphone-16", *flags])
+        assert asked[-1] == {"deployment_target": found}
 
 
 @pytest.mark.parametrize(

@@ -127,8 +127,19 @@ def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest
     weights = (run / "student.safetensors").read_bytes()
     with pytest.raises(SystemExit) as left:
         main(
-            ["export", str(run), "--int8", "--qat", "--qat-steps", "3", "--calibration-images", "24"]
-            + ["--min-agreement", "0"]  # of a student that has hardly learned anything
+            # No agreement is asked of a student that has hardly learned anything.
+            [
+                "export",
+                str(run),
+                "--int8",
+                "--qat",
+                "--qat-steps",
+                "3",
+                "--calibration-images",
+                "24",
+                "--min-agreement",
+                "0",
+            ]
         )
     assert not left.value.code
     folder = run / "artifacts" / "onnxruntime-int8"

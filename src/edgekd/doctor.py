@@ -110,11 +110,12 @@ def target_lines() -> list[str]:
 
     width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
     lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
-    lines += ["", "Profiles of devices (edgekd benchmark --profile NAME|FILE.toml):"]
+    lines += ["", "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml):"]
     for name in profile_names():
         profile = load_profile(name)
         facts = [profile.runtime, " ".join(profile.precisions)]
         facts += [f"compute capability {profile.compute_capability}"] if profile.compute_capability else []
+        facts += [profile.deployment_target] if profile.deployment_target else []
         facts += [f"{profile.threads} threads"] if profile.threads else []
         lines.append(f"{name:<18}{'; '.join(facts)}")
         lines += [f"    {caution.text} [{profile.sources[caution.source].url}]" for caution in profile.cautions]

@@ -1,0 +1,242 @@
+"""What an INT8 export costs beside the bare quantizer, and how fast its file is beside others' INT8.
+
+    python benchmarks/export_speed.py
+
+A student with random weights at its own size and smooth random images, because neither changes time or memory. Every
+measured step is a process of its own; edgekd and onnxruntime's `quantize_static` (same FP32 file, images, batches and
+settings) take turns, so that a busy machine hits both alike. Then the INT8 files of edgekd, of `quantize_static` and
+`nncf.quantize` as they come, and of OpenVINO answer one image each in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Runner = Callable[[NDArray[np.uint8]], Any]
+BATCH = 8
+
+
+def student(name: str) -> Any:
+    """The deployable graph of a timm student with random weights and 10 classes."""
+    import timm
+    import torch
+
+    from edgekd.export.graph import Deployable
+    from edgekd.preprocess import Preprocess
+
+    torch.manual_seed(0)
+    backbone = timm.create_model(name, num_classes=10)
+    size = int(backbone.pretrained_cfg["input_size"][-1])
+    head = backbone.get_classifier()
+    backbone.reset_classifier(0)
+    return Deployable(backbone, head, Preprocess(size=size)).eval()
+
+
+def draw(count: int, size: int) -> NDArray[np.uint8]:
+    """Smooth random images `[count, size, size, 3]`."""
+    from PIL import Image
+
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse])
+
+
+def step_fp32(folder: Path, name: str) -> None:
+    """The FP32 export, which both sides start from."""
+    from edgekd.export.onnx import export_onnx
+
+    model = student(name)
+    export_onnx(model, folder / "fp32.onnx", size=model.preprocess.size, metadata={})
+
+
+def step_edgekd(folder: Path, name: str) -> None:
+    """edgekd's INT8 from the FP32 file."""
+    from edgekd.export.quantize import quantize_int8
+
+    quantize_int8(folder / "fp32.onnx", folder / "edgekd.onnx", np.load(folder / "images.npy"))
+
+
+def step_bare(folder: Path, name: str) -> None:
+    """`quantize_static` with edgekd's settings."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    from edgekd.export.quantize import QUANTIZED_OPS, float_nodes
+
+    shaped = onnx.shape_inference.infer_shapes(onnx.load(folder / "fp32.onnx"))
+    quantize_static(
+        folder / "fp32.onnx",
+        folder / "bare.onnx",
+        Reader(np.load(folder / "images.npy"), BATCH),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=list(QUANTIZED_OPS),
+        nodes_to_exclude=float_nodes(shaped),
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+    )
+
+
+def step_whole(folder: Path, name: str) -> None:
+    """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
+    from edgekd.export.export import export_model
+
+    model, images = student(name), np.load(folder / "images.npy")
+    export_model(
+        model,
+        folder / "onnxruntime-int8",
+        name="onnxruntime-int8",
+        target="onnxruntime",
+        precision="int8",
+        classes=[str(index) for index in range(10)],
+        preprocess=model.preprocess,
+        calibration=images,
+        parity_images=images[:256],
+        source={"student": name},
+        fp32_path=folder / "fp32.onnx",
+        overwrite=True,
+        min_agreement=0.0,  # random weights
+    )
+
+
+class Reader:
+    """Batches for onnxruntime's calibration."""
+
+    def __init__(self, images: NDArray[np.uint8], batch: int) -> None:
+        self.batches: Iterator[NDArray[np.uint8]] = (images[i : i + batch] for i in range(0, len(images), batch))
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        """The next batch, None at the end."""
+        batch = next(self.batches, None)
+        return None if batch is None else {"image": np.ascontiguousarray(batch)}
+
+
+STEPS = {"fp32": step_fp32, "edgekd": step_edgekd, "bare": step_bare, "whole": step_whole}
+
+
+def measured(step: str, folder: Path, name: str) -> dict[str, float]:
+    """Seconds by the clock, seconds of processor time and peak memory of a step in a process of its own."""
+    line = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--model", name]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run_step(step: str, folder: Path, name: str) -> None:
+    """One step, without the imports that edgekd's own commands have behind them by then."""
+    import onnxruntime.quantization  # noqa: F401
+
+    import edgekd.export.export  # noqa: F401
+
+    started, used = time.perf_counter(), time.process_time()
+    STEPS[step](folder, name)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kilobytes on Linux
+    spent = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - used}
+    print(json.dumps(spent | {"peak_gb": peak}))
+
+
+def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
+    """One image in, logits out, one thread each; edgekd's file is there already."""
+    import nncf
+    import onnx
+    import onnxruntime
+    import openvino
+    from onnxruntime.quantization import quantize_static
+
+    from edgekd.export.ov import quantize as quantize_openvino
+
+    fp32 = folder / "fp32.onnx"
+    quantize_static(fp32, folder / "static.onnx", Reader(images, 1))
+    nncf.set_log_level(40)
+    data = nncf.Dataset([{"image": images[i : i + 1]} for i in range(len(images))])
+    onnx.save(nncf.quantize(onnx.load(fp32), data, subset_size=len(images)), folder / "nncf.onnx")
+    core = openvino.Core()
+    compiled = core.compile_model(
+        quantize_openvino(core.read_model(fp32), images)[0], "CPU", {"INFERENCE_NUM_THREADS": 1}
+    )
+    request = compiled.create_infer_request()
+
+    def session(path: Path) -> Runner:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda image: made.run(None, {"image": image})
+
+    names = {"FP32": "fp32", "INT8 edgekd": "edgekd", "INT8 quantize_static": "static", "INT8 nncf.quantize": "nncf"}
+    found = {title: session(folder / f"{file}.onnx") for title, file in names.items()}
+    return found | {"INT8 OpenVINO": lambda image: request.infer({"image": image})}
+
+
+def p50_ms(runs: dict[str, Runner], images: NDArray[np.uint8], turns: int) -> dict[str, list[float]]:
+    """Latency samples of one image; the files take turns."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns + 5):
+        image = np.ascontiguousarray(images[turn % len(images)][None])
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run(image)
+            if turn >= 5:
+                samples[name].append((time.perf_counter() - started) * 1e3)
+    return samples
+
+
+def report_cost(folder: Path, name: str, rounds: int) -> None:
+    found: dict[str, list[dict[str, float]]] = {step: [] for step in ("edgekd", "bare", "whole")}
+    first = measured("fp32", folder, name)
+    for _ in range(rounds):
+        for step, rows in found.items():
+            rows.append(measured(step, folder, name))
+    print("| step | s | s of processor time | peak GB |\n|---|---|---|---|")
+    titles = {"edgekd": "INT8, edgekd", "bare": "INT8, bare quantize_static", "whole": "INT8 with its parity check"}
+    for title, rows in {"FP32 export": [first], **{titles[step]: rows for step, rows in found.items()}}.items():
+        middle = {key: float(np.median([row[key] for row in rows])) for key in first}
+        print(f"| {title} | {middle['seconds']:.1f} | {middle['cpu']:.1f} | {middle['peak_gb']:.2f} |")
+    for key, what in (("seconds", "by the clock"), ("cpu", "in processor time")):
+        pairs = zip(found["edgekd"], found["bare"], strict=True)
+        ratios = ", ".join(f"{ours[key] / theirs[key]:.2f}" for ours, theirs in pairs)
+        print(f"edgekd / bare quantizer {what}, round by round: {ratios}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mobilenetv3_large_100", help="timm name")
+    parser.add_argument("--images", type=int, default=300, help="calibration images")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=200, help="timed runs per file")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        run_step(options.step, options.folder, options.model)
+        return
+    os.environ["NNCF_CI"] = "1"  # no usage statistics
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        images = draw(options.images, student(options.model).preprocess.size)
+        np.save(folder / "images.npy", images)
+        print(f"{options.model}, {images.shape[1]} px, {len(images)} images, {os.cpu_count()} cores\n", flush=True)
+        report_cost(folder, options.model, options.rounds)
+        samples = p50_ms(runners(folder, images[:32]), images, options.turns)
+    p50 = {name: float(np.median(values)) for name, values in samples.items()}
+    print("\n| file | p50 ms | / FP32 |\n|---|---|---|")
+    for name, value in p50.items():
+        print(f"| {name} | {value:.2f} | {value / p50['FP32']:.2f} |")
+    best = min(p50["INT8 quantize_static"], p50["INT8 nncf.quantize"])
+    print(f"edgekd / the better of quantize_static and nncf.quantize: {p50['INT8 edgekd'] / best:.2f}")
+
+
+if __name__ == "__main__":
+    main()
