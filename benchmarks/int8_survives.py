@@ -44,8 +44,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "FP32": {"precision": "fp32"},
     "PTQ": {"precision": "int8"},
-    "PTQ mixed": {"precision": "int8", "max_drop_id": 1.0, "max_drop_ood": 1.5},
     "QAT": {"precision": "int8", "qat": True, "qat_steps": 60},
+    "PTQ mixed": {"precision": "int8", "max_drop_id": 1.0, "max_drop_ood": 1.5},
 }
 MAX_DROP_ID, MAX_DROP_OOD = 1.0, 1.5
 HEADER = (

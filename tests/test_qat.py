@@ -152,8 +152,10 @@ def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest
     assert len(quantization["ids"]) == 24
     assert (run / "student.safetensors").read_bytes() == weights, "the run stays as it is"
     assert "same class as the FP32 student" in capsys.readouterr().out
+    recorded = json.loads((folder / "artifact.json").read_text())["parity"]
     (link,) = edgekd.verify(folder)
-    assert link["passed"]
+    assert link["top1_agreement"] == recorded["top1_agreement"]  # against what the trained network said
+    assert link["cosine"] == pytest.approx(recorded["cosine"], abs=1e-5)
     assert link["link"].startswith("trained network in torch")
 
 
