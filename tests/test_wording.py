@@ -17,6 +17,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.scores import FIXED
+from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.wording import _bank, in_other_words, read_words
@@ -59,6 +60,11 @@ def test_own_vectors_stay_and_new_templates_make_new_ones(teacher: ClipTeacher) 
     other = _bank(teacher, described, (), ("a drawing of a {}",))
     assert torch.allclose(other.vectors, teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors)
     assert not torch.allclose(other.vectors, own.vectors)
+
+
+def test_a_suites_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("accuracy on vocab:new: 3 images")
+    assert "vocab:new: 3" in capsys.readouterr().err
 
 
 class Embedding:
