@@ -108,7 +108,8 @@ def print_table(report: Report) -> None:
         hidden.append(name)
         view = _view(table, title, hidden)
     # A file or a pipe has no width: there every column stands on one line.
-    Console(file=out.file, width=max(out.width, out.measure(view, options=roomy).maximum), highlight=False).print(view)
+    width = max(out.width, out.measure(view, options=roomy).maximum)
+    Console(file=out.file, width=width, highlight=False, emoji=False).print(view)
     for pair in report.comparisons:
         result(*comparison_lines(pair))
     for row in report.corruptions:

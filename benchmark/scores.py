@@ -171,9 +171,9 @@ def _cue_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logi
 
 
 FIXED = {
-    "artifact": "its classes are part of the file: export a run with other classes",
-    "torch": "its classes are part of its weights",
-    "teacher": "it cannot embed other words",
+    "artifact": "classes are in the file",
+    "torch": "classes are in its weights",
+    "teacher": "it embeds no text",
 }
 """Why a subject cannot be asked in other words."""
 

@@ -17,6 +17,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.scores import FIXED
+from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.wording import _bank, in_other_words, read_words
@@ -61,6 +62,11 @@ def test_own_vectors_stay_and_new_templates_make_new_ones(teacher: ClipTeacher) 
     assert not torch.allclose(other.vectors, own.vectors)
 
 
+def test_a_suites_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("accuracy on vocab:new: 3 images")
+    assert "vocab:new: 3" in capsys.readouterr().err
+
+
 class Embedding:
     """A student whose embedding of every image is `towards`."""
 
@@ -89,7 +95,7 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     assert [suite.name for suite in again[4:]] == ["vocab:new", "vocab:new/photo", "vocab:new/sketch"]
     assert again[4].images.classes == (*CLASSES, "bird")  # "Cat" is a class already
     assert again[4].kind == "vocabulary"
-    assert again[4].remarks == ("the images of id, with 1 class names added that no image has.",)
+    assert again[4].remarks == ("the images of id, with 1 class name added that no image has.",)
     assert [again[4].holds(one) for one in found] == [True, False]
     assert [again[0].holds(one) for one in found] == [True, True]
     [logits] = predict_suite(found[:1], again[4])
@@ -125,6 +131,6 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert report.summary[1].ood_avg == pytest.approx(0.5)  # counts for nothing else
     text = markdown(report)
     assert "| r | torch | vocab:new | 60 | 1 | 80.0 [" in text
-    assert "n/a: its classes are part of the file" in text
+    assert "n/a: classes are in the file" in text
     assert "In other words" in (tmp_path / "out" / "report.html").read_text()
     assert rescore(tmp_path / "out").vocabularies == report.vocabularies

@@ -96,7 +96,7 @@ def _again(base: Suite, words: Words) -> Suite:
     added = _new(words, base.images.classes)
     remarks = [f"the images of {base.name}"]
     if words.added:
-        remarks.append(f"with {len(added)} class names added that no image has")
+        remarks.append(f"with {len(added)} class name{'' if len(added) == 1 else 's'} added that no image has")
     if words.templates is not None:
         remarks.append(f"with {len(words.templates)} other prompt template{'s' if len(words.templates) > 1 else ''}")
     images = replace(base.images, classes=(*base.images.classes, *added))
