@@ -141,6 +141,7 @@ RECIPES: dict[str, Recipe] = {
                     ("backbone", "projector"),
                 ),
             ),
+            centre=True,
         ),
         Recipe(
             "lgd",

@@ -22,6 +22,7 @@ from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.sampling import Sampler
+from edgekd.distill.students import TEACHERS_TOWER
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
 
@@ -132,7 +133,9 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     """
     images, train, teacher, bank, wanted = job.images, job.split.train, job.teacher, job.bank, job.config.centre
     assert bank is not None
-    if wanted is False or (wanted is None and not job.recipe.centre):
+    # The teacher's own tower lives in the teacher's own space.
+    by_itself = job.recipe.centre and job.config.student != TEACHERS_TOWER
+    if wanted is False or (wanted is None and not by_itself):
         return bank
     found = None
     if "teacher" in job.recipe.needs:

@@ -338,7 +338,7 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
     teacher = study.tables[1].rows[0]
     assert set(teacher.columns) == {("", "id"), ("", "zero_shot")}
     text = (folder / "table.md").read_text()
-    assert "| seen | unseen: zero-shot | retrieval | fine-tuned | seen, fine-tuned | − erm |" in text
+    assert "| seen | unseen zero-shot | unseen retrieval | unseen fine-tuned | seen fine-tuned | − erm |" in text
     assert "fine-tuning 1 more" in text
     # The run that is there answers the same from the command.
     rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4)

@@ -16,7 +16,9 @@ from edgekd.distill.teaching import centred
 TRAIN = np.array([0, 2, 3])
 
 
-def bank_of(embeddings: list[list[float]], *, recipe: str = "vl2v-adip", centre: bool | None = None) -> TextBank:
+def bank_of(
+    embeddings: list[list[float]], *, recipe: str = "vl2v-adip", student: str = "resnet18", centre: bool | None = None
+) -> TextBank:
     """What `centred` makes of a teacher with these embeddings, one for each of four images."""
     table = np.asarray(embeddings, dtype=np.float32)
     bank = TextBank(("a", "b"), ("{}",), torch.tensor([[0.6, 0.8], [0.8, -0.6]]), "0123", 10.0)
@@ -25,7 +27,7 @@ def bank_of(embeddings: list[list[float]], *, recipe: str = "vl2v-adip", centre:
         split=SimpleNamespace(train=TRAIN),
         teacher=None,
         bank=bank,
-        config=SimpleNamespace(centre=centre),
+        config=SimpleNamespace(centre=centre, student=student),
         recipe=get_recipe(recipe),
     )
     source: Any = SimpleNamespace(embeddings=lambda indices, views: table[indices])
@@ -55,3 +57,8 @@ def test_embeddings_that_spread_out_are_left_as_they_are_unless_told_otherwise()
 def test_the_user_and_the_recipe_can_say_no() -> None:
     assert bank_of(CONE_LIKE, centre=False).text_centre is None
     assert bank_of(CONE_LIKE, recipe="clip-mse").text_centre is None
+
+
+def test_vlm_ood_is_centred_but_not_in_the_teachers_own_tower() -> None:
+    assert bank_of(CONE_LIKE, recipe="vlm-ood").image_centre is not None
+    assert bank_of(CONE_LIKE, recipe="vlm-ood", student="teacher").image_centre is None

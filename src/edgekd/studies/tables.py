@@ -44,10 +44,10 @@ def measures_of(plan: Plan) -> dict[str, str]:
     if plan.protocol == "k-shot":
         return {
             ID: "seen",
-            ZERO_SHOT: "unseen: zero-shot",
-            RETRIEVAL: "retrieval",
-            OOD: "fine-tuned",
-            ID_TUNED: "seen, fine-tuned",
+            ZERO_SHOT: "unseen zero-shot",
+            RETRIEVAL: "unseen retrieval",
+            OOD: "unseen fine-tuned",
+            ID_TUNED: "seen fine-tuned",
         }
     return {ID: "seen classes", OOD: "unseen classes"} if plan.unseen else {ID: "ID", OOD: "OOD"}
 
@@ -116,12 +116,13 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
     if tuning:
         steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"
     machine = describe()
+    tested = "tested" if tuning else "unseen"
     what = "fine-tuned accuracy on what is unseen" if tuning else "accuracy on what is unseen"
     return [
         _protocol(plan),
         f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
         f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
-        f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the unseen images.",
+        f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the {tested} images.",
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
         f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images "
