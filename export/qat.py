@@ -141,7 +141,7 @@ def quantize_tuned(
 
 
 def _with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
-    """Where training starts: the biases that the untrained file has, and no further correction of those it will learn."""
+    """Where training starts: with the biases of the untrained file, and nothing left to correct in those it learns."""
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
