@@ -98,12 +98,12 @@ def quantize_tuned(
     """
     calibrated = dialect.calibrate(fp32, calibration, calibrator)
     described = dialect.write(calibrated, out)
-    calibrated = _with_corrected_biases(calibrated, dialect.grid)
+    calibrated = with_corrected_biases(calibrated, dialect.grid)
     network = Replay(calibrated.model, onnx.load(out), dialect.grid)
     full = tuner.score(dialect.answers(fp32, tuner.pixels))
     best = before = tuner.score(dialect.answers(out, tuner.pixels))
     say(f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training")
-    state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(tuner.head())
+    state, head = copy.deepcopy(network.state_dict()), Replay.head_of(calibrated.model)
     chosen = worse = 0
     trial = out.with_name("trial.onnx")
 
@@ -140,7 +140,7 @@ def quantize_tuned(
     return {**described, "method": method, "qat": facts}, _torch_answers(network.cpu(), network.rounded(head.cpu()))
 
 
-def _with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
+def with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
     """Where training starts: with the biases of the untrained file, and nothing left to correct in those it learns."""
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)

@@ -143,6 +143,18 @@ class Replay(nn.Module):
         copy.bias.copy_(head.bias)
         return copy.requires_grad_(False)
 
+    @staticmethod
+    def head_of(fp32: onnx.ModelProto) -> nn.Linear:
+        """The float model's last layer, features → logits."""
+        maker = {name: node for node in fp32.graph.node for name in node.output}
+        last = maker[fp32.graph.output[0].name]
+        stored = {tensor.name: tensor for tensor in fp32.graph.initializer}
+        weight, bias = (torch.tensor(onnx.numpy_helper.to_array(stored[name])) for name in last.input[1:3])
+        weight = weight if _transposed(last) else weight.T
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        head.load_state_dict({"weight": weight, "bias": bias})
+        return head.requires_grad_(False)
+
     @torch.no_grad()
     def clamp_factors(self) -> None:
         """Keep every range within what calibration saw.
