@@ -1,0 +1,51 @@
+"""The whole way once, nothing faked: train, export, and measure through the device agent on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_report import SCHEMA, violations
+
+import edgekd
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Path) -> None:
+    rng = np.random.default_rng(0)
+    for domain in ("photo", "sketch"):
+        for name, tint in (("cat", (90, 0, 0)), ("dog", (0, 0, 90))):
+            for number in range(12):
+                path = tmp_path / "data" / domain / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(path)
+    settings: dict[str, Any] = {
+        "student": "test_efficientnet",
+        "teacher": f"local-dir:{tiny_teacher}", "data": str(tmp_path / "data"), "pretrained": "scratch", "size": 32,
+        "steps": 2, "batch_size": 8, "views": 1, "out": tmp_path / "run", "test_domain": "sketch",
+        "accelerator": "cpu",
+    }  # fmt: skip
+    edgekd.train(**settings)
+    edgekd.export(tmp_path / "run")
+    words = tmp_path / "words.txt"
+    words.write_text("a drawing of a {}\nhorse\n")
+    report = edgekd.benchmark(
+        tmp_path / "run", quick=True, device=["local"], vocabulary=[f"new={words}"], out=tmp_path / "report"
+    )
+    assert list(violations(json.loads((tmp_path / "report" / "report.json").read_text()), SCHEMA)) == []
+    [artifact] = [row for row in report.latency if row.device != "local" or "@" in row.subject]
+    assert artifact.subject.startswith("onnxruntime-fp32@")
+    assert artifact.complete
+    assert artifact.peak_rss_mb is not None
+    [placement] = report.placements
+    assert placement.nodes is not None
+    assert list(placement.nodes) == ["CPUExecutionProvider"]
+    facts = report.environment["devices"][0]["artifacts"]["/".join((artifact.run, artifact.subject))]
+    assert facts == {"agreement_here": 1.0, "same_pixels": 1.0}
+    asked = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
+    assert asked["torch"] is not None
+    assert asked[artifact.subject] is None
