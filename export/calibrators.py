@@ -90,7 +90,7 @@ def _quantile(counts: NDArray[np.int64], share: float) -> float:
     place = np.searchsorted(below, share * below[-1], side="left")
     bin_ = max(int(place) - 1, 0)
     inside = (share * below[-1] - below[bin_]) / max(int(counts[bin_]), 1)
-    return (bin_ + min(max(inside, 0.0), 1.0)) / len(counts)
+    return float((bin_ + min(max(inside, 0.0), 1.0)) / len(counts))
 
 
 METHODS: dict[str, Callable[[NDArray[np.int64], float, bool], tuple[float, float]]] = {

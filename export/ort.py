@@ -23,9 +23,10 @@ def write(build: Build) -> Written:
         assert tuned is not None
         quantization: dict[str, Any] | None = tuned[0]
         trained = tuned[1]
-    else:
-        plain = partial(quantize_int8, calibrator=build.calibrator)
+    elif build.yardstick is not None:
         within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
-        quantization = write_onnx(build, path, plain if build.yardstick is None else within)
+        quantization = write_onnx(build, path, within)
+    else:
+        quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     inputs, outputs = (image_input(build.preprocess.size),), (logits_output(len(build.classes)),)
     return Written("onnx", (MODEL_FILE,), inputs, outputs, quantization, trained=trained)

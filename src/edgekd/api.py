@@ -529,8 +529,9 @@ def _yardstick(
         return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
 
     proxy = np.stack([corrupted(number) for number in range(len(pixels))])
-    limits = [math.inf if drop is None else drop for drop in drops]
-    return Yardstick(pixels, images.labels[chosen], proxy, *limits, search_seconds=seconds, min_agreement=agreement)
+    limit_id, limit_ood = (math.inf if drop is None else drop for drop in drops)
+    labels = images.labels[chosen]
+    return Yardstick(pixels, labels, proxy, limit_id, limit_ood, search_seconds=seconds, min_agreement=agreement)
 
 
 def deployable(loaded: LoadedRun) -> Deployable:
