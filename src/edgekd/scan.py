@@ -81,7 +81,7 @@ def list_folder(root: Path) -> Listing:
         )
     depth, example = next(iter(depths.items()))
     if depth == 3 and (whole := whole_parts((parts[0], parts[1]) for parts, kept in images.items() if kept)):
-        images = {parts: kept for parts, kept in images.items() if parts[:2] in whole}
+        images = {parts: kept for parts, kept in images.items() if kept and (parts[0], parts[1]) in whole}
     elif depth > 2:
         raise EdgekdError(f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS)
     tops = sorted({parts[0] for parts in images if len(parts) == depth})
