@@ -29,7 +29,7 @@ from edgekd.export.replay import Grid, Replay
 
 Evaluate = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """uint8 `[B, H, W, 3]` → logits float32 `[B, C]`."""
-PATIENCE = 3
+PATIENCE = 5
 """Evaluations in a row without a better file that end the training."""
 _BATCH = 32
 

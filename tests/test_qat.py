@@ -71,7 +71,7 @@ def test_training_that_harms_leaves_the_untrained_file(made: tuple[Path, nn.Line
     said, answers = quantize_tuned(
         folder / "fp32.onnx", out, pictures(32), dialect=DIALECT, tuner=tuner(head, full.argmax(axis=1), ruin)
     )
-    assert asked == list(range(1, PATIENCE + 1)), "three files in a row that are not better end it"
+    assert asked == list(range(1, PATIENCE + 1)), "so many files in a row that are not better end it"
     assert said["qat"]["chosen_step"] == 0
     assert said["qat"]["validation_after"] == said["qat"]["validation_before"]
     assert "trained" not in said["method"]
