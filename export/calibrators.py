@@ -89,7 +89,7 @@ def _quantile(counts: NDArray[np.int64], share: float) -> float:
     below = np.concatenate([[0], np.cumsum(counts)])
     place = np.searchsorted(below, share * below[-1], side="left")
     bin_ = max(int(place) - 1, 0)
-    inside = (share * below[-1] - below[bin_]) / max(int(counts[bin_]), 1)
+    inside = float(share * below[-1] - below[bin_]) / max(int(counts[bin_]), 1)
     return (bin_ + min(max(inside, 0.0), 1.0)) / len(counts)
 
 

@@ -173,9 +173,9 @@ class _Reference:
 
     def drops(self, path: Path) -> _Drops:
         now = [_logits(path, images) for images in self.sets]
-        lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
+        id_, ood = (100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True))
         same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
-        return _Drops(*lost, agreement=float(np.concatenate(same).mean()))
+        return _Drops(id_, ood, float(np.concatenate(same).mean()))
 
     def effect(self, path: Path) -> float:
         errors = []
