@@ -13,9 +13,9 @@ MODEL_FILE = "model.onnx"
 
 def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
-    plain = partial(quantize_int8, calibrator=build.calibrator)
-    within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
-    quantize = plain if build.yardstick is None else within
+    quantize = partial(quantize_int8, calibrator=build.calibrator)
+    if build.yardstick is not None:
+        quantize = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
     quantization = write_onnx(build, build.folder / MODEL_FILE, quantize)
     inputs, outputs = (image_input(build.preprocess.size),), (logits_output(len(build.classes)),)
     return Written("onnx", (MODEL_FILE,), inputs, outputs, quantization)

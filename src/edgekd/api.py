@@ -484,8 +484,8 @@ def _yardstick(
         return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
 
     proxy = np.stack([corrupted(number) for number in range(len(pixels))])
-    limits = [math.inf if drop is None else drop for drop in drops]
-    return Yardstick(pixels, images.labels[chosen], proxy, *limits, search_seconds=seconds, min_agreement=agreement)
+    max_id, max_ood = (math.inf if drop is None else drop for drop in drops)
+    return Yardstick(pixels, images.labels[chosen], proxy, max_id, max_ood, seconds, agreement)
 
 
 def deployable(loaded: LoadedRun) -> Deployable:

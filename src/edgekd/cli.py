@@ -274,9 +274,10 @@ def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
 
     profile = load_profile(spec)
     found = {name: getattr(profile, name) for name in get_target(target).options}
+    because = {str(name): source for name, source in profile.because.items()}
     for name, value in found.items():
         if value is not None:
-            say(f"{profile.name}: {name.replace('_', ' ')} {value} ({profile.sources[profile.because[name]].url})")
+            say(f"{profile.name}: {name.replace('_', ' ')} {value} ({profile.sources[because[name]].url})")
     if not any(found.values()):
         say(f"{profile.name}: says nothing about --target {target}; the device runs {profile.runtime}")
     return found
