@@ -30,7 +30,7 @@ BATCH = 8
 
 
 def student(name: str) -> Any:
-    """The deployable graph of a timm student with random weights and 10 classes."""
+    """The deployable graph of a timm student with random weights and 10 classes, and its preprocess."""
     import timm
     import torch
 
@@ -39,10 +39,10 @@ def student(name: str) -> Any:
 
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=10)
-    size = int(backbone.pretrained_cfg["input_size"][-1])
+    preprocess = Preprocess(size=int(backbone.pretrained_cfg["input_size"][-1]))
     head = backbone.get_classifier()
     backbone.reset_classifier(0)
-    return Deployable(backbone, head, Preprocess(size=size)).eval()
+    return Deployable(backbone, head, preprocess).eval(), preprocess
 
 
 def draw(count: int, size: int) -> NDArray[np.uint8]:
@@ -57,8 +57,8 @@ def step_fp32(folder: Path, name: str) -> None:
     """The FP32 export, which both sides start from."""
     from edgekd.export.onnx import export_onnx
 
-    model = student(name)
-    export_onnx(model, folder / "fp32.onnx", size=model.preprocess.size, metadata={})
+    model, preprocess = student(name)
+    export_onnx(model, folder / "fp32.onnx", size=preprocess.size, metadata={})
 
 
 def step_edgekd(folder: Path, name: str) -> None:
@@ -93,7 +93,7 @@ def step_whole(folder: Path, name: str) -> None:
     """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
     from edgekd.export.export import export_model
 
-    model, images = student(name), np.load(folder / "images.npy")
+    (model, preprocess), images = student(name), np.load(folder / "images.npy")
     export_model(
         model,
         folder / "onnxruntime-int8",
@@ -101,7 +101,7 @@ def step_whole(folder: Path, name: str) -> None:
         target="onnxruntime",
         precision="int8",
         classes=[str(index) for index in range(10)],
-        preprocess=model.preprocess,
+        preprocess=preprocess,
         calibration=images,
         parity_images=images[:256],
         source={"student": name},
@@ -225,7 +225,7 @@ def main() -> None:
     os.environ["NNCF_CI"] = "1"  # no usage statistics
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        images = draw(options.images, student(options.model).preprocess.size)
+        images = draw(options.images, student(options.model)[1].size)
         np.save(folder / "images.npy", images)
         print(f"{options.model}, {images.shape[1]} px, {len(images)} images, {os.cpu_count()} cores\n", flush=True)
         report_cost(folder, options.model, options.rounds)
