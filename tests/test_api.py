@@ -80,6 +80,8 @@ def test_train_flags_are_settings() -> None:
         "split_seed",
         "unseen_classes",
         "label_fraction",
+        "shots",
+        "start",
         "weight_decay",
         "warmup",
         "log_every",
