@@ -45,6 +45,10 @@ LATENCY: tuple[tuple[str, str], ...] = (
      "in 10⁶ bytes; none where one process measured several files in turns."),
     ("placement", "Which provider ran each node, as the runtime tells of one answer (ONNX Runtime's profile, "
      "OpenVINO's runtime model). A file of which any part ran elsewhere than asked gets no report."),
+    ("parameters, MACs", "Of a file: counted in its own ONNX graph for one image. Elements of weights and biases, "
+     "whatever they are stored in; multiply-accumulates of convolutions and matrix products, nothing else. Of torch "
+     "models: their parameters (of a teacher, its image tower's) and torch's own counter. n/a: the file holds another "
+     "kind of graph."),
     ("MB", "Size of the artifact's files without its manifest, in 10⁶ bytes."),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import (
     NONE,
     QUICK_MARK,
+    SIZE_HEADER,
     cost_rows,
     fraction,
     label,
@@ -21,6 +22,7 @@ from edgekd.benchmark.table import (
     most_frequent,
     ms,
     percent,
+    size_rows,
 )
 from edgekd.benchmark.verdict import verdict
 
@@ -48,6 +50,7 @@ def markdown(report: Report) -> str:
     lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
     lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
+    lines += ["## Size and work of one answer", "", *markdown_table(SIZE_HEADER, size_rows(report)), ""]
     if costs := list(cost_rows(report, "{:.3f}".format)):
         lines += ["## What the export cost", ""]
         lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]

@@ -50,6 +50,7 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         legend=[(seen.swatch(*who), name) for who, name in seen.names.items()],
         bars=_figure("suites", lambda rows, width: suite_bars(suites, rows, width), barred) if barred else None,
         left_out=left_out,
+        sizes=page_tables.sizes(report),
         suite_table=page_tables.suites(report),
         costs=page_tables.costs(report),
         comparisons=[_comparison(pair) for pair in report.comparisons],

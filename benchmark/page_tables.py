@@ -10,6 +10,7 @@ from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
 from edgekd.benchmark.table import (
     NONE,
+    SIZE_HEADER,
     cost_rows,
     fraction,
     main_table,
@@ -19,6 +20,7 @@ from edgekd.benchmark.table import (
     ms,
     p_value,
     percent,
+    size_rows,
 )
 from edgekd.benchmark.verdict import gate_cells
 
@@ -46,6 +48,11 @@ def results(report: Report) -> list[tuple[str, Table]]:
                     tuple(cells for name, cells in table.rows if name == run)))
         for run in runs
     ]  # fmt: skip
+
+
+def sizes(report: Report) -> Table:
+    """Parameters and multiply-accumulates of every subject."""
+    return Table("Size and work of one answer", SIZE_HEADER, tuple(size_rows(report)), heads=2)
 
 
 def suites(report: Report) -> Table:

@@ -119,6 +119,10 @@ class SummaryRow(Frozen):
     """Run under which this very model is already listed (a teacher that several runs share)."""
     preprocess: str
     size_mb: float | None
+    parameters: int | None = None
+    """Elements of weights and biases; of a teacher, of its image tower."""
+    macs: int | None = None
+    """Multiply-accumulates of one answer; None where the graph cannot be counted."""
     id: float | None
     ood: dict[str, float]
     ood_avg: float | None
@@ -271,6 +275,8 @@ def summary_row(
         same_as=same_as,
         preprocess=subject.preprocess.hash,
         size_mb=_size_mb(subject),
+        parameters=subject.counted.parameters if subject.counted else None,
+        macs=subject.counted.macs if subject.counted else None,
         id=inside.top1 if inside else None,
         ood=ood,
         ood_avg=ood_avg,

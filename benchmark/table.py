@@ -82,6 +82,20 @@ def millijoules(value: float | None) -> str:
     return NONE if value is None else f"{1e3 * value:.3g}" if value < 1 else f"{1e3 * value:.0f}"
 
 
+SIZE_HEADER = ("run", "subject", "parameters, M", "MACs, M", "MB")
+
+
+def size_cells(row: SummaryRow) -> tuple[str, ...]:
+    """Parameters and multiply-accumulates in millions, size of the files; n/a where the graph cannot be counted."""
+    counts = ("n/a" if one is None else f"{one / 1e6:,.2f}" for one in (row.parameters, row.macs))
+    return (row.run, label(row), *counts, NONE if row.size_mb is None else f"{row.size_mb:.2f}")
+
+
+def size_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row for each subject, a teacher that runs share once."""
+    return [size_cells(row) for row in report.summary if row.same_as is None]
+
+
 def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
