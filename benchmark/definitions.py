@@ -37,6 +37,8 @@ LATENCY: tuple[tuple[str, str], ...] = (
     ("p99", "Only from 270,336 samples on, the number MLPerf asks for to state it at 99 % confidence."),
     ("mean, CV", "Mean, and population standard deviation divided by it."),
     ("first, load", "First call in a fresh process; opening the file. Medians over processes."),
+    ("throughput", "Images per second of whole batches, one after the other; each batch size and thread count in a "
+     "fresh process; warm-up as for latency, then 10 s (quick: 2 s). Interval: bootstrap of blocks."),
     ("energy", "From the sensor that was declared, read between blocks, never inside the clock: counters by their "
      "difference, power by the trapezoidal rule over both ends of each block. All of what the sensor covers is in it, "
      "idle power too; above idle: less the power at rest, taken before any model was loaded, times the same time. "

@@ -13,6 +13,7 @@ from edgekd.benchmark.table import (
     NONE,
     QUICK_MARK,
     SIZE_HEADER,
+    THROUGHPUT_HEADER,
     cost_rows,
     fraction,
     label,
@@ -23,6 +24,7 @@ from edgekd.benchmark.table import (
     ms,
     percent,
     size_rows,
+    throughput_rows,
 )
 from edgekd.benchmark.verdict import verdict
 
@@ -77,6 +79,10 @@ def markdown(report: Report) -> str:
         lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
     lines += ["Times in ms unless said otherwise.", "", *_energy(report), ""]
+    if rows := throughput_rows(report):
+        lines += ["## Throughput", "", "Not a latency: whole batches, one after the other, each line in a process of "]
+        lines[-1] += "its own."
+        lines += ["", *markdown_table(THROUGHPUT_HEADER, rows), ""]
     if report.placements:
         lines += ["## Parity and placement", "", *_placed(report), ""]
     lines += ["## How it was measured", ""]

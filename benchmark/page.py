@@ -62,6 +62,7 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         scaled=page_tables.scaled(report),
         latencies=list(_latencies(kept, seen)),
         latency_table=page_tables.latency(report),
+        throughput=page_tables.throughput(report),
         energy=page_tables.energy(report),
         failures=[_failure(found, thumbnails, number) for number, found in enumerate(failures)],
         parity=page_tables.parity(report),

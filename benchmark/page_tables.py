@@ -11,6 +11,7 @@ from edgekd.benchmark.rows import AccuracyRow, Report
 from edgekd.benchmark.table import (
     NONE,
     SIZE_HEADER,
+    THROUGHPUT_HEADER,
     cost_rows,
     fraction,
     main_table,
@@ -21,6 +22,7 @@ from edgekd.benchmark.table import (
     p_value,
     percent,
     size_rows,
+    throughput_rows,
 )
 from edgekd.benchmark.verdict import gate_cells
 
@@ -177,6 +179,13 @@ def latency(report: Report) -> Table:
         for row in report.latency
     )  # fmt: skip
     return Table("Latency of one image, times in ms", header, rows)
+
+
+def throughput(report: Report) -> Table | None:
+    """Images per second; None where no batch sizes or thread counts were asked for."""
+    rows = tuple(throughput_rows(report))
+    caption = "Throughput: whole batches one after the other, each line in a process of its own; not a latency"
+    return Table(caption, THROUGHPUT_HEADER, rows, heads=2) if rows else None
 
 
 def energy(report: Report) -> Table | None:

@@ -26,6 +26,7 @@ from edgekd.benchmark.findings import (
     PlacementRow,
     Scaled,
     SuiteRow,
+    ThroughputRow,
     VocabularyRow,
 )
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
@@ -158,6 +159,7 @@ class Report(Frozen):
     summary: tuple[SummaryRow, ...]
     accuracy: tuple[AccuracyRow, ...]
     latency: tuple[LatencyRow, ...]
+    throughput: tuple[ThroughputRow, ...] = ()
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
     vocabularies: tuple[VocabularyRow, ...] = ()

@@ -96,6 +96,23 @@ def size_rows(report: Report) -> list[tuple[str, ...]]:
     return [size_cells(row) for row in report.summary if row.same_as is None]
 
 
+THROUGHPUT_HEADER = ("run", "file", "batch", "threads", "images/s [95 % CI]", "calls")
+
+
+def throughput_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row for each file, batch size and thread count; n/a with its reason where the file refused."""
+    rows: list[tuple[str, ...]] = []
+    for row in report.throughput:
+        if row.images_per_s is None or row.images_per_s_ci95 is None:
+            rate = f"n/a: {row.reason}"
+        else:
+            low, high = row.images_per_s_ci95
+            rate = f"{row.images_per_s:,.1f} [{low:,.1f}, {high:,.1f}]" + ("" if row.settled else " (unsettled)")
+        threads = "default" if row.threads is None else str(row.threads)
+        rows.append((row.run, row.subject, str(row.batch), threads, rate, f"{row.calls:,}"))
+    return rows
+
+
 def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 
