@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
@@ -145,9 +146,21 @@ def _machine(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
     return (
         f"Machine: {env['cpu']}, {env['usable_cores']} cores, governor {env['governor'] or 'unknown'}, load average "
-        f"{env['before']['load_average']} before and {env['after']['load_average']} after; "
+        f"{env['before']['load_average']} before and {env['after']['load_average']} after, "
+        f"{_before_after(env)}; "
         f"features {', '.join(env['features']) or 'unknown'}; Python {env['python']}, {versions}."
     )
+
+
+def _before_after(facts: dict[str, Any]) -> str:
+    """Temperature, throttling and power mode at both ends of the measurement."""
+    told = []
+    names = (("temperature_c", "°C"), ("throttle_count", "throttling events"), ("throttle_flags", "throttling flags"),
+             ("power_mode", "power mode"))  # fmt: skip
+    for key, name in names:
+        first, last = (facts[when].get(key) for when in ("before", "after"))
+        told.append(f"{name} n/a" if first is None and last is None else f"{name} {first} → {last}")
+    return ", ".join(told)
 
 
 def _devices(report: Report) -> Iterator[str]:
@@ -157,7 +170,8 @@ def _devices(report: Report) -> Iterator[str]:
         heat = NONE if facts["temperature_max_c"] is None else f"{facts['temperature_max_c']:g} °C"
         yield (
             f"Device {facts['device']}: {facts['cpu']}, {facts['usable_cores']} cores ({facts['machine']}), governor "
-            f"{facts['governor'] or 'unknown'}, highest temperature {heat}; Python {facts['python']}, {versions}."
+            f"{facts['governor'] or 'unknown'}, highest temperature {heat}, {_before_after(facts)}; "
+            f"Python {facts['python']}, {versions}."
         )
         for name, check in facts["artifacts"].items():
             pixels = NONE if check["same_pixels"] is None else f"{percent(check['same_pixels'])} %"

@@ -238,9 +238,10 @@ def machine(report: Report) -> Table:
     rows = [("processor", env["cpu"]), ("cores", f"{env['usable_cores']} usable of {env['cores']}")]
     rows += [("features", ", ".join(env["features"]) or "unknown"), ("system", f"{env['system']}, {env['machine']}")]
     rows.append(("governor", env["governor"] or "unknown"))
-    for key, unit in (("load_average", ""), ("cpu_mhz", " MHz"), ("temperature_c", " °C")):
+    for key, unit in (("load_average", ""), ("cpu_mhz", " MHz"), ("temperature_c", " °C"), ("throttle_count", ""),
+                      ("throttle_flags", ""), ("power_mode", "")):  # fmt: skip
         before, after = (
-            NONE if env[when].get(key) is None else f"{env[when][key]}{unit}" for when in ("before", "after")
+            "n/a" if env[when].get(key) is None else f"{env[when][key]}{unit}" for when in ("before", "after")
         )
         rows.append((key.replace("_", " "), f"{before} before, {after} after"))
     rows.append(("Python", env["python"]))

@@ -30,6 +30,7 @@ from edgekd.benchmark.findings import (
     VocabularyRow,
 )
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
+from edgekd.benchmark.throttling import throttle_remarks
 
 SCHEMA_VERSION = 2
 OOD = "ood:"
@@ -337,6 +338,7 @@ def remarks(report: Report) -> list[str]:
             said.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
             )
+    said += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
         said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
