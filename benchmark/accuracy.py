@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.benchmark.counting import Counted
 from edgekd.benchmark.findings import Family
 from edgekd.benchmark.measured import Measured
 from edgekd.data import ImageSet
@@ -56,6 +57,7 @@ class Subject:
         wordings: name of a changed vocabulary → how it answers then and among which classes; a model whose classes
             are part of its weights or of its file has none.
         placement: asks an artifact's runtime which nodes run where; None where it does not tell.
+        counted: parameters and multiply-accumulates of one answer; None where nobody can count them.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Subject:
     measured: Measured | None = None
     placement: Callable[[], Placement | None] = lambda: None
     wordings: Mapping[str, Wording] = field(default_factory=dict)
+    counted: Counted | None = None
 
     @property
     def key(self) -> str:

@@ -34,6 +34,7 @@ from edgekd.benchmark.report import write_report
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.stats import percentile
+from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
 from edgekd.console import say
 from edgekd.errors import EdgekdError
@@ -52,6 +53,7 @@ def run_benchmark(
     compared: tuple[Subject, Subject] | None = None,
     examples: bool = True,
     energy: str | None = None,
+    grid: Grid | None = None,
 ) -> Report:
     """Measure accuracy and latency of all subjects and write the report folder `out` in one step.
 
@@ -68,6 +70,7 @@ def run_benchmark(
             alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
         energy: sensor to read while the artifacts' clock runs, one of `energy.SENSORS`; None reports none.
+        grid: batch sizes and thread counts to take throughput at, apart from the latency; None takes none.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run or that
@@ -83,6 +86,7 @@ def run_benchmark(
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
     latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
+    throughput = throughput_rows(subjects, _buffers(subjects, suites)[0], grid, quick=quick) if grid else ()
     scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
@@ -93,6 +97,7 @@ def run_benchmark(
         summary=scores.summary,
         accuracy=scores.accuracy,
         latency=tuple(latency),
+        throughput=throughput,
         corruptions=scores.corruptions,
         cue_conflicts=scores.cue_conflicts,
         vocabularies=scores.vocabularies,

@@ -37,6 +37,8 @@ LATENCY: tuple[tuple[str, str], ...] = (
     ("p99", "Only from 270,336 samples on, the number MLPerf asks for to state it at 99 % confidence."),
     ("mean, CV", "Mean, and population standard deviation divided by it."),
     ("first, load", "First call in a fresh process; opening the file. Medians over processes."),
+    ("throughput", "Images per second of whole batches, one after the other; each batch size and thread count in a "
+     "fresh process; warm-up as for latency, then 10 s (quick: 2 s). Interval: bootstrap of blocks."),
     ("energy", "From the sensor that was declared, read between blocks, never inside the clock: counters by their "
      "difference, power by the trapezoidal rule over both ends of each block. All of what the sensor covers is in it, "
      "idle power too; above idle: less the power at rest, taken before any model was loaded, times the same time. "
@@ -45,6 +47,10 @@ LATENCY: tuple[tuple[str, str], ...] = (
      "in 10⁶ bytes; none where one process measured several files in turns."),
     ("placement", "Which provider ran each node, as the runtime tells of one answer (ONNX Runtime's profile, "
      "OpenVINO's runtime model). A file of which any part ran elsewhere than asked gets no report."),
+    ("parameters, MACs", "Of a file: counted in its own ONNX graph for one image. Elements of weights and biases, "
+     "whatever they are stored in; multiply-accumulates of convolutions and matrix products, nothing else. Of torch "
+     "models: their parameters (of a teacher, its image tower's) and torch's own counter. n/a: the file holds another "
+     "kind of graph."),
     ("MB", "Size of the artifact's files without its manifest, in 10⁶ bytes."),
 )  # fmt: skip
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +36,29 @@ def describe() -> dict[str, Any]:
     }
 
 
-def state() -> dict[str, Any]:
-    """What may change while measuring: 1-minute load average, clock of core 0 in MHz, temperature in °C."""
-    khz = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-    millidegrees = _read("/sys/class/thermal/thermal_zone0/temp")
+def state(root: Path = Path("/")) -> dict[str, Any]:
+    """What may change while measuring; None where the system does not tell.
+
+    Args:
+        root: where `sys` lies.
+
+    Returns:
+        load_average (1 minute), cpu_mhz (clock of core 0), temperature_c (of the hottest thermal zone), throttle_count
+        (x86: events of all cores and packages since the start, added), throttle_flags (Raspberry Pi: hexadecimal, see
+        `throttling.FLAGS`), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
+    """
+    khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    heat = _integers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    events = _integers((root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count"))
+    flags = re.search(r"throttled=(0x[0-9a-fA-F]+)", _asked("vcgencmd", "get_throttled") or "")
+    mode = re.search(r"NV Power Mode: *(.+)", _asked("nvpmodel", "-q") or "")
     return {
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "cpu_mhz": round(int(khz) / 1000) if khz else None,
-        "temperature_c": round(int(millidegrees) / 1000, 1) if millidegrees else None,
+        "temperature_c": round(max(heat) / 1000, 1) if heat else None,
+        "throttle_count": sum(events) if events else None,
+        "throttle_flags": flags.group(1) if flags else None,
+        "power_mode": mode.group(1).strip() if mode else _read(root / "sys/firmware/acpi/platform_profile"),
     }
 
 
@@ -85,7 +103,23 @@ def _cpu() -> tuple[str, frozenset[str]]:
     return name or platform.processor() or platform.machine(), flags
 
 
-def _read(path: str) -> str | None:
+def _integers(paths: Iterable[Path]) -> list[int]:
+    """Of those files that can be read: a zone whose sensor sleeps gives an error."""
+    texts = [_read(path) for path in paths]
+    return [int(text) for text in texts if text and text.lstrip("-").isdigit()]
+
+
+def _asked(*command: str) -> str | None:
+    """What a tool of the board prints; None where there is none or it does not answer."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _read(path: str | Path) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

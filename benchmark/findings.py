@@ -81,6 +81,23 @@ class EnergyRow(Frozen):
     seconds: float
 
 
+class ThroughputRow(Frozen):
+    """Images per second of one artifact at one batch size and thread count; the numbers are None where it refused."""
+
+    run: str
+    subject: str
+    batch: int
+    threads: int | None
+    """As the runtime says; None where it refused and was to choose."""
+    images_per_s: float | None = None
+    images_per_s_ci95: Interval | None = None
+    calls: int = 0
+    """Of the model, each with a whole batch."""
+    settled: bool | None = None
+    reason: str | None = None
+    """Why there is no number, such as a file that takes one image at a time."""
+
+
 class PlacementRow(Frozen):
     """Where the nodes of one artifact ran. A report is only written when all ran where they were asked to."""
 

@@ -81,14 +81,16 @@ class LatencySamples:
     metered_s: float = 0.0
 
 
-def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8]) -> RunOnce:
-    """Query number i of `predict` on image i modulo the number of buffers.
+def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8], batch: int = 1) -> RunOnce:
+    """Query number i of `predict` on the i-th batch of consecutive images, modulo the number of whole batches.
 
     Args:
-        predict: takes uint8 `[1, H, W, 3]`.
-        buffers: uint8 `[N, H, W, 3]`.
+        predict: takes uint8 `[batch, H, W, 3]`.
+        buffers: uint8 `[N, H, W, 3]`; repeated where a batch is larger.
     """
-    views = [buffers[index : index + 1] for index in range(len(buffers))]
+    if batch > len(buffers):
+        buffers = np.resize(buffers, (batch, *buffers.shape[1:]))
+    views = [buffers[start : start + batch] for start in range(0, len(buffers) - batch + 1, batch)]
     return lambda query: predict(views[query % len(views)])
 
 

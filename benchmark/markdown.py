@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
@@ -12,6 +13,8 @@ from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import (
     NONE,
     QUICK_MARK,
+    SIZE_HEADER,
+    THROUGHPUT_HEADER,
     cost_rows,
     fraction,
     label,
@@ -21,6 +24,8 @@ from edgekd.benchmark.table import (
     most_frequent,
     ms,
     percent,
+    size_rows,
+    throughput_rows,
 )
 from edgekd.benchmark.verdict import verdict
 
@@ -48,6 +53,7 @@ def markdown(report: Report) -> str:
     lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
     lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
     lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
+    lines += ["## Size and work of one answer", "", *markdown_table(SIZE_HEADER, size_rows(report)), ""]
     if costs := list(cost_rows(report, "{:.3f}".format)):
         lines += ["## What the export cost", ""]
         lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
@@ -74,6 +80,10 @@ def markdown(report: Report) -> str:
         lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
     lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
     lines += ["Times in ms unless said otherwise.", "", *_energy(report), ""]
+    if rows := throughput_rows(report):
+        lines += ["## Throughput", "", "Not a latency: whole batches, one after the other, each line in a process of "]
+        lines[-1] += "its own."
+        lines += ["", *markdown_table(THROUGHPUT_HEADER, rows), ""]
     if report.placements:
         lines += ["## Parity and placement", "", *_placed(report), ""]
     lines += ["## How it was measured", ""]
@@ -136,9 +146,21 @@ def _machine(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
     return (
         f"Machine: {env['cpu']}, {env['usable_cores']} cores, governor {env['governor'] or 'unknown'}, load average "
-        f"{env['before']['load_average']} before and {env['after']['load_average']} after; "
+        f"{env['before']['load_average']} before and {env['after']['load_average']} after, "
+        f"{_before_after(env)}; "
         f"features {', '.join(env['features']) or 'unknown'}; Python {env['python']}, {versions}."
     )
+
+
+def _before_after(facts: dict[str, Any]) -> str:
+    """Temperature, throttling and power mode at both ends of the measurement."""
+    told = []
+    names = (("temperature_c", "°C"), ("throttle_count", "throttling events"), ("throttle_flags", "throttling flags"),
+             ("power_mode", "power mode"))  # fmt: skip
+    for key, name in names:
+        first, last = (facts[when].get(key) for when in ("before", "after"))
+        told.append(f"{name} n/a" if first is None and last is None else f"{name} {first} → {last}")
+    return ", ".join(told)
 
 
 def _devices(report: Report) -> Iterator[str]:
@@ -148,7 +170,8 @@ def _devices(report: Report) -> Iterator[str]:
         heat = NONE if facts["temperature_max_c"] is None else f"{facts['temperature_max_c']:g} °C"
         yield (
             f"Device {facts['device']}: {facts['cpu']}, {facts['usable_cores']} cores ({facts['machine']}), governor "
-            f"{facts['governor'] or 'unknown'}, highest temperature {heat}; Python {facts['python']}, {versions}."
+            f"{facts['governor'] or 'unknown'}, highest temperature {heat}, {_before_after(facts)}; "
+            f"Python {facts['python']}, {versions}."
         )
         for name, check in facts["artifacts"].items():
             pixels = NONE if check["same_pixels"] is None else f"{percent(check['same_pixels'])} %"

@@ -10,7 +10,7 @@ import yaml
 from edgekd.benchmark.definitions import ACCURACY, LATENCY, latency_rule, shown
 from edgekd.benchmark.markdown import escaped, markdown_table
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report, SummaryRow
-from edgekd.benchmark.table import NONE, fraction, label, mark, ms, percent
+from edgekd.benchmark.table import NONE, SIZE_HEADER, fraction, label, mark, ms, percent, size_cells
 from edgekd.benchmark.verdict import verdict
 
 
@@ -75,10 +75,17 @@ def _about(rows: list[SummaryRow], facts: dict[str, Any]) -> str:
 def _results(report: Report, rows: list[SummaryRow]) -> str:
     found = verdict(report)
     outside = list(dict.fromkeys(domain for row in rows for domain in row.ood))
-    header = ("model", "ID", *(f"OOD: {domain}" for domain in outside), "gap, points", "kept of the teacher", "MB")
+    header = (
+        "model",
+        "ID",
+        *(f"OOD: {domain}" for domain in outside),
+        "gap, points",
+        "kept of the teacher",
+        *SIZE_HEADER[2:],
+    )
     cells = [
         (label(row), percent(row.id), *(percent(row.ood.get(domain)) for domain in outside), percent(row.gap),
-         percent(row.retention), NONE if row.size_mb is None else f"{row.size_mb:.2f}")
+         percent(row.retention), *size_cells(row)[2:])
         for row in rows
     ]  # fmt: skip
     gates = [f"- {'passed' if gate.passed else '**failed**'}: {escaped(gate.expression)}" for gate in report.gates]

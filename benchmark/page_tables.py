@@ -10,6 +10,8 @@ from edgekd.benchmark.pieces import Cell, Table
 from edgekd.benchmark.rows import AccuracyRow, Report
 from edgekd.benchmark.table import (
     NONE,
+    SIZE_HEADER,
+    THROUGHPUT_HEADER,
     cost_rows,
     fraction,
     main_table,
@@ -19,6 +21,8 @@ from edgekd.benchmark.table import (
     ms,
     p_value,
     percent,
+    size_rows,
+    throughput_rows,
 )
 from edgekd.benchmark.verdict import gate_cells
 
@@ -46,6 +50,11 @@ def results(report: Report) -> list[tuple[str, Table]]:
                     tuple(cells for name, cells in table.rows if name == run)))
         for run in runs
     ]  # fmt: skip
+
+
+def sizes(report: Report) -> Table:
+    """Parameters and multiply-accumulates of every subject."""
+    return Table("Size and work of one answer", SIZE_HEADER, tuple(size_rows(report)), heads=2)
 
 
 def suites(report: Report) -> Table:
@@ -172,6 +181,13 @@ def latency(report: Report) -> Table:
     return Table("Latency of one image, times in ms", header, rows)
 
 
+def throughput(report: Report) -> Table | None:
+    """Images per second; None where no batch sizes or thread counts were asked for."""
+    rows = tuple(throughput_rows(report))
+    caption = "Throughput: whole batches one after the other, each line in a process of its own; not a latency"
+    return Table(caption, THROUGHPUT_HEADER, rows, heads=2) if rows else None
+
+
 def energy(report: Report) -> Table | None:
     """Energy per image; None where no sensor was declared."""
     rows = tuple(
@@ -222,9 +238,10 @@ def machine(report: Report) -> Table:
     rows = [("processor", env["cpu"]), ("cores", f"{env['usable_cores']} usable of {env['cores']}")]
     rows += [("features", ", ".join(env["features"]) or "unknown"), ("system", f"{env['system']}, {env['machine']}")]
     rows.append(("governor", env["governor"] or "unknown"))
-    for key, unit in (("load_average", ""), ("cpu_mhz", " MHz"), ("temperature_c", " °C")):
+    for key, unit in (("load_average", ""), ("cpu_mhz", " MHz"), ("temperature_c", " °C"), ("throttle_count", ""),
+                      ("throttle_flags", ""), ("power_mode", "")):  # fmt: skip
         before, after = (
-            NONE if env[when].get(key) is None else f"{env[when][key]}{unit}" for when in ("before", "after")
+            "n/a" if env[when].get(key) is None else f"{env[when][key]}{unit}" for when in ("before", "after")
         )
         rows.append((key.replace("_", " "), f"{before} before, {after} after"))
     rows.append(("Python", env["python"]))

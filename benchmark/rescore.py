@@ -20,6 +20,8 @@ from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess
 
+_NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
+
 
 def rescore(folder: Path) -> Report:
     """The report of `folder` with accuracy, summary, corruptions and cue conflicts computed anew from predictions.npz.
@@ -48,9 +50,7 @@ def rescore(folder: Path) -> Report:
     scores = score(subjects, suites, logits)
     kept = {(row.run, row.subject): row for row in report.summary}
     summary = [
-        row.model_copy(
-            update={"size_mb": kept[row.run, row.subject].size_mb, "same_as": kept[row.run, row.subject].same_as}
-        )
+        row.model_copy(update={name: getattr(kept[row.run, row.subject], name) for name in _NOT_PREDICTED})
         for row in scores.summary
     ]
     found = {

@@ -26,9 +26,11 @@ from edgekd.benchmark.findings import (
     PlacementRow,
     Scaled,
     SuiteRow,
+    ThroughputRow,
     VocabularyRow,
 )
 from edgekd.benchmark.stats import Interval, mcnemar_p, paired_interval, wilson_interval
+from edgekd.benchmark.throttling import throttle_remarks
 
 SCHEMA_VERSION = 2
 OOD = "ood:"
@@ -119,6 +121,10 @@ class SummaryRow(Frozen):
     """Run under which this very model is already listed (a teacher that several runs share)."""
     preprocess: str
     size_mb: float | None
+    parameters: int | None = None
+    """Elements of weights and biases; of a teacher, of its image tower."""
+    macs: int | None = None
+    """Multiply-accumulates of one answer; None where the graph cannot be counted."""
     id: float | None
     ood: dict[str, float]
     ood_avg: float | None
@@ -154,6 +160,7 @@ class Report(Frozen):
     summary: tuple[SummaryRow, ...]
     accuracy: tuple[AccuracyRow, ...]
     latency: tuple[LatencyRow, ...]
+    throughput: tuple[ThroughputRow, ...] = ()
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
     vocabularies: tuple[VocabularyRow, ...] = ()
@@ -271,6 +278,8 @@ def summary_row(
         same_as=same_as,
         preprocess=subject.preprocess.hash,
         size_mb=_size_mb(subject),
+        parameters=subject.counted.parameters if subject.counted else None,
+        macs=subject.counted.macs if subject.counted else None,
         id=inside.top1 if inside else None,
         ood=ood,
         ood_avg=ood_avg,
@@ -329,6 +338,7 @@ def remarks(report: Report) -> list[str]:
             said.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
             )
+    said += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
         said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")

@@ -104,6 +104,23 @@ def ratio_interval(
     return float(low), float(high)
 
 
+def rate_interval(
+    samples_ms: NDArray[np.float64], blocks: NDArray[np.int64], each: int, *, replicates: int = 1000, seed: int = 0
+) -> Interval:
+    """Bootstrap 95 % interval of `each` items per sample over the time taken, per second; whole blocks are drawn.
+
+    Args:
+        samples_ms: `[n]`, of one process.
+        blocks: `[n]`, block number of each sample.
+    """
+    number = np.unique(blocks, return_inverse=True)[1]
+    count = np.bincount(number)
+    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, np.random.default_rng(seed))  # [R, blocks]
+    rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
+    low, high = np.percentile(rates, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def queries_to_claim(q: float) -> int:
     """Queries needed to state percentile `q` at 99 % confidence with a margin of (1 − q/100) / 20.
 

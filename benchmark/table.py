@@ -82,6 +82,37 @@ def millijoules(value: float | None) -> str:
     return NONE if value is None else f"{1e3 * value:.3g}" if value < 1 else f"{1e3 * value:.0f}"
 
 
+SIZE_HEADER = ("run", "subject", "parameters, M", "MACs, M", "MB")
+
+
+def size_cells(row: SummaryRow) -> tuple[str, ...]:
+    """Parameters and multiply-accumulates in millions, size of the files; n/a where the graph cannot be counted."""
+    counts = ("n/a" if one is None else f"{one / 1e6:,.2f}" for one in (row.parameters, row.macs))
+    return (row.run, label(row), *counts, NONE if row.size_mb is None else f"{row.size_mb:.2f}")
+
+
+def size_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row for each subject, a teacher that runs share once."""
+    return [size_cells(row) for row in report.summary if row.same_as is None]
+
+
+THROUGHPUT_HEADER = ("run", "file", "batch", "threads", "images/s [95 % CI]", "calls")
+
+
+def throughput_rows(report: Report) -> list[tuple[str, ...]]:
+    """A row for each file, batch size and thread count; n/a with its reason where the file refused."""
+    rows: list[tuple[str, ...]] = []
+    for row in report.throughput:
+        if row.images_per_s is None or row.images_per_s_ci95 is None:
+            rate = f"n/a: {row.reason}"
+        else:
+            low, high = row.images_per_s_ci95
+            rate = f"{row.images_per_s:,.1f} [{low:,.1f}, {high:,.1f}]" + ("" if row.settled else " (unsettled)")
+        threads = "default" if row.threads is None else str(row.threads)
+        rows.append((row.run, row.subject, str(row.batch), threads, rate, f"{row.calls:,}"))
+    return rows
+
+
 def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else f"{value:.3f}"
 

@@ -71,26 +71,28 @@ def measure_artifacts(
                 continue
             names = ", ".join(folders[key].name for key in group)
             say(f"latency of {names}: process {process + 1} of {protocol.processes}, {protocol.seconds:g} s each")
-            answers = _run_child({key: folders[key] for key in group}, buffers, protocol, threads, energy)
+            answers = run_child({key: folders[key] for key in group}, buffers, protocol, threads, energy)
             for key, answer in answers.items():
                 found[key].append(answer)
     return found
 
 
-def _run_child(
+def run_child(
     folders: Mapping[str, Path],
     buffers: Mapping[str, NDArray[np.uint8]],
     protocol: Protocol,
     threads: int | None,
-    energy: str | None,
+    energy: str | None = None,
+    batch: int = 1,
 ) -> dict[str, ArtifactLatency]:
+    """One fresh process for all `folders`, as `measure_artifacts`, with `batch` images in each call of a model."""
     with tempfile.TemporaryDirectory(prefix="edgekd-latency-") as name:
         scratch = Path(name)
         entries = []
         for number, (key, folder) in enumerate(folders.items()):
             np.save(scratch / f"{number}.npy", buffers[key])
             entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
-        job = {"protocol": asdict(protocol), "threads": threads, "energy": energy, "entries": entries}
+        job = {"protocol": asdict(protocol), "threads": threads, "energy": energy, "batch": batch, "entries": entries}
         write_json(scratch / _JOB, job)
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
         command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
@@ -122,7 +124,9 @@ def work(job_path: Path) -> None:
     job = read_json(job_path, "latency job")
     try:
         protocol = Protocol(**job["protocol"])
-        answer, arrays = _measure(job["entries"], job_path.parent, protocol, job["threads"], job["energy"])
+        answer, arrays = _measure(
+            job["entries"], job_path.parent, protocol, job["threads"], job["energy"], job["batch"]
+        )
     except EdgekdError as error:
         write_json(job_path.parent / _ANSWER, {"error": [error.message, error.hint]})
         return
@@ -136,6 +140,7 @@ def _measure(
     protocol: Protocol,
     threads: int | None,
     energy: str | None,
+    batch: int,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
     from edgekd.targets.session import open_session  # only the child needs a runtime
 
@@ -145,7 +150,8 @@ def _measure(
         meter.rest()
     sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
     runners = {
-        entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"])) for entry in entries
+        entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch)
+        for entry in entries
     }
     measured = measure_interleaved(runners, protocol, meter=meter)
     alone = len(entries) == 1

@@ -200,7 +200,9 @@ def test_the_worker_reads_the_declared_sensor(tmp_path: Path, monkeypatch: pytes
     entry = {"key": "r/fp32", "folder": str(write_artifact(tmp_path / "fp32")), "buffers": "0.npy"}
     rule = {"name": "quick", "warmup_runs": 5, "warmup_s": 0.0, "warmup_limit_s": 0.1, "runs": 10, "seconds": 0.05,
             "limit_s": 1.0, "block_s": 0.01, "processes": 1}  # fmt: skip
-    write_json(tmp_path / "job.json", {"protocol": rule, "threads": 1, "energy": "battery", "entries": [entry]})
+    write_json(
+        tmp_path / "job.json", {"protocol": rule, "threads": 1, "energy": "battery", "batch": 1, "entries": [entry]}
+    )
     worker.work(tmp_path / "job.json")
     answer = worker.read_json(tmp_path / "answer.json", "answer")
     with np.load(tmp_path / "samples.npz") as arrays:

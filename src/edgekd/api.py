@@ -208,6 +208,8 @@ def benchmark(
     keep: bool = False,
     result: str | Path | None = None,
     energy: str | None = None,
+    batch_sizes: str | Sequence[int] = (),
+    thread_counts: str | Sequence[int] = (),
 ) -> Report:
     """Measure latency and accuracy, in domain and out of it, of runs and artifacts.
 
@@ -235,23 +237,34 @@ def benchmark(
         result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
             those of the bundle.
         energy: sensor whose energy is reported per image: `rapl`, `nvml`, `ina` or `battery`, where the artifacts run.
+        batch_sizes: images in a call, such as `1,8,32`, at which to take images per second on this machine.
+        thread_counts: threads of the runtime, likewise; every batch size is combined with each. None of both takes no
+            throughput.
 
     Returns:
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.gates import gates_of_table, parse_gates
+    from edgekd.benchmark.throughput import Grid
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
     from edgekd.measure import artifact_facts, compared_of, gather
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
+    grid = None
+    if batch_sizes or thread_counts:
+        grid = Grid(_counts(batch_sizes) or (1,), _counts(thread_counts) or (threads,))
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(
         places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images,
         vocabulary=vocabulary,
     )  # fmt: skip
     subjects, specs = found.subjects, list(device)
+    if grid and (specs or result is not None):
+        raise EdgekdError("Throughput is taken on this machine only.", "Leave --batch-sizes and --thread-counts out.")
+    if grid and all(subject.folder is None for subject in subjects):
+        raise EdgekdError("There is no exported file to take the throughput of.", "Make one: edgekd export.")
     if specs or result is not None:
         from edgekd.benchmark.device import from_result, on_devices
 
@@ -273,6 +286,7 @@ def benchmark(
         compared=compared_of(found.subjects, places) if compare else None,
         examples=examples,
         energy=energy,
+        grid=grid,
     )
 
 
@@ -484,6 +498,16 @@ def _numbers(given: str | Sequence[float]) -> list[float]:
         return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
     except ValueError as error:
         raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
+
+
+def _counts(given: str | Sequence[int]) -> tuple[int, ...]:
+    try:
+        found = dict.fromkeys(int(number) for number in (given.split(",") if isinstance(given, str) else given))
+    except ValueError as error:
+        raise EdgekdError(f'"{given}" is not a list of whole numbers.', "Write them with commas: 1,8,32.") from error
+    if any(number < 1 for number in found):
+        raise EdgekdError(f'"{given}" has a number below 1.', "Batch sizes and thread counts start at 1.")
+    return tuple(found)
 
 
 def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:

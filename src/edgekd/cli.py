@@ -389,6 +389,12 @@ def benchmark(
         str | None,
         typer.Option(help="Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."),
     ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Images per second at these batch sizes too, such as 1,8,32. [default: none]")
+    ] = None,
+    thread_counts: Annotated[
+        str | None, typer.Option(help="Images per second at these thread counts too, such as 1,2. [default: none]")
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
@@ -408,9 +414,10 @@ def benchmark(
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
             raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
-        if compare or suites:
+        if compare or suites or batch_sizes or thread_counts:
             raise EdgekdError(
-                "A bundle holds neither corruptions nor a comparison.", "Leave --suites and --compare out."
+                "A bundle holds no corruptions, no comparison and no throughput.",
+                "Leave --suites, --compare, --batch-sizes and --thread-counts out.",
             )
         line = api.make_bundle(
             *(paths or []),
@@ -445,6 +452,8 @@ def benchmark(
         keep=keep,
         result=import_,
         energy=energy,
+        batch_sizes=batch_sizes or (),
+        thread_counts=thread_counts or (),
     )
     print_table(report)
     folder = report.folder

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.counting import count_folder
 from edgekd.console import say, warn
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun, load_run
@@ -18,6 +19,7 @@ from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.files import read_json, short_hash
+from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
 from edgekd.split import read_split
 from edgekd.suites import (
@@ -71,6 +73,7 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                     f"The teacher {run.teacher} is not the one {run.name} was trained with.",
                     "Restore its weights, or train again.",
                 )
+            answer = teacher_predict(teacher, loaded.bank)
             subjects.append(
                 Subject(
                     name="teacher",
@@ -78,16 +81,18 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                     kind="teacher",
                     precision="fp32",
                     preprocess=teacher.preprocess,
-                    predict=teacher_predict(teacher, loaded.bank),
+                    predict=answer,
                     classes=run.classes,
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
+                    counted=count_torch(answer, cast(Any, teacher.model).visual, teacher.preprocess.size),
                 )
             )
         else:
             say(
                 f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images"
             )
+    answer = student_predict(loaded.student, loaded.vectors)
     subjects.append(
         Subject(
             name="torch",
@@ -95,9 +100,10 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
             kind="torch",
             precision="fp32",
             preprocess=run.preprocess,
-            predict=student_predict(loaded.student, loaded.vectors),
+            predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
+            counted=count_torch(answer, loaded.student, run.preprocess.size),
         )
     )
     for name in artifacts:
@@ -133,6 +139,7 @@ def _artifact_subject(folder: Path) -> Subject:
         classes=artifact.classes,
         folder=folder,
         placement=session.placement,
+        counted=count_folder(folder),
     )
 
 

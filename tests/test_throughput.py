@@ -1,0 +1,132 @@
+"""Images per second against a session that takes a known time for each batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images, subject
+from test_report import SCHEMA, violations
+
+import edgekd
+from edgekd.benchmark import benchmark, throughput
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.latency import QUICK, rotating
+from edgekd.benchmark.markdown import markdown
+from edgekd.benchmark.stats import rate_interval
+from edgekd.benchmark.table import throughput_rows as cells
+from edgekd.benchmark.throughput import Grid, throughput_rows
+from edgekd.errors import EdgekdError
+
+PLANTED = """
+import sys, time, types
+
+class Session:
+    load_ms, provider = 1.0, "planted"
+    def __init__(self, threads):
+        self.threads = threads or 4
+    def run(self, images):
+        if len(images) > 8:
+            from edgekd.errors import EdgekdError
+            raise EdgekdError("It takes at most 8 images.", "")
+        time.sleep((2 + 2 * len(images)) / 1000 / self.threads)
+
+module = types.ModuleType("edgekd.targets.session")
+module.open_session = lambda folder, *, threads=None: Session(threads)
+sys.modules["edgekd.targets.session"] = module
+"""
+BUFFERS = {subject("", "torch", lambda x: x).preprocess.hash: np.zeros((6, 16, 16, 3), dtype=np.uint8)}
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    brief = replace(throughput.QUICK, warmup_runs=4, warmup_s=0.01, warmup_limit_s=0.1, seconds=0.2, block_s=0.02)
+    monkeypatch.setattr(throughput, "QUICK", brief)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
+    subjects = [subject("torch", "torch", lambda x: x), subject("a", "artifact", lambda x: x, folder=tmp_path)]
+    rows = throughput_rows(subjects, BUFFERS, Grid((1, 8, 16), (None, 2)), quick=True)
+    assert [(row.subject, row.batch, row.threads) for row in rows] == [
+        ("a", 1, 4), ("a", 1, 2), ("a", 8, 4), ("a", 8, 2), ("a", 16, None), ("a", 16, 2)
+    ]  # fmt: skip
+    # One image takes 4 ms of one thread, eight take 18 ms; sleeping only ever takes longer.
+    for row, wanted in zip(rows, (1000.0, 500.0, 8 / 0.0045, 8 / 0.009), strict=False):
+        assert row.images_per_s is not None
+        assert row.images_per_s_ci95 is not None
+        assert 0.1 * wanted < row.images_per_s < wanted
+        low, high = row.images_per_s_ci95
+        assert low <= row.images_per_s <= high
+        assert row.calls >= 5
+    for row in rows[4:]:
+        assert (row.images_per_s, row.calls, row.reason) == (None, 0, "It takes at most 8 images.")
+
+
+def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:
+    broken = subject("a", "artifact", lambda x: x, folder=tmp_path)
+    with pytest.raises(EdgekdError):
+        throughput_rows([broken], BUFFERS, Grid((1,), (None,)), quick=True)
+
+
+def test_batches_go_round_and_repeat_where_images_are_few() -> None:
+    seen: list[list[int]] = []
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None]
+    for batch in (2, 7):
+        run_once = rotating(lambda x: seen.append(x.ravel().tolist()), images, batch)
+        for query in range(3):
+            run_once(query)
+    assert seen == [[0, 1], [2, 3], [0, 1]] + 3 * [[0, 1, 2, 3, 4, 0, 1]]
+
+
+def test_the_interval_of_a_rate() -> None:
+    blocks = np.repeat(np.arange(20), 10)
+    assert rate_interval(np.full(200, 4.0), blocks, 2) == pytest.approx((500.0, 500.0))
+    # Blocks of 2 and of 4 ms, ten of each: about 8 / 3 ms for 8 images, that is 8 / 3 per ms at 3 ms on average.
+    low, high = rate_interval(np.where(blocks % 2 == 0, 2.0, 4.0), blocks, 8)
+    assert low < 8 / 0.003 < high
+    # The mean of 20 blocks of ±1 ms has a standard error of 1 / √20 ms.
+    assert high - low == pytest.approx(8 / 0.003**2 * 2 * 1.96 * 0.001 / 20**0.5, rel=0.15)
+
+
+def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
+
+    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, {}, QUICK)["r/onnxruntime-fp32"][0]
+
+    def run_child(*given, batch):  # type: ignore[no-untyped-def]
+        if batch == 8:
+            raise EdgekdError("It takes one image at a time.", "")
+        return {"": found}
+
+    monkeypatch.setattr(throughput, "run_child", run_child)
+    report = run_benchmark(
+        four_subjects(tmp_path), id_and_ood(paint_images()), tmp_path / "out", quick=True, grid=Grid((1, 8), (1,))
+    )
+    assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
+    assert [row.p50_ms for row in report.latency][2:] == pytest.approx([2.0, 1.0])
+    told = [(*row[1:4], row[4].split(" ")[0]) for row in cells(report)]
+    assert told == [
+        ("onnxruntime-fp32", "1", "2", "500.0"), ("onnxruntime-fp32", "8", "1", "n/a:"),
+        ("onnxruntime-int8", "1", "2", "500.0"), ("onnxruntime-int8", "8", "1", "n/a:"),
+    ]  # fmt: skip
+    assert "## Throughput" in markdown(report)
+    assert "n/a: It takes one image at a time." in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_sizes": "1,eight"}, "not a list of whole numbers"),
+        ({"batch_sizes": "0"}, "below 1"),
+        ({"thread_counts": [2, -1]}, "below 1"),
+    ],
+)
+def test_sizes_that_are_none(options: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match=said):
+        edgekd.benchmark(tmp_path, **options)
