@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.onnx import unprinted
 from edgekd.export.ranges import check_calibration
 from edgekd.targets.ov import load_openvino
 
@@ -75,7 +72,7 @@ def quantize(model: Any, calibration: NDArray[np.uint8]) -> tuple[Any, dict[str,
     _refuse_not_finite(model)
     layers = {node.get_friendly_name() for node in _weighted(model)}
     try:
-        with _quiet():
+        with unprinted():
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
@@ -122,7 +119,7 @@ def _refuse_not_finite(model: Any) -> None:
 def _nncf() -> Any:
     # NNCF reports its use to a server of its makers unless it is told that nobody is there to ask.
     os.environ.setdefault("NNCF_CI", "1")
-    with _quiet():
+    with unprinted():
         import nncf
 
         nncf.set_log_level(40)
@@ -133,15 +130,3 @@ def _reason(error: Exception) -> str:
     """The last line with words: OpenVINO puts the source file's name first."""
     lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide progress bars and advice; errors come as exceptions."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
