@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from edgekd.export.calibrators import Calibrator
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import export_onnx
-from edgekd.export.qat import Evaluate, Tuner
+from edgekd.export.qat import Dialect, Evaluate, Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -98,6 +99,15 @@ def write_onnx(build: Build, path: Path, quantize: Callable[[Path, Path, NDArray
         to_fp16(base, path)
     base.unlink()
     return described
+
+
+def write_tuned(build: Build, path: Path, dialect: Dialect) -> tuple[dict[str, Any], Evaluate]:
+    """Put the model as a trained INT8 file at `path`; returns as `quantize_tuned`."""
+    assert build.tuner is not None
+    train = partial(quantize_tuned, dialect=dialect, tuner=build.tuner, calibrator=build.calibrator)
+    tuned = write_onnx(build, path, train)
+    assert tuned is not None  # None only for other precisions
+    return tuned
 
 
 def image_input(size: int) -> TensorSpec:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
+from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx, write_tuned
 from edgekd.export.mixed import file_logits, quantize_within
-from edgekd.export.qat import Dialect, quantize_tuned
+from edgekd.export.qat import Dialect
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
 
 MODEL_FILE = "model.onnx"
@@ -17,12 +17,9 @@ DIALECT = Dialect(calibrate, write_int8, weight_grid, file_logits)
 def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
     path, trained = build.folder / MODEL_FILE, None
+    quantization: dict[str, Any] | None
     if build.tuner is not None:
-        train = partial(quantize_tuned, dialect=DIALECT, tuner=build.tuner, calibrator=build.calibrator)
-        tuned = write_onnx(build, path, train)
-        assert tuned is not None
-        quantization: dict[str, Any] | None = tuned[0]
-        trained = tuned[1]
+        quantization, trained = write_tuned(build, path, DIALECT)
     elif build.yardstick is not None:
         within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
         quantization = write_onnx(build, path, within)

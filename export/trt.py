@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx
-from edgekd.export.qat import Dialect, in_batches, quantize_tuned
+from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx, write_tuned
+from edgekd.export.qat import Dialect, in_batches
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
@@ -42,14 +42,10 @@ def write(order: Build) -> Written:
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
+    quantization: dict[str, Any] | None
     trained = None
     if order.tuner is not None:
-        tuned = write_onnx(
-            order, path, partial(quantize_tuned, dialect=DIALECT, tuner=order.tuner, calibrator=order.calibrator)
-        )
-        assert tuned is not None
-        quantization: dict[str, Any] | None = tuned[0]
-        trained = tuned[1]
+        quantization, trained = write_tuned(order, path, DIALECT)
     else:
         quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
