@@ -189,6 +189,10 @@ def test_processes_that_die_are_failures_with_their_last_words(
     [
         ({"recipes": "erm,vl2v-adp"}, r'no recipe "vl2v-adp"\. Did you mean "vl2v-adip"'),
         ({"recipes": ""}, "No recipe was named"),
+        ({"recipes": "erm,longer=em"}, r'no recipe "em"'),
+        ({"recipes": "erm,kd=erm"}, r'name "kd" is taken'),
+        ({"recipes": "a=erm,a=kd"}, r'name "a" is taken'),
+        ({"recipes": "../a=erm"}, "cannot name a row"),
         ({"test_domains": "scetch"}, r'no domain "scetch"\. Did you mean "sketch"'),
         ({"seeds": 0}, "over 0 seeds"),
         ({"jobs": 0}, "0 jobs"),
@@ -233,6 +237,17 @@ def test_one_recipe_may_have_settings_of_its_own(base: dict[str, Any], tmp_path:
         "erm,lp-ft", seeds=1, test_domains="art", out=tmp_path / "s", recipe_settings=["lp-ft:steps=3"], **base
     )
     assert [line["steps"] for line in lines(tmp_path / "s")] == [2, 3]
+
+
+def test_one_recipe_may_run_twice_under_two_names(base: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    words = {"seeds": 1, "test_domains": "art", "out": folder} | base
+    edgekd.study("erm", **words)
+    study = edgekd.study("erm,longer=erm", recipe_settings=["longer:steps=3"], jobs=2, **words)
+    assert [row.name for row in study.tables[0].rows] == ["erm", "longer"]
+    assert [(line["cell"]["recipe"], line["steps"]) for line in lines(folder)] == [("erm", 2), ("longer", 3)]
+    with pytest.raises(EdgekdError, match=r"longer\.recipe was .*erm.*, is .*lp-ft"):
+        edgekd.study("erm,longer=lp-ft", recipe_settings=["longer:steps=3"], **words)
 
 
 def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -540,7 +540,10 @@ def evaluate(
 @app.command()
 def study(
     recipes: Annotated[
-        str, typer.Option(help="Recipes to compare, with commas; see edgekd list recipes.")
+        str,
+        typer.Option(
+            help="Recipes to compare, with commas, as NAME=RECIPE under another name; see edgekd list recipes."
+        ),
     ] = "erm,kd,vl2v-adip",
     protocol: Annotated[
         str,

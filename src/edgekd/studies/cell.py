@@ -62,7 +62,7 @@ def main(folder: str, cell: str, keep: str) -> int:
     try:
         settings = store.settings()
         config = TrainConfig.model_validate(
-            settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
+            {"recipe": one.recipe} | settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
         )
         run_cell(store, one, config, keep=keep == "keep")
     except EdgekdError as error:

@@ -22,7 +22,7 @@ from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, with
 from edgekd.studies.wanted import (
     domain_names,
     label_fractions,
-    recipe_names,
+    named_recipes,
     settings_by_recipe,
     shot_counts,
     unseen_names,
@@ -39,7 +39,7 @@ _OWN = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its test. `domain` is the unseen one, None where none is left out."""
+    """One training and its test. `recipe` is its name in the study, `domain` the unseen one, None where none is."""
 
     recipe: str
     seed: int
@@ -91,7 +91,7 @@ class Plan:
     """A study before it runs.
 
     Attributes:
-        configs: recipe → the settings of its runs, but for what a cell adds.
+        configs: name in the study → the settings of its runs, but for what a cell adds.
         tests: (table, column) → what its cells are tested on.
         unseen: the classes that never train.
         fingerprint: 16 hex digits over the images' contents and labels.
@@ -119,7 +119,10 @@ class Plan:
             "protocol": self.protocol,
             "images": self.fingerprint,
             "unseen_classes": list(self.unseen),
-            "recipes": {name: plain_settings(config) for name, config in self.configs.items()},
+            "recipes": {
+                name: plain_settings(config) | ({"recipe": config.recipe} if config.recipe != name else {})
+                for name, config in self.configs.items()
+            },
         }
 
 
@@ -132,7 +135,6 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
     """The settings of a cell's run in `folder`."""
     return config.model_copy(
         update={
-            "recipe": cell.recipe,
             "seed": cell.seed,
             "test_domain": cell.domain or "none",
             "label_fraction": cell.fraction,
@@ -170,16 +172,17 @@ def make_plan(
     """
     if protocol not in PROTOCOLS:
         raise EdgekdError(f'There is no protocol "{protocol}".', did_you_mean(protocol, PROTOCOLS))
-    names = recipe_names(recipes, baseline)
+    named = named_recipes(recipes, baseline)
+    names = tuple(named)
     if seeds < 1:
         raise EdgekdError(f"A study over {seeds} seeds has no runs.", "Give --seeds 1 or more; 3 are usual.")
     own = settings_by_recipe(recipe_settings, names)
     settings = list(settings)
     configs = {
         name: _settled(
-            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]), name, out / "runs" / name
+            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]), recipe, out / "runs" / name
         )
-        for name in names
+        for name, recipe in named.items()
     }
     first = configs[names[0]]
     for name, config in configs.items():
@@ -238,7 +241,9 @@ def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str
     """`erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
     names = list(configs)
     if zero_shot:
-        return next((name for name in names if get_recipe(name, configs[name].stages).head == "text"), names[0])
+        return next(
+            (name for name in names if get_recipe(configs[name].recipe, configs[name].stages).head == "text"), names[0]
+        )
     return "erm" if "erm" in names else names[0]
 
 

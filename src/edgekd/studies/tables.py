@@ -81,7 +81,11 @@ def _protocol(plan: Plan) -> str:
             "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
         )
     if plan.unseen:
-        linear = [name for name in plan.recipes if get_recipe(name, plan.configs[name].stages).head != "text"]
+        linear = [
+            name
+            for name in plan.recipes
+            if get_recipe(plan.configs[name].recipe, plan.configs[name].stages).head != "text"
+        ]
         without = (
             f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}." if linear else ""
         )

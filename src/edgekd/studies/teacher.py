@@ -51,5 +51,5 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
 
 def uses_teacher(plan: Plan, name: str) -> bool:
     """Whether a recipe asks the teacher anything."""
-    recipe = get_recipe(name, plan.configs[name].stages)
+    recipe = get_recipe(plan.configs[name].recipe, plan.configs[name].stages)
     return bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"

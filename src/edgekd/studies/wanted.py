@@ -16,16 +16,26 @@ FRACTIONS = (0.01, 0.1, 1.0)
 SHOTS = (1, 4, 16)
 
 
-def recipe_names(recipes: Sequence[str], baseline: str | None) -> tuple[str, ...]:
-    """Each recipe once, all of them known and the baseline among them."""
-    names = tuple(dict.fromkeys(recipes))
+def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
+    """Row name → recipe. `NAME=RECIPE` gives a recipe another name, so that one study can hold it with other settings.
+
+    Every recipe is known, every name taken once, and the baseline is one of them.
+    """
+    names: dict[str, str] = {}
+    for text in dict.fromkeys(wanted):
+        name, equals, recipe = (part.strip() for part in text.partition("="))
+        recipe = recipe if equals else name
+        if recipe not in RECIPES:
+            raise EdgekdError(
+                f'There is no recipe "{recipe}".', did_you_mean(recipe, RECIPES) + " See: edgekd list recipes."
+            )
+        if not re.fullmatch(r"\w[\w.+ -]*", name):
+            raise EdgekdError(f'"{name}" cannot name a row of a study.', "Use letters, digits, and . _ + - between.")
+        if name in names or (name in RECIPES and name != recipe):
+            raise EdgekdError(f'The name "{name}" is taken by another recipe.', "Write NAME=RECIPE with a new name.")
+        names[name] = recipe
     if not names:
         raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
-    for name in names:
-        if name not in RECIPES:
-            raise EdgekdError(
-                f'There is no recipe "{name}".', did_you_mean(name, RECIPES) + " See: edgekd list recipes."
-            )
     if baseline is not None and baseline not in names:
         raise EdgekdError(
             f'The baseline "{baseline}" is not among the recipes.', did_you_mean(baseline, names) + " Add it to them."
