@@ -542,7 +542,7 @@ def study(
     recipes: Annotated[
         str,
         typer.Option(
-            help="Recipes to compare, with commas, as NAME=RECIPE under another name; see edgekd list recipes."
+            help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."
         ),
     ] = "erm,kd,vl2v-adip",
     protocol: Annotated[

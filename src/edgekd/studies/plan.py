@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgekd.config import TrainConfig, load_config
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.plan import settle
-from edgekd.distill.recipes import get_recipe
+from edgekd.distill.recipes import Recipe, get_recipe
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import short_hash
 from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, without_classes
@@ -237,12 +237,17 @@ def make_plan(
     )
 
 
+def recipe_of(config: TrainConfig) -> Recipe:
+    """The recipe that a row of the study runs, with its own numbers."""
+    return get_recipe(config.recipe, config.stages)
+
+
 def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str:
     """`erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
     names = list(configs)
     if zero_shot:
         return next(
-            (name for name in names if get_recipe(configs[name].recipe, configs[name].stages).head == "text"), names[0]
+            (name for name in names if recipe_of(configs[name]).head == "text"), names[0]
         )
     return "erm" if "erm" in names else names[0]
 

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.environment import describe
-from edgekd.distill.recipes import get_recipe
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
-from edgekd.studies.plan import Plan, Test
+from edgekd.studies.plan import Plan, Test, recipe_of
 from edgekd.studies.shots import ID_TUNED, RETRIEVAL, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
 
@@ -84,7 +83,7 @@ def _protocol(plan: Plan) -> str:
         linear = [
             name
             for name in plan.recipes
-            if get_recipe(plan.configs[name].recipe, plan.configs[name].stages).head != "text"
+            if recipe_of(plan.configs[name]).head != "text"
         ]
         without = (
             f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}." if linear else ""

@@ -11,10 +11,9 @@ from edgekd.console import say
 from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.predict import predict_all, teacher_predict
 from edgekd.distill.prompts import templates_for
-from edgekd.distill.recipes import get_recipe
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.files import short_hash, write_bytes
-from edgekd.studies.plan import Plan
+from edgekd.studies.plan import Plan, recipe_of
 from edgekd.studies.store import Store
 
 
@@ -51,5 +50,5 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
 
 def uses_teacher(plan: Plan, name: str) -> bool:
     """Whether a recipe asks the teacher anything."""
-    recipe = get_recipe(plan.configs[name].recipe, plan.configs[name].stages)
+    recipe = recipe_of(plan.configs[name])
     return bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
