@@ -64,6 +64,7 @@ class Recipe:
         return frozenset().union(*(needs(stage.terms) for stage in self.stages))
 
 
+_MSE = {"feat_mse": TermSpec(1.0)}
 _VL2V = {"cos_img": TermSpec(0.5), "cos_text": TermSpec(0.5)}
 
 RECIPES: dict[str, Recipe] = {
@@ -95,7 +96,10 @@ RECIPES: dict[str, Recipe] = {
             "no labels: regress the teacher's raw image embedding",
             "NVIDIA-AI-IOT/clip-distillation 2023",
             "text",
-            (Stage("train", 1.0, {"feat_mse": TermSpec(1.0)}, ("backbone", "projector")),),
+            (
+                Stage("align", 0.3, _MSE, ("projector",), lr=10.0),
+                Stage("train", 0.7, _MSE, ("backbone", "projector")),
+            ),
         ),
         Recipe(
             "vl2v-adip",
