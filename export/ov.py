@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.build import Build, Written, fp32_onnx, image_input
 from edgekd.export.onnx import unprinted
 from edgekd.export.ranges import check_calibration
 from edgekd.targets.ov import load_openvino
@@ -48,7 +48,7 @@ def write(build: Build) -> Written:
         format="openvino",
         files=MODEL_FILES,
         inputs=(image_input(build.preprocess.size),),
-        outputs=(logits_output(len(build.classes)),),
+        outputs=(build.output,),
         quantization=quantization,
         details={"openvino": version(openvino)},
     )

@@ -215,6 +215,13 @@ def export(
         str | None,
         typer.Option(help="Device profile, by name or .toml file: its compute capability, its deployment target."),
     ] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="What the file ends in: classes, or embedding: the image's vector, with class vectors beside the file "
+            "that can be added to (edgekd classes add)."
+        ),
+    ] = "classes",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -253,6 +260,7 @@ def export(
         min_agreement=min_agreement,
         qat=qat,
         qat_steps=qat_steps,
+        head=head,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )
