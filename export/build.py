@@ -78,7 +78,7 @@ class Written:
     details: dict[str, Any] = field(default_factory=dict)
     """What else a reader of artifact.json should know about this format: JSON values."""
     evaluate: Evaluate | None = None
-    """The file's output, for the parity check where the format's runtime is not on this machine; None runs a session."""
+    """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None
     """Who `evaluate` is, for the parity record."""
     trained: Evaluate | None = None

@@ -65,7 +65,6 @@ class UnitHead(nn.Module):
     """
 
     factor: Tensor
-    floor: Tensor
 
     def __init__(self, projector: nn.Linear | None, dim: int, length: float = 1.0) -> None:
         super().__init__()
@@ -76,14 +75,11 @@ class UnitHead(nn.Module):
             self.projector.load_state_dict({name: factor * value for name, value in projector.state_dict().items()})
             self.projector.requires_grad_(False)
         self.register_buffer("factor", torch.tensor(factor), persistent=False)
-        # Largest of two, and not a clip or a sum: those two a quantizer would round to 8 bits.
-        self.register_buffer("floor", torch.tensor(1e-3), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, d]` → `[B, D]`, rows of length 1."""
+        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""
         raw = self.projector(features) if self.projector is not None else features * self.factor  # [B, D]
-        lengths = (raw * raw).sum(1, keepdim=True).sqrt()  # [B, 1]
-        return cast(Tensor, raw / torch.maximum(lengths, self.floor))
+        return cast(Tensor, raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True))
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:

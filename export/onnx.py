@@ -28,9 +28,7 @@ class _GlobalMean(nn.Module):
         return x.mean((2, 3), keepdim=True)  # [B, d, 1, 1]
 
 
-def export_onnx(
-    model: nn.Module, path: Path, *, size: int, metadata: dict[str, str], output: str = "logits"
-) -> None:
+def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, str], output: str = "logits") -> None:
     """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
     Args:

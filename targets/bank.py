@@ -126,7 +126,7 @@ class ClassBank:
     def _checked(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
         if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.vectors.shape[1]:
             raise EdgekdError(
-                f"Vectors of shape {list(vectors.shape)} do not fit into a space of {self.vectors.shape[1]} dimensions.",
+                f"Vectors {list(vectors.shape)} do not fit into a space of {self.vectors.shape[1]} dimensions.",
                 "Take them from the teacher that the artifact names.",
             )
         found = vectors.astype(np.float32)
@@ -152,8 +152,10 @@ def read_bank(path: Path) -> ClassBank:
                 {key: value for key, value in about.items() if key != "format"},
             )
             known, n_rows = about.get("format") == FORMAT, bank.vectors.shape[:1]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise EdgekdError(f"{path} is no readable class bank.", "Copy the artifact again, or export it again.") from error
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise EdgekdError(
+            f"{path} is no readable class bank.", "Copy the artifact again, or export it again."
+        ) from error
     if not known or bank.vectors.ndim != 2 or n_rows != (len(bank.classes),):
         raise EdgekdError(
             f"The class bank {path} has a format that this edgekd does not read.", "Use the edgekd that wrote it."

@@ -44,7 +44,9 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
     data = bank.to_bytes()
     digest = _digest(data)
     new = f"{Path(BANK_FILE).stem}-{digest[:8]}.npz"
-    files = {new if name == old else name: digest if name == old else known for name, known in manifest["files"].items()}
+    files = {
+        new if name == old else name: digest if name == old else known for name, known in manifest["files"].items()
+    }
     changed = {**manifest, "bank": new, "files": files, "classes": list(bank.classes)}
     # The last one entered is renamed first: the manifest never names a file that is not there.
     with _written(folder / MANIFEST, _json(changed)), _written(folder / new, data):

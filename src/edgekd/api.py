@@ -204,6 +204,45 @@ def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, A
     return verify_artifact(Path(artifact), data)
 
 
+def add_class(
+    artifact: str | Path,
+    name: str,
+    *,
+    images: Sequence[str | Path] = (),
+    text_vector: str | Path | None = None,
+    teacher: str | None = None,
+) -> Artifact:
+    """Add a class to an artifact that was exported with `head="embedding"`; the other classes' logits stay as they are.
+
+    Args:
+        artifact: artifact folder.
+        name: of the class.
+        images: images of it, and folders of images: the class is the mean of their embeddings, by the artifact itself.
+        text_vector: `.npy` file of the teacher's text vectors of it, float `[D]` or `[prompts, D]`.
+        teacher: where the run's teacher lies now. Without `images` and `text_vector` it is asked for the class's name
+            with the run's prompts; None takes the run's own spec.
+
+    Returns:
+        The artifact as it is now.
+    """
+    from edgekd.classes import add
+
+    return add(
+        Path(artifact),
+        name,
+        images=[Path(image) for image in images],
+        text_vector=Path(text_vector) if text_vector is not None else None,
+        teacher=teacher,
+    )
+
+
+def remove_class(artifact: str | Path, name: str) -> Artifact:
+    """Take out a class that `add_class` added; returns the artifact as it is now."""
+    from edgekd.classes import remove
+
+    return remove(Path(artifact), name)
+
+
 def benchmark(
     *paths: str | Path,
     data: str | None = None,

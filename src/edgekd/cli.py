@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
 from edgekd.errors import EdgekdError
 from edgekd.version import __version__
@@ -32,6 +33,7 @@ known = typer.Typer(
     help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(known, name="list")
+app.add_typer(classes, name="classes")
 app.add_typer(vl, name="vl")
 
 RunArgument = Annotated[
