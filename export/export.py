@@ -263,7 +263,7 @@ def _ways_on(artifact: Artifact, parity: dict[str, Any]) -> str:
     ways = []
     if (artifact.target, artifact.precision) == ("onnxruntime", "int8"):
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
-    if artifact.precision == "int8" and artifact.target in TRAINED:
+    if artifact.precision == "int8" and artifact.target in TRAINED and artifact.bank is None:
         ways.append("train it with its rounding: --qat")
     if artifact.precision == "int8" and len(get_target(artifact.target).calibrators) > 1:
         ways.append("choose ranges another way: --calibrator mse")

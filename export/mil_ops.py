@@ -235,7 +235,7 @@ OPS: dict[str, Callable[[Given], Tensor | tuple[Tensor, ...]]] = {
     "pow": _of_both(lambda x, y: x**y),
     "quantize": _quantize,
     "real_div": _of_both(lambda x, y: x / y),
-    "reduce_l2_norm": _reduce(torch.linalg.vector_norm),
+    "reduce_l2_norm": _reduce(lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)),
     "reduce_mean": _reduce(torch.mean),
     "reduce_sum": _reduce(torch.sum),
     "relu": _of_x(torch.relu),

@@ -64,7 +64,9 @@ def told(bank: ClassBank) -> str:
     if "recognised_left_out" in entry:
         known, images = entry["recognised_left_out"], len(entry["images"])
         return f"{known} of its {images} images are recognised by the others of them"
-    return "how well it is recognised has to be measured on images of it"
+    if entry["by"] == "images":
+        return "one image makes a poor class; a few more tell how well it is recognised"
+    return "a class without images seldom wins against trained ones; measure it on images of it, or add it by some"
 
 
 def provenance(by: str, **facts: Any) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def test_a_class_from_text_vectors(artifact: Path, tmp_path: Path, capsys: pytes
     np.save(tmp_path / "blue.npy", np.array([[0.0, 0.1, 2.0], [0.1, 0.0, 0.9]]))
     command(["classes", "add", str(artifact), "blue", "--text-vector", str(tmp_path / "blue.npy")])
     told = capsys.readouterr().out.splitlines()
-    assert told == ["classes: red, green, blue", "blue: how well it is recognised has to be measured on images of it"]
+    assert told[0] == "classes: red, green, blue"
+    assert told[1].startswith("blue: a class without images seldom wins")
     assert open_session(artifact, threads=1).run(pictures()).argmax(axis=1).tolist() == [0, 1, 2]
     command(["classes", "remove", str(artifact), "blue"])
     assert capsys.readouterr().out == "classes: red, green\n"

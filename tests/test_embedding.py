@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -216,7 +217,6 @@ def test_a_run_is_exported_added_to_verified_and_measured(runs: Path, tmp_path: 
     # Far from its run, on images of all three classes.
     (tmp_path / "alone").mkdir()
     os.rename(folder, tmp_path / "alone" / folder.name)
-    (runs / "data" / "photo" / "cat").joinpath("0.png")
     for name in ("cat", "dog", "bird"):
         target = tmp_path / "birds" / name
         target.mkdir(parents=True)
@@ -242,6 +242,23 @@ def test_a_trained_classifier_has_no_embedding(runs: Path) -> None:
         edgekd.export(runs / "erm", head="logits")
     with pytest.raises(EdgekdError, match="ends in the logits of the classes it trains"):
         edgekd.export(runs / "vl2v-adip", head="embedding", precision="int8", qat=True)
+
+
+def test_documented_lines_are_all_that_numpy_needs(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    [code] = [
+        block for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "bank" in block
+    ]
+    assert "edgekd" not in code
+    shutil.copytree(fp32, tmp_path / "onnxruntime-int8-embedding")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/export.md", "exec"), names)
+    expected = open_session(fp32, threads=1).run(np.zeros((1, 32, 32, 3), dtype=np.uint8))
+    np.testing.assert_allclose(names["logits"], expected, rtol=1e-4)
+    assert capsys.readouterr().out.strip() == CLASSES[expected[0].argmax()]
 
 
 def test_agent_in_the_folder_runs_as_documented(fp32: Path, tmp_path: Path) -> None:
