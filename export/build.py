@@ -20,6 +20,7 @@ from edgekd.export.qat import Dialect, Evaluate, Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
+from edgekd.targets.bank import ClassBank
 
 Said = TypeVar("Said")
 
@@ -48,6 +49,20 @@ class Build:
     """How int8 ranges are chosen, where the target leaves the choice."""
     tuner: Tuner | None = None
     """Who trains int8, where that is wanted."""
+    bank: ClassBank | None = None
+    """The class vectors, where the model ends in an embedding."""
+
+    @property
+    def output(self) -> TensorSpec:
+        """The one output every target but Core ML shares."""
+        if self.bank is None:
+            return TensorSpec(name="logits", dtype="float32", shape=("batch", len(self.classes)), layout="NC")
+        dim = self.bank.vectors.shape[1]
+        return TensorSpec(name="embedding", dtype="float32", shape=("batch", dim), layout="ND, rows of length 1")
+
+    def logits(self, answers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the file gives `[B, …]` → logits `[B, C]`."""
+        return answers if self.bank is None else self.bank.logits(answers)
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Written:
     details: dict[str, Any] = field(default_factory=dict)
     """What else a reader of artifact.json should know about this format: JSON values."""
     evaluate: Evaluate | None = None
-    """Logits `[B, C]` for the parity check where the format's runtime is not on this machine; None runs a session."""
+    """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None
     """Who `evaluate` is, for the parity record."""
     trained: Evaluate | None = None
@@ -73,7 +88,8 @@ class Written:
 def fp32_onnx(build: Build, path: Path) -> None:
     """Put the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
     if build.fp32_onnx is None:
-        export_onnx(build.model, path, size=build.preprocess.size, metadata=dict(build.metadata))
+        size, metadata = build.preprocess.size, dict(build.metadata)
+        export_onnx(build.model, path, size=size, metadata=metadata, output=build.output.name)
     else:
         shutil.copyfile(build.fp32_onnx, path)
 
@@ -113,8 +129,3 @@ def write_tuned(build: Build, path: Path, dialect: Dialect) -> tuple[dict[str, A
 def image_input(size: int) -> TensorSpec:
     """The one input every target shares: uint8 RGB, batch free."""
     return TensorSpec(name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB")
-
-
-def logits_output(classes: int) -> TensorSpec:
-    """Calibrated logits, float32 `[batch, C]`."""
-    return TensorSpec(name="logits", dtype="float32", shape=("batch", classes), layout="NC")

@@ -24,12 +24,13 @@ from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written
 from edgekd.export.coreml_compress import PALETTE_BITS, palettize, quantize_activations, quantize_weights
-from edgekd.export.graph import Deployable
+from edgekd.export.graph import Deployable, UnitHead
 from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
 from edgekd.manifest import TensorSpec
+from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
 
 PACKAGE = "model.mlpackage"
@@ -40,8 +41,8 @@ _LOOKS = 32
 """Images for the range analysis and for the comparison of each step with the one before."""
 
 
-class Classifier(nn.Module):
-    """What Core ML runs: an image in, probabilities out, normalisation and head inside."""
+class Program(nn.Module):
+    """What Core ML runs: an image in, probabilities or a unit embedding out, normalisation and head inside."""
 
     scale: Tensor
     shift: Tensor
@@ -54,9 +55,9 @@ class Classifier(nn.Module):
         self.register_buffer("shift", model.shift[:3].reshape(1, 3, 1, 1).clone())
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB float32 `[1, 3, H, W]`, 0 to 255 → probabilities `[1, C]`."""
-        logits: Tensor = self.head(self.backbone(image * self.scale + self.shift))
-        return logits.softmax(1)
+        """RGB float32 `[1, 3, H, W]`, 0 to 255 → probabilities `[1, C]`, or an embedding `[1, D]`."""
+        answer: Tensor = self.head(self.backbone(image * self.scale + self.shift))
+        return answer if isinstance(self.head, UnitHead) else answer.softmax(1)
 
 
 def write(build: Build) -> Written:
@@ -72,7 +73,8 @@ def write(build: Build) -> Written:
     started = time.perf_counter()
     exported = capture(build.model, build.preprocess.size)
     package, quantization, details = build.folder / PACKAGE, None, {}
-    model = convert(exported, build.preprocess.size, build.classes, deployment, half=False)
+    classes = build.classes if build.bank is None else None
+    model = convert(exported, build.preprocess.size, classes, deployment, half=False)
     if build.precision == "fp32":
         _save(model, package, build)
     else:
@@ -83,7 +85,7 @@ def write(build: Build) -> Written:
         ranges = measure_ranges(full, looks)
         kept = layers_to_keep(full, ranges.hazards)
         _report(ranges, kept)
-        model = convert(exported, build.preprocess.size, build.classes, deployment, half=True, keep=kept)
+        model = convert(exported, build.preprocess.size, classes, deployment, half=True, keep=kept)
         half = _read_back(model, build.folder)
         if build.precision == "int8":
             model, quantization = quantize_weights(model)
@@ -96,7 +98,7 @@ def write(build: Build) -> Written:
         details = {
             "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
             "float32_layers": sorted(kept),
-            "links": _links(build.model, ranges, half, package, looks),
+            "links": _links(build, ranges, half, package, looks),
         }
     details |= {
         "minimum_deployment_target": deployment,
@@ -118,10 +120,7 @@ def write(build: Build) -> Written:
                 layout="RGB, 8 bits per channel",
             ),
         ),
-        outputs=(
-            TensorSpec(name="classLabel", dtype="string", shape=(), layout="most probable class"),
-            TensorSpec(name="classLabel_probs", dtype="float64", shape=(len(build.classes),), layout="by class name"),
-        ),
+        outputs=_outputs(build),
         quantization=quantization,
         details=details,
         evaluate=evaluate,
@@ -130,15 +129,15 @@ def write(build: Build) -> Written:
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """The classifier as core operations, the form that coremltools converts whatever its numpy.
+    """The program as core operations, the form that coremltools converts whatever its numpy.
 
     Raises:
         EdgekdError: torch cannot trace the student.
     """
-    classifier = Classifier(copy.deepcopy(model).cpu()).eval()
+    whole = Program(copy.deepcopy(model).cpu()).eval()
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(classifier, (torch.zeros(1, 3, size, size),))
+            program = torch.export.export(whole, (torch.zeros(1, 3, size, size),))
             core: torch.export.ExportedProgram = program.run_decompositions({})
             return core
     except Exception as error:  # torch.export raises a dozen kinds
@@ -151,18 +150,19 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
 def convert(
     exported: torch.export.ExportedProgram,
     size: int,
-    classes: Collection[str],
+    classes: Collection[str] | None,
     deployment: str = DEPLOYMENT[0],
     *,
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """A coremltools model of the classifier: image input, class labels.
+    """A coremltools model of the program: image input; class labels, or a float32 embedding.
 
     Args:
+        classes: None for a program that ends in an embedding.
         deployment: the oldest system it must run on.
-        half: compute in float16, but for `keep` and the last softmax, whose small probabilities float16 would take
-            for zero.
+        half: compute in float16, but for `keep` and the softmax of a classifier, whose small probabilities float16
+            would take for zero.
         keep: layers that stay in float32, by name.
 
     Raises:
@@ -173,7 +173,7 @@ def convert(
     def in_half(op: Any) -> bool:
         if {op.name, *(var.name for var in op.outputs)} & set(keep):
             return False
-        return not (op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
+        return not (classes and op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
 
     precision = coremltools.transform.FP16ComputePrecision(in_half) if half else coremltools.precision.FLOAT32
     image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
@@ -185,8 +185,8 @@ def convert(
                 compute_precision=precision,
                 minimum_deployment_target=coremltools.target[deployment],
                 inputs=[image],
-                outputs=[coremltools.TensorType(name="probabilities", dtype=np.float32)],
-                classifier_config=coremltools.ClassifierConfig(list(classes)),
+                outputs=[coremltools.TensorType(name="probabilities" if classes else EMBEDDING, dtype=np.float32)],
+                classifier_config=coremltools.ClassifierConfig(list(classes)) if classes else None,
                 skip_model_load=True,
             )
     except Exception as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
@@ -224,7 +224,8 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 def _save(model: Any, package: Path, build: Build) -> None:
     provenance = json.loads(build.metadata.get("provenance", "{}"))
-    model.short_description = f"Classifies an image into {len(build.classes)} classes; {build.precision}."
+    what = f"Classifies an image into {len(build.classes)} classes" if build.bank is None else "Embeds an image"
+    model.short_description = f"{what}; {build.precision}."
     model.version = __version__
     model.author = "edgekd"
     model.input_description["image"] = f"RGB image, {build.preprocess.size} × {build.preprocess.size}"
@@ -237,35 +238,49 @@ def _save(model: Any, package: Path, build: Build) -> None:
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
+def _outputs(build: Build) -> tuple[TensorSpec, ...]:
+    if build.bank is not None:
+        spec = build.output
+        return (spec.model_copy(update={"name": EMBEDDING, "shape": (1, *spec.shape[1:])}),)
+    return (
+        TensorSpec(name="classLabel", dtype="string", shape=(), layout="most probable class"),
+        TensorSpec(name="classLabel_probs", dtype="float64", shape=(len(build.classes),), layout="by class name"),
+    )
+
+
 def _links(
-    model: Deployable, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
+    build: Build, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
-    """How far each step strays from the one before, on the same images."""
+    """How far the logits of each step stray from those of the one before, on the same images."""
     from edgekd.export.export import torch_logits
 
     rounded = logits_of(half, looks)
     steps = {
-        "torch → float32 program": (torch_logits(model, looks), ranges.logits),
+        "torch → float32 program": (torch_logits(build.model, looks), ranges.logits),
         "float32 → float16": (ranges.logits, rounded),
         "float16 → package": (rounded, logits_of(read_program(package), looks)),
     }
     wanted = ("n", "max_error_relative", "cosine", "top1_agreement")
-    return {name: {key: compare(*pair)[key] for key in wanted} for name, pair in steps.items()}
+    compared = {name: compare(*map(build.logits, pair)) for name, pair in steps.items()}
+    return {name: {key: numbers[key] for key in wanted} for name, numbers in compared.items()}
 
 
 def coreml_evaluator(folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Logits of the package in an artifact's folder, by the reference evaluator."""
+    """Logits, or embeddings, of the package in an artifact's folder, by the reference evaluator."""
     program = read_program(folder / PACKAGE)
     return lambda images: logits_of(program, images)
 
 
 def _evaluation(build: Build) -> tuple[Any, str]:
-    """Who computes the logits for the parity check: Core ML itself where it exists, else the reference evaluator."""
+    """Who answers for the parity check: Core ML itself where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
         return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
     from edgekd.export.export import torch_logits
-    from edgekd.targets.coreml import load_package
+    from edgekd.targets.coreml import load_embedder, load_package
 
+    by = f"Core ML on macOS {platform.mac_ver()[0]}"
+    if build.bank is not None:
+        return load_embedder(build.folder / PACKAGE), by
     predict = load_package(build.folder / PACKAGE, build.classes)
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -275,7 +290,7 @@ def _evaluation(build: Build) -> tuple[Any, str]:
         logits: NDArray[np.float32] = (logs + normalisers[:, None]).astype(np.float32)
         return logits
 
-    return run, f"Core ML on macOS {platform.mac_ver()[0]}"
+    return run, by
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ from edgekd.export.qat import Tuner, in_batches
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Precision
 from edgekd.preprocess import Preprocess
+from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import TARGETS, check_calibrator, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
@@ -68,6 +69,7 @@ def export_model(
     calibrator: Calibrator = "minmax",
     min_agreement: float | None = None,
     tuner: Tuner | None = None,
+    bank: ClassBank | None = None,
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
@@ -88,6 +90,8 @@ def export_model(
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
         tuner: trains int8 with its rounding in place (ONNX Runtime, TensorRT). Parity then compares the file with the
             trained network in torch, and says apart how often it agrees with `model`.
+        bank: for a `model` that ends in an embedding: the vectors of `classes`, which then lie beside the file. Parity,
+            drops and thresholds are those of the logits that they make of it.
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
@@ -116,12 +120,15 @@ def export_model(
         raise EdgekdError(
             f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.", "Leave out --qat."
         )
+    if tuner is not None and bank is not None:
+        raise EdgekdError("INT8 that ends in an embedding cannot be trained.", "Leave out --qat or --head embedding.")
     _refuse_existing(folder, overwrite)
     metadata = {
-        "classes": json.dumps(list(classes), ensure_ascii=False),
         "preprocess": preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
     }
+    if bank is None:  # else they lie beside the file, and may change
+        metadata["classes"] = json.dumps(list(classes), ensure_ascii=False)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         takers = [other.name for other in TARGETS.values() if unknown[0] in other.options]
@@ -142,14 +149,19 @@ def export_model(
             yardstick=yardstick if precision == "int8" else None,
             calibrator=calibrator,
             tuner=tuner,
+            bank=bank,
         )
         written: Written = writer.write(build)
         if len(parity_images) == 0:
             raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
-        student = torch_logits(model, parity_images)
+        student = build.logits(torch_logits(model, parity_images))
         reference = student if written.trained is None else in_batches(written.trained, parity_images)
-        kept = (REFERENCE_FILE,) if parity_keys else ()
-        if kept:
+        kept: tuple[str, ...] = ()
+        if bank is not None:
+            kept += (BANK_FILE,)
+            (scratch / BANK_FILE).write_bytes(bank.to_bytes())
+        if parity_keys:
+            kept += (REFERENCE_FILE,)
             write_reference(scratch / REFERENCE_FILE, parity_keys, reference)
         quantization = written.quantization
         if quantization is not None and "calibration_images" in quantization:
@@ -163,6 +175,7 @@ def export_model(
             inputs=written.inputs,
             outputs=written.outputs,
             classes=tuple(classes),
+            bank=BANK_FILE if bank is not None else None,
             preprocess=preprocess,
             quantization=quantization,
             parity={},
@@ -172,7 +185,7 @@ def export_model(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         draft.write(scratch)
-        candidate, run_by = _answers(scratch, written, parity_images)
+        candidate, run_by = _answers(build, written, parity_images)
         parity = check(compare(reference, candidate) | {"run_by": run_by}, precision, min_agreement)
         if written.trained is not None:
             parity["student_agreement"] = compare(student, candidate)["top1_agreement"]
@@ -185,7 +198,7 @@ def export_model(
 
 
 def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits float32 `[M, C]` of `model` in eval mode for uint8 `[M, H, W, 3]`, in batches."""
+    """Output float32 `[M, C]` of `model` in eval mode for uint8 `[M, H, W, 3]`, in batches."""
     was_training = model.training
     model.eval()
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
@@ -201,13 +214,12 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _answers(folder: Path, written: Written, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], str | None]:
-    """What the finished file says, and who ran it."""
-    run, run_by = written.evaluate, written.evaluated_by
-    if run is None:
-        session = open_session(folder, spinning=False)
-        run, run_by = session.run, session.provider
-    return in_batches(run, images), run_by
+def _answers(build: Build, written: Written, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], str | None]:
+    """The finished artifact's logits, and who ran it."""
+    if written.evaluate is not None:
+        return build.logits(in_batches(written.evaluate, images)), written.evaluated_by
+    session = open_session(build.folder, spinning=False)
+    return in_batches(session.run, images), session.provider
 
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
@@ -251,7 +263,7 @@ def _ways_on(artifact: Artifact, parity: dict[str, Any]) -> str:
     ways = []
     if (artifact.target, artifact.precision) == ("onnxruntime", "int8"):
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
-    if artifact.precision == "int8" and artifact.target in TRAINED:
+    if artifact.precision == "int8" and artifact.target in TRAINED and artifact.bank is None:
         ways.append("train it with its rounding: --qat")
     if artifact.precision == "int8" and len(get_target(artifact.target).calibrators) > 1:
         ways.append("choose ranges another way: --calibrator mse")

@@ -1,4 +1,4 @@
-"""The graph a device runs: uint8 pixels in, logits out, with normalisation and the text head inside."""
+"""The graph a device runs: uint8 pixels in, logits or a unit embedding out, with normalisation and head inside."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from edgekd.preprocess import Preprocess
 
 
 class Deployable(nn.Module):
-    """Backbone and classification head behind plain pixels.
+    """Backbone and head behind plain pixels.
 
     Args:
         backbone: float32 `[B, 3, H, W]`, normalised → features `[B, d]` (timm with `num_classes=0`).
-        head: features to logits, `[C, d]`.
+        head: features to logits, a linear layer `[C, d]`, or to an embedding, a `UnitHead`.
         preprocess: gives the input size and the statistics; resizing stays outside the graph.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear, preprocess: Preprocess) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Linear | UnitHead, preprocess: Preprocess) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -36,7 +36,7 @@ class Deployable(nn.Module):
         self.register_buffer("shift", (-mean / std).float().repeat(self.size), persistent=False)  # [W * 3]
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`.
+        """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`.
 
         Raises:
             EdgekdError: another dtype, another size, or not square.
@@ -50,6 +50,36 @@ class Deployable(nn.Module):
         rows = images.float().flatten(2) * self.scale + self.shift  # [B, H, W * 3]
         pixels = torch.unflatten(rows, 2, (self.size, 3)).permute(0, 3, 1, 2)  # [B, 3, H, W]
         return cast(Tensor, self.head(self.backbone(pixels)))
+
+
+class UnitHead(nn.Module):
+    """Features to an embedding of length 1 in the student's space.
+
+    Its direction does not feel a factor, so the projector takes one that brings lengths near D^¼: then the squares and
+    their sum, about D^-½ and D^½, are equally far from the ends of half precision.
+
+    Args:
+        projector: `z [d] → [D]`; None where the backbone's features already live in the teacher's space.
+        dim: D.
+        length: what the embeddings' length is about, before any factor.
+    """
+
+    factor: Tensor
+
+    def __init__(self, projector: nn.Linear | None, dim: int, length: float = 1.0) -> None:
+        super().__init__()
+        factor = dim**0.25 / length
+        self.projector = None
+        if projector is not None:
+            self.projector = nn.Linear(projector.in_features, dim, bias=projector.bias is not None)
+            self.projector.load_state_dict({name: factor * value for name, value in projector.state_dict().items()})
+            self.projector.requires_grad_(False)
+        self.register_buffer("factor", torch.tensor(factor), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""
+        raw = self.projector(features) if self.projector is not None else features * self.factor  # [B, D]
+        return cast(Tensor, raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True))
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:

@@ -30,7 +30,7 @@ _BATCH = 8
 def logits_of(
     program: MilProgram, images: NDArray[np.uint8], arithmetic: Arithmetic = "declared"
 ) -> NDArray[np.float32]:
-    """Logits float32 `[B, C]`, what enters the last softmax, for RGB uint8 `[B, H, W, 3]`."""
+    """Logits float32 `[B, C]`, what enters the last softmax, or embeddings, for RGB uint8 `[B, H, W, 3]`."""
     name = program.logits
     return evaluate(program, images, [name], arithmetic)[0][name].reshape(len(images), -1)
 

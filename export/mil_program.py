@@ -57,7 +57,9 @@ class MilProgram:
 
     @property
     def logits(self) -> str:
-        """The tensor that enters the last softmax."""
+        """The tensor that enters the last softmax of a classifier; the one output of a program without classes."""
+        if not any(op.kind == "classify" for op in self.ops):
+            return self._before_casts(self.outputs[0])
         for op in reversed(self.ops):
             if op.kind == "softmax" and isinstance(entering := op.inputs["x"], Ref):
                 return self._before_casts(entering.name)

@@ -28,11 +28,12 @@ class _GlobalMean(nn.Module):
         return x.mean((2, 3), keepdim=True)  # [B, d, 1, 1]
 
 
-def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, str]) -> None:
-    """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output `logits` float32 `[batch, C]`.
+def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, str], output: str = "logits") -> None:
+    """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
     Args:
         model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
+        output: what the output is called.
         metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
 
     Raises:
@@ -54,7 +55,7 @@ def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, 
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=[output],
                 dynamic_shapes=({0: "batch"},),
                 external_data=False,
                 verbose=False,

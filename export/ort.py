@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx, write_tuned
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgekd.export.bank_graph import with_classes, without_classes
+from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned
 from edgekd.export.mixed import file_logits, quantize_within
 from edgekd.export.qat import Dialect
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
+from edgekd.targets.devices.zipapp import write_agent
 
 MODEL_FILE = "model.onnx"
+AGENT_FILE = "edgekd-agent.pyz"
+"""Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and ONNX Runtime."""
 DIALECT = Dialect(calibrate, write_int8, weight_grid, file_logits)
 
 
@@ -21,9 +30,24 @@ def write(build: Build) -> Written:
     if build.tuner is not None:
         quantization, trained = write_tuned(build, path, DIALECT)
     elif build.yardstick is not None:
-        within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
-        quantization = write_onnx(build, path, within)
+        quantization = write_onnx(build, path, partial(_within, build=build))
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
-    inputs, outputs = (image_input(build.preprocess.size),), (logits_output(len(build.classes)),)
-    return Written("onnx", (MODEL_FILE,), inputs, outputs, quantization, trained=trained)
+    files: tuple[str, ...] = (MODEL_FILE,)
+    if build.bank is not None:  # the device itself can add classes, with what lies in the folder
+        write_agent(build.folder / AGENT_FILE)
+        files += (AGENT_FILE,)
+    inputs, outputs = (image_input(build.preprocess.size),), (build.output,)
+    return Written("onnx", files, inputs, outputs, quantization, trained=trained)
+
+
+def _within(fp32: Path, out: Path, calibration: NDArray[np.uint8], *, build: Build) -> dict[str, Any]:
+    """INT8 within the build's yardstick, which asks for classes: an embedding's are in the file while it is made."""
+    assert build.yardstick is not None
+    within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
+    if build.bank is None:
+        return within(fp32, out, calibration)
+    onnx.save(with_classes(onnx.load(fp32), build.bank), fp32)
+    described = within(fp32, out, calibration)
+    onnx.save(without_classes(onnx.load(out)), out)
+    return described

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, fp32_onnx, image_input, logits_output
+from edgekd.export.build import Build, Written, fp32_onnx, image_input
 from edgekd.export.onnx import unprinted
 from edgekd.export.ranges import check_calibration
 from edgekd.targets.ov import load_openvino
@@ -39,7 +40,8 @@ def write(build: Build) -> Written:
     if build.precision == "int8":
         assert build.calibration is not None
         check_calibration(build.calibration, onnx.load(base))
-        model, quantization = quantize(model, build.calibration)
+        in_float = _behind_last_layer(model) if build.bank is not None else []
+        model, quantization = quantize(model, build.calibration, in_float)
     base.unlink()
     for key, value in build.metadata.items():
         model.set_rt_info(value, ["edgekd", key])
@@ -48,19 +50,20 @@ def write(build: Build) -> Written:
         format="openvino",
         files=MODEL_FILES,
         inputs=(image_input(build.preprocess.size),),
-        outputs=(logits_output(len(build.classes)),),
+        outputs=(build.output,),
         quantization=quantization,
         details={"openvino": version(openvino)},
     )
 
 
-def quantize(model: Any, calibration: NDArray[np.uint8]) -> tuple[Any, dict[str, Any]]:
+def quantize(model: Any, calibration: NDArray[np.uint8], in_float: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     """NNCF's post-training quantization of an OpenVINO model, with fast bias correction.
 
     Image by image, so memory does not grow with their number beyond a few scalars per activation.
 
     Args:
         calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+        in_float: names of operations to leave alone.
 
     Returns:
         The quantized model, and for `artifact.json` what was done.
@@ -79,10 +82,11 @@ def quantize(model: Any, calibration: NDArray[np.uint8]) -> tuple[Any, dict[str,
                 preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: HardSwish goes below 0, by little
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(calibration),
+                ignored_scope=nncf.IgnoredScope(names=list(in_float), validate=False) if in_float else None,
             )
     except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
         raise EdgekdError(f"NNCF {nncf.__version__} cannot quantize the student: {_reason(error)}.") from error
-    in_float = sorted(
+    left = sorted(
         node.get_friendly_name()
         for node in _weighted(quantized)
         if node.input_value(0).get_node().get_type_name() != "FakeQuantize"
@@ -92,8 +96,8 @@ def quantize(model: Any, calibration: NDArray[np.uint8]) -> tuple[Any, dict[str,
         "channel, fast bias correction; weights of layers left in float are stored in 16 bits",
         "tool": f"nncf {nncf.__version__}",
         "calibration_images": len(calibration),
-        "quantized_layers": len(layers) - len(in_float),
-        "float_layers": in_float,
+        "quantized_layers": len(layers) - len(left),
+        "float_layers": left,
     }
 
 
@@ -104,6 +108,15 @@ def version(openvino: Any) -> str:
 
 def _weighted(model: Any) -> list[Any]:
     return [n for n in model.get_ordered_ops() if n.get_type_name() in ("Convolution", "GroupConvolution", "MatMul")]
+
+
+def _behind_last_layer(model: Any) -> list[str]:
+    """What makes an embedding's length 1, which NNCF would round to 8 bits as well."""
+    nodes = list(model.get_ordered_ops())
+    layers = {node.get_friendly_name() for node in _weighted(model)}
+    last = max((place for place, node in enumerate(nodes) if node.get_friendly_name() in layers), default=-1)
+    kinds = ("Constant", "Result", "Parameter")
+    return [node.get_friendly_name() for node in nodes[last + 1 :] if node.get_type_name() not in kinds]
 
 
 def _refuse_not_finite(model: Any) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, image_input, logits_output, write_onnx, write_tuned
+from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned
 from edgekd.export.qat import Dialect, in_batches
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
@@ -56,7 +56,7 @@ def write(order: Build) -> Written:
         format="tensorrt",
         files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
         inputs=(image_input(order.preprocess.size),),
-        outputs=(logits_output(len(order.classes)),),
+        outputs=(order.output,),
         quantization=quantization,
         details={
             "builder": choice.builder,
@@ -107,7 +107,7 @@ def check_legal(path: Path) -> list[str]:
 
 
 def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Logits of the ONNX file as it is written, by ONNX Runtime on the CPU.
+    """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
     """

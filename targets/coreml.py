@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from edgekd.errors import EdgekdError, NotHere
 from edgekd.manifest import Artifact
 from edgekd.targets.session import Session
 
+EMBEDDING = "embedding"
+"""Name of the output of a package that ends in an embedding."""
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -37,7 +40,8 @@ def open_coreml(artifact: Artifact, folder: Path, *, threads: int | None, spinni
         raise EdgekdError("Core ML chooses its threads itself.", "Leave --threads out for this artifact.")
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
-    predict = load_package(folder / Path(artifact.model_file).parts[0], artifact.classes)
+    package = folder / Path(artifact.model_file).parts[0]
+    predict = load_package(package, artifact.classes) if artifact.bank is None else load_embedder(package)
     return Session(artifact, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3, predict)
 
 
@@ -47,17 +51,7 @@ def load_package(package: Path, classes: tuple[str, ...]) -> Callable[[NDArray[n
     Args:
         classes: the order of the columns.
     """
-    try:
-        import coremltools
-    except ImportError as error:
-        raise EdgekdError(
-            "Running a Core ML artifact needs coremltools, which is not installed here.",
-            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
-        ) from error
-    try:
-        model = coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
-    except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text
-        raise EdgekdError(f"Core ML cannot load {package} ({error}).", "Export again with --overwrite.") from error
+    model = _model(package)
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         rows = []
@@ -68,3 +62,28 @@ def load_package(package: Path, classes: tuple[str, ...]) -> Callable[[NDArray[n
         return logs
 
     return predict
+
+
+def load_embedder(package: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """`uint8 [B, H, W, 3] → unit embeddings float32 [B, D]` of a saved package, by Core ML."""
+    model = _model(package)
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers = [model.predict({"image": Image.fromarray(image)})[EMBEDDING] for image in images]
+        return np.concatenate(answers).astype(np.float32)
+
+    return predict
+
+
+def _model(package: Path) -> Any:
+    try:
+        import coremltools
+    except ImportError as error:
+        raise EdgekdError(
+            "Running a Core ML artifact needs coremltools, which is not installed here.",
+            'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
+        ) from error
+    try:
+        return coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
+    except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text
+        raise EdgekdError(f"Core ML cannot load {package} ({error}).", "Export again with --overwrite.") from error

@@ -71,6 +71,11 @@ def check_calibrator(target: Target, precision: str, calibrator: str) -> None:
         raise EdgekdError(f"{precision} has no ranges to choose.", "--calibrator belongs to --int8.")
 
 
+def artifact_name(target: str, precision: str, *, embedding: bool = False) -> str:
+    """Name of an artifact, and of its folder in a run."""
+    return f"{target}-{precision}" + ("-embedding" if embedding else "")
+
+
 def get_target(name: str) -> Target:
     """The target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
     if name not in TARGETS:

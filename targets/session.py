@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.placement import Placement
 
 OPENERS = {
@@ -35,23 +36,42 @@ class Session:
     load_ms: float
     """Reading and preparing the model, without the check of its hash."""
     predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    """The runtime's call, unchecked."""
+    """The runtime's call, unchecked: the file's own output."""
     placement: Callable[[], Placement | None] = lambda: None
     """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
+    bank: ClassBank | None = None
+    """The class vectors of a file that gives embeddings."""
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.
+        """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
 
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
+        answer = self.predict(self._checked(images))
+        return answer if self.bank is None else self.bank.logits(answer)
+
+    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 `[B, H, W, 3]` → float32 `[B, D]`, rows of length 1, in the space of the class bank.
+
+        Raises:
+            EdgekdError: as `run`, or a file that ends in logits.
+        """
+        if self.bank is None:
+            raise EdgekdError(
+                f"{self.artifact.name} ends in the logits of its classes and gives no embedding.",
+                "Export with --head embedding.",
+            )
+        return self.predict(self._checked(images))
+
+    def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = self.artifact.preprocess.size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or len(images) == 0:
             raise EdgekdError(
                 f"{self.artifact.name} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
                 "Prepare the images with the artifact's preprocess.",
             )
-        return self.predict(images)
+        return images
 
 
 def open_session(
@@ -92,4 +112,11 @@ def open_session(
     session: Session = getattr(importlib.import_module(module), function)(
         artifact, folder, threads=threads, spinning=spinning, **chosen
     )
-    return session
+    if artifact.bank is None:
+        return session
+    bank = read_bank(folder / artifact.bank)
+    if bank.classes != artifact.classes:
+        raise EdgekdError(
+            f"{folder / artifact.bank} holds other classes than artifact.json names.", "Copy the artifact again."
+        )
+    return replace(session, bank=bank)

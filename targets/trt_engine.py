@@ -37,7 +37,7 @@ def cuda_call(answer: tuple[Any, ...]) -> Any:
 
 
 class Engine:
-    """A deserialized engine with one image input and one logits output.
+    """A deserialized engine with one image input and one output, logits or embeddings.
 
     Args:
         engine: an `ICudaEngine` of `tensorrt` or `tensorrt_rtx`.
@@ -54,10 +54,10 @@ class Engine:
         self._input, self._output = sorted(names, key=lambda name: "INPUT" not in str(engine.get_tensor_mode(name)))
         self.max_batch = int(engine.get_tensor_profile_shape(self._input, 0)[2][0])
         self._item = tuple(engine.get_tensor_shape(self._input))[1:]
-        self._classes = int(engine.get_tensor_shape(self._output)[1])
+        self._width = int(engine.get_tensor_shape(self._output)[1])
         self._stream = cuda_call(runtime.cudaStreamCreate())
         self._host_in = self._pinned((self.max_batch, *self._item), np.uint8)
-        self._host_out = self._pinned((self.max_batch, self._classes), np.float32)
+        self._host_out = self._pinned((self.max_batch, self._width), np.float32)
         self._device_in = cuda_call(runtime.cudaMalloc(self._host_in.nbytes))
         self._device_out = cuda_call(runtime.cudaMalloc(self._host_out.nbytes))
         self._context.set_tensor_address(self._input, int(self._device_in))
@@ -67,7 +67,7 @@ class Engine:
         self._batch = 0
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 `[B, H, W, 3]` → float32 `[B, C]`, `B` up to `max_batch`."""
+        """uint8 `[B, H, W, 3]` → float32 `[B, …]`, `B` up to `max_batch`."""
         return self.timed(images)[0]
 
     def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Timing]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edgekd.errors import EdgekdError
-from edgekd.export.graph import Deployable, fold_head
+from edgekd.export.graph import Deployable, UnitHead, fold_head
 from edgekd.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=16, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
@@ -59,3 +59,19 @@ def test_folded_head_predicts_what_the_cosine_head_predicts(with_projector: bool
 def test_bank_of_another_width_is_refused() -> None:
     with pytest.raises(EdgekdError, match="gives 8 values but the text bank has 5"):
         fold_head(nn.Linear(12, 8), torch.randn(6, 5), 1.0)
+
+
+@pytest.mark.parametrize("with_projector", [True, False])
+@pytest.mark.parametrize("length", [0.01, 1.0, 300.0])
+def test_unit_head_gives_directions_whatever_the_length(with_projector: bool, length: float) -> None:
+    torch.manual_seed(2)
+    features = length * torch.randn(50, 16)
+    projector = nn.Linear(16, 16, bias=False) if with_projector else None
+    raw = projector(features) if projector is not None else features
+    head = UnitHead(projector, 16, float(raw.detach().norm(dim=1).mean()))
+    torch.testing.assert_close(head(features), nn.functional.normalize(raw, dim=1), rtol=1e-5, atol=1e-6)
+    # 16^¼ = 2, far from both ends of half precision.
+    inner = head.projector(features) if head.projector is not None else features * head.factor
+    assert inner.norm(dim=1).mean().item() == pytest.approx(2.0, rel=1e-4)
+    if projector is not None:
+        assert not any(parameter.requires_grad for parameter in head.parameters())

@@ -2,7 +2,7 @@
 
 `edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
 `edgekd.evaluate(...)` and `edgekd.study(...)` take the same names as the command line and return value objects
-(`edgekd.api`).
+(`edgekd.api`); `edgekd.add_class(...)` and `edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
-    from edgekd.api import benchmark, evaluate, export, report, study, train, verify
+    from edgekd.api import add_class, benchmark, evaluate, export, remove_class, report, study, train, verify
 
 __all__ = [
     "EdgekdError",
     "GateFailed",
     "__version__",
+    "add_class",
     "benchmark",
     "evaluate",
     "export",
+    "remove_class",
     "report",
     "study",
     "train",
@@ -35,6 +37,6 @@ def __getattr__(name: str) -> Any:
     # packages are callable modules (see `edgekd.callable_module`).
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
-    if name in ("train", "evaluate", "report", "study", "verify"):
+    if name in ("train", "evaluate", "report", "study", "verify", "add_class", "remove_class"):
         return getattr(importlib.import_module("edgekd.api"), name)
     raise AttributeError(f"module 'edgekd' has no attribute '{name}'")

@@ -64,6 +64,7 @@ def export(
     min_agreement: float | None = None,
     qat: bool = False,
     qat_steps: int | None = None,
+    head: str = "classes",
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -87,6 +88,8 @@ def export(
         qat: train on with INT8's rounding in place, by the recipe's last stage and the run's teacher; of the files met
             on the way, the untrained one included, the best on source validation is kept. ONNX Runtime and TensorRT.
         qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
+        head: what the file ends in: `classes`, their logits, or `embedding`, the image's unit vector in the teacher's
+            space, with the class vectors beside it, in `<target>-<precision>-embedding/`; see `add_class`.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -98,8 +101,11 @@ def export(
         GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
             beside the others as `<name>.failed`.
     """
-    from edgekd.targets.registry import DEFAULT_TARGET, check_calibrator, get_target
+    from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, check_calibrator, get_target
 
+    if head not in ("classes", "embedding"):
+        raise EdgekdError(f'There is no head "{head}".', "Give --head classes or --head embedding.")
+    embedding = head == "embedding"
     known = get_target(target)
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
@@ -111,6 +117,7 @@ def export(
         )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
+    from edgekd.embedding import check_embeds, embedding_with_bank
     from edgekd.export.export import TRAINED, export_model
     from edgekd.export.parity import MIN_AGREEMENT
     from edgekd.qat import make_tuner
@@ -126,32 +133,40 @@ def export(
             "A largest drop keeps layers in float, and training keeps them in INT8.",
             "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
         )
+    if qat and embedding:
+        raise EdgekdError(
+            "Quantization-aware training ends in the logits of the classes it trains.",
+            "Leave out --head embedding, or --qat; --max-drop-id and --max-drop-ood go with an embedding.",
+        )
     least = None if min_agreement is None else min_agreement / 100
     agreeing = MIN_AGREEMENT[precision] if least is None else least
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
-    base = folder / f"{DEFAULT_TARGET}-fp32"
+    base = folder / artifact_name(DEFAULT_TARGET, "fp32", embedding=embedding)
     if base.exists() and read_artifact(base).source.get("student_sha256") != loaded.run.student_sha256:
         raise EdgekdError(f"{base} was exported from another student.", f"Remove {folder} and export again.")
     wanted: list[Precision] = (
         ["fp32"] if precision == "fp32" or (target == DEFAULT_TARGET and not base.exists()) else []
     )
     wanted += [precision] if precision != "fp32" else []
-    for name in wanted:
-        if (folder / f"{target}-{name}").exists() and not overwrite:
-            raise EdgekdError(f"{folder / f'{target}-{name}'} exists already.", "Add --overwrite to replace it.")
+    folders = {name: folder / artifact_name(target, name, embedding=embedding) for name in wanted}
+    for place in folders.values():
+        if place.exists() and not overwrite:
+            raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
+    if embedding:
+        check_embeds(loaded)
     images, split = loaded.data(data)
     calibration = _spread(split.train, calibration_images, images)
     shown, shown_keys = parity_images(loaded, data)
-    model = deployable(loaded)
+    model, bank = embedding_with_bank(loaded, data) if embedding else (deployable(loaded), None)
     limits = (max_drop_id, max_drop_ood)
     yardstick = _yardstick(loaded, data, limits, search_seconds, agreeing) if gated else None
     artifacts = []
     for name in wanted:
         artifact = export_model(
             model,
-            folder / f"{target}-{name}",
-            name=f"{target}-{name}",
+            folders[name],
+            name=folders[name].name,
             target=target,
             precision=name,
             classes=loaded.run.classes,
@@ -168,8 +183,9 @@ def export(
             min_agreement=least if name == precision else None,
             tuner=make_tuner(loaded, data, qat_steps) if qat and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
+            bank=bank,
         )
-        artifacts.append(artifact.model_copy(update={"folder": folder / artifact.name}))
+        artifacts.append(artifact.model_copy(update={"folder": folders[name]}))
     return artifacts
 
 
@@ -186,6 +202,45 @@ def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, A
     from edgekd.chain import verify_artifact
 
     return verify_artifact(Path(artifact), data)
+
+
+def add_class(
+    artifact: str | Path,
+    name: str,
+    *,
+    images: Sequence[str | Path] = (),
+    text_vector: str | Path | None = None,
+    teacher: str | None = None,
+) -> Artifact:
+    """Add a class to an artifact that was exported with `head="embedding"`; the other classes' logits stay as they are.
+
+    Args:
+        artifact: artifact folder.
+        name: of the class.
+        images: images of it, and folders of images: the class is the mean of their embeddings, by the artifact itself.
+        text_vector: `.npy` file of the teacher's text vectors of it, float `[D]` or `[prompts, D]`.
+        teacher: where the run's teacher lies now. Without `images` and `text_vector` it is asked for the class's name
+            with the run's prompts; None takes the run's own spec.
+
+    Returns:
+        The artifact as it is now.
+    """
+    from edgekd.classes import add
+
+    return add(
+        Path(artifact),
+        name,
+        images=[Path(image) for image in images],
+        text_vector=Path(text_vector) if text_vector is not None else None,
+        teacher=teacher,
+    )
+
+
+def remove_class(artifact: str | Path, name: str) -> Artifact:
+    """Take out a class that `add_class` added; returns the artifact as it is now."""
+    from edgekd.classes import remove
+
+    return remove(Path(artifact), name)
 
 
 def benchmark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
 from edgekd.manifest import Artifact, Precision, read_artifact
-from edgekd.targets.registry import DEFAULT_TARGET
+from edgekd.manifest import Run as TrainingRun
+from edgekd.targets.bank import read_bank
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 from edgekd.targets.session import open_session
 
+if TYPE_CHECKING:
+    from edgekd.export.graph import Deployable
+
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""What the deployable graph gives `[B, …]` → logits `[B, C]`."""
 _BATCH = 32
 
 
@@ -41,6 +48,7 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
 def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
     from edgekd.api import deployable, parity_images
     from edgekd.distill.load import load_run
+    from edgekd.embedding import class_bank, embedding_model
     from edgekd.export.export import torch_logits
 
     loaded = load_run(folder.parent.parent)
@@ -49,13 +57,20 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
     if (artifact.quantization or {}).get("qat"):  # its weights are its own: what torch said of them was kept
         return _alone(folder, artifact, data or loaded.run.data)
     pixels, _ = parity_images(loaded, data)
-    student = torch_logits(deployable(loaded), pixels)
-    candidate = _logits(_runner(folder, artifact), pixels)
+    model: Deployable = deployable(loaded)
+    to_logits: ToLogits = np.asarray
+    if artifact.bank is not None:
+        # The run's own vectors; of the sidecar only the factor, which was fitted at the export.
+        bank = class_bank(loaded, read_bank(folder / artifact.bank).logit_scale)
+        model, to_logits = embedding_model(loaded), bank.logits
+    student = to_logits(torch_logits(model, pixels))
+    candidate = _exported(_logits(_runner(folder, artifact), pixels), student)
     least = artifact.parity.get("min_agreement")
     whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
         return [whole]
-    onnx = _fp32_onnx(folder.parent / f"{DEFAULT_TARGET}-fp32", loaded, pixels)
+    beside = folder.parent / artifact_name(DEFAULT_TARGET, "fp32", embedding=artifact.bank is not None)
+    onnx = _exported(_fp32_onnx(beside, loaded.run, model, to_logits, pixels), student)
     return [
         _link("torch student → fp32 ONNX", student, onnx, "fp32"),
         _link(f"fp32 ONNX → {artifact.name}", onnx, candidate, artifact.precision, least),
@@ -83,10 +98,15 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
             "Give the images of its run.",
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
-    candidate = _logits(_runner(folder, artifact), pixels)
+    candidate = _exported(_logits(_runner(folder, artifact), pixels), student)
     trained = "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
     least = artifact.parity.get("min_agreement")
     return [_link(f"{trained} → {artifact.name}", student[known], candidate, artifact.precision, least)]
+
+
+def _exported(candidate: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of the classes that the artifact was exported with: those that were added since stand behind them."""
+    return candidate[:, : reference.shape[1]]
 
 
 def _runner(folder: Path, artifact: Artifact) -> Run:
@@ -97,31 +117,37 @@ def _runner(folder: Path, artifact: Artifact) -> Run:
     if artifact.format == "coreml":
         from edgekd.export.coreml import coreml_evaluator
 
-        return coreml_evaluator(folder)
-    try:
-        return open_session(folder, spinning=False).run
-    except NotHere:
-        if artifact.format != "tensorrt":
-            raise
-    from edgekd.export.trt import ONNX_FILE, onnx_evaluator
+        evaluate = coreml_evaluator(folder)
+    else:
+        try:
+            return open_session(folder, spinning=False).run
+        except NotHere:
+            if artifact.format != "tensorrt":
+                raise
+        from edgekd.export.trt import ONNX_FILE, onnx_evaluator
 
-    return onnx_evaluator(folder / ONNX_FILE)
+        evaluate = onnx_evaluator(folder / ONNX_FILE)
+    if artifact.bank is None:
+        return evaluate
+    bank = read_bank(folder / artifact.bank)
+    return lambda images: bank.logits(evaluate(images))
 
 
-def _fp32_onnx(beside: Path, loaded: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _fp32_onnx(
+    beside: Path, run: TrainingRun, model: Deployable, to_logits: ToLogits, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
     """Logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
-        if artifact.source.get("student_sha256") == loaded.run.student_sha256:
+        if artifact.source.get("student_sha256") == run.student_sha256:
             return _logits(_runner(beside, artifact), pixels)
-    from edgekd.api import deployable
     from edgekd.export.onnx import export_onnx
     from edgekd.export.trt import onnx_evaluator
 
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "fp32.onnx"
-        export_onnx(deployable(loaded), path, size=loaded.run.preprocess.size, metadata={})
-        return _logits(onnx_evaluator(path), pixels)
+        export_onnx(model, path, size=run.preprocess.size, metadata={})
+        return to_logits(_logits(onnx_evaluator(path), pixels))
 
 
 def _logits(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
 from edgekd.errors import EdgekdError
 from edgekd.version import __version__
@@ -32,6 +33,7 @@ known = typer.Typer(
     help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(known, name="list")
+app.add_typer(classes, name="classes")
 app.add_typer(vl, name="vl")
 
 RunArgument = Annotated[
@@ -215,6 +217,13 @@ def export(
         str | None,
         typer.Option(help="Device profile, by name or .toml file: its compute capability, its deployment target."),
     ] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="What the file ends in: classes, or embedding: the image's vector, with class vectors beside the file "
+            "that can be added to (edgekd classes add)."
+        ),
+    ] = "classes",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -253,6 +262,7 @@ def export(
         min_agreement=min_agreement,
         qat=qat,
         qat_steps=qat_steps,
+        head=head,
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )

@@ -31,13 +31,13 @@ class Artifact(BaseModel):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
     The input is RGB uint8; normalisation is inside the graph. The output is `logits`, whose softmax is calibrated on
-    the run's ID validation images.
+    the run's ID validation images, or `embedding`, of which `bank` makes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = 1
     name: str
-    """`<target>-<precision>`, the folder's name."""
+    """`<target>-<precision>`, with `-embedding` behind where it ends in one; the folder's name."""
     target: str
     format: str
     precision: Precision
@@ -46,6 +46,8 @@ class Artifact(BaseModel):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...]
+    bank: str | None = None
+    """File of the class vectors (targets/bank.py) of a model that ends in an embedding; None: it ends in logits."""
     preprocess: Preprocess
     quantization: dict[str, Any] | None = None
     """Method, number and ids of the calibration images, what stayed in float; None for fp32 and fp16."""

@@ -1,7 +1,7 @@
 """The agent's command line: `python3 edgekd-agent.pyz VERB …`.
 
-`run JOB` is all that a person needs. The other verbs are called by `edgekd benchmark --device`, which reads one JSON
-object per line from standard output.
+A person needs `run JOB`, and with an artifact that ends in an embedding `classify` and `add`. The other verbs are
+called by `edgekd benchmark --device`, which reads one JSON object per line from standard output.
 """
 
 from __future__ import annotations
@@ -18,21 +18,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd.benchmark import environment
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
+from edgekd.targets.agent.model import open_model
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, sha256_of, write_step
+from edgekd.targets.new_class import add_by_images, told
 
 RESULT = "edgekd-result.npz"
+USAGE = """usage: python3 edgekd-agent.pyz run JOB_FOLDER
+       python3 edgekd-agent.pyz classify ARTIFACT_FOLDER IMAGE...
+       python3 edgekd-agent.pyz add ARTIFACT_FOLDER CLASS_NAME IMAGE_OR_FOLDER..."""
 
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
     verbs = {"probe": _probe, "receive": _receive, "run": _run, "step": _step, "send": _send, "stop": _stop,
-             "remove": _remove}  # fmt: skip
-    if not arguments or arguments[0] not in verbs:
-        print("usage: python3 edgekd-agent.pyz run JOB_FOLDER", file=sys.stderr)
+             "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
+    needed = {"run": 1, "classify": 2, "add": 3}
+    if not arguments or arguments[0] not in verbs or len(arguments) <= needed.get(arguments[0], 0):
+        print(USAGE, file=sys.stderr)
         return 2
     try:
         verbs[arguments[0]](arguments[1:])
@@ -121,6 +129,38 @@ def _run(arguments: list[str]) -> None:
         if not result.exists():
             _write_result(job, folder, result)
     _tell(result=str(result), size=result.stat().st_size, sha256=sha256_of(result))
+
+
+def _classify(arguments: list[str]) -> None:
+    """`classify ARTIFACT IMAGE…`: each image's most probable class."""
+    model = open_model(Path(arguments[0]), threads=None)
+    for name in arguments[1:]:
+        logits = model.run(model.prepare(_image(name))[None])[0].astype(np.float64)  # [C]
+        odds = np.exp(logits - logits.max())
+        _tell(
+            image=name, found=model.classes[int(logits.argmax())], probability=round(float(odds.max() / odds.sum()), 3)
+        )
+
+
+def _add(arguments: list[str]) -> None:
+    """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: a class that the artifact is to tell apart from now on."""
+    folder, name = Path(arguments[0]), arguments[1]
+    model = open_model(folder, threads=None)
+    if model.embed is None:
+        raise EdgekdError(
+            f"{folder} ends in the logits of fixed classes, so none can be added.", "Export with --head embedding."
+        )
+    embed = model.embed
+    places = [Path(place) for place in arguments[2:]]
+    bank = add_by_images(folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0])
+    _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {told(bank)}")
+
+
+def _image(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise EdgekdError(f"There is no image at {name}.", "Check the path.") from error
 
 
 def _stay() -> None:

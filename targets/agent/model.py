@@ -15,6 +15,7 @@ from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage, decode
 from edgekd.resize import resize_rgb
 from edgekd.targets.agent.store import sha256_of
+from edgekd.targets.bank import read_bank
 from edgekd.targets.placement import Placement
 
 
@@ -26,12 +27,14 @@ class DeviceModel:
     """uint8 `[1, H, W, 3]` → float32 logits `[1, C]`."""
     prepare: Callable[[bytes], NDArray[np.uint8]]
     """An encoded image → uint8 `[H, W, 3]`."""
-    classes: int
+    classes: tuple[str, ...]
     provider: str
     threads: int
     load_ms: float
     placement: Callable[[], Placement]
     """Which nodes run where; opens the model once more."""
+    embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
+    """uint8 `[1, H, W, 3]` → unit vector float32 `[1, D]`, of an artifact that ends in an embedding."""
 
 
 def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
@@ -40,9 +43,12 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     Raises:
         EdgekdError: an altered file, a format without a runtime here, a missing runtime.
     """
-    artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+    try:
+        artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgekdError(f"There is no readable artifact at {folder}.", "Name the folder of artifact.json.") from error
     for name, expected in artifact["files"].items():
-        if sha256_of(folder / name) != expected:
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise EdgekdError(f"{folder / name} is not the file that was exported.", "Copy the artifact again.")
     if artifact["format"] != "onnx":
         raise EdgekdError(f"The agent cannot run artifacts of the format {artifact['format']}.", "It runs onnx.")
@@ -57,18 +63,20 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     opened = open_onnx(path, threads=threads)
     name, runtime = artifact["inputs"][0]["name"], opened.runtime
 
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = runtime.run(None, {name: images})[0]
-        return logits
+    def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answer: NDArray[np.float32] = runtime.run(None, {name: images})[0]
+        return answer
 
+    bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
     return DeviceModel(
-        run,
+        ask if bank is None else lambda images: bank.logits(ask(images)),
         preparing(artifact["preprocess"]),
-        len(artifact["classes"]),
+        tuple(artifact["classes"]),
         opened.provider,
         opened.threads,
         opened.load_ms,
         lambda: onnx_placement(path, np.zeros((1, size, size, 3), dtype=np.uint8)),
+        None if bank is None else ask,
     )
 
 

@@ -81,7 +81,7 @@ def _predict(
                 logits.append(model.run(pixels[None])[0])
                 checks.append(zlib.crc32(pixels.tobytes()))
             found = np.stack(logits).astype(np.float32)  # [n, C]
-            if found.shape[1] != model.classes or not np.isfinite(found).all():
+            if found.shape[1] != len(model.classes) or not np.isfinite(found).all():
                 raise EdgekdError(
                     f"{artifact.name} returned logits that are not finite or not as many as its classes.",
                     "Compare it with the FP32 artifact on this device.",

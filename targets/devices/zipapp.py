@@ -21,6 +21,9 @@ SHARED = (
     "benchmark/latency.py",
     "benchmark/stats.py",
     "targets/__init__.py",
+    "targets/bank.py",
+    "targets/bank_change.py",
+    "targets/new_class.py",
     "targets/onnx_runtime.py",
     "targets/placement.py",
 )

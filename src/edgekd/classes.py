@@ -1,0 +1,101 @@
+"""A class more, or one less again, in an artifact that ends in an embedding: on the workstation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.console import warn
+from edgekd.errors import EdgekdError
+from edgekd.files import disk_errors
+from edgekd.images import UnreadableImage, decode
+from edgekd.manifest import Artifact, read_artifact
+from edgekd.targets.bank import ClassBank, read_bank
+from edgekd.targets.bank_change import change_bank
+from edgekd.targets.new_class import add_by_images, provenance
+
+
+def add(
+    folder: Path,
+    name: str,
+    *,
+    images: Sequence[Path] = (),
+    text_vector: Path | None = None,
+    teacher: str | None = None,
+) -> Artifact:
+    """See `edgekd.api.add_class`."""
+    if bool(images) + (text_vector is not None) + (teacher is not None) > 1:
+        raise EdgekdError("A class comes from one source.", "Give --images, --text-vector or --teacher.")
+    artifact = read_artifact(folder)
+    if artifact.bank is None:
+        raise EdgekdError(
+            f"{artifact.name} ends in the logits of fixed classes, so none can be added.",
+            "Export with --head embedding.",
+        )
+    with disk_errors(folder):
+        if images:
+            _from_images(folder, name, images)
+        else:
+            bank = read_bank(folder / artifact.bank)
+            if text_vector is not None:
+                vector, how = bank.of_text(_read_vector(text_vector)), provenance("text vector", file=text_vector.name)
+            else:
+                vector, how = _from_teacher(bank, name, teacher)
+            change_bank(folder, lambda current: current.with_class(name, vector, how))
+    return read_artifact(folder)
+
+
+def remove(folder: Path, name: str) -> Artifact:
+    """See `edgekd.api.remove_class`."""
+    read_artifact(folder)
+    with disk_errors(folder):
+        change_bank(folder, lambda bank: bank.without_class(name))
+    return read_artifact(folder)
+
+
+def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
+    from edgekd.targets.session import open_session
+
+    session = open_session(folder, spinning=False)
+
+    def embed(encoded: bytes) -> NDArray[np.float32]:
+        try:
+            pixels = session.artifact.preprocess.pixels(decode(encoded))
+        except UnreadableImage as error:
+            raise EdgekdError(f"An image cannot be read: {error.reason}.", "Leave it out.") from error
+        return session.embed(pixels[None])[0]
+
+    add_by_images(folder, name, images, embed)
+
+
+def _from_teacher(bank: ClassBank, name: str, spec: str | None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """The class's vector by the run's own prompts, and how it was made."""
+    from edgekd.distill.teacher import load_teacher
+
+    model = load_teacher(spec or bank.facts["teacher"])
+    if model.id != bank.facts["teacher_id"]:
+        raise EdgekdError(
+            f"{spec or bank.facts['teacher']} is not the teacher in whose space this artifact embeds.",
+            f"It was distilled from {bank.facts['teacher']}; say where that lies now: --teacher SPEC.",
+        )
+    if bank.facts["described"]:
+        warn(f"the other classes' prompts end in descriptions, that of {name} does not.")
+    made = model.text_bank([name], bank.facts["templates"])
+    return bank.of_text(made.vectors[0].numpy()), provenance("text", templates=bank.facts["templates"])
+
+
+def _read_vector(path: Path) -> NDArray[np.float32]:
+    """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise EdgekdError(f"{path} is no readable .npy file.", "Write it with numpy.save.") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.ndim not in (1, 2):
+        raise EdgekdError(
+            f"{path} holds no vector of floats.", "Write [D], or [prompts, D], with numpy.save into a .npy file."
+        )
+    return found.astype(np.float32)

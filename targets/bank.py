@@ -1,0 +1,173 @@
+"""The class vectors beside an artifact that ends in an embedding: numpy alone, here and on a device.
+
+Such a file gives `ê`, the image's unit vector in the teacher's space; its logits are `logit_scale · ê · V`, one product
+with the class vectors `V`. They lie in an npz file of their own, so that a class is added without touching the model.
+
+Where the teacher's vectors lie in a cone, the student was trained in that space less its mean, images and texts each
+their own (`text_mean`). `V` is in the student's space already; what comes later has to be brought there (`of_text`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+
+BANK_FILE = "bank.npz"
+"""The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""
+FORMAT = 1
+"""Of the file; raised when its arrays change their meaning."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassBank:
+    """What turns embeddings into logits."""
+
+    classes: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    """`[C, D]`, rows of length 1, in the student's space."""
+    logit_scale: float
+    """Factor on cosines; fitted on source validation, so that the softmax is calibrated for the exported classes."""
+    text_mean: NDArray[np.float32] | None
+    """`[D]`, what is taken off a teacher's text vector of length 1; None: the student's space is the teacher's."""
+    facts: Mapping[str, Any]
+    """JSON values: `teacher`, `teacher_id`, `templates`, `described`, and `added`, who came later and how."""
+
+    def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit vectors float32 `[B, D]` → float32 `[B, C]`.
+
+        Not by BLAS, whose sums depend on how many classes there are: here a class that is added leaves the logits of
+        the others as they are, bit for bit.
+        """
+        cosines = np.einsum("bd,cd->bc", np.ascontiguousarray(embeddings), self.vectors)
+        scaled: NDArray[np.float32] = cosines * np.float32(self.logit_scale)
+        return scaled
+
+    def of_text(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """The teacher's vectors of one or more prompts about one class, `[D]` or `[P, D]` → its class vector `[D]`.
+
+        Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to
+        length 1 again.
+
+        Raises:
+            EdgekdError: another width, or numbers that have no direction.
+        """
+        found = unit(unit(self._checked(np.atleast_2d(vectors))).mean(axis=0))
+        return unit(found - self.text_mean) if self.text_mean is not None else found
+
+    def of_images(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Unit vectors of images of one class, `[N, D]`, → its class vector `[D]`: their mean, at length 1 (prototype).
+
+        Raises:
+            EdgekdError: another width, or numbers that have no direction.
+        """
+        return unit(unit(self._checked(embeddings)).mean(axis=0))
+
+    def with_class(self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]) -> ClassBank:
+        """This bank with one more class behind the others.
+
+        Args:
+            how: where the vector comes from, JSON values; kept under `added`.
+
+        Raises:
+            EdgekdError: no name, one that is there already, or a vector of another width.
+        """
+        name = name.strip()
+        if not name or "\n" in name or "\0" in name:
+            raise EdgekdError("A class needs a name, on one line.", 'For example: "fire hydrant".')
+        if _plain(name) in {_plain(known) for known in self.classes}:
+            raise EdgekdError(
+                f'The artifact knows the class "{name}" already.',
+                "Give another name; a class that was added can be taken out first: edgekd classes remove.",
+            )
+        vectors = np.concatenate([self.vectors, unit(self._checked(vector[None]))]).astype(np.float32)
+        added = [*self.facts.get("added", ()), {"class": name, **how}]
+        return replace(self, classes=(*self.classes, name), vectors=vectors, facts={**self.facts, "added": added})
+
+    def without_class(self, name: str) -> ClassBank:
+        """This bank without a class that was added.
+
+        Raises:
+            EdgekdError: a class that is not there, or that the artifact was exported with.
+        """
+        added = list(self.facts.get("added", ()))
+        left = [entry for entry in added if entry["class"] != name]
+        if name not in self.classes or len(left) == len(added):
+            known = ", ".join(entry["class"] for entry in added) or "none"
+            raise EdgekdError(f'"{name}" is no class that was added.', f"Added since the export: {known}.")
+        kept = [place for place, known in enumerate(self.classes) if known != name]
+        classes = tuple(self.classes[place] for place in kept)
+        return replace(self, classes=classes, vectors=self.vectors[kept], facts={**self.facts, "added": left})
+
+    def to_bytes(self) -> bytes:
+        """The file; equal banks give equal bytes."""
+        arrays: dict[str, Any] = {
+            "classes": np.array(self.classes, dtype=np.str_),
+            "vectors": self.vectors.astype(np.float32),
+            "logit_scale": np.float32(self.logit_scale),
+        }
+        if self.text_mean is not None:
+            arrays["text_mean"] = self.text_mean.astype(np.float32)
+        about = json.dumps({"format": FORMAT, **self.facts}, ensure_ascii=False, sort_keys=True)
+        arrays["about"] = np.array(about)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    def _checked(self, vectors: NDArray[Any]) -> NDArray[np.float32]:
+        if vectors.ndim != 2 or len(vectors) == 0 or vectors.shape[1] != self.vectors.shape[1]:
+            raise EdgekdError(
+                f"Vectors {list(vectors.shape)} do not fit into a space of {self.vectors.shape[1]} dimensions.",
+                "Take them from the teacher that the artifact names.",
+            )
+        found = vectors.astype(np.float32)
+        if not (np.isfinite(found).all() and (np.linalg.norm(found, axis=1) > 0).all()):
+            raise EdgekdError("A vector is zero or not finite, so it has no direction.", "Compute it again.")
+        return found
+
+
+def read_bank(path: Path) -> ClassBank:
+    """Load the sidecar.
+
+    Raises:
+        EdgekdError: no such file, a damaged one, or one of another format.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            bank = ClassBank(
+                tuple(str(name) for name in arrays["classes"]),
+                np.ascontiguousarray(arrays["vectors"], dtype=np.float32),
+                float(arrays["logit_scale"]),
+                np.asarray(arrays["text_mean"], dtype=np.float32) if "text_mean" in arrays.files else None,
+                {key: value for key, value in about.items() if key != "format"},
+            )
+            known, n_rows = about.get("format") == FORMAT, bank.vectors.shape[:1]
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise EdgekdError(
+            f"{path} is no readable class bank.", "Copy the artifact again, or export it again."
+        ) from error
+    if not known or bank.vectors.ndim != 2 or n_rows != (len(bank.classes),):
+        raise EdgekdError(
+            f"The class bank {path} has a format that this edgekd does not read.", "Use the edgekd that wrote it."
+        )
+    return bank
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    """Along the last axis to length 1."""
+    scaled: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
