@@ -70,7 +70,7 @@ def run_benchmark(
             alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
         energy: sensor to read while the artifacts' clock runs, one of `energy.SENSORS`; None reports none.
-        grid: batch sizes and thread counts to take throughput at, apart from the latency; None takes none.
+        grid: batch sizes and thread counts to take throughput at here, apart from the latency; None takes none.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run or that
@@ -86,7 +86,7 @@ def run_benchmark(
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
     latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
-    throughput = throughput_rows(subjects, _buffers(subjects, suites)[0], grid, quick=quick) if grid else ()
+    throughput = throughput_rows(subjects, _buffers(subjects, suites)[0] if grid else {}, grid, quick=quick)
     scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(

@@ -86,6 +86,8 @@ class ThroughputRow(Frozen):
 
     run: str
     subject: str
+    device: str
+    """Where it was taken."""
     batch: int
     threads: int | None
     """As the runtime says; None where it refused and was to choose."""

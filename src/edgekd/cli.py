@@ -414,11 +414,8 @@ def benchmark(
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
             raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
-        if compare or suites or batch_sizes or thread_counts:
-            raise EdgekdError(
-                "A bundle holds no corruptions, no comparison and no throughput.",
-                "Leave --suites, --compare, --batch-sizes and --thread-counts out.",
-            )
+        if compare or suites:
+            raise EdgekdError("A bundle holds no corruptions and no comparison.", "Leave --suites and --compare out.")
         line = api.make_bundle(
             *(paths or []),
             folder=bundles[0],
@@ -428,6 +425,8 @@ def benchmark(
             quick=quick,
             threads=threads,
             energy=energy,
+            batch_sizes=batch_sizes or (),
+            thread_counts=thread_counts or (),
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
