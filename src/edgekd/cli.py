@@ -291,7 +291,7 @@ def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
 
     profile = load_profile(spec)
     found = {name: getattr(profile, name) for name in get_target(target).options}
-    sources = {str(field): profile.sources[source].url for field, source in profile.because.items()}
+    sources = {str(field): profile.sources[source].named for field, source in profile.because.items()}
     for name, value in found.items():
         if value is not None:
             say(f"{profile.name}: {name.replace('_', ' ')} {value} ({sources[name]})")
@@ -467,7 +467,7 @@ def _follow_profile(spec: str, threads: int | None) -> int | None:
 
     profile = load_profile(spec)
     for caution in profile.cautions:
-        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].url})")
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].named})")
     return threads if threads is not None else profile.threads
 
 
