@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import environment, rows
+from edgekd.benchmark import environment
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
 from edgekd.benchmark.compare import check_comparable, compare
 from edgekd.benchmark.device import device_facts, latency_places
@@ -30,7 +30,9 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.placement import placement_rows
+from edgekd.benchmark.remarks import remarks
 from edgekd.benchmark.report import write_report
+from edgekd.benchmark.row_makers import suite_row
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.stats import percentile
@@ -93,7 +95,7 @@ def run_benchmark(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         notes=(),
-        suites=tuple(rows.suite_row(suite) for suite in suites),
+        suites=tuple(suite_row(suite) for suite in suites),
         summary=scores.summary,
         accuracy=scores.accuracy,
         latency=tuple(latency),
@@ -114,7 +116,7 @@ def run_benchmark(
         environment=environment.describe()
         | {"before": before, "after": environment.state(), "devices": device_facts(subjects, beside)},
     )
-    found = {"notes": tuple(rows.remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:

@@ -249,7 +249,8 @@ def benchmark(
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import artifact_facts, compared_of, gather
+    from edgekd.measure import gather
+    from edgekd.subjects import artifact_facts, compared_of
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     grid = _grid(batch_sizes, thread_counts, threads)
