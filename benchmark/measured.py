@@ -44,9 +44,4 @@ class Measured:
 
     def row_facts(self) -> dict[str, Any]:
         """What a latency row says beyond the model's clock."""
-        return {
-            "prepare_p50_ms": percentile(self.prepare_ms, 50),
-            "end_to_end_p50_ms": percentile(self.whole.samples.samples_ms, 50),
-            "end_to_end_p90_ms": percentile(self.whole.samples.samples_ms, 90),
-            "peak_rss_mb": self.peak_rss_mb,
-        }
+        return {"prepare_p50_ms": percentile(self.prepare_ms, 50), "peak_rss_mb": self.peak_rss_mb}
