@@ -19,9 +19,11 @@ from edgekd.benchmark.latency import FULL, MIN_BUFFERS, QUICK
 from edgekd.benchmark.measured import Measured
 from edgekd.benchmark.throughput import Grid
 from edgekd.benchmark.worker import ArtifactLatency
-from edgekd.console import say
+from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
+from edgekd.manifest import read_artifact
 from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.agent.model import FORMATS
 from edgekd.targets.devices.drive import measure_on
 from edgekd.targets.devices.find import find_device
 from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
@@ -55,6 +57,7 @@ def on_device(
         EdgekdError: no artifact, no such device, or whatever keeps the device from measuring.
     """
     device = find_device(spec)
+    subjects = _for_agent(subjects)
     with (
         _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order,
         tempfile.TemporaryDirectory() as name,
@@ -77,6 +80,7 @@ def bundle(
     """Write the folder for a device that nobody can reach; the line to run there."""
     from edgekd.targets.devices.bundle import bundle_command, write_bundle
 
+    subjects = _for_agent(subjects)
     with _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order:
         write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts))
         return bundle_command(order.payload.job_folder)
@@ -107,6 +111,7 @@ def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
         EdgekdError: a result of other artifacts or of other images.
     """
     result = read_result(path)
+    subjects = _for_agent(subjects)
     quick = result.job.protocol.name == QUICK.name
     job = result.job
     with _order(subjects, suites, quick=quick, threads=job.threads, energy=job.energy, pairs=job.grid) as order:
@@ -153,6 +158,18 @@ def latency_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
     return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]
 
 
+def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
+    """Without the artifacts that no agent can run, which are named."""
+    found = []
+    for subject in subjects:
+        kind = "onnx" if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
+        if kind in FORMATS:
+            found.append(subject)
+        else:
+            warn(f"{subject.name} is left out: the agent on a device runs ONNX files only")
+    return found
+
+
 def _pairs(grid: Grid | None) -> tuple[tuple[int, int | None], ...]:
     return grid.pairs if grid else ()
 
@@ -169,7 +186,9 @@ def _order(
 ) -> Iterator[_Order]:
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
-        raise EdgekdError("There is no artifact for the device to run.", "Make one: edgekd export.")
+        raise EdgekdError(
+            "There is no artifact for the device to run.", "Make one: edgekd export --target onnxruntime."
+        )
     if any(suite.corruption is not None for suite in suites):
         raise EdgekdError("Corrupted images are drawn on this machine only.", "Measure corruptions without --device.")
     with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:

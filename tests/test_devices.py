@@ -80,6 +80,20 @@ def test_local_agent_gives_a_report_like_any_other(
     assert "local" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_files_that_the_agent_cannot_run_are_left_out_aloud(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects, suites = setting
+    manifest = tmp_path / "artifacts" / "other" / "artifact.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": "openvino"}))
+    devices.bundle(subjects, suites, tmp_path / "bundle", quick=True)
+    assert "other is left out: the agent on a device runs ONNX files only" in capsys.readouterr().err
+    [job] = (tmp_path / "bundle").glob("job-*/job.json")
+    assert [one["name"] for one in json.loads(job.read_text())["artifacts"]] == ["r/fp32"]
+    with pytest.raises(EdgekdError, match="no artifact for the device"):
+        devices.on_device(subjects[1:], suites, "local", quick=True)
+
+
 def test_keep_leaves_what_need_not_be_sent_again(
     setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
