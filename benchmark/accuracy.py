@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.counting import Counted
-from edgekd.benchmark.findings import Family
+from edgekd.benchmark.findings import HERE, Family
 from edgekd.benchmark.measured import Measured
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
@@ -28,8 +28,6 @@ Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Wording = tuple[Predict, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
 Kind = Literal["teacher", "torch", "artifact"]
-HERE = "local"
-"""`device` of everything that this process measures, or a process it starts."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
     "cue": "cue-conflict", "vocab": "vocabulary",

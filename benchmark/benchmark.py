@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import environment, rows
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite, prepare
+from edgekd.benchmark import environment
+from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.clock_images import buffers_of, encoded_of
 from edgekd.benchmark.compare import check_comparable, compare
-from edgekd.benchmark.device import device_facts, latency_places
+from edgekd.benchmark.device import device_facts
 from edgekd.benchmark.energy import per_image
 from edgekd.benchmark.findings import EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
+    END_TO_END,
+    END_TO_END_QUICK,
     FULL,
     QUICK,
     LatencySamples,
@@ -30,12 +33,14 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.placement import placement_rows
+from edgekd.benchmark.remarks import remarks
 from edgekd.benchmark.report import write_report
+from edgekd.benchmark.row_makers import suite_row
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.throughput import Grid, throughput_rows
-from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
+from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 
@@ -70,7 +75,7 @@ def run_benchmark(
             alternating blocks of the same processes.
         examples: show small copies of misclassified images in report.html.
         energy: sensor to read while the artifacts' clock runs, one of `energy.SENSORS`; None reports none.
-        grid: batch sizes and thread counts to take throughput at, apart from the latency; None takes none.
+        grid: batch sizes and thread counts to take throughput at here, apart from the latency; None takes none.
 
     Raises:
         EdgekdError: nothing to measure, two subjects of one name, `out` exists, an artifact that does not run or that
@@ -85,15 +90,15 @@ def run_benchmark(
     started = time.perf_counter()
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
-    latency, parts = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
-    throughput = throughput_rows(subjects, _buffers(subjects, suites)[0], grid, quick=quick) if grid else ()
+    latency, parts, whole = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
+    throughput = throughput_rows(subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick)
     scores = score(subjects, suites, logits)
     seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
         notes=(),
-        suites=tuple(rows.suite_row(suite) for suite in suites),
+        suites=tuple(suite_row(suite) for suite in suites),
         summary=scores.summary,
         accuracy=scores.accuracy,
         latency=tuple(latency),
@@ -114,13 +119,13 @@ def run_benchmark(
         environment=environment.describe()
         | {"before": before, "after": environment.state(), "devices": device_facts(subjects, beside)},
     )
-    found = {"notes": tuple(rows.remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:
         raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-        if subject.measured is not None:
-            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = subject.measured.whole.samples.samples_ms
+        if subject.key in whole:
+            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = whole[subject.key].samples.samples_ms
     predictions = _predictions(subjects, suites, logits)
     write_report(report, out, predictions=predictions, latency=raw, shown=suites if examples else ())
     return report
@@ -175,10 +180,10 @@ def _latency(
     *,
     together: bool,
     energy: str | None,
-) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]]]:
-    """A row for each subject, and by its key the samples of each process."""
+) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]], dict[str, ArtifactLatency]]:
+    """A row for each subject; by its key the samples of each process, and an artifact's clock from file to answer."""
     models = {subject.key: subject for subject in subjects}
-    buffers, prepare_ms = _buffers(models.values(), suites)
+    buffers, prepare_ms = buffers_of(models.values(), suites)
     artifacts = {key: subject for key, subject in models.items() if subject.kind == "artifact"}
     others = {key: subject for key, subject in models.items() if subject.kind != "artifact"}
     if others:
@@ -195,9 +200,15 @@ def _latency(
         together=together,
         energy=energy,
     )
+    whole = measure_end_to_end(
+        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
+        encoded_of(suites) if here else (),
+        END_TO_END_QUICK if protocol is QUICK else END_TO_END,
+        threads=threads,
+    )
     for key, subject in artifacts.items():
         if subject.measured is not None:
-            exported[key] = subject.measured.model
+            exported[key], whole[key] = subject.measured.model, subject.measured.whole
     parts = {key: [one.samples for one in found] for key, found in exported.items()}
     parts |= {key: [found] for key, found in beside.items()}
     numbers = {key: summarise(found) for key, found in parts.items()}
@@ -205,7 +216,8 @@ def _latency(
     for subject in subjects:
         facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
         if subject.key in exported:
-            facts = _session_facts(exported[subject.key]) | {"protocol": protocol.name}
+            facts = _session_facts(exported[subject.key]) | _whole_facts(whole[subject.key])
+            facts["protocol"] = protocol.name
             if subject.measured is not None:
                 facts |= subject.measured.row_facts()
         else:
@@ -222,16 +234,22 @@ def _latency(
                 **({"prepare_p50_ms": prepare_ms[subject.preprocess.hash]} | numbers[subject.key] | facts),
             )
         )
-    return found_rows, parts
+    return found_rows, parts, whole
+
+
+def _whole_facts(whole: ArtifactLatency) -> dict[str, Any]:
+    return {
+        "end_to_end_p50_ms": percentile(whole.samples.samples_ms, 50),
+        "end_to_end_p90_ms": percentile(whole.samples.samples_ms, 90),
+        "peak_rss_mb": whole.peak_rss_mb,
+    }
 
 
 def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
-    peaks = [one.peak_rss_mb for one in found if one.peak_rss_mb is not None]
     return {
         "provider": found[0].provider,
         "threads": found[0].threads,
         "load_ms": float(np.median([one.load_ms for one in found])),
-        "peak_rss_mb": max(peaks) if peaks else None,
         "energy": _energy(found),
     }
 
@@ -253,25 +271,6 @@ def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:
         raw[f"samples_ms/{name}/{process}"] = part.samples_ms
         raw[f"blocks/{name}/{process}"] = part.blocks
     return raw
-
-
-def _buffers(
-    models: Iterable[Subject], suites: Sequence[Suite]
-) -> tuple[dict[str, NDArray[np.uint8]], dict[str, float]]:
-    """For each preprocess hash at least 64 prepared images, and the median time to read and prepare one, in ms."""
-    number, chosen = latency_places(suites)
-    suite = suites[number]
-    buffers: dict[str, NDArray[np.uint8]] = {}
-    prepare_ms: dict[str, float] = {}
-    for preprocess in {subject.preprocess.hash: subject.preprocess for subject in models}.values():
-        images, times = [], []
-        for index in chosen.tolist():
-            before = time.perf_counter_ns()
-            images.append(prepare(suite.images, index, preprocess))
-            times.append((time.perf_counter_ns() - before) / 1e6)
-        buffers[preprocess.hash] = np.stack(images)  # [64, H, W, 3]
-        prepare_ms[preprocess.hash] = percentile(np.asarray(times), 50)
-    return buffers, prepare_ms
 
 
 def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> dict[str, NDArray[Any]]:

@@ -29,8 +29,9 @@ ACCURACY: tuple[tuple[str, str], ...] = (
 LATENCY: tuple[tuple[str, str], ...] = (
     ("inside the clock", "One call of the model with one RGB uint8 image that lies ready in memory, until its logits "
      "are in memory; normalisation is in the graph. Single stream, batch 1, real images in rotation."),
-    ("outside the clock", "Reading, decoding and resizing; their median is in the column read + resize. What a camera "
-     "pipeline takes is about the sum of both."),
+    ("outside the clock", "Reading, decoding and resizing; their median is in the column read + resize."),
+    ("end to end", "One clock around decoding, resizing and the model, from an encoded image in memory, in a process "
+     "of its own, whose peak memory is reported."),
     ("p50, p90", "Nearest rank over all samples of all processes: always a real sample, none is left out. Intervals: "
      "bootstrap, 1,000 draws of blocks of consecutive samples (and of processes first, where there are several), "
      "because neighbouring latencies resemble each other."),

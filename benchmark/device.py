@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark import throughput
 from edgekd.benchmark.accuracy import Subject, Suite, columns_of, prepare
 from edgekd.benchmark.latency import FULL, MIN_BUFFERS, QUICK
 from edgekd.benchmark.measured import Measured
+from edgekd.benchmark.throughput import Grid
 from edgekd.benchmark.worker import ArtifactLatency
-from edgekd.console import say
+from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
+from edgekd.manifest import read_artifact
 from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.agent.model import FORMATS
 from edgekd.targets.devices.drive import measure_on
 from edgekd.targets.devices.find import find_device
 from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
@@ -45,6 +49,7 @@ def on_device(
     threads: int | None = None,
     keep: bool = False,
     energy: str | None = None,
+    grid: Grid | None = None,
 ) -> list[Subject]:
     """Measure every artifact among `subjects` on the device `spec`; they come back as subjects of that device.
 
@@ -52,8 +57,9 @@ def on_device(
         EdgekdError: no artifact, no such device, or whatever keeps the device from measuring.
     """
     device = find_device(spec)
+    subjects = _for_agent(subjects)
     with (
-        _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order,
+        _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order,
         tempfile.TemporaryDirectory() as name,
     ):
         path = Path(name) / "result.npz"
@@ -69,11 +75,13 @@ def bundle(
     quick: bool = False,
     threads: int | None = None,
     energy: str | None = None,
+    grid: Grid | None = None,
 ) -> str:
     """Write the folder for a device that nobody can reach; the line to run there."""
     from edgekd.targets.devices.bundle import bundle_command, write_bundle
 
-    with _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order:
+    subjects = _for_agent(subjects)
+    with _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order:
         write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts))
         return bundle_command(order.payload.job_folder)
 
@@ -87,11 +95,12 @@ def on_devices(
     threads: int | None = None,
     keep: bool = False,
     energy: str | None = None,
+    grid: Grid | None = None,
 ) -> list[Subject]:
     """What runs here (teacher, torch student), then every artifact as each device measures it."""
     found = [subject for subject in subjects if subject.folder is None]
     for spec in specs:
-        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep, energy=energy)
+        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep, energy=energy, grid=grid)
     return found
 
 
@@ -102,9 +111,10 @@ def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
         EdgekdError: a result of other artifacts or of other images.
     """
     result = read_result(path)
+    subjects = _for_agent(subjects)
     quick = result.job.protocol.name == QUICK.name
-    threads, energy = result.job.threads, result.job.energy
-    with _order(subjects, suites, quick=quick, threads=threads, energy=energy) as order:
+    job = result.job
+    with _order(subjects, suites, quick=quick, threads=job.threads, energy=job.energy, pairs=job.grid) as order:
         if result.job.artifacts != order.job.artifacts:
             raise EdgekdError(
                 f"{path} is of other artifacts or images: {', '.join(a.name for a in result.job.artifacts)}.",
@@ -148,13 +158,37 @@ def latency_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
     return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]
 
 
+def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
+    """Without the artifacts that no agent can run, which are named."""
+    found = []
+    for subject in subjects:
+        kind = "onnx" if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
+        if kind in FORMATS:
+            found.append(subject)
+        else:
+            warn(f"{subject.name} is left out: the agent on a device runs ONNX files only")
+    return found
+
+
+def _pairs(grid: Grid | None) -> tuple[tuple[int, int | None], ...]:
+    return grid.pairs if grid else ()
+
+
 @contextmanager
 def _order(
-    subjects: Sequence[Subject], suites: Sequence[Suite], *, quick: bool, threads: int | None, energy: str | None
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    *,
+    quick: bool,
+    threads: int | None,
+    energy: str | None,
+    pairs: tuple[tuple[int, int | None], ...],
 ) -> Iterator[_Order]:
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
-        raise EdgekdError("There is no artifact for the device to run.", "Make one: edgekd export.")
+        raise EdgekdError(
+            "There is no artifact for the device to run.", "Make one: edgekd export --target onnxruntime."
+        )
     if any(suite.corruption is not None for suite in suites):
         raise EdgekdError("Corrupted images are drawn on this machine only.", "Measure corruptions without --device.")
     with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:
@@ -185,6 +219,8 @@ def _order(
             protocol=QUICK if quick else FULL,
             threads=threads,
             energy=energy,
+            grid=pairs,
+            grid_protocol=(throughput.QUICK if quick else throughput.FULL) if pairs else None,
         )
         sources = {folders[subject.key]: Path(subject.folder) for subject in artifacts if subject.folder}
         yield _Order(job, assemble(job, scratch / "images.zip", sources, scratch), places)
@@ -228,6 +264,7 @@ def _subjects(
             facts,
             float(np.mean(same)) if same else None,
             one.placement,
+            one.rates,
         )
         found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
     return found

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from edgekd.benchmark.stats import Interval
 
+HERE = "local"
+"""`device` of everything that this process measures, or a process it starts."""
 Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val",
                  "vocabulary"]  # fmt: skip
 """What kind of images a suite has.
@@ -86,6 +88,8 @@ class ThroughputRow(Frozen):
 
     run: str
     subject: str
+    device: str = HERE
+    """Where it was taken."""
     batch: int
     threads: int | None
     """As the runtime says; None where it refused and was to choose."""

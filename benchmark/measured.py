@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.targets.devices.result import Rate
 from edgekd.targets.placement import Placement
 
 
@@ -28,6 +29,7 @@ class Measured:
         same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
             where none were compared.
         placement: which nodes ran where; None from an agent that did not ask.
+        rates: its throughput, where that was asked for.
     """
 
     model: list[ArtifactLatency]
@@ -38,12 +40,8 @@ class Measured:
     facts: dict[str, Any]
     same_pixels: float | None
     placement: Placement | None = None
+    rates: tuple[Rate, ...] = ()
 
     def row_facts(self) -> dict[str, Any]:
         """What a latency row says beyond the model's clock."""
-        return {
-            "prepare_p50_ms": percentile(self.prepare_ms, 50),
-            "end_to_end_p50_ms": percentile(self.whole.samples.samples_ms, 50),
-            "end_to_end_p90_ms": percentile(self.whole.samples.samples_ms, 90),
-            "peak_rss_mb": self.peak_rss_mb,
-        }
+        return {"prepare_p50_ms": percentile(self.prepare_ms, 50), "peak_rss_mb": self.peak_rss_mb}

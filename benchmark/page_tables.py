@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from edgekd.benchmark.definitions import shown
@@ -25,6 +26,14 @@ from edgekd.benchmark.table import (
     throughput_rows,
 )
 from edgekd.benchmark.verdict import gate_cells
+
+
+def _of_runs(report: Report, table: Table) -> Table:
+    """`table` without its column of runs where the report has one run, which the page names once."""
+    if len({row.run for row in report.summary}) > 1:
+        return table
+    rows = tuple(row[1:] for row in table.rows)
+    return replace(table, header=table.header[1:], rows=rows, heads=table.heads - 1)
 
 
 def gates(report: Report) -> Table | None:
@@ -54,7 +63,8 @@ def results(report: Report) -> list[tuple[str, Table]]:
 
 def sizes(report: Report) -> Table:
     """Parameters and multiply-accumulates of every subject."""
-    return Table("Size and work of one answer", SIZE_HEADER, tuple(size_rows(report)), heads=2)
+    caption = "Parameters and multiply-accumulates of one answer, in millions; files in 10⁶ bytes"
+    return _of_runs(report, Table(caption, SIZE_HEADER, tuple(size_rows(report)), heads=2))
 
 
 def suites(report: Report) -> Table:
@@ -82,7 +92,7 @@ def costs(report: Report) -> Table | None:
         return None
     header = ("run", "file", "ID [95 % CI]", "p", "OOD [95 % CI]", "p", "agreement ID / OOD, %")
     caption = "Accuracy of the torch student minus that of the file, in points on the same images; positive is a loss"
-    return Table(caption, header, rows, heads=2)
+    return _of_runs(report, Table(caption, header, rows, heads=2))
 
 
 def corruption(row: CorruptionRow) -> Table:
@@ -110,26 +120,32 @@ def cue_conflicts(report: Report) -> Table | None:
     return Table("Shape or texture, in percent (Geirhos et al. 2019)", header, tuple(rows))
 
 
-VOCABULARY_HEADER = ("run", "subject", "suite", "n", "names added", "top-1 [95 % CI]", "own words", "loss, points",
-                     "to added names")  # fmt: skip
+VOCABULARY_HEADER = ("run", "subject", "suite", "top-1 [95 % CI]", "own words", "loss, points", "to added names",
+                     "names added", "n")  # fmt: skip
 OWN_HEADER = ("run", "subject", "suite", "metric", "value", "computed by")
 
 
 def vocabulary_cells(row: VocabularyRow) -> tuple[str, ...]:
     """A line about one subject asked in other words; n/a with its reason where it cannot be."""
-    who = (row.run, row.subject, row.suite, f"{row.n:,}", str(row.added))
+    who, asked = (row.run, row.subject, row.suite), (str(row.added), f"{row.n:,}")
     if row.top1 is None or row.top1_ci95 is None or row.base_top1 is None:
-        return (*who, f"n/a: {row.reason}", NONE, NONE, NONE)
+        return (*who, f"n/a: {row.reason}", NONE, NONE, NONE, *asked)
     low, high = row.top1_ci95
     top1 = f"{percent(row.top1)} [{percent(low)}, {percent(high)}]"
-    return (*who, top1, percent(row.base_top1), f"{100 * (row.base_top1 - row.top1):+.1f}", percent(row.to_added))
+    loss = f"{100 * (row.base_top1 - row.top1):+.1f}"
+    return (*who, top1, percent(row.base_top1), loss, percent(row.to_added), *asked)
 
 
 def vocabularies(report: Report) -> Table | None:
     """What changed words cost; None where none were asked for."""
-    rows = tuple(vocabulary_cells(row) for row in report.vocabularies)
+    rows = tuple(tuple(map(_reason, vocabulary_cells(row))) for row in report.vocabularies)
     caption = "The same images asked in other words: templates, class names that no image has"
-    return Table(caption, VOCABULARY_HEADER, rows, heads=2) if rows else None
+    return _of_runs(report, Table(caption, VOCABULARY_HEADER, rows, heads=2)) if rows else None
+
+
+def _reason(text: str) -> str | Cell:
+    """A cell that says why it has no number may take several lines."""
+    return Cell(text, "why") if text.startswith("n/a: ") else text
 
 
 def own_metric_cells(report: Report) -> list[tuple[str, ...]]:
@@ -143,7 +159,8 @@ def own_metric_cells(report: Report) -> list[tuple[str, ...]]:
 def own_metrics(report: Report) -> Table | None:
     """Metrics that data sets define for themselves; None without such suites."""
     rows = tuple(own_metric_cells(report))
-    return Table("Metrics of the data set's own package", OWN_HEADER, rows, heads=2) if rows else None
+    table = Table("Metrics of the data set's own package", OWN_HEADER, rows, heads=2)
+    return _of_runs(report, table) if rows else None
 
 
 def scaled(report: Report) -> Table | None:
@@ -165,16 +182,19 @@ def scaled(report: Report) -> Table | None:
 
 def latency(report: Report) -> Table:
     """Every latency with all its numbers."""
-    header = ("subject", "runtime", "threads", "p50", "p90", "p99", "mean", "CV", "runs", "processes", "seconds",
-              "first", "load", "read + resize", "peak MB")  # fmt: skip
+    # What is asked for most comes first: a phone shows three or four columns.
+    header = ("subject", "p50", "p90", "p99", "mean", "CV", "first", "load", "read + resize", "end to end p50", "p90",
+              "peak MB", "runs", "seconds", "processes", "threads", "runtime")  # fmt: skip
     several = len({row.run for row in report.summary}) > 1
     rows = tuple(
         (
             (f"{row.run}: {row.subject}" if several else row.subject) + mark(row),
-            row.provider, NONE if row.threads is None else str(row.threads), ms(row.p50_ms), ms(row.p90_ms),
-            ms(row.p99_ms), ms(row.mean_ms), f"{row.cv:.2f}", f"{row.n:,}", str(row.processes), f"{row.seconds:.1f}",
+            ms(row.p50_ms), ms(row.p90_ms), ms(row.p99_ms), ms(row.mean_ms), f"{row.cv:.2f}",
             ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms),
+            ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms),
             NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
+            f"{row.n:,}", f"{row.seconds:.1f}", str(row.processes),
+            NONE if row.threads is None else str(row.threads), row.provider,
         )
         for row in report.latency
     )  # fmt: skip
@@ -183,9 +203,9 @@ def latency(report: Report) -> Table:
 
 def throughput(report: Report) -> Table | None:
     """Images per second; None where no batch sizes or thread counts were asked for."""
-    rows = tuple(throughput_rows(report))
+    rows = tuple(tuple(map(_reason, row)) for row in throughput_rows(report))
     caption = "Throughput: whole batches one after the other, each line in a process of its own; not a latency"
-    return Table(caption, THROUGHPUT_HEADER, rows, heads=2) if rows else None
+    return _of_runs(report, Table(caption, THROUGHPUT_HEADER, rows, heads=2)) if rows else None
 
 
 def energy(report: Report) -> Table | None:
@@ -198,7 +218,8 @@ def energy(report: Report) -> Table | None:
         if (one := row.energy) is not None
     )  # fmt: skip
     header = ("run", "file", "mJ per image", "mJ above idle", "mean W", "idle W", "seconds", "sensor")
-    return Table("Energy of one image, over the measured latency blocks", header, rows, heads=2) if rows else None
+    table = Table("Energy of one image, over the measured latency blocks", header, rows, heads=2)
+    return _of_runs(report, table) if rows else None
 
 
 def parity(report: Report) -> Table | None:
@@ -216,7 +237,7 @@ def parity(report: Report) -> Table | None:
     header = ("run", "file", "same class as torch", "largest logit error / range", "cosine", "KL, nats", "images",
               "check", "runs on")  # fmt: skip
     caption = "Parity with the torch student, checked at export on real images, and the provider each file ran on"
-    return Table(caption, header, tuple(rows), heads=2) if rows else None
+    return _of_runs(report, Table(caption, header, tuple(rows), heads=2)) if rows else None
 
 
 def placement(report: Report) -> Table | None:
@@ -229,7 +250,7 @@ def placement(report: Report) -> Table | None:
         rows += [(row.run, row.subject, *part, row.told_by if row.nodes else NONE) for part in parts]
     header = ("run", "file", "ran on", "nodes", "operators", "told by")
     caption = "Placement: on which provider each node of the loaded graph ran; a report with a fallback is refused"
-    return Table(caption, header, tuple(rows), heads=2, words=True) if rows else None
+    return _of_runs(report, Table(caption, header, tuple(rows), heads=2, words=True)) if rows else None
 
 
 def machine(report: Report) -> Table:

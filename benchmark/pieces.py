@@ -24,7 +24,7 @@ WIDE, NARROW = 1000, 340
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. `tone` is a class of the style sheet: good, bad, or none."""
+    """A cell of a table. `tone` is a class of the style sheet: good, bad, why (a sentence, not a number), or none."""
 
     text: str | Markup
     tone: str = ""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics, rows
+from edgekd.benchmark import metrics, row_makers
 from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.findings import CorruptionRow, CueConflictRow, OwnMetricsRow, VocabularyRow
 from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
@@ -54,7 +54,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         )
         temperatures[subject.run, subject.name] = temperature
         of[subject.run, subject.name] = [
-            rows.accuracy_row(
+            row_makers.accuracy_row(
                 subject,
                 suites[number],
                 logits[subject.key, number],
@@ -67,7 +67,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
     teacher_ood: dict[str, float | None] = {}
     for subject in subjects:
         if subject.kind == "teacher":
-            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(rows.OOD)]
+            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(row_makers.OOD)]
             teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
     summary, first_run = [], dict[tuple[Any, ...], str]()
     for subject in subjects:
@@ -75,7 +75,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
         first = first_run.setdefault((subject.key, *where), subject.run)
         summary.append(
-            rows.summary_row(
+            row_makers.summary_row(
                 subject,
                 of[subject.run, subject.name],
                 teacher_ood_avg=teacher_ood.get(subject.run),
@@ -103,7 +103,7 @@ def _costs(
     for name in ("id", "ood"):
         chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.split(":")[0] == name]
         if chosen:
-            found[name] = rows.difference(
+            found[name] = row_makers.difference(
                 [logits[reference.key, number] for number in chosen],
                 [logits[subject.key, number] for number in chosen],
                 [suites[number] for number in chosen],

@@ -13,19 +13,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.energy import Meter, open_sensor
 from edgekd.benchmark.environment import peak_rss_mb
-from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
+from edgekd.benchmark.latency import LatencySamples, Protocol, RunOnce, measure_interleaved, rotating
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, write_json
 
-_JOB, _ANSWER, _SAMPLES = "job.json", "answer.json", "samples.npz"
+if TYPE_CHECKING:
+    from edgekd.targets.session import Session
+
+_JOB, _ANSWER, _SAMPLES, _ENCODED = "job.json", "answer.json", "samples.npz", "encoded.npz"
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,25 @@ def measure_artifacts(
     return found
 
 
+def measure_end_to_end(
+    folders: Mapping[str, Path], encoded: Sequence[bytes], protocol: Protocol, *, threads: int | None = None
+) -> dict[str, ArtifactLatency]:
+    """One clock around decoding, resizing and the model, a fresh process for each artifact.
+
+    Args:
+        folders: key → artifact folder.
+        encoded: images as they lie in files, which take turns.
+
+    Raises:
+        EdgekdError: an artifact that cannot be opened or run.
+    """
+    found: dict[str, ArtifactLatency] = {}
+    for key, folder in folders.items():
+        say(f"from file to answer with {folder.name}, {protocol.seconds:g} s")
+        found |= run_child({key: folder}, {}, protocol, threads, encoded=encoded)
+    return found
+
+
 def run_child(
     folders: Mapping[str, Path],
     buffers: Mapping[str, NDArray[np.uint8]],
@@ -84,14 +106,21 @@ def run_child(
     threads: int | None,
     energy: str | None = None,
     batch: int = 1,
+    encoded: Sequence[bytes] | None = None,
 ) -> dict[str, ArtifactLatency]:
-    """One fresh process for all `folders`, as `measure_artifacts`, with `batch` images in each call of a model."""
+    """One fresh process for all `folders`, as `measure_artifacts`, with `batch` images in each call of a model.
+
+    With `encoded` images these are decoded and resized inside the clock, one a call, and `buffers` is not used.
+    """
     with tempfile.TemporaryDirectory(prefix="edgekd-latency-") as name:
         scratch = Path(name)
         entries = []
         for number, (key, folder) in enumerate(folders.items()):
-            np.save(scratch / f"{number}.npy", buffers[key])
+            if encoded is None:
+                np.save(scratch / f"{number}.npy", buffers[key])
             entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
+        if encoded is not None:
+            np.savez(scratch / _ENCODED, *(np.frombuffer(image, dtype=np.uint8) for image in encoded))
         job = {"protocol": asdict(protocol), "threads": threads, "energy": energy, "batch": batch, "entries": entries}
         write_json(scratch / _JOB, job)
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
@@ -149,10 +178,15 @@ def _measure(
         meter = Meter(open_sensor(energy))
         meter.rest()
     sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
-    runners = {
-        entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch)
-        for entry in entries
-    }
+    if (scratch / _ENCODED).is_file():
+        with np.load(scratch / _ENCODED) as stored:
+            images = [stored[name].tobytes() for name in stored.files]
+        runners = {key: _from_file(session, images) for key, session in sessions.items()}
+    else:
+        runners = {
+            entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch)
+            for entry in entries
+        }
     measured = measure_interleaved(runners, protocol, meter=meter)
     alone = len(entries) == 1
     answer: list[dict[str, Any]] = []
@@ -173,6 +207,13 @@ def _measure(
         )
         arrays[f"samples_ms_{number}"], arrays[f"blocks_{number}"] = samples.samples_ms, samples.blocks
     return answer, arrays
+
+
+def _from_file(session: Session, images: Sequence[bytes]) -> RunOnce:
+    from edgekd.images import decode
+
+    pixels = session.artifact.preprocess.pixels
+    return lambda query: session.run(pixels(decode(images[query % len(images)]))[None])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,13 @@ class Source(_Frozen):
 
     title: str = Field(min_length=1)
     url: str = Field(pattern=r"^https://\S+$")
+    checked: date | None = None
+    """Day on which every claim that names this source was found in a copy of the page; None: nobody has looked."""
+
+    @property
+    def named(self) -> str:
+        """The address, and whether the claim was found there."""
+        return self.url if self.checked else f"{self.url}, not checked"
 
 
 class Caution(_Frozen):

@@ -110,7 +110,21 @@ def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float],
             for key in folders
         }
 
+    def measure_end_to_end(folders, encoded, protocol: Protocol, *, threads=None):  # type: ignore[no-untyped-def]
+        times = np.linspace(0.9, 1.1, 201)
+        return {
+            key: ArtifactLatency(
+                LatencySamples((p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True),
+                load_ms=12.0,
+                provider="CPUExecutionProvider",
+                threads=threads or 2,
+                peak_rss_mb=101.0,
+            )
+            for key in folders
+        }
+
     monkeypatch.setattr(benchmark, "measure_artifacts", measure_artifacts)
+    monkeypatch.setattr(benchmark, "measure_end_to_end", measure_end_to_end)
     monkeypatch.setattr(
         benchmark, "CONTEXT", Protocol("context", 2, 0.0, 0.1, 4, 0.0, 0.2, 0.001, 1)
     )  # fmt: skip

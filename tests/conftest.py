@@ -1,14 +1,30 @@
-"""What every test may use: a cache of its own, small image folders drawn on the spot, and a tiny open_clip teacher."""
+"""What every test may use: a cache of its own, small image folders drawn on the spot, and a tiny open_clip teacher.
+
+`pytest -n auto` runs the files side by side, each file in one process (`--dist loadfile` in pyproject.toml): what a
+file makes once is made once, and what starts a server or a browser does not meet itself.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before anything imports torch: workers that each use all cores wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: the cores this process may use, but no more than 4, as each holds up to 2 GB."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, usable or 1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,8 +26,8 @@ CLASSES = ("r", "g", "b")
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
 
 
-def write_artifact(folder: Path, *, gain: float = 1.0) -> Path:
-    """uint8 `[B, 16, 16, 3]` → the mean of each channel times `gain`, as logits."""
+def write_artifact(folder: Path, *, gain: float = 1.0, batch: int | str = "batch") -> Path:
+    """uint8 `[B, 16, 16, 3]` → the mean of each channel times `gain`, as logits; a number fixes B."""
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
@@ -35,8 +35,8 @@ def write_artifact(folder: Path, *, gain: float = 1.0) -> Path:
             helper.make_node("Mul", ["mean", "gain"], ["logits"]),
         ],
         "means",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 16, 16, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, 16, 16, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
         [
             helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
             helper.make_tensor("gain", TensorProto.FLOAT, [1], [gain]),
@@ -52,8 +52,8 @@ def write_artifact(folder: Path, *, gain: float = 1.0) -> Path:
         format="onnx",
         precision="fp32",
         files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC RGB"),),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
+        inputs=(TensorSpec(name="image", dtype="uint8", shape=(batch, 16, 16, 3), layout="NHWC RGB"),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=(batch, 3), layout="NC"),),
         classes=CLASSES,
         preprocess=Preprocess(size=16, resize="crop", crop_pct=0.875),
         parity=compare(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)) | {"passed": True},
@@ -94,14 +94,28 @@ def two_suites(images: ImageSet) -> list[Suite]:
     return [Suite("id", images, np.arange(half)), Suite("ood:x", images, np.arange(half, len(images)))]
 
 
-def write_job(root: Path, images: ImageSet, *, protocol: Protocol = BRIEF, repeat: int = 1) -> Path:
+def write_job(
+    root: Path,
+    images: ImageSet,
+    *,
+    protocol: Protocol = BRIEF,
+    repeat: int = 1,
+    grid: tuple[tuple[int, int | None], ...] = (),
+) -> Path:
     """A job folder with one artifact as a bundle has it; each image is asked `repeat` times."""
     write_artifact(root / "artifact-x")
     with zipfile.ZipFile(root / "images-x.zip", "w") as pack:
         for number in range(len(images)):
             pack.write(images.reader.root / images.reader.paths[number], f"{number:08d}")  # type: ignore[attr-defined]
     numbers = tuple(range(len(images))) * repeat
-    job = Job((JobArtifact("r/fp32", "artifact-x", numbers, numbers[:8]),), "images-x.zip", protocol, 1)
+    job = Job(
+        (JobArtifact("r/fp32", "artifact-x", numbers, numbers[:8]),),
+        "images-x.zip",
+        protocol,
+        1,
+        grid=grid,
+        grid_protocol=BRIEF if grid else None,
+    )
     (root / "job-x").mkdir()
     (root / "job-x" / "job.json").write_text(job.to_json())
     return root / "job-x"

@@ -69,6 +69,21 @@ def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
     assert "pip install numpy pillow onnxruntime" in hint
 
 
+def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path) -> None:
+    """As when memory runs out: the entry says so, the rest goes on, and it is not tried again."""
+    job = write_job(tmp_path, write_images(tmp_path / "images", 8), grid=((1, 1), (64, 1)))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *throughput-0-1*) kill -9 $$;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    code, told = run_agent(sys.executable, agent, "run", str(job), "--python", str(python))
+    assert code == 0, told
+    kept, refused = read_result(job / "edgekd-result.npz").artifacts[0].rates
+    assert kept.clock is not None
+    assert len(kept.clock.samples.samples_ms) >= BRIEF.runs
+    assert (refused.batch, refused.clock) == (64, None)
+    assert "out of memory?" in str(refused.reason)
+
+
 def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 30)
     # 300 questions: two entries of the journal; then two processes for the clock.

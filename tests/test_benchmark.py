@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edgekd.benchmark import benchmark
 from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.latency import QUICK
+from edgekd.benchmark.latency import END_TO_END_QUICK, QUICK
 from edgekd.benchmark.metrics import log_softmax
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
@@ -61,6 +61,8 @@ def artifact(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "QUICK", replace(QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005))
+    whole = replace(END_TO_END_QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
+    monkeypatch.setattr(benchmark, "END_TO_END_QUICK", whole)
 
 
 def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
@@ -75,6 +77,15 @@ def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
     assert latency.n >= 30
     assert latency.load_ms is not None
     assert 0 < latency.p50_ms < 50
+    # Decoding a PNG and resizing it takes longer than the mean of 768 numbers, and needs numpy and Pillow in memory.
+    assert latency.end_to_end_p50_ms is not None
+    assert latency.p50_ms < latency.end_to_end_p50_ms < 100
+    assert latency.peak_rss_mb is not None
+    assert 20 < latency.peak_rss_mb < 1000
+    with np.load(tmp_path / "out" / "latency.npz") as kept:
+        whole = kept[f"end_to_end_ms/{one.run}/{one.name}"]
+    assert len(whole) >= 30
+    assert latency.end_to_end_p50_ms in whole
     assert report.summary[0].size_mb == pytest.approx((artifact / "model.onnx").stat().st_size / 1e6)
 
 

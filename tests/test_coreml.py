@@ -362,7 +362,7 @@ def test_session_says_that_only_macos_has_core_ml(fp16: Artifact) -> None:
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="macOS has Core ML")
 def test_benchmark_leaves_it_out_aloud(fp16: Artifact, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from edgekd.measure import subjects_of
+    from edgekd.subjects import subjects_of
 
     run = SimpleNamespace(name="run", student_sha256="abc", preprocess=PREPROCESS, classes=CLASSES)
     loaded: Any = SimpleNamespace(run=run, bank=None, vectors=None, student=nn.Identity(), folder=root)

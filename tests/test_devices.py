@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_artifact, write_images
 
-from edgekd.benchmark import benchmark, report
+from edgekd.benchmark import benchmark, report, throughput
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.errors import EdgekdError
 from edgekd.files import cache_root
 from edgekd.targets.devices import drive
@@ -29,6 +30,7 @@ from edgekd.targets.devices.result import read_result
 def brief(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     monkeypatch.setattr(benchmark, "QUICK", BRIEF)
+    monkeypatch.setattr(throughput, "QUICK", replace(BRIEF, name="throughput, quick"))
 
 
 @pytest.fixture
@@ -78,6 +80,20 @@ def test_local_agent_gives_a_report_like_any_other(
     assert "local" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_files_that_the_agent_cannot_run_are_left_out_aloud(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects, suites = setting
+    manifest = tmp_path / "artifacts" / "other" / "artifact.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": "openvino"}))
+    devices.bundle(subjects, suites, tmp_path / "bundle", quick=True)
+    assert "other is left out: the agent on a device runs ONNX files only" in capsys.readouterr().err
+    [job] = (tmp_path / "bundle").glob("job-*/job.json")
+    assert [one["name"] for one in json.loads(job.read_text())["artifacts"]] == ["r/fp32"]
+    with pytest.raises(EdgekdError, match="no artifact for the device"):
+        devices.on_device(subjects[1:], suites, "local", quick=True)
+
+
 def test_keep_leaves_what_need_not_be_sent_again(
     setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,10 +109,34 @@ def test_keep_leaves_what_need_not_be_sent_again(
     assert not (cache_root() / "device").exists()
 
 
+def test_the_agent_takes_the_throughput_too(setting: tuple[list[Subject], list[Suite]], tmp_path: Path) -> None:
+    """One process for each entry; a file made for one image at a time says so and stops nothing."""
+    subjects, suites = setting
+    single = artifact_subject(write_artifact(tmp_path / "artifacts" / "single", batch=1))
+    grid = Grid((1, 4), (1, 2))
+    found = devices.on_device([subjects[0], single], suites, "local", quick=True, threads=1, grid=grid)
+    rows = throughput_rows(found, {}, grid, quick=True)
+    assert [(row.subject, row.batch, row.threads) for row in rows] == [
+        (f"{name}@local", batch, threads) for name in ("fp32", "single") for batch in (1, 4) for threads in (1, 2)
+    ]
+    rates = [rate for one in found if one.measured for rate in one.measured.rates]
+    for row, rate in zip(rows, rates, strict=True):
+        assert row.device == "local"
+        if (row.subject, row.batch) == ("single@local", 4):
+            assert (row.images_per_s, row.calls, rate.clock) == (None, 0, None)
+            assert row.reason is not None
+            assert "image" in row.reason
+        else:
+            assert rate.clock is not None
+            times = rate.clock.samples.samples_ms
+            assert row.calls == len(times) >= BRIEF.runs
+            assert row.images_per_s == pytest.approx(row.batch / (times.mean() / 1000))
+
+
 def test_bundle_is_carried_there_and_back(setting: tuple[list[Subject], list[Suite]], tmp_path: Path) -> None:
     subjects, suites = setting
     folder = tmp_path / "bundle"
-    line = devices.bundle(subjects, suites, folder, quick=True, threads=1)
+    line = devices.bundle(subjects, suites, folder, quick=True, threads=1, grid=Grid((2,), (1,)))
     assert line in (folder / "README.txt").read_text()
     words = line.split()
     assert words[:3] == ["python3", "edgekd-agent.pyz", "run"]
@@ -105,6 +145,9 @@ def test_bundle_is_carried_there_and_back(setting: tuple[list[Subject], list[Sui
     name = read_result(result).name
     measured, quick = devices.from_result(subjects, suites, result)
     assert quick
+    assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.rates] == [
+        (2, 1, None), (2, 1, None)
+    ]  # fmt: skip
     check_measured(measured, subjects, suites, name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)

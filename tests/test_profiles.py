@@ -42,6 +42,20 @@ def test_every_shipped_profile_is_valid_and_listed() -> None:
         assert profile.name == name
         assert profile.cautions
         assert name in listed
+        for source in profile.sources.values():
+            assert f"{source.url}, not checked" in listed or source.checked
+
+
+def test_the_page_on_devices_names_what_nobody_has_looked_up() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "devices.md").read_text()
+    [told] = [line for line in text.splitlines() if line.startswith("- Not found in a copy of its page")]
+    waiting = {
+        source.title
+        for name in profile_names()
+        for source in load_profile(name).sources.values()
+        if source.checked is None
+    }
+    assert set(told.partition(": ")[2].rstrip(".").split("; ")) == waiting
 
 
 def test_known_facts() -> None:
@@ -55,6 +69,9 @@ def test_a_users_own_file_sets_threads_and_warns(tmp_path: Path, capsys: pytest.
     path.write_text(OWN)
     assert _follow_profile(str(path), None) == 2
     assert _follow_profile(str(path), 7) == 7
+    assert "my-board: It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
+    path.write_text(OWN + "checked = 2026-01-31\n")
+    _follow_profile(str(path), None)
     assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekd.benchmark.rows import Report
+    from edgekd.benchmark.throughput import Grid
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
     from edgekd.export.calibrators import Calibrator
@@ -292,7 +293,7 @@ def benchmark(
         result: file that a device wrote for a bundle; its rows enter the report. The run, data and threads must be
             those of the bundle.
         energy: sensor whose energy is reported per image: `rapl`, `nvml`, `ina` or `battery`, where the artifacts run.
-        batch_sizes: images in a call, such as `1,8,32`, at which to take images per second on this machine.
+        batch_sizes: images in a call, such as `1,8,32`, at which to take images per second where the artifacts run.
         thread_counts: threads of the runtime, likewise; every batch size is combined with each. None of both takes no
             throughput.
 
@@ -301,23 +302,23 @@ def benchmark(
     """
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.gates import gates_of_table, parse_gates
-    from edgekd.benchmark.throughput import Grid
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import artifact_facts, compared_of, gather
+    from edgekd.measure import gather
+    from edgekd.subjects import artifact_facts, compared_of
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
-    grid = None
-    if batch_sizes or thread_counts:
-        grid = Grid(_counts(batch_sizes) or (1,), _counts(thread_counts) or (threads,))
+    grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(
         places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images,
         vocabulary=vocabulary,
     )  # fmt: skip
     subjects, specs = found.subjects, list(device)
-    if grid and (specs or result is not None):
-        raise EdgekdError("Throughput is taken on this machine only.", "Leave --batch-sizes and --thread-counts out.")
+    if grid and result is not None:
+        raise EdgekdError(
+            "A result has the throughput that its bundle asked for.", "Leave --batch-sizes and --thread-counts out."
+        )
     if grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError("There is no exported file to take the throughput of.", "Make one: edgekd export.")
     if specs or result is not None:
@@ -328,7 +329,9 @@ def benchmark(
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
         else:
-            subjects = on_devices(subjects, found.suites, specs, quick=quick, threads=threads, keep=keep, energy=energy)
+            subjects = on_devices(
+                subjects, found.suites, specs, quick=quick, threads=threads, keep=keep, energy=energy, grid=grid
+            )
     return run_benchmark(
         subjects,
         found.suites,
@@ -371,11 +374,14 @@ def make_bundle(
     quick: bool = False,
     threads: int | None = None,
     energy: str | None = None,
+    batch_sizes: str | Sequence[int] = (),
+    thread_counts: str | Sequence[int] = (),
 ) -> str:
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick`, `threads` and `energy`.
+        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick`, `threads`, `energy`,
+            `batch_sizes` and `thread_counts`.
         folder: new folder.
 
     Returns:
@@ -385,9 +391,10 @@ def make_bundle(
     from edgekd.distill.plan import newest_run
     from edgekd.measure import gather
 
+    grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
-    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy)
+    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy, grid=grid)
 
 
 def evaluate(
@@ -553,6 +560,14 @@ def _numbers(given: str | Sequence[float]) -> list[float]:
         return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
     except ValueError as error:
         raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
+
+
+def _grid(batch_sizes: str | Sequence[int], thread_counts: str | Sequence[int], threads: int | None) -> Grid | None:
+    from edgekd.benchmark.throughput import Grid
+
+    if not batch_sizes and not thread_counts:
+        return None
+    return Grid(_counts(batch_sizes) or (1,), _counts(thread_counts) or (threads,))
 
 
 def _counts(given: str | Sequence[int]) -> tuple[int, ...]:

@@ -301,7 +301,7 @@ def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
 
     profile = load_profile(spec)
     found = {name: getattr(profile, name) for name in get_target(target).options}
-    sources = {str(field): profile.sources[source].url for field, source in profile.because.items()}
+    sources = {str(field): profile.sources[source].named for field, source in profile.because.items()}
     for name, value in found.items():
         if value is not None:
             say(f"{profile.name}: {name.replace('_', ' ')} {value} ({sources[name]})")
@@ -424,11 +424,8 @@ def benchmark(
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
             raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
-        if compare or suites or batch_sizes or thread_counts:
-            raise EdgekdError(
-                "A bundle holds no corruptions, no comparison and no throughput.",
-                "Leave --suites, --compare, --batch-sizes and --thread-counts out.",
-            )
+        if compare or suites:
+            raise EdgekdError("A bundle holds no corruptions and no comparison.", "Leave --suites and --compare out.")
         line = api.make_bundle(
             *(paths or []),
             folder=bundles[0],
@@ -438,6 +435,8 @@ def benchmark(
             quick=quick,
             threads=threads,
             energy=energy,
+            batch_sizes=batch_sizes or (),
+            thread_counts=thread_counts or (),
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
@@ -478,7 +477,7 @@ def _follow_profile(spec: str, threads: int | None) -> int | None:
 
     profile = load_profile(spec)
     for caution in profile.cautions:
-        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].url})")
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].named})")
     return threads if threads is not None else profile.threads
 
 

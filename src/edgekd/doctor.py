@@ -110,7 +110,11 @@ def target_lines() -> list[str]:
 
     width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
     lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
-    lines += ["", "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml):"]
+    lines += [
+        "",
+        "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Each takes RGB uint8 NHWC, like",
+    ]
+    lines += ["every artifact. After each claim its page; where nobody has looked for the claim there, it says so:"]
     for name in profile_names():
         profile = load_profile(name)
         facts = [profile.runtime, " ".join(profile.precisions)]
@@ -118,7 +122,11 @@ def target_lines() -> list[str]:
         facts += [profile.deployment_target] if profile.deployment_target else []
         facts += [f"{profile.threads} threads"] if profile.threads else []
         lines.append(f"{name:<18}{'; '.join(facts)}")
-        lines += [f"    {caution.text} [{profile.sources[caution.source].url}]" for caution in profile.cautions]
+        because: dict[str, list[str]] = {}
+        for field, source in profile.because.items():
+            because.setdefault(source, []).append(field.replace("_", " "))
+        lines += [f"    {' and '.join(fields)}: {profile.sources[name].named}" for name, fields in because.items()]
+        lines += [f"    {caution.text} [{profile.sources[caution.source].named}]" for caution in profile.cautions]
     return lines
 
 

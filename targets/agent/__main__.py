@@ -34,6 +34,10 @@ USAGE = """usage: python3 edgekd-agent.pyz run JOB_FOLDER
        python3 edgekd-agent.pyz add ARTIFACT_FOLDER CLASS_NAME IMAGE_OR_FOLDER..."""
 
 
+class _Killed(EdgekdError):
+    """The system ended the process of a step, most likely for its memory."""
+
+
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
     verbs = {"probe": _probe, "receive": _receive, "run": _run, "step": _step, "send": _send, "stop": _stop,
@@ -124,7 +128,12 @@ def _run(arguments: list[str]) -> None:
         for group in job.steps():
             missing = [name for name in group if not (done / f"{name}.npz").exists()]
             if missing:
-                _child([*python, sys.argv[0], "step", str(folder), *missing])
+                try:
+                    _child([*python, sys.argv[0], "step", str(folder), *missing])
+                except _Killed as killed:
+                    if not missing[0].startswith("throughput-"):
+                        raise
+                    steps.write_refusal(folder, missing[0], killed.message)
         result = folder / RESULT
         if not result.exists():
             _write_result(job, folder, result)
@@ -191,9 +200,10 @@ def _child(command: list[str]) -> None:
             child.kill()
     if failure:
         raise EdgekdError(*failure)
+    if code == -9:
+        raise _Killed(f"The device's process ended with code {code} (out of memory?).", "Run the same command again.")
     if code != 0:
-        reason = "out of memory?" if code == -9 else last
-        raise EdgekdError(f"The device's process ended with code {code} ({reason}).", "Run the same command again.")
+        raise EdgekdError(f"The device's process ended with code {code} ({last}).", "Run the same command again.")
 
 
 def _step(arguments: list[str]) -> None:

@@ -41,6 +41,10 @@ class Job:
     threads: int | None
     energy: str | None = None
     """Sensor to read between blocks, one of `energy.SENSORS`."""
+    grid: tuple[tuple[int, int | None], ...] = ()
+    """Batch sizes with numbers of threads to take the throughput at; None leaves the threads to the runtime."""
+    grid_protocol: Protocol | None = None
+    """The rule of the throughput; None without a grid."""
     format: int = FORMAT
 
     def steps(self) -> list[list[str]]:
@@ -51,7 +55,8 @@ class Job:
             groups.append(["latency-all-0"])
         else:
             groups += [[f"latency-{n}-{process}"] for process in range(self.protocol.processes) for n in numbers]
-        return groups + [[f"endtoend-{n}"] for n in numbers]
+        groups += [[f"endtoend-{n}"] for n in numbers]
+        return groups + [[f"throughput-{n}-{place}"] for n in numbers for place in range(len(self.grid))]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -92,8 +97,15 @@ def parse_job(data: Any) -> Job:
             )
             for one in data["artifacts"]
         )
+        rule = data.get("grid_protocol")
         return Job(
-            artifacts, str(data["image_file"]), Protocol(**data["protocol"]), data["threads"], data.get("energy")
+            artifacts,
+            str(data["image_file"]),
+            Protocol(**data["protocol"]),
+            data["threads"],
+            data.get("energy"),
+            tuple((int(batch), None if threads is None else int(threads)) for batch, threads in data.get("grid", ())),
+            None if rule is None else Protocol(**rule),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgekdError("The job is damaged.", "Send it again.") from error

@@ -18,6 +18,9 @@ from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.bank import read_bank
 from edgekd.targets.placement import Placement
 
+FORMATS = ("onnx",)
+"""Formats of artifacts that the agent runs."""
+
 
 @dataclass(frozen=True)
 class DeviceModel:
@@ -50,7 +53,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     for name, expected in artifact["files"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise EdgekdError(f"{folder / name} is not the file that was exported.", "Copy the artifact again.")
-    if artifact["format"] != "onnx":
+    if artifact["format"] not in FORMATS:
         raise EdgekdError(f"The agent cannot run artifacts of the format {artifact['format']}.", "It runs onnx.")
     try:
         from edgekd.targets.onnx_runtime import onnx_placement, open_onnx

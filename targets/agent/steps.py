@@ -1,4 +1,5 @@
-"""The steps of a job, each in a process of its own: predictions, the model's clock, the clock from file to answer."""
+"""The steps of a job, each in a process of its own: predictions, the model's clock, the clock from file to answer, and
+images per second."""
 
 from __future__ import annotations
 
@@ -30,6 +31,9 @@ _CPUINFO = "/proc/cpuinfo"
 def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
     """Make the journal's entries `names`, which belong to one process."""
     kind, which, _ = (names[0] + "-").split("-", 2)
+    if kind == "throughput":
+        _throughput(job, folder, names[0], say)
+        return
     numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
     artifacts = [job.artifacts[n] for n in numbers]
     meter = None
@@ -110,6 +114,30 @@ def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFi
     arrays[f"prepare_ms_{n}"] = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
     facts = {"before": before, "after": state(), "boot": boot(), "peak_rss_mb": peak_rss_mb()}
     write_step(done, arrays, facts | {n: sample_facts(samples) | opened_facts(model)})
+
+
+def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
+    n, place = name.split("-")[1:]
+    artifact, (batch, threads) = job.artifacts[int(n)], job.grid[int(place)]
+    assert job.grid_protocol is not None
+    say(f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}")
+    model = open_model(folder.parent / artifact.folder, threads=threads)
+    with zipfile.ZipFile(folder.parent / job.image_file) as images:
+        buffers = np.stack([model.prepare(_encoded(images, image)) for image in artifact.latency_images])
+    try:
+        samples = measure(rotating(model.run, buffers, batch), job.grid_protocol)
+    except Exception as error:  # a file may be made for one image at a time, or the memory too small for so many
+        if batch == 1:
+            raise
+        write_refusal(folder, name, (str(error).strip().splitlines() or [type(error).__name__])[0])
+        return
+    facts = {"boot": boot(), n: sample_facts(samples) | opened_facts(model)}
+    write_step(folder / "done" / f"{name}.npz", sample_arrays(n, samples), facts)
+
+
+def write_refusal(folder: Path, name: str, reason: str) -> None:
+    """The journal's entry of a throughput that cannot be taken, so that it is not tried again."""
+    write_step(folder / "done" / f"{name}.npz", {}, {"boot": boot(), "reason": reason})
 
 
 def sample_arrays(name: str, samples: LatencySamples) -> Arrays:

@@ -46,7 +46,7 @@ class ImagePack:
 
     def add(self, images: ImageSet, index: int) -> int:
         """Position of an image in the pack, which it joins if it is not there yet."""
-        encoded = _encoded(images, index)
+        encoded = encoded_image(images, index)
         digest = hashlib.sha256(encoded).hexdigest()
         if digest not in self._places:
             self._places[digest] = len(self._places)
@@ -61,7 +61,7 @@ class ImagePack:
         return sha256_file(self._path)
 
 
-def _encoded(images: ImageSet, index: int) -> bytes:
+def encoded_image(images: ImageSet, index: int) -> bytes:
     """A file as it lies on disk; an image that is drawn or altered in memory as PNG, which keeps every pixel."""
     if isinstance(images.reader, FileReader):
         return read_bytes(images.reader.root / images.reader.paths[index])

@@ -31,6 +31,18 @@ class Clocked:
 
 
 @dataclass(frozen=True, eq=False)
+class Rate:
+    """The throughput of one artifact at one batch size and number of threads."""
+
+    batch: int
+    threads: int | None
+    """As asked for; None left them to the runtime."""
+    clock: Clocked | None
+    """One sample for each whole batch; None where it refused."""
+    reason: str | None
+
+
+@dataclass(frozen=True, eq=False)
 class ArtifactResult:
     """One artifact on one device.
 
@@ -51,6 +63,8 @@ class ArtifactResult:
     peak_rss_mb: float | None
     placement: Placement | None
     """Which nodes ran where; None from an agent that did not ask."""
+    rates: tuple[Rate, ...] = ()
+    """One for each place of the job's grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +140,16 @@ def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         prepare_ms.astype(np.float64),
         steps[whole]["peak_rss_mb"],
         _placement(steps[parts[0]].get("placement")),
+        tuple(_rate(job, number, place, arrays, steps) for place in range(len(job.grid))),
     )
+
+
+def _rate(job: Job, number: int, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Rate:
+    batch, threads = job.grid[place]
+    name = f"throughput-{number}-{place}"
+    if "reason" in steps[name]:
+        return Rate(batch, threads, None, str(steps[name]["reason"]))
+    return Rate(batch, threads, _clocked(name, number, arrays, steps), None)
 
 
 def _placement(told: Any) -> Placement | None:

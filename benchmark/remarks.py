@@ -1,0 +1,37 @@
+"""What a reader of a report must not overlook."""
+
+from __future__ import annotations
+
+from edgekd.benchmark.rows import Report
+from edgekd.benchmark.throttling import throttle_remarks
+
+
+def remarks(report: Report) -> list[str]:
+    """INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
+    said = []
+    precision = {(row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"}
+    exported = [row for row in report.latency if (row.run, row.subject) in precision]
+    for slow in exported:
+        for fast in exported:
+            same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
+            kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
+            if same and kinds == ("int8", "fp32") and slow.p50_ms > fast.p50_ms:
+                overlap = slow.p50_ci95_ms[0] <= fast.p50_ci95_ms[1]
+                word = "no faster" if overlap else "slower"
+                said.append(
+                    f"{slow.run}: {slow.subject} is {word} than {fast.subject} here (p50 "
+                    f"{slow.p50_ms:.2f} against {fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on "
+                    "this processor INT8 saves space, not time."
+                )
+    for row in exported:
+        if not row.settled:
+            said.append(f"{row.run}: {row.subject} had not settled when its warm-up ended; its latency may drift.")
+        if not row.complete:
+            said.append(
+                f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
+            )
+    said += throttle_remarks(report.environment)
+    load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
+    if load is not None and load > 0.5 * cores:
+        said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
+    return said
