@@ -8,7 +8,7 @@ factor on what calibration measured (LSQ, Esser et al. 2020, of the factor).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError
-from edgekd.export.replay_ops import OPS
+from edgekd.export.replay_ops import OPS, unsupported
 
 Grid = Callable[[onnx.NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
 """Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
@@ -61,11 +60,8 @@ class Replay(nn.Module):
         ]
         unknown = sorted({n.op_type for n in self._nodes} - {*OPS, "QuantizeLinear", "DequantizeLinear", "Cast"})
         if unknown:
-            raise EdgekdError(
-                f"Quantization-aware training does not know the operation {unknown[0]} of this student.",
-                "Export it without --qat; --max-drop-id and --max-drop-ood keep layers in float instead.",
-            )
-        readers = {name: node for node in self._nodes if node.op_type in WEIGHTED_OPS for name in node.input[1:]}
+            raise unsupported(f"the operation {', '.join(unknown)}")
+        readers = _learned(self._nodes, maker)
         self._weights: dict[str, nn.Parameter] = {}
         """Value in the graph → what it is made of. Names hold dots, so not a ParameterDict."""
         self._rounded: dict[str, onnx.NodeProto] = {}
@@ -101,7 +97,7 @@ class Replay(nn.Module):
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """Weights and biases of the layers before the head."""
+        """Weights and biases of the layers before the head, those of LayerNorm among them."""
         return list(self._weights.values())
 
     @property
@@ -240,6 +236,19 @@ class _Rounded(torch.autograd.Function):
 def _transposed(node: onnx.NodeProto) -> bool:
     """Whether a layer's weight is stored as `[outputs, inputs]`."""
     return any(item.name == "transB" and item.i for item in node.attribute)
+
+
+def _learned(nodes: Sequence[onnx.NodeProto], maker: Mapping[str, onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    """What may be a weight or a bias → the node that reads it: a layer, a LayerNorm, or the sum behind a product."""
+    found = {}
+    for node in nodes:
+        if node.op_type in (*WEIGHTED_OPS, "LayerNormalization"):
+            found.update(dict.fromkeys(node.input[1:], node))
+        elif node.op_type == "Add":
+            for name, other in (node.input, reversed(node.input)):
+                if other in maker and maker[other].op_type == "MatMul":
+                    found[name] = node
+    return found
 
 
 def _needed(model: onnx.ModelProto, last: str, maker: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
