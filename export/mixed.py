@@ -9,6 +9,7 @@ the order of their weights' rounding error, so that the suspects have had their 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ SEARCH_SECONDS = 300.0
 """For ranking and for narrowing down how much stays in float."""
 _HARDLY = 0.25
 """Share of the layers: with fewer in INT8, a file is hardly INT8 any more."""
+_CHECKED, _SURELY = 256, 1.64
+"""Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
 _NAMED = 8
 """Units in float that are named on the screen; `artifact.json` has them all."""
 _BATCH = 16
@@ -55,6 +58,13 @@ class Yardstick:
     search_seconds: float = SEARCH_SECONDS
     min_agreement: float = 0.0
     """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check asks afterwards."""
+
+    def surely(self) -> Yardstick:
+        """The same, asking for as much agreement here as makes the check on other images likely to pass."""
+        share = self.min_agreement
+        images = len(self.pixels) + len(self.proxy)
+        error = math.sqrt(share * (1 - share) * (1 / images + 1 / _CHECKED)) if share < 1 else 0.0
+        return dataclasses.replace(self, min_agreement=min(share + _SURELY * error, 1.0))
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def quantize_within(
             f"int8: time for {ranked} of {len(order)} within {yardstick.search_seconds:.0f} s (--search-seconds); "
             "the others come after them, by the rounding error of their weights"
         )
-    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick, out, deadline)
+    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick.surely(), out, deadline)
     if not shortest:
         say("int8: the time ended before it was clear whether less in float would do (--search-seconds)")
     searched = {"ranked_units": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}

@@ -177,6 +177,16 @@ def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
     assert found["kept_in_float"]
 
 
+def test_a_search_asks_for_the_agreement_that_other_images_need() -> None:
+    images = pictures(128)
+    asked = Yardstick(images, np.zeros(128, np.int64), images, min_agreement=0.96)
+    # 256 images here, 256 in the check: the difference of two shares has the error sqrt(2 · 0.96 · 0.04 / 256).
+    assert asked.surely().min_agreement == pytest.approx(0.96 + 1.64 * 0.017321, abs=1e-5)
+    assert Yardstick(images, asked.labels, images, min_agreement=0.999).surely().min_agreement == 1
+    assert Yardstick(images, asked.labels, images).surely().min_agreement == 0
+    assert Yardstick(images, asked.labels, images, min_agreement=1.0).surely().min_agreement == 1
+
+
 def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
     model = calibrate(fp32, pictures(8)).model
     node = next(node for node in model.graph.node if "depthwise" in "".join(node.input))

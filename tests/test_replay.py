@@ -48,7 +48,7 @@ def test_replay_computes_what_the_file_computes(name: str, made: tuple[Path, Dep
     file, full = dialect.answers(path, images), dialect.answers(folder / "fp32.onnx", images)
     assert np.abs(full - file).mean() > 0, "nothing was quantized"
     # What is left: sums in another order that round the other way, and for TensorRT the halves between the roundings.
-    bound = {"onnxruntime": 0.35, "tensorrt": 0.5}[name]
+    bound = {"onnxruntime": 0.1, "tensorrt": 0.5}[name]
     assert np.abs(ours - file).mean() < bound * np.abs(full - file).mean()
     assert (ours.argmax(axis=1) == file.argmax(axis=1)).mean() >= 0.97
 
@@ -132,9 +132,9 @@ def test_transformers_and_squeeze_excite_are_replayed_and_trained(name: str, stu
     network, head = Replay(calibrated.model, onnx.load(path), dialect.grid), Replay.head_of(calibrated.model)
     said = network.rounded(head)(network(torch.from_numpy(images)))
     file, full = dialect.answers(path, images), dialect.answers(folder / "fp32.onnx", images)
-    # INT8 costs both the same, up to sums that round the other way; half precision has as many of those again.
+    # INT8 costs both the same, up to sums that round the other way; half precision has many more of those.
     costs = [(logits - full).ravel() for logits in (said.detach().numpy(), file)]
-    assert np.corrcoef(costs)[0, 1] > {"onnxruntime": 0.8, "tensorrt": 0.25}[name]
+    assert np.corrcoef(costs)[0, 1] > {"onnxruntime": 0.97, "tensorrt": 0.25}[name]
     said.square().sum().backward()
     learned = sum(weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in network.weights)
     normalised = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
