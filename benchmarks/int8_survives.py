@@ -142,7 +142,7 @@ def remarks(folder: Path) -> tuple[bool, str]:
     if not parity["passed"]:
         said.append(f"refused: {parity['reason']}")
     if "mixed" in quantization:
-        said.append(f"in float: {', '.join(quantization['mixed']['kept_in_float']) or 'nothing'}")
+        said.append(f"{len(quantization['mixed']['kept_in_float'])} layers and additions in float")
     if "qat" in quantization:
         qat = quantization["qat"]
         said.append(
