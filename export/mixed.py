@@ -1,13 +1,15 @@
 """INT8 that stays within a gate: the layers that cost the most accuracy are kept in float, as few as it takes.
 
-Each weighted layer is quantized alone and ranked by its effect on the logits, in domain and on corrupted images, so the
-unseen domain takes no part. Then the worst are kept in float, as many as the gate needs: doubling, then halving the
-interval, a handful of files. Both passes reuse one calibration. The ranking has a time limit: layers are looked at in
+Each unit, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on corrupted
+images, so the unseen domain takes no part. Then the worst are kept in float, as many as the gate needs: doubling, then
+halving the interval, a handful of files. With all of them in float the file is FP32, so no gate is out of reach; what
+the way there has cost is said. Both passes reuse one calibration. The ranking has a time limit: units are looked at in
 the order of their weights' rounding error, so that the suspects have had their turn when it ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -19,15 +21,22 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.console import say
+from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.quantize import Calibrated, calibrate, weight_errors, write_int8
+from edgekd.export.units import Unit, units_of
 
 _RANKING = 16
-"""Images of each kind that rank a layer: a logit error needs far fewer than an accuracy."""
+"""Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""
 SEARCH_SECONDS = 300.0
-"""For ranking layers and for narrowing down how many stay in float."""
+"""For ranking and for narrowing down how much stays in float."""
+_HARDLY = 0.25
+"""Share of the layers: with fewer in INT8, a file is hardly INT8 any more."""
+_CHECKED, _SURELY = 256, 1.64
+"""Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
+_NAMED = 8
+"""Units in float that are named on the screen; `artifact.json` has them all."""
 _BATCH = 16
 _RUNS = 25
 
@@ -49,6 +58,13 @@ class Yardstick:
     search_seconds: float = SEARCH_SECONDS
     min_agreement: float = 0.0
     """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check asks afterwards."""
+
+    def surely(self) -> Yardstick:
+        """The same, asking for as much agreement here as makes the check on other images likely to pass."""
+        share = self.min_agreement
+        images = len(self.pixels) + len(self.proxy)
+        error = math.sqrt(share * (1 - share) * (1 / images + 1 / _CHECKED)) if share < 1 else 0.0
+        return dataclasses.replace(self, min_agreement=min(share + _SURELY * error, 1.0))
 
 
 @dataclass(frozen=True)
@@ -74,14 +90,14 @@ def quantize_within(
     *,
     calibrator: Calibrator = "minmax",
 ) -> dict[str, Any]:
-    """Write the INT8 file `out` with as few layers in float as keep it within the drops of `yardstick`.
+    """Write the INT8 file `out` with as few layers and additions in float as keep it within the drops of `yardstick`.
 
     Returns:
-        As `quantize_int8`, and `mixed`: the layers kept, the drops, and what they cost in ms (interleaved median of
-        one image on this machine) and MB.
+        As `quantize_int8`, and `mixed`: what was kept, the drops, what they cost in ms (interleaved median of one image
+        on this machine) and MB, and the same median of FP32.
 
     Raises:
-        GateFailed: even with every weighted layer in float the drops are larger.
+        GateFailed: FP32 itself is outside the gate: a drop below 0 was asked for.
         EdgekdError: no validation images, or useless calibration images.
     """
     if len(yardstick.pixels) == 0:
@@ -95,58 +111,69 @@ def quantize_within(
         plain.rename(out)
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
-    say(f"int8: the gate needs mixed precision ({drops}); ranking {len(calibrated.layers)} layers")
+    units = units_of(calibrated)
+    say(f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions")
     started = time.monotonic()
     deadline = started + yardstick.search_seconds
-    order, ranked = rank(calibrated, right, out.with_name("trial.onnx"), deadline)
+    order, ranked = rank(calibrated, units, right, out.with_name("trial.onnx"), deadline)
     if ranked < len(order):
         say(
-            f"int8: time for {ranked} of {len(order)} layers within {yardstick.search_seconds:.0f} s "
-            "(--search-seconds); the others come after them, by the rounding error of their weights"
+            f"int8: time for {ranked} of {len(order)} within {yardstick.search_seconds:.0f} s (--search-seconds); "
+            "the others come after them, by the rounding error of their weights"
         )
-    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick, out, deadline)
+    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick.surely(), out, deadline)
     if not shortest:
-        say("int8: the time ended before it was clear whether fewer layers in float would do (--search-seconds)")
-    searched = {"ranked_layers": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
-    described = write_int8(calibrated, out, keep=kept)
-    milliseconds = interleaved_ms({"plain": plain, "mixed": out}, yardstick.pixels[:8])
-    cost_ms = milliseconds["mixed"] - milliseconds["plain"]
+        say("int8: the time ended before it was clear whether less in float would do (--search-seconds)")
+    searched = {"ranked_units": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
+    described = write_int8(calibrated, out, keep=_nodes(kept))
+    times = interleaved_ms({"plain": plain, "mixed": out, "fp32": fp32}, yardstick.pixels[:8])
+    cost_ms = times["mixed"] - times["plain"]
     cost_mb = (out.stat().st_size - plain.stat().st_size) / 1e6
     plain.unlink()
+    names = ", ".join(unit.name for unit in kept[:_NAMED])
+    more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
+    say(f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}")
     say(
-        f"int8: {len(kept)} of {len(order)} layers stay in float, {', '.join(kept)}: {drops}; "
-        f"they cost {cost_ms:+.2f} ms and {cost_mb:+.2f} MB"
+        f"int8: they cost {cost_ms:+.2f} ms and {cost_mb:+.2f} MB: {times['mixed']:.2f} ms an image, "
+        f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
     )
-    costs = {"cost_ms": round(cost_ms, 3), "cost_mb": round(cost_mb, 3)}
+    layers = sum(unit.weighted for unit in units)
+    left = layers - sum(unit.weighted for unit in kept)
+    if left < _HARDLY * layers:
+        warn(
+            f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
+            "Take --fp32, allow a larger drop, or train it with its rounding: --qat."
+        )
+    costs = {"cost_ms": round(cost_ms, 3), "cost_mb": round(cost_mb, 3), "fp32_ms": round(times["fp32"], 3)}
     return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}}
 
 
 def rank(
-    calibrated: Calibrated, reference: _Reference, trial: Path, deadline: float = math.inf
-) -> tuple[list[str], int]:
-    """The weighted layers that INT8 takes, the one with the largest effect on the logits first.
+    calibrated: Calibrated, units: Sequence[Unit], reference: _Reference, trial: Path, deadline: float = math.inf
+) -> tuple[list[Unit], int]:
+    """`units`, the one with the largest effect on the logits first.
 
-    The effect is the mean squared logit error with only this layer quantized, over the variance of the logits; the
+    The effect is the mean squared logit error with only this unit quantized, over the variance of the logits; the
     larger of the two on ID and on corrupted images.
 
     Args:
-        deadline: of `time.monotonic()`; one layer is ranked in any case. Layers without their turn come last, in the
+        deadline: of `time.monotonic()`; one unit is ranked in any case. Units without their turn come last, in the
             order of their weights' rounding error.
 
     Returns:
-        The layers, and how many of them were ranked.
+        The units, and how many of them were ranked.
     """
     errors = weight_errors(calibrated.model)
-    waiting = sorted(calibrated.layers, key=lambda layer: -errors.get(layer, 0.0))
-    effects: dict[str, float] = {}
-    for layer in waiting:
+    waiting = sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0.0))
+    effects: dict[Unit, float] = {}
+    for unit in waiting:
         if effects and time.monotonic() >= deadline:
             break
-        write_int8(calibrated, trial, only=layer)
-        effects[layer] = reference.effect(trial)
+        write_int8(calibrated, trial, only=unit.nodes)
+        effects[unit] = reference.effect(trial)
     trial.unlink(missing_ok=True)
-    ranked = sorted(effects, key=lambda layer: -effects[layer])
-    return ranked + [layer for layer in waiting if layer not in effects], len(ranked)
+    ranked = sorted(effects, key=lambda unit: -effects[unit])
+    return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
 def interleaved_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
@@ -190,25 +217,25 @@ class _Reference:
 
 
 def _shortest_prefix(
-    order: Sequence[str],
+    order: Sequence[Unit],
     calibrated: Calibrated,
     reference: _Reference,
     yardstick: Yardstick,
     trial: Path,
     deadline: float,
-) -> tuple[tuple[str, ...], _Drops, bool]:
+) -> tuple[tuple[Unit, ...], _Drops, bool]:
     """The shortest start of `order` that passes, as far as doubling and halving find it, and whether halving ended."""
 
     def tried(count: int) -> _Drops:
-        write_int8(calibrated, trial, keep=order[:count])
+        write_int8(calibrated, trial, keep=_nodes(order[:count]))
         return reference.drops(trial)
 
     fails, passes = 0, 1
     while not (drops := tried(passes)).within(yardstick):
         if passes == len(order):
             raise GateFailed(
-                f"INT8 stays outside the gate even with every layer in float: it drops {drops}.",
-                "Allow a larger drop, or export --fp32.",
+                f"The gate is out of reach: even with everything in float the file drops {drops}.",
+                "Allow a larger drop; 0 is FP32's own accuracy.",
             )
         fails, passes = passes, min(2 * passes, len(order))
     best = drops
@@ -222,9 +249,13 @@ def _shortest_prefix(
     return tuple(order[:passes]), best, passes - fails == 1
 
 
-def _facts(kept: Sequence[str], drops: _Drops, images: int) -> dict[str, Any]:
+def _nodes(units: Sequence[Unit]) -> list[str]:
+    return [name for unit in units for name in unit.nodes]
+
+
+def _facts(kept: Sequence[Unit], drops: _Drops, images: int) -> dict[str, Any]:
     return {
-        "kept_in_float": list(kept),
+        "kept_in_float": [unit.name for unit in kept],
         "drop_id_points": round(drops.id, 3),
         "drop_proxy_points": round(drops.ood, 3),
         "agreement": round(drops.agreement, 4),

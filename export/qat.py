@@ -146,7 +146,8 @@ def with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
     model.CopyFrom(calibrated.model)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     layers = set(calibrated.layers)
-    found = {n.input[1]: grid(n, constants[n.input[1]]) for n in model.graph.node if n.name in layers}
+    weighted = [n for n in model.graph.node if n.name in layers and n.input[1] in constants]  # not products of tokens
+    found = {n.input[1]: grid(n, constants[n.input[1]]) for n in weighted}
     correct_biases(model, calibrated.means, {name: scales for name, scales in found.items() if scales is not None})
     return dataclasses.replace(calibrated, model=model, means={})
 

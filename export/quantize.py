@@ -2,8 +2,8 @@
 
 INT8 is static Q/DQ for ONNX Runtime on CPU: activations uint8 per tensor over the range that a calibrator chose on the
 calibration images, weights int8 per output channel, and biases corrected for the rounding of the weights (`bias.py`).
-Three things stay in float because quantising them costs accuracy and wins no time: the pixel normalisation, the
-squeeze-and-excite layers (1 × 1 maps), and the logits.
+What stays in float costs accuracy when quantised and wins no time: the pixel normalisation, the squeeze-and-excite
+layers (1 × 1 maps), the additions between tokens, and the logits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, obse
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
 QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool", "AveragePool")
-_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Calibrated:
     def layers(self) -> list[str]:
         """Names of the weighted layers that INT8 takes, in graph order."""
         skip = set(self.in_float)
-        return [n.name for n in self.model.graph.node if n.op_type in _WEIGHTED_OPS and n.name not in skip]
+        return [n.name for n in self.model.graph.node if n.op_type in WEIGHTED_OPS and n.name not in skip]
 
 
 def quantize_int8(
@@ -91,13 +91,13 @@ def described(calibrator: Calibrator, images: int) -> dict[str, Any]:
 
 
 def write_int8(
-    calibrated: Calibrated, out: Path, *, keep: Collection[str] = (), only: str | None = None
+    calibrated: Calibrated, out: Path, *, keep: Collection[str] = (), only: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Write the INT8 file `out`.
 
     Args:
-        keep: further weighted layers that stay in float.
-        only: quantize this weighted layer alone.
+        keep: further nodes that stay in float.
+        only: quantize these nodes alone.
 
     Returns:
         As `quantize_int8`.
@@ -108,9 +108,9 @@ def write_int8(
 
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)  # the quantizer works in place
-    layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
+    layers = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPS]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    in_float = {*calibrated.in_float, *keep} | (set(layers) - {only} if only is not None else set())
+    in_float = {*calibrated.in_float, *keep} | (set(layers) - set(only) if only is not None else set())
     overrides = _weight_overrides(model, skip=in_float)
     scales = {
         name: (entries[0]["axis"], np.array([entry["scale"] for entry in entries]))
@@ -127,7 +127,7 @@ def write_int8(
             CalibrationMethod.MinMax,
             {name: TensorData(lowest=low, highest=high) for name, (low, high) in calibrated.ranges.items()},
         ),
-        nodes_to_quantize=[only] if only is not None else [],
+        nodes_to_quantize=sorted(only) if only is not None else [],
         nodes_to_exclude=sorted(in_float),
         op_types_to_quantize=list(QUANTIZED_OPS),
         extra_options={
@@ -167,14 +167,22 @@ def to_fp16(fp32: Path, out: Path) -> None:
 
 
 def float_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that stay in float: all before the first weighted layer, and layers on 1 × 1 maps."""
-    spatial = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim][2:] for info in model.graph.value_info
-    }
+    """Names of the nodes that stay in float.
+
+    All before the first weighted layer; layers on 1 × 1 maps; and additions and concatenations of anything but maps
+    `[B, C, H, W]`: the bias behind a transformer's product, its stream of tokens. Rounding around those would keep
+    ONNX Runtime from adding in float what its int8 product gives in float.
+    """
+    shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in model.graph.value_info}
     nodes = list(model.graph.node)
-    first = next((index for index, node in enumerate(nodes) if node.op_type in _WEIGHTED_OPS), 0)
-    small = [node.name for node in nodes if node.op_type == "Conv" and spatial.get(node.input[0]) == [1, 1]]
-    return [node.name for node in nodes[:first]] + small
+    first = next((index for index, node in enumerate(nodes) if node.op_type in WEIGHTED_OPS), 0)
+    small = [node.name for node in nodes if node.op_type == "Conv" and shapes.get(node.input[0], [])[2:] == [1, 1]]
+    tokens = [
+        node.name
+        for node in nodes[first:]
+        if node.op_type in ("Add", "Concat") and any(len(shapes.get(name, [])) != 4 for name in node.input)
+    ]
+    return [node.name for node in nodes[:first]] + small + tokens
 
 
 def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbours", "any"]) -> NDArray[np.float32]:
@@ -209,7 +217,7 @@ def weight_errors(model: onnx.ModelProto) -> dict[str, float]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     chosen, errors = _weight_overrides(model, skip=set()), {}
     for node in model.graph.node:
-        if node.op_type in _WEIGHTED_OPS and node.input[1] in chosen:
+        if node.op_type in WEIGHTED_OPS and node.input[1] in chosen:
             weight = onnx.numpy_helper.to_array(constants[node.input[1]])
             rows = np.moveaxis(weight, chosen[node.input[1]][0]["axis"], 0)
             scale = np.array([entry["scale"] for entry in chosen[node.input[1]]])
@@ -239,7 +247,7 @@ def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, li
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     overrides = {}
     for node in model.graph.node:
-        if node.op_type not in _WEIGHTED_OPS or node.name in skip or node.input[1] not in constants:
+        if node.op_type not in WEIGHTED_OPS or node.name in skip or node.input[1] not in constants:
             continue
         grid = weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]))
         if grid is not None:

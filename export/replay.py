@@ -8,7 +8,7 @@ factor on what calibration measured (LSQ, Esser et al. 2020, of the factor).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError
-from edgekd.export.replay_ops import OPS
+from edgekd.export.replay_ops import OPS, unsupported
 
 Grid = Callable[[onnx.NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
 """Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
@@ -61,14 +60,13 @@ class Replay(nn.Module):
         ]
         unknown = sorted({n.op_type for n in self._nodes} - {*OPS, "QuantizeLinear", "DequantizeLinear", "Cast"})
         if unknown:
-            raise EdgekdError(
-                f"Quantization-aware training does not know the operation {unknown[0]} of this student.",
-                "Export it without --qat; --max-drop-id and --max-drop-ood keep layers in float instead.",
-            )
-        readers = {name: node for node in self._nodes if node.op_type in WEIGHTED_OPS for name in node.input[1:]}
+            raise unsupported(f"the operation {', '.join(unknown)}")
+        readers = _learned(self._nodes, maker)
         self._weights: dict[str, nn.Parameter] = {}
         """Value in the graph → what it is made of. Names hold dots, so not a ParameterDict."""
         self._rounded: dict[str, onnx.NodeProto] = {}
+        self._biases: dict[str, tuple[str, str]] = {}
+        """Bias → the weight beside it and the scale of the input: with the product of both scales it is an integer."""
         self._names: dict[str, str] = {}
         fixed: dict[str, Tensor] = {}
         self._factors: dict[str, nn.Parameter] = {}
@@ -83,8 +81,11 @@ class Replay(nn.Module):
                 name, value = node.input[0].removesuffix("_quantized"), node.output[0]
                 if value in readers and name in floats:
                     self._train(value, name, floats[name])
-                    if stored[node.input[0]].dtype == np.int8:  # a bias has 32 bits: as good as float
+                    if stored[node.input[0]].dtype == np.int8:
                         self._rounded[value] = readers[value]
+                    else:
+                        reader = readers[value]
+                        self._biases[value] = (reader.input[1], maker[reader.input[0]].input[1])
                 else:
                     fixed[value] = _dequantized(node, stored)
         for name, array in stored.items():
@@ -101,7 +102,7 @@ class Replay(nn.Module):
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """Weights and biases of the layers before the head."""
+        """Weights and biases of the layers before the head, those of LayerNorm among them."""
         return list(self._weights.values())
 
     @property
@@ -114,8 +115,12 @@ class Replay(nn.Module):
         self.clamp_factors()
         fixed: dict[str, Tensor] = {name: getattr(self, buffer) for name, buffer in self._fixed.items()}
         values = {**fixed, **self._weights, self.input: images.float()}
-        for value, node in self._rounded.items():
-            values[value] = self._round_weight(values[value], node)
+        steps = {value: self._weight_scale(values[value], node) for value, node in self._rounded.items()}
+        for value, step in steps.items():
+            values[value] = _to_grid(values[value], step)
+        for value, (weight, scale) in self._biases.items():
+            step = steps[weight].reshape(-1) * (self._scales[scale][0] * self._factors[scale].detach())
+            values[value] = _to_grid(values[value], step, bits=32)
         for node, given in zip(self._nodes, self._attributes, strict=True):
             if node.output[0] in values:
                 continue  # a constant, prepared above
@@ -138,7 +143,7 @@ class Replay(nn.Module):
         transposed = _transposed(self._head)
         weight = head.weight if transposed else head.weight.T
         if self._head_is_rounded:
-            weight = self._round_weight(weight, self._head)
+            weight = _to_grid(weight, self._weight_scale(weight, self._head))
         copy.weight.copy_(weight if transposed else weight.T)
         copy.bias.copy_(head.bias)
         return copy.requires_grad_(False)
@@ -203,16 +208,14 @@ class Replay(nn.Module):
         rounded: Tensor = _Rounded.apply(x, scale * self._factors[scale_name], zero, low, high)
         return rounded
 
-    def _round_weight(self, weight: Tensor, node: onnx.NodeProto) -> Tensor:
+    def _weight_scale(self, weight: Tensor, node: onnx.NodeProto) -> Tensor:
+        """One scale per output channel, shaped to divide `weight`."""
         found = self._grid(node, weight.detach().cpu().numpy())
-        if found is None:
-            return weight
+        assert found is not None  # the file has it in INT8
         axis, scales = found
         shape = [1] * weight.ndim
         shape[axis] = -1
-        scale = torch.from_numpy(scales.astype(np.float32)).to(weight.device).reshape(shape)
-        rounded = (weight.detach() / scale).round_().clamp_(-128, 127).mul_(scale)
-        return weight + (rounded - weight.detach())
+        return torch.from_numpy(scales.astype(np.float32)).to(weight.device).reshape(shape)
 
 
 class _Rounded(torch.autograd.Function):
@@ -237,9 +240,29 @@ class _Rounded(torch.autograd.Function):
         return to_x, to_scale, None, None, None
 
 
+def _to_grid(x: Tensor, scale: Tensor, *, bits: int = 8) -> Tensor:
+    """`x` as integers of `bits` times `scale`, with the gradient of `x`."""
+    reach = 2.0 ** (bits - 1)
+    rounded = (x.detach() / scale).round_().clamp_(-reach, reach - 1).mul_(scale)
+    return x + (rounded - x.detach())
+
+
 def _transposed(node: onnx.NodeProto) -> bool:
     """Whether a layer's weight is stored as `[outputs, inputs]`."""
     return any(item.name == "transB" and item.i for item in node.attribute)
+
+
+def _learned(nodes: Sequence[onnx.NodeProto], maker: Mapping[str, onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+    """What may be a weight or a bias → the node that reads it: a layer, a LayerNorm, or the sum behind a product."""
+    found = {}
+    for node in nodes:
+        if node.op_type in (*WEIGHTED_OPS, "LayerNormalization"):
+            found.update(dict.fromkeys(node.input[1:], node))
+        elif node.op_type == "Add":
+            for name, other in (node.input, reversed(node.input)):
+                if other in maker and maker[other].op_type == "MatMul":
+                    found[name] = node
+    return found
 
 
 def _needed(model: onnx.ModelProto, last: str, maker: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:

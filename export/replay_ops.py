@@ -10,8 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgekd.errors import EdgekdError
+
 Attributes = Mapping[str, Any]
 Inputs = Sequence[Tensor | None]
+
+
+def unsupported(what: str) -> EdgekdError:
+    """`what`, of this student, cannot be replayed in training."""
+    return EdgekdError(
+        f"Quantization-aware training does not know {what} of this student.",
+        "Export it without --qat; --max-drop-id and --max-drop-ood keep layers in float instead.",
+    )
 
 
 def _ints(value: Tensor | None) -> list[int]:
@@ -34,7 +44,7 @@ def _conv(inputs: Inputs, given: Attributes) -> Tensor:
     assert x is not None
     assert weight is not None
     if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise NotImplementedError("a convolution that is not two-dimensional or pads by itself")
+        raise unsupported("a Conv that is not two-dimensional or pads by itself")
     x, padding = _pads(x, given, dims=2, value=0.0)
     strides, dilations = given.get("strides", [1, 1]), given.get("dilations", [1, 1])
     out: Tensor = F.conv2d(x, weight, bias, strides, padding, dilations, given.get("group", 1))
@@ -56,7 +66,7 @@ def _pool(maximum: bool) -> Callable[[Inputs, Attributes], Tensor]:
         kernel, strides = given["kernel_shape"], given.get("strides", [1, 1])
         ceil = bool(given.get("ceil_mode", 0))
         if given.get("auto_pad", b"NOTSET") != b"NOTSET" or any(n != 1 for n in given.get("dilations", [1, 1])):
-            raise NotImplementedError("a pooling that is dilated or pads by itself")
+            raise unsupported(f"a {'MaxPool' if maximum else 'AveragePool'} that is dilated or pads by itself")
         if maximum:
             x, padding = _pads(x, given, dims=2, value=float("-inf"))
             return F.max_pool2d(x, kernel, strides, padding, ceil_mode=ceil)
@@ -88,10 +98,10 @@ def _slice(inputs: Inputs, given: Attributes) -> Tensor:
     axes = _ints(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
     steps = _ints(inputs[4]) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     if any(step < 1 for step in steps):
-        raise NotImplementedError("a backward slice")
+        raise unsupported("a Slice that runs backwards")
     index: list[slice] = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(start, end, step)
+        index[axis] = slice(*slice(start, end, step).indices(x.shape[axis]))  # "to the end" is more than torch takes
     return x[tuple(index)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
@@ -16,7 +17,8 @@ from edgekd.export import mixed
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, interleaved_ms, quantize_within, rank
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import calibrate, weight_errors
+from edgekd.export.quantize import calibrate, weight_errors, write_int8
+from edgekd.export.units import units_of
 from edgekd.preprocess import Preprocess
 
 
@@ -52,14 +54,62 @@ def yardstick(fp32: Path, **limits: float) -> Yardstick:
     return Yardstick(images, logits(fp32, images).argmax(axis=1), images, **limits)
 
 
+def test_units_hold_everything_that_int8_changes(fp32: Path, tmp_path: Path) -> None:
+    calibrated = calibrate(fp32, pictures(32))
+    units = units_of(calibrated)
+    names = ["stem", "depthwise", "pointwise", "Add after pointwise", "head"]  # squeeze-and-excite stays in float
+    assert [unit.name for unit in units] == names
+    assert [unit.weighted for unit in units] == [True, True, True, False, True]
+    assert len(units[0].nodes) == 2, "the ReLU6 goes with its convolution"
+    write_int8(calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "none.onnx").graph.node}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+    assert np.array_equal(logits(tmp_path / "none.onnx", pictures(8)), logits(fp32, pictures(8)))
+
+
+class Pooled(nn.Module):
+    """A pool that reads what a convolution reads, and tokens behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.hardswish(self.stem(x))
+        x = torch.cat([self.conv(x).relu(), nn.functional.max_pool2d(x, 2)], 2)  # [B, 16, 32, 16]
+        tokens = x.flatten(2).transpose(1, 2)  # [B, 512, 16]
+        return (tokens + self.mix(tokens)).mean(1)
+
+
+def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
+    path = tmp_path / "fp32.onnx"
+    export_onnx(Deployable(Pooled(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    calibrated = calibrate(path, pictures(16))
+    units = units_of(calibrated)
+    assert [unit.name for unit in units] == ["stem", "conv", "node_cat", "mix", "head"]
+    kinds = {node.name: node.op_type for node in calibrated.model.graph.node}
+    assert [kinds[name] for name in units[1].nodes] == ["Conv", "Relu", "MaxPool"]
+    write_int8(calibrated, tmp_path / "all.onnx")
+    graph = onnx.load(tmp_path / "all.onnx").graph
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    sums = [node for node in graph.node if node.op_type == "Add"]
+    assert len(sums) == 3  # of the normalisation, of the bias, of the tokens
+    assert not any(name in rounded for node in sums[1:] for name in node.input if "bias" in name)
+    assert sums[-1].input[1] == sums[-2].output[0], "the bias is added in float, and its sum goes on in float"
+    write_int8(calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes])
+    assert np.array_equal(logits(tmp_path / "none.onnx", pictures(8)), logits(path, pictures(8)))
+
+
 def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
     calibrated = calibrate(fp32, pictures(32))
-    order, ranked = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx")
-    assert ranked == 4
-    assert sorted(order) == sorted(calibrated.layers)
-    assert len(order) == 4
-    readers = {node.name: node.input[1] for node in onnx.load(fp32).graph.node if len(node.input) > 1}
-    assert any(part in readers[order[0]] for part in ("pointwise", "depthwise"))
+    reference, units = mixed._Reference(fp32, yardstick(fp32)), units_of(calibrated)
+    order, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx")
+    assert ranked == 5
+    assert set(order) == set(units)
+    assert order[0].name in ("depthwise", "pointwise")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,8 +122,7 @@ def test_search_keeps_what_the_gate_needs_and_says_so(
     tight = quantize_within(fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5))
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) <= 3
-    assert set(kept) <= set(tight["float_layers"])
-    assert tight["quantized_layers"] == loose["quantized_layers"] - len(kept)
+    assert tight["quantized_layers"] == loose["quantized_layers"] - sum("Add" not in name for name in kept)
     assert tight["mixed"]["drop_id_points"] <= 5
     sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
     assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
@@ -81,29 +130,61 @@ def test_search_keeps_what_the_gate_needs_and_says_so(
     changed = (logits(tmp_path / "tight.onnx", images.pixels).argmax(axis=1) != images.labels).mean()
     assert 100 * changed == pytest.approx(tight["mixed"]["drop_id_points"], abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]
-    assert f"{len(kept)} of 4 layers stay in float" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(kept)} of 5 layers and additions stay in float, {kept[0]}" in said
+    assert "hardly INT8" not in said
+    assert tight["mixed"]["fp32_ms"] > 0
+
+
+def test_the_last_resort_is_float_and_is_called_so(
+    fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(8, seed=7)
+
+    def same_digits(self: object, path: Path) -> mixed._Drops:  # a gate that nothing rounded passes
+        return mixed._Drops(0, 0, agreement=float(np.array_equal(logits(path, images), logits(fp32, images))))
+
+    monkeypatch.setattr(mixed._Reference, "drops", same_digits)
+    asked = yardstick(fp32, min_agreement=1.0, search_seconds=0)
+    found = quantize_within(fp32, tmp_path / "x.onnx", pictures(32), asked)
+    assert len(found["mixed"]["kept_in_float"]) == 5
+    assert found["quantized_layers"] == 0
+    assert np.array_equal(logits(tmp_path / "x.onnx", images), logits(fp32, images))
+    assert "hardly INT8 any more: none of 4 layers" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_search_out_of_time_says_what_it_reached(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated = calibrate(fp32, pictures(32))
-    hurried, ranked = rank(calibrated, mixed._Reference(fp32, yardstick(fp32)), tmp_path / "trial.onnx", deadline=0)
+    reference, units = mixed._Reference(fp32, yardstick(fp32)), units_of(calibrated)
+    hurried, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx", deadline=0)
     assert ranked == 1
     errors = weight_errors(calibrated.model)
-    assert hurried == sorted(calibrated.layers, key=lambda layer: -errors[layer])
+    assert hurried == sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0))
+    assert hurried[-1].name == "Add after pointwise"
     quick = yardstick(fp32, max_drop_id=5, search_seconds=0)
     found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), quick)["mixed"]
     assert found["drop_id_points"] <= 5
-    assert found["search"]["ranked_layers"] == 1
+    assert found["search"]["ranked_units"] == 1
     said = capsys.readouterr().err
-    assert "time for 1 of 4 layers within 0 s (--search-seconds)" in said
+    assert "time for 1 of 5 within 0 s (--search-seconds)" in said
 
 
 def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
     found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), yardstick(fp32, min_agreement=0.95))["mixed"]
     assert found["agreement"] >= 0.95
     assert found["kept_in_float"]
+
+
+def test_a_search_asks_for_the_agreement_that_other_images_need() -> None:
+    images = pictures(128)
+    asked = Yardstick(images, np.zeros(128, np.int64), images, min_agreement=0.96)
+    # 256 images here, 256 in the check: the difference of two shares has the error sqrt(2 · 0.96 · 0.04 / 256).
+    assert asked.surely().min_agreement == pytest.approx(0.96 + 1.64 * 0.017321, abs=1e-5)
+    assert Yardstick(images, asked.labels, images, min_agreement=0.999).surely().min_agreement == 1
+    assert Yardstick(images, asked.labels, images).surely().min_agreement == 0
+    assert Yardstick(images, asked.labels, images, min_agreement=1.0).surely().min_agreement == 1
 
 
 def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
@@ -117,7 +198,7 @@ def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
 
 
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="even with every layer in float"):
+    with pytest.raises(GateFailed, match="even with everything in float"):
         quantize_within(fp32, tmp_path / "x.onnx", pictures(32), yardstick(fp32, max_drop_id=-1))
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
@@ -21,6 +23,7 @@ from edgekd.export.ort import DIALECT
 from edgekd.export.qat import PATIENCE, Tuner, quantize_tuned
 from edgekd.export.quantize import calibrate
 from edgekd.export.replay import Replay
+from edgekd.export.trt_rules import findings
 from edgekd.preprocess import Preprocess
 
 Train = Callable[[Replay, Callable[[int], bool]], None]
@@ -156,6 +159,26 @@ def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest
     (link,) = edgekd.verify(folder)
     assert link["top1_agreement"] == recorded["top1_agreement"]  # against what the trained network said
     assert link["cosine"] == pytest.approx(recorded["cosine"], abs=1e-5)
+    assert link["link"].startswith("trained network in torch")
+
+
+def test_tensorrt_gets_a_trained_file_that_it_may_build(run: Path) -> None:
+    asked = {"qat": True, "qat_steps": 3, "calibration_images": 24, "min_agreement": 0, "overwrite": True}
+    artifact = edgekd.export(run, target="tensorrt", precision="int8", **asked)[-1]
+    assert artifact.folder is not None
+    assert artifact.quantization is not None
+    assert artifact.quantization["qat"]["steps"] == 3
+    assert artifact.quantization["qat"]["validation_after"] >= artifact.quantization["qat"]["validation_before"]
+    assert artifact.details["checked"][0] == "edgekd's rules"
+    model = onnx.load(artifact.folder / "model.onnx")
+    assert findings(model) == []
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    zeros = [stored[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros
+    assert all(zero.dtype == np.int8 and zero == 0 for zero in zeros)
+    assert sum(values.dtype == np.int8 and values.ndim > 1 for values in stored.values()) > 20
+    (link,) = edgekd.verify(artifact.folder)
+    assert link["top1_agreement"] == artifact.parity["top1_agreement"]
     assert link["link"].startswith("trained network in torch")
 
 

@@ -1,0 +1,79 @@
+"""What INT8 takes or leaves as one: a layer or an addition, with the activations and pools that follow it.
+
+Together the units hold every operation that INT8 changes, so a file whose units all stay in float is the FP32 file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from edgekd.export.quantize import QUANTIZED_OPS, WEIGHTED_OPS, Calibrated
+
+_FOLLOWERS = ("Relu", "Clip", "MaxPool", "AveragePool")
+"""The quantizer takes them along where what they read is rounded anyway, and else leaves them alone."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Nodes that are quantized together or not at all."""
+
+    name: str
+    """For people: the module whose weights it holds, the addition after such a module, or the node's own name."""
+    nodes: tuple[str, ...]
+    """Names of its nodes, the one that leads first."""
+    weighted: bool
+    """Whether it is a convolution or a matrix product, and so has multiplications to save."""
+
+
+def units_of(calibrated: Calibrated) -> list[Unit]:
+    """Every unit that INT8 takes, in graph order; no node is in two of them."""
+    graph, skip = calibrated.model.graph, set(calibrated.in_float)
+    leads: list[tuple[onnx.NodeProto, list[str]]] = []
+    after: dict[str, list[str]] = {}  # tensor → the unit that computes it
+    before: dict[str, list[str]] = {}  # tensor → the first unit that reads it
+    waiting = []
+    for node in graph.node:
+        if node.op_type not in QUANTIZED_OPS or node.name in skip:
+            continue
+        if node.op_type not in _FOLLOWERS:
+            leads.append((node, nodes := [node.name]))
+            before |= {name: nodes for name in node.input if name not in before}
+        elif node.input[0] in after:
+            (nodes := after[node.input[0]]).append(node.name)
+        else:
+            waiting.append(node)  # its input may be rounded for somebody else who reads it
+            continue
+        after[node.output[0]] = nodes
+    for node in waiting:
+        if node.input[0] in before:
+            (nodes := before[node.input[0]]).append(node.name)
+            before.setdefault(node.output[0], nodes)
+    names = _names(calibrated.model, [node for node, _ in leads])
+    return [Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in leads]
+
+
+def _names(model: onnx.ModelProto, leads: list[onnx.NodeProto]) -> dict[str, str]:
+    """Leading node → what people call it."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    bias = {  # of a product of tokens, which is added apart
+        name: constant
+        for node in model.graph.node
+        if node.op_type == "Add"
+        for name, constant in (node.input[:2], node.input[1::-1])
+        if constant in constants
+    }
+    names: dict[str, str] = {}
+    modules: dict[str, str] = {}  # tensor → the module that computes it
+    for node in leads:
+        names[node.name] = node.name
+        if node.op_type in WEIGHTED_OPS and node.input[1] in constants:
+            module, _, kind = node.input[1].rpartition(".")
+            if kind != "weight":
+                module, _, kind = bias.get(node.output[0], "").rpartition(".")
+            if kind in ("weight", "bias"):
+                modules[node.output[0]] = names[node.name] = module.removeprefix("backbone.")
+        elif sources := [modules[name] for name in node.input if name in modules]:
+            names[node.name] = f"{node.op_type} after {sources[-1]}"
+    return names
