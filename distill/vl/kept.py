@@ -32,7 +32,8 @@ def kept(kind: str, facts: tuple[str, ...], ask: Callable[[], dict[str, Tensor]]
         with FileLock(f"{path}.lock"):  # runs side by side ask once
             if path.exists():
                 try:
-                    return load_file(path)
+                    found: dict[str, Tensor] = load_file(path)
+                    return found
                 except (OSError, SafetensorError) as error:
                     warn(f"{path} cannot be read ({str(error).splitlines()[0]}); it is made again.")
             values = {name: value.contiguous() for name, value in ask().items()}

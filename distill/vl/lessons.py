@@ -119,4 +119,4 @@ def _statements(teacher: TokenTeacher, data: VlData) -> tuple[Tensor, ...]:
     texts = [text for group in data.statements for text in group]
     facts = (teacher.teacher.id, *texts)
     vectors = kept("statements-1", facts, lambda: {"text": normalize(teacher.teacher.embed_texts(texts), dim=-1)})
-    return vectors["text"].split([len(group) for group in data.statements])
+    return torch.split(vectors["text"], [len(group) for group in data.statements])
