@@ -1,125 +1,181 @@
-"""Token distillation against its controls: every control × fraction × seed, and paired differences; resumes.
+"""Token distillation against its controls: every task × part of the labels × seed × control, and paired differences.
 
-    python benchmarks/clip_td.py --task vqa --teacher local-dir:FOLDER --student test_resnet --size 64 --steps 150 \
-        --fractions 0.01 0.1 --seeds 0 1 2 --test-domain held-out --out clip-td-vqa
+    python benchmarks/clip_td.py --assets assets --out clip-td
 
-Same pictures, order, steps and batch for every control; last weights, nothing is selected. A difference is
-taken between runs of the same seed and fraction; its interval is Student's over the seeds.
+The student reads what a frozen ImageNet backbone sees; pictures, order, steps and batch are the same for every control;
+the last weights are tested, nothing is selected. Every run is tested in domain and where it is shifted: colour-shape
+pairs held out (vqa), a style left out (ve, choice). A finished run is a line of cells.jsonl; the same command goes on
+from there, and `--minutes` stops it in time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import t as student_t
+from edgekd.distill.teacher import load_teacher
+from edgekd.distill.vl.config import make_config
+from edgekd.distill.vl.data import VlData, load_vl_data
+from edgekd.distill.vl.evaluate import evaluate_vl
+from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
+from edgekd.distill.vl.train import train_vl
+from edgekd.studies.numbers import stat, t_interval
 
-from edgekd.distill.vl.config import CONTROLS
-from edgekd.vl import evaluate_vl, train_vl
+CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
+STEPS = {"vqa": 120, "ve": 240, "choice": 120}
+SUITES = {"id": "in domain", "ood": "shifted"}
+Cell = dict[str, Any]
 
 
-def run_cell(arguments: argparse.Namespace, control: str, fraction: float, seed: int) -> dict[str, Any]:
+@functools.cache
+def data_of(task: str, data: str) -> VlData:
+    return load_vl_data(task, data, shifted=True)
+
+
+@functools.cache
+def teacher_of(spec: str) -> TokenTeacher:
+    return read_tokens(load_teacher(spec))
+
+
+def run_cell(arguments: argparse.Namespace, task: str, fraction: float, seed: int, control: str) -> Cell:
     """Train one student and test it."""
-    run = train_vl(
-        task=arguments.task,
-        data=arguments.data,
-        teacher=arguments.teacher,
-        student=arguments.student,
-        student_weights=arguments.student_weights,
-        student_options=json.loads(arguments.student_options),
-        size=arguments.size,
-        steps=arguments.steps,
-        batch_size=arguments.batch,
-        weight=arguments.weight,
-        test_domain=arguments.test_domain,
-        control=control,
-        fraction=fraction,
-        seed=seed,
-        out=Path(arguments.out) / "run",
-        overwrite=True,
+    assets = Path(arguments.assets)
+    own = task == "vqa"
+    config = make_config(
+        {
+            "task": task,
+            "data": "easy-vqa" if own else str(assets / "pacs"),
+            "test_domain": "held-out" if own else arguments.style,
+            "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}",
+            "student": "tf_efficientnet_lite0",
+            "student_weights": assets / "students" / "tf_efficientnet_lite0.safetensors",
+            "freeze_backbone": True,
+            "size": 96,
+            "width": 64,
+            "steps": STEPS[task],
+            "batch_size": 32,
+            "control": control,
+            "fraction": fraction,
+            "seed": seed,
+        }
     )
-    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run.folder, most=arguments.examples)}
+    data = data_of(config.task, config.data)
+    teacher = teacher_of(config.teacher) if config.distil else None
+    run = train_vl(config, Path(arguments.out) / "run", overwrite=True, data=data, teacher=teacher)
+    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run, data, most=arguments.examples)}
     return {
-        "control": control,
+        "task": task,
         "fraction": fraction,
         "seed": seed,
+        "control": control,
         "synthetic": run.record["synthetic"],
         "pictures": run.record["train_pictures"],
         "seconds": run.record["train_seconds"],
-        **{suite: 100 * rows[suite]["accuracy"] for suite in ("id", "ood") if suite in rows},
-        **{f"{suite}_constant": 100 * rows[suite]["majority"] for suite in ("id", "ood") if suite in rows},
+        **{suite: 100 * rows[suite]["accuracy"] for suite in SUITES},
+        **{f"{suite}_constant": 100 * rows[suite]["majority"] for suite in SUITES},
+        **{f"{suite}_examples": rows[suite]["n"] for suite in SUITES},
     }
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean and half width of Student's 95 % interval; a single seed has none (nan)."""
-    n = len(differences)
-    half = float(student_t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-    return float(differences.mean()), half
+def compared(cells: list[Cell], suite: str, control: str, baseline: str) -> str:
+    """`+0.4 [−0.1, +0.9]`: mean paired difference and Student's 95 % interval over the runs of `cells`."""
+    own, other = (
+        {(c["fraction"], c["seed"]): c[suite] for c in cells if c["control"] == name} for name in (control, baseline)
+    )
+    differences = [own[pair] - other[pair] for pair in own if pair in other]
+    if control == baseline or not differences:
+        return ""
+    found, interval = stat(differences), t_interval(differences)
+    assert found is not None
+    return f"{found.mean:+.1f}" + (f" [{interval[0]:+.1f}, {interval[1]:+.1f}]" if interval else "")
 
 
-def table(cells: list[dict[str, Any]], fraction: float, suite: str, method: str = "clip-td") -> list[str]:
-    """Markdown rows: mean of each control over its seeds, and the method's paired difference from it."""
-    own = {(c["control"], c["seed"]): c[suite] for c in cells if c["fraction"] == fraction and suite in c}
-    lines = [f"| control | seeds | {suite} accuracy % | {method} − control |", "|---|---|---|---|"]
+def accuracy_table(cells: list[Cell], task: str, suite: str, baseline: str) -> list[str]:
+    """Markdown: a row per control; per part of the labels, mean ± standard error and difference to `baseline`."""
+    parts = sorted({c["fraction"] for c in cells})
+    head = "".join(f" {part:.0%} | − {baseline} |" for part in parts)
+    lines = [f"| {task}, {SUITES[suite]} |{head}", "|---|" + "---|---|" * len(parts)]
     for control in CONTROLS:
-        seeds = sorted(seed for name, seed in own if name == control)
-        if not seeds:
-            continue
-        mean = np.mean([own[control, seed] for seed in seeds])
-        paired = np.array([own[method, s] - own[control, s] for s in seeds if (method, s) in own])
-        text = "–"
-        if control != method and len(paired):
-            middle, half = interval(paired)
-            text = f"{middle:+.1f} ± {half:.1f}"
-        lines.append(f"| {control} | {len(seeds)} | {mean:.1f} | {text} |")
+        entries = []
+        for part in parts:
+            here = [c for c in cells if c["fraction"] == part]
+            found = stat([c[suite] for c in here if c["control"] == control])
+            text = f"{found.mean:.1f} ± {found.error:.1f} ({found.seeds})" if found else "–"
+            entries.append(f" {text} | {compared(here, suite, control, baseline)} |")
+        lines.append(f"| `{control}` |" + "".join(entries))
+    constant = "".join(f" {next(c[f'{suite}_constant'] for c in cells if c['fraction'] == p):.1f} | |" for p in parts)
+    return [*lines, f"| constant answer |{constant}"]
+
+
+def method_table(cells: list[Cell], method: str = "clip-td") -> list[str]:
+    """Markdown: a row per task and suite; the method less each other control, over all parts and seeds together."""
+    others = [name for name in CONTROLS if name != method]
+    head = " | ".join(f"− `{name}`" for name in others)
+    lines = [f"| `{method}`, all parts | {head} |", "|---|" + "---|" * len(others)]
+    for task in dict.fromkeys(c["task"] for c in cells):
+        own = [c for c in cells if c["task"] == task]
+        for suite, title in SUITES.items():
+            texts = [compared(own, suite, method, name) for name in others]
+            lines.append(f"| {task}, {title} | " + " | ".join(texts) + " |")
     return lines
+
+
+def report(cells: list[Cell]) -> str:
+    """All tables, as Markdown."""
+    lines = []
+    for task in dict.fromkeys(c["task"] for c in cells):
+        own = [c for c in cells if c["task"] == task]
+        mark = " (synthetic)" if own[0]["synthetic"] else ""
+        pictures = ", ".join(
+            f"{part:.0%}: {next(c['pictures'] for c in own if c['fraction'] == part):,}"
+            for part in sorted({c["fraction"] for c in own})
+        )
+        tested = " and ".join(f"{own[0][f'{suite}_examples']:,} {title}" for suite, title in SUITES.items())
+        lines += [
+            f"**{task}**{mark}: training pictures {pictures}; {tested} test examples; number of seeds in brackets.",
+            "",
+        ]
+        for suite in SUITES:
+            lines += [*accuracy_table(own, task, suite, "none"), ""]
+    return "\n".join([*lines, *method_table(cells), ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--task", default="vqa")
-    parser.add_argument("--data")
-    parser.add_argument("--teacher", default="toy")
-    parser.add_argument("--student", default="test_resnet")
-    parser.add_argument("--student-weights", type=Path)
-    parser.add_argument("--student-options", default="{}", help="JSON, for timm.create_model")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--weight", type=float)
-    parser.add_argument("--test-domain", default="none")
+    parser.add_argument("--assets", required=True, help="folder with pacs, students and teachers")
+    parser.add_argument("--out", default="clip-td")
+    parser.add_argument("--tasks", nargs="+", default=["vqa", "ve", "choice"])
+    parser.add_argument("--style", default="sketch", help="PACS domain that ve and choice leave out")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--controls", nargs="+", default=list(CONTROLS))
-    parser.add_argument("--examples", type=int, default=3000, help="test examples per suite")
-    parser.add_argument("--out", default="clip-td")
+    parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
+    parser.add_argument("--examples", type=int, default=800, help="test examples per suite")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
     arguments = parser.parse_args()
+    until = time.monotonic() + 60 * arguments.minutes
     path = Path(arguments.out) / "cells.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(c["control"], c["fraction"], c["seed"]) for c in cells}
-    for seed in arguments.seeds:
-        for fraction in arguments.fractions:
-            for control in arguments.controls:
-                if (control, fraction, seed) not in done:
-                    cells.append(run_cell(arguments, control, fraction, seed))
-                    with open(path, "a", encoding="utf-8") as handle:
-                        handle.write(json.dumps(cells[-1]) + "\n")
-                    print(cells[-1], flush=True)
-    mark = " (synthetic)" if cells and cells[0]["synthetic"] else ""
-    for fraction in arguments.fractions:
-        for suite in ("id", "ood"):
-            own = [c for c in cells if c["fraction"] == fraction and suite in c]
-            if own:
-                constant = f"constant answer {own[0][f'{suite}_constant']:.1f} %"
-                print(
-                    f"\n{arguments.task}{mark}, {own[0]['pictures']} training pictures ({fraction:.0%}), {constant}\n"
-                )
-                print("\n".join(table(cells, fraction, suite)))
+    done = {(c["task"], c["fraction"], c["seed"], c["control"]) for c in cells}
+    wanted = [
+        (task, fraction, seed, control)
+        for seed in arguments.seeds
+        for task in arguments.tasks
+        for fraction in arguments.fractions
+        for control in arguments.controls
+    ]
+    for cell in wanted:
+        if cell not in done and time.monotonic() < until:
+            cells.append(run_cell(arguments, *cell))
+            with open(path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(cells[-1]) + "\n")
+            done.add(cell)
+    print(f"{len(done & set(wanted))} of {len(wanted)} runs are finished.\n")
+    print(report(cells))
 
 
 if __name__ == "__main__":

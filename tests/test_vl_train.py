@@ -64,7 +64,7 @@ def test_train_evaluate_export_on_the_command_line(
     assert "synthetic" in torch_says
     with pytest.raises(EdgekdError, match="exists"):
         export_vl(out)
-    monkeypatch.setattr("edgekd.distill.vl.evaluate.torch_predict", lambda student: pytest.fail("torch was asked"))
+    monkeypatch.setattr("edgekd.distill.vl.evaluate.student_answers", lambda *_, **__: pytest.fail("torch was asked"))
     cli.app(["vl", "evaluate", str(out), "--onnx"], standalone_mode=False)
     assert capsys.readouterr().out == torch_says
     record = json.loads((out / "artifacts" / "onnxruntime-fp32" / "vl_artifact.json").read_text())

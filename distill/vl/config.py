@@ -40,6 +40,8 @@ class VlConfig(BaseModel):
     student: str = "mobilenetv3"
     pretrained: Literal["hub", "scratch", "toy"] = "scratch"
     student_weights: Path | None = None
+    freeze_backbone: bool = False
+    """Train the joint layers alone, on what the pretrained backbone sees as it is."""
     student_options: dict[str, Any] = Field(default_factory=dict)
     size: int = Field(default=96, ge=16, le=1024)
     width: int = Field(default=128, ge=8)
@@ -87,6 +89,10 @@ def make_config(given: dict[str, Any]) -> VlConfig:
         ) from error
     if config.width % config.heads:
         raise EdgekdError(f"The width {config.width} does not divide by {config.heads} heads.", "Change one of them.")
+    if config.freeze_backbone and config.pretrained == "scratch" and config.student_weights is None:
+        raise EdgekdError(
+            "A frozen backbone with random weights sees nothing.", "Give --student-weights or --pretrained hub."
+        )
     if config.distil and config.select == "none" and not config.pooled:
         raise EdgekdError(
             "With --select none and without the pooled vectors nothing is distilled.", "Use --control none."

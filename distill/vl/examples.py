@@ -32,17 +32,18 @@ class Reader:
     def pictures(self, indices: NDArray[np.int64]) -> Tensor:
         """RGB uint8 `[B, S, S, 3]`, prepared as on the device; a picture with several questions is decoded once."""
         own, back = np.unique(self.data.image_of[indices], return_inverse=True)
-        pixels = np.stack([self.preprocess.pixels(self.data.images.read(int(i))) for i in own])
-        return torch.from_numpy(pixels[back])
+        return self.pixels(own)[torch.from_numpy(back)]
 
-    def batches(
-        self, indices: NDArray[np.int64], size: int = 256
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]:
-        """All of `indices` in order of their pictures: the indices, pictures and tokens of each batch."""
+    def pixels(self, pictures: NDArray[np.int64]) -> Tensor:
+        """The pictures themselves, prepared as on the device, RGB uint8 `[n, S, S, 3]`."""
+        read = self.data.images.read
+        return torch.from_numpy(np.stack([self.preprocess.pixels(read(int(i))) for i in pictures]))
+
+    def parts(self, indices: NDArray[np.int64], size: int = 256) -> Iterator[NDArray[np.int64]]:
+        """All of `indices` in order of their pictures, `size` at a time."""
         ordered = indices[np.argsort(self.data.image_of[indices], kind="stable")]
         for start in range(0, len(ordered), size):
-            part = ordered[start : start + size]
-            yield part, self.pictures(part), self.texts(part)
+            yield ordered[start : start + size]
 
 
 def make_reader(data: VlData, preprocess: Preprocess, length: int) -> Reader:

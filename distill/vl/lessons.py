@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from edgekd.distill.vl.data import VlData
 from edgekd.distill.vl.examples import Reader
+from edgekd.distill.vl.kept import kept
 from edgekd.distill.vl.teacher_tokens import TokenTeacher
 from edgekd.distill.vl.token_td import TeacherTokens
 from edgekd.distill.vl.tokens import content_tokens
@@ -79,7 +80,7 @@ def ask_teacher(
     pictures = np.unique(data.image_of[train])
     place = np.full(len(data.images), -1, dtype=np.int64)
     place[pictures] = np.arange(len(pictures))
-    patches, pooled_image = teacher.images(data.images, pictures, grid or (1, 1))
+    seen = _seen(teacher, data, pictures, grid or (1, 1))
     text, pooled_text = teacher.texts(data.texts, reader.tokens.shape[1])
     content = content_tokens(reader.tokens)
     known = torch.unique(reader.tokens[content])
@@ -90,23 +91,32 @@ def ask_teacher(
         if len(known)
         else (torch.zeros(1, teacher.teacher.dim))
     )
-    needed = set(np.unique(data.statements_of[train]).tolist())
-    empty = torch.zeros(0, teacher.teacher.dim)
-    statements = tuple(
-        normalize(teacher.teacher.embed_texts(group), dim=-1) if number in needed else empty
-        for number, group in enumerate(data.statements)
-    )
     return Lessons(
         data=data,
         tokens=reader.tokens,
         content=content,
         text=text.half(),
         pooled_text=pooled_text,
-        patches=patches if grid else patches[:, :0],
-        pooled_image=pooled_image,
+        patches=seen["patches"] if grid else seen["patches"][:, :0],
+        pooled_image=seen["pooled"],
         word_of=word_of,
         words=words,
-        statements=statements,
+        statements=_statements(teacher, data),
         place=place,
         logit_scale=teacher.teacher.logit_scale,
     )
+
+
+def _seen(teacher: TokenTeacher, data: VlData, pictures: NDArray[np.int64], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """The teacher's `patches` and `pooled` vectors of pictures, as `TokenTeacher.images`."""
+    facts = (teacher.teacher.id, f"{grid[0]}x{grid[1]}", *(data.images.keys[int(i)] for i in pictures))
+    names = ("patches", "pooled")
+    return kept("seen-1", facts, lambda: dict(zip(names, teacher.images(data.images, pictures, grid), strict=True)))
+
+
+def _statements(teacher: TokenTeacher, data: VlData) -> tuple[Tensor, ...]:
+    """Unit vectors of every group of statements."""
+    texts = [text for group in data.statements for text in group]
+    facts = (teacher.teacher.id, *texts)
+    vectors = kept("statements-1", facts, lambda: {"text": normalize(teacher.teacher.embed_texts(texts), dim=-1)})
+    return torch.split(vectors["text"], [len(group) for group in data.statements])

@@ -59,8 +59,13 @@ def split_examples(data: VlData, *, test_domain: str, fraction: float = 1.0, see
 
 
 def spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of `indices`, evenly spaced, so that every class and domain keeps its share."""
-    return indices[:: max(1, -(-len(indices) // most))]
+    """At most `most` of `indices`, the same ones every time, in their order.
+
+    They are drawn: a picture's sentences come in turn, so every third one would be of the same answer.
+    """
+    if len(indices) <= most:
+        return indices
+    return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
 def low_shot(images: ImageSet, pool: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:

@@ -108,7 +108,21 @@ class VlStudent(nn.Module):
 
     def joint(self, images: Tensor, tokens: Tensor) -> Joint:
         """As `forward`, with the hidden states."""
-        seen = self._look(images)  # [B, P, d]
+        return self.read(self.look(images), tokens)
+
+    def look(self, images: Tensor) -> Tensor:
+        """RGB uint8 `[B, S, S, 3]` → the backbone's map as float `[B, P, c]`; `[B, 0, 0]` for a blind student."""
+        if self.backbone is None:
+            return torch.zeros(len(images), 0, 0)
+        pixels = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [B, 3, S, S]
+        return patch_rows(self.backbone, pixels)
+
+    def read(self, looked: Tensor, tokens: Tensor) -> Joint:
+        """What `look` gave and token ids → logits and hidden states."""
+        if self.project is None:
+            seen = self.patch_place.expand(len(looked), -1, -1)  # [B, 0, d]
+        else:
+            seen = self.project(looked) + self.patch_place  # [B, P, d]
         if self.task == "choice":
             count = tokens.shape[1]
             seen = seen.unsqueeze(1).expand(-1, count, -1, -1).flatten(0, 1)  # [B · K, P, d]
@@ -124,12 +138,6 @@ class VlStudent(nn.Module):
         if self.task == "choice":
             logits = logits.reshape(-1, count)  # [B, K]
         return Joint(logits, x[:, 0], x[:, 1 : 1 + self.patches], x[:, 1 + self.patches :])
-
-    def _look(self, images: Tensor) -> Tensor:
-        if self.backbone is None or self.project is None:
-            return self.patch_place.expand(len(images), -1, -1)  # [B, 0, d]
-        pixels = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [B, 3, S, S]
-        return self.project(patch_rows(self.backbone, pixels)) + self.patch_place  # type: ignore[no-any-return]
 
 
 def patch_rows(backbone: nn.Module, pixels: Tensor) -> Tensor:

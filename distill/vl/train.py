@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from edgekd.distill.vl.config import VlConfig
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import accuracy
 from edgekd.distill.vl.examples import Reader, make_reader, order, training_store
+from edgekd.distill.vl.frozen import frozen_maps
 from edgekd.distill.vl.lessons import Lessons, ask_teacher
 from edgekd.distill.vl.split import VlSplit, split_examples, spread
 from edgekd.distill.vl.student import Joint, VlStudent
@@ -41,17 +43,30 @@ _LOG_EVERY = 50
 _VAL_EXAMPLES = 1000
 
 
-def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
+def train_vl(
+    config: VlConfig,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    data: VlData | None = None,
+    teacher: TokenTeacher | None = None,
+) -> VlRun:
     """Train a student and write its run folder.
+
+    Args:
+        data: what `config` names, loaded already; None: loaded here. teacher: likewise.
 
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
     """
     if out.exists() and not overwrite:
         raise EdgekdError(f"{out} exists.", "Give another --out, or --overwrite.")
-    data = load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
+    data = data or load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
     split = split_examples(data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed)
-    teacher = read_tokens(load_teacher(config.teacher)) if config.distil else None
+    if not config.distil:
+        teacher = None
+    elif teacher is None:
+        teacher = read_tokens(load_teacher(config.teacher))
     limit = min(teacher.context, 77) if teacher else 77
     length = tokens.length_of(data.texts, limit)
     torch.manual_seed(config.seed)
@@ -92,7 +107,7 @@ def train_vl(config: VlConfig, out: Path, *, overwrite: bool = False) -> VlRun:
         "teacher_seconds": round(ready - started, 2),
         "train_seconds": round(seconds, 2),
         "selection": "last weights",
-        "val_accuracy": accuracy(student, reader, spread(split.val, _VAL_EXAMPLES)),
+        "val_accuracy": accuracy(student, reader, spread(split.val, _VAL_EXAMPLES), frozen=config.freeze_backbone),
     }
     write_json(out / RECORD, record)
     return load_vl_run(out)
@@ -112,17 +127,18 @@ def _fit(
 ) -> None:
     maps = TokenMaps(config.width, lessons.pooled_image.shape[1]) if lessons else None
     trained = nn.ModuleList([student, *([maps] if maps else [])])
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(trained, 0.05), lr=config.lr)
+    if config.freeze_backbone and student.backbone is not None:
+        student.backbone.requires_grad_(False)
+    optimizer = torch.optim.AdamW(param_groups_weight_decay(trained, 0.05), lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
-    store = training_store(reader)
+    look = _looks(config, student, reader, split)
     train_mode(student, frozen_statistics=config.pretrained != "scratch" or config.student_weights is not None)
     random = torch.Generator().manual_seed(config.seed)
     with open(metrics, "w", encoding="utf-8") as log:
         for step in range(config.steps):
             indices = split.train[order(len(split.train), config.batch_size, config.seed, step)]
-            pictures = torch.from_numpy(np.array(store.batch(reader.data.image_of[indices])))
             labels = torch.from_numpy(reader.data.labels[indices])
-            joint = student.joint(pictures, reader.texts(indices))
+            joint = student.read(look(reader.data.image_of[indices]), reader.texts(indices))
             loss, values = _loss(config, joint, labels, indices, reader.data, lessons, maps, random)
             for name, value in values.items():
                 if not math.isfinite(value):
@@ -138,6 +154,18 @@ def _fit(
             if (step + 1) % _LOG_EVERY == 0 or step + 1 == config.steps:
                 log.write(json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in values.items()}}) + "\n")
     student.eval()
+
+
+def _looks(
+    config: VlConfig, student: VlStudent, reader: Reader, split: VlSplit
+) -> Callable[[NDArray[np.int64]], Tensor]:
+    """Pictures of a batch → what the backbone sees, float `[B, P, c]`."""
+    if config.freeze_backbone:
+        pictures = np.unique(reader.data.image_of[split.train])
+        maps = frozen_maps(student, reader, pictures)
+        return lambda wanted: maps[torch.from_numpy(np.searchsorted(pictures, wanted))]
+    store = training_store(reader)
+    return lambda wanted: student.look(torch.from_numpy(np.array(store.batch(wanted))))
 
 
 def _loss(

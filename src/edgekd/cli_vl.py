@@ -60,6 +60,13 @@ def train(
     student: Annotated[str | None, typer.Option(help="Friendly or timm name. [default: mobilenetv3]")] = None,
     pretrained: Annotated[str | None, typer.Option(help="hub, scratch or toy. [default: scratch]")] = None,
     student_weights: Annotated[Path | None, typer.Option(help="Start the backbone from this file.")] = None,
+    freeze_backbone: Annotated[
+        bool | None,
+        typer.Option(
+            "--freeze-backbone/--train-backbone",
+            help="Train the joint layers alone, on what the pretrained backbone sees; it looks once at each picture.",
+        ),
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Input side in pixels. [default: 96]")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the joint transformer. [default: 2]")] = None,
     width: Annotated[int | None, typer.Option(help="Its width. [default: 128]")] = None,
