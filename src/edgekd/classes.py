@@ -67,7 +67,8 @@ def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
             pixels = session.artifact.preprocess.pixels(decode(encoded))
         except UnreadableImage as error:
             raise EdgekdError(f"An image cannot be read: {error.reason}.", "Leave it out.") from error
-        return session.embed(pixels[None])[0]
+        embedding: NDArray[np.float32] = session.embed(pixels[None])[0]
+        return embedding
 
     add_by_images(folder, name, images, embed)
 

@@ -550,9 +550,7 @@ def evaluate(
 def study(
     recipes: Annotated[
         str,
-        typer.Option(
-            help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."
-        ),
+        typer.Option(help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."),
     ] = "erm,kd,vl2v-adip",
     protocol: Annotated[
         str,

@@ -246,9 +246,7 @@ def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str
     """`erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
     names = list(configs)
     if zero_shot:
-        return next(
-            (name for name in names if recipe_of(configs[name]).head == "text"), names[0]
-        )
+        return next((name for name in names if recipe_of(configs[name]).head == "text"), names[0])
     return "erm" if "erm" in names else names[0]
 
 

@@ -80,11 +80,7 @@ def _protocol(plan: Plan) -> str:
             "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
         )
     if plan.unseen:
-        linear = [
-            name
-            for name in plan.recipes
-            if recipe_of(plan.configs[name]).head != "text"
-        ]
+        linear = [name for name in plan.recipes if recipe_of(plan.configs[name]).head != "text"]
         without = (
             f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}." if linear else ""
         )
