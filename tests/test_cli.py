@@ -109,6 +109,8 @@ def test_every_verb_is_there() -> None:
         ("study",),
         ("vl",),
         *(("vl", what) for what in ("train", "evaluate", "export")),
+        ("classes",),
+        *(("classes", what) for what in ("add", "remove")),
         ("doctor",),
         ("list",),
         *(("list", what) for what in ("students", "teachers", "recipes", "targets")),

@@ -105,10 +105,11 @@ def test_images_of_another_size_are_refused() -> None:
         logits_of(chain(1, 1), IMAGES[:, :3])
 
 
-def test_program_without_softmax_has_no_logits() -> None:
-    program = MilProgram("image", (1, 3, 4, 4), (op("relu", "relu", x=Ref("image")),), ("relu",))
+def test_classifier_without_softmax_has_no_logits() -> None:
+    relu, named = op("relu", "relu", x=Ref("image")), op("classify", "label", probabilities=Ref("relu"))
     with pytest.raises(EdgekdError, match="has no softmax"):
-        _ = program.logits
+        _ = MilProgram("image", (1, 3, 4, 4), (relu, named), ("label",)).logits
+    assert MilProgram("image", (1, 3, 4, 4), (relu,), ("relu",)).logits == "relu"
 
 
 def test_watched_values_come_per_image() -> None:
