@@ -56,6 +56,8 @@ class Subject:
             are part of its weights or of its file has none.
         placement: asks an artifact's runtime which nodes run where; None where it does not tell.
         counted: parameters and multiply-accumulates of one answer; None where nobody can count them.
+        reworded: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in the
+            student's space → how it answers among these.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Subject:
     placement: Callable[[], Placement | None] = lambda: None
     wordings: Mapping[str, Wording] = field(default_factory=dict)
     counted: Counted | None = None
+    reworded: Callable[[tuple[str, ...], NDArray[np.float32]], Predict] | None = None
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ import torch
 from benchmark_fakes import CLASSES, fake_measurements, four_subjects, id_and_ood, model, paint_images, subject
 from test_report import SCHEMA, violations
 
-from edgekd.benchmark.accuracy import Suite, predict_suite
+from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.rescore import rescore
@@ -100,6 +100,17 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     assert [again[0].holds(one) for one in found] == [True, True]
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()  # every image looks like a bird to it
+
+    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predict:
+        np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
+        return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
+
+    embedding = replace(subjects[1], name="fp32-embedding", reworded=reworded)
+    told_more = replace(embedding, name="with a class added", classes=(*CLASSES, "fish"))
+    found, _ = in_other_words([loaded], [embedding, told_more], suites, [spec])  # type: ignore[list-item]
+    assert [again[4].holds(one) for one in found] == [True, False]
+    [logits] = predict_suite(found[:1], again[4])
+    assert (logits.argmax(axis=1) == 3).all()
     trained = SimpleNamespace(run=run, bank=None, student=Embedding(bird))
     with pytest.raises(EdgekdError, match="None of these models"):
         in_other_words([trained], subjects, suites, [spec])  # type: ignore[list-item]

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Subject
+from edgekd.benchmark.accuracy import Predict, Subject
 from edgekd.benchmark.counting import count_folder
 from edgekd.console import say, warn
 from edgekd.distill.load import LoadedRun
@@ -113,7 +115,13 @@ def _described(bank: TextBank) -> str:
 def _artifact_subject(folder: Path) -> Subject:
     # Threads that poll would take the cores from the decoding that goes on beside the accuracy run.
     session = open_session(folder, spinning=False)
-    artifact = session.artifact
+    artifact, bank = session.artifact, session.bank
+
+    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predict:
+        assert bank is not None
+        changed = replace(bank, classes=classes, vectors=vectors)
+        return lambda images: changed.logits(session.embed(images))
+
     return Subject(
         name=artifact.name,
         run=str(artifact.source.get("run", "")),
@@ -125,6 +133,7 @@ def _artifact_subject(folder: Path) -> Subject:
         folder=folder,
         placement=session.placement,
         counted=count_folder(folder),
+        reworded=None if bank is None else reworded,
     )
 
 

@@ -57,7 +57,7 @@ def in_other_words(
     """Subjects that can be asked in these words, and the ID and unseen suites once more for each of them.
 
     Args:
-        runs: their banks and students; artifacts and heads with fixed classes stay as they are.
+        runs: their banks and students; whose classes are fixed stays as it is.
         given: `NAME=FILE` strings.
 
     Raises:
@@ -68,8 +68,8 @@ def in_other_words(
     speaking: dict[tuple[str, str], dict[str, Wording]] = {}
     for loaded in runs:
         for words in chosen:
-            for kind, wording in _wordings(loaded, words).items():
-                speaking.setdefault((loaded.run.name, kind), {})[words.name] = wording
+            for name, wording in _wordings(loaded, words, subjects).items():
+                speaking.setdefault((loaded.run.name, name), {})[words.name] = wording
     if not speaking:
         raise EdgekdError(
             "None of these models can be asked in other words: their classes are fixed.",
@@ -79,7 +79,7 @@ def in_other_words(
     for words in chosen:
         again += [_again(base, words) for base in bases]
     for subject in subjects:
-        own = speaking.get((subject.run, subject.kind), {})
+        own = speaking.get((subject.run, subject.name), {})
         names = {suite.name: own[words.name] for words in chosen if words.name in own for suite in _of(again, words)}
         found.append(replace(subject, wordings=names) if names else subject)
     return found, again
@@ -111,8 +111,8 @@ def _new(words: Words, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in words.added if readable(name).casefold() not in known)
 
 
-def _wordings(loaded: LoadedRun, words: Words) -> dict[str, Wording]:
-    """`teacher` and `torch` as they answer in these words; without those that cannot."""
+def _wordings(loaded: LoadedRun, words: Words, subjects: Sequence[Subject]) -> dict[str, Wording]:
+    """The run's subjects by name, as they answer in these words; without those that cannot."""
     bank = loaded.bank
     if bank is None:
         return {}
@@ -121,10 +121,17 @@ def _wordings(loaded: LoadedRun, words: Words) -> dict[str, Wording]:
         return {}
     added = _new(words, bank.classes)
     changed = _bank(teacher, bank, added, words.templates)
-    found: dict[str, Wording] = {"teacher": (teacher_predict(teacher, changed), changed.classes)}
-    if loaded.student.embeds and loaded.student.head is None:
-        # In the space the student learned: less the common part of the words it was trained with.
-        found["torch"] = (student_predict(loaded.student, changed.head), changed.classes)
+    found: dict[str, Wording] = {}
+    for subject in subjects:
+        if subject.run != loaded.run.name:
+            continue
+        if subject.kind == "teacher":
+            found[subject.name] = (teacher_predict(teacher, changed), changed.classes)
+        elif subject.kind == "torch" and loaded.student.embeds and loaded.student.head is None:
+            # In the space the student learned: less the common part of the words it was trained with.
+            found[subject.name] = (student_predict(loaded.student, changed.head), changed.classes)
+        elif subject.reworded is not None and subject.classes == bank.classes:
+            found[subject.name] = (subject.reworded(changed.classes, changed.head.numpy()), changed.classes)
     return found
 
 
