@@ -217,7 +217,7 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
     probe = model.encode_text(tokenizer(["a"]))
     return ClipTeacher(
         spec=spec,
-        id=short_hash("clip-1", _weights_hash(model), preprocess.hash),
+        id=short_hash("clip-1", weights_hash(model), preprocess.hash),
         preprocess=preprocess,
         logit_scale=float(model.logit_scale.exp()),
         dim=probe.shape[-1],
@@ -226,7 +226,8 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
     )
 
 
-def _weights_hash(model: nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and values of parameters and buffers, hex."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

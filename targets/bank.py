@@ -84,7 +84,7 @@ class ClassBank:
         name = name.strip()
         if not name or "\n" in name or "\0" in name:
             raise EdgekdError("A class needs a name, on one line.", 'For example: "fire hydrant".')
-        if _plain(name) in {_plain(known) for known in self.classes}:
+        if plain_name(name) in {plain_name(known) for known in self.classes}:
             raise EdgekdError(
                 f'The artifact knows the class "{name}" already.',
                 "Give another name; a class that was added can be taken out first: edgekd classes remove.",
@@ -169,5 +169,6 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     return scaled
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name without what people write differently: case, spaces, underscores and hyphens."""
     return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()

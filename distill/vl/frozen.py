@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.distill.teacher import weights_hash
 from edgekd.distill.vl.examples import Reader
 from edgekd.distill.vl.kept import kept
 from edgekd.distill.vl.student import VlStudent
@@ -24,7 +23,7 @@ def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64])
     Raises:
         EdgekdError: too many pictures to hold their maps in memory.
     """
-    if student.project is None:
+    if student.backbone is None or student.project is None:
         return torch.zeros(len(pictures), 0, 0)
     n_bytes = 4 * len(pictures) * student.patches * student.project.in_features
     if n_bytes > _MAX_BYTES:
@@ -32,7 +31,11 @@ def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64])
             f"The frozen backbone's maps of {len(pictures):,} pictures would take {n_bytes / 2**30:.0f} GiB.",
             "Train on a --fraction of them, at a smaller --size, or without --freeze-backbone.",
         )
-    facts = (_weights_hash(student), reader.preprocess.hash, *(reader.data.images.keys[int(i)] for i in pictures))
+    facts = (
+        weights_hash(student.backbone),
+        reader.preprocess.hash,
+        *(reader.data.images.keys[int(i)] for i in pictures),
+    )
     return kept("map-1", facts, lambda: {"map": _look(student, reader, pictures)})["map"]
 
 
@@ -41,11 +44,3 @@ def _look(student: VlStudent, reader: Reader, pictures: NDArray[np.int64]) -> Te
     student.eval()
     parts = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
     return torch.cat([student.look(reader.pixels(part)) for part in parts])
-
-
-def _weights_hash(student: VlStudent) -> str:
-    assert student.backbone is not None
-    digest = hashlib.sha256()
-    for name, value in student.backbone.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.hexdigest()

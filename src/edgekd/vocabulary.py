@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.targets.bank import plain_name
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGENET = 1000
@@ -25,8 +26,8 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     own = images.classes
     if set(own) <= set(classes):
         return images
-    plain = {_plain(known): known for known in classes}
-    words: list[str | None] = [plain.get(_plain(cls)) if len(plain) == len(classes) else None for cls in own]
+    plain = {plain_name(known): known for known in classes}
+    words: list[str | None] = [plain.get(plain_name(cls)) if len(plain) == len(classes) else None for cls in own]
     if None in words and (numbers := _imagenet_numbers(own)) and (known := _imagenet_numbers(classes)):
         of_number = dict(zip(known, classes, strict=True))
         words = [of_number.get(number) for number in numbers]
@@ -41,10 +42,6 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     if len(set(found)) < len(found):
         raise EdgekdError(f"Two class folders of {name} are one class of the model.", "Bring them together.")
     return replace(images, classes=found)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def _imagenet_numbers(classes: Sequence[str]) -> list[int] | None:
