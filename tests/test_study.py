@@ -369,6 +369,25 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
     assert not [path.name for path in (folder / "runs").iterdir() if path.name in ("erm-0", "vl2v-adip-0")]
 
 
+@pytest.mark.slow
+def test_shots_side_by_side_share_their_base(tiny_teacher: Path, tmp_path: Path) -> None:
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher)
+    words = base | {"protocol": "k-shot", "unseen_classes": "bee,dog", "shots": "1,4", "seeds": 1, "steps": 5}
+    tables = {}
+    for jobs in (1, 2):
+        folder = tmp_path / f"jobs{jobs}"
+        edgekd.study("erm", jobs=jobs, out=folder, keep=True, **words)
+        lines = (folder / "table.csv").read_text().splitlines()
+        tables[jobs] = [line for line in lines if "_seconds," not in line]
+        assert sorted(path.name for path in (folder / "runs").iterdir() if path.is_dir()) == [
+            "erm-0",
+            "erm-1shot-0",
+            "erm-4shot-0",
+        ]
+    # Two processes that start from one run must find it whole, whichever of them trains it.
+    assert tables[1] == tables[2]
+
+
 def test_words_about_shots(base: dict[str, Any], tmp_path: Path) -> None:
     data = draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=2)
     own = base | {"data": str(data), "recipes": "erm", "out": tmp_path / "s"}
