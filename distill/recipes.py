@@ -66,6 +66,12 @@ class Recipe:
 
 _MSE = {"feat_mse": TermSpec(1.0)}
 _VL2V = {"cos_img": TermSpec(0.5), "cos_text": TermSpec(0.5)}
+_RISE = {
+    "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
+    "ce": TermSpec(0.2),
+    "cos_text": TermSpec(1.0),
+    "domain_rel": TermSpec(1.0),
+}
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -181,19 +187,15 @@ RECIPES: dict[str, Recipe] = {
             "labels and the teacher's probabilities on class vectors that start as texts, held near text and domains",
             "Huang et al., ICCV 2023 (w1 = 0.8, w2 = 0.2, w3 = 1, T = 3)",
             "learned",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {
-                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
-                        "ce": TermSpec(0.2),
-                        "cos_text": TermSpec(1.0),
-                        "domain_rel": TermSpec(1.0),
-                    },
-                    ("backbone", "projector", "head"),
-                ),
-            ),
+            (Stage("train", 1.0, _RISE, ("backbone", "projector", "head")),),
+            prompts="imagenet7",
+        ),
+        Recipe(
+            "edgekd",
+            "all that a teacher says: rise's labels, probabilities and texts, and vl2v-adip's image embeddings",
+            "ours: the terms of rise (Huang et al., ICCV 2023) and cos_img of VL2V (Addepalli et al., CVPR 2024)",
+            "learned",
+            (Stage("train", 1.0, {**_RISE, "cos_img": TermSpec(1.0)}, ("backbone", "projector", "head")),),
             prompts="imagenet7",
         ),
     )
