@@ -28,7 +28,7 @@ from edgekd.files import read_json, write_json
 from edgekd.targets.session import open_session
 
 UNSEEN = "sketch"
-SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 300}
+SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 900}
 PACS: dict[str, Any] = {"size": 96, "batch_size": 32, "steps": 120}
 STUDENTS: dict[str, dict[str, Any]] = {
     "toy/mobilenetv3": {"student": "mobilenetv3", "data": "toy"},
@@ -39,6 +39,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "weights": "mobilenetv2_100_pad_same",
         "student_options": {"pad_type": "same"},
     },
+    "pacs/mobilenetv3": {**PACS, "student": "mobilenetv3", "pretrained": "toy", "steps": 600},
+    "pacs/mobilenetv3_small": {**PACS, "student": "mobilenetv3_small", "pretrained": "scratch", "steps": 900},
     "toy/mobilenetv3_small": {**SCRATCH, "student": "mobilenetv3_small"},
     "toy/efficientnet": {**SCRATCH, "student": "efficientnet"},
     "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny"},
@@ -63,14 +65,12 @@ def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
     if not (folder / "run.json").exists():
         settings = dict(STUDENTS[name])
         weights = settings.pop("weights", None)
-        if weights is not None:
+        if name.startswith("pacs/"):
             if assets is None:
                 raise EdgekdError(f"{name} needs --assets.", "Or name others: --students toy/mobilenetv3.")
-            settings |= {
-                "data": str(assets / "pacs"),
-                "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}",
-                "student_weights": assets / "students" / f"{weights}.safetensors",
-            }
+            settings |= {"data": str(assets / "pacs"), "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}"}
+            if weights is not None:
+                settings["student_weights"] = assets / "students" / f"{weights}.safetensors"
         resume = (folder / "checkpoint.pt").exists()
         edgekd.train(**settings, test_domain=UNSEEN, out=folder, resume=resume, overwrite=not resume)
     return load_run(folder)

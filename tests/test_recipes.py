@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from edgekd.distill.recipes import RECIPES, get_recipe
+from edgekd.distill.terms import TermSpec
 from edgekd.distill.train import schedule, share_out
 from edgekd.errors import EdgekdError
 
@@ -45,6 +46,9 @@ def test_the_recipes_say_what_the_literature_says() -> None:
         "cos_text": 1.0,
         "domain_rel": 1.0,
     }
+    own = get_recipe("edgekd")
+    assert (own.head, own.prompts, own.centre) == (rise.head, rise.prompts, rise.centre)
+    assert own.stages[0].terms == {**rise.stages[0].terms, "cos_img": TermSpec(1.0)}
     vl2v = get_recipe("vl2v-adip")
     assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
     assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
