@@ -69,7 +69,8 @@ def parse_gate(expression: str) -> Gate:
     known = METRICS if suite is None else SUITE_METRICS
     if metric not in known:
         if suite is None and metric in SUITE_METRICS:
-            hint = f"Say on which suite: {metric}[id]{sign}{text}."
+            suite_of = "unknown:NAME" if metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS) else "id"
+            hint = f"Say on which suite: {metric}[{suite_of}]{sign}{text}."
         elif suite is not None and metric in METRICS:
             hint = f"It takes no suite: {metric}{sign}{text}."
         else:

@@ -102,7 +102,7 @@ def print_table(report: Report) -> None:
     _print(main_table(report), f"Benchmark, {QUICK_MARK}" if report.quick else "Benchmark", _DISPENSABLE)
     if report.unknowns:
         rows = tuple((run, tuple(cells)) for run, *cells in unknown_rows(report))
-        title = "Images of no known class, told from known ones by the largest …"
+        title = "Images of no known class, told from known ones by the largest softmax probability or logit, %"
         _print(MainTable(UNKNOWN_HEADER[1:], rows), title, _DISPENSABLE_OF_UNKNOWN)
     for pair in report.comparisons:
         result(*comparison_lines(pair))
