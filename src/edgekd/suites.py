@@ -216,7 +216,7 @@ def unknown_suites(
             f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
             "Give images of something else.",
         )
-    remarks = [f"images of no class that the model knows, to be told from {beside.name}; they enter no mean."]
+    remarks = [f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."]
     if beside is not inside:
         remarks.append(
             f"only the logits of the {len(beside.images.classes)} classes that its folders name are looked at."
