@@ -30,7 +30,7 @@ Wording = tuple[Predict, tuple[str, ...]]
 Kind = Literal["teacher", "torch", "artifact"]
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
-    "cue": "cue-conflict", "vocab": "vocabulary",
+    "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",
 }  # fmt: skip
 
 
@@ -88,7 +88,8 @@ class Suite:
     """Images to measure on.
 
     Attributes:
-        name: `id`, `val`, `seen:<domain>`, `ood:<name>`, `clean:<name>`, `corruption:<name>:<severity>`, `cue:<name>`.
+        name: `id`, `val`, `seen:<domain>`, `ood:<name>`, `clean:<name>`, `corruption:<name>:<severity>`, `cue:<name>`,
+            `unknown:<name>`.
         images: where they come from.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
@@ -96,7 +97,8 @@ class Suite:
         remarks: what a reader must know about these images, one sentence each.
         corruption: name and severity (1–5) of what every image goes through first, see `corruptions.corrupt`.
         wording: name of the changed vocabulary that it is asked with; `images.classes` then ends in the names added.
-        base: name of the suite with the same images and the run's own vocabulary.
+        base: name of the suite it is set against: of a changed vocabulary that with the same images and the run's own
+            words, of unknown images (all labels −1) that with the known ones.
         own_metrics: int64 answers `[n]` (index into `images.classes`) → the data set's own metrics by name.
         own_metrics_by: who computes them.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).

@@ -106,6 +106,7 @@ def run_benchmark(
         corruptions=scores.corruptions,
         cue_conflicts=scores.cue_conflicts,
         vocabularies=scores.vocabularies,
+        unknowns=scores.unknowns,
         own_metrics=scores.own_metrics,
         comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
         placements=placements,

@@ -30,11 +30,12 @@ def check_comparable(first: Subject, second: Subject, suites: Sequence[Suite]) -
 
 
 def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
-    """Positions of the suites that both are measured on, without validation and single corruption cells."""
+    """Positions of the suites whose accuracies are set beside each other."""
+    apart = ("val", "corruption", "vocabulary", "unknown")
     return [
         number
         for number, suite in enumerate(suites)
-        if suite.holds(first) and suite.holds(second) and suite.kind not in ("val", "corruption", "vocabulary")
+        if suite.holds(first) and suite.holds(second) and suite.kind not in apart
     ]
 
 

@@ -20,6 +20,15 @@ ACCURACY: tuple[tuple[str, str], ...] = (
      "images, and the calibration after it. OOD images never take part in the fit."),
     ("in other words", "The same images with other prompt templates, or with class names added that no image has. "
      "Loss: top-1 in the run's own words minus top-1 then. Classes that are part of weights or file: n/a."),
+    ("unknown classes", "Images that show none of the model's classes, told from the in-domain test images by one "
+     "score per image: the largest softmax probability or the largest logit, of the logits as they are returned, "
+     "without temperature (which would reorder the former and not the latter). AUROC: probability that a known image "
+     "scores higher than an unknown one, ties one half; 50 % is chance. FPR95: share of unknown images that pass the "
+     "highest threshold which at least 95 % of the known ones pass. AUPR: average precision; out: unknown images are "
+     "positive, as in the paper of ImageNet-O (Hendrycks et al. 2021), chance is their share of all images; in: known "
+     "ones are. Loss: AUROC of the torch student minus that of the file. Intervals: bootstrap, 2,000 draws of known "
+     "and of unknown images, the same for both models. Confidence: mean largest softmax probability; on unknown images "
+     "every answer is wrong."),
     ("NLL, Brier", "Mean negative log-likelihood of the label in nats; mean of Σ_c (p_c − y_c)², 0 to 2."),
     ("export cost", "Accuracy of the torch student minus that of the artifact on the same images; positive is a loss. "
      "Interval: paired bootstrap, 10,000 draws of images within each suite. p: exact two-sided McNemar test."),

@@ -11,14 +11,14 @@ from edgekd.benchmark.stats import Interval
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""
 Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val",
-                 "vocabulary"]  # fmt: skip
+                 "vocabulary", "unknown"]  # fmt: skip
 """What kind of images a suite has.
 
 `id` held-out images of the training domains; `seen` training domains of an artifact without its split; `domain` a
 domain that training left out; `folder` other images; `subset` other images of only some of the subject's classes;
 `clean` ID images of just the classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one
-class and texture of another; `vocabulary` images of another suite, asked in other words; `val` ID validation, from
-which only temperatures come.
+class and texture of another; `vocabulary` images of another suite, asked in other words; `unknown` images of no class
+that the subject knows; `val` ID validation, from which only temperatures come.
 """
 
 
@@ -168,6 +168,49 @@ class VocabularyRow(Frozen):
     """Fraction of images answered with an added name."""
     reason: str | None
     """Why it cannot be asked so."""
+
+
+class AurocCost(Frozen):
+    """AUROC of the torch student minus that of the artifact, on the same images; positive is a loss."""
+
+    value: float
+    ci95: Interval
+    """Paired bootstrap: known and unknown images drawn on their own, the same for both models."""
+
+
+class DetectionRow(Frozen):
+    """How well one score tells known from unknown images, see `detection`. Fractions are 0–1."""
+
+    auroc: float
+    auroc_ci95: Interval
+    aupr_out: float
+    """Unknown images are positive; chance is their share."""
+    aupr_in: float
+    """Known images are positive."""
+    fpr95: float
+    """Unknown images above the threshold that 95 % of the known ones pass."""
+    auroc_cost: AurocCost | None
+    """Artifacts only; None without a torch student."""
+
+
+class UnknownRow(Frozen):
+    """One subject on images of no class that it knows, set against in-domain test images."""
+
+    run: str
+    subject: str
+    suite: str
+    inside: str
+    """The suite of known images."""
+    n: int
+    n_inside: int
+    confidence: float
+    """Mean largest softmax probability on the unknown images, where every answer is wrong."""
+    confidence_inside: float
+    msp: DetectionRow
+    """By the largest softmax probability."""
+    mls: DetectionRow
+    """By the largest logit."""
+    device: str = HERE
 
 
 class OwnMetricsRow(Frozen):

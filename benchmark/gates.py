@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from edgekd.benchmark.findings import GateRow
+from edgekd.benchmark.findings import GateRow, UnknownRow
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report, SummaryRow
 from edgekd.errors import EdgekdError, did_you_mean
 
@@ -26,11 +26,16 @@ _LATENCY = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_ms", "load_ms", "pre
 _CORRUPTION = ("robust_accuracy", "mce")
 _PER_SUITE_PERCENT = ("top1", "macro", "worst_class_recall", "worst_domain_top1", "agreement")
 _PER_SUITE_PLAIN = ("ece", "adaptive_ece", "nll", "brier")
-METRICS = (*_PERCENT, *_DROPS, *_PLAIN, *_LATENCY, *_CORRUPTION)
+_UNKNOWN = ("auroc", "aupr_out", "aupr_in", "fpr95")
+_UNKNOWN_PERCENT = (*_UNKNOWN, *(f"{name}_mls" for name in _UNKNOWN), "confidence")
+_UNKNOWN_DROPS = ("auroc_drop", "auroc_drop_mls")
+METRICS = (*_PERCENT, *_DROPS, *_PLAIN, *_LATENCY, *_CORRUPTION, "unknown_auroc_worst")
 """Names that stand alone."""
-SUITE_METRICS = (*_PER_SUITE_PERCENT, "drop", *_PER_SUITE_PLAIN)
+SUITE_METRICS = (*_PER_SUITE_PERCENT, "drop", *_PER_SUITE_PLAIN, *_UNKNOWN_PERCENT, *_UNKNOWN_DROPS)
 """Names that take a suite: `top1[ood:sketch]`."""
-_ON_A_SCALE_OF_100 = {*_PERCENT, *_PER_SUITE_PERCENT, "robust_accuracy", "mce"}
+_ON_A_SCALE_OF_100 = {
+    *_PERCENT, *_PER_SUITE_PERCENT, "robust_accuracy", "mce", *_UNKNOWN_PERCENT, "unknown_auroc_worst",
+}  # fmt: skip
 _FORM = re.compile(r"\s*([A-Za-z_0-9]+)\s*(?:\[\s*([^\]]+?)\s*\])?\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
 
 
@@ -64,7 +69,8 @@ def parse_gate(expression: str) -> Gate:
     known = METRICS if suite is None else SUITE_METRICS
     if metric not in known:
         if suite is None and metric in SUITE_METRICS:
-            hint = f"Say on which suite: {metric}[id]{sign}{text}."
+            suite_of = "unknown:NAME" if metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS) else "id"
+            hint = f"Say on which suite: {metric}[{suite_of}]{sign}{text}."
         elif suite is not None and metric in METRICS:
             hint = f"It takes no suite: {metric}{sign}{text}."
         else:
@@ -157,6 +163,9 @@ def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | No
             getattr(found[0], metric),
             "no denominators: neither 1,000 classes nor a teacher that errs on each corruption",
         )
+    if metric == "unknown_auroc_worst":
+        lowest = min((row.msp.auroc for row in _strangers(artifact, report)), default=None)
+        return _percent(lowest, "no images of unknown classes were measured (--unknown)")
     if metric in _DROPS:
         torch = next((row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None)
         if torch is None:
@@ -167,9 +176,32 @@ def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | No
     return _percent(value, _missing(metric)) if metric in _PERCENT else _or(value, _missing(metric))
 
 
+def _strangers(artifact: SummaryRow, report: Report) -> list[UnknownRow]:
+    return [row for row in report.unknowns if (row.run, row.subject) == (artifact.run, artifact.subject)]
+
+
+def _on_unknown(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
+    of = {row.suite: row for row in _strangers(artifact, report)}
+    row = of.get(gate.suite or "")
+    if row is None:
+        measured = f"measured: {', '.join(of)}" if of else "none was measured (--unknown)"
+        return None, f"no suite {gate.suite} of unknown classes; {measured}"
+    if gate.metric == "confidence":
+        return _points(row.confidence), None
+    found = row.mls if gate.metric.endswith("_mls") else row.msp
+    if gate.metric in _UNKNOWN_DROPS:
+        cost = found.auroc_cost
+        return (None, "the torch student was not measured") if cost is None else (_points(cost.value), None)
+    return _points(getattr(found, gate.metric.removesuffix("_mls"))), None
+
+
 def _on_suite(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
+    if gate.metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS):
+        return _on_unknown(gate, artifact, report)
     of = {row.suite: row for row in report.accuracy if (row.run, row.subject) == (artifact.run, artifact.subject)}
     row = of.get(gate.suite or "")
+    if row is None and any(one.suite == gate.suite for one in _strangers(artifact, report)):
+        return None, f"no class is the right answer on {gate.suite}"
     if row is None:
         return None, f"no suite {gate.suite}; measured: {', '.join(name for name in of if not _is_cell(name))}"
     if gate.metric != "drop":

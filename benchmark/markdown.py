@@ -15,6 +15,7 @@ from edgekd.benchmark.table import (
     QUICK_MARK,
     SIZE_HEADER,
     THROUGHPUT_HEADER,
+    UNKNOWN_HEADER,
     cost_rows,
     fraction,
     label,
@@ -26,6 +27,7 @@ from edgekd.benchmark.table import (
     percent,
     size_rows,
     throughput_rows,
+    unknown_rows,
 )
 from edgekd.benchmark.verdict import verdict
 
@@ -71,6 +73,9 @@ def markdown(report: Report) -> str:
             *markdown_table(VOCABULARY_HEADER, map(vocabulary_cells, report.vocabularies)),
         ]
         lines += ["", "Loss: top-1 in the run's own words minus top-1 in these, on the same images.", ""]
+    if report.unknowns:
+        lines += ["## Images of no known class", "", *markdown_table(UNKNOWN_HEADER, unknown_rows(report)), ""]
+        lines += ["Known images are told from unknown ones by the largest softmax probability or logit; percent.", ""]
     if report.own_metrics:
         lines += ["## By the data set's own metrics", "", *markdown_table(OWN_HEADER, own_metric_cells(report)), ""]
     # The 75 cells of the corruptions stand in corruptions.csv.
@@ -133,6 +138,8 @@ def _images(report: Report) -> str:
         if row.suite.startswith("corruption:"):
             continue
         by_run.setdefault(row.run, {})[f"{row.suite} n = {row.n}"] = None
+    for stranger in report.unknowns:
+        by_run.setdefault(stranger.run, {})[f"{stranger.suite} n = {stranger.n}"] = None
     runs_of: dict[str, list[str]] = {}
     for run, parts in by_run.items():
         runs_of.setdefault(", ".join(parts), []).append(run)

@@ -48,7 +48,8 @@ def worst_class(logits: Logits, labels: Labels) -> tuple[int, float]:
     return index, float(recalls[index])
 
 
-def _confidence(logits: Logits) -> NDArray[np.float64]:
+def confidence(logits: Logits) -> NDArray[np.float64]:
+    """Largest softmax probability of each image, `[N]`."""
     return np.asarray(np.exp(log_softmax(logits).max(axis=1)))  # [N]
 
 
@@ -58,10 +59,10 @@ def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
     Confidence is the largest softmax probability; the bins are equally wide and closed on the right.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
     """
-    confidence = _confidence(logits)
+    sure = confidence(logits)
     edges = np.linspace(0.0, 1.0, bins + 1)
-    bin_of = np.digitize(confidence, edges[1:-1], right=True)  # [N]
-    excess = correct(logits, labels) - confidence
+    bin_of = np.digitize(sure, edges[1:-1], right=True)  # [N]
+    excess = correct(logits, labels) - sure
     return float(np.abs(np.bincount(bin_of, weights=excess, minlength=bins)).sum() / len(labels))
 
 
@@ -70,9 +71,9 @@ def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
 
     Source: Nixon et al. 2019, "Measuring Calibration in Deep Learning", adaptive binning on the top class.
     """
-    confidence = _confidence(logits)
-    order = np.argsort(confidence, kind="stable")
-    excess = (correct(logits, labels) - confidence)[order]
+    sure = confidence(logits)
+    order = np.argsort(sure, kind="stable")
+    excess = (correct(logits, labels) - sure)[order]
     return float(sum(abs(part.sum()) for part in np.array_split(excess, bins)) / len(labels))
 
 

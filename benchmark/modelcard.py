@@ -178,6 +178,13 @@ def _limits(report: Report, run: str, rows: list[SummaryRow]) -> str:
         )
     lines += [f"- {escaped(note)}" for note in report.notes]
     lines.append("- It names one of its classes for every image, whatever the image shows.")
+    lines += [
+        f"- On images of none of its classes ({escaped(row.suite)}, n = {row.n:,}) {escaped(row.subject)} is "
+        f"{percent(row.confidence)} % confident on average, on known ones {percent(row.confidence_inside)} %; its "
+        f"confidence tells them apart with an AUROC of {percent(row.msp.auroc)} % (50 is chance)."
+        for row in report.unknowns
+        if row.run == run and kinds[row.subject] == "artifact"
+    ]
     lines.append("- Latencies hold for the machine named above. Accuracy on other data than this has to be measured.")
     lines.append(
         "- Its licence follows from those of the teacher, of the student's first weights and of the training images; "

@@ -57,6 +57,7 @@ def page(kept: Kept, failures: list[Failure], thumbnails: Thumbnails) -> str:
         corruptions=[page_tables.corruption(row) for row in report.corruptions],
         cue_conflicts=page_tables.cue_conflicts(report),
         vocabularies=page_tables.vocabularies(report),
+        unknowns=page_tables.unknowns(report),
         own_metrics=page_tables.own_metrics(report),
         calibration=list(_calibration(kept, seen)),
         scaled=page_tables.scaled(report),

@@ -13,6 +13,7 @@ from edgekd.benchmark.table import (
     NONE,
     SIZE_HEADER,
     THROUGHPUT_HEADER,
+    UNKNOWN_HEADER,
     cost_rows,
     fraction,
     main_table,
@@ -24,6 +25,7 @@ from edgekd.benchmark.table import (
     percent,
     size_rows,
     throughput_rows,
+    unknown_rows,
 )
 from edgekd.benchmark.verdict import gate_cells
 
@@ -122,6 +124,15 @@ def cue_conflicts(report: Report) -> Table | None:
 
 VOCABULARY_HEADER = ("run", "subject", "suite", "top-1 [95 % CI]", "own words", "loss, points", "to added names",
                      "names added", "n")  # fmt: skip
+
+
+def unknowns(report: Report) -> Table | None:
+    """How well images of no known class are told from known ones; None where none were given."""
+    rows = tuple(unknown_rows(report))
+    caption = "Images of no known class, told from known ones by the largest softmax probability or logit, in percent"
+    return _of_runs(report, Table(caption, UNKNOWN_HEADER, rows, heads=4)) if rows else None
+
+
 OWN_HEADER = ("run", "subject", "suite", "metric", "value", "computed by")
 
 

@@ -24,13 +24,14 @@ from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
-from edgekd.benchmark.table import QUICK_MARK, MainTable, main_table, ms, percent
+from edgekd.benchmark.table import QUICK_MARK, UNKNOWN_HEADER, MainTable, main_table, ms, percent, unknown_rows
 from edgekd.console import is_main_process, out, result
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.files import read_json, replacing, write_json, write_text
 from edgekd.manifest import first_problem
 
 _DISPENSABLE = ("ECE ID / OOD", "retention", "p90 ms", "MB")
+_DISPENSABLE_OF_UNKNOWN = ("AUPR-in", "AUPR-out", "confidence unknown / known", "FPR95")
 """Columns that a terminal too narrow for all goes without, in this order; report.md has them."""
 
 
@@ -98,18 +99,11 @@ def print_table(report: Report) -> None:
     """The main table and the notes on standard output."""
     if not is_main_process():
         return
-    table, roomy = main_table(report), out.options.update(max_width=10_000)
-    title = f"Benchmark, {QUICK_MARK}" if report.quick else "Benchmark"
-    hidden: list[str] = []
-    view = _view(table, title, hidden)
-    for name in _DISPENSABLE:
-        if not out.is_terminal or out.measure(view, options=roomy).maximum <= out.width:
-            break
-        hidden.append(name)
-        view = _view(table, title, hidden)
-    # A file or a pipe has no width: there every column stands on one line.
-    width = max(out.width, out.measure(view, options=roomy).maximum)
-    Console(file=out.file, width=width, highlight=False, emoji=False).print(view)
+    _print(main_table(report), f"Benchmark, {QUICK_MARK}" if report.quick else "Benchmark", _DISPENSABLE)
+    if report.unknowns:
+        rows = tuple((run, tuple(cells)) for run, *cells in unknown_rows(report))
+        title = "Images of no known class, told from known ones by the largest softmax probability or logit, %"
+        _print(MainTable(UNKNOWN_HEADER[1:], rows), title, _DISPENSABLE_OF_UNKNOWN)
     for pair in report.comparisons:
         result(*comparison_lines(pair))
     for row in report.corruptions:
@@ -119,6 +113,21 @@ def print_table(report: Report) -> None:
         result(f"shape bias: {cue.run}/{cue.subject} {percent(cue.shape_bias)} % on {cue.n} images")
     for note in report.notes:
         out.print(f"note: {note}", style="yellow", markup=False)
+
+
+def _print(table: MainTable, title: str, dispensable: Sequence[str]) -> None:
+    """The table at the width of the terminal, without what has to go."""
+    roomy = out.options.update(max_width=10_000)
+    hidden: list[str] = []
+    view = _view(table, title, hidden)
+    for name in dispensable:
+        if not out.is_terminal or out.measure(view, options=roomy).maximum <= out.width:
+            break
+        hidden.append(name)
+        view = _view(table, title, hidden)
+    # A file or a pipe has no width: there every column stands on one line.
+    width = max(out.width, out.measure(view, options=roomy).maximum)
+    Console(file=out.file, width=width, highlight=False, emoji=False).print(view)
 
 
 def print_gates(report: Report) -> None:

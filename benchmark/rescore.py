@@ -24,7 +24,7 @@ _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 
 
 def rescore(folder: Path) -> Report:
-    """The report of `folder` with accuracy, summary, corruptions and cue conflicts computed anew from predictions.npz.
+    """The report of `folder` with all that follows from its logits computed anew from predictions.npz.
 
     Latency, gates, comparisons, a data set's own metrics and everything else are as stored.
 
@@ -59,6 +59,7 @@ def rescore(folder: Path) -> Report:
         "corruptions": scores.corruptions,
         "cue_conflicts": scores.cue_conflicts,
         "vocabularies": scores.vocabularies,
+        "unknowns": scores.unknowns,
     }
     return report.model_copy(update=found)
 
@@ -79,6 +80,9 @@ def _suite(row: SuiteRow, arrays: Any, report: Report) -> Suite:
     images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable)
     texture = arrays.get(f"texture/{name}")
     found = Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
+    inside = next((one.inside for one in report.unknowns if one.suite == row.suite), None)
+    if inside is not None:
+        return replace(found, base=inside)
     base = next((one.base for one in report.vocabularies if one.suite == row.suite), None)
     return found if base is None else replace(found, wording=row.suite, base=base)
 

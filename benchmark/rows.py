@@ -24,6 +24,7 @@ from edgekd.benchmark.findings import (
     Scaled,
     SuiteRow,
     ThroughputRow,
+    UnknownRow,
     VocabularyRow,
 )
 from edgekd.benchmark.stats import Interval
@@ -158,6 +159,7 @@ class Report(Frozen):
     corruptions: tuple[CorruptionRow, ...] = ()
     cue_conflicts: tuple[CueConflictRow, ...] = ()
     vocabularies: tuple[VocabularyRow, ...] = ()
+    unknowns: tuple[UnknownRow, ...] = ()
     own_metrics: tuple[OwnMetricsRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     placements: tuple[PlacementRow, ...] = ()

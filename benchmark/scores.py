@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics, row_makers
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import CorruptionRow, CueConflictRow, OwnMetricsRow, VocabularyRow
+from edgekd.benchmark.findings import CorruptionRow, CueConflictRow, OwnMetricsRow, UnknownRow, VocabularyRow
 from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.stats import wilson_interval
+from edgekd.benchmark.unknowns import unknown_rows
 
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""
@@ -30,13 +31,15 @@ class Scores:
     corruptions: tuple[CorruptionRow, ...]
     cue_conflicts: tuple[CueConflictRow, ...]
     vocabularies: tuple[VocabularyRow, ...]
+    unknowns: tuple[UnknownRow, ...]
     own_metrics: tuple[OwnMetricsRow, ...]
 
 
 def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Scores:
     """Score every subject on every suite that it is measured on.
 
-    Suites of the family `val` give each subject its temperature and no row of their own.
+    Suites of the family `val` give each subject its temperature and no row of their own; on those of `unknown` there is
+    no right answer and no accuracy.
     """
     torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
     of: dict[tuple[str, str], list[AccuracyRow]] = {}
@@ -62,7 +65,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
                 temperature,
             )
             for number in where
-            if suites[number].kind != "val"
+            if suites[number].kind not in ("val", "unknown")
         ]
     teacher_ood: dict[str, float | None] = {}
     for subject in subjects:
@@ -90,6 +93,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         tuple(_corruption_rows(subjects, of)),
         tuple(_cue_rows(subjects, suites, logits)),
         tuple(_vocabulary_rows(subjects, suites, logits)),
+        tuple(unknown_rows(subjects, suites, logits)),
         tuple(_own_metrics(subjects, suites, logits)),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from edgekd.benchmark.findings import UnknownRow
 from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
 
 QUICK_MARK = "QUICK – indicative only"
@@ -111,6 +112,40 @@ def throughput_rows(report: Report) -> list[tuple[str, ...]]:
         threads = "default" if row.threads is None else str(row.threads)
         rows.append((row.run, row.subject, str(row.batch), threads, rate, f"{row.calls:,}"))
     return rows
+
+
+UNKNOWN_HEADER = ("run", "subject", "suite", "score", "AUROC [95 % CI]", "loss, points [95 % CI]", "FPR95", "AUPR-out",
+                  "AUPR-in", "confidence unknown / known")  # fmt: skip
+
+
+def unknown_rows(report: Report) -> list[tuple[str, ...]]:
+    """Suite by suite and score by score a line for each subject; a teacher that runs share once."""
+    shared = {(row.run, row.subject) for row in report.summary if row.same_as is not None}
+    rows = [row for row in report.unknowns if (row.run, row.subject) not in shared]
+    return [
+        _unknown_cells(row, score)
+        for suite in dict.fromkeys(row.suite for row in rows)
+        for score in ("softmax", "logit")
+        for row in rows
+        if row.suite == suite
+    ]
+
+
+def _unknown_cells(row: UnknownRow, score: str) -> tuple[str, ...]:
+    found = row.msp if score == "softmax" else row.mls
+    low, high = found.auroc_ci95
+    cost = found.auroc_cost
+    return (
+        row.run, row.subject, row.suite, score, f"{percent(found.auroc)} [{percent(low)}, {percent(high)}]",
+        NONE if cost is None else f"{_points(cost.value)} [{', '.join(map(_points, cost.ci95))}]",
+        percent(found.fpr95), percent(found.aupr_out), percent(found.aupr_in),
+        f"{percent(row.confidence)} / {percent(row.confidence_inside)}" if score == "softmax" else NONE,
+    )  # fmt: skip
+
+
+def _points(fraction: float) -> str:
+    """With its sign; what rounds to nothing has a plus."""
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
 def p_value(value: float) -> str:

@@ -5,11 +5,11 @@ Nothing is called a difference whose interval includes none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekd.benchmark.findings import GateRow
+from edgekd.benchmark.findings import GateRow, UnknownRow
 from edgekd.benchmark.rows import Difference, LatencyRow, Report, SummaryRow
 from edgekd.benchmark.table import ms, percent
 
@@ -57,7 +57,8 @@ def _findings(report: Report) -> Iterator[tuple[str, str]]:
     for row in exported:
         name = f"{row.run}/{row.subject}" if several else row.subject
         time = latency[row.run, row.subject]
-        parts = [_what(row, time), _kept_of_teacher(row), _cost(row), _scatter(time)]
+        strangers = [one for one in report.unknowns if (one.run, one.subject) == (row.run, row.subject)]
+        parts = [_what(row, time), _kept_of_teacher(row), _cost(row), _told_apart(strangers), _scatter(time)]
         yield name, " ".join(part for part in parts if part)
     for row in exported:
         fp32 = next((other for other in exported if (other.run, other.precision) == (row.run, "fp32")), None)
@@ -93,6 +94,21 @@ def _cost(row: SummaryRow) -> str:
     if all(cost is None or cost.ci95 == (0.0, 0.0) for cost, _ in costs):
         return "Export changed the outcome of no image."
     return f"Export: {', '.join(said)}."
+
+
+def _told_apart(rows: Sequence[UnknownRow]) -> str:
+    """About the suite of unknown images that it tells apart worst."""
+    if not rows:
+        return ""
+    row = min(rows, key=lambda one: one.msp.auroc)
+    low, high = row.msp.auroc_ci95
+    worst = "" if len(rows) == 1 else f", the worst of {len(rows)} suites,"
+    said = f"Its confidence tells known images from {row.suite}{worst} with an AUROC of {percent(row.msp.auroc)} %"
+    said += f" ({percent(low)}–{percent(high)}; 50 is chance)"
+    if row.msp.auroc_cost is None or row.msp.auroc_cost.ci95[0] <= 0 <= row.msp.auroc_cost.ci95[1]:
+        return f"{said}."
+    points = 100 * row.msp.auroc_cost.value
+    return f"{said}, {abs(points):.1f} points {'less' if points > 0 else 'more'} than before export."
 
 
 def _scatter(time: LatencyRow) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from test_report import SCHEMA, violations
 
 import edgekd
+from edgekd.errors import EdgekdError
 
 
 @pytest.mark.slow
@@ -33,9 +34,15 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     edgekd.export(tmp_path / "run")
     words = tmp_path / "words.txt"
     words.write_text("a drawing of a {}\nhorse\n")
+    others = tmp_path / "others" / "noise"
+    others.mkdir(parents=True)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(others / f"{number}.png")
+    strangers = [f"noise={tmp_path / 'others'}"]
     report = edgekd.benchmark(
-        tmp_path / "run", quick=True, device=["local"], vocabulary=[f"new={words}"], out=tmp_path / "report"
-    )
+        tmp_path / "run", quick=True, device=["local"], vocabulary=[f"new={words}"], unknown=strangers,
+        out=tmp_path / "report",
+    )  # fmt: skip
     assert list(violations(json.loads((tmp_path / "report" / "report.json").read_text()), SCHEMA)) == []
     [artifact] = [row for row in report.latency if row.device != "local" or "@" in row.subject]
     assert artifact.subject.startswith("onnxruntime-fp32@")
@@ -46,6 +53,12 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     assert list(placement.nodes) == ["CPUExecutionProvider"]
     facts = report.environment["devices"][0]["artifacts"]["/".join((artifact.run, artifact.subject))]
     assert facts == {"agreement_here": 1.0, "same_pixels": 1.0}
+    told = {row.subject: row for row in report.unknowns}
+    assert set(told) == {"teacher", "torch", artifact.subject}
+    assert (told[artifact.subject].n, told[artifact.subject].device) == (3, artifact.device)
+    assert told[artifact.subject].msp.auroc_cost is not None
+    with pytest.raises(EdgekdError, match="no in-domain test images to tell unknown ones from"):
+        edgekd.benchmark(tmp_path / "run", data=str(tmp_path / "data" / "photo"), unknown=strangers)
     asked = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
     assert asked["torch"] is not None
     assert asked[artifact.subject] is None

@@ -26,7 +26,9 @@ from edgekd.suites import (
     lone_suites,
     named_folders,
     split_suites,
+    unknown_suites,
 )
+from edgekd.unlabelled import load_unlabelled
 from edgekd.vocabulary import spoken_as
 
 ANIMALS = ("cat", "dog", "fish", "horse")
@@ -166,8 +168,58 @@ def test_names_of_suites() -> None:
     assert named_folders(["v2=a=b"], "--ood") == [("v2", "a=b")]
     with pytest.raises(EdgekdError, match="given twice"):
         named_folders(["x=a", "x=b"], "--ood")
-    with pytest.raises(EdgekdError, match="detection"):
+    with pytest.raises(EdgekdError, match="detection") as caught:
         folder_suites("imagenet-o", "nowhere", ANIMALS)
+    assert caught.value.hint.endswith("--unknown imagenet-o=nowhere")
+
+
+def test_unknown_images_are_set_against_the_id_images(tmp_path: Path) -> None:
+    inside = Suite("id", words(ANIMALS), np.arange(4), run="r")
+    images = load_unlabelled(paint(tmp_path / "others", ["piano/0.png", "photo/flute/0.png", "1.png"]))
+    [suite] = unknown_suites("music", images, inside, ANIMALS, trained_on={images.keys[0]})
+    assert (suite.name, suite.kind, suite.base, suite.run) == ("unknown:music", "unknown", "id", "r")
+    assert (suite.images.classes, suite.indices.tolist(), suite.labels.tolist()) == (ANIMALS, [1, 2], [-1, -1])
+    assert suite.remarks[-1] == "1 images left out, since they are among the run's own."
+    # What the run tests on shows a known class as well.
+    own = replace(inside, images=replace(inside.images, keys=(*images.keys, "another")))
+    with pytest.raises(EdgekdError, match="All images of others are images of the run's own data"):
+        unknown_suites("music", images, own, ANIMALS)
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "told"),
+    [
+        ("photo/Dog", ANIMALS, 'The folder "Dog" of others is called by a class that the model knows ("dog")'),
+        ("horse/mine", ANIMALS, 'The folder "horse" of others is called by a class that the model knows.'),
+        ("n01443537", ("n01443537", "n01440764"), 'The folder "n01443537"'),
+        ("n01443537", tuple(str(number) for number in range(1000)), r'The folder "n01443537" .* knows \("1"\)'),
+    ],
+)
+def test_a_folder_called_by_a_known_class_is_refused(
+    tmp_path: Path, folder: str, classes: tuple[str, ...], told: str
+) -> None:
+    images = load_unlabelled(paint(tmp_path / "others", [f"{folder}/0.png", "piano/0.png"]))
+    inside = Suite("id", words(classes), np.arange(len(classes)))
+    expected = told if "\\" in told else told.replace("(", "\\(").replace(")", "\\)")
+    with pytest.raises(EdgekdError, match=expected) as caught:
+        unknown_suites("others", images, inside, classes)
+    assert "--ood NAME=DIR" in caught.value.hint
+    assert ("imagenet-o=DIR" in caught.value.hint) == folder.startswith("n0")
+
+
+def test_imagenet_o_calls_its_folders_by_what_its_images_are_mistaken_for(tmp_path: Path) -> None:
+    """Both sides are then restricted to these classes, as in its authors' evaluation."""
+    classes = tuple(str(number) for number in range(1000))
+    inside = Suite("id", replace(words(classes), labels=np.arange(1000)), np.arange(1000))
+    names = [f"imagenet-o/{wnid}/{number}.png" for wnid in ("n15075141", "n01443537") for number in range(2)]
+    images = load_unlabelled(paint(tmp_path, names))
+    clean, unknown = unknown_suites("imagenet-o", images, inside, classes)
+    assert (clean.name, clean.kind, clean.indices.tolist()) == ("clean:imagenet-o", "clean", [1, 999])
+    assert (unknown.name, unknown.base, len(unknown.indices)) == ("unknown:imagenet-o", "clean:imagenet-o", 4)
+    assert unknown.images.classes == clean.images.classes == ("1", "999")
+    # A model of other classes is not concerned by what others mistake them for.
+    [other] = unknown_suites("imagenet-o", images, Suite("id", words(ANIMALS), np.arange(4)), ANIMALS)
+    assert (other.base, other.images.classes) == ("id", ANIMALS)
 
 
 def domains_of_paint() -> ImageSet:

@@ -248,6 +248,7 @@ def benchmark(
     *paths: str | Path,
     data: str | None = None,
     ood: Sequence[str] = (),
+    unknown: Sequence[str] = (),
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
     vocabulary: Sequence[str] = (),
@@ -274,6 +275,8 @@ def benchmark(
             newest run.
         data: other images to measure on, or where the run's own images lie now.
         ood: further unseen images, `NAME=DIR` each, every domain of them a suite; or `wilds:NAME=DIR`.
+        unknown: folders of images that show no class of the model, `NAME=DIR` each: how well its confidence tells them
+            from the in-domain test images.
         suites: suites that are made from the in-domain test images: `corruptions`.
         texture_shape: folder of cue-conflict images.
         vocabulary: other words to ask the same images in, `NAME=FILE` each: a line with `{}` is a prompt template in
@@ -311,8 +314,8 @@ def benchmark(
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(
-        places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images,
-        vocabulary=vocabulary,
+        places, data=data, ood=ood, unknown=unknown, suites=suites, texture_shape=texture_shape,
+        corruption_images=corruption_images, vocabulary=vocabulary,
     )  # fmt: skip
     subjects, specs = found.subjects, list(device)
     if grid and result is not None:
@@ -370,6 +373,7 @@ def make_bundle(
     folder: str | Path,
     data: str | None = None,
     ood: Sequence[str] = (),
+    unknown: Sequence[str] = (),
     texture_shape: str | None = None,
     quick: bool = False,
     threads: int | None = None,
@@ -380,7 +384,7 @@ def make_bundle(
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`, and so are `data`, `ood`, `texture_shape`, `quick`, `threads`, `energy`,
+        *paths: as for `benchmark`, and so are `data`, `ood`, `unknown`, `texture_shape`, `quick`, `threads`, `energy`,
             `batch_sizes` and `thread_counts`.
         folder: new folder.
 
@@ -393,7 +397,7 @@ def make_bundle(
 
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
-    found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
+    found = gather(places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape)
     return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy, grid=grid)
 
 

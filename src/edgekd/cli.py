@@ -350,6 +350,13 @@ def benchmark(
             help="Further unseen images as NAME=DIR, each of their domains a suite, or wilds:NAME=DIR; may be repeated."
         ),
     ] = None,
+    unknown: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images that show none of the model's classes, as NAME=DIR: how well its confidence tells them from "
+            "in-domain ones; may be repeated."
+        ),
+    ] = None,
     suites: Annotated[
         list[str] | None, typer.Option(help="Suites made from the in-domain test images: corruptions.")
     ] = None,
@@ -431,6 +438,7 @@ def benchmark(
             folder=bundles[0],
             data=data,
             ood=ood or (),
+            unknown=unknown or (),
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
@@ -445,6 +453,7 @@ def benchmark(
         *(paths or []),
         data=data,
         ood=ood or (),
+        unknown=unknown or (),
         suites=[name.strip() for given in suites or () for name in given.split(",")],
         texture_shape=texture_shape,
         vocabulary=vocabulary or (),

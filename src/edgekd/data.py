@@ -160,7 +160,12 @@ def load_images(spec: str | Path) -> ImageSet:
     return _assemble(path, listing)
 
 
-def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
+def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
+    """The entries that can be decoded, and the content key of each path; the others are left out with one warning.
+
+    Raises:
+        EdgekdError: none can be read.
+    """
     keys, reasons = _verify(listing)
     trouble, examples = Counter(listing.passed_over), dict(listing.examples)
     for entry in listing.entries:
@@ -168,13 +173,17 @@ def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
             trouble[reason] += 1
             examples.setdefault(reason, scan.shown(entry.path))
     warn_counted(f"files of {path} left out", trouble, examples)
-    entries = [entry for entry in listing.entries if entry.path in keys]
-    if not entries:
+    if not keys:
         reason, count = Counter(reasons.values()).most_common(1)[0]
         raise EdgekdError(
             f"None of the {len(listing.entries)} images of {path} can be read ({count} × {reason}).",
             "Check the files with an image viewer, and the paths if they are missing.",
         )
+    return [entry for entry in listing.entries if entry.path in keys], keys
+
+
+def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
+    entries, keys = readable(path, listing)
     labels = {entry.label for entry in entries}
     empty = [name for name in listing.folders if name not in labels]
     if empty:

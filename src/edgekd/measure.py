@@ -25,7 +25,9 @@ from edgekd.suites import (
     lone_suites,
     named_folders,
     split_suites,
+    unknown_suites,
 )
+from edgekd.unlabelled import load_unlabelled
 from edgekd.vocabulary import spoken_as
 from edgekd.wilds import wilds_named, wilds_suites
 from edgekd.wording import in_other_words
@@ -100,6 +102,7 @@ def gather(
     *,
     data: str | None = None,
     ood: Sequence[str] = (),
+    unknown: Sequence[str] = (),
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
     corruption_images: int | None = None,
@@ -115,6 +118,7 @@ def gather(
             raise EdgekdError(f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED))
     benches, plain = wilds_named(ood)
     folders = named_folders(plain, "--ood")
+    strangers = [(name, load_unlabelled(folder)) for name, folder in named_folders(unknown, "--unknown")]
     runs: dict[Path, list[str]] = {}
     alone: list[Path] = []
     for place in places:
@@ -137,12 +141,21 @@ def gather(
             measured += suites_of(one, data, None if same_split else one.run.name)
     elif data:
         measured += lone_suites_of(alone[0], data)
-    measured += _further(subjects, folders, benches, texture_shape, trained_on(loaded))
+    seen = trained_on(loaded)
+    measured += _further(subjects, folders, benches, texture_shape, seen)
     for inside in [suite for suite in measured if suite.kind == "id"]:
         subsets = [suite for suite in measured if suite.kind == "subset" and suite.run in (None, inside.run)]
         measured += [clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None]
+        classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
+        for name, images in strangers:
+            measured += unknown_suites(name, images, inside, classes, trained_on=seen)
         if "corruptions" in suites:
             measured += corruption_suites(inside, corruption_images or CORRUPTION_IMAGES)
+    if strangers and not any(suite.kind == "unknown" for suite in measured):
+        raise EdgekdError(
+            "There are no in-domain test images to tell unknown ones from.",
+            "Give the run, or with a lone artifact the images of its run: --data DIR.",
+        )
     if "corruptions" in suites and not any(suite.kind == "corruption" for suite in measured):
         raise EdgekdError(
             "There are no in-domain test images to corrupt.",

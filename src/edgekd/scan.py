@@ -58,7 +58,7 @@ def list_folder(root: Path) -> Listing:
     passed_over: Counter[str] = Counter()
     examples: dict[str, str] = {}
     images: dict[tuple[str, ...], list[str]] = {}
-    for parts, names in _walk(root, (), (os.path.realpath(root),)):
+    for parts, names in walk(root):
         images[parts] = kept = []
         for name in names:
             ending = os.path.splitext(name)[1].lower()
@@ -111,8 +111,11 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _walk(folder: Path, parts: tuple[str, ...], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yield (folder names below the root, file names), sorted; `above` are the real paths of the folders on the way."""
+def walk(
+    folder: Path, *, deepest: int = _DEEPEST, parts: tuple[str, ...] = (), above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yield (folder names below the first one, file names), sorted; `above` are the real paths of those around."""
+    above = above or (os.path.realpath(folder),)
     names, folders = [], []
     try:
         with os.scandir(folder) as found:
@@ -130,12 +133,12 @@ def _walk(folder: Path, parts: tuple[str, ...], above: tuple[str, ...]) -> Itera
     except PermissionError as error:
         raise EdgekdError(f"The folder {folder} cannot be read.", "Mend its permissions.") from error
     yield parts, sorted(names)
-    if len(parts) == _DEEPEST:
+    if len(parts) == deepest:
         return
     for name in sorted(folders):
         real = os.path.realpath(folder / name)
         if real not in above:
-            yield from _walk(folder / name, (*parts, name), (*above, real))
+            yield from walk(folder / name, deepest=deepest, parts=(*parts, name), above=(*above, real))
 
 
 def _refuse_empty(root: Path, passed_over: Counter[str]) -> None:

@@ -1,4 +1,6 @@
-"""Test images of every kind as the benchmark room's suites: a run's own, folders, class subsets, cue conflicts."""
+"""Test images of every kind as the benchmark room's suites: a run's own, folders, class subsets, unknown classes, cue
+conflicts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.layouts import known_layout, unwrapped
 from edgekd.split import Split, make_split
-from edgekd.vocabulary import spoken_as
+from edgekd.vocabulary import called, spoken_as
 
 SEEN = (
     "The artifact was trained on this domain and its split is not here, so training images may be among these: "
@@ -25,6 +27,7 @@ SEEN = (
 )
 _NAME = re.compile(r"[\w.+-]+")
 _CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
+_IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
 CORRUPTION_IMAGES = 200
 """Images in each of the 75 cells, unless told otherwise."""
 
@@ -118,10 +121,10 @@ def folder_suites(
         EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that was not
             trained on.
     """
-    if re.search(r"imagenet[-_]?o$", name.lower()):
+    if _IMAGENET_O.fullmatch(name):
         raise EdgekdError(
             "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
-            "Leave it out.",
+            f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
         )
     images = spoken_as(load_images(unwrapped(spec)), classes, name)
     layout = known_layout(images.domains)
@@ -153,17 +156,83 @@ def folder_suites(
 
 def clean_suite(subset: Suite, inside: Suite) -> Suite | None:
     """The ID images of the subset's classes, chosen among just these; None where there are none."""
+    return _of_classes(inside, subset.images.classes, subset.name)
+
+
+def _of_classes(inside: Suite, names: Collection[str], suite: str) -> Suite | None:
+    """The suite `clean:…` of `suite`: the ID images of these classes, chosen among just these."""
     images = inside.images
-    wanted = [images.classes.index(name) for name in subset.images.classes if name in images.classes]
+    wanted = [images.classes.index(name) for name in names if name in images.classes]
     indices = inside.indices[np.isin(inside.labels, wanted)]
     if not len(indices):
         return None
     place = {old: new for new, old in enumerate(wanted)}
     labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
     fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
-    title = subset.name.removeprefix("ood:")
-    remark = f"the in-domain images of the {len(wanted)} classes of {subset.name}, chosen among just these."
+    title = suite.partition(":")[2]
+    remark = f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
     return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
+
+
+def unknown_suites(
+    name: str, images: ImageSet, inside: Suite, classes: tuple[str, ...], *, trained_on: Collection[str] = ()
+) -> list[Suite]:
+    """Images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
+
+    ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where the
+    subjects know these, both sides are restricted to them as its authors do, and the known images are a `clean:` suite
+    that comes along.
+
+    Args:
+        name: the suite's name.
+        images: from `load_unlabelled`.
+        inside: in-domain test images of the same subjects.
+        classes: of the subjects.
+        trained_on: content keys of training and validation images; images with such content, and with that of any
+            image of `inside`'s data, are left out.
+
+    Raises:
+        EdgekdError: a folder called by one of the classes, or only images of the run.
+    """
+    known = _known_folders(images, classes)
+    beside, found = inside, []
+    if known and not _IMAGENET_O.fullmatch(name):
+        place, word = next(iter(known.items()))
+        spoken = "" if place == word else f' ("{word}")'
+        hint = "Leave that folder out; images of classes that the model knows are measured with --ood NAME=DIR."
+        if re.fullmatch(r"n\d{8}", place):
+            hint += " ImageNet-O, whose folders only say what its images are mistaken for: --unknown imagenet-o=DIR."
+        raise EdgekdError(
+            f'The folder "{place}" of {images.name} is called by a class that the model knows{spoken}.', hint
+        )
+    if known:
+        subset = _of_classes(inside, dict.fromkeys(known.values()), f"unknown:{name}")
+        if subset is not None and len(subset.images.classes) > 1:
+            beside, found = subset, [subset]
+    own = {*trained_on, *inside.images.keys}
+    kept = np.flatnonzero([key not in own for key in images.keys])
+    if not len(kept):
+        raise EdgekdError(
+            f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
+            "Give images of something else.",
+        )
+    remarks = [f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."]
+    if beside is not inside:
+        remarks.append(
+            f"only the logits of the {len(beside.images.classes)} classes that its folders name are looked at."
+        )
+    if len(kept) < len(images):
+        remarks.append(f"{len(images) - len(kept)} images left out, since they are among the run's own.")
+    unknown = replace(images, classes=beside.images.classes)
+    found.append(Suite(f"unknown:{name}", unknown, kept, inside.run, "unknown", tuple(remarks), base=beside.name))
+    return found
+
+
+def _known_folders(images: ImageSet, classes: tuple[str, ...]) -> dict[str, str]:
+    """Names of the folders that the images lie in, at any depth, which are classes → the class."""
+    names = sorted({part for image_id in images.ids for part in image_id.split("/")[:-1]})
+    words = ((name, name if name in classes else called([name], classes)[0]) for name in names)
+    return {name: word for name, word in words if word is not None}
 
 
 def cue_conflict_suite(name: str, spec: str, classes: tuple[str, ...], *, run: str | None = None) -> Suite:

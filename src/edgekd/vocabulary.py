@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
@@ -26,11 +27,7 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     own = images.classes
     if set(own) <= set(classes):
         return images
-    plain = {plain_name(known): known for known in classes}
-    words: list[str | None] = [plain.get(plain_name(cls)) if len(plain) == len(classes) else None for cls in own]
-    if None in words and (numbers := _imagenet_numbers(own)) and (known := _imagenet_numbers(classes)):
-        of_number = dict(zip(known, classes, strict=True))
-        words = [of_number.get(number) for number in numbers]
+    words = called(own, classes)
     missing = [cls for cls, word in zip(own, words, strict=True) if word is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -44,14 +41,32 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     return replace(images, classes=found)
 
 
+def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
+    """What each of `names` is called among `classes`, None where it is none of them; see `spoken_as`.
+
+    WordNet ids and class numbers are only looked up where all of `names` are such.
+    """
+    plain = {plain_name(known): known for known in classes}
+    words: list[str | None] = [plain.get(plain_name(name)) if len(plain) == len(classes) else None for name in names]
+    if None in words and (numbers := _imagenet_numbers(names)) and (known := _imagenet_numbers(classes)):
+        of_number = dict(zip(known, classes, strict=True))
+        words = [of_number.get(number) for number in numbers]
+    return words
+
+
 def _imagenet_numbers(classes: Sequence[str]) -> list[int] | None:
     """Class numbers 0–999 of WordNet ids or numbers; None for other names."""
     if all(name.isdecimal() and int(name) < _IMAGENET for name in classes):
         return [int(name) for name in classes]
     if not all(_WNID.fullmatch(name) for name in classes):
         return None
+    numbers = [_wordnet_table().get(name) for name in classes]
+    return [number for number in numbers if number is not None] if None not in numbers else None
+
+
+@cache
+def _wordnet_table() -> dict[str, int]:
+    """WordNet id → ImageNet's class number."""
     from timm.data import ImageNetInfo
 
-    table = {wnid: number for number, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    numbers = [table.get(name) for name in classes]
-    return [number for number in numbers if number is not None] if None not in numbers else None
+    return {wnid: number for number, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -1,0 +1,201 @@
+"""Images of no known class through the whole report: rows, gates, files, and the same again from kept logits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from browser import CHROMIUM, open_page
+from test_report import SCHEMA, violations
+
+from edgekd.benchmark import metrics
+from edgekd.benchmark.accuracy import Predict, Suite
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.compare import shared_suites
+from edgekd.benchmark.findings import UnknownRow
+from edgekd.benchmark.gates import evaluate, parse_gate, parse_gates
+from edgekd.benchmark.report import print_table
+from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.rows import Report
+from edgekd.errors import EdgekdError
+
+N_ID, N_UNKNOWN = 60, 30
+
+
+def wavering(predict: Predict, seed: int, unknown: float) -> Predict:
+    """Surer of some images than of others, and about `unknown` times as sure of those numbered 200 and more."""
+
+    def predicted(pixels: np.ndarray) -> np.ndarray:
+        number = pixels[:, 0, 0, 1].astype(np.int64)
+        share = np.stack([np.random.default_rng([seed, n]).uniform(0.2, 1.0) for n in number])
+        return np.asarray(predict(pixels) * (share * np.where(number >= 200, unknown, 1.0))[:, None], dtype=np.float32)
+
+    return predicted
+
+
+def with_unknown() -> list[Suite]:
+    images = paint_images(240)
+    strange = replace(images, labels=np.full(240, -1))
+    remark = "images of no class that the model knows."
+    return [
+        Suite("id", images, np.arange(N_ID)),
+        *id_and_ood(images)[1:],
+        Suite("unknown:odd", strange, np.arange(200, 200 + N_UNKNOWN), None, "unknown", (remark,), base="id"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("unknowns")
+    # The student is half as sure of unknown images; INT8 is as sure of them as of known ones.
+    factors = (0.4, 0.5, 0.5, 1.0)
+    subjects = [
+        replace(one, predict=wavering(one.predict, 7 if n in (1, 2) else n, factor))
+        for n, (one, factor) in enumerate(zip(four_subjects(folder, sketch_every=3), factors, strict=True))
+    ]
+    gates = parse_gates(["auroc[unknown:odd]>=70", "unknown_auroc_worst>=70"])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
+        return run_benchmark(subjects, with_unknown(), folder / "out", quick=True, gates=gates)
+
+
+def row_of(report: Report, subject: str) -> UnknownRow:
+    return next(row for row in report.unknowns if row.subject == subject)
+
+
+def test_rows_by_scikit_learn_from_the_kept_logits(report: Report) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    scipy = pytest.importorskip("scipy.special", reason="scipy is not installed")
+    assert [row.subject for row in report.unknowns] == [row.subject for row in report.summary]
+    truth = np.repeat([1, 0], [N_ID, N_UNKNOWN])
+    with np.load(report.folder / "predictions.npz") as arrays:
+        assert set(arrays["labels/unknown:odd"].tolist()) == {-1}
+        for row in report.unknowns:
+            assert (row.suite, row.inside, row.n, row.n_inside) == ("unknown:odd", "id", N_UNKNOWN, N_ID)
+            logits = [arrays[f"logits/r/{row.subject}/{suite}"].astype(np.float64) for suite in ("id", "unknown:odd")]
+            softmax = [scipy.softmax(part, axis=1).max(axis=1) for part in logits]
+            assert row.confidence == pytest.approx(softmax[1].mean())
+            assert row.confidence_inside == pytest.approx(softmax[0].mean())
+            for found, parts in ((row.msp, softmax), (row.mls, [part.max(axis=1) for part in logits])):
+                scores = np.concatenate(parts)
+                assert found.auroc == pytest.approx(sklearn.roc_auc_score(truth, scores))
+                assert found.aupr_in == pytest.approx(sklearn.average_precision_score(truth, scores))
+                assert found.aupr_out == pytest.approx(sklearn.average_precision_score(1 - truth, -scores))
+                assert found.auroc_ci95[0] < found.auroc < found.auroc_ci95[1]
+
+
+def test_what_the_export_cost(report: Report) -> None:
+    torch, fp32, int8 = (row_of(report, name) for name in ("torch", "onnxruntime-fp32", "onnxruntime-int8"))
+    assert torch.msp.auroc_cost is row_of(report, "teacher").msp.auroc_cost is None
+    assert fp32.msp.auroc_cost is not None
+    assert (fp32.msp.auroc_cost.value, fp32.msp.auroc_cost.ci95) == (0.0, (0.0, 0.0)), "the very same answers"
+    cost = int8.msp.auroc_cost
+    assert cost is not None
+    assert cost.value == pytest.approx(torch.msp.auroc - int8.msp.auroc)
+    assert 0.1 < cost.ci95[0] < cost.value < cost.ci95[1]
+
+
+def test_no_mean_and_no_accuracy_knows_of_them(report: Report) -> None:
+    plain = [suite for suite in with_unknown() if suite.kind != "unknown"]
+    assert {row.suite for row in report.accuracy} == {suite.name for suite in plain}
+    torch = next(row for row in report.summary if row.subject == "torch")
+    assert set(torch.ood) == {"photo", "sketch"}
+    assert torch.gap == pytest.approx((torch.id or 0) - (torch.ood_avg or 0))
+    subjects = four_subjects(report.folder / "again")
+    assert shared_suites(subjects[2], subjects[3], with_unknown()) == list(range(len(plain)))
+
+
+def test_the_same_again_from_kept_logits(report: Report) -> None:
+    assert rescore(report.folder) == report
+
+
+def test_the_json_fits_its_schema(report: Report) -> None:
+    data = json.loads((report.folder / "report.json").read_text())
+    assert list(violations(data, SCHEMA)) == []
+    data["unknowns"][0]["msp"].pop("fpr95")
+    data["unknowns"][0]["mls"]["auroc"] = 83.0
+    assert len(list(violations(data, SCHEMA))) == 2
+
+
+def value_of(report: Report, expression: str) -> tuple[float | None, str | None]:
+    row = evaluate([parse_gate(expression)], report)[-1]
+    assert row.subject == "onnxruntime-int8"
+    return row.value, row.reason
+
+
+def test_gates_in_percent_and_points(report: Report) -> None:
+    assert [(row.metric, row.subject, row.passed) for row in report.gates] == [
+        ("auroc[unknown:odd]", "onnxruntime-fp32", True),
+        ("auroc[unknown:odd]", "onnxruntime-int8", False),
+        ("unknown_auroc_worst", "onnxruntime-fp32", True),
+        ("unknown_auroc_worst", "onnxruntime-int8", False),
+    ]
+    row = row_of(report, "onnxruntime-int8")
+    assert row.mls.auroc_cost is not None
+    for expression, expected in (
+        ("auroc_mls[unknown:odd]>=50", row.mls.auroc),
+        ("aupr_in[unknown:odd]>=50", row.msp.aupr_in),
+        ("aupr_out_mls[unknown:odd]>=50", row.mls.aupr_out),
+        ("fpr95[unknown:odd]<=50", row.msp.fpr95),
+        ("confidence[unknown:odd]<=50", row.confidence),
+        ("auroc_drop_mls[unknown:odd]<=1", row.mls.auroc_cost.value),
+        ("unknown_auroc_worst>=50", row.msp.auroc),
+    ):
+        assert value_of(report, expression) == (pytest.approx(100 * expected), None), expression
+    with pytest.raises(EdgekdError, match="in percent"):
+        parse_gate("auroc[unknown:odd]>=0.9")
+    with pytest.raises(EdgekdError) as caught:
+        parse_gate("auroc>=90")
+    assert "auroc[unknown:NAME]>=90" in caught.value.hint
+
+
+def test_gates_that_nothing_was_measured_for(report: Report) -> None:
+    assert value_of(report, "auroc[id]>=50") == (None, "no suite id of unknown classes; measured: unknown:odd")
+    assert value_of(report, "top1[unknown:odd]>=50") == (None, "no class is the right answer on unknown:odd")
+    without = report.model_copy(update={"unknowns": ()})
+    assert value_of(without, "auroc[unknown:odd]>=50")[1] == (
+        "no suite unknown:odd of unknown classes; none was measured (--unknown)"
+    )
+    assert value_of(without, "unknown_auroc_worst>=50")[1] == "no images of unknown classes were measured (--unknown)"
+    alone = report.model_copy(update={"unknowns": tuple(
+        row.model_copy(update={"msp": row.msp.model_copy(update={"auroc_cost": None})}) for row in report.unknowns
+    )})  # fmt: skip
+    assert value_of(alone, "auroc_drop[unknown:odd]<=1")[1] == "the torch student was not measured"
+
+
+def test_they_stand_where_people_read(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    row = row_of(report, "onnxruntime-int8")
+    auroc, cost = row.msp.auroc, row.msp.auroc_cost
+    assert cost is not None
+    told = (report.folder / "report.md").read_text()
+    assert "## Images of no known class" in told
+    assert f"| onnxruntime-int8 | unknown:odd | softmax | {100 * auroc:.1f} [" in told
+    assert f"| {100 * cost.value:+.1f} [{100 * cost.ci95[0]:+.1f}, " in told
+    assert f"unknown:odd n = {N_UNKNOWN}" in told
+    assert "unknown:odd: images of no class that the model knows." in told
+    assert f"{100 * cost.value:.1f} points less than before export" in told
+    card = (report.folder / "MODEL_CARD.md").read_text()
+    assert f"onnxruntime-int8 is {100 * row.confidence:.1f} % confident on average" in card
+    assert "torch is" not in card
+    print_table(report)
+    printed = capsys.readouterr().out
+    assert "Images of no known class" in printed
+    assert f"{100 * row.mls.fpr95:.1f}" in printed
+    page = (report.folder / "report.html").read_text()
+    assert page.count("unknown:odd</th>") == 2 * 4
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_the_table_fits_the_page(report: Report, tmp_path: Path) -> None:
+    seen = open_page(report.folder / "report.html", tmp_path, (340, 1200))
+    assert all("Images of no known class" in frame["text"] for frame in seen.frames)
+    assert [frame["wide"] for frame in seen.frames] == [[], []]
+
+
+def test_confidence_is_the_largest_probability() -> None:
+    logits = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]]))
+    assert metrics.confidence(logits) == pytest.approx([0.7, 0.5])
