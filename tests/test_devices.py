@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -261,7 +262,10 @@ def test_the_command_line_says_the_same(
         assert left.value.code == 0, printed.err
         return printed.out
 
-    told = run("--device", f"bundle:{folder}", "--quick", "--threads", "1")
+    images = ("--ood", "a=my pictures", "--ood", "b=others", "--unknown", "c=strange", "--texture-shape", "cues")
+    told = run("--device", f"bundle:{folder}", "--quick", "--threads", "1", *images)
+    [after] = [line.partition("edgekd ")[2] for line in told.splitlines() if line.startswith("then:")]
+    assert shlex.split(after) == ["benchmark", str(tmp_path), *images, "--import", "RESULT"]
     line = next(line for line in told.splitlines() if line.startswith("there:")).split()[1:]
     subprocess.run([sys.executable, *line[1:]], cwd=folder, check=True, capture_output=True)
     result = folder / line[3] / "edgekd-result.npz"

@@ -5,6 +5,7 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -447,7 +448,11 @@ def benchmark(
             thread_counts=thread_counts or (),
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
-        result(f"then:    edgekd benchmark {' '.join(map(str, paths or []))} --import RESULT".replace("  --", " --"))
+        words = [str(path) for path in paths or []]
+        named = {"--data": [data], "--ood": ood, "--unknown": unknown, "--texture-shape": [texture_shape]}
+        for option, given in named.items():
+            words += [word for value in given or () if value is not None for word in (option, value)]
+        result(f"then:    edgekd benchmark {shlex.join([*words, '--import', 'RESULT'])}")
         return
     report = api.benchmark(
         *(paths or []),
