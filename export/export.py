@@ -122,8 +122,6 @@ def export_model(
         raise EdgekdError(
             f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.", "Leave out --qat."
         )
-    if tuner is not None and bank is not None:
-        raise EdgekdError("INT8 that ends in an embedding cannot be trained.", "Leave out --qat or --head embedding.")
     _refuse_existing(folder, overwrite)
     metadata = {
         "preprocess": preprocess.model_dump_json(),
@@ -157,7 +155,7 @@ def export_model(
         if len(parity_images) == 0:
             raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
         student = build.logits(torch_logits(model, parity_images))
-        reference = student if written.trained is None else in_batches(written.trained, parity_images)
+        reference = student if written.trained is None else build.logits(in_batches(written.trained, parity_images))
         kept: tuple[str, ...] = ()
         if bank is not None:
             kept += (BANK_FILE,)
@@ -267,7 +265,7 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append(f"measure ranges on more than {len(build.calibration)} images: --calibration-images 300")
     if int8 and artifact.target == "onnxruntime" and build.yardstick is None and build.tuner is None:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
-    if int8 and artifact.target in TRAINED and (build.tuner, build.bank, build.yardstick) == (None, None, None):
+    if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
     others = [name for name in get_target(artifact.target).calibrators if name != "minmax"]
     if int8 and others and build.calibrator == "minmax":
