@@ -6,12 +6,14 @@ compression. Each step is read back from disk and compared with the one before o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import platform
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,14 @@ def write(build: Build) -> Written:
         _report(ranges, kept)
         model = convert(exported, build.preprocess.size, classes, deployment, half=True, keep=kept)
         half = _read_back(model, build.folder)
-        if build.precision == "int8":
-            model, quantization = quantize_weights(model)
-        elif build.precision == "w8a8":
-            model, quantization = quantize_activations(model, half, measure_ranges(half, build.calibration))
-            quantization["calibration_images"] = len(build.calibration)
-        elif build.precision in PALETTE_BITS:
-            model, quantization = palettize(model, PALETTE_BITS[build.precision])
+        with _written():
+            if build.precision == "int8":
+                model, quantization = quantize_weights(model)
+            elif build.precision == "w8a8":
+                model, quantization = quantize_activations(model, half, measure_ranges(half, build.calibration))
+                quantization["calibration_images"] = len(build.calibration)
+            elif build.precision in PALETTE_BITS:
+                model, quantization = palettize(model, PALETTE_BITS[build.precision])
         _save(model, package, build)
         details = {
             "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
@@ -166,7 +169,7 @@ def convert(
         keep: layers that stay in float32, by name.
 
     Raises:
-        EdgekdError: an operation that coremltools does not know.
+        EdgekdError: an operation that coremltools does not know, or no room for its files.
     """
     coremltools = import_coremltools()
 
@@ -178,7 +181,7 @@ def convert(
     precision = coremltools.transform.FP16ComputePrecision(in_half) if half else coremltools.precision.FLOAT32
     image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
     try:
-        with quiet():
+        with _written(), quiet():
             return coremltools.convert(
                 copy.deepcopy(exported),
                 convert_to="mlprogram",
@@ -189,10 +192,26 @@ def convert(
                 classifier_config=coremltools.ClassifierConfig(list(classes)) if classes else None,
                 skip_model_load=True,
             )
+    except EdgekdError:
+        raise
     except Exception as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
         raise EdgekdError(
             f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
             "Choose another student, or one built from common layers.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[None]:
+    """coremltools builds packages in the temporary folder, by a library that says no more than that writing failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "FileWriter" not in str(error):
+            raise
+        raise EdgekdError(
+            f"coremltools could not write its files in {tempfile.gettempdir()}.",
+            "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
 
 

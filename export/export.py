@@ -45,6 +45,8 @@ WRITERS = {
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 TRAINED = ("onnxruntime", "tensorrt")
 """Targets whose int8 can be trained."""
+FEW_CALIBRATION_IMAGES = 100
+"""Below, more of them come first among the ways on."""
 _BATCH = 32
 
 
@@ -120,8 +122,6 @@ def export_model(
         raise EdgekdError(
             f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.", "Leave out --qat."
         )
-    if tuner is not None and bank is not None:
-        raise EdgekdError("INT8 that ends in an embedding cannot be trained.", "Leave out --qat or --head embedding.")
     _refuse_existing(folder, overwrite)
     metadata = {
         "preprocess": preprocess.model_dump_json(),
@@ -155,7 +155,7 @@ def export_model(
         if len(parity_images) == 0:
             raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
         student = build.logits(torch_logits(model, parity_images))
-        reference = student if written.trained is None else in_batches(written.trained, parity_images)
+        reference = student if written.trained is None else build.logits(in_batches(written.trained, parity_images))
         kept: tuple[str, ...] = ()
         if bank is not None:
             kept += (BANK_FILE,)
@@ -192,7 +192,7 @@ def export_model(
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
-            _set_aside(parity, artifact, folder, scratch)
+            _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
         _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
 
@@ -240,8 +240,8 @@ def _one_winner(folder: Path) -> Iterator[None]:
         raise
 
 
-def _set_aside(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch: Path) -> None:
-    failed = folder.with_name(folder.name + ".failed")
+def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) -> None:
+    parity, failed = artifact.parity, folder.with_name(folder.name + ".failed")
     with disk_errors(failed):
         if failed.exists():
             shutil.rmtree(failed)
@@ -254,24 +254,27 @@ def _set_aside(parity: dict[str, Any], artifact: Artifact, folder: Path, scratch
         )
     raise GateFailed(
         f"{artifact.name} differs too much from the student: {parity['reason']}, on {parity['n']} images.",
-        f"{kept} {_ways_on(artifact, parity)}",
+        f"{kept} {ways_on}",
     )
 
 
-def _ways_on(artifact: Artifact, parity: dict[str, Any]) -> str:
-    """What may bring a file with few bits over its threshold, or the threshold to the file."""
-    ways = []
-    if (artifact.target, artifact.precision) == ("onnxruntime", "int8"):
+def _ways_on(build: Build, artifact: Artifact) -> str:
+    """What may bring a file with few bits over its threshold, or the threshold to the file; not what was tried."""
+    ways, int8 = [], artifact.precision == "int8"
+    if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
+        ways.append(f"measure ranges on more than {len(build.calibration)} images: --calibration-images 300")
+    if int8 and artifact.target == "onnxruntime" and build.yardstick is None and build.tuner is None:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
-    if artifact.precision == "int8" and artifact.target in TRAINED and artifact.bank is None:
+    if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
-    if artifact.precision == "int8" and len(get_target(artifact.target).calibrators) > 1:
-        ways.append("choose ranges another way: --calibrator mse")
+    others = [name for name in get_target(artifact.target).calibrators if name != "minmax"]
+    if int8 and others and build.calibrator == "minmax":
+        ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
     if artifact.precision == "w8a8":
         ways.append("quantize the weights alone: --int8")
     if artifact.precision == "pal4":
         ways.append("take finer palettes: --palettize 6")
-    ways.append(f"or accept it: --min-agreement {math.floor(100 * parity['top1_agreement'])}")
+    ways.append(f"or accept it: --min-agreement {math.floor(100 * artifact.parity['top1_agreement'])}")
     return "Go on like this: " + "; ".join(ways) + "."
 
 

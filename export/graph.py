@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -68,13 +69,14 @@ class UnitHead(nn.Module):
 
     def __init__(self, projector: nn.Linear | None, dim: int, length: float = 1.0) -> None:
         super().__init__()
-        factor = dim**0.25 / length
-        self.projector = None
-        if projector is not None:
-            self.projector = nn.Linear(projector.in_features, dim, bias=projector.bias is not None)
-            self.projector.load_state_dict({name: factor * value for name, value in projector.state_dict().items()})
-            self.projector.requires_grad_(False)
-        self.register_buffer("factor", torch.tensor(factor), persistent=False)
+        self.register_buffer("factor", torch.tensor(dim**0.25 / length), persistent=False)
+        self.projector = None if projector is None else self.scaled(projector)
+
+    def scaled(self, projector: nn.Linear) -> nn.Linear:
+        """A copy of a projector with this head's factor, without gradients."""
+        copied = copy.deepcopy(projector).requires_grad_(False)
+        copied.load_state_dict({name: float(self.factor) * value for name, value in projector.state_dict().items()})
+        return copied
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""

@@ -45,7 +45,13 @@ def write(build: Build) -> Written:
     base.unlink()
     for key, value in build.metadata.items():
         model.set_rt_info(value, ["edgekd", key])
-    openvino.save_model(model, build.folder / MODEL_FILES[0], compress_to_fp16=build.precision != "fp32")
+    try:
+        openvino.save_model(model, build.folder / MODEL_FILES[0], compress_to_fp16=build.precision != "fp32")
+    except RuntimeError as error:  # an OSError in all but name and number
+        raise EdgekdError(
+            f"OpenVINO {version(openvino)} could not write its files in {build.folder.parent} ({_reason(error)}).",
+            "Is the disk full? Free some space and run again; nothing half-written was kept.",
+        ) from error
     return Written(
         format="openvino",
         files=MODEL_FILES,

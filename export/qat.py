@@ -26,9 +26,10 @@ from edgekd.export.bias import correct_biases
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.quantize import Calibrated
 from edgekd.export.replay import Grid, Replay
+from edgekd.targets.bank import ClassBank
 
 Evaluate = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""uint8 `[B, H, W, 3]` → logits float32 `[B, C]`."""
+"""uint8 `[B, H, W, 3]` → logits float32 `[B, C]`, or unit embeddings `[B, D]`."""
 PATIENCE = 5
 """Evaluations in a row without a better file that end the training."""
 _BATCH = 32
@@ -44,7 +45,7 @@ class Dialect:
     grid: Grid
     """The scales that `write` gives weights."""
     answers: Callable[[Path, NDArray[np.uint8]], NDArray[np.float32]]
-    """Logits of a file."""
+    """Logits of a file, or embeddings."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,15 @@ class Tuner:
     """Trains the network in place and asks the second argument now and then, with the number of steps done; it says
     whether to go on."""
     head: Callable[[], nn.Linear]
-    """The student's last layer, features → logits, as it is now."""
+    """The student's last layer as it is now: features → logits, or with `bank` → embeddings of any length."""
     facts: dict[str, Any]
     """For `artifact.json`: recipe, terms, steps."""
+    bank: ClassBank | None = None
+    """What makes logits of the embeddings that the file ends in; None: it ends in logits."""
+
+    def logits(self, answers: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What a file says about `pixels` → logits `[N, C]`."""
+        return answers if self.bank is None else self.bank.logits(answers)
 
     def score(self, logits: NDArray[np.float32]) -> tuple[float, float]:
         """Top-1 in 0–1, averaged over domains without weights, then, among equals, minus the cross-entropy."""
@@ -100,8 +107,8 @@ def quantize_tuned(
     described = dialect.write(calibrated, out)
     calibrated = with_corrected_biases(calibrated, dialect.grid)
     network = Replay(calibrated.model, onnx.load(out), dialect.grid)
-    full = tuner.score(dialect.answers(fp32, tuner.pixels))
-    best = before = tuner.score(dialect.answers(out, tuner.pixels))
+    full = tuner.score(tuner.logits(dialect.answers(fp32, tuner.pixels)))
+    best = before = tuner.score(tuner.logits(dialect.answers(out, tuner.pixels)))
     say(f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training")
     state, head = copy.deepcopy(network.state_dict()), Replay.head_of(calibrated.model)
     chosen = worse = 0
@@ -114,7 +121,7 @@ def quantize_tuned(
             calibrated, model=network.tuned(calibrated.model, now), ranges=network.tuned_ranges(calibrated.ranges)
         )
         written = dialect.write(tuned, trial)
-        score = tuner.score(dialect.answers(trial, tuner.pixels))
+        score = tuner.score(tuner.logits(dialect.answers(trial, tuner.pixels)))
         better = score > best
         say(f"qat: step {step}: validation top-1 {100 * score[0]:.1f} %{', the best so far' if better else ''}")
         if better:
@@ -137,7 +144,9 @@ def quantize_tuned(
         "validation_after": round(best[0], 5),
     }
     method = described["method"] + (", trained with this rounding (qat)" if chosen else "")
-    return {**described, "method": method, "qat": facts}, _torch_answers(network.cpu(), network.rounded(head.cpu()))
+    return {**described, "method": method, "qat": facts}, _torch_answers(
+        network.cpu(), network.rounded(head.cpu()), embeds=tuner.bank is not None
+    )
 
 
 def with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
@@ -152,11 +161,12 @@ def with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
     return dataclasses.replace(calibrated, model=model, means={})
 
 
-def _torch_answers(network: Replay, head: nn.Linear) -> Evaluate:
+def _torch_answers(network: Replay, head: nn.Linear, *, embeds: bool) -> Evaluate:
     @torch.inference_mode()
     def answers(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = head(network(torch.from_numpy(np.array(images)))).numpy()
-        return logits
+        found = head(network(torch.from_numpy(np.array(images))))  # [B, C] or [B, D]
+        said: NDArray[np.float32] = (nn.functional.normalize(found, dim=1) if embeds else found).numpy()
+        return said
 
     return answers
 

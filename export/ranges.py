@@ -7,9 +7,7 @@ histogram per tensor. Memory does not grow with the number of images.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.export.bias import Means
 from edgekd.export.calibrators import BINS, METHODS
+from edgekd.files import scratch_folder
 
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Tensor name → smallest and largest value, float32 scalars."""
@@ -169,8 +168,8 @@ def _run(
     model: onnx.ModelProto, wanted: list[str], calibration: NDArray[np.uint8], batch: int
 ) -> Iterator[list[NDArray[np.float32]]]:
     """The tensors `wanted` of `model`, batch by batch."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.onnx"
+    with scratch_folder() as folder:
+        path = folder / "probe.onnx"
         onnx.save(model, path)
         session = onnxruntime.InferenceSession(path, _session_options(), providers=["CPUExecutionProvider"])
         for start in range(0, len(calibration), batch):

@@ -32,6 +32,8 @@ _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DO
 class Replay(nn.Module):
     """Images → the features that the last layer, the head, reads; rounded wherever the file rounds.
 
+    The head gives the logits, or ahead of its division by its length the embedding.
+
     Args:
         fp32: the float model, whose weights train.
         int8: the model that the quantizer made of it.
@@ -47,9 +49,7 @@ class Replay(nn.Module):
         floats = {tensor.name: tensor for tensor in fp32.graph.initializer}
         stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
         maker = {name: node for node in int8.graph.node for name in node.output}
-        head = maker[int8.graph.output[0].name]
-        while head.op_type not in WEIGHTED_OPS:  # a cast back to float32, a rounding of the logits
-            head = maker[head.input[0]]
+        head = _head(int8)
         self.features: str = head.input[0]
         self._head = head
         self._head_is_rounded = head.input[1] in maker
@@ -150,9 +150,8 @@ class Replay(nn.Module):
 
     @staticmethod
     def head_of(fp32: onnx.ModelProto) -> nn.Linear:
-        """The float model's last layer, features → logits."""
-        maker = {name: node for node in fp32.graph.node for name in node.output}
-        last = maker[fp32.graph.output[0].name]
+        """The float model's last layer, features → logits, or → the embedding before it has length 1."""
+        last = _head(fp32)
         stored = {tensor.name: tensor for tensor in fp32.graph.initializer}
         weight, bias = (torch.tensor(onnx.numpy_helper.to_array(stored[name])) for name in last.input[1:3])
         weight = weight if _transposed(last) else weight.T
@@ -175,8 +174,7 @@ class Replay(nn.Module):
         """A copy of the float model with the weights as they are now, and `head` as its last layer."""
         model = onnx.ModelProto()
         model.CopyFrom(fp32)
-        maker = {name: node for node in model.graph.node for name in node.output}
-        last = maker[model.graph.output[0].name]
+        last = _head(model)
         named = {self._names[value]: weight.detach().cpu().numpy() for value, weight in self._weights.items()}
         weight = head.weight.detach().cpu().numpy()
         named[last.input[1]] = weight if _transposed(last) else weight.T
@@ -245,6 +243,15 @@ def _to_grid(x: Tensor, scale: Tensor, *, bits: int = 8) -> Tensor:
     reach = 2.0 ** (bits - 1)
     rounded = (x.detach() / scale).round_().clamp_(-reach, reach - 1).mul_(scale)
     return x + (rounded - x.detach())
+
+
+def _head(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The last layer: behind it come at most a cast, a rounding of the logits, or an embedding's way to length 1."""
+    maker = {name: node for node in model.graph.node for name in node.output}
+    head = maker[model.graph.output[0].name]
+    while head.op_type not in WEIGHTED_OPS:
+        head = maker[head.input[0]]
+    return head
 
 
 def _transposed(node: onnx.NodeProto) -> bool:

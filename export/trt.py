@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
-from numpy.typing import NDArray
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned
+from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.qat import Dialect, in_batches
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 
-ONNX_FILE, ENGINE_FILE = "model.onnx", "model.engine"
+ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
 """Largest batch an engine is built for; 1 is what it is tuned for."""
 EVALUATED_BY = "ONNX of the engine, run by ONNX Runtime; the engine itself was not run here"
@@ -104,25 +101,6 @@ def check_legal(path: Path) -> list[str]:
             )
         asked.append(f"the parser of {name} {trt.__version__}")
     return asked
-
-
-def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
-
-    Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
-    """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    # From bytes: the file is renamed with its folder while this is alive.
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
-        return logits
-
-    return run
 
 
 def _capabilities(given: Any) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ TARGETS: dict[str, Target] = {
 def check_calibrator(target: Target, precision: str, calibrator: str) -> None:
     """Refuse a way to choose ranges that the target does not have, or a precision without ranges."""
     if calibrator not in target.calibrators:
-        raise EdgekdError(f'{target.name} has no calibrator "{calibrator}".', did_you_mean(calibrator, _CALIBRATORS))
+        raise EdgekdError(
+            f'{target.name} has no calibrator "{calibrator}".', did_you_mean(calibrator, target.calibrators)
+        )
     if calibrator != "minmax" and precision != "int8":
         raise EdgekdError(f"{precision} has no ranges to choose.", "--calibrator belongs to --int8.")
 

@@ -69,6 +69,12 @@ def test_copied_artifact_finds_its_images_by_content(run: Path, tmp_path: Path) 
     assert link["n"] == read_artifact(tmp_path / "a").parity["n"]
 
 
+def test_a_run_in_place_of_an_artifact_names_its_artifacts(run: Path) -> None:
+    with pytest.raises(EdgekdError, match="is a run") as caught:
+        edgekd.verify(run)
+    assert "onnxruntime-fp32, onnxruntime-int8" in caught.value.hint
+
+
 def test_foreign_images_are_refused(run: Path, tmp_path: Path, make_domain_folder) -> None:
     shutil.copytree(run / "artifacts" / "onnxruntime-fp32", tmp_path / "a")
     images = make_domain_folder(tmp_path / "images", count=2)

@@ -326,6 +326,21 @@ def test_impossible_wishes_leave_nothing_behind(tmp_path: Path, changes: dict[st
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["convert", "optimize.coreml.linear_quantize_weights"])
+def test_files_that_cannot_be_written_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[MIL FileWriter]: Unknown error occurred while writing data to the file.")
+
+    holder, name = (coremltools, where) if "." not in where else (coremltools.optimize.coreml, where.split(".")[-1])
+    monkeypatch.setattr(holder, name, full)  # its words where the temporary folder's disk is full
+    with pytest.raises(EdgekdError, match="coremltools could not write its files") as caught:
+        export(tmp_path / "a", "int8")
+    assert "Is the disk full?" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """Make `import package` fail as where it is not installed."""
     real = builtins.__import__

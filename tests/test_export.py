@@ -20,6 +20,7 @@ from torch import nn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.export import export_model, torch_logits
 from edgekd.export.graph import Deployable
+from edgekd.export.mixed import Yardstick
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.session import open_session
@@ -121,6 +122,25 @@ def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Pa
     artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx", min_agreement=percent / 100)
     assert artifact.parity["passed"] is True
     assert read_artifact(tmp_path / "a").parity["min_agreement"] == percent / 100
+
+
+def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
+    def hint(**changes: Any) -> str:
+        with pytest.raises(GateFailed) as caught:
+            export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx", **changes)
+        return caught.value.hint
+
+    few, many, narrowed = hint(), hint(calibration=pictures(100)), hint(calibrator="mse")
+    assert "more than 32 images: --calibration-images 300" in few
+    assert "--calibration-images" not in many
+    assert "--calibrator percentile or entropy or mse" in few
+    assert "--calibrator" not in narrowed
+    assert "--qat" in narrowed
+    limits = Yardstick(pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0)
+    within = hint(yardstick=limits)
+    assert "--max-drop" not in within
+    assert "--qat" not in within, "the two do not go together"
+    assert "--min-agreement" in within
 
 
 def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:

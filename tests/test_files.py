@@ -4,12 +4,24 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from edgekd.errors import EdgekdError, GateFailed, did_you_mean
-from edgekd.files import cache_root, disk_errors, read_json, replacing, sha256_file, short_hash, write_json, write_text
+from edgekd.files import (
+    cache_root,
+    disk_errors,
+    read_json,
+    replacing,
+    scratch_folder,
+    sha256_file,
+    short_hash,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -65,6 +77,31 @@ def test_a_full_or_locked_disk_is_said_in_a_sentence(tmp_path: Path, number: int
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint
+
+
+def test_a_full_disk_under_a_copied_folder_is_said_too(tmp_path: Path) -> None:
+    collected = shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
+    with pytest.raises(EdgekdError, match=r"The disk holding .* is full"), disk_errors(tmp_path):
+        raise collected
+    with pytest.raises(shutil.Error), disk_errors(tmp_path):
+        raise shutil.Error("`a` and `a` are the same file")
+
+
+def test_scratch_goes_and_a_full_temporary_place_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with scratch_folder() as folder:
+        (folder / "a").write_text("a")
+        assert folder.parent == tmp_path / "temporary"
+    with (
+        pytest.raises(EdgekdError, match="temporary is full"),
+        replacing(tmp_path / "artifact"),
+        scratch_folder(),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path / "temporary") == []
 
 
 def test_other_errors_of_the_system_pass(tmp_path: Path) -> None:

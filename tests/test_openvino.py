@@ -152,6 +152,17 @@ def test_damaged_and_newer_files_are_one_sentence(folders: dict[str, Path], tmp_
         open_session(damaged(folders, tmp_path / "newer", openvino="2099.1.0"))
 
 
+def test_files_that_cannot_be_written_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's words on a full disk
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(EdgekdError, match="could not write its files") as caught:
+        export(tmp_path / "a", "fp32")
+    assert "Is the disk full?" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_diverged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     with torch.no_grad():

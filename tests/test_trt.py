@@ -209,6 +209,22 @@ def test_bundle_without_engine_does_not_run_here(bundle: Path) -> None:
     assert "sh build.sh" in caught.value.hint
 
 
+def test_bundle_is_verified_without_torch(bundle: Path) -> None:
+    code = f"""
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+import numpy as np
+from edgekd.chain import _runner
+from edgekd.manifest import read_artifact
+artifact = read_artifact(Path({str(bundle)!r}))
+size = artifact.preprocess.size
+print(_runner(artifact.folder, artifact)(np.zeros((3, size, size, 3), np.uint8)).shape[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "3", done.stderr
+
+
 def details(**changes: Any) -> Artifact:
     known = {"builder": "tensorrt-rtx", "builder_version": "1.7.1.116", "compute_capabilities": ["8.6", "8.9"]}
     return Artifact.model_construct(details=known | changes)

@@ -14,7 +14,7 @@ from torch import nn
 from edgekd.errors import EdgekdError
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.trt import onnx_evaluator
+from edgekd.export.onnx_eval import onnx_evaluator
 from edgekd.export.trt_dialect import int8_scales, quantize_trt, refuse_overflow
 from edgekd.export.trt_rules import findings
 from edgekd.preprocess import Preprocess

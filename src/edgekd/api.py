@@ -134,11 +134,6 @@ def export(
             "A largest drop keeps layers in float, and training keeps them in INT8.",
             "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
         )
-    if qat and embedding:
-        raise EdgekdError(
-            "Quantization-aware training ends in the logits of the classes it trains.",
-            "Leave out --head embedding, or --qat; --max-drop-id and --max-drop-ood go with an embedding.",
-        )
     least = None if min_agreement is None else min_agreement / 100
     agreeing = MIN_AGREEMENT[precision] if least is None else least
     loaded = load_run(Path(run) if run else newest_run())
@@ -182,7 +177,7 @@ def export(
             yardstick=yardstick if name == "int8" else None,
             calibrator=calibrator if name == precision else "minmax",
             min_agreement=least if name == precision else None,
-            tuner=make_tuner(loaded, data, qat_steps) if qat and name == "int8" else None,
+            tuner=make_tuner(loaded, data, qat_steps, model, bank) if qat and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
             bank=bank,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
+from edgekd.files import scratch_folder
 from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.manifest import Run as TrainingRun
 from edgekd.targets.bank import read_bank
@@ -39,6 +39,14 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
     Raises:
         EdgekdError: no artifact or an altered one, no images to compare on, or a runtime that does not exist here.
     """
+    if (folder / "run.json").is_file() and not (folder / "artifact.json").is_file():
+        beside = sorted(path.parent.name for path in folder.glob("artifacts/[!.]*/artifact.json"))
+        raise EdgekdError(
+            f"{folder} is a run; one of its artifacts can be verified.",
+            f"It has {', '.join(beside)}, in {folder / 'artifacts'}."
+            if beside
+            else f"Make one: edgekd export {folder}",
+        )
     artifact = read_artifact(folder)
     if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "artifacts":
         return _in_its_run(folder, artifact, data)
@@ -124,7 +132,7 @@ def _runner(folder: Path, artifact: Artifact) -> Run:
         except NotHere:
             if artifact.format != "tensorrt":
                 raise
-        from edgekd.export.trt import ONNX_FILE, onnx_evaluator
+        from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 
         evaluate = onnx_evaluator(folder / ONNX_FILE)
     if artifact.bank is None:
@@ -142,10 +150,10 @@ def _fp32_onnx(
         if artifact.source.get("student_sha256") == run.student_sha256:
             return _logits(_runner(beside, artifact), pixels)
     from edgekd.export.onnx import export_onnx
-    from edgekd.export.trt import onnx_evaluator
+    from edgekd.export.onnx_eval import onnx_evaluator
 
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "fp32.onnx"
+    with scratch_folder() as scratch:
+        path = scratch / "fp32.onnx"
         export_onnx(model, path, size=run.preprocess.size, metadata={})
         return to_logits(_logits(onnx_evaluator(path), pixels))
 

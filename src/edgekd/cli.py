@@ -284,9 +284,11 @@ def export(
             )
     speed = api.int8_against_fp32(artifacts[-1])
     if speed is not None:
-        verdict = "slower" if speed[0] > speed[1] else "faster"
+        verdict = "faster than" if speed[0] < speed[1] else "slower than"
+        if abs(speed[0] / speed[1] - 1) < 0.03:
+            verdict = "about as fast as"
         result(
-            f"speed:    INT8 is {verdict} than FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms, "
+            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms, "
             "one image, one thread"
         )
     folder = artifacts[-1].folder

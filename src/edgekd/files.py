@@ -7,7 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,13 +32,27 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        number = _number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise EdgekdError(
                 f"The disk holding {path} is full.", "Free some space and run again; nothing half-written was kept."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EdgekdError(f"{path} cannot be written.", "Choose another folder or mend its permissions.") from error
         raise
+
+
+def _number(error: OSError) -> int | None:
+    """The system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
+    told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
+    return int(told[1]) if told else error.errno
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
+    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgekd-") as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager

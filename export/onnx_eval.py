@@ -1,0 +1,31 @@
+"""An ONNX file as it is written, operator by operator: what an engine built from it should compute. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+ONNX_FILE = "model.onnx"
+
+
+def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
+
+    Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    # From bytes: the file is renamed with its folder while this is alive.
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
+        return logits
+
+    return run
