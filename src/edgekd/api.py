@@ -309,12 +309,12 @@ def benchmark(
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     grid = _grid(batch_sizes, thread_counts, threads)
-    places = [Path(p) for p in paths] or [newest_run()]
+    places, specs = [Path(p) for p in paths] or [newest_run()], list(device)
     found = gather(
         places, data=data, ood=ood, suites=suites, texture_shape=texture_shape, corruption_images=corruption_images,
-        vocabulary=vocabulary,
+        vocabulary=vocabulary, elsewhere=bool(specs) or result is not None,
     )  # fmt: skip
-    subjects, specs = found.subjects, list(device)
+    subjects = found.subjects
     if grid and result is not None:
         raise EdgekdError(
             "A result has the throughput that its bundle asked for.", "Leave --batch-sizes and --thread-counts out."
@@ -393,7 +393,7 @@ def make_bundle(
 
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
-    found = gather(places, data=data, ood=ood, suites=(), texture_shape=texture_shape, corruption_images=None)
+    found = gather(places, data=data, ood=ood, texture_shape=texture_shape, elsewhere=True)
     return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy, grid=grid)
 
 

@@ -24,7 +24,8 @@ from edgekd.benchmark import environment
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
-from edgekd.targets.agent.model import open_model
+from edgekd.targets.agent.model import open_model, read_manifest
+from edgekd.targets.agent.runtimes import check_runtime
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, sha256_of, write_step
 from edgekd.targets.new_class import add_by_images, told
 
@@ -40,8 +41,8 @@ class _Killed(EdgekdError):
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
-    verbs = {"probe": _probe, "receive": _receive, "run": _run, "step": _step, "send": _send, "stop": _stop,
-             "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
+    verbs = {"able": _able, "probe": _probe, "receive": _receive, "run": _run, "check": _check, "step": _step,
+             "send": _send, "stop": _stop, "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
     needed = {"run": 1, "classify": 2, "add": 3}
     if not arguments or arguments[0] not in verbs or len(arguments) <= needed.get(arguments[0], 0):
         print(USAGE, file=sys.stderr)
@@ -60,6 +61,18 @@ def main(arguments: list[str]) -> int:
         _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
+
+
+def _able(arguments: list[str]) -> None:
+    """`able JSON`: of each described artifact, null or the reason why its runtime does not run here."""
+    found: list[list[str] | None] = []
+    for artifact in json.loads(arguments[0]):
+        try:
+            check_runtime(artifact)
+            found.append(None)
+        except EdgekdError as error:
+            found.append([error.message, error.hint])
+    _tell(able=found)
 
 
 def _probe(arguments: list[str]) -> None:
@@ -125,6 +138,8 @@ def _run(arguments: list[str]) -> None:
         done.mkdir(exist_ok=True)
         if not (done / "start.npz").exists():
             write_step(done / "start.npz", {}, environment.state())
+        if not all((done / f"{name}.npz").exists() for group in job.steps() for name in group):
+            _child([*python, sys.argv[0], "check", str(folder)])
         for group in job.steps():
             missing = [name for name in group if not (done / f"{name}.npz").exists()]
             if missing:
@@ -204,6 +219,13 @@ def _child(command: list[str]) -> None:
         raise _Killed(f"The device's process ended with code {code} (out of memory?).", "Run the same command again.")
     if code != 0:
         raise EdgekdError(f"The device's process ended with code {code} ({last}).", "Run the same command again.")
+
+
+def _check(arguments: list[str]) -> None:
+    """`check JOB`, in a process of its own: is every runtime here that the job needs?"""
+    folder = Path(arguments[0])
+    for artifact in read_job(folder).artifacts:
+        check_runtime(read_manifest(folder.parent / artifact.folder))
 
 
 def _step(arguments: list[str]) -> None:
