@@ -6,7 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ def device_facts(
         facts["artifacts"][f"{subject.run}/{subject.name}"] = {
             "agreement_here": float(np.concatenate(same).mean()) if same else None,
             "same_pixels": subject.measured.same_pixels,
+            **({"built": asdict(subject.measured.built)} if subject.measured.built else {}),
         }
     return list(found.values())
 
@@ -288,6 +289,7 @@ def _subjects(
             float(np.mean(same)) if same else None,
             one.placement,
             one.rates,
+            one.built,
         )
         found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
     return found

@@ -40,7 +40,7 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
         write_text(
             scratch / "README.txt",
             f"A measurement of {title}.\n\n"
-            f"The device needs Python 3.9 or newer with numpy, Pillow 10.1 or newer, and {', '.join(packages)}.\n"
+            f"The device needs Python 3.9 or newer with numpy, Pillow 10.1 or newer, and {' and '.join(packages)}.\n"
             f"Copy this whole folder there, then, inside it:\n\n    {line}\n\n"
             "Stopped or restarted, the same line goes on where it stopped. Bring back the file\n\n"
             f"    {payload.job_folder}/{RESULT}\n\nand give it to edgekd benchmark --import.\n",

@@ -28,6 +28,10 @@ SHARED = (
     "targets/opened.py",
     "targets/openvino_runtime.py",
     "targets/placement.py",
+    "targets/trt_build.py",
+    "targets/trt_builders.py",
+    "targets/trt_engine.py",
+    "targets/trt_runtime.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 
