@@ -40,10 +40,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "student_options": {"pad_type": "same"},
     },
     "pacs/mobilenetv3": {**PACS, "student": "mobilenetv3", "pretrained": "toy", "steps": 600},
-    "pacs/mobilenetv3_small": {**PACS, "student": "mobilenetv3_small", "pretrained": "scratch", "steps": 900},
     "toy/mobilenetv3_small": {**SCRATCH, "student": "mobilenetv3_small"},
     "toy/efficientnet": {**SCRATCH, "student": "efficientnet"},
-    "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny"},
+    "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny", "steps": 300},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "FP32": {"precision": "fp32"},
