@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from edgekd.benchmark.rows import Report
+from collections.abc import Sequence
+
+from edgekd.benchmark.findings import HERE
+from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.throttling import throttle_remarks
 
 
 def remarks(report: Report) -> list[str]:
-    """INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
+    """The fastest runtime, INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
     said = []
     precision = {(row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"}
     exported = [row for row in report.latency if (row.run, row.subject) in precision]
@@ -23,6 +26,7 @@ def remarks(report: Report) -> list[str]:
                     f"{slow.p50_ms:.2f} against {fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on "
                     "this processor INT8 saves space, not time."
                 )
+    said += _fastest(exported)
     for row in exported:
         if not row.settled:
             said.append(f"{row.run}: {row.subject} had not settled when its warm-up ended; its latency may drift.")
@@ -34,4 +38,23 @@ def remarks(report: Report) -> list[str]:
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
         said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
+    return said
+
+
+def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
+    """For each run and device with files of several runtimes: which is the fastest there, and which may be."""
+    said = []
+    for run, device in dict.fromkeys((row.run, row.device) for row in rows):
+        own = sorted((row for row in rows if (row.run, row.device) == (run, device)), key=lambda row: row.p50_ms)
+        if len({row.provider for row in own}) < 2:
+            continue
+        first = own[0]
+        level = [row.subject for row in own[1:] if row.p50_ci95_ms[0] <= first.p50_ci95_ms[1]]
+        other = next(row for row in own if row.provider != first.provider)
+        where = "here" if device == HERE else f"on {device}"
+        beside = f", intervals overlap with {', '.join(level)}" if level else ""
+        said.append(
+            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {first.p50_ms:.2f} ms{beside}); the "
+            f"best of another runtime is {other.subject}, {other.p50_ms / first.p50_ms:.2f} times as long."
+        )
     return said
