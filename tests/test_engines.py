@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, write_images
+from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_artifact, write_images
 from test_report import SCHEMA, violations
 from trt_fakes import plant, write_trt_bundle
 
@@ -27,7 +27,10 @@ from edgekd.files import cache_root, sha256_file
 from edgekd.manifest import read_artifact
 from edgekd.subjects import lone_artifact
 from edgekd.targets.agent import engines
+from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
+from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.trt_builders import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -64,7 +67,7 @@ def test_a_bundle_is_built_once_and_measured(
     assert not bundle.here
     onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
     [found, beside] = devices.on_device(
-        [bundle, onnx], suites, "local", quick=True, threads=1, keep=True, grid=Grid((8, 9), (None,))
+        [bundle, onnx], suites, "local", quick=True, threads=1, grid=Grid((8, 9), (None,))
     )
     assert builds.read_text() == "10.3.0\n"
     assert "local: building the engine of tensorrt-fp16 once, with tensorrt 10.3.0 for Orin; this may take long" in said
@@ -95,14 +98,30 @@ def test_a_bundle_is_built_once_and_measured(
     assert "Its engine was built there, before anything was timed, by tensorrt 10.3.0 for Orin" in text
     rows = {row.subject: row for row in written.placements}
     assert rows["tensorrt-fp16@local"].nodes is None
+    assert not (cache_root() / "device").exists(), "nothing is left behind"
 
-    # What was kept is used again, until TensorRT is another.
-    devices.on_device([bundle], suites, "local", quick=True, keep=True)
-    assert "local: the engine of tensorrt-fp16 was built here before, by tensorrt 10.3.0" in said
+
+def test_what_was_built_is_used_again_until_tensorrt_is_another(
+    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_agent(tmp_path / "agent.pyz")
+    folder = write_trt_bundle(tmp_path / "artifact-x")
+    job = Job((JobArtifact("r/x", folder.name, (0,), (0,)),), "images-x.zip", BRIEF, None)
+    (tmp_path / "job-x").mkdir()
+    (tmp_path / "job-x" / "job.json").write_text(job.to_json())
+
+    def ready() -> str:
+        code, told = run_agent(sys.executable, tmp_path / "agent.pyz", "ready", str(tmp_path / "job-x"))
+        assert code == 0, told
+        [built] = read_step(tmp_path / "job-x" / "done" / "ready.npz")[1]["built"]
+        assert built["sha256"] == sha256_file(folder / "device.engine")
+        return f"{built['version']}: {told[0]['say']}"
+
+    assert ready().startswith("10.3.0: building the engine of artifact-x once, with tensorrt 10.3.0 for Orin")
+    assert ready() == "10.3.0: the engine of artifact-x was built here before, by tensorrt 10.3.0"
     monkeypatch.setenv("FAKE_TENSORRT", "10.4.0")
-    devices.on_device([bundle], suites, "local", quick=True)
+    assert ready().startswith("10.4.0: building the engine of artifact-x once, with tensorrt 10.4.0 for Orin")
     assert builds.read_text() == "10.3.0\n10.4.0\n"
-    assert not list((cache_root() / "device").rglob("*.engine*")), "nothing of it is left behind"
 
 
 @pytest.mark.parametrize(
