@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def export_model(
     fp32_path: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     yardstick: Yardstick | None = None,
-    calibrator: Calibrator = "minmax",
+    calibrator: Calibrator | None = None,
     min_agreement: float | None = None,
     tuner: Tuner | None = None,
     bank: ClassBank | None = None,
@@ -87,8 +87,10 @@ def export_model(
         source: where the model comes from; JSON values.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
-        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
-        calibrator: how int8 ranges are chosen; other than `minmax` where the target has it.
+        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX
+            Runtime, TensorRT).
+        calibrator: how int8 ranges are chosen; None takes the target's own way, and `minmax` with a tuner, which
+            learns what part of it to cover.
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
         tuner: trains int8 with its rounding in place (ONNX Runtime, TensorRT). Parity then compares the file with the
             trained network in torch, and says apart how often it agrees with `model`.
@@ -147,7 +149,7 @@ def export_model(
             fp32_onnx=fp32_path,
             options=options,
             yardstick=yardstick if precision == "int8" else None,
-            calibrator=calibrator,
+            calibrator=calibrator or _calibrator(target, trained=tuner is not None),
             tuner=tuner,
             bank=bank,
         )
@@ -225,6 +227,11 @@ def _answers(build: Build, written: Written, images: NDArray[np.uint8]) -> tuple
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
+def _calibrator(target: str, *, trained: bool) -> Calibrator:
+    """How int8 ranges are chosen where nobody says."""
+    return "minmax" if trained else cast("Calibrator", get_target(target).default_calibrator)
+
+
 
 
 @contextlib.contextmanager
@@ -267,8 +274,9 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
     if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
-    others = [name for name in get_target(artifact.target).calibrators if name != "minmax"]
-    if int8 and others and build.calibrator == "minmax":
+    usual = _calibrator(artifact.target, trained=build.tuner is not None)
+    others = [name for name in get_target(artifact.target).calibrators if name != usual]
+    if int8 and others and build.calibrator == usual:
         ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
     if artifact.precision == "w8a8":
         ways.append("quantize the weights alone: --int8")

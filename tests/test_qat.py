@@ -168,6 +168,7 @@ def test_tensorrt_gets_a_trained_file_that_it_may_build(run: Path) -> None:
     assert artifact.folder is not None
     assert artifact.quantization is not None
     assert artifact.quantization["qat"]["steps"] == 3
+    assert artifact.quantization["calibrator"] == "minmax", "training learns what part of the range to cover"
     assert artifact.quantization["qat"]["validation_after"] >= artifact.quantization["qat"]["validation_before"]
     assert artifact.details["checked"][0] == "edgekd's rules"
     model = onnx.load(artifact.folder / "model.onnx")
