@@ -45,6 +45,8 @@ WRITERS = {
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 TRAINED = ("onnxruntime", "tensorrt")
 """Targets whose int8 can be trained."""
+SEARCHED = ("onnxruntime", "tensorrt")
+"""Targets whose int8 can keep layers in float."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
 _BATCH = 32
@@ -111,9 +113,10 @@ def export_model(
         raise EdgekdError(
             f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
         )
-    if yardstick is not None and (target, precision) != ("onnxruntime", "int8"):
+    if yardstick is not None and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
-            f"A largest drop belongs to INT8 for ONNX Runtime, not to {target} {precision}.", "Leave out --max-drop-…."
+            f"A largest drop belongs to INT8 for {' and '.join(SEARCHED)}, not to {target} {precision}.",
+            "Leave out --max-drop-….",
         )
     check_calibrator(chosen, precision, calibrator)
     if min_agreement is not None and precision in EXACT:
@@ -224,14 +227,14 @@ def _answers(build: Build, written: Written, images: NDArray[np.uint8]) -> tuple
     return in_batches(session.run, images), session.provider
 
 
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
 def _calibrator(target: str, *, trained: bool) -> Calibrator:
     """How int8 ranges are chosen where nobody says."""
     return "minmax" if trained else cast("Calibrator", get_target(target).default_calibrator)
 
 
+def _refuse_existing(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
 
 
 @contextlib.contextmanager
@@ -270,7 +273,7 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
     ways, int8 = [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
         ways.append(f"measure ranges on more than {len(build.calibration)} images: --calibration-images 300")
-    if int8 and artifact.target == "onnxruntime" and build.yardstick is None and build.tuner is None:
+    if int8 and artifact.target in SEARCHED and build.yardstick is None and build.tuner is None:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
     if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
