@@ -54,7 +54,7 @@ def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
         where = "here" if device == HERE else f"on {device}"
         beside = f", intervals overlap with {', '.join(level)}" if level else ""
         said.append(
-            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {first.p50_ms:.2f} ms{beside}); the "
-            f"best of another runtime is {other.subject}, {other.p50_ms / first.p50_ms:.2f} times as long."
+            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {first.p50_ms:.2f} "
+            f"ms{beside}); the best of another runtime is {other.subject}, {other.p50_ms / first.p50_ms:.2f} times as long."
         )
     return said

@@ -115,7 +115,7 @@ def table_rows(
                 calibration=calibration,
                 parity_images=images[:64],
                 source={"student": name},
-                calibrator=calibrator if (target, precision) == ("onnxruntime", "int8") else "minmax",
+                calibrator=calibrator if (target, precision) == ("onnxruntime", "int8") else None,
                 min_agreement=0.0 if precision == "int8" else None,  # it is what is measured here
                 fp32_path=folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
+from edgekd.export.dialect import Dialect
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
+from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
-from edgekd.export.qat import Dialect, Evaluate, Tuner, quantize_tuned
+from edgekd.export.qat import Evaluate, Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -139,6 +140,18 @@ def agent_beside(build: Build) -> tuple[str, ...]:
         return ()
     write_agent(build.folder / AGENT_FILE)
     return (AGENT_FILE,)
+
+
+def write_within(build: Build, path: Path, dialect: Dialect) -> dict[str, Any] | None:
+    """Put the model at `path` as an INT8 file within the build's yardstick; returns as `quantize_within`."""
+    assert build.yardstick is not None
+
+    def logits(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return build.logits(dialect.answers(file, images))
+
+    judged = replace(dialect, answers=logits)
+    search = partial(quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator)
+    return write_onnx(build, path, search)
 
 
 def image_input(size: int) -> TensorSpec:

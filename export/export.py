@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ WRITERS = {
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 TRAINED = ("onnxruntime", "tensorrt")
 """Targets whose int8 can be trained."""
+SEARCHED = ("onnxruntime", "tensorrt")
+"""Targets whose int8 can keep layers in float."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
 _BATCH = 32
@@ -68,7 +70,7 @@ def export_model(
     fp32_path: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     yardstick: Yardstick | None = None,
-    calibrator: Calibrator = "minmax",
+    calibrator: Calibrator | None = None,
     min_agreement: float | None = None,
     tuner: Tuner | None = None,
     bank: ClassBank | None = None,
@@ -87,8 +89,10 @@ def export_model(
         source: where the model comes from; JSON values.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
-        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX Runtime).
-        calibrator: how int8 ranges are chosen; other than `minmax` where the target has it.
+        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX
+            Runtime, TensorRT).
+        calibrator: how int8 ranges are chosen; None takes the target's own way, and `minmax` with a tuner, which
+            learns what part of it to cover.
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
         tuner: trains int8 with its rounding in place (ONNX Runtime, TensorRT). Parity then compares the file with the
             trained network in torch, and says apart how often it agrees with `model`.
@@ -109,9 +113,10 @@ def export_model(
         raise EdgekdError(
             f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
         )
-    if yardstick is not None and (target, precision) != ("onnxruntime", "int8"):
+    if yardstick is not None and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
-            f"A largest drop belongs to INT8 for ONNX Runtime, not to {target} {precision}.", "Leave out --max-drop-…."
+            f"A largest drop belongs to INT8 for {' and '.join(SEARCHED)}, not to {target} {precision}.",
+            "Leave out --max-drop-….",
         )
     check_calibrator(chosen, precision, calibrator)
     if min_agreement is not None and precision in EXACT:
@@ -147,7 +152,7 @@ def export_model(
             fp32_onnx=fp32_path,
             options=options,
             yardstick=yardstick if precision == "int8" else None,
-            calibrator=calibrator,
+            calibrator=calibrator or _calibrator(target, trained=tuner is not None),
             tuner=tuner,
             bank=bank,
         )
@@ -222,6 +227,11 @@ def _answers(build: Build, written: Written, images: NDArray[np.uint8]) -> tuple
     return in_batches(session.run, images), session.provider
 
 
+def _calibrator(target: str, *, trained: bool) -> Calibrator:
+    """How int8 ranges are chosen where nobody says."""
+    return "minmax" if trained else cast("Calibrator", get_target(target).default_calibrator)
+
+
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
@@ -263,12 +273,13 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
     ways, int8 = [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
         ways.append(f"measure ranges on more than {len(build.calibration)} images: --calibration-images 300")
-    if int8 and artifact.target == "onnxruntime" and build.yardstick is None and build.tuner is None:
+    if int8 and artifact.target in SEARCHED and build.yardstick is None and build.tuner is None:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
     if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
-    others = [name for name in get_target(artifact.target).calibrators if name != "minmax"]
-    if int8 and others and build.calibrator == "minmax":
+    usual = _calibrator(artifact.target, trained=build.tuner is not None)
+    others = [name for name in get_target(artifact.target).calibrators if name != usual]
+    if int8 and others and build.calibrator == usual:
         ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
     if artifact.precision == "w8a8":
         ways.append("quantize the weights alone: --int8")

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.quantize import Calibrated, calibrate, weight_errors, write_int8
-from edgekd.export.units import Unit, units_of
+from edgekd.export.dialect import Dialect
+from edgekd.export.quantize import Calibrated, weight_errors
+from edgekd.export.units import Unit
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""
@@ -88,13 +89,17 @@ def quantize_within(
     calibration: NDArray[np.uint8],
     yardstick: Yardstick,
     *,
+    dialect: Dialect,
     calibrator: Calibrator = "minmax",
 ) -> dict[str, Any]:
     """Write the INT8 file `out` with as few layers and additions in float as keep it within the drops of `yardstick`.
 
+    Args:
+        dialect: who calibrates, writes and answers; its answers are logits.
+
     Returns:
-        As `quantize_int8`, and `mixed`: what was kept, the drops, what they cost in ms (`interleaved_ms` of one
-        image on this machine) and MB, and the time of FP32.
+        As the dialect's writer, and `mixed`: what was kept, the drops, and what they cost in MB; where the dialect is
+        timed also in ms (`interleaved_ms` of one image on this machine), and the time of FP32.
 
     Raises:
         GateFailed: FP32 itself is outside the gate: a drop below 0 was asked for.
@@ -102,16 +107,16 @@ def quantize_within(
     """
     if len(yardstick.pixels) == 0:
         raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
-    calibrated = calibrate(fp32, calibration, calibrator)
-    right = _Reference(fp32, yardstick)
+    calibrated = dialect.calibrate(fp32, calibration, calibrator)
+    right = _Reference(fp32, yardstick, dialect)
     plain = out.with_name("plain.onnx")
-    described = write_int8(calibrated, plain)
+    described = dialect.write(calibrated, plain)
     drops = right.drops(plain)
     if drops.within(yardstick):
         plain.rename(out)
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
-    units = units_of(calibrated)
+    units = dialect.units(calibrated)
     say(f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions")
     started = time.monotonic()
     deadline = started + yardstick.search_seconds
@@ -125,26 +130,19 @@ def quantize_within(
     if not shortest:
         say("int8: the time ended before it was clear whether less in float would do (--search-seconds)")
     searched = {"ranked_units": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
-    described = write_int8(calibrated, out, keep=_nodes(kept))
-    times = interleaved_ms({"plain": plain, "mixed": out, "fp32": fp32}, yardstick.pixels[:8])
-    cost_ms = times["mixed"] - times["plain"]
-    cost_mb = (out.stat().st_size - plain.stat().st_size) / 1e6
-    plain.unlink()
+    described = dialect.write(calibrated, out, keep=_nodes(kept))
     names = ", ".join(unit.name for unit in kept[:_NAMED])
     more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
     say(f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}")
-    say(
-        f"int8: they cost {cost_ms:+.2f} ms and {cost_mb:+.2f} MB: {times['mixed']:.2f} ms an image, "
-        f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
-    )
+    costs = _costs(plain, out, fp32, yardstick, dialect)
+    plain.unlink()
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
         warn(
             f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
-            "Take --fp32, allow a larger drop, or train it with its rounding: --qat."
+            f"Take --{dialect.rest}, allow a larger drop, or train it with its rounding: --qat."
         )
-    costs = {"cost_ms": round(cost_ms, 3), "cost_mb": round(cost_mb, 3), "fp32_ms": round(times["fp32"], 3)}
     return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}}
 
 
@@ -163,13 +161,14 @@ def rank(
     Returns:
         The units, and how many of them were ranked.
     """
-    errors = weight_errors(calibrated.model)
+    dialect = reference.dialect
+    errors = weight_errors(calibrated.model, dialect.grid)
     waiting = sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0.0))
     effects: dict[Unit, float] = {}
     for unit in waiting:
         if effects and time.monotonic() >= deadline:
             break
-        write_int8(calibrated, trial, only=unit.nodes)
+        dialect.write(calibrated, trial, keep=_nodes([other for other in units if other != unit]))
         effects[unit] = reference.effect(trial)
     trial.unlink(missing_ok=True)
     ranked = sorted(effects, key=lambda unit: -effects[unit])
@@ -195,15 +194,15 @@ def interleaved_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[st
 
 
 class _Reference:
-    """What FP32 says about the yardstick's images."""
+    """What FP32 says about the yardstick's images, and files of the dialect beside it."""
 
-    def __init__(self, fp32: Path, yardstick: Yardstick) -> None:
-        self.yardstick = yardstick
+    def __init__(self, fp32: Path, yardstick: Yardstick, dialect: Dialect) -> None:
+        self.yardstick, self.dialect = yardstick, dialect
         self.sets = (yardstick.pixels, yardstick.proxy)
-        self.logits = tuple(file_logits(fp32, images) for images in self.sets)
+        self.logits = tuple(dialect.answers(fp32, images) for images in self.sets)
 
     def drops(self, path: Path) -> _Drops:
-        now = [file_logits(path, images) for images in self.sets]
+        now = [self.dialect.answers(path, images) for images in self.sets]
         lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
         same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
         return _Drops(lost[0], lost[1], agreement=float(np.concatenate(same).mean()))
@@ -212,7 +211,7 @@ class _Reference:
         errors = []
         for images, said in zip(self.sets, self.logits, strict=True):
             some = said[:_RANKING].astype(np.float64)
-            error = np.square(file_logits(path, images[:_RANKING]) - some).mean()
+            error = np.square(self.dialect.answers(path, images[:_RANKING]) - some).mean()
             errors.append(float(error / max(np.square(some - some.mean(axis=0)).mean(), 1e-12)))
         return max(errors)
 
@@ -231,7 +230,7 @@ def _shortest_prefix(
     """The shortest start of `order` that passes, as far as doubling and halving find it, and whether halving ended."""
 
     def tried(count: int) -> _Drops:
-        write_int8(calibrated, trial, keep=_nodes(order[:count]))
+        reference.dialect.write(calibrated, trial, keep=_nodes(order[:count]))
         return reference.drops(trial)
 
     fails, passes = 0, 1
@@ -251,6 +250,21 @@ def _shortest_prefix(
         else:
             fails = middle
     return tuple(order[:passes]), best, passes - fails == 1
+
+
+def _costs(plain: Path, mixed: Path, fp32: Path, yardstick: Yardstick, dialect: Dialect) -> dict[str, float]:
+    """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something."""
+    mb = (mixed.stat().st_size - plain.stat().st_size) / 1e6
+    if not dialect.timed:
+        say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
+        return {"cost_mb": round(mb, 3)}
+    times = interleaved_ms({"plain": plain, "mixed": mixed, "fp32": fp32}, yardstick.pixels[:8])
+    ms = times["mixed"] - times["plain"]
+    say(
+        f"int8: they cost {ms:+.2f} ms and {mb:+.2f} MB: {times['mixed']:.2f} ms an image, "
+        f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
+    )
+    return {"cost_ms": round(ms, 3), "cost_mb": round(mb, 3), "fp32_ms": round(times["fp32"], 3)}
 
 
 def _nodes(units: Sequence[Unit]) -> list[str]:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-
-from edgekd.export.bank_graph import with_classes, without_classes
-from edgekd.export.build import Build, Written, agent_beside, image_input, write_onnx, write_tuned
-from edgekd.export.mixed import file_logits, quantize_within
-from edgekd.export.qat import Dialect
+from edgekd.export.build import Build, Written, agent_beside, image_input, write_onnx, write_tuned, write_within
+from edgekd.export.dialect import Dialect
+from edgekd.export.mixed import file_logits
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
+from edgekd.export.units import units_of
 
 MODEL_FILE = "model.onnx"
-DIALECT = Dialect(calibrate, write_int8, weight_grid, file_logits)
+DIALECT = Dialect(calibrate, write_int8, weight_grid, units_of, file_logits, rest="fp32", timed=True)
 
 
 def write(build: Build) -> Written:
@@ -27,21 +22,9 @@ def write(build: Build) -> Written:
     if build.tuner is not None:
         quantization, trained = write_tuned(build, path, DIALECT)
     elif build.yardstick is not None:
-        quantization = write_onnx(build, path, partial(_within, build=build))
+        quantization = write_within(build, path, DIALECT)
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     files = (MODEL_FILE, *agent_beside(build))
     inputs, outputs = (image_input(build.preprocess.size),), (build.output,)
     return Written("onnx", files, inputs, outputs, quantization, trained=trained)
-
-
-def _within(fp32: Path, out: Path, calibration: NDArray[np.uint8], *, build: Build) -> dict[str, Any]:
-    """INT8 within the build's yardstick, which asks for classes: an embedding's are in the file while it is made."""
-    assert build.yardstick is not None
-    within = partial(quantize_within, yardstick=build.yardstick, calibrator=build.calibrator)
-    if build.bank is None:
-        return within(fp32, out, calibration)
-    onnx.save(with_classes(onnx.load(fp32), build.bank), fp32)
-    described = within(fp32, out, calibration)
-    onnx.save(without_classes(onnx.load(out)), out)
-    return described

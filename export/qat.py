@@ -24,6 +24,7 @@ from torch import nn
 from edgekd.console import say
 from edgekd.export.bias import correct_biases
 from edgekd.export.calibrators import Calibrator
+from edgekd.export.dialect import Dialect
 from edgekd.export.quantize import Calibrated
 from edgekd.export.replay import Grid, Replay
 from edgekd.targets.bank import ClassBank
@@ -33,19 +34,6 @@ Evaluate = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 PATIENCE = 5
 """Evaluations in a row without a better file that end the training."""
 _BATCH = 32
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """One way to write INT8."""
-
-    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated]
-    write: Callable[[Calibrated, Path], dict[str, Any]]
-    """The file of what was calibrated → what was done, for `artifact.json`."""
-    grid: Grid
-    """The scales that `write` gives weights."""
-    answers: Callable[[Path, NDArray[np.uint8]], NDArray[np.float32]]
-    """Logits of a file, or embeddings."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from edgekd.export.bias import Means, correct_biases, to_average
 from edgekd.export.calibrators import PERCENTILE, Calibrator
 from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, observe, touched
+
+if TYPE_CHECKING:
+    from edgekd.export.replay import Grid
 
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
@@ -90,14 +93,11 @@ def described(calibrator: Calibrator, images: int) -> dict[str, Any]:
     }
 
 
-def write_int8(
-    calibrated: Calibrated, out: Path, *, keep: Collection[str] = (), only: Collection[str] | None = None
-) -> dict[str, Any]:
+def write_int8(calibrated: Calibrated, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
     """Write the INT8 file `out`.
 
     Args:
         keep: further nodes that stay in float.
-        only: quantize these nodes alone.
 
     Returns:
         As `quantize_int8`.
@@ -110,7 +110,7 @@ def write_int8(
     model.CopyFrom(calibrated.model)  # the quantizer works in place
     layers = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPS]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    in_float = {*calibrated.in_float, *keep} | (set(layers) - set(only) if only is not None else set())
+    in_float = {*calibrated.in_float, *keep}
     overrides = _weight_overrides(model, skip=in_float)
     scales = {
         name: (entries[0]["axis"], np.array([entry["scale"] for entry in entries]))
@@ -127,7 +127,7 @@ def write_int8(
             CalibrationMethod.MinMax,
             {name: TensorData(lowest=low, highest=high) for name, (low, high) in calibrated.ranges.items()},
         ),
-        nodes_to_quantize=sorted(only) if only is not None else [],
+        nodes_to_quantize=[],  # every node
         nodes_to_exclude=sorted(in_float),
         op_types_to_quantize=list(QUANTIZED_OPS),
         extra_options={
@@ -212,15 +212,17 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
-def weight_errors(model: onnx.ModelProto) -> dict[str, float]:
-    """Weighted layer → squared error that int8 makes in its weights, relative to their squares."""
+def weight_errors(model: onnx.ModelProto, grid: Grid) -> dict[str, float]:
+    """Weighted layer → squared error that int8 on `grid` makes in its weights, relative to their squares."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    chosen, errors = _weight_overrides(model, skip=set()), {}
+    errors = {}
     for node in model.graph.node:
-        if node.op_type in WEIGHTED_OPS and node.input[1] in chosen:
-            weight = onnx.numpy_helper.to_array(constants[node.input[1]])
-            rows = np.moveaxis(weight, chosen[node.input[1]][0]["axis"], 0)
-            scale = np.array([entry["scale"] for entry in chosen[node.input[1]]])
+        if node.op_type not in WEIGHTED_OPS or node.input[1] not in constants:
+            continue
+        weight = onnx.numpy_helper.to_array(constants[node.input[1]])
+        if (chosen := grid(node, weight)) is not None:
+            axis, scale = chosen[0], chosen[1].astype(np.float64)
+            rows = np.moveaxis(weight, axis, 0)
             rows = rows.reshape(len(rows), -1)  # [channels, K]
             lost = rows - np.round(rows / scale[:, None]) * scale[:, None]
             errors[node.name] = float(np.square(lost).sum() / max(np.square(rows).sum(), np.finfo(np.float32).tiny))

@@ -12,10 +12,11 @@ import onnx
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned
+from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned, write_within
+from edgekd.export.dialect import Dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-from edgekd.export.qat import Dialect, in_batches
-from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, weight_grid, write_trt
+from edgekd.export.qat import in_batches
+from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
@@ -43,6 +44,8 @@ def write(order: Build) -> Written:
     trained = None
     if order.tuner is not None:
         quantization, trained = write_tuned(order, path, DIALECT)
+    elif order.yardstick is not None:
+        quantization = write_within(order, path, DIALECT)
     else:
         quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
@@ -150,4 +153,12 @@ def _not_verified(choice: Choice) -> list[str]:
     return ["that the engine loads on such a GPU", "its numbers", "its latency"]
 
 
-DIALECT = Dialect(calibrate_trt, write_trt, weight_grid, lambda file, images: in_batches(onnx_evaluator(file), images))
+DIALECT = Dialect(
+    calibrate_trt,
+    write_trt,
+    weight_grid,
+    units_trt,
+    lambda file, images: in_batches(onnx_evaluator(file), images),
+    rest="fp16",
+    timed=False,
+)

@@ -11,6 +11,7 @@ quantized (`quantize.float_nodes`), nor are products of two activations, as in a
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from edgekd.export.ranges import (
     touched,
 )
 from edgekd.export.trt_rules import weight_axis
+from edgekd.export.units import Unit, names_of
 
 _WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
@@ -70,13 +72,15 @@ def calibrate_trt(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibr
     return quantize.Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
 
 
-def write_trt(calibrated: quantize.Calibrated, out: Path) -> dict[str, Any]:
-    """Write the INT8 file `out` of what has been calibrated; returns and raises as `quantize_trt`."""
-    model, ranges, in_float = onnx.ModelProto(), calibrated.ranges, set(calibrated.in_float)
+def write_trt(calibrated: quantize.Calibrated, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
+    """Write the INT8 file `out` of what has been calibrated, all but the nodes `keep`; else as `quantize_trt`."""
+    model, ranges, in_float = onnx.ModelProto(), calibrated.ranges, {*calibrated.in_float, *keep}
     model.CopyFrom(calibrated.model)  # its biases change in place
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     corrected = correct_biases(model, calibrated.means, _weight_scales(model, in_float))
     quantized = insert_pairs(to_half(model), ranges, in_float)
+    if keep:
+        read_unrounded(quantized, keep)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
     onnx.checker.check_model(quantized, full_check=True)
@@ -121,6 +125,36 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(half)
 
 
+def units_trt(calibrated: quantize.Calibrated) -> list[Unit]:
+    """Every layer and every addition that INT8 for TensorRT takes, each a unit of its own, in graph order."""
+    model = calibrated.model
+    chosen = [node for node, _ in _rounded(model, calibrated.ranges, set(calibrated.in_float))]
+    names = names_of(model, chosen)
+    return [Unit(names[node.name], (node.name,), node.op_type in _WEIGHTED_OPS) for node in chosen]
+
+
+def read_unrounded(model: onnx.ModelProto, keep: Collection[str]) -> None:
+    """Let nodes in float read what their neighbours read in INT8 as it was before, in place.
+
+    Those are the nodes named `keep`, and every addition with one side in INT8 only because of a neighbour: TensorRT
+    would compute it in float, and `trt_rules` refuses it.
+    """
+    writer = {name: node for node in model.graph.node for name in node.output}
+
+    def before(name: str) -> str:
+        dequantize = writer.get(name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return name
+        source = writer.get(dequantize.input[0])
+        return source.input[0] if source is not None and source.op_type == "QuantizeLinear" else name
+
+    for node in model.graph.node:
+        plain = [before(name) for name in node.input]
+        one_sided = node.op_type == "Add" and sum(a != b for a, b in zip(plain, node.input, strict=True)) == 1
+        if node.name in keep or one_sided:
+            node.input[:] = plain
+
+
 def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> onnx.ModelProto:
     """`model`, of float16, with Q/DQ pairs around its weighted layers and residual additions.
 
@@ -132,23 +166,14 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    writer = {name: node for node in model.graph.node for name in node.output}
     scales = _weight_scales(model, in_float)
     nodes, overrides = [], {}
-    for node in model.graph.node:
-        if node.name in in_float:
-            continue
-        if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
+    for node, activations in _rounded(model, ranges, in_float):
+        if node.op_type in _WEIGHTED_OPS:
             axis, weight_scales = scales[node.input[1]]
             overrides[node.input[1]] = [
                 {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales
             ]
-            activations = [node.input[0]]
-        elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
-            activations = list(node.input)
-        else:
-            continue
         nodes.append(node.name)
         for name in activations:
             # Given explicitly: ONNX Runtime's own rule turns a scale below float16's normal numbers into 1.
@@ -210,6 +235,21 @@ def _weight_scales(model: onnx.ModelProto, in_float: set[str]) -> Scales:
 def int8_scales(largest: NDArray[np.float32]) -> NDArray[np.float16]:
     """`|x|max / 127` as float16, never below 2⁻²⁰: a scale of 0 is illegal, and what it would describe is nearly 0."""
     return np.maximum(largest.astype(np.float64) / 127, _FLOOR).astype(np.float16)
+
+
+def _rounded(
+    model: onnx.ModelProto, ranges: Ranges, in_float: Collection[str]
+) -> Iterator[tuple[onnx.NodeProto, list[str]]]:
+    """The layers and additions that become INT8, each with the activations that it reads rounded."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    writer = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.name in in_float:
+            continue
+        if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
+            yield node, [node.input[0]]
+        elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
+            yield node, list(node.input)
 
 
 def _is_residual(node: onnx.NodeProto, writer: dict[str, onnx.NodeProto]) -> bool:

@@ -1,4 +1,4 @@
-"""What INT8 takes or leaves as one: a layer or an addition, with the activations and pools that follow it.
+"""What INT8 takes or leaves as one: a layer or an addition, for ONNX Runtime with what follows it: activations, pools.
 
 Together the units hold every operation that INT8 changes, so a file whose units all stay in float is the FP32 file.
 """
@@ -28,7 +28,7 @@ class Unit:
 
 
 def units_of(calibrated: Calibrated) -> list[Unit]:
-    """Every unit that INT8 takes, in graph order; no node is in two of them."""
+    """Every unit that INT8 for ONNX Runtime takes, in graph order; no node is in two of them."""
     graph, skip = calibrated.model.graph, set(calibrated.in_float)
     leads: list[tuple[onnx.NodeProto, list[str]]] = []
     after: dict[str, list[str]] = {}  # tensor → the unit that computes it
@@ -50,11 +50,11 @@ def units_of(calibrated: Calibrated) -> list[Unit]:
         if node.input[0] in before:
             (nodes := before[node.input[0]]).append(node.name)
             before.setdefault(node.output[0], nodes)
-    names = _names(calibrated.model, [node for node, _ in leads])
+    names = names_of(calibrated.model, [node for node, _ in leads])
     return [Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in leads]
 
 
-def _names(model: onnx.ModelProto, leads: list[onnx.NodeProto]) -> dict[str, str]:
+def names_of(model: onnx.ModelProto, leads: list[onnx.NodeProto]) -> dict[str, str]:
     """Leading node → what people call it."""
     constants = {tensor.name for tensor in model.graph.initializer}
     bias = {  # of a product of tokens, which is added apart

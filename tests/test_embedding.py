@@ -22,10 +22,9 @@ from test_export import PREPROCESS, Backbone, pictures
 
 import edgekd
 from edgekd.errors import EdgekdError
-from edgekd.export.bank_graph import with_classes, without_classes
 from edgekd.export.export import export_model, torch_logits
 from edgekd.export.graph import Deployable, UnitHead
-from edgekd.export.mixed import Yardstick, file_logits
+from edgekd.export.mixed import Yardstick
 from edgekd.export.qat import Tuner
 from edgekd.export.replay import Replay
 from edgekd.manifest import Artifact, read_artifact
@@ -106,24 +105,16 @@ def test_onnx_dialects_hold_parity_in_logits(fp32: Path, tmp_path: Path, target:
     assert not any("Quantize" in name for node in tail for name in node.input), "a length in 8 bits"
 
 
-def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(fp32: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(fp32: Path, tmp_path: Path, target: str) -> None:
     images = pictures(16, seed=3)
     labels = open_session(fp32, threads=1).run(images).argmax(axis=1)
     yardstick = Yardstick(images, labels, images, max_drop_id=100, max_drop_ood=100)
-    artifact = export(tmp_path / "a", "onnxruntime", "int8", fp32_path=fp32 / "model.onnx", yardstick=yardstick)
+    artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", yardstick=yardstick)
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["images"] == 16
-    plain = export(tmp_path / "b", "onnxruntime", "int8", fp32_path=fp32 / "model.onnx")
+    plain = export(tmp_path / "b", target, "int8", fp32_path=fp32 / "model.onnx")
     assert artifact.files["model.onnx"] == plain.files["model.onnx"], "with nothing kept in float the files are equal"
-
-
-def test_classes_in_the_graph_are_those_beside_it(fp32: Path, tmp_path: Path) -> None:
-    model = onnx.load(fp32 / "model.onnx")
-    onnx.save(with_classes(model, bank()), tmp_path / "whole.onnx")
-    images = pictures(5, seed=4)
-    expected = open_session(fp32, threads=1).run(images)
-    np.testing.assert_allclose(file_logits(tmp_path / "whole.onnx", images), expected, rtol=1e-5, atol=1e-3)
-    assert without_classes(with_classes(model, bank())).graph.SerializeToString() == model.graph.SerializeToString()
 
 
 def added(folder: Path, tmp_path: Path) -> None:

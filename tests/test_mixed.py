@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,19 @@ from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.export import mixed
+from edgekd.export import mixed, trt
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick, interleaved_ms, quantize_within, rank
+from edgekd.export.mixed import Yardstick, interleaved_ms, rank
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import calibrate, weight_errors, write_int8
+from edgekd.export.onnx_eval import onnx_evaluator
+from edgekd.export.ort import DIALECT
+from edgekd.export.quantize import calibrate, weight_errors, weight_grid, write_int8
+from edgekd.export.trt_dialect import calibrate_trt, to_half, units_trt, write_trt
+from edgekd.export.trt_rules import findings
 from edgekd.export.units import units_of
 from edgekd.preprocess import Preprocess
+
+quantize_within = partial(mixed.quantize_within, dialect=DIALECT)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
 
 def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
     calibrated = calibrate(fp32, pictures(32))
-    reference, units = mixed._Reference(fp32, yardstick(fp32)), units_of(calibrated)
+    reference, units = mixed._Reference(fp32, yardstick(fp32), DIALECT), units_of(calibrated)
     order, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx")
     assert ranked == 5
     assert set(order) == set(units)
@@ -157,10 +165,10 @@ def test_a_search_out_of_time_says_what_it_reached(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calibrated = calibrate(fp32, pictures(32))
-    reference, units = mixed._Reference(fp32, yardstick(fp32)), units_of(calibrated)
+    reference, units = mixed._Reference(fp32, yardstick(fp32), DIALECT), units_of(calibrated)
     hurried, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx", deadline=0)
     assert ranked == 1
-    errors = weight_errors(calibrated.model)
+    errors = weight_errors(calibrated.model, weight_grid)
     assert hurried == sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0))
     assert hurried[-1].name == "Add after pointwise"
     quick = yardstick(fp32, max_drop_id=5, search_seconds=0)
@@ -194,7 +202,7 @@ def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
     weight = numpy_helper.to_array(tensor).reshape(16, 9).astype(np.float64)
     steps = np.abs(weight).max(axis=1, keepdims=True) / 127
     lost = weight - steps * np.round(weight / steps)
-    assert weight_errors(model)[node.name] == pytest.approx((lost**2).sum() / (weight**2).sum(), rel=1e-3)
+    assert weight_errors(model, weight_grid)[node.name] == pytest.approx((lost**2).sum() / (weight**2).sum(), rel=1e-3)
 
 
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
@@ -212,3 +220,84 @@ def test_latency_is_of_every_file(fp32: Path) -> None:
     found = interleaved_ms({"a": fp32, "b": fp32}, pictures(2))
     assert set(found) == {"a", "b"}
     assert min(found.values()) > 0
+
+
+def rounded_inputs(model: onnx.ModelProto) -> dict[str, int]:
+    """Node → how many of its inputs come from a `DequantizeLinear`."""
+    rounded = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return {node.name: sum(name in rounded for name in node.input) for node in model.graph.node}
+
+
+def test_whatever_stays_in_float_tensorrt_takes_the_graph(fp32: Path, tmp_path: Path) -> None:
+    calibrated = calibrate_trt(fp32, pictures(32))
+    units = units_trt(calibrated)
+    names = ["stem", "depthwise", "pointwise", "Add after pointwise", "head"]
+    assert [unit.name for unit in units] == names
+    assert [unit.weighted for unit in units] == [True, True, True, False, True]
+    nodes = [unit.nodes[0] for unit in units]
+    assert [len(unit.nodes) for unit in units] == [1] * 5, "in this dialect nothing follows a layer into INT8"
+    for count in range(6):
+        for keep in combinations(nodes, count):
+            described = write_trt(calibrated, tmp_path / "a.onnx", keep=keep)
+            model = onnx.load(tmp_path / "a.onnx")
+            assert findings(model) == []
+            found = rounded_inputs(model)
+            # A layer's input and weights, both sides of an addition; beside INT8 too, float reads what was not rounded.
+            assert [found[name] for name in nodes] == [0 if name in keep else 2 for name in nodes]
+            assert set(keep) - {nodes[3]} <= set(described["float_layers"])
+    assert not {node.op_type for node in model.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    onnx.save(to_half(onnx.load(fp32)), tmp_path / "half.onnx")
+    images = pictures(8)
+    in_half = onnx_evaluator(tmp_path / "half.onnx")(images)
+    assert np.array_equal(onnx_evaluator(tmp_path / "a.onnx")(images), in_half)
+
+
+class Woven(nn.Module):
+    """An addition that is no residual one; both sides go into convolutions too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = nn.functional.hardswish(self.a(x)), nn.functional.hardswish(self.b(x))
+        return torch.cat([self.c(a).relu(), self.d(b).relu(), a + b], 1).mean((2, 3))
+
+
+def test_a_neighbour_in_float_leaves_no_addition_half_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "fp32.onnx"
+    export_onnx(Deployable(Woven(), nn.Linear(24, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    calibrated = calibrate_trt(path, pictures(16))
+    units = units_trt(calibrated)
+    assert [unit.name for unit in units] == ["a", "b", "c", "d", "head"]
+    add = [node.name for node in calibrated.model.graph.node if node.op_type == "Add"][-1]
+    for keep, sides in (([], 2), (["c"], 0), (["c", "d"], 0), (["a"], 2)):
+        write_trt(calibrated, tmp_path / "a.onnx", keep=[unit.nodes[0] for unit in units if unit.name in keep])
+        model = onnx.load(tmp_path / "a.onnx")
+        assert findings(model) == []
+        assert rounded_inputs(model)[add] == sides
+
+
+def test_the_search_writes_and_judges_files_for_tensorrt(
+    fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    within = partial(mixed.quantize_within, dialect=trt.DIALECT)
+    loose = within(fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100))
+    assert loose["mixed"]["kept_in_float"] == []
+    assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
+    tight = within(fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5, max_drop_ood=5))
+    kept = tight["mixed"]["kept_in_float"]
+    assert 1 <= len(kept) < 5
+    assert tight["quantized_layers"] == loose["quantized_layers"] - sum("Add" not in name for name in kept)
+    assert findings(onnx.load(tmp_path / "tight.onnx")) == []
+    images = yardstick(fp32)
+    changed = (onnx_evaluator(tmp_path / "tight.onnx")(images.pixels).argmax(axis=1) != images.labels).mean()
+    assert tight["mixed"]["drop_id_points"] == pytest.approx(100 * changed, abs=1e-3)
+    assert tight["mixed"]["drop_id_points"] <= 5
+    sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
+    assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
+    assert not {"cost_ms", "fp32_ms"} & set(tight["mixed"]), "no engine was run"
+    assert "in ms, only the device can tell" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]

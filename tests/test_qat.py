@@ -168,6 +168,7 @@ def test_tensorrt_gets_a_trained_file_that_it_may_build(run: Path) -> None:
     assert artifact.folder is not None
     assert artifact.quantization is not None
     assert artifact.quantization["qat"]["steps"] == 3
+    assert artifact.quantization["calibrator"] == "minmax", "training learns what part of the range to cover"
     assert artifact.quantization["qat"]["validation_after"] >= artifact.quantization["qat"]["validation_before"]
     assert artifact.details["checked"][0] == "edgekd's rules"
     model = onnx.load(artifact.folder / "model.onnx")
@@ -199,6 +200,7 @@ def test_another_teacher_is_refused(run: Path) -> None:
         ({"qat": True}, "is for INT8 on onnxruntime and tensorrt"),
         ({"qat": True, "precision": "int8", "target": "openvino"}, "is for INT8 on onnxruntime and tensorrt"),
         ({"qat": True, "precision": "int8", "max_drop_id": 1.0}, "keeps layers in float"),
+        ({"precision": "int8", "target": "openvino", "max_drop_id": 1.0}, "for INT8 on onnxruntime and tensorrt only"),
         ({"precision": "int8", "qat_steps": 5}, "go with it"),
         ({"precision": "int8", "qat": True, "qat_steps": 0}, "at least 1"),
     ],

@@ -105,6 +105,7 @@ def test_bundle_holds_what_a_device_needs_and_says_what_was_not_run(bundle: Path
     assert artifact.parity["cosine"] > 0.99
     assert artifact.quantization is not None
     assert artifact.quantization["ids"][1] == "image 1"
+    assert artifact.quantization["calibrator"] == "mse", "symmetric steps: this target's own default"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

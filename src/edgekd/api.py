@@ -58,7 +58,7 @@ def export(
     precision: Precision = "fp32",
     data: str | None = None,
     calibration_images: int = 300,
-    calibrator: Calibrator = "minmax",
+    calibrator: Calibrator | None = None,
     max_drop_id: float | None = None,
     max_drop_ood: float | None = None,
     search_seconds: float = 300,
@@ -80,8 +80,9 @@ def export(
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
+            None takes the target's own default, and `minmax` with `qat`.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
-            the layers that cost the most stay in float until it loses no more. For ONNX Runtime.
+            the layers that cost the most stay in float until it loses no more. ONNX Runtime and TensorRT.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
@@ -112,17 +113,18 @@ def export(
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
     check_calibrator(known, precision, calibrator)
     gated = max_drop_id is not None or max_drop_ood is not None
-    if gated and (target, precision) != (DEFAULT_TARGET, "int8"):
-        raise EdgekdError(
-            "A largest drop can be set for INT8 on ONNX Runtime only.", f"Add --int8, with --target {DEFAULT_TARGET}."
-        )
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.embedding import check_embeds, embedding_with_bank
-    from edgekd.export.export import TRAINED, export_model
+    from edgekd.export.export import SEARCHED, TRAINED, export_model
     from edgekd.export.parity import MIN_AGREEMENT
     from edgekd.qat import make_tuner
 
+    if gated and (precision != "int8" or target not in SEARCHED):
+        raise EdgekdError(
+            f"A largest drop can be set for INT8 on {' and '.join(SEARCHED)} only.",
+            f"Add --int8, with --target {' or '.join(SEARCHED)}.",
+        )
     if qat_steps is not None and (not qat or qat_steps < 1):
         raise EdgekdError("The steps of quantization-aware training go with it, at least 1.", "Add --qat.")
     if qat and (precision != "int8" or target not in TRAINED):
@@ -175,7 +177,7 @@ def export(
             overwrite=overwrite,
             options=options or {},
             yardstick=yardstick if name == "int8" else None,
-            calibrator=calibrator if name == precision else "minmax",
+            calibrator=calibrator if name == precision else None,
             min_agreement=least if name == precision else None,
             tuner=make_tuner(loaded, data, qat_steps, model, bank) if qat and name == "int8" else None,
             fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,

@@ -184,8 +184,12 @@ def export(
         int, typer.Option(help="Training images that INT8 ranges are measured on.", min=1)
     ] = 300,
     calibrator: Annotated[
-        str, typer.Option(help="INT8: how ranges are chosen: minmax, percentile, entropy or mse.")
-    ] = "minmax",
+        str | None,
+        typer.Option(
+            help="INT8: how ranges are chosen: minmax, percentile, entropy or mse. [default: minmax; TensorRT: mse]",
+            show_default=False,
+        ),
+    ] = None,
     max_drop_id: Annotated[
         float | None,
         typer.Option(help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.", min=0),
@@ -256,7 +260,7 @@ def export(
         precision=wanted[0] if wanted else "fp32",
         data=data,
         calibration_images=calibration_images,
-        calibrator=cast("Calibrator", calibrator),
+        calibrator=cast("Calibrator | None", calibrator),
         max_drop_id=max_drop_id,
         max_drop_ood=max_drop_ood,
         search_seconds=search_seconds,
