@@ -53,8 +53,9 @@ def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
         other = next(row for row in own if row.provider != first.provider)
         where = "here" if device == HERE else f"on {device}"
         beside = f", intervals overlap with {', '.join(level)}" if level else ""
+        times, p50 = other.p50_ms / first.p50_ms, f"{first.p50_ms:.2f} ms"
         said.append(
-            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {first.p50_ms:.2f} "
-            f"ms{beside}); the best of another runtime is {other.subject}, {other.p50_ms / first.p50_ms:.2f} times as long."
+            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {p50}{beside}); "
+            f"the best of another runtime is {other.subject}, {times:.2f} times as long."
         )
     return said
