@@ -58,6 +58,7 @@ class Subject:
         counted: parameters and multiply-accumulates of one answer; None where nobody can count them.
         reworded: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in the
             student's space → how it answers among these.
+        here: False where the runtime of an artifact is not on this machine, so that only a device answers.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Subject:
     wordings: Mapping[str, Wording] = field(default_factory=dict)
     counted: Counted | None = None
     reworded: Callable[[tuple[str, ...], NDArray[np.float32]], Predict] | None = None
+    here: bool = True
 
     @property
     def key(self) -> str:

@@ -165,10 +165,11 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logi
                 name = suite.name.replace(":1", " at severities 1–5") if suite.corruption else suite.name
                 where = name if suite.run is None else f"{name} of {suite.run}"
                 say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
-            for subject, found in zip(models, predict_suite(models, suite), strict=True):
-                logits[subject.key, number] = found
+            able = [subject for subject in models if subject.here]
+            for subject, found in zip(able, predict_suite(able, suite) if able else (), strict=True):
+                (logits if subject.measured is None else beside)[subject.key, number] = found
+            for subject in models:
                 if subject.measured is not None:
-                    beside[subject.key, number] = found
                     logits[subject.key, number] = subject.measured.logits[number]
     return logits, beside
 

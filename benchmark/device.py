@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_artifact
 from edgekd.targets.agent.job import Job, JobArtifact
-from edgekd.targets.agent.model import FORMATS
-from edgekd.targets.devices.drive import measure_on
+from edgekd.targets.agent.runtimes import FORMATS, PACKAGES, needs
+from edgekd.targets.devices.drive import Device, measure_on, unable
 from edgekd.targets.devices.find import find_device
 from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
 from edgekd.targets.devices.result import Clocked, DeviceResult, read_result
@@ -54,17 +54,18 @@ def on_device(
     """Measure every artifact among `subjects` on the device `spec`; they come back as subjects of that device.
 
     Raises:
-        EdgekdError: no artifact, no such device, or whatever keeps the device from measuring.
+        EdgekdError: no artifact, no such device, one that has none of their runtimes, or whatever else keeps it from
+            measuring.
     """
-    device = find_device(spec)
-    subjects = _for_agent(subjects)
-    with (
-        _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order,
-        tempfile.TemporaryDirectory() as name,
-    ):
-        path = Path(name) / "result.npz"
-        measure_on(device, order.payload, path, keep=keep)
-        return _subjects(subjects, suites, order, read_result(path), device.name)
+    with closing(find_device(spec)) as device:
+        subjects = _able(_for_agent(subjects), device)
+        with (
+            _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order,
+            tempfile.TemporaryDirectory() as name,
+        ):
+            path = Path(name) / "result.npz"
+            measure_on(device, order.payload, path, keep=keep)
+            return _subjects(subjects, suites, order, read_result(path), device.name)
 
 
 def bundle(
@@ -82,7 +83,8 @@ def bundle(
 
     subjects = _for_agent(subjects)
     with _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order:
-        write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts))
+        packages = sorted({PACKAGES[kind] for one in subjects if (kind := _format(one)) is not None})
+        write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts), packages)
         return bundle_command(order.payload.job_folder)
 
 
@@ -145,8 +147,9 @@ def device_facts(
             if key == subject.key
         ]
         facts["artifacts"][f"{subject.run}/{subject.name}"] = {
-            "agreement_here": float(np.concatenate(same).mean()),
+            "agreement_here": float(np.concatenate(same).mean()) if same else None,
             "same_pixels": subject.measured.same_pixels,
+            **({"built": asdict(subject.measured.built)} if subject.measured.built else {}),
         }
     return list(found.values())
 
@@ -162,12 +165,33 @@ def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
     """Without the artifacts that no agent can run, which are named."""
     found = []
     for subject in subjects:
-        kind = "onnx" if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
-        if kind in FORMATS:
+        kind = _format(subject)
+        if kind is None or kind in FORMATS:
             found.append(subject)
         else:
-            warn(f"{subject.name} is left out: the agent on a device runs ONNX files only")
+            warn(f"{subject.name} is left out: the agent on a device runs {' and '.join(FORMATS)} files, not {kind}")
     return found
+
+
+def _format(subject: Subject) -> str | None:
+    """The format of its file; None where it has none."""
+    return None if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
+
+
+def _able(subjects: Sequence[Subject], device: Device) -> list[Subject]:
+    """Without the artifacts whose runtime the device lacks, which are named; with none left that is an error."""
+    artifacts = [subject for subject in subjects if subject.folder is not None]
+    if not artifacts:
+        return list(subjects)  # which is told where a job would be made of them
+    manifests = [read_artifact(Path(one.folder), check_hashes=False) for one in artifacts if one.folder]
+    reasons = unable(device, [needs(manifest.model_dump(mode="json")) for manifest in manifests])
+    left_out = {one.key: reason for one, reason in zip(artifacts, reasons, strict=True) if reason is not None}
+    if len(left_out) == len(artifacts):
+        raise next(iter(left_out.values()))
+    for one in artifacts:
+        if one.key in left_out:
+            warn(f"{one.name} is left out: {left_out[one.key]}")
+    return [subject for subject in subjects if subject.key not in left_out]
 
 
 def _pairs(grid: Grid | None) -> tuple[tuple[int, int | None], ...]:
@@ -265,6 +289,7 @@ def _subjects(
             float(np.mean(same)) if same else None,
             one.placement,
             one.rates,
+            one.built,
         )
         found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
     return found

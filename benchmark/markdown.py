@@ -182,14 +182,25 @@ def _devices(report: Report) -> Iterator[str]:
         )
         for name, check in facts["artifacts"].items():
             pixels = NONE if check["same_pixels"] is None else f"{percent(check['same_pixels'])} %"
-            yield (
-                f"{name}: same class as the same file on this machine on {percent(check['agreement_here'])} % of the "
-                f"images; pixels prepared alike for {pixels} of those compared."
+            same = (
+                "its runtime is not on this machine, so nothing here answered beside it"
+                if check["agreement_here"] is None
+                else f"same class as the same file on this machine on {percent(check['agreement_here'])} % of images"
             )
+            yield f"{name}: {same}; pixels prepared alike for {pixels} of those compared.{_built(check.get('built'))}"
         if facts["emulated"]:
             yield f"Device {facts['device']} is an **emulation**: its times say nothing about a device."
         if facts["restarts"]:
             yield f"Device {facts['device']} was restarted {facts['restarts']} times between the steps."
+
+
+def _built(engine: dict[str, Any] | None) -> str:
+    if engine is None:
+        return ""
+    return (
+        f" Its engine was built there, before anything was timed, by {engine['builder']} {engine['version']} for "
+        f"{engine['gpu']} (compute capability {engine['compute_capability']}) in {engine['seconds']:g} s."
+    )
 
 
 def _gate_cells(row: GateRow) -> tuple[str, ...]:

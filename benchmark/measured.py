@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.worker import ArtifactLatency
-from edgekd.targets.devices.result import Rate
+from edgekd.targets.devices.result import Built, Rate
 from edgekd.targets.placement import Placement
 
 
@@ -30,6 +30,7 @@ class Measured:
             where none were compared.
         placement: which nodes ran where; None from an agent that did not ask.
         rates: its throughput, where that was asked for.
+        built: the engine that the device built for itself; None where the file runs as it is.
     """
 
     model: list[ArtifactLatency]
@@ -41,6 +42,7 @@ class Measured:
     same_pixels: float | None
     placement: Placement | None = None
     rates: tuple[Rate, ...] = ()
+    built: Built | None = None
 
     def row_facts(self) -> dict[str, Any]:
         """What a latency row says beyond the model's clock."""

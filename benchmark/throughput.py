@@ -81,7 +81,7 @@ def _row(
     except EdgekdError as refusal:
         if batch == 1:
             raise
-        # A file may be made for one image at a time, or the memory too small for so many.
+        # A file may be made for fewer images at a time, or the memory too small for so many.
         return ThroughputRow(**who, threads=threads, reason=refusal.message)
     return ThroughputRow(**who, **_numbers(found.samples, found.threads, batch))
 

@@ -171,6 +171,7 @@ def _measure(
     energy: str | None,
     batch: int,
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    from edgekd.targets.opened import refuse_batch
     from edgekd.targets.session import open_session  # only the child needs a runtime
 
     meter = None
@@ -178,6 +179,8 @@ def _measure(
         meter = Meter(open_sensor(energy))
         meter.rest()
     sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
+    for session in sessions.values():
+        refuse_batch(batch, session.largest_batch)
     if (scratch / _ENCODED).is_file():
         with np.load(scratch / _ENCODED) as stored:
             images = [stored[name].tobytes() for name in stored.files]

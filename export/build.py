@@ -21,7 +21,10 @@ from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Precision, TensorSpec
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import ClassBank
+from edgekd.targets.devices.zipapp import write_agent
 
+AGENT_FILE = "edgekd-agent.pyz"
+"""Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and the runtime."""
 Said = TypeVar("Said")
 
 
@@ -124,6 +127,18 @@ def write_tuned(build: Build, path: Path, dialect: Dialect) -> tuple[dict[str, A
     tuned = write_onnx(build, path, train)
     assert tuned is not None  # None only for other precisions
     return tuned
+
+
+def agent_beside(build: Build) -> tuple[str, ...]:
+    """Where the model ends in an embedding, the device itself can add classes, with what lies in the folder.
+
+    Returns:
+        The files written.
+    """
+    if build.bank is None:
+        return ()
+    write_agent(build.folder / AGENT_FILE)
+    return (AGENT_FILE,)
 
 
 def image_input(size: int) -> TensorSpec:

@@ -11,15 +11,12 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.export.bank_graph import with_classes, without_classes
-from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned
+from edgekd.export.build import Build, Written, agent_beside, image_input, write_onnx, write_tuned
 from edgekd.export.mixed import file_logits, quantize_within
 from edgekd.export.qat import Dialect
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
-from edgekd.targets.devices.zipapp import write_agent
 
 MODEL_FILE = "model.onnx"
-AGENT_FILE = "edgekd-agent.pyz"
-"""Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and ONNX Runtime."""
 DIALECT = Dialect(calibrate, write_int8, weight_grid, file_logits)
 
 
@@ -33,10 +30,7 @@ def write(build: Build) -> Written:
         quantization = write_onnx(build, path, partial(_within, build=build))
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
-    files: tuple[str, ...] = (MODEL_FILE,)
-    if build.bank is not None:  # the device itself can add classes, with what lies in the folder
-        write_agent(build.folder / AGENT_FILE)
-        files += (AGENT_FILE,)
+    files = (MODEL_FILE, *agent_beside(build))
     inputs, outputs = (image_input(build.preprocess.size),), (build.output,)
     return Written("onnx", files, inputs, outputs, quantization, trained=trained)
 

@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, fp32_onnx, image_input
+from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, image_input
 from edgekd.export.onnx import unprinted
 from edgekd.export.ranges import check_calibration
-from edgekd.targets.ov import load_openvino
+from edgekd.targets.openvino_runtime import load_openvino
 
 MODEL_FILES = ("model.xml", "model.bin")
 
@@ -54,7 +54,7 @@ def write(build: Build) -> Written:
         ) from error
     return Written(
         format="openvino",
-        files=MODEL_FILES,
+        files=(*MODEL_FILES, *agent_beside(build)),
         inputs=(image_input(build.preprocess.size),),
         outputs=(build.output,),
         quantization=quantization,

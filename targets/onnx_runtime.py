@@ -7,7 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.targets.opened import Opened
 from edgekd.targets.placement import Nodes, Placement
 
 PROVIDERS = {
@@ -26,23 +26,13 @@ PROVIDERS = {
 """Our word → ONNX Runtime's."""
 
 
-@dataclass(frozen=True)
-class OpenedOnnx:
-    """A model file in ONNX Runtime."""
-
-    runtime: onnxruntime.InferenceSession
-    provider: str
-    threads: int
-    """Threads within one operator; operators run one after the other."""
-    load_ms: float
-    """Reading and preparing the model."""
-
-
-def open_onnx(path: Path, *, threads: int | None = None, spinning: bool = True, provider: str = "cpu") -> OpenedOnnx:
+def open_onnx(
+    path: Path, size: int, *, threads: int | None = None, spinning: bool = True, provider: str = "cpu"
+) -> Opened:
     """Open a model file on the CPU, or on request with one of the GPU providers.
 
     Args:
-        path: the `.onnx` file.
+        path: the `.onnx` file, with one input uint8 `[B, size, size, 3]`.
         threads: threads within one operator; None is ONNX Runtime's choice, the physical cores.
         spinning: waiting threads poll, ONNX Runtime's default; False lets them sleep, for work beside other work.
         provider: one of `PROVIDERS`; nothing else is ever used in its place.
@@ -68,7 +58,24 @@ def open_onnx(path: Path, *, threads: int | None = None, spinning: bool = True, 
             if provider == "cpu"
             else "Look at nvidia-smi and at ONNX Runtime's requirements for CUDA and TensorRT.",
         )
-    return OpenedOnnx(runtime, wanted, options.intra_op_num_threads or _default_threads(), load_ms)
+    image = runtime.get_inputs()[0]
+    fixed = image.shape[0] if isinstance(image.shape[0], int) else None
+    if fixed is not None and fixed != 1:
+        raise EdgekdError(
+            f"{path} takes exactly {fixed} images at a time, and edgekd asks about one.",
+            "Export it with a batch of 1, or with one that is left open.",
+        )
+    name = image.name
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answer: NDArray[np.float32] = runtime.run(None, {name: images})[0]
+        return answer
+
+    def placement() -> Placement:
+        return onnx_placement(path, np.zeros((1, size, size, 3), dtype=np.uint8), provider=provider)
+
+    threads_used = options.intra_op_num_threads or _default_threads()
+    return Opened(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
 
 
 def onnx_placement(path: Path, image: NDArray[np.uint8], *, provider: str = "cpu") -> Placement:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.placement import Placement
+from edgekd.targets.opened import Ask, Opened, Run, in_pieces
 
 OPENERS = {
     "onnx": "edgekd.targets.ort:open_onnx",
@@ -35,10 +34,13 @@ class Session:
     """Threads within one operator; operators run one after the other."""
     load_ms: float
     """Reading and preparing the model, without the check of its hash."""
-    predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    """The runtime's call, unchecked: the file's own output."""
-    placement: Callable[[], Placement | None] = lambda: None
+    predict: Run
+    """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
+    placement: Ask = lambda: None
     """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
+    largest_batch: int | None = None
+    """Images in one call of the runtime at most, as the file was made; None: as many as there are. More are run in
+    pieces, so whoever takes the time of a batch has to ask for no more."""
     bank: ClassBank | None = None
     """The class vectors of a file that gives embeddings."""
 
@@ -48,7 +50,7 @@ class Session:
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
-        answer = self.predict(self._checked(images))
+        answer = in_pieces(self.predict, self._checked(images), self.largest_batch)
         return answer if self.bank is None else self.bank.logits(answer)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -62,7 +64,7 @@ class Session:
                 f"{self.artifact.name} ends in the logits of its classes and gives no embedding.",
                 "Export with --head embedding.",
             )
-        return self.predict(self._checked(images))
+        return in_pieces(self.predict, self._checked(images), self.largest_batch)
 
     def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = self.artifact.preprocess.size
@@ -72,6 +74,19 @@ class Session:
                 "Prepare the images with the artifact's preprocess.",
             )
         return images
+
+
+def session_of(artifact: Artifact, opened: Opened) -> Session:
+    """The session of a model file that is open."""
+    return Session(
+        artifact,
+        opened.provider,
+        opened.threads,
+        opened.load_ms,
+        opened.run,
+        opened.placement,
+        largest_batch=opened.largest_batch,
+    )
 
 
 def open_session(

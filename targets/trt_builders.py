@@ -1,4 +1,4 @@
-"""Which TensorRT can build an engine on this machine, and for which GPUs."""
+"""Which TensorRT can build an engine on this machine, and for which GPUs (the device agent carries this file)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A TensorRT engine on a GPU: pinned buffers, any batch up to the built one, copies timed apart from computing."""
+"""A TensorRT engine on a GPU: pinned buffers, any batch up to the built one, copies timed apart from computing.
+
+The device agent carries this file.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,7 @@ class Engine:
         cuda_call(cuda.cudaStreamSynchronize(self._stream))
         spans = [
             float(cuda_call(cuda.cudaEventElapsedTime(a, b)))
-            for a, b in zip(self._events[:-1], self._events[1:], strict=True)
+            for a, b in zip(self._events[:-1], self._events[1:])  # noqa: B905  Python 3.9 has no strict
         ]
         return self._host_out[:batch].copy(), Timing(*spans)
 

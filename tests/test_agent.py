@@ -52,7 +52,7 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
         "import runpy, sys\n"
         "for name in ('torch', 'pydantic', 'typer', 'rich', 'platformdirs', 'onnx'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(agent)!r})\n"
-        "import edgekd.targets.agent.__main__, edgekd.targets.onnx_runtime, edgekd\n"
+        "import edgekd.targets.agent.__main__, edgekd.targets.onnx_runtime, edgekd.targets.openvino_runtime, edgekd\n"
         "print(edgekd.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -66,7 +66,7 @@ def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
     message, hint = json.loads(done.stdout)["error"]
     assert done.returncode == 2
     assert "lacks a package the agent needs" in message
-    assert "pip install numpy pillow onnxruntime" in hint
+    assert "pip install numpy pillow" in hint
 
 
 def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path) -> None:

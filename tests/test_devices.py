@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_artifact, write_images
+from test_report import SCHEMA, violations
 
 from edgekd.benchmark import benchmark, report, throughput
 from edgekd.benchmark import device as devices
@@ -86,13 +87,58 @@ def test_files_that_the_agent_cannot_run_are_left_out_aloud(
 ) -> None:
     subjects, suites = setting
     manifest = tmp_path / "artifacts" / "other" / "artifact.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": "openvino"}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": "coreml"}))
     devices.bundle(subjects, suites, tmp_path / "bundle", quick=True)
-    assert "other is left out: the agent on a device runs ONNX files only" in capsys.readouterr().err
+    assert "other is left out: the agent on a device runs" in (said := capsys.readouterr().err)
+    assert "files, not coreml" in " ".join(said.split())
     [job] = (tmp_path / "bundle").glob("job-*/job.json")
     assert [one["name"] for one in json.loads(job.read_text())["artifacts"]] == ["r/fp32"]
     with pytest.raises(EdgekdError, match="no artifact for the device"):
         devices.on_device(subjects[1:], suites, "local", quick=True)
+
+
+def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
+    setting: tuple[list[Subject], list[Suite]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The others are measured; and this machine need not have the runtime either."""
+    subjects, suites = setting
+    folder = tmp_path / "artifacts" / "other"
+    manifest = json.loads((folder / "artifact.json").read_text()) | {"format": "openvino"}
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "openvino.py").write_text("raise ImportError('libopenvino.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
+    check_measured(found, subjects[:1], suites, "local")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "other is left out: local: The device's Python cannot load openvino (libopenvino.so is missing)." in said
+    with pytest.raises(EdgekdError, match="local: The device's Python cannot load openvino"):
+        devices.on_device(subjects[1:], suites, "local", quick=True)
+
+
+def test_an_artifact_that_does_not_run_here_is_measured_all_the_same(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects, suites = setting
+    monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
+
+    def predict(images: object) -> np.ndarray:
+        raise AssertionError("it was asked here")
+
+    silent = replace(subjects[0], predict=predict, here=False)
+    found = devices.on_device([silent], suites, "local", quick=True, threads=1)
+    written = run_benchmark(found, suites, tmp_path / "out", quick=True)
+    [facts] = written.environment["devices"]
+    assert facts["artifacts"]["r/fp32@local"] == {"agreement_here": None, "same_pixels": 1.0}
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(violations(told, SCHEMA)) == []
+    assert "its runtime is not on this machine" in (tmp_path / "out" / "report.md").read_text()
+    [row] = [row for row in written.accuracy if row.suite == "id"]
+    [here] = predict_suite(subjects[:1], suites[0])
+    assert row.top1 == pytest.approx((here.argmax(axis=1) == suites[0].labels).mean())
 
 
 def test_keep_leaves_what_need_not_be_sent_again(
@@ -125,8 +171,7 @@ def test_the_agent_takes_the_throughput_too(setting: tuple[list[Subject], list[S
         assert row.device == "local"
         if (row.subject, row.batch) == ("single@local", 4):
             assert (row.images_per_s, row.calls, rate.clock) == (None, 0, None)
-            assert row.reason is not None
-            assert "image" in row.reason
+            assert row.reason == "The file is made for one image at a time, not for 4. Ask for smaller batches."
         else:
             assert rate.clock is not None
             times = rate.clock.samples.samples_ms
@@ -138,7 +183,8 @@ def test_bundle_is_carried_there_and_back(setting: tuple[list[Subject], list[Sui
     subjects, suites = setting
     folder = tmp_path / "bundle"
     line = devices.bundle(subjects, suites, folder, quick=True, threads=1, grid=Grid((2,), (1,)))
-    assert line in (folder / "README.txt").read_text()
+    assert line in (readme := (folder / "README.txt").read_text())
+    assert "Pillow 10.1 or newer, and onnxruntime." in readme
     words = line.split()
     assert words[:3] == ["python3", "edgekd-agent.pyz", "run"]
     subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, capture_output=True)

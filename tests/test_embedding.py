@@ -163,6 +163,7 @@ def test_a_class_is_added_to_a_file_of_openvino(fp32: Path, tmp_path: Path, prec
         makers = {divide.input_value(place).get_node().get_type_name() for place in range(divide.get_input_size())}
         assert "FakeQuantize" not in makers
     added(tmp_path / "a", tmp_path)
+    classifies(tmp_path / "a", tmp_path)
 
 
 def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
@@ -306,9 +307,16 @@ def test_agent_in_the_folder_runs_as_documented(fp32: Path, tmp_path: Path) -> N
     text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
     lines = re.findall(r"^python3 edgekd-agent.pyz (\w+) ", text, re.MULTILINE)
     assert lines == ["add", "classify"]
+    classifies(fp32, tmp_path)
+
+
+def classifies(folder: Path, tmp_path: Path) -> None:
+    """The agent in the artifact's folder names the class that a session here names."""
     Image.fromarray(pictures(1)[0]).save(tmp_path / "picture.jpg")
     done = subprocess.run(
         [sys.executable, "edgekd-agent.pyz", "classify", ".", str(tmp_path / "picture.jpg")],
-        cwd=fp32, capture_output=True, text=True, check=True,
+        cwd=folder, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout)["found"] in CLASSES
+    session = open_session(folder, threads=1)
+    pixels = session.artifact.preprocess.pixels(Image.open(tmp_path / "picture.jpg"))
+    assert json.loads(done.stdout)["found"] == session.artifact.classes[session.run(pixels[None])[0].argmax()]

@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from device_fakes import BRIEF, run_agent, two_suites, write_images
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
+from edgekd.benchmark import device as devices
+from edgekd.benchmark.accuracy import Subject, predict_suite
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.export import export_model, torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.preprocess import Preprocess
+from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.session import open_session
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
@@ -177,3 +182,60 @@ def test_alike_calibration_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match="alike"):
         export(tmp_path / "a", "int8", calibration=np.repeat(pictures(1), 8, axis=0))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO in FP32 and INT8 and an ONNX file in one job, in processes that cannot load what edgekd needs."""
+    absent = ("torch", "timm", "pydantic", "typer", "rich", "platformdirs", "onnx", "nncf", "scipy")
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    monkeypatch.setattr(devices, "QUICK", BRIEF)
+    onnx = tmp_path / "artifacts" / "onnx"
+    export(onnx, "fp32", target="onnxruntime", name="onnxruntime-fp32")
+    subjects = []
+    for folder in (folders["fp32"], folders["int8"], onnx):
+        session = open_session(folder, threads=1, spinning=False)
+        one = session.artifact
+        subjects.append(
+            Subject(one.name, "r", "artifact", one.precision, one.preprocess, session.run, one.classes, folder)
+        )
+    suites = two_suites(replace(write_images(tmp_path / "images", 24), classes=("a", "b", "c")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
+    assert [one.name for one in found] == ["openvino-fp32@local", "openvino-int8@local", "onnxruntime-fp32@local"]
+    for one, original in zip(found, subjects, strict=True):
+        assert one.measured is not None
+        for n, suite in enumerate(suites):
+            [here] = predict_suite([original], suite)
+            # One image at a time there, twelve here: sums in another order, and with INT8 a rounding may flip.
+            tolerance = 0.02 if "int8" in one.name else 1e-4
+            np.testing.assert_allclose(one.measured.logits[n], here, atol=tolerance * np.ptp(here))
+            np.testing.assert_array_equal(one.measured.logits[n].argmax(axis=1), here.argmax(axis=1))
+        assert one.measured.placement is not None
+        [clock] = one.measured.model
+        assert clock.threads == 1
+        assert clock.provider.startswith("OpenVINO 20" if "openvino" in one.name else "CPUExecutionProvider")
+    assert found[0].measured is not None
+    assert found[0].measured.facts["versions"]["openvino"] is not None
+
+
+def test_an_agent_says_which_runtime_it_lacks(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_agent(tmp_path / "agent.pyz")
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "openvino.py").write_text("raise ImportError('libopenvino.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    code, [told] = run_agent(sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__)
+    assert code == 2
+    message, hint = told["error"]  # type: ignore[misc]
+    assert message == "The device's Python cannot load openvino (libopenvino.so is missing)."
+    assert "pip install 'openvino>=2025.0,<2027'" in hint
+    (tmp_path / "planted" / "openvino.py").write_text("__version__ = '2024.6.0-1-abc'")
+    code, [told] = run_agent(sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__)
+    message, hint = told["error"]  # type: ignore[misc]
+    assert "OpenVINO 2024.6 is installed" in message
+    assert "pip install 'openvino>=2025.0,<2027'" in hint

@@ -4,15 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import device_fakes
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgekd.benchmark.accuracy import Suite, predict_suite
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
 from edgekd.preprocess import Preprocess
+from edgekd.targets.opened import in_pieces
 from edgekd.targets.session import open_session
 
 
@@ -66,6 +69,41 @@ def test_runs_any_batch(folder: Path) -> None:
     np.testing.assert_array_equal(session.run(images[:1]), logits[:1])
     assert (session.provider, session.threads) == ("CPUExecutionProvider", 1)
     assert session.load_ms > 0
+
+
+def test_a_file_made_for_one_image_answers_any_number_in_pieces(tmp_path: Path) -> None:
+    """As the accuracy run asks: many at once."""
+    free, single = (
+        open_session(device_fakes.write_artifact(tmp_path / str(batch), batch=batch), threads=1)
+        for batch in ("batch", 1)
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    assert (free.largest_batch, single.largest_batch) == (None, 1)
+    np.testing.assert_allclose(single.run(images), free.run(images), rtol=1e-6)
+    subject = device_fakes.artifact_subject(tmp_path / "1")
+    suite = Suite("id", device_fakes.write_images(tmp_path / "images", 7), np.arange(7))
+    [logits], [wanted] = (
+        predict_suite([one], suite, batch=4) for one in (subject, device_fakes.artifact_subject(tmp_path / "batch"))
+    )
+    np.testing.assert_allclose(logits, wanted, rtol=1e-6)
+
+
+def test_pieces_are_no_larger_than_the_file_takes() -> None:
+    asked: list[int] = []
+
+    def run(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return images[:, 0, 0].astype(np.float32)
+
+    images = np.arange(7 * 3, dtype=np.uint8).reshape(7, 1, 1, 3)
+    np.testing.assert_array_equal(in_pieces(run, images, 3), images[:, 0, 0])
+    np.testing.assert_array_equal(in_pieces(run, images, None), images[:, 0, 0])
+    assert asked == [3, 3, 1, 7]
+
+
+def test_a_file_that_takes_no_single_image_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="takes exactly 4 images at a time"):
+        open_session(device_fakes.write_artifact(tmp_path / "four", batch=4), threads=1)
 
 
 @pytest.mark.parametrize(

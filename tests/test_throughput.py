@@ -25,8 +25,8 @@ import sys, time, types
 
 class Session:
     load_ms, provider = 1.0, "planted"
-    def __init__(self, threads):
-        self.threads = threads or 4
+    def __init__(self, threads, largest_batch):
+        self.threads, self.largest_batch = threads or 4, largest_batch
     def run(self, images):
         if len(images) > 8:
             from edgekd.errors import EdgekdError
@@ -34,7 +34,7 @@ class Session:
         time.sleep((2 + 2 * len(images)) / 1000 / self.threads)
 
 module = types.ModuleType("edgekd.targets.session")
-module.open_session = lambda folder, *, threads=None: Session(threads)
+module.open_session = lambda folder, *, threads=None: Session(threads, 1 if folder.name == "single" else None)
 sys.modules["edgekd.targets.session"] = module
 """
 BUFFERS = {subject("", "torch", lambda x: x).preprocess.hash: np.zeros((6, 16, 16, 3), dtype=np.uint8)}
@@ -66,6 +66,15 @@ def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
         assert row.calls >= 5
     for row in rows[4:]:
         assert (row.images_per_s, row.calls, row.reason) == (None, 0, "It takes at most 8 images.")
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
+    """A session would run eight images through a file for one, eight times: that is no batch of eight."""
+    single = subject("a", "artifact", lambda x: x, folder=tmp_path / "single")
+    one, eight = throughput_rows([single], BUFFERS, Grid((1, 8), (None,)), quick=True)
+    assert one.images_per_s is not None
+    assert (eight.images_per_s, eight.reason) == (None, "The file is made for one image at a time, not for 8.")
 
 
 def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:

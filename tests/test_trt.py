@@ -22,9 +22,9 @@ from edgekd.errors import EdgekdError, NotHere
 from edgekd.export import trt as writer
 from edgekd.export.export import torch_logits
 from edgekd.export.trt import EVALUATED_BY, check_legal
-from edgekd.manifest import Artifact, read_artifact
+from edgekd.manifest import read_artifact
 from edgekd.targets import trt as session
-from edgekd.targets import trt_builders
+from edgekd.targets import trt_builders, trt_runtime
 from edgekd.targets.session import open_session
 from edgekd.targets.trt_build import BuildError
 from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
@@ -225,17 +225,15 @@ print(_runner(artifact.folder, artifact)(np.zeros((3, size, size, 3), np.uint8))
     assert done.stdout.strip() == "3", done.stderr
 
 
-def details(**changes: Any) -> Artifact:
-    known = {"builder": "tensorrt-rtx", "builder_version": "1.7.1.116", "compute_capabilities": ["8.6", "8.9"]}
-    return Artifact.model_construct(details=known | changes)
+DETAILS = {"builder": "tensorrt-rtx", "builder_version": "1.7.1.116", "compute_capabilities": ["8.6", "8.9"]}
 
 
 def test_engine_of_another_gpu_or_version_is_named() -> None:
-    session.refuse_mismatch(details(), Gpu("RTX 3080", "8.6"), "1.7.1.116")
+    trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.7.1.116")
     with pytest.raises(NotHere, match=r"built for compute capability 8\.6, 8\.9, and this Orin has 8\.7"):
-        session.refuse_mismatch(details(), ORIN, "1.7.1.116")
+        trt_runtime.refuse_mismatch(DETAILS, ORIN, "1.7.1.116")
     with pytest.raises(EdgekdError, match=r"built by tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"):
-        session.refuse_mismatch(details(), Gpu("RTX 3080", "8.6"), "1.8.0")
+        trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.8.0")
 
 
 def test_engine_without_its_package_or_without_a_gpu(
@@ -243,11 +241,11 @@ def test_engine_without_its_package_or_without_a_gpu(
 ) -> None:
     folder = shutil.copytree(bundle, tmp_path / "copy")
     (folder / "device.engine").write_bytes(b"plan")
-    monkeypatch.setattr(session, "_module", lambda name: None)
+    monkeypatch.setattr(trt_runtime, "_module", lambda name: None)
     with pytest.raises(NotHere, match="needs the Python package tensorrt"):
         open_session(folder)
-    monkeypatch.setattr(session, "_module", lambda name: FULL)
-    monkeypatch.setattr(session, "find_gpu", lambda: None)
+    monkeypatch.setattr(trt_runtime, "_module", lambda name: FULL)
+    monkeypatch.setattr(trt_runtime, "find_gpu", lambda: None)
     with pytest.raises(NotHere, match="needs an NVIDIA GPU"):
         open_session(folder)
 

@@ -22,7 +22,7 @@ import os, sys, time, types
 class Session:
     """Loads in as many ms as its process id says; its provider tells whether torch was there."""
     def __init__(self, folder, threads):
-        self.load_ms, self.threads = float(os.getpid()), threads or 7
+        self.load_ms, self.threads, self.largest_batch = float(os.getpid()), threads or 7, None
         self.slow = folder.name == "slow"
         self.provider = "with torch" if "torch" in sys.modules else "without torch"
     def run(self, images):

@@ -307,12 +307,12 @@ def benchmark(
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     grid = _grid(batch_sizes, thread_counts, threads)
-    places = [Path(p) for p in paths] or [newest_run()]
+    places, specs = [Path(p) for p in paths] or [newest_run()], list(device)
     found = gather(
         places, data=data, ood=ood, unknown=unknown, suites=suites, texture_shape=texture_shape,
-        corruption_images=corruption_images, vocabulary=vocabulary,
+        corruption_images=corruption_images, vocabulary=vocabulary, elsewhere=bool(specs) or result is not None,
     )  # fmt: skip
-    subjects, specs = found.subjects, list(device)
+    subjects = found.subjects
     if grid and result is not None:
         raise EdgekdError(
             "A result has the throughput that its bundle asked for.", "Leave --batch-sizes and --thread-counts out."
@@ -392,7 +392,7 @@ def make_bundle(
 
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
-    found = gather(places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape)
+    found = gather(places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape, elsewhere=True)
     return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy, grid=grid)
 
 

@@ -107,8 +107,12 @@ def gather(
     texture_shape: str | None = None,
     corruption_images: int | None = None,
     vocabulary: Sequence[str] = (),
+    elsewhere: bool = False,
 ) -> Gathered:
     """Runs and artifacts at `places` with the suites that they are to be measured on; see `edgekd.api.benchmark`.
+
+    Args:
+        elsewhere: a device runs the artifacts, so their runtimes need not be here.
 
     Raises:
         EdgekdError: a path that is neither, images that do not fit, an unknown suite, artifacts of different splits.
@@ -128,11 +132,10 @@ def gather(
             folder, artifacts = run_of(place)
             runs.setdefault(folder, []).extend(artifacts)
     loaded = [load_run(folder) for folder in runs]
-    subjects = [subject for one in loaded for subject in subjects_of(one, runs[one.folder])]
+    subjects = [subject for one in loaded for subject in subjects_of(one, runs[one.folder], elsewhere=elsewhere)]
+    given = bool(data or folders or benches or texture_shape)
     for place in alone:
-        subjects.append(
-            distinct(lone_artifact(place, bool(data or folders or benches or texture_shape)), subjects, loaded)
-        )
+        subjects.append(distinct(lone_artifact(place, given, elsewhere=elsewhere), subjects, loaded))
     same_split = len({one.run.split_hash for one in loaded}) <= 1
     measured: list[Suite] = []
     if loaded:

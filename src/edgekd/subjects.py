@@ -38,18 +38,26 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     return path, artifacts
 
 
-def lone_artifact(path: Path, given: bool) -> Subject:
-    """An artifact folder that was copied away from its run: it is measured alone, on the images given."""
+def lone_artifact(path: Path, given: bool, *, elsewhere: bool = False) -> Subject:
+    """An artifact folder that was copied away from its run: it is measured alone, on the images given.
+
+    Args:
+        elsewhere: a device measures it, so its runtime need not be here.
+    """
     if not given:
         raise EdgekdError(
             f"{path} lies outside its run, so its images cannot be found.",
             "Say what to measure on: --data DIR or --ood NAME=DIR.",
         )
-    return _artifact_subject(path)
+    return _artifact_subject(path, elsewhere)
 
 
-def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
-    """The run's teacher (where it can be asked), its torch student, and the named artifacts."""
+def subjects_of(loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool = False) -> list[Subject]:
+    """The run's teacher (where it can be asked), its torch student, and the named artifacts.
+
+    Args:
+        elsewhere: a device measures the artifacts; those whose runtime is not here are left out otherwise.
+    """
     run = loaded.run
     subjects = []
     if loaded.bank is not None:
@@ -101,7 +109,7 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str]) -> list[Subject]:
                 f"Export again: edgekd export {loaded.folder} --overwrite.",
             )
         try:
-            subjects.append(_artifact_subject(folder))
+            subjects.append(_artifact_subject(folder, elsewhere))
         except NotHere as reason:
             warn(f"{name} is left out: {reason.message}")
     return subjects
@@ -112,9 +120,14 @@ def _described(bank: TextBank) -> str:
     return short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
 
 
-def _artifact_subject(folder: Path) -> Subject:
-    # Threads that poll would take the cores from the decoding that goes on beside the accuracy run.
-    session = open_session(folder, spinning=False)
+def _artifact_subject(folder: Path, elsewhere: bool) -> Subject:
+    try:
+        # Threads that poll would take the cores from the decoding that goes on beside the accuracy run.
+        session = open_session(folder, spinning=False)
+    except NotHere as reason:
+        if not elsewhere:
+            raise
+        return _silent_subject(folder, reason)
     artifact, bank = session.artifact, session.bank
 
     def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predict:
@@ -134,6 +147,27 @@ def _artifact_subject(folder: Path) -> Subject:
         placement=session.placement,
         counted=count_folder(folder),
         reworded=None if bank is None else reworded,
+    )
+
+
+def _silent_subject(folder: Path, reason: NotHere) -> Subject:
+    """An artifact that this machine cannot run."""
+    artifact = read_artifact(folder)
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise reason
+
+    return Subject(
+        name=artifact.name,
+        run=str(artifact.source.get("run", "")),
+        kind="artifact",
+        precision=artifact.precision,
+        preprocess=artifact.preprocess,
+        predict=predict,
+        classes=artifact.classes,
+        folder=folder,
+        counted=count_folder(folder),
+        here=False,
     )
 
 

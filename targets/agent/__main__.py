@@ -24,11 +24,14 @@ from edgekd.benchmark import environment
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
-from edgekd.targets.agent.model import open_model
+from edgekd.targets.agent.model import open_model, read_manifest
+from edgekd.targets.agent.runtimes import check_runtime, make_ready
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, sha256_of, write_step
 from edgekd.targets.new_class import add_by_images, told
 
 RESULT = "edgekd-result.npz"
+READY = "ready.npz"
+"""Entry of the journal: which engines were built."""
 USAGE = """usage: python3 edgekd-agent.pyz run JOB_FOLDER
        python3 edgekd-agent.pyz classify ARTIFACT_FOLDER IMAGE...
        python3 edgekd-agent.pyz add ARTIFACT_FOLDER CLASS_NAME IMAGE_OR_FOLDER..."""
@@ -40,8 +43,8 @@ class _Killed(EdgekdError):
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
-    verbs = {"probe": _probe, "receive": _receive, "run": _run, "step": _step, "send": _send, "stop": _stop,
-             "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
+    verbs = {"able": _able, "probe": _probe, "receive": _receive, "run": _run, "ready": _ready, "step": _step,
+             "send": _send, "stop": _stop, "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
     needed = {"run": 1, "classify": 2, "add": 3}
     if not arguments or arguments[0] not in verbs or len(arguments) <= needed.get(arguments[0], 0):
         print(USAGE, file=sys.stderr)
@@ -60,6 +63,18 @@ def main(arguments: list[str]) -> int:
         _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
+
+
+def _able(arguments: list[str]) -> None:
+    """`able JSON`: of each described artifact, null or the reason why its runtime does not run here."""
+    found: list[list[str] | None] = []
+    for artifact in json.loads(arguments[0]):
+        try:
+            check_runtime(artifact)
+            found.append(None)
+        except EdgekdError as error:
+            found.append([error.message, error.hint])
+    _tell(able=found)
 
 
 def _probe(arguments: list[str]) -> None:
@@ -125,6 +140,8 @@ def _run(arguments: list[str]) -> None:
         done.mkdir(exist_ok=True)
         if not (done / "start.npz").exists():
             write_step(done / "start.npz", {}, environment.state())
+        if not (done / READY).exists():
+            _child([*python, sys.argv[0], "ready", str(folder)])
         for group in job.steps():
             missing = [name for name in group if not (done / f"{name}.npz").exists()]
             if missing:
@@ -206,6 +223,17 @@ def _child(command: list[str]) -> None:
         raise EdgekdError(f"The device's process ended with code {code} ({last}).", "Run the same command again.")
 
 
+def _ready(arguments: list[str]) -> None:
+    """`ready JOB`, in a process of its own, before anything is timed: runtimes looked at, engines built."""
+    folder = Path(arguments[0])
+    places = [folder.parent / one.folder for one in read_job(folder).artifacts]
+    manifests = [read_manifest(place) for place in places]
+    for manifest in manifests:
+        check_runtime(manifest)  # all of them before the first build, which may take long
+    built = [make_ready(manifest, place, _say) for manifest, place in zip(manifests, places)]  # noqa: B905
+    write_step(folder / "done" / READY, {}, {"boot": steps.boot(), "built": built})
+
+
 def _step(arguments: list[str]) -> None:
     """`step JOB NAME…`, in a process of its own."""
     folder = Path(arguments[0])
@@ -222,6 +250,7 @@ def _write_result(job: Job, folder: Path, path: Path) -> None:
         "before": read_step(folder / "done" / "start.npz")[1],
         "after": environment.state(),
     }
+    facts["built"] = read_step(folder / "done" / READY)[1]["built"]
     facts["name"] = platform.node().split(".")[0] or "device"
     facts["emulated"] = steps.emulated()
     write_step(path, arrays, facts)

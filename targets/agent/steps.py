@@ -22,6 +22,7 @@ from edgekd.errors import EdgekdError
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
 from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
+from edgekd.targets.opened import refuse_batch
 from edgekd.targets.placement import refuse_fallback
 
 Said = Callable[[str], None]
@@ -72,7 +73,8 @@ def _predict(
     artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile, folder: Path, names: Sequence[str], say: Said
 ) -> None:
     placement = model.placement()
-    refuse_fallback(artifact.name, placement)  # before hours are spent on it
+    if placement is not None:
+        refuse_fallback(artifact.name, placement)  # before hours are spent on it
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name in names:
             start = int(name.rpartition("-")[2])
@@ -91,7 +93,7 @@ def _predict(
                     "Compare it with the FP32 artifact on this device.",
                 )
             arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
-            facts = {"boot": boot(), "placement": asdict(placement)}
+            facts = {"boot": boot(), "placement": None if placement is None else asdict(placement)}
             write_step(folder / "done" / f"{name}.npz", arrays, facts)
 
 
@@ -125,8 +127,9 @@ def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
     with zipfile.ZipFile(folder.parent / job.image_file) as images:
         buffers = np.stack([model.prepare(_encoded(images, image)) for image in artifact.latency_images])
     try:
+        refuse_batch(batch, model.largest_batch)
         samples = measure(rotating(model.run, buffers, batch), job.grid_protocol)
-    except Exception as error:  # a file may be made for one image at a time, or the memory too small for so many
+    except Exception as error:  # made for fewer images at a time, or the memory is too small for so many
         if batch == 1:
             raise
         write_refusal(folder, name, (str(error).strip().splitlines() or [type(error).__name__])[0])

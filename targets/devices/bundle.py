@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.errors import EdgekdError
@@ -18,8 +19,12 @@ def bundle_command(job_folder: str) -> str:
     return f"python3 {AGENT} run {job_folder}"
 
 
-def write_bundle(payload: Payload, folder: Path, title: str) -> None:
+def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[str]) -> None:
     """Write everything a device needs to `folder`, which must not hold anything yet.
+
+    Args:
+        title: what is measured, for the README.
+        packages: the runtimes that the device's Python needs, by the names of their packages.
 
     Raises:
         EdgekdError: the folder holds something.
@@ -35,7 +40,7 @@ def write_bundle(payload: Payload, folder: Path, title: str) -> None:
         write_text(
             scratch / "README.txt",
             f"A measurement of {title}.\n\n"
-            "The device needs Python 3.9 or newer with numpy, Pillow 10.1 or newer, and onnxruntime.\n"
+            f"The device needs Python 3.9 or newer with numpy, Pillow 10.1 or newer, and {' and '.join(packages)}.\n"
             f"Copy this whole folder there, then, inside it:\n\n    {line}\n\n"
             "Stopped or restarted, the same line goes on where it stopped. Bring back the file\n\n"
             f"    {payload.job_folder}/{RESULT}\n\nand give it to edgekd benchmark --import.\n",

@@ -7,7 +7,7 @@ import json
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -15,7 +15,8 @@ from typing import IO, Any, Protocol
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
-from edgekd.targets.devices.payload import Payload
+from edgekd.targets.devices.payload import Payload, agent_name
+from edgekd.targets.devices.zipapp import write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
 SPARE = 64_000_000
@@ -52,7 +53,7 @@ class Answer:
 
 
 def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = False) -> None:
-    """Run a job on a device and write its result file to `result`.
+    """Run a job on a device and write its result file to `result`; the way to the device stays open.
 
     What is already there is not sent again. After a failure everything stays on the device, so that the same call goes
     on; after success all of it is removed, or with `keep` only the job.
@@ -60,25 +61,41 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
     Raises:
         EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
     """
+    root = device.begin(payload.files[payload.agent], payload.agent)
+    agent = [*device.python, f"{root}/{payload.agent}"]
+    _send(device, agent, root, payload)
+    job = f"{root}/{payload.job_folder}"
+    say(f"{device.name}: measuring")
     try:
-        root = device.begin(payload.files[payload.agent], payload.agent)
-        agent = [*device.python, f"{root}/{payload.agent}"]
-        _send(device, agent, root, payload)
-        job = f"{root}/{payload.job_folder}"
-        say(f"{device.name}: measuring")
-        try:
-            told = call(device, [*agent, "run", job, "--stay", *_flags(device.python)])
-        except KeyboardInterrupt:
-            with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
-                call(device, [*agent, "stop", job], timeout_s=10.0)
-            raise
-        _fetch(device, [*agent, "send", told["result"]], result, told["sha256"])
-        names = {name.partition("/")[0] for name in payload.files} | {payload.job_folder}
-        # The agent goes last, since it is what removes.
-        leaving = [payload.job_folder] if keep else [*sorted(names - {payload.agent}), payload.agent]
-        call(device, [*agent, "remove", *(f"{root}/{name}" for name in leaving)])
-    finally:
-        device.close()
+        told = call(device, [*agent, "run", job, "--stay", *_flags(device.python)])
+    except KeyboardInterrupt:
+        with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
+            call(device, [*agent, "stop", job], timeout_s=10.0)
+        raise
+    _fetch(device, [*agent, "send", told["result"]], result, told["sha256"])
+    names = {name.partition("/")[0] for name in payload.files} | {payload.job_folder}
+    # The agent goes last, since it is what removes.
+    leaving = [payload.job_folder] if keep else [*sorted(names - {payload.agent}), payload.agent]
+    call(device, [*agent, "remove", *(f"{root}/{name}" for name in leaving)])
+
+
+def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[EdgekdError | None]:
+    """Of each artifact, why the device has not the runtime that it needs; None where it has. Sends the agent only.
+
+    Args:
+        artifacts: what their `artifact.json` says of the runtime: `format` and `details`.
+
+    Raises:
+        EdgekdError: no way to the device, or no Python there that runs the agent.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekd-agent-") as name:
+        path = Path(name) / "agent.pyz"
+        write_agent(path)
+        root = device.begin(path, agent_name(path))
+        told = call(device, [*device.python, f"{root}/{agent_name(path)}", "able", json.dumps(artifacts)])
+    if len(told.get("able", ())) != len(artifacts):
+        raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
+    return [None if one is None else EdgekdError(f"{device.name}: {one[0]}", one[1]) for one in told["able"]]
 
 
 def call(

@@ -70,6 +70,11 @@ def encoded_image(images: ImageSet, index: int) -> bytes:
     return buffer.getvalue()
 
 
+def agent_name(agent: Path) -> str:
+    """Name of an agent on a device: what it is, so that another release's does not take its place."""
+    return f"edgekd-agent-{sha256_file(agent)[:16]}.pyz"
+
+
 def artifact_folder_name(folder: Path) -> str:
     """Name of an artifact on a device: what its files are, not where they lie."""
     hashes = [sha256_file(folder / name) for name in ("artifact.json", *read_artifact(folder).files)]
@@ -89,7 +94,7 @@ def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path)
     write_agent(agent)
     job_file.write_text(job.to_json(), encoding="utf-8")
     job_folder = f"job-{short_hash(job.to_json(), sha256_file(agent))}"
-    files = {f"edgekd-agent-{sha256_file(agent)[:16]}.pyz": agent}
+    files = {agent_name(agent): agent}
     for name, folder in artifacts.items():
         files |= {f"{name}/{file}": folder / file for file in ("artifact.json", *read_artifact(folder).files)}
     files |= {job.image_file: pack, f"{job_folder}/job.json": job_file}

@@ -42,6 +42,17 @@ class Rate:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class Built:
+    """An engine that a device built for itself from an artifact, once, before anything was timed."""
+
+    builder: str
+    version: str
+    gpu: str
+    compute_capability: str
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class ArtifactResult:
     """One artifact on one device.
@@ -65,6 +76,8 @@ class ArtifactResult:
     """Which nodes ran where; None from an agent that did not ask."""
     rates: tuple[Rate, ...] = ()
     """One for each place of the job's grid."""
+    built: Built | None = None
+    """The engine that was built there; None where the file runs as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +107,8 @@ def read_result(path: Path) -> DeviceResult:
         arrays, facts = read_step(path)
         job = parse_job(facts["job"])
         steps: dict[str, Any] = facts["steps"]
-        artifacts = tuple(_artifact(job, n, arrays, steps) for n in range(len(job.artifacts)))
+        built = facts.get("built") or [None] * len(job.artifacts)
+        artifacts = tuple(_artifact(job, n, arrays, steps, _built(built[n])) for n in range(len(job.artifacts)))
         boots = [step["boot"] for name in _names(job) if (step := steps[name])["boot"]]
         states = [step[when] for step in steps.values() for when in ("before", "after") if when in step]
         return DeviceResult(
@@ -116,7 +130,7 @@ def _names(job: Job) -> list[str]:
     return [name for group in job.steps() for name in group]
 
 
-def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any]) -> ArtifactResult:
+def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None) -> ArtifactResult:
     names = _names(job)
     parts = [name for name in names if name.startswith(f"predict-{number}-")]
     clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{number}-"))]
@@ -141,6 +155,19 @@ def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         steps[whole]["peak_rss_mb"],
         _placement(steps[parts[0]].get("placement")),
         tuple(_rate(job, number, place, arrays, steps) for place in range(len(job.grid))),
+        built,
+    )
+
+
+def _built(told: Any) -> Built | None:
+    if told is None:
+        return None
+    return Built(
+        str(told["builder"]),
+        str(told["version"]),
+        str(told["gpu"]),
+        str(told["compute_capability"]),
+        float(told["seconds"]),
     )
 
 

@@ -33,12 +33,13 @@ def ssh_device(rest: str) -> ShellDevice:
         raise EdgekdError(f"ssh:// knows no option {min(set(options) - {'python'})}.", _FORM)
     host = match["host"].strip("[]")
     destination = f"{match['user']}@{host}" if match["user"] else host
-    # A dead line is noticed within 45 s. One connection serves all commands, so a password is asked for once.
+    # A dead line is noticed within 45 s. One connection serves all commands, so a password is asked for once; it is
+    # kept while images are packed.
     common = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=20", "-T"]
     common += ["-p", match["port"]] if match["port"] else []
     sockets = None if os.name == "nt" else Path(tempfile.mkdtemp(prefix="edgekd-"))
     if sockets is not None:
-        common += ["-o", "ControlMaster=auto", "-o", f"ControlPath={sockets}/s", "-o", "ControlPersist=30"]
+        common += ["-o", "ControlMaster=auto", "-o", f"ControlPath={sockets}/s", "-o", "ControlPersist=600"]
 
     def leave() -> None:
         if sockets is not None:

@@ -25,7 +25,13 @@ SHARED = (
     "targets/bank_change.py",
     "targets/new_class.py",
     "targets/onnx_runtime.py",
+    "targets/opened.py",
+    "targets/openvino_runtime.py",
     "targets/placement.py",
+    "targets/trt_build.py",
+    "targets/trt_builders.py",
+    "targets/trt_engine.py",
+    "targets/trt_runtime.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 
@@ -47,7 +53,7 @@ try:
 except ImportError as error:
     refuse(
         "The device's Python lacks a package the agent needs: %s." % error,
-        "On the device: python3 -m pip install numpy pillow onnxruntime, or name a Python that has them.",
+        "On the device: python3 -m pip install numpy pillow, and the artifact's runtime, or name a Python with them.",
     )
 for name, found, least in (("numpy", numpy.__version__, (1, 22)), ("Pillow", PIL.__version__, (10, 1))):
     if tuple(int(part) for part in found.split(".")[:2]) < least:

@@ -1,0 +1,93 @@
+"""TensorRT engines in an artifact's folder, opened the one way edgekd opens them, here and on a device.
+
+The device agent carries this file. An engine runs on this machine's GPU and never anywhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.errors import EdgekdError, NotHere
+from edgekd.targets.opened import Opened
+from edgekd.targets.trt_build import MODULES
+from edgekd.targets.trt_builders import Gpu, find_gpu
+from edgekd.targets.trt_engine import Engine
+
+ENGINE_FILE = "model.engine"
+"""Built with the artifact and covered by its hashes."""
+DEVICE_FILE = "device.engine"
+"""Built later, on the device: by the scripts beside it, or by the device agent."""
+_HOW = "sh build.sh, or python3 build_engine.py"
+
+
+def open_trt(details: Mapping[str, Any], folder: Path) -> Opened:
+    """The engine in `folder` with the time it took to load; errors as `open_engine`.
+
+    TensorRT does not tell which of its kernels run where: all of them run on the GPU.
+    """
+    started = time.perf_counter()
+    engine, provider = open_engine(details, folder)
+    load_ms = (time.perf_counter() - started) * 1e3
+    return Opened(engine.run, provider, 1, load_ms, largest_batch=engine.max_batch)
+
+
+def open_engine(details: Mapping[str, Any], folder: Path, *, cuda_graph: bool = False) -> tuple[Engine, str]:
+    """The engine in `folder`, first the one built on this device, and what runs it.
+
+    Args:
+        details: those of `artifact.json`, as export's writer for TensorRT leaves them.
+
+    Raises:
+        NotHere: no engine has been built yet, no TensorRT, no GPU, or an engine for another kind of GPU.
+        EdgekdError: an engine of another TensorRT version, or a damaged one.
+    """
+    local = folder / DEVICE_FILE
+    path = local if local.is_file() else folder / ENGINE_FILE
+    if not path.is_file():
+        raise NotHere(f"{folder} holds no engine yet.", f"Build it on the device: {_HOW}.")
+    names = list(MODULES) if path == local else [details["builder"]]
+    runtimes = {name: trt for name in names if (trt := _module(name)) is not None}
+    if not runtimes:
+        raise NotHere(
+            f"{path} needs the Python package {MODULES[names[0]]}, which is not on this machine.",
+            "Install edgekd[tensorrt], or for TensorRT-RTX edgekd[tensorrt-rtx].",
+        )
+    gpu = find_gpu()
+    if gpu is None:
+        raise NotHere(
+            f"{path} needs an NVIDIA GPU with its driver, and this machine has none.", "Copy the folder to the device."
+        )
+    for name, trt in runtimes.items():
+        if path != local:
+            refuse_mismatch(details, gpu, trt.__version__)
+        loaded = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+        if loaded is not None:
+            return Engine(loaded, cuda_graph=cuda_graph), f"{name} {trt.__version__}, {gpu.name}"
+    tried = " and ".join(f"{name} {trt.__version__}" for name, trt in runtimes.items())
+    raise EdgekdError(f"{tried} cannot load {path} on this {gpu.name}.", f"Build it again on this machine: {_HOW}.")
+
+
+def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:
+    """An engine belongs to one kind of GPU and one TensorRT version; say which, before TensorRT says something else."""
+    if gpu.capability not in details["compute_capabilities"]:
+        raise NotHere(
+            f"The engine was built for compute capability {', '.join(details['compute_capabilities'])}, "
+            f"and this {gpu.name} has {gpu.capability}.",
+            f"Export with --compute-capability {gpu.capability}, or build it here: {_HOW}.",
+        )
+    if version.split(".")[:3] != str(details["builder_version"]).split(".")[:3]:
+        raise EdgekdError(
+            f"The engine was built by {details['builder']} {details['builder_version']}, and here is {version}.",
+            f"Install that version, or build it again here: {_HOW}.",
+        )
+
+
+def _module(name: str) -> Any | None:
+    try:
+        return importlib.import_module(MODULES[name])
+    except (ImportError, OSError):
+        return None
