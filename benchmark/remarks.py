@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgekd.benchmark.rows import Report
 from edgekd.benchmark.throttling import throttle_remarks
 
@@ -30,8 +33,18 @@ def remarks(report: Report) -> list[str]:
             said.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
             )
+    for one in report.context.get("artifacts", ()):
+        if takes_floats(one):
+            said.append(
+                f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
+            )
     said += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
         said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
     return said
+
+
+def takes_floats(facts: Mapping[str, Any]) -> bool:
+    """Whether an exported file, as the report's context has it, leaves normalisation to who feeds it."""
+    return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.export.bank_graph import with_classes, without_classes
-from edgekd.export.build import Build, Written, agent_beside, image_input, write_onnx, write_tuned
+from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_tuned
 from edgekd.export.mixed import file_logits, quantize_within
 from edgekd.export.qat import Dialect
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
@@ -31,8 +31,7 @@ def write(build: Build) -> Written:
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     files = (MODEL_FILE, *agent_beside(build))
-    inputs, outputs = (image_input(build.preprocess.size),), (build.output,)
-    return Written("onnx", files, inputs, outputs, quantization, trained=trained)
+    return Written("onnx", files, (build.image,), (build.output,), quantization, trained=trained)
 
 
 def _within(fp32: Path, out: Path, calibration: NDArray[np.uint8], *, build: Build) -> dict[str, Any]:
