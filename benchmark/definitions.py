@@ -37,7 +37,8 @@ ACCURACY: tuple[tuple[str, str], ...] = (
 
 LATENCY: tuple[tuple[str, str], ...] = (
     ("inside the clock", "One call of the model with one RGB uint8 image that lies ready in memory, until its logits "
-     "are in memory; normalisation is in the graph. Single stream, batch 1, real images in rotation."),
+     "are in memory; normalisation is in the graph, or, ahead of a file with float input, in numpy. Single stream, "
+     "batch 1, real images in rotation."),
     ("outside the clock", "Reading, decoding and resizing; their median is in the column read + resize."),
     ("end to end", "One clock around decoding, resizing and the model, from an encoded image in memory, in a process "
      "of its own, whose peak memory is reported."),

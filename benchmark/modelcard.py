@@ -9,6 +9,7 @@ import yaml
 
 from edgekd.benchmark.definitions import ACCURACY, LATENCY, latency_rule, shown
 from edgekd.benchmark.markdown import escaped, markdown_table
+from edgekd.benchmark.remarks import takes_floats
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report, SummaryRow
 from edgekd.benchmark.table import NONE, SIZE_HEADER, fraction, label, mark, ms, percent, size_cells
 from edgekd.benchmark.verdict import verdict
@@ -130,6 +131,8 @@ def _use(report: Report, run: str) -> str:
     onnx = [one for one in report.context.get("artifacts", ()) if one["run"] == run and one["format"] == "onnx"]
     if not onnx:
         return ""
+    # Pixels are easier to give; floats only where nothing else was exported.
+    onnx = [one for one in onnx if not takes_floats(one)] or onnx
     settings = next(row for row in report.summary if (row.run, row.subject) == (run, onnx[0]["name"]))
     pixels = report.protocol["preprocess"][settings.preprocess]
     size, interpolation = pixels["size"], pixels["interpolation"].upper()
@@ -145,9 +148,18 @@ def _use(report: Report, run: str) -> str:
             f"image = image.crop((left, top, left + {size}, top + {size}))"
         )
     model = next(iter(onnx[0]["files"]))
+    taken = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
+    given = "np.asarray(image)[None]"
+    if takes_floats(onnx[0]):
+        taken = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
+        given = "planes.astype(np.float32)"
+        resize += (
+            f"\nvalues = (np.asarray(image) / 255 - {pixels['mean']}) / {pixels['std']}\n"
+            "planes = values.transpose(2, 0, 1)[None]"
+        )
     return f"""## Use
 
-Input: RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside. Output: logits, in the order of `classes` in
+Input: {taken}. Output: logits, in the order of `classes` in
 `artifact.json`.
 
 ```python
@@ -161,7 +173,7 @@ classes = json.load(open(f"{{folder}}/artifact.json"))["classes"]
 session = onnxruntime.InferenceSession(f"{{folder}}/{model}")
 image = Image.open("picture.jpg").convert("RGB")
 {resize}
-logits = session.run(None, {{session.get_inputs()[0].name: np.asarray(image)[None]}})[0]
+logits = session.run(None, {{session.get_inputs()[0].name: {given}}})[0]
 print(classes[logits[0].argmax()])
 ```"""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgekd.benchmark.findings import HERE
 from edgekd.benchmark.rows import LatencyRow, Report
@@ -34,6 +35,11 @@ def remarks(report: Report) -> list[str]:
             said.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
             )
+    for one in report.context.get("artifacts", ()):
+        if takes_floats(one):
+            said.append(
+                f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
+            )
     said += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
@@ -59,3 +65,8 @@ def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
             f"the best of another runtime is {other.subject}, {times:.2f} times as long."
         )
     return said
+
+
+def takes_floats(facts: Mapping[str, Any]) -> bool:
+    """Whether an exported file, as the report's context has it, leaves normalisation to who feeds it."""
+    return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
+from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
 from edgekd.export.qat import Evaluate, Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
-from edgekd.manifest import Precision, TensorSpec
+from edgekd.manifest import Input, Precision, TensorSpec
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.feed import Feed, feed_of
 
 AGENT_FILE = "edgekd-agent.pyz"
 """Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and the runtime."""
@@ -55,6 +57,22 @@ class Build:
     """Who trains int8, where that is wanted."""
     bank: ClassBank | None = None
     """The class vectors, where the model ends in an embedding."""
+    input: Input = "uint8"
+    """What the file takes."""
+
+    @property
+    def image(self) -> TensorSpec:
+        """The one input every target but Core ML shares; its batch is free."""
+        size = self.preprocess.size
+        if self.input == "uint8":
+            return TensorSpec(name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB")
+        layout = "NCHW RGB, normalised: (value / 255 - mean) / std of preprocess"
+        return TensorSpec(name="image", dtype="float32", shape=("batch", 3, size, size), layout=layout)
+
+    @property
+    def feed(self) -> Feed:
+        """uint8 `[B, H, W, 3]` → what the finished file takes."""
+        return feed_of(self.image.dtype, self.preprocess.model_dump())
 
     @property
     def output(self) -> TensorSpec:
@@ -99,25 +117,28 @@ def fp32_onnx(build: Build, path: Path) -> None:
 
 
 def write_onnx(build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], Said]) -> Said | None:
-    """Put the model as an ONNX file of the build's precision, fp32, fp16 or int8, at `path`.
+    """Put the model as an ONNX file of the build's precision and input, fp32, fp16 or int8, at `path`.
 
     Args:
-        quantize: fp32 file, int8 file to write, calibration images → what was done.
+        quantize: fp32 file, int8 file to write, calibration images → what was done; both files take pixels.
 
     Returns:
         What `quantize` said; None for the other precisions.
     """
+    described = None
     if build.precision == "fp32":
         fp32_onnx(build, path)
-        return None
-    base, described = build.folder / "fp32.onnx", None
-    fp32_onnx(build, base)
-    if build.precision == "int8":
-        assert build.calibration is not None
-        described = quantize(base, path, build.calibration)
     else:
-        to_fp16(base, path)
-    base.unlink()
+        base = build.folder / "fp32.onnx"
+        fp32_onnx(build, base)
+        if build.precision == "int8":
+            assert build.calibration is not None
+            described = quantize(base, path, build.calibration)
+        else:
+            to_fp16(base, path)
+        base.unlink()
+    if build.input == "float":
+        take_floats(path)
     return described
 
 
@@ -152,8 +173,3 @@ def write_within(build: Build, path: Path, dialect: Dialect) -> dict[str, Any] |
     judged = replace(dialect, answers=logits)
     search = partial(quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator)
     return write_onnx(build, path, search)
-
-
-def image_input(size: int) -> TensorSpec:
-    """The one input every target shares: uint8 RGB, batch free."""
-    return TensorSpec(name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB")

@@ -29,10 +29,10 @@ from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.export.qat import Tuner, in_batches
 from edgekd.files import disk_errors, replacing, sha256_file
-from edgekd.manifest import Artifact, Precision
+from edgekd.manifest import Artifact, Input, Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
-from edgekd.targets.registry import TARGETS, check_calibrator, get_target
+from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
@@ -74,6 +74,7 @@ def export_model(
     min_agreement: float | None = None,
     tuner: Tuner | None = None,
     bank: ClassBank | None = None,
+    input: Input = "uint8",
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
@@ -98,6 +99,8 @@ def export_model(
             trained network in torch, and says apart how often it agrees with `model`.
         bank: for a `model` that ends in an embedding: the vectors of `classes`, which then lie beside the file. Parity,
             drops and thresholds are those of the logits that they make of it.
+        input: what the file takes: pixels, or floats that are normalised already. Who runs it through `open_session`
+            gives pixels in either case.
 
     Raises:
         EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
@@ -119,6 +122,7 @@ def export_model(
             "Leave out --max-drop-….",
         )
     check_calibrator(chosen, precision, calibrator)
+    check_input(chosen, input)
     if min_agreement is not None and precision in EXACT:
         raise EdgekdError(
             f"{precision} has to agree with the student: a file that does not is wrong.", "Leave out --min-agreement."
@@ -155,6 +159,7 @@ def export_model(
             calibrator=calibrator or _calibrator(target, trained=tuner is not None),
             tuner=tuner,
             bank=bank,
+            input=input,
         )
         written: Written = writer.write(build)
         if len(parity_images) == 0:

@@ -175,8 +175,8 @@ def rank(
     return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
-def interleaved_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
-    """Least latency of one image per ONNX file, one thread.
+def interleaved_ms(files: dict[str, Path], images: NDArray[Any]) -> dict[str, float]:
+    """Least latency of one image per ONNX file, one thread; `images` `[N, …]` as the files take them.
 
     Neighbours only ever add to it: beside other work, the medians of two copies of one file differed by a factor of 2.
     The files take turns in either order, so that nobody always comes first.

@@ -9,13 +9,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgekd.targets.feed import Feed, as_pixels
+
 ONNX_FILE = "model.onnx"
 
 
-def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
+
+    Args:
+        feed: uint8 `[B, H, W, 3]` → the file's input.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -25,7 +30,7 @@ def onnx_evaluator(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = session.run(None, {"image": images})[0]
+        logits: NDArray[np.float32] = session.run(None, {"image": feed(images)})[0]
         return logits
 
     return run

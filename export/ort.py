@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from edgekd.export.build import Build, Written, agent_beside, image_input, write_onnx, write_tuned, write_within
+from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_tuned, write_within
 from edgekd.export.dialect import Dialect
 from edgekd.export.mixed import file_logits
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
@@ -26,5 +26,4 @@ def write(build: Build) -> Written:
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     files = (MODEL_FILE, *agent_beside(build))
-    inputs, outputs = (image_input(build.preprocess.size),), (build.output,)
-    return Written("onnx", files, inputs, outputs, quantization, trained=trained)
+    return Written("onnx", files, (build.image,), (build.output,), quantization, trained=trained)

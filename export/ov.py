@@ -11,9 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, image_input
+from edgekd.export.build import Build, Written, agent_beside, fp32_onnx
+from edgekd.export.float_input import take_floats
 from edgekd.export.onnx import unprinted
 from edgekd.export.ranges import check_calibration
+from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino_runtime import load_openvino
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -30,6 +32,10 @@ def write(build: Build) -> Written:
     openvino = load_openvino()
     base, quantization = build.folder / "fp32.onnx", None
     fp32_onnx(build, base)
+    if build.calibration is not None:
+        check_calibration(build.calibration, onnx.load(base))
+    if build.input == "float":
+        take_floats(base)
     try:
         model = openvino.Core().read_model(base)
     except RuntimeError as error:
@@ -39,9 +45,8 @@ def write(build: Build) -> Written:
         ) from error
     if build.precision == "int8":
         assert build.calibration is not None
-        check_calibration(build.calibration, onnx.load(base))
         in_float = _behind_last_layer(model) if build.bank is not None else []
-        model, quantization = quantize(model, build.calibration, in_float)
+        model, quantization = quantize(model, build.calibration, in_float, build.feed)
     base.unlink()
     for key, value in build.metadata.items():
         model.set_rt_info(value, ["edgekd", key])
@@ -55,14 +60,16 @@ def write(build: Build) -> Written:
     return Written(
         format="openvino",
         files=(*MODEL_FILES, *agent_beside(build)),
-        inputs=(image_input(build.preprocess.size),),
+        inputs=(build.image,),
         outputs=(build.output,),
         quantization=quantization,
         details={"openvino": version(openvino)},
     )
 
 
-def quantize(model: Any, calibration: NDArray[np.uint8], in_float: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+def quantize(
+    model: Any, calibration: NDArray[np.uint8], in_float: Sequence[str] = (), feed: Feed = as_pixels
+) -> tuple[Any, dict[str, Any]]:
     """NNCF's post-training quantization of an OpenVINO model, with fast bias correction.
 
     Image by image, so memory does not grow with their number beyond a few scalars per activation.
@@ -70,6 +77,7 @@ def quantize(model: Any, calibration: NDArray[np.uint8], in_float: Sequence[str]
     Args:
         calibration: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
         in_float: names of operations to leave alone.
+        feed: uint8 `[B, H, W, 3]` → the model's input.
 
     Returns:
         The quantized model, and for `artifact.json` what was done.
@@ -85,7 +93,7 @@ def quantize(model: Any, calibration: NDArray[np.uint8], in_float: Sequence[str]
         with unprinted():
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
+                nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))], feed),
                 preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: HardSwish goes below 0, by little
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(calibration),

@@ -12,12 +12,13 @@ import onnx
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, image_input, write_onnx, write_tuned, write_within
+from edgekd.export.build import Build, Written, write_onnx, write_tuned, write_within
 from edgekd.export.dialect import Dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.qat import in_batches
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
+from edgekd.manifest import TensorSpec
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 
@@ -50,12 +51,12 @@ def write(order: Build) -> Written:
         quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
     engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
-    _write_bundle(order.folder, order.preprocess.size)
+    _write_bundle(order.folder, order.image)
     runs_here = choice.builder == "tensorrt"
     return Written(
         format="tensorrt",
         files=(*engine, ONNX_FILE, "build.sh", "build_engine.py"),
-        inputs=(image_input(order.preprocess.size),),
+        inputs=(order.image,),
         outputs=(order.output,),
         quantization=quantization,
         details={
@@ -67,7 +68,7 @@ def write(order: Build) -> Written:
             "checked": checked,
             "not_verified": _not_verified(choice),
         },
-        evaluate=None if runs_here else onnx_evaluator(path),
+        evaluate=None if runs_here else onnx_evaluator(path, order.feed),
         evaluated_by=None if runs_here else EVALUATED_BY,
         trained=trained,
     )
@@ -134,10 +135,12 @@ def _build_engine(choice: Choice, folder: Path) -> bool:
     return True
 
 
-def _write_bundle(folder: Path, size: int) -> None:
+def _write_bundle(folder: Path, image: TensorSpec) -> None:
     source = files("edgekd.targets")
     script = source.joinpath("build.sh").read_text(encoding="utf-8")
-    script = script.replace("@SIZE@", str(size)).replace("@BATCH@", str(MAX_BATCH))
+    script = script.replace("@ITEM@", "x".join(str(side) for side in image.shape[1:])).replace(
+        "@BATCH@", str(MAX_BATCH)
+    )
     (folder / "build.sh").write_text(script, encoding="utf-8")
     (folder / "build.sh").chmod(0o755)
     (folder / "build_engine.py").write_text(

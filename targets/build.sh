@@ -12,6 +12,6 @@ fi
 typed=""
 if "$trtexec" --help 2>&1 | grep -q -- "--stronglyTyped"; then typed="--stronglyTyped"; fi
 "$trtexec" --onnx=model.onnx --saveEngine=device.engine.part $typed --skipInference \
-    --minShapes=image:1x@SIZE@x@SIZE@x3 --optShapes=image:1x@SIZE@x@SIZE@x3 --maxShapes=image:@BATCH@x@SIZE@x@SIZE@x3
+    --minShapes=image:1x@ITEM@ --optShapes=image:1x@ITEM@ --maxShapes=image:@BATCH@x@ITEM@
 mv device.engine.part device.engine
 echo "device.engine is ready"

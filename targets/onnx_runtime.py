@@ -8,12 +8,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened
 from edgekd.targets.placement import Nodes, Placement
 
@@ -27,12 +29,19 @@ PROVIDERS = {
 
 
 def open_onnx(
-    path: Path, size: int, *, threads: int | None = None, spinning: bool = True, provider: str = "cpu"
+    path: Path,
+    size: int,
+    *,
+    feed: Feed = as_pixels,
+    threads: int | None = None,
+    spinning: bool = True,
+    provider: str = "cpu",
 ) -> Opened:
     """Open a model file on the CPU, or on request with one of the GPU providers.
 
     Args:
-        path: the `.onnx` file, with one input uint8 `[B, size, size, 3]`.
+        path: the `.onnx` file, with one input.
+        feed: uint8 `[B, size, size, 3]` → that input.
         threads: threads within one operator; None is ONNX Runtime's choice, the physical cores.
         spinning: waiting threads poll, ONNX Runtime's default; False lets them sleep, for work beside other work.
         provider: one of `PROVIDERS`; nothing else is ever used in its place.
@@ -68,22 +77,22 @@ def open_onnx(
     name = image.name
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answer: NDArray[np.float32] = runtime.run(None, {name: images})[0]
+        answer: NDArray[np.float32] = runtime.run(None, {name: feed(images)})[0]
         return answer
 
     def placement() -> Placement:
-        return onnx_placement(path, np.zeros((1, size, size, 3), dtype=np.uint8), provider=provider)
+        return onnx_placement(path, feed(np.zeros((1, size, size, 3), dtype=np.uint8)), provider=provider)
 
     threads_used = options.intra_op_num_threads or _default_threads()
     return Opened(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
 
 
-def onnx_placement(path: Path, image: NDArray[np.uint8], *, provider: str = "cpu") -> Placement:
+def onnx_placement(path: Path, image: NDArray[Any], *, provider: str = "cpu") -> Placement:
     """Where each node runs: one answer of a second session, opened like `open_onnx`'s but with profiling on.
 
     Args:
         path: the `.onnx` file.
-        image: uint8 `[1, H, W, 3]`, for the model's one input.
+        image: one, for the model's one input.
         provider: one of `PROVIDERS`.
 
     Raises:
@@ -97,7 +106,7 @@ def onnx_placement(path: Path, image: NDArray[np.uint8], *, provider: str = "cpu
 
 def profiled_nodes(
     path: Path,
-    image: NDArray[np.uint8],
+    image: NDArray[Any],
     providers: Sequence[str],
     options: onnxruntime.SessionOptions,
 ) -> Nodes:

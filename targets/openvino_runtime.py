@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened
 from edgekd.targets.placement import Placement
 
@@ -47,7 +48,13 @@ def load_openvino() -> Any:
 
 
 def open_ir(
-    path: Path, size: int, *, threads: int | None = None, spinning: bool = True, written_by: str = ""
+    path: Path,
+    size: int,
+    *,
+    feed: Feed = as_pixels,
+    threads: int | None = None,
+    spinning: bool = True,
+    written_by: str = "",
 ) -> Opened:
     """Open an IR file on the CPU.
 
@@ -55,7 +62,8 @@ def open_ir(
     only: `spinning=False` turns that off.
 
     Args:
-        path: the `.xml` file, its weights beside it, with one input uint8 `[B, size, size, 3]`.
+        path: the `.xml` file, its weights beside it, with one input.
+        feed: uint8 `[B, size, size, 3]` → that input.
         threads: threads within one operator; None is OpenVINO's choice.
         written_by: the release that wrote the file, for the sentence where this one is too old for it.
 
@@ -76,9 +84,10 @@ def open_ir(
     if not spinning:
         settings["ENABLE_CPU_PINNING"] = False
     core = openvino.Core()
+    item = feed(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1:]
 
     @functools.lru_cache(maxsize=KEPT_BATCHES)
-    def prepared(batch: int) -> tuple[Any, Any, NDArray[np.uint8], NDArray[np.float32]]:
+    def prepared(batch: int) -> tuple[Any, Any, NDArray[Any], NDArray[np.float32]]:
         """Compiled model, request, and the request's own input and output memory, for one batch size.
 
         The file leaves the batch open, and the CPU device then plans at every call: batch 1 of a small student took
@@ -86,7 +95,7 @@ def open_ir(
         """
         try:
             model = core.read_model(path)
-            model.reshape([batch, size, size, 3])
+            model.reshape([batch, *item])
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise _explained(error, path, written_by, version) from error
@@ -101,8 +110,8 @@ def open_ir(
         raise EdgekdError(f"OpenVINO uses {', '.join(devices)} instead of the CPU.", "Reinstall the package openvino.")
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        _, request, pixels, answer = prepared(len(images))
-        pixels[...] = images
+        _, request, taken, answer = prepared(len(images))
+        taken[...] = feed(images)
         # Not infer(): it wraps every answer anew, 7 % of the time of a small student.
         request.start_async()
         request.wait()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd.manifest import Artifact
 from edgekd.targets import onnx_runtime
-from edgekd.targets.session import Session, session_of
+from edgekd.targets.session import Session, feed_for, session_of
 
 
 def open_onnx(
@@ -14,6 +14,11 @@ def open_onnx(
 ) -> Session:
     """Load the model; arguments as `edgekd.targets.session.open_session`, errors as `onnx_runtime.open_onnx`."""
     opened = onnx_runtime.open_onnx(
-        folder / artifact.model_file, artifact.preprocess.size, threads=threads, spinning=spinning, provider=provider
+        folder / artifact.model_file,
+        artifact.preprocess.size,
+        feed=feed_for(artifact),
+        threads=threads,
+        spinning=spinning,
+        provider=provider,
     )
     return session_of(artifact, opened)

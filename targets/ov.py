@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgekd.manifest import Artifact
 from edgekd.targets.openvino_runtime import open_ir
-from edgekd.targets.session import Session, session_of
+from edgekd.targets.session import Session, feed_for, session_of
 
 
 def open_openvino(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
@@ -14,6 +14,7 @@ def open_openvino(artifact: Artifact, folder: Path, *, threads: int | None, spin
     opened = open_ir(
         folder / artifact.model_file,
         artifact.preprocess.size,
+        feed=feed_for(artifact),
         threads=threads,
         spinning=spinning,
         written_by=str(artifact.details.get("openvino", "")),

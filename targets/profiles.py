@@ -10,10 +10,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.manifest import Precision, first_problem
+from edgekd.manifest import Input, Precision, first_problem
 
 FOLDER = Path(__file__).parent / "profiles"
-_CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target")
+_CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")
 
 
 class _Frozen(BaseModel):
@@ -50,15 +50,15 @@ class Profile(_Frozen):
     """What executes the artifact there."""
     precisions: tuple[Precision, ...] = Field(min_length=1)
     """Worth exporting, best first; others may run but slowly."""
-    input: Literal["RGB uint8 NHWC"] = "RGB uint8 NHWC"
-    """What an edgekd artifact takes anywhere; normalisation and any change of layout are inside."""
+    input: Input | None = None
+    """What feeds the file there; None where nothing speaks for another than edgekd's own, `uint8`."""
     threads: int | None = Field(default=None, ge=1)
     """Threads to measure with; None where the runtime's own choice is right."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d+\.\d$")
     deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")
     """Oldest system that Core ML models for it must run on."""
     cautions: tuple[Caution, ...] = ()
-    because: dict[Literal["runtime", "precisions", "threads", "compute_capability", "deployment_target"], str]
+    because: dict[Literal["runtime", "precisions", "threads", "compute_capability", "deployment_target", "input"], str]
     sources: dict[str, Source]
 
     @model_validator(mode="after")

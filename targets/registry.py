@@ -4,9 +4,10 @@ and, where its runtime exists on a machine that edgekd runs on, one opener in ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.manifest import Precision
+from edgekd.manifest import Input, Precision
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Target:
     """Ways to choose the ranges of INT8."""
     default_calibrator: str = "minmax"
     """The one of them that is taken where none is asked for (docs/results.md has the measurements)."""
+    inputs: tuple[Input, ...] = ("uint8", "float")
+    """What its files can take."""
 
 
 DEFAULT_TARGET = "onnxruntime"
@@ -47,6 +50,7 @@ TARGETS: dict[str, Target] = {
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
         calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
         options=("deployment_target",),
+        inputs=("uint8",),
     ),
     "openvino": Target(
         name="openvino",
@@ -78,9 +82,21 @@ def check_calibrator(target: Target, precision: str, calibrator: str | None) -> 
         raise EdgekdError(f"{precision} has no ranges to choose.", "--calibrator belongs to --int8.")
 
 
-def artifact_name(target: str, precision: str, *, embedding: bool = False) -> str:
+def check_input(target: Target, kind: str) -> None:
+    """Refuse an input that does not exist, or that the target's files do not take."""
+    known = get_args(Input)
+    if kind not in known:
+        raise EdgekdError(f'There is no input "{kind}".', did_you_mean(kind, known))
+    if kind not in target.inputs:
+        raise EdgekdError(
+            f"The files of {target.name} take an image, not the {kind}s that other programs normalise.",
+            "Give --input uint8, or leave it out.",
+        )
+
+
+def artifact_name(target: str, precision: str, *, embedding: bool = False, input: Input = "uint8") -> str:
     """Name of an artifact, and of its folder in a run."""
-    return f"{target}-{precision}" + ("-embedding" if embedding else "")
+    return f"{target}-{precision}" + "-embedding" * embedding + "-float-input" * (input == "float")
 
 
 def get_target(name: str) -> Target:

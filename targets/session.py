@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.targets.bank import ClassBank, read_bank
+from edgekd.targets.feed import Feed, feed_of
 from edgekd.targets.opened import Ask, Opened, Run, in_pieces
 
 OPENERS = {
@@ -74,6 +75,11 @@ class Session:
                 "Prepare the images with the artifact's preprocess.",
             )
         return images
+
+
+def feed_for(artifact: Artifact) -> Feed:
+    """What brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
+    return feed_of(artifact.inputs[0].dtype, artifact.preprocess.model_dump())
 
 
 def session_of(artifact: Artifact, opened: Opened) -> Session:

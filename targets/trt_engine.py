@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.targets.feed import Feed, as_pixels
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Engine:
 
     Args:
         engine: an `ICudaEngine` of `tensorrt` or `tensorrt_rtx`.
+        feed: uint8 `[B, H, W, 3]` → the engine's input.
         cuda_graph: record the launches of each batch size once and replay them: less work per call for the CPU.
     """
 
-    def __init__(self, engine: Any, *, cuda_graph: bool = False) -> None:
+    def __init__(self, engine: Any, *, feed: Feed = as_pixels, cuda_graph: bool = False) -> None:
         from cuda.bindings import runtime
 
         self._cuda = runtime
@@ -59,7 +61,10 @@ class Engine:
         self._item = tuple(engine.get_tensor_shape(self._input))[1:]
         self._width = int(engine.get_tensor_shape(self._output)[1])
         self._stream = cuda_call(runtime.cudaStreamCreate())
-        self._host_in = self._pinned((self.max_batch, *self._item), np.uint8)
+        self._feed = feed
+        side = self._item[1]  # the second of [H, W, 3] and of [3, H, W], of a square
+        taken = feed(np.zeros((1, side, side, 3), dtype=np.uint8)).dtype.type
+        self._host_in = self._pinned((self.max_batch, *self._item), taken)
         self._host_out = self._pinned((self.max_batch, self._width), np.float32)
         self._device_in = cuda_call(runtime.cudaMalloc(self._host_in.nbytes))
         self._device_out = cuda_call(runtime.cudaMalloc(self._host_out.nbytes))
@@ -84,7 +89,7 @@ class Engine:
         if batch != self._batch:
             self._context.set_input_shape(self._input, (batch, *self._item))
             self._batch = batch
-        np.copyto(self._host_in[:batch], images)
+        np.copyto(self._host_in[:batch], self._feed(images))
         kinds = cuda.cudaMemcpyKind
         n_in, n_out = self._host_in[:batch].nbytes, self._host_out[:batch].nbytes
         graph = self._graph(batch)

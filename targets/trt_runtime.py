@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened
 from edgekd.targets.trt_build import MODULES
 from edgekd.targets.trt_builders import Gpu, find_gpu
@@ -24,22 +25,25 @@ DEVICE_FILE = "device.engine"
 _HOW = "sh build.sh, or python3 build_engine.py"
 
 
-def open_trt(details: Mapping[str, Any], folder: Path) -> Opened:
+def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels) -> Opened:
     """The engine in `folder` with the time it took to load; errors as `open_engine`.
 
     TensorRT does not tell which of its kernels run where: all of them run on the GPU.
     """
     started = time.perf_counter()
-    engine, provider = open_engine(details, folder)
+    engine, provider = open_engine(details, folder, feed=feed)
     load_ms = (time.perf_counter() - started) * 1e3
     return Opened(engine.run, provider, 1, load_ms, largest_batch=engine.max_batch)
 
 
-def open_engine(details: Mapping[str, Any], folder: Path, *, cuda_graph: bool = False) -> tuple[Engine, str]:
+def open_engine(
+    details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels, cuda_graph: bool = False
+) -> tuple[Engine, str]:
     """The engine in `folder`, first the one built on this device, and what runs it.
 
     Args:
         details: those of `artifact.json`, as export's writer for TensorRT leaves them.
+        feed: uint8 `[B, H, W, 3]` → the engine's input.
 
     Raises:
         NotHere: no engine has been built yet, no TensorRT, no GPU, or an engine for another kind of GPU.
@@ -66,7 +70,7 @@ def open_engine(details: Mapping[str, Any], folder: Path, *, cuda_graph: bool = 
             refuse_mismatch(details, gpu, trt.__version__)
         loaded = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
         if loaded is not None:
-            return Engine(loaded, cuda_graph=cuda_graph), f"{name} {trt.__version__}, {gpu.name}"
+            return Engine(loaded, feed=feed, cuda_graph=cuda_graph), f"{name} {trt.__version__}, {gpu.name}"
     tried = " and ".join(f"{name} {trt.__version__}" for name, trt in runtimes.items())
     raise EdgekdError(f"{tried} cannot load {path} on this {gpu.name}.", f"Build it again on this machine: {_HOW}.")
 

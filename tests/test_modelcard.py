@@ -6,7 +6,9 @@ import ast
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
@@ -15,6 +17,8 @@ from test_page import ARTIFACT, FACTS
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.modelcard import model_card
+from edgekd.benchmark.remarks import remarks
+from edgekd.benchmark.report import read_report
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,28 @@ def test_sections_and_example(folder: Path) -> None:
     assert "image.resize((16, 16), Image.Resampling.BICUBIC)" in code
     assert "Lowest accuracy measured: 50.0 % (onnxruntime-int8" in text
     assert "</style>" not in text.replace("\\</style\\>", "")
+
+
+def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path) -> None:
+    report = read_report(folder)
+    floats = ARTIFACT | {"run": "r", "name": "onnxruntime-int8-float-input", "inputs": [{"dtype": "float32"}]}
+    pixels = ARTIFACT | {"run": "r", "name": "onnxruntime-int8", "inputs": [{"dtype": "uint8"}]}
+    note = "r: onnxruntime-int8-float-input takes floats; its latencies include making them from the image, in numpy."
+    alone = pixels | {"inputs": [{"dtype": "float32"}]}
+    one, both = (report.model_copy(update={"context": {"artifacts": found}}) for found in ([alone], [floats, pixels]))
+    assert [said for said in remarks(both) if "floats" in said] == [note]
+    assert [said for said in remarks(report) if "floats" in said] == []
+    [code] = re.findall(r"```python\n(.*?)```", model_card(one), re.DOTALL)
+    lines = [line for line in code.splitlines() if line.startswith(("values", "planes"))]
+    image = np.full((4, 4, 3), (255, 0, 51), dtype=np.uint8)
+    told: dict[str, Any] = {"np": np, "image": image}
+    exec("\n".join(lines), told)
+    rule = report.protocol["preprocess"][report.summary[3].preprocess]
+    assert told["planes"].shape == (1, 3, 4, 4)
+    expected = (np.array((1, 0, 0.2)) - rule["mean"]) / rule["std"]
+    np.testing.assert_allclose(told["planes"][0, :, 0, 0], expected)
+    assert "{session.get_inputs()[0].name: planes.astype(np.float32)}" in code
+    assert "{session.get_inputs()[0].name: np.asarray(image)[None]}" in model_card(both)
 
 
 def test_a_report_without_exported_files_describes_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EdgekdError
-from edgekd.manifest import Artifact, Precision, Run, read_artifact
+from edgekd.manifest import Artifact, Input, Precision, Run, read_artifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ def export(
     qat: bool = False,
     qat_steps: int | None = None,
     head: str = "classes",
+    input: Input = "uint8",
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> list[Artifact]:
@@ -92,6 +93,8 @@ def export(
         qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
         head: what the file ends in: `classes`, their logits, or `embedding`, the image's unit vector in the teacher's
             space, with the class vectors beside it, in `<target>-<precision>-embedding/`; see `add_class`.
+        input: what the file takes: `uint8`, RGB pixels `[B, H, W, 3]`, or `float`, float32 `[B, 3, H, W]` that is
+            normalised already, in `<target>-<precision>-float-input/`. Sessions and benchmarks give pixels to both.
         overwrite: replace artifacts of the same name.
         options: the target's own switches, such as `compute_capability` for TensorRT and `deployment_target` for
             Core ML.
@@ -103,7 +106,7 @@ def export(
         GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
             beside the others as `<name>.failed`.
     """
-    from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, check_calibrator, get_target
+    from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, check_calibrator, check_input, get_target
 
     if head not in ("classes", "embedding"):
         raise EdgekdError(f'There is no head "{head}".', "Give --head classes or --head embedding.")
@@ -112,6 +115,7 @@ def export(
     if precision not in known.precisions:
         raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
     check_calibrator(known, precision, calibrator)
+    check_input(known, input)
     gated = max_drop_id is not None or max_drop_ood is not None
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
@@ -141,13 +145,15 @@ def export(
     loaded = load_run(Path(run) if run else newest_run())
     folder = loaded.folder / "artifacts"
     base = folder / artifact_name(DEFAULT_TARGET, "fp32", embedding=embedding)
-    if base.exists() and read_artifact(base).source.get("student_sha256") != loaded.run.student_sha256:
-        raise EdgekdError(f"{base} was exported from another student.", f"Remove {folder} and export again.")
+    beside = folder / artifact_name(DEFAULT_TARGET, "fp32", embedding=embedding, input=input)
+    for place in {base, beside}:
+        if place.exists() and read_artifact(place).source.get("student_sha256") != loaded.run.student_sha256:
+            raise EdgekdError(f"{place} was exported from another student.", f"Remove {folder} and export again.")
     wanted: list[Precision] = (
-        ["fp32"] if precision == "fp32" or (target == DEFAULT_TARGET and not base.exists()) else []
+        ["fp32"] if precision == "fp32" or (target == DEFAULT_TARGET and not beside.exists()) else []
     )
     wanted += [precision] if precision != "fp32" else []
-    folders = {name: folder / artifact_name(target, name, embedding=embedding) for name in wanted}
+    folders = {name: folder / artifact_name(target, name, embedding=embedding, input=input) for name in wanted}
     for place in folders.values():
         if place.exists() and not overwrite:
             raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
@@ -180,8 +186,9 @@ def export(
             calibrator=calibrator if name == precision else None,
             min_agreement=least if name == precision else None,
             tuner=make_tuner(loaded, data, qat_steps, model, bank) if qat and name == "int8" else None,
-            fp32_path=base / "model.onnx" if base.exists() and (target, name) != (DEFAULT_TARGET, "fp32") else None,
+            fp32_path=base / "model.onnx" if base.exists() and folders[name] != base else None,
             bank=bank,
+            input=input,
         )
         artifacts.append(artifact.model_copy(update={"folder": folders[name]}))
     return artifacts
@@ -591,11 +598,12 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
     import numpy as np
 
     from edgekd.export.mixed import interleaved_ms
+    from edgekd.targets.session import feed_for
 
     size = artifact.preprocess.size
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     files = {"int8": artifact.folder / artifact.model_file, "fp32": beside / "model.onnx"}
-    found = interleaved_ms(files, image)
+    found = interleaved_ms(files, feed_for(artifact)(image))
     return found["int8"], found["fp32"]
 
 

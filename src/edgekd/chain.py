@@ -16,7 +16,7 @@ from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.manifest import Run as TrainingRun
 from edgekd.targets.bank import read_bank
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
-from edgekd.targets.session import open_session
+from edgekd.targets.session import feed_for, open_session
 
 if TYPE_CHECKING:
     from edgekd.export.graph import Deployable
@@ -77,7 +77,9 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
     whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
         return [whole]
-    beside = folder.parent / artifact_name(DEFAULT_TARGET, "fp32", embedding=artifact.bank is not None)
+    embeds = artifact.bank is not None
+    names = [artifact_name(DEFAULT_TARGET, "fp32", embedding=embeds, input=kind) for kind in (artifact.input, "uint8")]
+    beside = next((folder.parent / name for name in names if (folder.parent / name).is_dir()), folder.parent / names[0])
     onnx = _exported(_fp32_onnx(beside, loaded.run, model, to_logits, pixels), student)
     return [
         _link("torch student → fp32 ONNX", student, onnx, "fp32"),
@@ -134,7 +136,7 @@ def _runner(folder: Path, artifact: Artifact) -> Run:
                 raise
         from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 
-        evaluate = onnx_evaluator(folder / ONNX_FILE)
+        evaluate = onnx_evaluator(folder / ONNX_FILE, feed_for(artifact))
     if artifact.bank is None:
         return evaluate
     bank = read_bank(folder / artifact.bank)

@@ -19,7 +19,7 @@ from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.export.calibrators import Calibrator
-    from edgekd.manifest import Precision
+    from edgekd.manifest import Input, Precision
 
 app = typer.Typer(
     name="edgekd",
@@ -229,6 +229,15 @@ def export(
             "that can be added to (edgekd classes add)."
         ),
     ] = "classes",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="What the file takes: uint8, RGB pixels, or float: planes that are normalised already, as other "
+            "programs feed them. [default: the profile's, or uint8]",
+            metavar="uint8|float",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
@@ -254,6 +263,7 @@ def export(
     switches = {"compute_capability": compute_capability, "deployment_target": deployment_target}
     if profile is not None:
         switches = _profile_switches(profile, target) | {name: value for name, value in switches.items() if value}
+        input = input or _profile_input(profile)
     artifacts = api.export(
         run,
         target=target,
@@ -268,6 +278,7 @@ def export(
         qat=qat,
         qat_steps=qat_steps,
         head=head,
+        input=cast("Input", input or "uint8"),
         overwrite=overwrite,
         options={name: value for name, value in switches.items() if value},
     )
@@ -315,6 +326,17 @@ def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
     if not any(found.values()):
         say(f"{profile.name}: says nothing about --target {target}; the device runs {profile.runtime}")
     return found
+
+
+def _profile_input(spec: str) -> str | None:
+    """What the profile says about the file's input, said aloud."""
+    from edgekd.console import say
+    from edgekd.targets.profiles import load_profile
+
+    profile = load_profile(spec)
+    if profile.input is not None:
+        say(f"{profile.name}: input {profile.input} ({profile.sources[profile.because['input']].named})")
+    return profile.input
 
 
 @app.command()

@@ -112,15 +112,16 @@ def target_lines() -> list[str]:
     lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
     lines += [
         "",
-        "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Each takes RGB uint8 NHWC, like",
+        "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
     ]
-    lines += ["every artifact. After each claim its page; where nobody has looked for the claim there, it says so:"]
+    lines += ["other input is named. After each claim its page; where nobody has looked for it there, it says so:"]
     for name in profile_names():
         profile = load_profile(name)
         facts = [profile.runtime, " ".join(profile.precisions)]
         facts += [f"compute capability {profile.compute_capability}"] if profile.compute_capability else []
         facts += [profile.deployment_target] if profile.deployment_target else []
         facts += [f"{profile.threads} threads"] if profile.threads else []
+        facts += [f"input {profile.input}"] if profile.input else []
         lines.append(f"{name:<18}{'; '.join(facts)}")
         because: dict[str, list[str]] = {}
         for field, source in profile.because.items():

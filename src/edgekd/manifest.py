@@ -16,6 +16,9 @@ Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
 """`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
 and `pal6` are weights as indices into a palette."""
 
+Input = Literal["uint8", "float"]
+"""What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
+
 
 class TensorSpec(BaseModel):
     """One input or output of an artifact. `shape` holds ints and names; a name is a free dimension."""
@@ -30,14 +33,16 @@ class TensorSpec(BaseModel):
 class Artifact(BaseModel):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
-    The input is RGB uint8; normalisation is inside the graph. The output is `logits`, whose softmax is calibrated on
+    The input is RGB uint8, and normalisation is inside the graph; or float32 planes, normalised by the mean and std of
+    `preprocess`. The output is `logits`, whose softmax is calibrated on
     the run's ID validation images, or `embedding`, of which `bank` makes them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = 1
     name: str
-    """`<target>-<precision>`, with `-embedding` behind where it ends in one; the folder's name."""
+    """`<target>-<precision>`, with `-embedding` behind where it ends in one and `-float-input` where it takes floats;
+    the folder's name."""
     target: str
     format: str
     precision: Precision
@@ -67,6 +72,10 @@ class Artifact(BaseModel):
     @property
     def model_file(self) -> str:
         return next(iter(self.files))
+
+    @property
+    def input(self) -> Input:
+        return "float" if self.inputs[0].dtype == "float32" else "uint8"
 
     def write(self, folder: Path) -> None:
         write_json(folder / "artifact.json", self.model_dump(mode="json"))

@@ -213,7 +213,9 @@ def artifact_facts(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         if subject.folder is None:
             continue
         artifact = read_artifact(subject.folder, check_hashes=False)
-        known = artifact.model_dump(mode="json", include={"target", "format", "files", "parity", "versions", "created"})
+        known = artifact.model_dump(
+            mode="json", include={"target", "format", "files", "inputs", "parity", "versions", "created"}
+        )
         quantization = {key: value for key, value in (artifact.quantization or {}).items() if key != "ids"} or None
         named = {"run": subject.run, "name": subject.name, "source": artifact.source}
         facts.append(named | known | {"quantization": quantization})

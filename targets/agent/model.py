@@ -75,7 +75,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
 
 
 def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Decode and resize as `artifact.json` says; normalisation is inside the artifact."""
+    """Decode and resize as `artifact.json` says; what the file takes is made of that when it runs."""
     wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
 
     def prepare(encoded: bytes) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.targets.feed import feed_of
 from edgekd.targets.opened import Opened
 
 FORMATS = ("onnx", "openvino", "tensorrt")
@@ -90,14 +91,16 @@ def open_file(artifact: Mapping[str, Any], folder: Path, *, threads: int | None)
     """
     check_runtime(artifact)
     path, size = folder / next(iter(artifact["files"])), int(artifact["preprocess"]["size"])
+    feed = feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
     if artifact["format"] == "onnx":
         from edgekd.targets.onnx_runtime import open_onnx
 
-        return open_onnx(path, size, threads=threads)
+        return open_onnx(path, size, feed=feed, threads=threads)
     if artifact["format"] == "tensorrt":
         from edgekd.targets.trt_runtime import open_trt
 
-        return open_trt(artifact["details"], folder)
+        return open_trt(artifact["details"], folder, feed=feed)
     from edgekd.targets.openvino_runtime import open_ir
 
-    return open_ir(path, size, threads=threads, written_by=str(artifact.get("details", {}).get("openvino", "")))
+    written_by = str(artifact.get("details", {}).get("openvino", ""))
+    return open_ir(path, size, feed=feed, threads=threads, written_by=written_by)

@@ -23,6 +23,7 @@ SHARED = (
     "targets/__init__.py",
     "targets/bank.py",
     "targets/bank_change.py",
+    "targets/feed.py",
     "targets/new_class.py",
     "targets/onnx_runtime.py",
     "targets/opened.py",

@@ -1,0 +1,59 @@
+"""What a model file is fed: plain pixels, or pixels normalised and in planes (the device agent carries this file)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+
+Feed = Callable[[NDArray[np.uint8]], NDArray[Any]]
+"""RGB uint8 `[B, H, W, 3]` → what the file's one input takes."""
+
+
+def as_pixels(images: NDArray[np.uint8]) -> NDArray[Any]:
+    """The pixels as they are, for a file that normalises inside."""
+    return images
+
+
+def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
+    """RGB uint8 `[B, H, W, 3]` → float32 `[B, 3, H, W]`, `(value / 255 − mean) / std` of each channel.
+
+    Args:
+        mean, std: one per channel, on the 0–1 scale.
+    """
+    # Products and sums of the graph that normalises inside (export/graph.py), in the same float32.
+    deviations, means = np.array(std, dtype=np.float64), np.array(mean, dtype=np.float64)
+    scale = (1 / (255 * deviations)).astype(np.float32)  # [3]
+    shift = (-means / deviations).astype(np.float32)  # [3]
+
+    def feed(images: NDArray[np.uint8]) -> NDArray[Any]:
+        batch, height, width, channels = images.shape
+        planes = np.empty((batch, channels, height, width), dtype=np.float32)
+        # Plane by plane: six times as fast as one product over a trailing axis of 3 and a transposed copy.
+        for channel in range(channels):
+            np.multiply(images[..., channel], scale[channel], out=planes[:, channel], dtype=np.float32)
+            planes[:, channel] += shift[channel]
+        return planes
+
+    return feed
+
+
+def feed_of(dtype: str, preprocess: Mapping[str, Any]) -> Feed:
+    """The feed of an artifact.
+
+    Args:
+        dtype: of its input, as `artifact.json` says.
+        preprocess: that of `artifact.json`.
+
+    Raises:
+        EdgekdError: an input that this edgekd cannot feed.
+    """
+    if dtype == "uint8":
+        return as_pixels
+    if dtype == "float32":
+        return normalising(preprocess["mean"], preprocess["std"])
+    raise EdgekdError(f"The artifact takes {dtype}, which is not fed here.", "Use the edgekd that wrote it.")
