@@ -113,6 +113,7 @@ def test_train_help_states_the_real_defaults() -> None:
             {
                 **dict.fromkeys(("int8", "fp16", "fp32", "w8a8", "palettize"), "precision"),
                 **dict.fromkeys(("compute_capability", "deployment_target", "profile"), "options"),
+                "input": "input",  # not given, a profile may say it
             },
         ),
         ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
