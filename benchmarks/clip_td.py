@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import time
 from pathlib import Path
-from typing import Any
+
+from cells import Cell, finished
 
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.vl.config import make_config
@@ -28,7 +27,6 @@ from edgekd.studies.numbers import stat, t_interval
 CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
 STEPS = {"vqa": 120, "ve": 240, "choice": 120}
 SUITES = {"id": "in domain", "ood": "shifted"}
-Cell = dict[str, Any]
 
 
 @functools.cache
@@ -156,11 +154,6 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=800, help="test examples per suite")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
     arguments = parser.parse_args()
-    until = time.monotonic() + 60 * arguments.minutes
-    path = Path(arguments.out) / "cells.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(c["task"], c["fraction"], c["seed"], c["control"]) for c in cells}
     wanted = [
         (task, fraction, seed, control)
         for seed in arguments.seeds
@@ -168,13 +161,9 @@ def main() -> None:
         for fraction in arguments.fractions
         for control in arguments.controls
     ]
-    for cell in wanted:
-        if cell not in done and time.monotonic() < until:
-            cells.append(run_cell(arguments, *cell))
-            with open(path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(cells[-1]) + "\n")
-            done.add(cell)
-    print(f"{len(done & set(wanted))} of {len(wanted)} runs are finished.\n")
+    fields, run = ("task", "fraction", "seed", "control"), functools.partial(run_cell, arguments)
+    cells, count = finished(Path(arguments.out) / "cells.jsonl", fields, wanted, run, arguments.minutes)
+    print(f"{count} of {len(wanted)} runs are finished.\n")
     print(report(cells))
 
 

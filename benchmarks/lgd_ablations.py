@@ -9,12 +9,13 @@ many steps. A finished run is a line of cells.jsonl; the same command goes on fr
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import Cell, finished
 
 from edgekd.benchmark.metrics import top1
 from edgekd.config import load_config
@@ -34,7 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip-mse": {"recipe": "clip-mse", "prompts": "imagenet80", "projector": "mlp"},
 }
 MEASURES = {"zero": "zero-shot", "linear": "linear probe", "knn": "20 nearest"}
-Cell = dict[str, Any]
 
 
 def accuracies(scores: dict[str, Any], labels: np.ndarray, tests: dict[str, np.ndarray]) -> dict[str, float]:
@@ -99,21 +99,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
     arguments = parser.parse_args()
-    until = time.monotonic() + 60 * arguments.minutes
-    path = Path(arguments.out) / "cells.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(c["variant"], c["seed"]) for c in cells}
     wanted = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
-    for variant, seed in wanted:
-        if (variant, seed) not in done and time.monotonic() < until:
-            cells.append(run_cell(arguments, variant, seed))
-            with open(path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(cells[-1]) + "\n")
-            done.add((variant, seed))
-    print(
-        f"{len(done & set(wanted))} of {len(wanted)} runs are finished; in brackets lgd's lead and its 95 % interval.\n"
-    )
+    run = functools.partial(run_cell, arguments)
+    path = Path(arguments.out) / "cells.jsonl"
+    cells, count = finished(path, ("variant", "seed"), wanted, run, arguments.minutes)
+    print(f"{count} of {len(wanted)} runs are finished; in brackets lgd's lead and its 95 % interval.\n")
     columns = [f"{measure} {suite}" for measure in MEASURES for suite in ("ID", "OOD")]
     print("| | " + " | ".join(c.replace(c.split()[0], MEASURES[c.split()[0]], 1) for c in columns) + " |")
     print("|---|" + "---|" * len(columns))
