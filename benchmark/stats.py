@@ -100,7 +100,12 @@ def ratio_interval(
             weight = np.cumsum(times[replicate][turn], dtype=np.int32)
             found[replicate] = samples[order[np.searchsorted(weight, 0.5 * weight[-1] - 1e-9)]]
         medians.append(found)
-    low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
+    return interval_of(medians[0] / medians[1])
+
+
+def interval_of(draws: NDArray[np.float64]) -> Interval:
+    """The 95 % percentile interval of bootstrap draws `[R]`."""
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -117,8 +122,7 @@ def rate_interval(
     count = np.bincount(number)
     times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, np.random.default_rng(seed))  # [R, blocks]
     rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
+    return interval_of(rates)
 
 
 def queries_to_claim(q: float) -> int:
@@ -158,8 +162,7 @@ def paired_interval(
         # Resampling images only changes how many of them differ in either direction: three counts, one multinomial.
         counts = rng.multinomial(n, [won / n, lost / n, 1 - (won + lost) / n], size=replicates)
         drawn += (counts[:, 0] - counts[:, 1]) / n
-    low, high = np.percentile(drawn / len(pairs), [2.5, 97.5])
-    return float(low), float(high)
+    return interval_of(drawn / len(pairs))
 
 
 def paired_seeds_interval(
@@ -180,8 +183,7 @@ def paired_seeds_interval(
         lead = first.sum(axis=0) - second.sum(axis=0, dtype=np.int64)  # [n], seeds won less seeds lost
         values, counts = np.unique(lead, return_counts=True)
         drawn += rng.multinomial(len(lead), counts / len(lead), size=replicates) @ values / (len(lead) * len(first))
-    low, high = np.percentile(drawn / len(pairs), [2.5, 97.5])
-    return float(low), float(high)
+    return interval_of(drawn / len(pairs))
 
 
 def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

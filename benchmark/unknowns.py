@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekd.benchmark import detection, metrics
 from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.findings import AurocCost, DetectionRow, UnknownRow
-from edgekd.benchmark.stats import Interval
+from edgekd.benchmark.stats import interval_of
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
 
@@ -64,18 +64,13 @@ def _detection(score: _Score, own: _Pair, before: _Pair | None) -> DetectionRow:
         first, second = score(before[0]), score(before[1])
         cost = AurocCost(
             value=detection.auroc(first, second) - value,
-            ci95=_interval(detection.auroc_draws(first, second) - draws),
+            ci95=interval_of(detection.auroc_draws(first, second) - draws),
         )
     return DetectionRow(
         auroc=value,
-        auroc_ci95=_interval(draws),
+        auroc_ci95=interval_of(draws),
         aupr_out=detection.average_precision(-unknown, -known),
         aupr_in=detection.average_precision(known, unknown),
         fpr95=detection.fpr_at_95(known, unknown),
         auroc_cost=cost,
     )
-
-
-def _interval(draws: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
