@@ -156,7 +156,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
     from nncf.quantization.advanced_parameters import QuantizationParameters
     from onnxruntime.quantization import quantize_static
 
-    from edgekd.export.ov import quantize as quantize_openvino
+    from edgekd.export.ov_int8 import quantize as quantize_openvino
 
     fp32 = folder / "fp32.onnx"
     quantize_static(fp32, folder / "static.onnx", Reader(images, 1))
@@ -170,7 +170,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
         onnx.save(quantized, folder / f"{file}.onnx")
     core = openvino.Core()
     compiled = core.compile_model(
-        quantize_openvino(core.read_model(fp32), images)[0], "CPU", {"INFERENCE_NUM_THREADS": 1}
+        quantize_openvino(core.read_model(fp32), images).model, "CPU", {"INFERENCE_NUM_THREADS": 1}
     )
     request = compiled.create_infer_request()
 

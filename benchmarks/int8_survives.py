@@ -23,7 +23,7 @@ import edgekd
 from edgekd.api import _pixels
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.export.mixed import file_logits
+from edgekd.export.ort import DIALECT
 from edgekd.files import read_json, write_json
 from edgekd.targets.session import open_session
 
@@ -107,7 +107,7 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
         rows.append(row)
         folder = exported(loaded, variant)
         files[variant] = folder / "model.onnx"
-        said = {key: file_logits(files[variant], pixels).argmax(axis=1) for key, (pixels, _) in sets.items()}
+        said = {key: DIALECT.answers(files[variant], pixels).argmax(axis=1) for key, (pixels, _) in sets.items()}
         full = full or said
         row |= {key: 100 * float((said[key] == labels).mean()) for key, (_, labels) in sets.items()}
         row["agreement"] = 100 * float(np.mean(np.concatenate([said[key] == full[key] for key in sets])))

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
+from edgekd.export.dialect import Dialect, OnnxDialect
+from edgekd.export.evaluate import Evaluate
 from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
-from edgekd.export.qat import Evaluate, Tuner, quantize_tuned
+from edgekd.export.qat import Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Input, Precision, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -142,7 +143,7 @@ def write_onnx(build: Build, path: Path, quantize: Callable[[Path, Path, NDArray
     return described
 
 
-def write_tuned(build: Build, path: Path, dialect: Dialect) -> tuple[dict[str, Any], Evaluate]:
+def write_tuned(build: Build, path: Path, dialect: OnnxDialect) -> tuple[dict[str, Any], Evaluate]:
     """Put the model as a trained INT8 file at `path`; returns as `quantize_tuned`."""
     assert build.tuner is not None
     train = partial(quantize_tuned, dialect=dialect, tuner=build.tuner, calibrator=build.calibrator)
@@ -163,13 +164,18 @@ def agent_beside(build: Build) -> tuple[str, ...]:
     return (AGENT_FILE,)
 
 
-def write_within(build: Build, path: Path, dialect: Dialect) -> dict[str, Any] | None:
+def write_within(build: Build, path: Path, dialect: OnnxDialect) -> dict[str, Any] | None:
     """Put the model at `path` as an INT8 file within the build's yardstick; returns as `quantize_within`."""
+    return write_onnx(build, path, within(build, dialect))
+
+
+def within(build: Build, dialect: Dialect[Any]) -> Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]:
+    """`quantize_within` for the build: fp32 file, int8 file to write, calibration images → what was done."""
     assert build.yardstick is not None
 
-    def logits(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return build.logits(dialect.answers(file, images))
+    def logits(file: Path) -> Evaluate:
+        run = dialect.open(file)
+        return lambda images: build.logits(run(images))
 
-    judged = replace(dialect, answers=logits)
-    search = partial(quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator)
-    return write_onnx(build, path, search)
+    judged = replace(dialect, open=logits)
+    return partial(quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator)

@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
+from edgekd.export.evaluate import Evaluate, in_batches
 from edgekd.export.quantize import Calibrated
 from edgekd.export.replay import Grid
 from edgekd.export.units import Unit
 from edgekd.manifest import Precision
 
+C = TypeVar("C")
+"""All that is known about a model before a file is written."""
+C_in = TypeVar("C_in", contravariant=True)
 
-class Write(Protocol):
+
+class Write(Protocol[C_in]):
     """Writes the INT8 file of what was calibrated; returns what was done, for `artifact.json`."""
 
-    def __call__(self, calibrated: Calibrated, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
+    def __call__(self, calibrated: C_in, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
         """Nodes named in `keep` stay in float."""
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Dialect(Generic[C]):
     """One way to write INT8."""
 
-    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated]
-    write: Write
-    grid: Grid
-    """The scales that `write` gives weights."""
-    units: Callable[[Calibrated], list[Unit]]
+    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], C]
+    """FP32 file, images, how ranges are chosen."""
+    write: Write[C]
+    units: Callable[[C], list[Unit]]
     """Everything that `write` quantizes; with all of it in `keep` no value is rounded to 8 bits."""
-    answers: Callable[[Path, NDArray[np.uint8]], NDArray[np.float32]]
-    """Logits of a file, or embeddings."""
+    rounding: Callable[[C], Mapping[str, float]]
+    """Leading node of a unit → squared error that INT8 makes in its weights, relative to their squares."""
+    open: Callable[[Path], Evaluate]
+    """Who runs a file, on one thread: its logits, or embeddings."""
     rest: Precision
     """What the nodes in float compute in."""
     timed: bool
     """Whether who answers here is also who runs the file on a device, so that its time means something."""
+
+    def answers(self, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What a file says about any number of images."""
+        return in_batches(self.open(file), images)
+
+
+@dataclass(frozen=True)
+class OnnxDialect(Dialect[Calibrated]):
+    """Q/DQ pairs in an ONNX file, which can also be trained."""
+
+    grid: Grid
+    """The scales that `write` gives weights."""

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
+from edgekd.export.evaluate import in_batches
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
-from edgekd.export.qat import Tuner, in_batches
+from edgekd.export.qat import Tuner
 from edgekd.files import disk_errors, replacing, sha256_file
 from edgekd.manifest import Artifact, Input, Precision
 from edgekd.preprocess import Preprocess
@@ -45,7 +46,7 @@ WRITERS = {
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 TRAINED = ("onnxruntime", "tensorrt")
 """Targets whose int8 can be trained."""
-SEARCHED = ("onnxruntime", "tensorrt")
+SEARCHED = ("onnxruntime", "openvino", "tensorrt")
 """Targets whose int8 can keep layers in float."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
@@ -91,7 +92,7 @@ def export_model(
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
         options: the target's own switches.
         yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX
-            Runtime, TensorRT).
+            Runtime, OpenVINO, TensorRT).
         calibrator: how int8 ranges are chosen; None takes the target's own way, and `minmax` with a tuner, which
             learns what part of it to cover.
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
@@ -118,7 +119,7 @@ def export_model(
         )
     if yardstick is not None and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
-            f"A largest drop belongs to INT8 for {' and '.join(SEARCHED)}, not to {target} {precision}.",
+            f"A largest drop belongs to INT8 for {', '.join(SEARCHED)}, not to {target} {precision}.",
             "Leave out --max-drop-….",
         )
     check_calibrator(chosen, precision, calibrator)

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
-from edgekd.export.quantize import Calibrated, weight_errors
+from edgekd.export.dialect import C, Dialect
+from edgekd.export.evaluate import Evaluate
 from edgekd.export.units import Unit
 
 _RANKING = 16
@@ -38,7 +38,6 @@ _CHECKED, _SURELY = 256, 1.64
 """Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
 _NAMED = 8
 """Units in float that are named on the screen; `artifact.json` has them all."""
-_BATCH = 16
 _RUNS = 50
 
 
@@ -89,7 +88,7 @@ def quantize_within(
     calibration: NDArray[np.uint8],
     yardstick: Yardstick,
     *,
-    dialect: Dialect,
+    dialect: Dialect[Any],
     calibrator: Calibrator = "minmax",
 ) -> dict[str, Any]:
     """Write the INT8 file `out` with as few layers and additions in float as keep it within the drops of `yardstick`.
@@ -109,24 +108,31 @@ def quantize_within(
         raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
     calibrated = dialect.calibrate(fp32, calibration, calibrator)
     right = _Reference(fp32, yardstick, dialect)
-    plain = out.with_name("plain.onnx")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
+        return _searched(calibrated, right, fp32, Path(folder), out)
+
+
+def _searched(calibrated: C, reference: _Reference[C], fp32: Path, trials: Path, out: Path) -> dict[str, Any]:
+    """`quantize_within` after calibration; `trials` is a folder for files on the way."""
+    yardstick, dialect = reference.yardstick, reference.dialect
+    plain, trial = trials / f"plain{out.suffix}", trials / f"trial{out.suffix}"
     described = dialect.write(calibrated, plain)
-    drops = right.drops(plain)
+    drops = reference.drops(plain)
     if drops.within(yardstick):
-        plain.rename(out)
+        dialect.write(calibrated, out)
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
     units = dialect.units(calibrated)
     say(f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions")
     started = time.monotonic()
     deadline = started + yardstick.search_seconds
-    order, ranked = rank(calibrated, units, right, out.with_name("trial.onnx"), deadline)
+    order, ranked = rank(calibrated, units, reference, trial, deadline)
     if ranked < len(order):
         say(
             f"int8: time for {ranked} of {len(order)} within {yardstick.search_seconds:.0f} s (--search-seconds); "
             "the others come after them, by the rounding error of their weights"
         )
-    kept, drops, shortest = _shortest_prefix(order, calibrated, right, yardstick.surely(), out, deadline)
+    kept, drops, shortest = _shortest_prefix(order, calibrated, reference, trial, deadline)
     if not shortest:
         say("int8: the time ended before it was clear whether less in float would do (--search-seconds)")
     searched = {"ranked_units": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
@@ -134,8 +140,7 @@ def quantize_within(
     names = ", ".join(unit.name for unit in kept[:_NAMED])
     more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
     say(f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}")
-    costs = _costs(plain, out, fp32, yardstick, dialect)
-    plain.unlink()
+    costs = _costs({"fp32": fp32, "plain": plain, "mixed": out}, yardstick, dialect)
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
@@ -147,7 +152,7 @@ def quantize_within(
 
 
 def rank(
-    calibrated: Calibrated, units: Sequence[Unit], reference: _Reference, trial: Path, deadline: float = math.inf
+    calibrated: C, units: Sequence[Unit], reference: _Reference[C], trial: Path, deadline: float = math.inf
 ) -> tuple[list[Unit], int]:
     """`units`, the one with the largest effect on the logits first.
 
@@ -162,7 +167,7 @@ def rank(
         The units, and how many of them were ranked.
     """
     dialect = reference.dialect
-    errors = weight_errors(calibrated.model, dialect.grid)
+    errors = dialect.rounding(calibrated)
     waiting = sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0.0))
     effects: dict[Unit, float] = {}
     for unit in waiting:
@@ -170,33 +175,31 @@ def rank(
             break
         dialect.write(calibrated, trial, keep=_nodes([other for other in units if other != unit]))
         effects[unit] = reference.effect(trial)
-    trial.unlink(missing_ok=True)
     ranked = sorted(effects, key=lambda unit: -effects[unit])
     return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
-def interleaved_ms(files: dict[str, Path], images: NDArray[Any]) -> dict[str, float]:
-    """Least latency of one image per ONNX file, one thread; `images` `[N, …]` as the files take them.
+def interleaved_ms(runs: Mapping[str, Evaluate], images: NDArray[np.uint8]) -> dict[str, float]:
+    """Least latency of one of `images` `[N, H, W, 3]` per file that is open.
 
     Neighbours only ever add to it: beside other work, the medians of two copies of one file differed by a factor of 2.
     The files take turns in either order, so that nobody always comes first.
     """
-    sessions = {name: _session(path) for name, path in files.items()}
-    samples: dict[str, list[float]] = {name: [] for name in files}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(_RUNS + 3):
         image = images[turn % len(images)][None]
-        for name, session in sorted(sessions.items(), reverse=turn % 2 == 1):
+        for name, run in sorted(runs.items(), reverse=turn % 2 == 1):
             started = time.perf_counter()
-            session.run(None, {"image": image})
+            run(image)
             if turn >= 3:
                 samples[name].append((time.perf_counter() - started) * 1e3)
     return {name: min(values) for name, values in samples.items()}
 
 
-class _Reference:
+class _Reference(Generic[C]):
     """What FP32 says about the yardstick's images, and files of the dialect beside it."""
 
-    def __init__(self, fp32: Path, yardstick: Yardstick, dialect: Dialect) -> None:
+    def __init__(self, fp32: Path, yardstick: Yardstick, dialect: Dialect[C]) -> None:
         self.yardstick, self.dialect = yardstick, dialect
         self.sets = (yardstick.pixels, yardstick.proxy)
         self.logits = tuple(dialect.answers(fp32, images) for images in self.sets)
@@ -220,14 +223,10 @@ class _Reference:
 
 
 def _shortest_prefix(
-    order: Sequence[Unit],
-    calibrated: Calibrated,
-    reference: _Reference,
-    yardstick: Yardstick,
-    trial: Path,
-    deadline: float,
+    order: Sequence[Unit], calibrated: C, reference: _Reference[C], trial: Path, deadline: float
 ) -> tuple[tuple[Unit, ...], _Drops, bool]:
     """The shortest start of `order` that passes, as far as doubling and halving find it, and whether halving ended."""
+    yardstick = reference.yardstick.surely()
 
     def tried(count: int) -> _Drops:
         reference.dialect.write(calibrated, trial, keep=_nodes(order[:count]))
@@ -252,19 +251,30 @@ def _shortest_prefix(
     return tuple(order[:passes]), best, passes - fails == 1
 
 
-def _costs(plain: Path, mixed: Path, fp32: Path, yardstick: Yardstick, dialect: Dialect) -> dict[str, float]:
-    """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something."""
-    mb = (mixed.stat().st_size - plain.stat().st_size) / 1e6
+def _costs(files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any]) -> dict[str, float]:
+    """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something.
+
+    Args:
+        files: `fp32`, `plain` and `mixed`; their weights may lie beside them under the same name.
+    """
+    sizes = {
+        name: sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")) for name, file in files.items()
+    }
+    mb = (sizes["mixed"] - sizes["plain"]) / 1e6
     if not dialect.timed:
         say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
         return {"cost_mb": round(mb, 3)}
-    times = interleaved_ms({"plain": plain, "mixed": mixed, "fp32": fp32}, yardstick.pixels[:8])
+    times = interleaved_ms({name: dialect.open(file) for name, file in files.items()}, yardstick.pixels[:8])
     ms = times["mixed"] - times["plain"]
     say(
         f"int8: they cost {ms:+.2f} ms and {mb:+.2f} MB: {times['mixed']:.2f} ms an image, "
         f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
     )
     return {"cost_ms": round(ms, 3), "cost_mb": round(mb, 3), "fp32_ms": round(times["fp32"], 3)}
+
+
+def _bytes(file: Path) -> int:
+    return sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
 
 
 def _nodes(units: Sequence[Unit]) -> list[str]:
@@ -279,18 +289,3 @@ def _facts(kept: Sequence[Unit], drops: _Drops, images: int) -> dict[str, Any]:
         "agreement": round(drops.agreement, 4),
         "images": images,
     }
-
-
-def file_logits(path: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What ONNX Runtime says on one CPU thread, `[len(images), C]`."""
-    session = _session(path)
-    return np.concatenate(
-        [session.run(None, {"image": images[start : start + _BATCH]})[0] for start in range(0, len(images), _BATCH)]
-    )
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,20 +1,20 @@
-"""An ONNX file as it is written, operator by operator: what an engine built from it should compute. Needs no torch."""
+"""What an ONNX file says: as it is written, operator by operator, or as ONNX Runtime runs it. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgekd.export.evaluate import Evaluate
 from edgekd.targets.feed import Feed, as_pixels
 
 ONNX_FILE = "model.onnx"
 
 
-def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
     """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
@@ -25,6 +25,17 @@ def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Callable[[NDArray[np.u
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return _evaluator(path, options, feed)
+
+
+def runtime_evaluator(path: Path) -> Evaluate:
+    """The output of an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return _evaluator(path, options, as_pixels)
+
+
+def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Evaluate:
     options.log_severity_level = 4
     # From bytes: the file is renamed with its folder while this is alive.
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,14 @@ from torch import nn
 from edgekd.console import say
 from edgekd.export.bias import correct_biases
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
+from edgekd.export.dialect import OnnxDialect
+from edgekd.export.evaluate import Evaluate
 from edgekd.export.quantize import Calibrated
 from edgekd.export.replay import Grid, Replay
 from edgekd.targets.bank import ClassBank
 
-Evaluate = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""uint8 `[B, H, W, 3]` → logits float32 `[B, C]`, or unit embeddings `[B, D]`."""
 PATIENCE = 5
 """Evaluations in a row without a better file that end the training."""
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def quantize_tuned(
     out: Path,
     calibration: NDArray[np.uint8],
     *,
-    dialect: Dialect,
+    dialect: OnnxDialect,
     tuner: Tuner,
     calibrator: Calibrator = "minmax",
 ) -> tuple[dict[str, Any], Evaluate]:
@@ -157,11 +155,3 @@ def _torch_answers(network: Replay, head: nn.Linear, *, embeds: bool) -> Evaluat
         return said
 
     return answers
-
-
-def in_batches(evaluate: Evaluate, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What `evaluate` says about any number of images."""
-    parts: Sequence[NDArray[np.float32]] = [
-        evaluate(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)
-    ]
-    return np.concatenate(parts)

@@ -30,11 +30,9 @@ from edgekd.preprocess import Preprocess
 quantize_within = partial(mixed.quantize_within, dialect=DIALECT)
 
 
-@pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spoilt(path: Path) -> Path:
     """A model that per-tensor activations ruin: one channel of the stem is 3,000 times as large as the others, and the
     pointwise layer that reads it divides it away again."""
-    path = tmp_path_factory.mktemp("mixed") / "fp32.onnx"
     export_onnx(Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
     model = onnx.load(path)
     for tensor in model.graph.initializer:
@@ -54,6 +52,11 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) - middle, bias.name))
     onnx.save(model, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return spoilt(tmp_path_factory.mktemp("mixed") / "fp32.onnx")
 
 
 def yardstick(fp32: Path, **limits: float) -> Yardstick:
@@ -118,7 +121,6 @@ def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
     assert ranked == 5
     assert set(order) == set(units)
     assert order[0].name in ("depthwise", "pointwise")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_search_keeps_what_the_gate_needs_and_says_so(
@@ -217,7 +219,7 @@ def test_no_validation_images_is_a_sentence(fp32: Path, tmp_path: Path) -> None:
 
 
 def test_latency_is_of_every_file(fp32: Path) -> None:
-    found = interleaved_ms({"a": fp32, "b": fp32}, pictures(2))
+    found = interleaved_ms({"a": DIALECT.open(fp32), "b": DIALECT.open(fp32)}, pictures(2))
     assert set(found) == {"a", "b"}
     assert min(found.values()) > 0
 

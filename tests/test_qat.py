@@ -200,7 +200,7 @@ def test_another_teacher_is_refused(run: Path) -> None:
         ({"qat": True}, "is for INT8 on onnxruntime and tensorrt"),
         ({"qat": True, "precision": "int8", "target": "openvino"}, "is for INT8 on onnxruntime and tensorrt"),
         ({"qat": True, "precision": "int8", "max_drop_id": 1.0}, "keeps layers in float"),
-        ({"precision": "int8", "target": "openvino", "max_drop_id": 1.0}, "for INT8 on onnxruntime and tensorrt only"),
+        ({"precision": "int8", "target": "coreml", "max_drop_id": 1.0}, "on onnxruntime, openvino, tensorrt only"),
         ({"precision": "int8", "qat_steps": 5}, "go with it"),
         ({"precision": "int8", "qat": True, "qat_steps": 0}, "at least 1"),
     ],

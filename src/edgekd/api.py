@@ -83,7 +83,7 @@ def export(
         calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
             None takes the target's own default, and `minmax` with `qat`.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
-            the layers that cost the most stay in float until it loses no more. ONNX Runtime and TensorRT.
+            the layers that cost the most stay in float until it loses no more. ONNX Runtime, OpenVINO and TensorRT.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
@@ -126,7 +126,7 @@ def export(
 
     if gated and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
-            f"A largest drop can be set for INT8 on {' and '.join(SEARCHED)} only.",
+            f"A largest drop can be set for INT8 on {', '.join(SEARCHED)} only.",
             f"Add --int8, with --target {' or '.join(SEARCHED)}.",
         )
     if qat_steps is not None and (not qat or qat_steps < 1):
@@ -589,21 +589,27 @@ def _counts(given: str | Sequence[int]) -> tuple[int, ...]:
 
 
 def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
-    """Milliseconds of one image, one thread, of an INT8 ONNX artifact and of the FP32 one beside it; None without."""
-    if artifact.folder is None or (artifact.format, artifact.precision) != ("onnx", "int8"):
+    """Milliseconds of one image, one thread, of an INT8 artifact that runs here and of the FP32 one beside it.
+
+    Returns:
+        INT8, FP32; None without the latter, or for a format whose runtime may be elsewhere.
+    """
+    if artifact.folder is None or artifact.precision != "int8" or artifact.format not in ("onnx", "openvino"):
         return None
     beside = artifact.folder.with_name(artifact.name.replace("int8", "fp32"))
-    if not (beside / "model.onnx").is_file():
+    if not (beside / "artifact.json").is_file():
         return None
     import numpy as np
 
     from edgekd.export.mixed import interleaved_ms
-    from edgekd.targets.session import feed_for
+    from edgekd.targets.session import open_session
 
     size = artifact.preprocess.size
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    files = {"int8": artifact.folder / artifact.model_file, "fp32": beside / "model.onnx"}
-    found = interleaved_ms(files, feed_for(artifact)(image))
+    folders = {"int8": artifact.folder, "fp32": beside}
+    found = interleaved_ms(
+        {name: open_session(folder, threads=1, spinning=False).run for name, folder in folders.items()}, image
+    )
     return found["int8"], found["fp32"]
 
 

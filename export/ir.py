@@ -1,0 +1,89 @@
+"""OpenVINO's files: read, written, and run for judging them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import EdgekdError
+from edgekd.export.evaluate import Evaluate
+from edgekd.targets.feed import Feed, as_pixels
+from edgekd.targets.openvino_runtime import load_openvino
+
+
+def read(path: Path) -> Any:
+    """The model of an ONNX file.
+
+    Raises:
+        EdgekdError: a graph that OpenVINO does not take.
+    """
+    openvino = load_openvino()
+    try:
+        return openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise EdgekdError(
+            f"OpenVINO {version(openvino)} cannot read the student's ONNX graph: {reason(error)}.",
+            "Choose another student, or --target onnxruntime.",
+        ) from error
+
+
+def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -> None:
+    """Write a model as IR.
+
+    Args:
+        halved: whether float weights are stored in 16 bits.
+
+    Raises:
+        EdgekdError: it cannot be written.
+    """
+    openvino = load_openvino()
+    for key, value in metadata.items():
+        model.set_rt_info(value, ["edgekd", key])
+    try:
+        openvino.save_model(model, path, compress_to_fp16=halved)
+    except RuntimeError as error:  # an OSError in all but name and number
+        raise EdgekdError(
+            f"OpenVINO {version(openvino)} could not write its files in {path.parent.parent} ({reason(error)}).",
+            "Is the disk full? Free some space and run again; nothing half-written was kept.",
+        ) from error
+
+
+def evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
+    """What OpenVINO says of an IR or ONNX file on one CPU thread, compiled for each batch size that comes."""
+    core = load_openvino().Core()
+    core.set_property({"ENABLE_MMAP": False})  # the file may be written anew while this is alive
+    model = core.read_model(path)
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+
+    @functools.cache
+    def prepared(shape: tuple[int, ...]) -> Any:
+        fixed = model.clone()
+        fixed.reshape(list(shape))
+        return core.compile_model(fixed, "CPU", settings).create_infer_request()
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        given = feed(images)
+        request = prepared(given.shape)
+        request.get_input_tensor(0).data[...] = given
+        request.start_async()
+        request.wait()
+        answer: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        return answer
+
+    return run
+
+
+def version(openvino: Any) -> str:
+    """`2026.4.1` out of `2026.4.1-22982-e213a147257-releases/2026/4`."""
+    return str(openvino.__version__).partition("-")[0]
+
+
+def reason(error: Exception) -> str:
+    """The last line with words: OpenVINO puts the source file's name first."""
+    lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
