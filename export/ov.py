@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import onnx
+
 from edgekd.export import ir, ov_int8
 from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
 from edgekd.export.float_input import take_floats
+from edgekd.export.ranges import check_calibration
 from edgekd.targets.openvino_runtime import load_openvino
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -25,6 +28,8 @@ def write(build: Build) -> Written:
     base, path = build.folder / "fp32.onnx", build.folder / MODEL_FILES[0]
     quantization: dict[str, Any] | None = None
     fp32_onnx(build, base)
+    if build.calibration is not None:
+        check_calibration(build.calibration, onnx.load(base))
     if build.input == "float":
         take_floats(base)
     if build.calibration is None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
@@ -22,7 +21,6 @@ from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
 from edgekd.export.ir import evaluator, read, reason, save
 from edgekd.export.onnx import unprinted
-from edgekd.export.ranges import check_calibration
 from edgekd.export.units import Unit
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino_runtime import load_openvino
@@ -51,7 +49,6 @@ def dialect(metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool
     """
 
     def calibrate(fp32: Path, calibration: NDArray[np.uint8], _: Calibrator) -> Rounded:
-        check_calibration(calibration, onnx.load(fp32))
         return quantize(read(fp32), calibration, feed, embeds=embeds)
 
     def write(calibrated: Rounded, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from edgekd.version import __version__
 def facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     monkeypatch.setattr("edgekd.hub.hub_reachable", lambda: False)
     monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
-    return {line[:17].strip(): line[17:] for line in doctor.examine()}
+    return {line[:18].strip(): line[18:] for line in doctor.examine()}
 
 
 def test_versions_are_those_installed(facts: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ def test_versions_are_those_installed(facts: dict[str, str]) -> None:
 
 def test_absent_package(facts: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
-    assert "no-such-package  not installed" in doctor.examine()
+    assert "no-such-package   not installed" in doctor.examine()
 
 
 def test_machine(facts: dict[str, str], tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_machine(facts: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_no_name_runs_into_its_value() -> None:
-    assert max(map(len, doctor.PACKAGES)) < 17
+    assert max(map(len, doctor.PACKAGES)) < 18
 
 
 def test_friendly_students() -> None:

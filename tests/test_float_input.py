@@ -200,6 +200,20 @@ def test_a_network_that_asks_for_the_batch(tmp_path: Path) -> None:
     assert artifact.parity["max_error_relative"] < 1e-5
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_a_largest_drop_works_for_every_target(target: str, pixels: Path, tmp_path: Path) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
+    images, base = pictures(48, seed=3), pixels / "model.onnx"
+    labels = torch_logits(build(), images).argmax(axis=1)
+    limits = Yardstick(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", target, yardstick=limits, fp32_path=base)
+    assert artifact.quantization is not None
+    assert artifact.quantization["mixed"]["agreement"] == 1.0
+    assert artifact.parity["passed"] is True
+    assert artifact.input == "float"
+
+
 def test_a_largest_drop_and_training_work(pixels: Path, tmp_path: Path) -> None:
     images, base = pictures(48, seed=3), pixels / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)

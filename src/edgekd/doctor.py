@@ -20,6 +20,7 @@ PACKAGES = (
     "nncf",
     "openvino",
     "tensorrt",
+    "tensorrt-rtx-cu13",
     "coremltools",
 )
 
@@ -45,7 +46,7 @@ def examine() -> list[str]:
         "cache": str(cache_root()),
         "hub": "reachable" if hub_reachable() else "out of reach: use local weights and local-dir: teachers",
     }
-    return [f"{name:<17}{fact}" for name, fact in facts.items()]
+    return [f"{name:<18}{fact}" for name, fact in facts.items()]
 
 
 def _version(package: str) -> str:
