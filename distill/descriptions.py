@@ -48,9 +48,11 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
         known[readable(name)] = sentences
     missing = [name for name in classes if not known.get(readable(name))]
     if missing:
+        first = readable(missing[0])
+        hint = f'What it says about "{first}" is empty.' if first in known else did_you_mean(first, known)
         raise EdgekdError(
             f"{path} has no description of {len(missing)} of {len(classes)} classes: {', '.join(missing[:8])}.",
-            did_you_mean(readable(missing[0]), known) + " Every class needs one.",
+            f"{hint} Every class needs one.",
         )
     return {name: known[readable(name)] for name in classes}
 
@@ -62,7 +64,15 @@ def write_descriptions(path: Path, classes: Iterable[str], describe: Callable[[s
 
 
 def _ask(command: str, name: str) -> str:
-    words = [*shlex.split(command), QUESTION.format(readable(name))]
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise EdgekdError(
+            f"The description command cannot be read ({str(error).lower()}): {command}", "Quote it as in a shell."
+        ) from error
+    if not words:
+        raise EdgekdError("The description command is empty.", "Write command:PROGRAM ARGUMENTS.")
+    words.append(QUESTION.format(readable(name)))
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

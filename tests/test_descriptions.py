@@ -66,3 +66,17 @@ def test_a_command_that_fails_or_says_nothing_is_named_with_the_class(command: s
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match="cannot be read"):
         descriptions_for(str(tmp_path / "none.json"), CLASSES)
+
+
+@pytest.mark.parametrize(("command", "said"), [('ask "never closed', "cannot be read"), ("  ", "is empty")])
+def test_a_command_that_is_none_is_said(command: str, said: str) -> None:
+    with pytest.raises(EdgekdError, match=said) as caught:
+        descriptions_for(f"command:{command}", CLASSES)
+    assert caught.value.hint
+
+
+def test_a_class_that_is_there_with_nothing_said_about_it_is_not_mistaken_for_a_slip(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"dog": " ", "dining table": "A flat top."}')
+    with pytest.raises(EdgekdError, match="no description of 1 of 2") as caught:
+        descriptions_for(str(tmp_path / "d.json"), CLASSES)
+    assert caught.value.hint == 'What it says about "dog" is empty. Every class needs one.'
