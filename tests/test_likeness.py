@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,35 @@ def test_agreement_is_measured_before_and_after_export(run: Path, capsys: pytest
     shown = capsys.readouterr().out
     assert "M_neigh@10 %" in shown
     assert "onnxruntime-fp32" in shown
+
+
+def test_a_file_that_embeds_is_compared_as_the_student_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.errors import NotHere
+    from edgekd.targets import session
+
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    edgekd.export(copy, head="embedding")
+    edgekd.add_class(copy / "artifacts" / "onnxruntime-fp32-embedding", "aardvark")  # is nobody's answer here
+    open_it = session.open_session
+
+    def but_one(folder: Path, **words: Any) -> Any:
+        if folder.name == "onnxruntime-fp32":
+            raise NotHere("It runs on another machine.", "Go there.")
+        return open_it(folder, **words)
+
+    monkeypatch.setattr("edgekd.likeness.open_session", but_one)
+    rows = edgekd.evaluate(copy, agreement=True)
+    assert "onnxruntime-fp32 is left out: It runs on another machine." in capsys.readouterr().err
+    assert [row["subject"] for row in rows] == ["student", "onnxruntime-fp32-embedding"] * 2
+    for before, after in ((rows[0], rows[1]), (rows[2], rows[3])):
+        for name in ("top1_agreement", "m_rel", "recall", "m_neigh"):
+            assert before[name] == pytest.approx(after[name], abs=0.02)
+        assert before["angle"] == pytest.approx(after["angle"], abs=0.01)
+        assert before["distance"] == pytest.approx(after["distance"], abs=1e-3)
+        assert 0 < before["distance"] < 4
+        assert before["m_vlalign"] == pytest.approx(after["m_vlalign"], abs=0.1)
 
 
 def main_output(words: list[str]) -> None:

@@ -435,7 +435,8 @@ def evaluate(
     Returns:
         One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
         the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
-        m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
+        m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit vectors, 0–4). With
+        `probe` the subjects are `linear` and `knn`.
     """
     from edgekd.benchmark.accuracy import columns_among
     from edgekd.data import load_images

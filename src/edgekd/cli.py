@@ -579,13 +579,15 @@ def evaluate(
     )
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
-    out.print(f"{'subject':<18}{'domain':<16}{'images':>8}{titles}", markup=False)
+    widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
             number = "–" if row[name] is None else format(factor * row[name], ".1f" if factor > 1 else ".2f")
             cells += f"{number:>{len(title) + 2}}"
-        out.print(f"{row['subject']:<18}{row['domain']:<16}{row['n']:>8,}{cells}", markup=False)
+        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        out.print(line, markup=False)
 
 
 @app.command()
@@ -684,6 +686,7 @@ _AGREEMENT = {
     "m_neigh": ("M_neigh@10 %", 100),
     "m_vlalign": ("M_vlalign@5", 1),
     "angle": ("angle °", 1),
+    "distance": ("distance²", 1),
 }
 """Key of a row → its column's title and the factor on its numbers."""
 
