@@ -1,7 +1,8 @@
 """Label enrichment: a sentence or more about each class, appended to its prompts (Li et al., ICCV 2023).
 
 The sentences come from a file, from a command that is run once per class, or from any Python function, a language model
-for example. They are written into the run's folder, so training, inference and a resumed run use the same ones.
+for example. They are written into the folder of the run, or of the study, whose runs share them, so training, inference
+and a resumed run use the same ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ QUESTION = "Use a single sentence to describe the appearance and shape of {}. On
 
 Descriptions = Mapping[str, tuple[str, ...]]
 """Class name → its sentences."""
+
+DESCRIPTIONS_FILE = "descriptions.json"
+"""In a run's folder."""
 
 COMMAND_SECONDS = 120
 
@@ -55,6 +59,24 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
             f"{hint} Every class needs one.",
         )
     return {name: known[readable(name)] for name in classes}
+
+
+def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> Descriptions:
+    """Sentences for every class: those that were written down before, and for the others what `spec` says.
+
+    A language model answers otherwise every time, so what trained is what predicts only if it is read back.
+
+    Args:
+        path: a file as a run or a study leaves it; it need not be there.
+        spec: as `descriptions_for`.
+
+    Raises:
+        EdgekdError: as `descriptions_for`.
+    """
+    kept = {readable(name): told for name, told in _pairs(path)} if path is not None and path.exists() else {}
+    missing = [name for name in classes if not kept.get(readable(name))]
+    asked = descriptions_for(spec, missing) if missing else {}
+    return {name: asked[name] if name in asked else kept[readable(name)] for name in classes}
 
 
 def write_descriptions(path: Path, classes: Iterable[str], describe: Callable[[str], str | Sequence[str]]) -> None:

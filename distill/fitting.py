@@ -59,7 +59,10 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
         )
     reads = recipe.needs & {"bank", "visual_bank", "domain_bank"} or recipe.head == "text"
     if config.descriptions and not reads:
-        raise EdgekdError(f"The recipe {recipe.name} reads no text, so descriptions are of no use.", "Leave them out.")
+        raise EdgekdError(
+            f"The recipe {recipe.name} reads no text, so descriptions are of no use.",
+            "Leave them out; in a study give them to one recipe: --recipe-set vlm-ood:descriptions=FILE.",
+        )
     if config.vocabulary is not None:
         labelled = [name for stage in recipe.stages for name, spec in stage.terms.items() if _uses_labels(name, spec)]
         if labelled:

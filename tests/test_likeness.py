@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,33 @@ def test_an_embedding_student_knows_classes_it_was_not_trained_on(
     edgekd.train(recipe="kd", out=kd, **settings)
     with pytest.raises(EdgekdError, match='has a class "horse" that the student was not made for'):
         edgekd.evaluate(kd, data=str(other))
+
+
+def test_new_classes_are_asked_for_as_the_run_learned_its_own(
+    make_domain_folder: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekd.distill.teacher import ClipTeacher
+
+    told = {"cat": "It purrs.", "dog": "It barks.", "horse": "It neighs.", "house": "It stands."}
+    (tmp_path / "d.json").write_text(json.dumps(told))
+    out = tmp_path / "run"
+    edgekd.train(recipe="vlm-ood", out=out, descriptions=str(tmp_path / "d.json"), prompts="imagenet7", **settings)
+    other = make_domain_folder(tmp_path / "other", domains=(), classes=("horse", "house"), count=3)
+    asked: list[Any] = []
+    real = ClipTeacher.text_bank
+
+    def heard(self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **words: Any) -> Any:
+        asked.append((tuple(classes), len(templates), descriptions))
+        return real(self, classes, templates, descriptions, **words)
+
+    monkeypatch.setattr(ClipTeacher, "text_bank", heard)
+    edgekd.evaluate(out, data=str(other))
+    assert asked == [(("horse", "house"), 7, {"horse": ("It neighs.",), "house": ("It stands.",)})]
+    edgekd.evaluate(out, data=str(other), prompts="photo")
+    assert asked[1] == (("horse", "house"), 1, None)
+    (tmp_path / "mine.txt").write_text("horse: Fast.\nhouse: Slow.\n")
+    edgekd.evaluate(out, data=str(other), descriptions=str(tmp_path / "mine.txt"))
+    assert asked[2] == (("horse", "house"), 7, {"horse": ("Fast.",), "house": ("Slow.",)})
 
 
 def test_a_run_is_evaluated_with_the_texts_it_was_trained_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import edgekd
 from edgekd.cli import main
 from edgekd.data import load_images
 from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.measure import suites_of
@@ -290,6 +291,35 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
     assert not {images.keys[i] for i in unseen} & {images_seen.keys[i] for i in split.train}
     (suite, _) = suites_of(loaded, None, None)
     assert suite.images.classes == ("ant", "cat")
+
+
+def test_a_command_describes_the_classes_once_for_all_runs(tiny_teacher: Path, tmp_path: Path) -> None:
+    """It gives another answer each time, as a language model does."""
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    (tmp_path / "ask.py").write_text(
+        "import sys; log = open(sys.argv[1], 'a+'); log.write('x'); log.seek(0); print('Answer', len(log.read()), '.')"
+    )
+    command = f"command:{sys.executable} {tmp_path / 'ask.py'} {tmp_path / 'log'}"
+    words = base | {"protocol": "class-disjoint", "unseen_classes": "bee,dog", "seeds": 1, "out": tmp_path / "s"}
+    words |= {"keep": True, "recipe_settings": [f"{name}:descriptions={command}" for name in ("vlm-ood", "vl2v-adip")]}
+    study = edgekd.study("erm,vlm-ood,vl2v-adip", **words)
+    edgekd.study("erm,vlm-ood,vl2v-adip", **words | {"seeds": 2})
+    assert len((tmp_path / "log").read_text()) == 4  # once for each class
+    (path,) = (tmp_path / "s").glob("descriptions-*.json")
+    told = json.loads(path.read_text())
+    assert {sentence for (sentence,) in told.values()} == {f"Answer {n} ." for n in range(1, 5)}
+    for run in ("vlm-ood-0", "vl2v-adip-0", "vlm-ood-1"):
+        kept = json.loads((tmp_path / "s" / "runs" / run / "descriptions.json").read_text())
+        assert kept == {name: told[name] for name in ("ant", "cat")}
+    (note,) = [note for note in study.tables[0].notes if note.startswith("Descriptions")]
+    assert note.endswith("of: teacher zero-shot, vlm-ood, vl2v-adip.")
+    model = load_teacher(base["teacher"])
+    assert isinstance(model, ClipTeacher)
+    images = load_images(base["data"])
+    bank = model.text_bank(images.classes, ("a photo of a {}",), told)
+    with np.load(tmp_path / "s" / "teacher.npz") as file:
+        expected = predict_all(teacher_predict(model, bank), images, np.arange(len(images)), model.preprocess)
+        assert np.allclose(file["scores"], expected, atol=1e-3)
 
 
 def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def add_class(
     images: Sequence[str | Path] = (),
     text_vector: str | Path | None = None,
     teacher: str | None = None,
+    descriptions: str | None = None,
 ) -> Artifact:
     """Add a class to an artifact that was exported with `head="embedding"`; the other classes' logits stay as they are.
 
@@ -226,6 +227,7 @@ def add_class(
         text_vector: `.npy` file of the teacher's text vectors of it, float `[D]` or `[prompts, D]`.
         teacher: where the run's teacher lies now. Without `images` and `text_vector` it is asked for the class's name
             with the run's prompts; None takes the run's own spec.
+        descriptions: sentences behind the prompts, as `TrainConfig.descriptions`; give some where the run had some.
 
     Returns:
         The artifact as it is now.
@@ -238,6 +240,7 @@ def add_class(
         images=[Path(image) for image in images],
         text_vector=Path(text_vector) if text_vector is not None else None,
         teacher=teacher,
+        descriptions=descriptions,
     )
 
 
@@ -425,8 +428,9 @@ def evaluate(
         run: run folder; None evaluates the teacher alone.
         data: any images `load_images` takes; None takes the run's data, or `toy`.
         teacher: teacher spec; None takes the run's teacher, or `toy`.
-        prompts: template set; None takes the run's text vectors where they have these classes, else `photo`.
-        descriptions: sentences about each class, as `TrainConfig.descriptions`.
+        prompts: template set; None takes the run's text vectors, and for classes that it does not know its templates
+            and descriptions; without a run `photo`.
+        descriptions: sentences about each class, as `TrainConfig.descriptions`, in place of the run's.
         agreement: instead, how alike the run's teacher, student and artifacts are on its test images.
         probe: instead, classifiers fitted on the student's frozen features of its training images.
         shots: instead, the classes that the run left out, or those of `data`, from so many images of each: by their

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.data import ImageSet, load_images
-from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.probe import student_vectors
@@ -31,9 +30,8 @@ def can_zero_shot(loaded: LoadedRun) -> bool:
 def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
     """Text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
     assert loaded.bank is not None
-    spec = loaded.config.descriptions
-    described = descriptions_for(spec, classes) if spec else None
-    bank = load_teacher(loaded.config.teacher).text_bank(classes, loaded.bank.templates, described)
+    teacher = load_teacher(loaded.config.teacher)
+    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.described(classes))
     return dataclasses.replace(bank, text_centre=loaded.bank.text_centre).head
 
 

@@ -36,15 +36,23 @@ RECALL = 5
 def image_bank(
     loaded: LoadedRun | None, teacher: Teacher, images: ImageSet, prompts: str | None, descriptions: str | None
 ) -> TextBank:
-    """Text vectors for these images' classes: the run's own where they fit, else made from `prompts`."""
-    own = loaded.bank if loaded else None
-    if own and not prompts and not descriptions and own.teacher_id == teacher.id:
+    """Text vectors for these images' classes: the run's own, or made as those were, unless told otherwise.
+
+    Args:
+        prompts: other templates than the run's, and then no descriptions but those given here.
+        descriptions: other sentences than the run's, as `descriptions_for` takes them.
+    """
+    own = loaded.bank if loaded and loaded.bank and loaded.bank.teacher_id == teacher.id else None
+    if own and not prompts and not descriptions:
         places = {name: place for place, name in enumerate(own.classes)}
         if set(images.classes) <= set(places):
             rows = own.vectors[[places[name] for name in images.classes]]
             return dataclasses.replace(own, classes=images.classes, vectors=rows)
     described = descriptions_for(descriptions, images.classes) if descriptions else None
-    return teacher.text_bank(images.classes, templates_for(prompts or "photo", images.domains), described)
+    if own and loaded and not prompts and not descriptions:
+        described = loaded.described(images.classes)
+    templates = own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
+    return teacher.text_bank(images.classes, templates, described)
 
 
 def accuracy_rows(
@@ -143,9 +151,7 @@ def _answers(
             yield name, session.bank.logits(vectors)[:, columns], vectors
 
 
-def _compare(
-    scores: Scores, texts: Scores, own: Scores | None, told: Scores
-) -> dict[str, Any]:
+def _compare(scores: Scores, texts: Scores, own: Scores | None, told: Scores) -> dict[str, Any]:
     found: dict[str, Any] = {
         "top1_agreement": float((scores.argmax(axis=1) == texts.argmax(axis=1)).mean()),
         "m_vlalign": m_vlalign(scores, texts, TEXTS),

@@ -12,6 +12,7 @@ from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import Plan, Test, recipe_of
 from edgekd.studies.shots import ID_TUNED, RETRIEVAL, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
+from edgekd.studies.teacher import uses_teacher
 
 TEACHER = "teacher zero-shot"
 
@@ -96,6 +97,18 @@ def _protocol(plan: Plan) -> str:
     )
 
 
+def _texts(plan: Plan) -> list[str]:
+    """Which rows have descriptions of the classes in their prompts; the teacher's are those of the first it teaches."""
+    with_them = [name for name in plan.recipes if plan.configs[name].descriptions]
+    if not with_them:
+        return []
+    taught = [name for name in plan.recipes if uses_teacher(plan, name)]
+    rows = [TEACHER] * (taught[0] in with_them) + with_them
+    return [
+        f"Descriptions of the classes stand behind the prompts, in training and in every test, of: {', '.join(rows)}."
+    ]
+
+
 def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
     """Protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
     config = plan.configs[plan.recipes[0]]
@@ -121,6 +134,7 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
         _protocol(plan),
         f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
         f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
+        *_texts(plan),
         f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the {tested} images.",
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
