@@ -418,6 +418,7 @@ def evaluate(
     agreement: bool = False,
     probe: bool = False,
     shots: int | None = None,
+    keys: str = "student",
 ) -> list[dict[str, Any]]:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
 
@@ -435,6 +436,8 @@ def evaluate(
         probe: instead, classifiers fitted on the student's frozen features of its training images.
         shots: instead, the classes that the run left out, or those of `data`, from so many images of each: by their
             texts alone (`zero-shot`) and with these images cached (`retrieval`), tested on the others.
+        keys: with `shots`, whose embeddings of them are cached: the `student`'s, as a device can, or the `teacher`'s of
+            ten views of each, as published.
 
     Returns:
         One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
@@ -449,6 +452,10 @@ def evaluate(
     from edgekd.distill.teacher import ClipTeacher, load_teacher
     from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
 
+    if keys != "student" and shots is None:
+        raise EdgekdError(
+            "Keys are those of a few images, and none are shown.", "Say how many of each class: --shots 4."
+        )
     if agreement or probe or shots is not None:
         if (
             (agreement + probe + (shots is not None) > 1)
@@ -467,7 +474,7 @@ def evaluate(
         if shots is not None:
             from edgekd.few import few_rows
 
-            return few_rows(chosen, data, shots)
+            return few_rows(chosen, data, shots, keys)
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
     images = loaded.images() if loaded and not data else load_images(data or "toy")

@@ -562,6 +562,9 @@ def evaluate(
         int | None,
         typer.Option(help="New classes from so many images of each: those the run left out, or --data's.", min=1),
     ] = None,
+    keys: Annotated[
+        str, typer.Option(help="With --shots, whose embeddings of these images are kept: student or teacher.")
+    ] = "student",
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
@@ -576,6 +579,7 @@ def evaluate(
         agreement=agreement,
         probe=probe,
         shots=shots,
+        keys=keys,
     )
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekd.benchmark.environment import describe
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import Plan, Test, recipe_of
-from edgekd.studies.shots import ID_TUNED, RETRIEVAL, ZERO_SHOT, on_common_images
+from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
 from edgekd.studies.teacher import uses_teacher
 
@@ -46,6 +46,7 @@ def measures_of(plan: Plan) -> dict[str, str]:
             ID: "seen",
             ZERO_SHOT: "unseen zero-shot",
             RETRIEVAL: "unseen retrieval",
+            RETRIEVAL_TEACHER: "by teacher's keys",
             OOD: "unseen fine-tuned",
             ID_TUNED: "seen fine-tuned",
         }
@@ -76,7 +77,8 @@ def _protocol(plan: Plan) -> str:
         return (
             f"Protocol: k-shot. The classes {', '.join(plan.unseen)} do not train at first. Then a few images of each "
             "are shown: retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without "
-            "texts where it has a trained head), fine-tuning goes on from the same run on the seen classes and these "
+            "texts where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning "
+            "goes on from the same run on the seen classes and these "
             "images. All numbers of images are tested on the same ones, those that the largest leaves. Unseen classes "
             "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
         )
