@@ -81,7 +81,7 @@ def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) 
     keys = [images.keys[i] for i in shots]
     for copy in range(COPIES - 1):
         views = render(torch.from_numpy(pixels), view_params(keys, [copy] * len(keys), policy), size)
-        found.append(torch.cat([teacher.embed_images(part) for part in views.split(64)]))
+        found.append(torch.cat([teacher.embed_images(part) for part in torch.split(views, 64)]))
     return loaded.bank.image_target(torch.cat(found))
 
 
