@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config import TrainConfig
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name
+from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
 
 
@@ -75,6 +76,7 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             raise EdgekdError(
                 f"No term of the recipe {recipe.name} looks at a vocabulary.", "Leave it out, or take --recipe lgd."
             )
+        read_vocabulary(config.vocabulary)
     if config.teacher.startswith("embeddings:"):
         if config.online_teacher and "teacher" in recipe.needs:
             raise EdgekdError(

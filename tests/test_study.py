@@ -326,6 +326,17 @@ def test_a_command_describes_the_classes_once_for_all_runs(tiny_teacher: Path, t
         assert np.allclose(file["scores"], expected, atol=1e-3)
 
 
+def test_words_that_lack_a_class_are_said_before_anything_trains(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"cat": "It purrs."}')
+    (tmp_path / "v.txt").write_text("ant\nant\n")
+    words = base | {"seeds": 1, "out": tmp_path / "s"}
+    with pytest.raises(EdgekdError, match="no description of 1 of 2 classes: dog"):
+        edgekd.study("vlm-ood", settings=[f"descriptions={tmp_path / 'd.json'}"], **words)
+    with pytest.raises(EdgekdError, match="same name more than once: ant"):
+        edgekd.study("lgd", settings=[f"vocabulary={tmp_path / 'v.txt'}"], **words)
+    assert not (tmp_path / "s" / "runs").exists()
+
+
 def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:
     study = edgekd.study("erm", protocol="low-shot", fractions="1,0.1", seeds=1, out=tmp_path / "s", keep=True, **base)
     assert [table.title for table in study.tables] == ["10 % of the training labels", "100 % of the training labels"]
