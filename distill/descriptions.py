@@ -1,7 +1,8 @@
 """Label enrichment: a sentence or more about each class, appended to its prompts (Li et al., ICCV 2023).
 
 The sentences come from a file, from a command that is run once per class, or from any Python function, a language model
-for example. They are written into the run's folder, so training, inference and a resumed run use the same ones.
+for example. They are written into the folder of the run, or of the study, whose runs share them, so training, inference
+and a resumed run use the same ones.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ QUESTION = "Use a single sentence to describe the appearance and shape of {}. On
 
 Descriptions = Mapping[str, tuple[str, ...]]
 """Class name → its sentences."""
+
+DESCRIPTIONS_FILE = "descriptions.json"
+"""In a run's folder."""
 
 COMMAND_SECONDS = 120
 
@@ -48,11 +52,31 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
         known[readable(name)] = sentences
     missing = [name for name in classes if not known.get(readable(name))]
     if missing:
+        first = readable(missing[0])
+        hint = f'What it says about "{first}" is empty.' if first in known else did_you_mean(first, known)
         raise EdgekdError(
             f"{path} has no description of {len(missing)} of {len(classes)} classes: {', '.join(missing[:8])}.",
-            did_you_mean(readable(missing[0]), known) + " Every class needs one.",
+            f"{hint} Every class needs one.",
         )
     return {name: known[readable(name)] for name in classes}
+
+
+def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> Descriptions:
+    """Sentences for every class: those that were written down before, and for the others what `spec` says.
+
+    A language model answers otherwise every time, so what trained is what predicts only if it is read back.
+
+    Args:
+        path: a file as a run or a study leaves it; it need not be there.
+        spec: as `descriptions_for`.
+
+    Raises:
+        EdgekdError: as `descriptions_for`.
+    """
+    kept = {readable(name): told for name, told in _pairs(path)} if path is not None and path.exists() else {}
+    missing = [name for name in classes if not kept.get(readable(name))]
+    asked = descriptions_for(spec, missing) if missing else {}
+    return {name: asked[name] if name in asked else kept[readable(name)] for name in classes}
 
 
 def write_descriptions(path: Path, classes: Iterable[str], describe: Callable[[str], str | Sequence[str]]) -> None:
@@ -62,7 +86,15 @@ def write_descriptions(path: Path, classes: Iterable[str], describe: Callable[[s
 
 
 def _ask(command: str, name: str) -> str:
-    words = [*shlex.split(command), QUESTION.format(readable(name))]
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise EdgekdError(
+            f"The description command cannot be read ({str(error).lower()}): {command}", "Quote it as in a shell."
+        ) from error
+    if not words:
+        raise EdgekdError("The description command is empty.", "Write command:PROGRAM ARGUMENTS.")
+    words.append(QUESTION.format(readable(name)))
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:

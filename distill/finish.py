@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
@@ -23,6 +24,7 @@ from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.tower import interpolate_with_teacher
 from edgekd.distill.validate import domain_mean, source_loss
 from edgekd.distill.views import render
+from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
 from edgekd.manifest import Run
 from edgekd.version import __version__
@@ -56,7 +58,11 @@ def averaging(job: Job, stage_steps: int, *, final: bool) -> LastWeights:
 def finish(
     job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progress: Progress, source: BatchSource
 ) -> None:
-    """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last."""
+    """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last.
+
+    Raises:
+        EdgekdError: weights whose scores are not finite, which the last step may have made.
+    """
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
     assert config.out is not None
     out = config.out
@@ -77,6 +83,11 @@ def finish(
         selection = f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
     vectors = job.bank.head if job.bank else None
     scores = predict_all(student_predict(final, vectors), images, split.val, final.preprocess)
+    if not np.isfinite(scores).all():
+        raise EdgekdError(
+            f"The trained student's scores are not finite: its weights grew without bound ({selection}).",
+            "Lower --lr; nothing was saved from this run.",
+        )
     final.scale.fill_(fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val])))
     progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)
     save_student(final, out / "student.safetensors", {"student": config.student, "recipe": recipe.name})

@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config import TrainConfig
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name
+from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
 
 
@@ -59,7 +60,10 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
         )
     reads = recipe.needs & {"bank", "visual_bank", "domain_bank"} or recipe.head == "text"
     if config.descriptions and not reads:
-        raise EdgekdError(f"The recipe {recipe.name} reads no text, so descriptions are of no use.", "Leave them out.")
+        raise EdgekdError(
+            f"The recipe {recipe.name} reads no text, so descriptions are of no use.",
+            "Leave them out; in a study give them to one recipe: --recipe-set vlm-ood:descriptions=FILE.",
+        )
     if config.vocabulary is not None:
         labelled = [name for stage in recipe.stages for name, spec in stage.terms.items() if _uses_labels(name, spec)]
         if labelled:
@@ -72,6 +76,7 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             raise EdgekdError(
                 f"No term of the recipe {recipe.name} looks at a vocabulary.", "Leave it out, or take --recipe lgd."
             )
+        read_vocabulary(config.vocabulary)
     if config.teacher.startswith("embeddings:"):
         if config.online_teacher and "teacher" in recipe.needs:
             raise EdgekdError(

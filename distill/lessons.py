@@ -18,7 +18,7 @@ from edgekd.config import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import EmbeddingCache, fill
-from edgekd.distill.descriptions import Descriptions, descriptions_for
+from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.teacher import ClipTeacher, Teacher
@@ -77,18 +77,24 @@ def class_bank(
     classes: Sequence[str],
     sources: Sequence[str],
 ) -> tuple[TextBank, Descriptions | None]:
-    """The bank that the text head predicts with, and the descriptions in it.
+    """The bank that the text head predicts with, and the descriptions of all that the run names, a vocabulary too.
 
-    Descriptions that a run has written down win over asking again, and one process asks: a language model gives every
-    asker another answer.
+    One process asks: a language model gives every asker another answer.
     """
-    assert config.out is not None
-    kept = config.out / "descriptions.json"
-    spec = str(kept) if config.resume and kept.exists() else config.descriptions
-    described = descriptions_for(spec, classes) if spec and fabric.is_global_zero else None
-    if spec and fabric.world_size > 1:
+    described = run_descriptions(config, classes) if fabric.is_global_zero else None
+    if config.descriptions and fabric.world_size > 1:
         described = fabric.broadcast(described)
     return teacher.text_bank(classes, templates_for(config.prompts or recipe.prompts, sources), described), described
+
+
+def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Descriptions | None:
+    """Sentences about the classes and the vocabulary, where there are any; a run that goes on has written them down."""
+    if not config.descriptions:
+        return None
+    assert config.out is not None
+    more = read_vocabulary(config.vocabulary) if config.vocabulary else ()
+    kept = config.out / DESCRIPTIONS_FILE if config.resume else None
+    return kept_descriptions(kept, config.descriptions, tuple(dict.fromkeys((*classes, *more))))
 
 
 def make_lessons(
@@ -99,8 +105,9 @@ def make_lessons(
     split: Split,
     teacher: Teacher | None,
     bank: TextBank | None,
+    described: Descriptions | None,
 ) -> Lessons:
-    """Build what the recipe's terms need; `bank` is the bank of the classes.
+    """Build what the recipe's terms need; `bank` is the bank of the classes, `described` what its prompts end in.
 
     Raises:
         EdgekdError: captions or domains that a term needs are not there.
@@ -109,7 +116,7 @@ def make_lessons(
         return Lessons(None)
     sources = [name for name in images.domains if name != split.test_domain]
     prompts = templates_for(config.prompts or recipe.prompts, sources)
-    lesson = teacher.text_bank(read_vocabulary(config.vocabulary), prompts) if config.vocabulary else bank
+    lesson = teacher.text_bank(read_vocabulary(config.vocabulary), prompts, described) if config.vocabulary else bank
     visual = VisualBank(lesson.vectors, recipe.momentum, config.seed) if "visual_bank" in recipe.needs else None
     domains = captions = None
     if "domain_bank" in recipe.needs:
@@ -118,7 +125,10 @@ def make_lessons(
                 f"The recipe {recipe.name} compares source domains, and there is {len(sources)}.",
                 "Use a domain/class/image folder, or drop the term: --set stages.train.terms.domain_rel=0.",
             )
-        banks = [teacher.text_bank(images.classes, templates_for("domain", [name])) for name in sources]
+        banks = [
+            teacher.text_bank(images.classes, templates_for("domain", [name]), described, warns=False)
+            for name in sources
+        ]
         domains = torch.stack([each.vectors for each in banks])
     if "captions" in recipe.needs:
         assert config.captions is not None

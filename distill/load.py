@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from edgekd.config import TrainConfig, read_config
 from edgekd.data import ImageSet, load_images
+from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.prompts import TextBank, read_text_bank
 from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import load_teacher
@@ -39,6 +41,12 @@ class LoadedRun:
         if self.student.head is not None:
             return self.student.head.weight.detach()
         return self.bank.head if self.bank else None
+
+    def described(self, classes: Sequence[str]) -> Descriptions | None:
+        """Sentences about any classes as the run has them about its own; None if its prompts have none."""
+        if not self.config.descriptions:
+            return None
+        return kept_descriptions(self.folder / DESCRIPTIONS_FILE, self.config.descriptions, classes)
 
     def images(self, override: str | None = None) -> ImageSet:
         """The run's images, those of classes that never trained left out."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekd.config import TrainConfig, read_config
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
-from edgekd.distill.descriptions import Descriptions
+from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start
@@ -112,7 +112,7 @@ def claim_folder(config: TrainConfig, split: Split, descriptions: Descriptions |
         config.out.mkdir(parents=True)
     split.write(config.out / "split.json")
     if descriptions is not None:
-        write_json(config.out / "descriptions.json", {name: list(told) for name, told in descriptions.items()})
+        write_json(config.out / DESCRIPTIONS_FILE, {name: list(told) for name, told in descriptions.items()})
     write_json(config.out / "config.json", config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}))
 
 

@@ -65,10 +65,18 @@ class ClipTeacher:
         classes: Sequence[str],
         templates: Sequence[str],
         descriptions: Mapping[str, Sequence[str]] | None = None,
+        *,
+        warns: bool = True,
     ) -> TextBank:
-        """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions."""
+        """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions.
+
+        Args:
+            descriptions: class → sentences; others than `classes` are left alone.
+            warns: say so where prompts are longer than the model reads; False where the same classes were told of.
+        """
         prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
-        warn_of_long_prompts(self.tokenizer, classes, prompts)
+        if warns:
+            warn_of_long_prompts(self.tokenizer, classes, prompts)
         vectors = self.embed_texts([prompt for own in prompts for prompt in own])
         parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
         bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
@@ -106,6 +114,8 @@ class EmbeddingsTeacher:
         classes: Sequence[str],
         templates: Sequence[str],
         descriptions: Mapping[str, Sequence[str]] | None = None,
+        *,
+        warns: bool = True,
     ) -> TextBank:
         """The file's text vectors for `classes`; `templates` cannot be applied and are recorded as `precomputed`."""
         if descriptions is not None:

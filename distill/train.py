@@ -102,7 +102,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     bank, described = (
         class_bank(fabric, config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
     )
-    lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank)
+    lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
     job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgekd.console import say
 from edgekd.distill.fitting import check_needs
 from edgekd.distill.job import Job
-from edgekd.distill.lessons import make_lessons
+from edgekd.distill.lessons import make_lessons, run_descriptions
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.loader import BatchSource, Prefetcher
 from edgekd.distill.memory import keep_freed_memory
@@ -88,7 +88,8 @@ def prepare(loaded: LoadedRun, data: str | None = None) -> Tuning:
             f"{config.teacher} is not the teacher that this run learned from: its weights differ.",
             "Put the run's own teacher back, or train again.",
         )
-    lessons = make_lessons(fabric, config, recipe, images, split, teacher, loaded.bank)
+    described = run_descriptions(config, images.classes)
+    lessons = make_lessons(fabric, config, recipe, images, split, teacher, loaded.bank, described)
     if loaded.bank is not None:
         lessons = lessons.in_space_of(loaded.bank)
     student = copy.deepcopy(loaded.student)

@@ -23,11 +23,14 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     twice = [name for name, count in Counter(readable(name).lower() for name in names).items() if count > 1]
     if twice:
         raise EdgekdError(
-            f"The vocabulary {path} names {len(twice)} things more than once, for example {twice[0]}.",
+            f"The vocabulary {path} has the same name more than once: {', '.join(twice[:8])}.",
             "Two equal rows would share what the teacher sees in them; keep one.",
         )
     if len(names) < 2:
-        raise EdgekdError(f"The vocabulary {path} holds {len(names)} names.", "Write one name per line, two at least.")
+        raise EdgekdError(
+            f"The vocabulary {path} has fewer than two names.",
+            "Write one per line.",
+        )
     return names
 
 

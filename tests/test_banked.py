@@ -20,7 +20,12 @@ def test_soft_text_targets_are_vlprox_over_all_classes_plus_the_teachers_entropy
     assert batch.bank is not None
     entropy = torch.distributions.Categorical(logits=unit(batch.teacher) @ batch.bank.T / tau).entropy()
     soft = text_soft_ce(batch, tau_student=tau, tau_teacher=tau)
-    assert torch.allclose(soft, vlprox(batch, k=C, tau=tau) + entropy)
+    near = vlprox(batch, k=C, tau=tau)
+    assert torch.allclose(soft, near + entropy)
+    assert batch.embedding is not None
+    # The entropy is the teacher's alone, so what the student learns is the same.
+    slopes = [torch.autograd.grad(values.sum(), batch.embedding)[0] for values in (soft, near)]
+    assert torch.allclose(*slopes)
 
 
 def test_soft_text_targets_of_a_cold_teacher_are_cross_entropy_with_its_pseudo_labels() -> None:

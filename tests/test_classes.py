@@ -110,17 +110,20 @@ def test_a_class_from_text_vectors(artifact: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_class_by_name_needs_the_teacher_of_the_run(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     from edgekd.distill import teacher
+
+    asked: list[Any] = []
 
     class Stand:
         id = "t"
 
-        def text_bank(self, classes: list[str], templates: list[str]) -> Any:
+        def text_bank(self, classes: list[str], templates: list[str], described: Any) -> Any:
             assert (classes, templates) == (["blue"], ["a {}"])
             import torch
 
+            asked.append(described)
             return type("Bank", (), {"vectors": torch.tensor([[0.0, 0.0, 1.0]])})
 
     with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
@@ -131,6 +134,13 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
     bank = read_bank(artifact / changed.bank)
     np.testing.assert_array_equal(bank.vectors[2], [0, 0, 1])
     assert bank.facts["added"][0]["templates"] == ["a {}"]
+    assert "descriptions" not in bank.facts["added"][0]
+    edgekd.remove_class(artifact, "blue")
+    (tmp_path / "d.txt").write_text("blue: The colour of the sky.\nred: That of fire.\n")
+    changed = edgekd.add_class(artifact, "blue", descriptions=str(tmp_path / "d.txt"))
+    assert asked == [None, {"blue": ("The colour of the sky.",)}]
+    assert changed.bank is not None
+    assert read_bank(artifact / changed.bank).facts["added"][0]["descriptions"] == ["The colour of the sky."]
 
 
 def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_path: Path) -> None:
@@ -148,6 +158,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
+        ({"images": [photos], "descriptions": "d.txt"}, "its name is not asked"),
     ):
         with pytest.raises(EdgekdError, match=message):
             edgekd.add_class(artifact, "blue", **arguments)  # type: ignore[arg-type]

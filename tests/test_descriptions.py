@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.distill.descriptions import QUESTION, descriptions_for, write_descriptions
+from edgekd.distill.descriptions import QUESTION, descriptions_for, kept_descriptions, write_descriptions
 from edgekd.errors import EdgekdError
 
 CLASSES = ("dog", "dining_table")
@@ -66,3 +66,30 @@ def test_a_command_that_fails_or_says_nothing_is_named_with_the_class(command: s
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match="cannot be read"):
         descriptions_for(str(tmp_path / "none.json"), CLASSES)
+
+
+@pytest.mark.parametrize(("command", "said"), [('ask "never closed', "cannot be read"), ("  ", "is empty")])
+def test_a_command_that_is_none_is_said(command: str, said: str) -> None:
+    with pytest.raises(EdgekdError, match=said) as caught:
+        descriptions_for(f"command:{command}", CLASSES)
+    assert caught.value.hint
+
+
+def test_a_class_that_is_there_with_nothing_said_about_it_is_not_mistaken_for_a_slip(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"dog": " ", "dining table": "A flat top."}')
+    with pytest.raises(EdgekdError, match="no description of 1 of 2") as caught:
+        descriptions_for(str(tmp_path / "d.json"), CLASSES)
+    assert caught.value.hint == 'What it says about "dog" is empty. Every class needs one.'
+
+
+def test_what_was_written_down_is_not_asked_again(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text('{"dog": ["It barked then."]}')
+    (tmp_path / "now.json").write_text('{"dog": "It barks now.", "dining table": "A flat top."}')
+    spec = str(tmp_path / "now.json")
+    assert kept_descriptions(tmp_path / "kept.json", spec, CLASSES) == {
+        "dog": ("It barked then.",),
+        "dining_table": ("A flat top.",),
+    }
+    assert kept_descriptions(tmp_path / "kept.json", "command:false", ("dog",)) == {"dog": ("It barked then.",)}
+    for nothing in (None, tmp_path / "none.json"):
+        assert kept_descriptions(nothing, spec, ("dog",)) == {"dog": ("It barks now.",)}

@@ -71,6 +71,13 @@ def test_training_mode_is_given_back() -> None:
     assert model.bn1.training
 
 
+def test_weights_that_are_not_finite_are_left_alone() -> None:
+    model = frozen(timm.create_model("resnet18", num_classes=3))
+    with torch.no_grad():
+        model.fc.weight.fill_(torch.inf)
+    assert find_folds(model, torch.rand(2, 3, 32, 32)) == []
+
+
 class Shared(nn.Module):
     """One convolution that two BatchNorms read, and one BatchNorm that reads no convolution."""
 

@@ -88,6 +88,28 @@ def test_a_vocabulary_is_distilled_for_and_the_classes_are_predicted(base: dict[
     assert loaded.student.neck is not None
 
 
+def test_descriptions_are_of_the_vocabulary_too(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("house\ntree\ncat\n")
+    told = {"cat": "A small cat.", "dog": "It barks."}
+
+    def lgd(out: str, **more: str) -> Run:
+        (tmp_path / "d.json").write_text(json.dumps(told | more))
+        words = {"recipe": "lgd", "vocabulary": tmp_path / "v.txt", "descriptions": str(tmp_path / "d.json")}
+        return train(TrainConfig.model_validate(base | words | {"out": tmp_path / out}))
+
+    with pytest.raises(EdgekdError, match="no description of 2 of 4 classes: house, tree"):
+        lgd("none")
+    one, other = lgd("one", house="Of stone.", tree="Green."), lgd("other", house="A roof on it.", tree="Tall.")
+    assert one.folder is not None
+    assert other.folder is not None
+    assert set(json.loads((one.folder / "descriptions.json").read_text())) == {"cat", "dog", "house", "tree"}
+    assert terms(one.folder) != terms(other.folder)  # the texts that it distils for are others
+    banks = [load_run(folder).bank for folder in (one.folder, other.folder)]
+    assert banks[0] is not None
+    assert banks[1] is not None
+    assert torch.equal(banks[0].vectors, banks[1].vectors)  # those of its classes are not
+
+
 def test_domain_texts_need_domains(base: dict[str, Any], tmp_path: Path) -> None:
     for name in ("photo", "sketch"):  # one source domain and the unseen one
         (tmp_path / "two").mkdir(exist_ok=True)
@@ -110,7 +132,9 @@ def test_prompts_that_are_too_long_are_said_once_with_the_class(
     base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "d.txt").write_text("cat: " + "very " * 40 + "small\ndog: It barks.\n")
-    train(TrainConfig.model_validate(base | {"recipe": "vlm-ood", "descriptions": str(tmp_path / "d.txt")}))
+    # rise has texts about every domain besides.
+    words = {"recipe": "rise", "prompts": "photo", "descriptions": str(tmp_path / "d.txt")}
+    train(TrainConfig.model_validate(base | words))
     said = capsys.readouterr().err
     assert said.count("longer than the teacher reads") == 1
     assert "1 of 2 classes" in said

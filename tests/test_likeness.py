@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,35 @@ def test_agreement_is_measured_before_and_after_export(run: Path, capsys: pytest
     assert "onnxruntime-fp32" in shown
 
 
+def test_a_file_that_embeds_is_compared_as_the_student_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.errors import NotHere
+    from edgekd.targets import session
+
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    edgekd.export(copy, head="embedding")
+    edgekd.add_class(copy / "artifacts" / "onnxruntime-fp32-embedding", "aardvark")  # is nobody's answer here
+    open_it = session.open_session
+
+    def but_one(folder: Path, **words: Any) -> Any:
+        if folder.name == "onnxruntime-fp32":
+            raise NotHere("It runs on another machine.", "Go there.")
+        return open_it(folder, **words)
+
+    monkeypatch.setattr("edgekd.likeness.open_session", but_one)
+    rows = edgekd.evaluate(copy, agreement=True)
+    assert "onnxruntime-fp32 is left out: It runs on another machine." in capsys.readouterr().err
+    assert [row["subject"] for row in rows] == ["student", "onnxruntime-fp32-embedding"] * 2
+    for before, after in ((rows[0], rows[1]), (rows[2], rows[3])):
+        for name in ("top1_agreement", "m_rel", "recall", "m_neigh"):
+            assert before[name] == pytest.approx(after[name], abs=0.02)
+        assert before["angle"] == pytest.approx(after["angle"], abs=0.01)
+        assert before["distance"] == pytest.approx(after["distance"], abs=1e-3)
+        assert 0 < before["distance"] < 4
+        assert before["m_vlalign"] == pytest.approx(after["m_vlalign"], abs=0.1)
+
+
 def main_output(words: list[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(words)
@@ -105,6 +136,33 @@ def test_an_embedding_student_knows_classes_it_was_not_trained_on(
     edgekd.train(recipe="kd", out=kd, **settings)
     with pytest.raises(EdgekdError, match='has a class "horse" that the student was not made for'):
         edgekd.evaluate(kd, data=str(other))
+
+
+def test_new_classes_are_asked_for_as_the_run_learned_its_own(
+    make_domain_folder: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgekd.distill.teacher import ClipTeacher
+
+    told = {"cat": "It purrs.", "dog": "It barks.", "horse": "It neighs.", "house": "It stands."}
+    (tmp_path / "d.json").write_text(json.dumps(told))
+    out = tmp_path / "run"
+    edgekd.train(recipe="vlm-ood", out=out, descriptions=str(tmp_path / "d.json"), prompts="imagenet7", **settings)
+    other = make_domain_folder(tmp_path / "other", domains=(), classes=("horse", "house"), count=3)
+    asked: list[Any] = []
+    real = ClipTeacher.text_bank
+
+    def heard(self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **words: Any) -> Any:
+        asked.append((tuple(classes), len(templates), descriptions))
+        return real(self, classes, templates, descriptions, **words)
+
+    monkeypatch.setattr(ClipTeacher, "text_bank", heard)
+    edgekd.evaluate(out, data=str(other))
+    assert asked == [(("horse", "house"), 7, {"horse": ("It neighs.",), "house": ("It stands.",)})]
+    edgekd.evaluate(out, data=str(other), prompts="photo")
+    assert asked[1] == (("horse", "house"), 1, None)
+    (tmp_path / "mine.txt").write_text("horse: Fast.\nhouse: Slow.\n")
+    edgekd.evaluate(out, data=str(other), descriptions=str(tmp_path / "mine.txt"))
+    assert asked[2] == (("horse", "house"), 7, {"horse": ("Fast.",), "house": ("Slow.",)})
 
 
 def test_a_run_is_evaluated_with_the_texts_it_was_trained_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

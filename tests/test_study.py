@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from study_data import draw_domains, tiny_settings
 
 import edgekd
 from edgekd.cli import main
-from edgekd.data import load_images
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.load import LoadedRun, load_run
+from edgekd.distill.pixels import squashed, store_side
+from edgekd.distill.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError
+from edgekd.few import teacher_keys
 from edgekd.measure import suites_of
 from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
+from edgekd.studies.write import console_lines
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -292,10 +297,55 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
     assert suite.images.classes == ("ant", "cat")
 
 
+def test_a_command_describes_the_classes_once_for_all_runs(tiny_teacher: Path, tmp_path: Path) -> None:
+    """It gives another answer each time, as a language model does."""
+    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    (tmp_path / "ask.py").write_text(
+        "import sys; log = open(sys.argv[1], 'a+'); log.write('x'); log.seek(0); print('Answer', len(log.read()), '.')"
+    )
+    command = f"command:{sys.executable} {tmp_path / 'ask.py'} {tmp_path / 'log'}"
+    words = base | {"protocol": "class-disjoint", "unseen_classes": "bee,dog", "seeds": 1, "out": tmp_path / "s"}
+    words |= {"keep": True, "recipe_settings": [f"{name}:descriptions={command}" for name in ("vlm-ood", "vl2v-adip")]}
+    study = edgekd.study("erm,vlm-ood,vl2v-adip", **words)
+    edgekd.study("erm,vlm-ood,vl2v-adip", **words | {"seeds": 2})
+    assert len((tmp_path / "log").read_text()) == 4  # once for each class
+    (path,) = (tmp_path / "s").glob("descriptions-*.json")
+    told = json.loads(path.read_text())
+    assert {sentence for (sentence,) in told.values()} == {f"Answer {n} ." for n in range(1, 5)}
+    for run in ("vlm-ood-0", "vl2v-adip-0", "vlm-ood-1"):
+        kept = json.loads((tmp_path / "s" / "runs" / run / "descriptions.json").read_text())
+        assert kept == {name: told[name] for name in ("ant", "cat")}
+    (note,) = [note for note in study.tables[0].notes if note.startswith("Descriptions")]
+    assert note.endswith("of: teacher zero-shot, vlm-ood, vl2v-adip.")
+    model = load_teacher(base["teacher"])
+    assert isinstance(model, ClipTeacher)
+    images = load_images(base["data"])
+    bank = model.text_bank(images.classes, ("a photo of a {}",), told)
+    with np.load(tmp_path / "s" / "teacher.npz") as file:
+        expected = predict_all(teacher_predict(model, bank), images, np.arange(len(images)), model.preprocess)
+        assert np.allclose(file["scores"], expected, atol=1e-3)
+
+
+def test_words_that_lack_a_class_are_said_before_anything_trains(base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"cat": "It purrs."}')
+    (tmp_path / "v.txt").write_text("ant\nant\n")
+    words = base | {"seeds": 1, "out": tmp_path / "s"}
+    with pytest.raises(EdgekdError, match="no description of 1 of 2 classes: dog"):
+        edgekd.study("vlm-ood", settings=[f"descriptions={tmp_path / 'd.json'}"], **words)
+    with pytest.raises(EdgekdError, match="same name more than once: ant"):
+        edgekd.study("lgd", settings=[f"vocabulary={tmp_path / 'v.txt'}"], **words)
+    assert not (tmp_path / "s" / "runs").exists()
+
+
 def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:
     study = edgekd.study("erm", protocol="low-shot", fractions="1,0.1", seeds=1, out=tmp_path / "s", keep=True, **base)
     assert [table.title for table in study.tables] == ["10 % of the training labels", "100 % of the training labels"]
     assert [table.columns for table in study.tables] == [("sketch",), ("sketch",)]
+    shown = list(console_lines(study.tables))
+    under = [line.partition(":")[0] for line in shown]
+    assert [under.count(word) for word in ("Split", "Selection", "Machine")] == [2, 2, 1]
+    assert under.index("Split") < under.index("Selection") < shown.index("100 % of the training labels")
+    assert set(shown) >= {note for table in study.tables for note in table.notes}
     few, whole = (load_run(tmp_path / "s" / "runs" / name).data()[1] for name in ("erm-sketch-0.1-0", "erm-sketch-0"))
     assert (len(few.train), len(whole.train)) == (4, 32)
     assert np.array_equal(few.ood_test, whole.ood_test)
@@ -353,7 +403,8 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
     teacher = study.tables[1].rows[0]
     assert set(teacher.columns) == {("", "id"), ("", "zero_shot")}
     text = (folder / "table.md").read_text()
-    assert "| seen | unseen zero-shot | unseen retrieval | unseen fine-tuned | seen fine-tuned | − erm |" in text
+    shown = "| seen | unseen zero-shot | unseen retrieval | by teacher's keys | unseen fine-tuned | seen fine-tuned |"
+    assert shown in text
     assert "fine-tuning 1 more" in text
     # The run that is there answers the same from the command.
     rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4)
@@ -362,11 +413,42 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
             own = [row for row in rows if row["subject"] == subject]
             assert sum(row["n"] for row in own) == len(file[measure])
             assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(file[measure].sum())
+        rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4, keys="teacher")
+        own = [row for row in rows if row["subject"] == "retrieval"]
+        assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(file["retrieval_teacher"].sum())
+    with pytest.raises(EdgekdError, match="none are shown"):
+        edgekd.evaluate(folder / "runs" / "vl2v-adip-0", keys="teacher")
+    for run, keys, sentence in (("erm-0", "teacher", "has no text head"), ("erm-0", "teahcer", "no keys of a")):
+        with pytest.raises(EdgekdError, match=sentence):
+            edgekd.evaluate(folder / "runs" / run, shots=4, keys=keys)
+    loaded = load_run(folder / "runs" / "vl2v-adip-0")
+    keys_of(loaded, whole, take_shots(whole, ("bee", "dog"), 4, 0))
     with pytest.raises(EdgekdError, match="trained on the class bee"):
         edgekd.evaluate(folder / "runs" / "vl2v-adip-4shot-0", shots=1)
     # Nothing is kept when nothing is asked to be.
     edgekd.study("erm,vl2v-adip", shots="1", **words)
     assert not [path.name for path in (folder / "runs").iterdir() if path.name in ("erm-0", "vl2v-adip-0")]
+
+
+def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
+    """The first copies are the plain images, the others vary about them; all as the student is to match them."""
+    assert loaded.bank is not None
+    keys = teacher_keys(loaded, whole, shots).reshape(10, len(shots), -1)
+    model = load_teacher(loaded.config.teacher)
+    assert isinstance(model, ClipTeacher)
+    pixels = np.stack([model.preprocess.pixels(whole.read(i)) for i in shots])
+    told = torch.nn.functional.normalize(model.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), dim=-1)
+    assert loaded.bank.image_centre is not None
+    expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=-1)
+    assert torch.allclose(keys[0], expected, atol=1e-4)
+    size = model.preprocess.size
+    for copy, place in ((1, 0), (9, 5)):
+        pixels = torch.from_numpy(squashed(whole, int(shots[place]), store_side(size)).copy())[None]
+        view = render(pixels, view_params([whole.keys[shots[place]]], [copy - 1], ViewPolicy()), size)
+        told = torch.nn.functional.normalize(model.embed_images(view)[0], dim=0)
+        expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=0)
+        assert torch.allclose(keys[copy, place], expected, atol=1e-4)
+        assert not torch.allclose(keys[copy, place], keys[0, place], atol=1e-4)
 
 
 @pytest.mark.slow

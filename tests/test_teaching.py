@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 
 from edgekd.distill.prompts import TextBank
-from edgekd.distill.recipes import get_recipe
+from edgekd.distill.recipes import Stage, get_recipe
 from edgekd.distill.teaching import centred
+from edgekd.distill.terms import TermSpec
+from edgekd.distill.train import stage_loss
 
 TRAIN = np.array([0, 2, 3])
 
@@ -62,3 +67,19 @@ def test_the_user_and_the_recipe_can_say_no() -> None:
 def test_vlm_ood_is_centred_but_not_in_the_teachers_own_tower() -> None:
     assert bank_of(CONE_LIKE, recipe="vlm-ood").image_centre is not None
     assert bank_of(CONE_LIKE, recipe="vlm-ood", student="teacher").image_centre is None
+
+
+def test_the_filter_asks_the_teacher_itself_and_not_what_is_left_without_the_centre() -> None:
+    """The teacher names both images `a` as labelled; less the centres the second one is nearer to `b`."""
+    bank = TextBank(("a", "b"), ("{}",), torch.eye(2), "0123", 10.0)
+    teacher = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    apart = replace(bank, image_centre=teacher.mean(dim=0), text_centre=bank.vectors.mean(dim=0))
+    assert (apart.image_target(teacher) @ apart.head.T).argmax(dim=1).tolist() == [0, 1]
+    student: Any = SimpleNamespace(embeds=True, head=None)
+    stage = Stage("train", 1.0, {"cos_img": TermSpec(1.0, mask="teacher_correct")}, ("backbone",))
+    told = apart.image_target(teacher)
+    answers = torch.stack([told[0], -told[1]])  # as the first, opposite to the second
+    labels = torch.zeros(2, dtype=torch.int64)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    loss, _ = stage_loss(fabric, nn.Identity(), student, stage, answers, labels, teacher, apart)
+    assert loss.item() == pytest.approx((0 + 2) / 2, abs=1e-6)

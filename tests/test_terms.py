@@ -177,6 +177,25 @@ def test_half_precision_is_taken_and_answered_in_single(name: str, dtype: torch.
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
 
 
+def test_a_large_batch_in_half_precision_is_summed_in_single() -> None:
+    """4,096 images with a loss of 100 each: their sum is six times what half precision can hold."""
+    embedding = torch.full((4096, D), 10.0, dtype=torch.float16)
+    batch = Batch(labels=torch.zeros(4096, dtype=torch.int64), embedding=embedding, teacher=torch.zeros_like(embedding))
+    assert TERMS["feat_mse"].function(batch).dtype == torch.float16
+    assert objective(batch, {"feat_mse": TermSpec(1.0)})[0].item() == 100
+
+
+def test_where_targets_are_centred_the_teachers_own_logits_decide() -> None:
+    batch = draw()
+    assert batch.teacher is not None
+    own = batch.teacher_logits()
+    moved = replace(batch, teacher=-batch.teacher, zero_shot=own)
+    assert torch.equal(moved.teacher_logits(), own)
+    assert torch.equal(teacher_correct(moved), teacher_correct(batch))
+    assert not torch.equal(teacher_correct(moved), teacher_correct(replace(moved, zero_shot=None)))
+    assert torch.equal(teacher_confidence(moved), teacher_confidence(batch))
+
+
 @pytest.mark.parametrize("name", TERMS)
 def test_an_empty_batch_gives_nought(name: str) -> None:
     batch = draw(batch=0)

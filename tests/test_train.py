@@ -430,6 +430,19 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_term(run: Trainer, tmp_pa
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+def test_weights_that_the_last_step_has_spoilt_are_not_saved(run: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="scores are not finite"):
+        run(recipe="erm", lr=1e30, steps=1)
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_weights_that_an_earlier_stage_has_spoilt_stop_at_the_next_loss(run: Trainer) -> None:
+    """A cosine hides what has become infinite, so the stage ends without a word."""
+    with pytest.raises(EdgekdError, match="not finite: cos_"):
+        run(recipe="vl2v-adip", lr=1e30, bn="frozen", steps=8)
+
+
 def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = iter([0.25, 0.75, 0.5, 0.75])
     kept: dict[int, dict[str, torch.Tensor]] = {}

@@ -216,6 +216,7 @@ def add_class(
     images: Sequence[str | Path] = (),
     text_vector: str | Path | None = None,
     teacher: str | None = None,
+    descriptions: str | None = None,
 ) -> Artifact:
     """Add a class to an artifact that was exported with `head="embedding"`; the other classes' logits stay as they are.
 
@@ -226,6 +227,7 @@ def add_class(
         text_vector: `.npy` file of the teacher's text vectors of it, float `[D]` or `[prompts, D]`.
         teacher: where the run's teacher lies now. Without `images` and `text_vector` it is asked for the class's name
             with the run's prompts; None takes the run's own spec.
+        descriptions: sentences behind the prompts, as `TrainConfig.descriptions`; give some where the run had some.
 
     Returns:
         The artifact as it is now.
@@ -238,6 +240,7 @@ def add_class(
         images=[Path(image) for image in images],
         text_vector=Path(text_vector) if text_vector is not None else None,
         teacher=teacher,
+        descriptions=descriptions,
     )
 
 
@@ -415,6 +418,7 @@ def evaluate(
     agreement: bool = False,
     probe: bool = False,
     shots: int | None = None,
+    keys: str = "student",
 ) -> list[dict[str, Any]]:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
 
@@ -425,17 +429,21 @@ def evaluate(
         run: run folder; None evaluates the teacher alone.
         data: any images `load_images` takes; None takes the run's data, or `toy`.
         teacher: teacher spec; None takes the run's teacher, or `toy`.
-        prompts: template set; None takes the run's text vectors where they have these classes, else `photo`.
-        descriptions: sentences about each class, as `TrainConfig.descriptions`.
+        prompts: template set; None takes the run's text vectors, and for classes that it does not know its templates
+            and descriptions; without a run `photo`.
+        descriptions: sentences about each class, as `TrainConfig.descriptions`, in place of the run's.
         agreement: instead, how alike the run's teacher, student and artifacts are on its test images.
         probe: instead, classifiers fitted on the student's frozen features of its training images.
         shots: instead, the classes that the run left out, or those of `data`, from so many images of each: by their
             texts alone (`zero-shot`) and with these images cached (`retrieval`), tested on the others.
+        keys: with `shots`, whose embeddings of them are cached: the `student`'s, as a device can, or the `teacher`'s of
+            ten views of each, as published.
 
     Returns:
         One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
         the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
-        m_rel, recall, m_neigh (0–1) and angle (degrees). With `probe` the subjects are `linear` and `knn`.
+        m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit vectors, 0–4). With
+        `probe` the subjects are `linear` and `knn`.
     """
     from edgekd.benchmark.accuracy import columns_among
     from edgekd.data import load_images
@@ -444,6 +452,10 @@ def evaluate(
     from edgekd.distill.teacher import ClipTeacher, load_teacher
     from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
 
+    if keys != "student" and shots is None:
+        raise EdgekdError(
+            "Keys are those of a few images, and none are shown.", "Say how many of each class: --shots 4."
+        )
     if agreement or probe or shots is not None:
         if (
             (agreement + probe + (shots is not None) > 1)
@@ -462,7 +474,7 @@ def evaluate(
         if shots is not None:
             from edgekd.few import few_rows
 
-            return few_rows(chosen, data, shots)
+            return few_rows(chosen, data, shots, keys)
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
     loaded = load_run(Path(run)) if run else None
     images = loaded.images() if loaded and not data else load_images(data or "toy")

@@ -26,8 +26,11 @@ def add(
     images: Sequence[Path] = (),
     text_vector: Path | None = None,
     teacher: str | None = None,
+    descriptions: str | None = None,
 ) -> Artifact:
     """See `edgekd.api.add_class`."""
+    if descriptions and (images or text_vector is not None):
+        raise EdgekdError("Descriptions stand behind the class's name, and its name is not asked.", "Leave them out.")
     if bool(images) + (text_vector is not None) + (teacher is not None) > 1:
         raise EdgekdError("A class comes from one source.", "Give --images, --text-vector or --teacher.")
     artifact = read_artifact(folder)
@@ -44,7 +47,7 @@ def add(
             if text_vector is not None:
                 vector, how = bank.of_text(_read_vector(text_vector)), provenance("text vector", file=text_vector.name)
             else:
-                vector, how = _from_teacher(bank, name, teacher)
+                vector, how = _from_teacher(bank, name, teacher, descriptions)
             change_bank(folder, lambda current: current.with_class(name, vector, how))
     return read_artifact(folder)
 
@@ -73,8 +76,11 @@ def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
     add_by_images(folder, name, images, embed)
 
 
-def _from_teacher(bank: ClassBank, name: str, spec: str | None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+def _from_teacher(
+    bank: ClassBank, name: str, spec: str | None, descriptions: str | None
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """The class's vector by the run's own prompts, and how it was made."""
+    from edgekd.distill.descriptions import descriptions_for
     from edgekd.distill.teacher import load_teacher
 
     model = load_teacher(spec or bank.facts["teacher"])
@@ -83,10 +89,12 @@ def _from_teacher(bank: ClassBank, name: str, spec: str | None) -> tuple[NDArray
             f"{spec or bank.facts['teacher']} is not the teacher in whose space this artifact embeds.",
             f"It was distilled from {bank.facts['teacher']}; say where that lies now: --teacher SPEC.",
         )
-    if bank.facts["described"]:
-        warn(f"the other classes' prompts end in descriptions, that of {name} does not.")
-    made = model.text_bank([name], bank.facts["templates"])
-    return bank.of_text(made.vectors[0].numpy()), provenance("text", templates=bank.facts["templates"])
+    described = descriptions_for(descriptions, [name]) if descriptions else None
+    if bank.facts["described"] and not described:
+        warn(f"the other classes' prompts end in descriptions, that of {name} does not: --descriptions gives it one.")
+    made = model.text_bank([name], bank.facts["templates"], described)
+    told = {"descriptions": list(described[name])} if described else {}
+    return bank.of_text(made.vectors[0].numpy()), provenance("text", templates=bank.facts["templates"], **told)
 
 
 def _read_vector(path: Path) -> NDArray[np.float32]:

@@ -562,6 +562,9 @@ def evaluate(
         int | None,
         typer.Option(help="New classes from so many images of each: those the run left out, or --data's.", min=1),
     ] = None,
+    keys: Annotated[
+        str, typer.Option(help="With --shots, whose embeddings of these images are kept: student or teacher.")
+    ] = "student",
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
     from edgekd import api
@@ -576,16 +579,19 @@ def evaluate(
         agreement=agreement,
         probe=probe,
         shots=shots,
+        keys=keys,
     )
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
-    out.print(f"{'subject':<18}{'domain':<16}{'images':>8}{titles}", markup=False)
+    widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
             number = "–" if row[name] is None else format(factor * row[name], ".1f" if factor > 1 else ".2f")
             cells += f"{number:>{len(title) + 2}}"
-        out.print(f"{row['subject']:<18}{row['domain']:<16}{row['n']:>8,}{cells}", markup=False)
+        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        out.print(line, markup=False)
 
 
 @app.command()
@@ -684,6 +690,7 @@ _AGREEMENT = {
     "m_neigh": ("M_neigh@10 %", 100),
     "m_vlalign": ("M_vlalign@5", 1),
     "angle": ("angle °", 1),
+    "distance": ("distance²", 1),
 }
 """Key of a row → its column's title and the factor on its numbers."""
 

@@ -31,6 +31,9 @@ def add(
     teacher: Annotated[
         str | None, typer.Option(help="Where the teacher lies now, which is asked otherwise. [default: the run's]")
     ] = None,
+    descriptions: Annotated[
+        str | None, typer.Option(help="Sentences about the class behind its prompts, as for edgekd train.")
+    ] = None,
 ) -> None:
     """Add a class: by its name, asked of the teacher with the run's prompts, by a text vector, or by a few images."""
     from edgekd import api
@@ -38,7 +41,9 @@ def add(
     from edgekd.targets.bank import read_bank
     from edgekd.targets.new_class import told
 
-    changed = api.add_class(artifact, name, images=images or (), text_vector=text_vector, teacher=teacher)
+    changed = api.add_class(
+        artifact, name, images=images or (), text_vector=text_vector, teacher=teacher, descriptions=descriptions
+    )
     assert changed.bank is not None
     result(f"classes: {', '.join(changed.classes)}", f"{name}: {told(read_bank(artifact / changed.bank))}")
 

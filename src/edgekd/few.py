@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -12,15 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.data import ImageSet, load_images
-from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.pixels import PixelStore, store_side
+from edgekd.distill.predict import pixel_batches, predict_all, student_predict
 from edgekd.distill.probe import student_vectors
 from edgekd.distill.retrieval import retrieval_scores
-from edgekd.distill.teacher import load_teacher
-from edgekd.errors import EdgekdError
+from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.views import ViewPolicy, plain, render, view_params
+from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.likeness import accuracy_rows
 from edgekd.scarce import left_to_test, take_shots
+
+Keys = Literal["student", "teacher"]
+"""Whose embeddings of the few images are kept."""
+COPIES = 10
+"""Of each image, where the teacher's are kept; the first is the plain one (Li et al.'s program)."""
 
 
 def can_zero_shot(loaded: LoadedRun) -> bool:
@@ -31,9 +37,8 @@ def can_zero_shot(loaded: LoadedRun) -> bool:
 def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
     """Text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
     assert loaded.bank is not None
-    spec = loaded.config.descriptions
-    described = descriptions_for(spec, classes) if spec else None
-    bank = load_teacher(loaded.config.teacher).text_bank(classes, loaded.bank.templates, described)
+    teacher = load_teacher(loaded.config.teacher)
+    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.described(classes))
     return dataclasses.replace(bank, text_centre=loaded.bank.text_centre).head
 
 
@@ -47,6 +52,39 @@ def student_scores(
     return predict_all(predict, images, indices, loaded.run.preprocess)
 
 
+@torch.inference_mode()
+def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
+    """The teacher's embeddings of the images at `shots` as the student is to match them, `[copies · len(shots), D]`.
+
+    As Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy. The
+    copies are the run's views in place of RandAugment(2, 9). A file of embeddings has one key per image.
+
+    Raises:
+        EdgekdError: the teacher is gone or another one, or the student does not embed in its space.
+    """
+    if not can_zero_shot(loaded):
+        raise EdgekdError(
+            f"The student of {loaded.run.name} ({loaded.run.recipe}) has no text head in the teacher's space.",
+            "Take its own features as keys: --keys student.",
+        )
+    assert loaded.bank is not None
+    teacher = load_teacher(loaded.config.teacher)
+    if teacher.id != loaded.run.teacher_id:
+        raise EdgekdError(
+            f"{loaded.config.teacher} is not the teacher {loaded.run.name} was trained with.", "Restore its weights."
+        )
+    if not isinstance(teacher, ClipTeacher):
+        return loaded.bank.image_target(teacher.lookup([images.ids[i] for i in shots]))
+    policy, size = ViewPolicy(), teacher.preprocess.size
+    found = [teacher.embed_images(plain(torch.from_numpy(p))) for p in pixel_batches(images, shots, teacher.preprocess)]
+    pixels = PixelStore(images, store_side(size), None).batch(shots)
+    keys = [images.keys[i] for i in shots]
+    for copy in range(COPIES - 1):
+        views = render(torch.from_numpy(pixels), view_params(keys, [copy] * len(keys), policy), size)
+        found.append(torch.cat([teacher.embed_images(part) for part in torch.split(views, 64)]))
+    return loaded.bank.image_target(torch.cat(found))
+
+
 def cached_scores(
     loaded: LoadedRun,
     images: ImageSet,
@@ -54,26 +92,37 @@ def cached_scores(
     indices: NDArray[np.int64],
     classes: Sequence[str],
     texts: Tensor | None,
+    keys: Keys = "student",
 ) -> NDArray[np.float32]:
     """Scores among `classes` by retrieval from the images at `shots`, float32 `[len(indices), classes]`.
 
-    Keys are the student's embeddings of the plain images, or its features where it does not embed.
-
     Args:
         texts: as `new_vectors`, or None for the cache alone.
+        keys: `student`: its embeddings of the plain images, or its features where it does not embed. `teacher`: see
+            `teacher_keys`.
+
+    Raises:
+        EdgekdError: as `teacher_keys`.
     """
     place = {images.classes.index(name): number for number, name in enumerate(classes)}
     labels = torch.tensor([place[label] for label in images.labels[shots].tolist()])
     which = 1 if loaded.student.embeds else 0
-    keys, queries = (student_vectors(loaded.student, images, part)[which] for part in (shots, indices))
-    return retrieval_scores(queries, keys, labels, len(classes), texts).numpy()
+    cached = teacher_keys(loaded, images, shots) if keys == "teacher" else None
+    if cached is None:
+        cached = student_vectors(loaded.student, images, shots)[which]
+    queries = student_vectors(loaded.student, images, indices)[which]
+    labels = labels.repeat(len(cached) // len(labels))
+    return retrieval_scores(queries, cached, labels, len(classes), texts).numpy()
 
 
-def few_rows(loaded: LoadedRun, data: str | None, count: int) -> list[dict[str, Any]]:
+def few_rows(loaded: LoadedRun, data: str | None, count: int, keys: str = "student") -> list[dict[str, Any]]:
     """Accuracy per domain on new classes, of zero-shot and of retrieval from `count` images of each.
 
     The classes are those that the run left out, or all of `data`; which images are cached follows from their contents
     and the run's split seed, and the others are tested.
+
+    Args:
+        keys: `student` or `teacher`, whose embeddings are cached; see `cached_scores`.
 
     Returns:
         Rows as `accuracy_rows` with the subjects `zero-shot` (where the student has a text head) and `retrieval`.
@@ -81,6 +130,8 @@ def few_rows(loaded: LoadedRun, data: str | None, count: int) -> list[dict[str, 
     Raises:
         EdgekdError: no new classes, or one with too few images.
     """
+    if keys not in get_args(Keys):
+        raise EdgekdError(f'There are no keys of a "{keys}".', did_you_mean(keys, get_args(Keys)))
     images = load_images(data or loaded.run.data)
     classes = images.classes if data else loaded.config.unseen_classes
     known = [name for name in classes if name in loaded.run.classes]
@@ -97,5 +148,5 @@ def few_rows(loaded: LoadedRun, data: str | None, count: int) -> list[dict[str, 
     rows = []
     if texts is not None:
         rows += accuracy_rows("zero-shot", student_scores(loaded, asked, everything, texts), asked, everything)
-    scores = cached_scores(loaded, images, shots, left, classes, texts)
+    scores = cached_scores(loaded, images, shots, left, classes, texts, cast(Keys, keys))
     return rows + accuracy_rows("retrieval", scores, asked, everything)

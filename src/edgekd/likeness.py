@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.agreement import angle_degrees, m_neigh, m_rel, m_vlalign, recall_at
+from edgekd.benchmark.agreement import angle_degrees, m_neigh, m_rel, m_vlalign, recall_at, squared_distance
 from edgekd.benchmark.metrics import macro, top1
+from edgekd.console import warn
 from edgekd.data import ImageSet
 from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
@@ -19,9 +22,11 @@ from edgekd.distill.probe import probe_scores, student_vectors
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, NotHere
 from edgekd.measure import suites_of
-from edgekd.targets.session import open_session
+from edgekd.targets.session import Session, open_session
+
+Scores = NDArray[np.float32]
 
 NEIGHBOURS = 10
 TEXTS = 5
@@ -31,15 +36,23 @@ RECALL = 5
 def image_bank(
     loaded: LoadedRun | None, teacher: Teacher, images: ImageSet, prompts: str | None, descriptions: str | None
 ) -> TextBank:
-    """Text vectors for these images' classes: the run's own where they fit, else made from `prompts`."""
-    own = loaded.bank if loaded else None
-    if own and not prompts and not descriptions and own.teacher_id == teacher.id:
+    """Text vectors for these images' classes: the run's own, or made as those were, unless told otherwise.
+
+    Args:
+        prompts: other templates than the run's, and then no descriptions but those given here.
+        descriptions: other sentences than the run's, as `descriptions_for` takes them.
+    """
+    own = loaded.bank if loaded and loaded.bank and loaded.bank.teacher_id == teacher.id else None
+    if own and not prompts and not descriptions:
         places = {name: place for place, name in enumerate(own.classes)}
         if set(images.classes) <= set(places):
             rows = own.vectors[[places[name] for name in images.classes]]
             return dataclasses.replace(own, classes=images.classes, vectors=rows)
     described = descriptions_for(descriptions, images.classes) if descriptions else None
-    return teacher.text_bank(images.classes, templates_for(prompts or "photo", images.domains), described)
+    if own and loaded and not prompts and not descriptions:
+        described = loaded.described(images.classes)
+    templates = own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
+    return teacher.text_bank(images.classes, templates, described)
 
 
 def accuracy_rows(
@@ -83,6 +96,7 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
     if teacher is None and model.id != run.teacher_id:
         raise EdgekdError(f"{spec} is not the teacher {run.name} was trained with.", "Restore its weights.")
     rows = []
+    sessions = _open_artifacts(loaded.folder)
     for suite in suites_of(loaded, data, None):
         if suite.name == "val":  # there for temperatures alone
             continue
@@ -93,38 +107,65 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
         told = _teacher_vectors(model, images, indices)  # [N, D]
         texts = told @ bank.vectors.numpy().T
         aimed_at = bank.image_target(torch.from_numpy(told)).numpy()
-        columns = [run.classes.index(name) for name in images.classes]
         # Another teacher's embeddings live in another space.
-        comparable = loaded.student.embeds and model.id == run.teacher_id
-        embeddings = student_vectors(loaded.student, images, indices)[1].numpy() if comparable else None
-        predict = student_predict(loaded.student, loaded.vectors)
-        scored = {"student": predict_all(predict, images, indices, run.preprocess)[:, columns]}
-        for folder in sorted(path.parent for path in loaded.folder.glob("artifacts/*/artifact.json")):
-            if not folder.name.endswith(".failed"):
-                session = open_session(folder, spinning=False)
-                preprocess = session.artifact.preprocess
-                scored[folder.name] = predict_all(session.run, images, indices, preprocess)[:, columns]
-        for subject, scores in scored.items():
+        comparable = model.id == run.teacher_id
+        for subject, scores, embeddings in _answers(loaded, sessions, images, indices):
             for d, domain in enumerate(images.domains):
                 here = images.domain_of[indices] == d
                 if here.any():
-                    own = embeddings[here] if embeddings is not None and subject == "student" else None
+                    own = embeddings[here] if embeddings is not None and comparable else None
                     place = {"subject": subject, "domain": domain, "n": int(here.sum())}
                     rows.append(place | _compare(scores[here], texts[here], own, aimed_at[here]))
     return rows
 
 
-def _compare(
-    scores: NDArray[np.float32], texts: NDArray[np.float32], own: NDArray[np.float32] | None, told: NDArray[np.float32]
-) -> dict[str, Any]:
+def _open_artifacts(run: Path) -> dict[str, Session]:
+    """The run's exported files by name; those whose runtime is not here are left out, and it is said."""
+    found = {}
+    for folder in sorted(path.parent for path in run.glob("artifacts/*/artifact.json")):
+        if folder.name.endswith(".failed"):
+            continue
+        try:
+            found[folder.name] = open_session(folder, spinning=False)
+        except NotHere as reason:
+            warn(f"{folder.name} is left out: {reason.message}")
+    return found
+
+
+def _answers(
+    loaded: LoadedRun, sessions: Mapping[str, Session], images: ImageSet, indices: NDArray[np.int64]
+) -> Iterator[tuple[str, Scores, Scores | None]]:
+    """Subject, scores `[N, C]` in the order of the images' classes, and embeddings `[N, D]` of those that embed."""
+    student, preprocess = loaded.student, loaded.run.preprocess
+    columns = [loaded.run.classes.index(name) for name in images.classes]
+    predict = student_predict(student, loaded.vectors)
+    vectors = student_vectors(student, images, indices)[1].numpy() if student.embeds else None
+    yield "student", predict_all(predict, images, indices, preprocess)[:, columns], vectors
+    for name, session in sessions.items():
+        columns = [session.artifact.classes.index(cls) for cls in images.classes]
+        preprocess = session.artifact.preprocess
+        if session.bank is None:
+            yield name, predict_all(session.run, images, indices, preprocess)[:, columns], None
+        else:
+            vectors = predict_all(session.embed, images, indices, preprocess)
+            yield name, session.bank.logits(vectors)[:, columns], vectors
+
+
+def _compare(scores: Scores, texts: Scores, own: Scores | None, told: Scores) -> dict[str, Any]:
     found: dict[str, Any] = {
         "top1_agreement": float((scores.argmax(axis=1) == texts.argmax(axis=1)).mean()),
         "m_vlalign": m_vlalign(scores, texts, TEXTS),
     }
-    names = ("m_rel", "recall", "m_neigh", "angle")
+    names = ("m_rel", "recall", "m_neigh", "angle", "distance")
     if own is None:
         return found | dict.fromkeys(names)
-    numbers = (m_rel(own, told), recall_at(own, told, RECALL), m_neigh(own, told, NEIGHBOURS), angle_degrees(own, told))
+    numbers = (
+        m_rel(own, told),
+        recall_at(own, told, RECALL),
+        m_neigh(own, told, NEIGHBOURS),
+        angle_degrees(own, told),
+        squared_distance(own, told),
+    )
     return found | dict(zip(names, numbers, strict=True))
 
 

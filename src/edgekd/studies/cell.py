@@ -18,6 +18,7 @@ from edgekd.distill.load import LoadedRun
 from edgekd.errors import EdgekdError
 from edgekd.few import can_zero_shot, new_vectors, student_scores
 from edgekd.scarce import unseen_test
+from edgekd.studies.descriptions import from_file
 from edgekd.studies.plan import Cell, cell_config
 from edgekd.studies.runs import asked, chosen_among, facts_of, trained
 from edgekd.studies.shots import shots_cell
@@ -64,7 +65,7 @@ def main(folder: str, cell: str, keep: str) -> int:
         config = TrainConfig.model_validate(
             {"recipe": one.recipe} | settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
         )
-        run_cell(store, one, config, keep=keep == "keep")
+        run_cell(store, one, from_file(config, store.folder), keep=keep == "keep")
     except EdgekdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

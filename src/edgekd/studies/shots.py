@@ -27,6 +27,7 @@ from edgekd.studies.runs import asked, chosen_among, facts_of, trained
 from edgekd.studies.store import Done, Outcome, Store
 
 ZERO_SHOT, RETRIEVAL, ID_TUNED = "zero_shot", "retrieval", "id_tuned"
+RETRIEVAL_TEACHER = "retrieval_teacher"
 """Measures besides `id` (seen classes before) and `ood` (unseen classes after fine-tuning)."""
 TUNING = 20 / 90
 """Steps of fine-tuning for each step before it."""
@@ -46,6 +47,9 @@ def shots_cell(store: Store, cell: Cell, config: TrainConfig) -> tuple[dict[str,
         outcomes[ZERO_SHOT] = chosen_among(student_scores(base, whole, left, texts), whole, left, unseen)
     cached = cached_scores(base, whole, shots, left, unseen, texts)
     outcomes[RETRIEVAL] = chosen_among(cached, whole, left, unseen)
+    if texts is not None:
+        cached = cached_scores(base, whole, shots, left, unseen, texts, "teacher")
+        outcomes[RETRIEVAL_TEACHER] = chosen_among(cached, whole, left, unseen)
 
     changes = {
         "start": base.folder,

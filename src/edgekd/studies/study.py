@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgekd.errors import EdgekdError
 from edgekd.files import write_text
+from edgekd.studies.descriptions import ask_once
 from edgekd.studies.grid import Failure, run_cells
 from edgekd.studies.numbers import Table
 from edgekd.studies.picture import draw_study
@@ -42,6 +43,7 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     store.check()
     with store.running():
         store.claim(plan.settings())
+        plan = ask_once(plan, folder)
         failures = run_cells(plan, store, jobs=jobs, keep=keep)
         if not keep and not failures:
             remove_bases(plan, folder)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from edgekd.benchmark.environment import describe
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import Plan, Test, recipe_of
-from edgekd.studies.shots import ID_TUNED, RETRIEVAL, ZERO_SHOT, on_common_images
+from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
+from edgekd.studies.teacher import uses_teacher
 
 TEACHER = "teacher zero-shot"
 
@@ -45,6 +46,7 @@ def measures_of(plan: Plan) -> dict[str, str]:
             ID: "seen",
             ZERO_SHOT: "unseen zero-shot",
             RETRIEVAL: "unseen retrieval",
+            RETRIEVAL_TEACHER: "by teacher's keys",
             OOD: "unseen fine-tuned",
             ID_TUNED: "seen fine-tuned",
         }
@@ -75,7 +77,8 @@ def _protocol(plan: Plan) -> str:
         return (
             f"Protocol: k-shot. The classes {', '.join(plan.unseen)} do not train at first. Then a few images of each "
             "are shown: retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without "
-            "texts where it has a trained head), fine-tuning goes on from the same run on the seen classes and these "
+            "texts where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning "
+            "goes on from the same run on the seen classes and these "
             "images. All numbers of images are tested on the same ones, those that the largest leaves. Unseen classes "
             "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
         )
@@ -94,6 +97,18 @@ def _protocol(plan: Plan) -> str:
         f"Protocol: {what}. OOD: all images of the unseen domain, top-1 %; ID: the test images of the source domains"
         f"{', averaged over the unseen domains' if len(plan.tests) > 1 else ''}."
     )
+
+
+def _texts(plan: Plan) -> list[str]:
+    """Which rows have descriptions of the classes in their prompts; the teacher's are those of the first it teaches."""
+    with_them = [name for name in plan.recipes if plan.configs[name].descriptions]
+    if not with_them:
+        return []
+    taught = [name for name in plan.recipes if uses_teacher(plan, name)]
+    rows = [TEACHER] * (taught[0] in with_them) + with_them
+    return [
+        f"Descriptions of the classes stand behind the prompts, in training and in every test, of: {', '.join(rows)}."
+    ]
 
 
 def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
@@ -121,6 +136,7 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
         _protocol(plan),
         f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
         f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
+        *_texts(plan),
         f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the {tested} images.",
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "

@@ -27,8 +27,7 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
     images = plan.images
     # One classifier for all cells, so no templates that differ with the domain left out.
     templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)
-    # `command:` would give other sentences at every call than those the students learned from.
-    spec = config.descriptions if config.descriptions and not config.descriptions.startswith("command:") else None
+    spec = config.descriptions
     bank = teacher.text_bank(images.classes, templates, descriptions_for(spec, images.classes) if spec else None)
     wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
     path = store.folder / "teacher.npz"

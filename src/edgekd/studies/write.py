@@ -11,6 +11,9 @@ from edgekd.benchmark.table import NONE
 from edgekd.studies.numbers import ID, OOD, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 
+ALWAYS = ("Split:", "Selection:")
+"""How the notes begin without which no table may be read."""
+
 
 def group_titles(table: Table) -> list[str]:
     """What accuracies a row has: in domain, per column, and on average where there are several columns."""
@@ -49,7 +52,8 @@ def _interval(value: Interval | None) -> str:
 
 
 def console_lines(tables: Sequence[Table]) -> Iterator[str]:
-    """The tables with their columns aligned, and the notes of the last one."""
+    """The tables with their columns aligned; under each the notes that it alone has, split and selection always."""
+    common = [note for note in tables[-1].notes if all(note in table.notes for table in tables)]
     for table in tables:
         lines = [header(table), *(cells(table, row) for row in table.rows)]
         widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
@@ -58,8 +62,9 @@ def console_lines(tables: Sequence[Table]) -> Iterator[str]:
         for line in lines:
             first, *others = line
             yield "  ".join([f"{first:<{widths[0]}}", *(f"{t:>{w}}" for t, w in zip(others, widths[1:], strict=True))])
+        yield from (n for n in table.notes if n not in common or (len(tables) > 1 and n.startswith(ALWAYS)))
         yield ""
-    yield from tables[-1].notes
+    yield from (note for note in common if len(tables) == 1 or not note.startswith(ALWAYS))
 
 
 def markdown(name: str, tables: Sequence[Table]) -> str:
