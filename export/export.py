@@ -29,7 +29,7 @@ from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.export.qat import Tuner
-from edgekd.files import disk_errors, replacing, sha256_file
+from edgekd.files import disk_errors, replacing, sha256_file, sweep
 from edgekd.manifest import Artifact, Input, Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
@@ -144,6 +144,7 @@ def export_model(
         takers = [other.name for other in TARGETS.values() if unknown[0] in other.options]
         raise EdgekdError(f"{target} has no option {unknown[0]}.", f"It belongs to {', '.join(takers) or 'no target'}.")
     writer = importlib.import_module(WRITERS[target])
+    sweep(folder)
     with _one_winner(folder), replacing(folder) as scratch:
         scratch.mkdir()
         build = Build(
@@ -278,7 +279,7 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
     """What may bring a file with few bits over its threshold, or the threshold to the file; not what was tried."""
     ways, int8 = [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
-        ways.append(f"measure ranges on more than {len(build.calibration)} images: --calibration-images 300")
+        ways.append(f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300")
     if int8 and artifact.target in SEARCHED and build.yardstick is None and build.tuner is None:
         ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
     if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:

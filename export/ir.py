@@ -47,8 +47,10 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
     try:
         openvino.save_model(model, path, compress_to_fp16=halved)
     except RuntimeError as error:  # an OSError in all but name and number
+        # The folders on the way mean nothing to anybody.
+        place = next(parent for parent in path.parents if not parent.name.startswith((".tmp-", "search-")))
         raise EdgekdError(
-            f"OpenVINO {version(openvino)} could not write its files in {path.parent.parent} ({reason(error)}).",
+            f"OpenVINO {version(openvino)} could not write its files in {place} ({reason(error)}).",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import C, Dialect
-from edgekd.export.evaluate import Evaluate
+from edgekd.export.dialect import C, Dialect, OnnxDialect
+from edgekd.export.evaluate import Evaluate, in_batches
 from edgekd.export.units import Unit
 
 _RANKING = 16
@@ -144,9 +144,10 @@ def _searched(calibrated: C, reference: _Reference[C], fp32: Path, trials: Path,
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
+        trained = ", or train it with its rounding: --qat" if isinstance(dialect, OnnxDialect) else ""
         warn(
             f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
-            f"Take --{dialect.rest}, allow a larger drop, or train it with its rounding: --qat."
+            f"Take --{dialect.rest}, or allow a larger drop{trained}."
         )
     return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}}
 
@@ -202,21 +203,26 @@ class _Reference(Generic[C]):
     def __init__(self, fp32: Path, yardstick: Yardstick, dialect: Dialect[C]) -> None:
         self.yardstick, self.dialect = yardstick, dialect
         self.sets = (yardstick.pixels, yardstick.proxy)
-        self.logits = tuple(dialect.answers(fp32, images) for images in self.sets)
+        self.logits = self._answers(fp32)
 
     def drops(self, path: Path) -> _Drops:
-        now = [self.dialect.answers(path, images) for images in self.sets]
+        now = self._answers(path)
         lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
         same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
         return _Drops(lost[0], lost[1], agreement=float(np.concatenate(same).mean()))
 
     def effect(self, path: Path) -> float:
         errors = []
-        for images, said in zip(self.sets, self.logits, strict=True):
+        for said, now in zip(self.logits, self._answers(path, _RANKING), strict=True):
             some = said[:_RANKING].astype(np.float64)
-            error = np.square(self.dialect.answers(path, images[:_RANKING]) - some).mean()
+            error = np.square(now - some).mean()
             errors.append(float(error / max(np.square(some - some.mean(axis=0)).mean(), 1e-12)))
         return max(errors)
+
+    def _answers(self, path: Path, most: int | None = None) -> list[NDArray[np.float32]]:
+        """What a file says about the first `most` images of each set; opened once, which can be most of the work."""
+        run = self.dialect.open(path)
+        return [in_batches(run, images[:most]) for images in self.sets]
 
     def _right(self, logits: NDArray[np.float32]) -> float:
         return float((logits.argmax(axis=1) == self.yardstick.labels).mean())
@@ -271,10 +277,6 @@ def _costs(files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any
         f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
     )
     return {"cost_ms": round(ms, 3), "cost_mb": round(mb, 3), "fp32_ms": round(times["fp32"], 3)}
-
-
-def _bytes(file: Path) -> int:
-    return sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
 
 
 def _nodes(units: Sequence[Unit]) -> list[str]:

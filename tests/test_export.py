@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from edgekd.api import int8_against_fp32
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.export import export_model, torch_logits
 from edgekd.export.graph import Deployable
@@ -131,7 +134,7 @@ def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
         return caught.value.hint
 
     few, many, narrowed = hint(), hint(calibration=pictures(100)), hint(calibrator="mse")
-    assert "more than 32 images: --calibration-images 300" in few
+    assert "more images than 32: --calibration-images 300" in few
     assert "--calibration-images" not in many
     assert "--calibrator percentile or entropy or mse" in few
     assert "--calibrator" not in narrowed
@@ -253,3 +256,31 @@ def test_copied_folder_works_with_onnxruntime_and_numpy_only(fp32: Path, tmp_pat
     )
     expected = torch_logits(build(), PREPROCESS.pixels(picture)[None]).argmax()
     assert done.stdout.strip() == CLASSES[int(expected)]
+
+
+def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(fp32: Path, tmp_path: Path) -> None:
+    int8 = export(build(), tmp_path / "onnxruntime-int8", "int8", fp32_path=fp32 / "model.onnx")
+    assert int8_against_fp32(int8) is None
+    shutil.copytree(fp32, tmp_path / "onnxruntime-fp32")
+    other = int8.model_copy(update={"name": "openvino-int8", "target": "openvino"})
+    for artifact in (int8, other):
+        found = int8_against_fp32(artifact)
+        assert found is not None
+        assert min(found[:2]) > 0
+        assert found[2] == "onnxruntime-fp32"
+    shutil.copytree(fp32, tmp_path / "openvino-fp32")
+    found = int8_against_fp32(other)
+    assert found is not None
+    assert found[2] == "openvino-fp32"
+
+
+def test_what_a_killed_export_left_goes_with_a_later_one(fp32: Path, tmp_path: Path) -> None:
+    left = [tmp_path / f".tmp-0123456789a{digit}-a" for digit in "bc"]
+    for folder in left:
+        (folder / "search-x").mkdir(parents=True)
+        (folder / "search-x" / "trial.onnx").write_bytes(b"half")
+    yesterday = time.time() - 25 * 3600
+    for path in (left[0] / "search-x" / "trial.onnx", left[0] / "search-x", left[0]):
+        os.utime(path, (yesterday, yesterday))
+    export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"], "the other may be at work"

@@ -19,6 +19,7 @@ from edgekd.files import (
     scratch_folder,
     sha256_file,
     short_hash,
+    sweep,
     write_json,
     write_text,
 )
@@ -69,6 +70,18 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
         raise KeyError
     assert names(tmp_path) == ["run"]
     assert names(path) == []
+
+
+def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
+    scraps = [".tmp-0123456789ab-a", ".tmp-0123456789ab-ba", ".tmp-0123456789ab-a-old", ".tmp-a", "a"]
+    for name in scraps:
+        (tmp_path / name).write_text("half")
+    sweep(tmp_path / "a")
+    assert names(tmp_path) == sorted(scraps), "all of them are new"
+    for name in scraps:
+        os.utime(tmp_path / name, (0, 0))
+    sweep(tmp_path / "a")
+    assert names(tmp_path) == sorted(scraps[1:])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM])

@@ -9,6 +9,7 @@ import pytest
 from test_mixed import spoilt, yardstick
 from test_quantize import logits, pictures
 
+from edgekd.errors import EdgekdError
 from edgekd.export import ov_int8
 from edgekd.export.ir import read
 from edgekd.export.mixed import quantize_within
@@ -38,7 +39,7 @@ def test_units_hold_everything_that_int8_changes(fp32: Path, rounded: ov_int8.Ro
     layers = [unit.name for unit in units if unit.weighted]
     assert {"stem", "depthwise", "pointwise", "head"} <= set(layers)
     assert any(unit.name.startswith("Add after ") for unit in units)
-    assert all(len(unit.nodes) == 1 for unit in units)
+    assert len({unit.nodes[0] for unit in units}) == len(units)
     everything = [name for unit in units for name in unit.nodes]
     described = DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
     assert described["quantized_layers"] == 0
@@ -119,3 +120,14 @@ def test_the_search_keeps_what_the_gate_needs(fp32: Path, tmp_path: Path, capsys
     assert tight["mixed"]["fp32_ms"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.bin", "loose.xml", "tight.bin", "tight.xml"]
     assert "stay in float" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_in_the_search_is_called_by_the_users_folder(
+    rounded: ov_int8.Rounded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's words on a full disk
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(EdgekdError, match=f"in {tmp_path} \\("):
+        DIALECT.write(rounded, tmp_path / ".tmp-0123456789ab-openvino-int8" / "search-x" / "trial.xml")

@@ -600,16 +600,22 @@ def _counts(given: str | Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
+def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
     """Milliseconds of one image, one thread, of an INT8 artifact that runs here and of the FP32 one beside it.
 
     Returns:
-        INT8, FP32; None without the latter, or for a format whose runtime may be elsewhere.
+        INT8, FP32, and the FP32 artifact's name: the same target's, else ONNX Runtime's; None without either, or for a
+        format whose runtime may be elsewhere.
     """
     if artifact.folder is None or artifact.precision != "int8" or artifact.format not in ("onnx", "openvino"):
         return None
-    beside = artifact.folder.with_name(artifact.name.replace("int8", "fp32"))
-    if not (beside / "artifact.json").is_file():
+    from edgekd.targets.registry import DEFAULT_TARGET
+
+    own = artifact.name.replace("int8", "fp32")
+    usual = own.replace(artifact.target, DEFAULT_TARGET)
+    places = (artifact.folder.with_name(own), artifact.folder.with_name(usual))
+    beside = next((place for place in places if (place / "artifact.json").is_file()), None)
+    if beside is None:
         return None
     import numpy as np
 
@@ -622,7 +628,7 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float] | None:
     found = interleaved_ms(
         {name: open_session(folder, threads=1, spinning=False).run for name, folder in folders.items()}, image
     )
-    return found["int8"], found["fp32"]
+    return found["int8"], found["fp32"], beside.name
 
 
 def _yardstick(

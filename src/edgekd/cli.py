@@ -303,8 +303,8 @@ def export(
         if abs(speed[0] / speed[1] - 1) < 0.03:
             verdict = "about as fast as"
         result(
-            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms, "
-            "one image, one thread"
+            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
+            f"({speed[2]}), one image, one thread"
         )
     folder = artifacts[-1].folder
     assert folder is not None

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import platformdirs
 
 from edgekd.errors import EdgekdError
+
+_ABANDONED_S = 24 * 3600
 
 
 def cache_root() -> Path:
@@ -59,7 +62,7 @@ def scratch_folder() -> Iterator[Path]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path` in one rename, else it is removed.
 
-    A killed process leaves at most a `.tmp-*` file or folder that nothing reads.
+    A killed process leaves at most a `.tmp-*` file or folder that nothing reads; `sweep` removes it.
     """
     path = Path(path)
     with disk_errors(path):
@@ -83,6 +86,19 @@ def replacing(path: Path) -> Iterator[Path]:
                 shutil.rmtree(scratch, ignore_errors=True)
             else:
                 scratch.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of `replacing(path)`, where nothing in it has changed for a day.
+
+    A day, because somebody else may be writing the same path just now, on another machine even.
+    """
+    ours = re.compile(rf"\.tmp-[0-9a-f]{{12}}-{re.escape(path.name)}")
+    for left in [entry for entry in path.parent.glob(".tmp-*") if ours.fullmatch(entry.name)]:
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+            newest = max(entry.lstat().st_mtime for entry in (left, *left.rglob("*")))
+            if time.time() - newest > _ABANDONED_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
