@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,10 @@ from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import Student
 from edgekd.distill.teacher import Teacher
 from edgekd.split import Split
+
+Look = Callable[["Job", Student, int, tuple[int, ...]], None]
+"""Called as `look(job, student, done, places)` on process 0, with the weights that would be kept after `done` steps;
+`places` are all the steps of the run at which it is called. It may ask the student anything and changes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,8 @@ class Job:
     bank: TextBank | None
     """Of the classes: what a text head predicts with."""
     lessons: Lessons
+    look: Look | None = None
+    """Who else is shown the weights on their way."""
 
 
 def total(fabric: Fabric, value: Tensor) -> Tensor:

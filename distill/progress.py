@@ -85,6 +85,19 @@ class Progress:
         """From the end of the first step to the end of the last one; what comes after is not training."""
         return max(1e-9, self._last_step - (self._warm or self._last_step))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within the block is no training: it counts in no time and no speed."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            away = time.perf_counter() - since
+            self._started += away
+            self._last_step += away
+            if self._warm is not None:
+                self._warm += away
+
     def step(
         self,
         step: int,

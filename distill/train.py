@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import os
-import time
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -28,9 +27,10 @@ from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.finish import averaging, finish
 from edgekd.distill.fitting import check_needs
 from edgekd.distill.folding import find_folds, folded
-from edgekd.distill.job import Job, total
+from edgekd.distill.job import Job, Look, total
 from edgekd.distill.lessons import class_bank, make_lessons
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch
+from edgekd.distill.looking import places, show, validation_every
 from edgekd.distill.memory import keep_freed_memory
 from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
@@ -50,8 +50,12 @@ from edgekd.scarce import class_places
 from edgekd.split import Split
 
 
-def train(config: TrainConfig) -> Run:
+def train(config: TrainConfig, look: Look | None = None) -> Run:
     """Train a student and write its run folder.
+
+    Args:
+        look: shown the weights at `looking.places` of the last stage; the run's numbers are the same without. It must
+            pickle where there are several processes.
 
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
@@ -62,7 +66,7 @@ def train(config: TrainConfig) -> Run:
     fabric = make_fabric(config)
     try:
         # Bound beforehand: Fabric walks through the arguments of a launch and stumbles over frozen dataclasses.
-        fabric.launch(functools.partial(_train_process, config=config, images=images, split=split))
+        fabric.launch(functools.partial(_train_process, config=config, images=images, split=split, look=look))
     except ProcessRaisedException as error:  # a child's EdgekdError arrives as text
         marker = "EdgekdError: "
         if marker in str(error):
@@ -87,7 +91,7 @@ def make_fabric(config: TrainConfig) -> Fabric:
     )
 
 
-def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -> None:
+def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None) -> None:
     assert config.out is not None
     assert config.lr is not None
     recipe = get_recipe(config.recipe, config.stages)
@@ -105,7 +109,7 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
-    job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons)
+    job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons, look)
     if fabric.is_global_zero:
         claim_folder(config, split, described)
     fabric.barrier()
@@ -126,14 +130,14 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
             centre_projector(job, source(0))
         else:
             continue_from(config.start, student, images.classes)
-    started, first_step = time.perf_counter(), 0
+    first_step = 0
     with Progress(config.out, steps, config, fabric, resume_at) as progress:
         for stage, stage_steps in zip(recipe.stages, share_out(recipe, steps), strict=True):
             span = range(first_step, first_step + stage_steps)
             if resume_at < span.stop:
                 _run_stage(job, stage, span, max(resume_at, first_step), source, checkpoint, progress, steps)
             first_step = span.stop
-        seconds = checkpoint.seconds_before + time.perf_counter() - started
+        seconds = checkpoint.seconds_before + progress.seconds
         if fabric.is_global_zero:
             finish(job, checkpoint, steps, seconds, progress, source)
     fabric.barrier()
@@ -171,7 +175,9 @@ def _run_stage(
     if start > span.start:
         checkpoint.restore_stage(raw_optimizer, average)
     checkpoint.average = average
-    evaluate_every = config.eval_every or (max(1, len(span) // 8) if config.select == "best" else None)
+    every = validation_every(config, len(span))
+    validated = places(span, every) if final and every else ()
+    shown = places(span, every) if final and job.look else ()
 
     batches = Prefetcher(source, range(start, span.stop))
     for step, raw in batches:
@@ -192,8 +198,10 @@ def _run_stage(
         job.lessons.learn(fabric, taught)
         progress.step(step, stage.name, loss, values, rate, len(raw.indices) * fabric.world_size, batches)
         done = step + 1
-        if final and evaluate_every and (done % evaluate_every == 0 or done == steps):
+        if done in validated:
             checkpoint.evaluate(job, done, progress)
+        if done in shown:
+            show(job, average.module, done, shown, progress)
         if done % config.checkpoint_every == 0 and done < span.stop:
             checkpoint.save(done, student, average, raw_optimizer, progress.seconds)
     # The stage boundary itself is a checkpoint: the next stage needs the weights and nothing else.

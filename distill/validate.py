@@ -16,9 +16,15 @@ from edgekd.distill.views import plain
 
 def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
     """Unweighted mean over domains of the top-1 accuracy, 0–1."""
+    return domain_mean(scores_on(student, bank, images, indices), images, indices)
+
+
+def scores_on(
+    student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Scores of a student in training, where it lies, float32 `[len(indices), C]`; leaves it in eval mode."""
     vectors = bank.head.to(student.mean.device) if bank else None
-    scores = predict_all(student_predict(student, vectors), images, indices, student.preprocess)
-    return domain_mean(scores, images, indices)
+    return predict_all(student_predict(student, vectors), images, indices, student.preprocess)
 
 
 @torch.inference_mode()

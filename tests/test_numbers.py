@@ -93,3 +93,25 @@ def test_image_interval_does_not_shrink_when_seeds_agree() -> None:
     one = paired_seeds_interval([(first, second)])
     three = paired_seeds_interval([(np.repeat(first, 3, axis=0), np.repeat(second, 3, axis=0))])
     assert three == pytest.approx(one)
+
+
+def test_an_oracle_is_of_the_seeds_beside_it_or_of_none() -> None:
+    cells = [
+        done(Cell("erm", 0, "art"), ood="1100", oracle="1110"),
+        done(Cell("erm", 1, "art"), ood="1000", oracle="1000"),
+        done(Cell("erm", 0, "sketch"), ood="1100", oracle="1111"),
+        done(Cell("erm", 1, "sketch"), ood="1100"),
+        done(Cell("kd", 0, "art"), ood="1100", oracle="1100"),
+        done(Cell("kd", 0, "sketch"), ood="1000", oracle="1110"),
+    ]
+    columns = ("art", "sketch")
+    erm, kd = recipe_rows(cells, ("erm", "kd"), columns, ("ood", "oracle"), "erm", macro=False)
+    assert erm.columns["art", "oracle"].mean == 50
+    assert ("sketch", "oracle") not in erm.columns  # one seed of two
+    assert erm.oracle is None
+    assert kd.oracle is not None
+    assert kd.oracle.mean == 62.5
+    assert kd.difference == pytest.approx(37.5 - 50)  # of what was selected
+    (without,) = recipe_rows(cells, ("kd",), columns, ("ood",), "erm", macro=False)
+    assert without.oracle is None
+    assert set(without.columns) == {("art", "ood"), ("sketch", "ood")}

@@ -66,6 +66,20 @@ def test_speed_and_waiting_leave_out_the_first_step(tmp_path: Path, fabric: Fabr
     assert progress.seconds > 0.4
 
 
+def test_a_pause_is_no_training(tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:
+        for step in range(3):
+            clock[0] += 2
+            record(progress, step, waited_s=0.5)
+            with progress.paused():
+                clock[0] += 30
+        assert progress.seconds == 6
+        assert progress.images_per_second == 16 / 4  # the last two steps
+        assert progress.data_wait_percent == 25
+
+
 def test_before_two_steps_there_is_no_speed(tmp_path: Path, fabric: Fabric) -> None:
     with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:
         record(progress, 0)

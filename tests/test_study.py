@@ -100,7 +100,7 @@ def test_the_tables_say_the_same_in_every_form(made: Path) -> None:
 def test_a_finished_study_trains_nothing_and_may_grow(
     made: Path, base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "train", lambda config: pytest.fail("trained again"))
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("trained again"))
     again = edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art", out=made, **base)
     assert not again.failures
     assert again.tables[0].columns == ("art",)
@@ -114,13 +114,13 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     started = []
     real = runs.train
 
-    def flaky(config: Any) -> Any:
+    def flaky(config: Any, look: Any) -> Any:
         started.append(config.out.name)
         if config.out.name == "erm-sketch-1":
             raise EdgekdError("The disk burnt.", "Buy one.")
         if config.out.name == "erm-sketch-2":
             raise MemoryError("no more")
-        return real(config)
+        return real(config, look)
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "train", flaky)
@@ -176,7 +176,7 @@ def test_processes_that_die_are_failures_with_their_last_words(
     programs = iter(["import os; os.kill(os.getpid(), 9)", "import sys; print('error: No luck.'); sys.exit(2)"])
     seen = []
 
-    def start(folder: Path, cell: Any, log: Path, environment: dict[str, str], keep: bool) -> Any:
+    def start(folder: Path, cell: Any, log: Path, environment: dict[str, str], *flags: bool) -> Any:
         seen.append(environment["OMP_NUM_THREADS"])
         with open(log, "wb") as handle:
             return subprocess.Popen([sys.executable, "-c", next(programs)], stdout=handle, stderr=handle)
@@ -378,7 +378,7 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
     base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher)
     folder, trained = tmp_path / "s", []
     real = runs.train
-    monkeypatch.setattr(runs, "train", lambda config: (trained.append(config.out.name), real(config))[1])
+    monkeypatch.setattr(runs, "train", lambda config, look: (trained.append(config.out.name), real(config))[1])
     words = base | {"protocol": "k-shot", "unseen_classes": "bee,dog", "seeds": 1, "out": folder, "steps": 5}
     study = edgekd.study("erm,vl2v-adip", shots="4,1", keep=True, **words)
     assert [table.title for table in study.tables] == ["1 image of each unseen class", "4 images of each unseen class"]

@@ -516,6 +516,7 @@ def study(
     fractions: str | Sequence[float] = (),
     shots: str | Sequence[float] = (),
     baseline: str | None = None,
+    oracle: bool = False,
     jobs: int = 1,
     keep: bool = False,
     out: str | Path | None = None,
@@ -537,6 +538,8 @@ def study(
         fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
         shots: of `k-shot`, images of each unseen class; none takes 1, 4 and 16.
         baseline: recipe that the others are compared with; None takes `erm`, or else the first.
+        oracle: of `lodo` and `low-shot`, also the best accuracy on the unseen images on the way, chosen by looking at
+            them; no other number changes.
         jobs: cells side by side, in processes of their own that share the cores, with a GPU each where there are some.
         keep: keep the run folders of finished cells.
         out: the study's folder; None takes `studies/PROTOCOL-DATA`.
@@ -571,6 +574,7 @@ def study(
         file=Path(config) if config else None,
         settings=settings,
         recipe_settings=recipe_settings,
+        oracle=oracle,
     )
     return run_study(plan, folder, jobs=jobs, keep=keep)
 

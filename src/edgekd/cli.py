@@ -623,6 +623,13 @@ def study(
     baseline: Annotated[
         str | None, typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]")
     ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            help="lodo, low-shot: beside each result the best on the way, chosen by looking at the unseen images.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Cells side by side, in processes that share cores and GPUs.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the run folders of finished cells.")] = False,
     out: Annotated[
@@ -661,6 +668,7 @@ def study(
         fractions=fractions or (),
         shots=shots or (),
         baseline=baseline,
+        oracle=oracle,
         jobs=jobs,
         keep=keep,
         out=out,

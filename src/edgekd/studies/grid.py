@@ -43,7 +43,7 @@ def _here(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool)
     for number, cell in enumerate(todo, 1):
         say(f"study: cell {number} of {len(todo)}: {cell.key}")
         try:
-            run_cell(store, cell, plan.configs[cell.recipe], keep=keep)
+            run_cell(store, cell, plan.configs[cell.recipe], keep=keep, oracle=plan.oracle)
         except EdgekdError as error:
             failures.append(_failed(cell, str(error)))
         except Exception as error:  # whatever befell this cell, the others are worth their time
@@ -71,7 +71,7 @@ def _side_by_side(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, kee
             while waiting and slots:
                 cell, slot = waiting.pop(), slots.pop()
                 environment = _environment(threads, slot if gpus else None)
-                process = _start(store.folder, cell, logs / f"{cell.key}.txt", environment, keep)
+                process = _start(store.folder, cell, logs / f"{cell.key}.txt", environment, keep, plan.oracle)
                 running[process] = cell, slot
                 say(f"study: {cell.key} started, {len(waiting)} more to start")
             ended = [process for process in running if process.poll() is not None]
@@ -98,8 +98,11 @@ def _environment(threads: int, gpu: int | None) -> dict[str, str]:
     return variables
 
 
-def _start(folder: Path, cell: Cell, log: Path, environment: dict[str, str], keep: bool) -> subprocess.Popen[bytes]:
-    words = ["-m", "edgekd.studies.cell", str(folder), json.dumps(asdict(cell)), "keep" if keep else "drop"]
+def _start(
+    folder: Path, cell: Cell, log: Path, environment: dict[str, str], keep: bool, oracle: bool
+) -> subprocess.Popen[bytes]:
+    words = ["-m", "edgekd.studies.cell", str(folder), json.dumps(asdict(cell))]
+    words += ["keep" if keep else "drop", "oracle" if oracle else "blind"]
     with open(log, "wb") as handle:
         return subprocess.Popen([sys.executable, *words], env=environment, stdout=handle, stderr=handle)
 

@@ -6,6 +6,7 @@ standard deviation, `std(x / sqrt(n))`, ddof 0; the average over domains is take
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from edgekd.benchmark.stats import Interval, paired_seeds_interval
 from edgekd.studies.store import Done, Outcome
 
-ID, OOD = "id", "ood"
+ID, OOD, ORACLE = "id", "ood", "oracle"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Row:
         id: in domain, averaged over the columns.
         columns: (column, measure) → accuracy.
         average: the measure `ood` averaged over the columns, of the seeds that have all of them.
+        oracle: the same of the measure `oracle`, and of the same seeds; None if one of them lacks it.
         difference: mean over seeds of this average less the baseline's.
         t_interval: its 95 % interval over seeds, Student's t; None for one seed.
         image_interval: its 95 % interval over images, by a paired bootstrap.
@@ -50,6 +52,7 @@ class Row:
     t_interval: Interval | None = None
     image_interval: Interval | None = None
     seconds: float | None = None
+    oracle: Stat | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def recipe_rows(
 
     Args:
         done: cells of one table.
-        measures: shown per column, `ood` first; `id` is averaged over the columns.
+        measures: shown per column; `id` is averaged over the columns.
         macro: accuracies are means over classes.
     """
     cells = {(one.cell.recipe, one.cell.column, one.cell.seed): one for one in done}
@@ -109,6 +112,7 @@ def recipe_rows(
         if not own:
             continue
         average = _averages(cells, recipe, columns, OOD, macro)
+        oracle = _averages(cells, recipe, columns, ORACLE, macro) if ORACLE in measures else {}
         row = Row(
             name=recipe,
             id=stat(list(_averages(cells, recipe, columns, ID, macro).values())),
@@ -120,17 +124,17 @@ def recipe_rows(
             },
             average=stat(list(average.values())),
             seconds=float(np.mean([one.facts["seconds"] for one in own])),
+            oracle=stat(list(oracle.values())) if oracle.keys() == average.keys() else None,
         )
         found.append(row if recipe == baseline else _compared(row, cells, columns, average, baseline, macro))
     return found
 
 
 def _values(own: Sequence[Done], column: str, measure: str, macro: bool) -> list[float]:
-    return [
-        one.outcomes[measure].accuracy(macro=macro)
-        for one in own
-        if one.cell.column == column and measure in one.outcomes
-    ]
+    cells = [one for one in own if one.cell.column == column]
+    values = [one.outcomes[measure].accuracy(macro=macro) for one in cells if measure in one.outcomes]
+    # It stands beside a mean over all seeds, and some would be another mean.
+    return [] if measure == ORACLE and len(values) < len(cells) else values
 
 
 def _averages(
@@ -164,10 +168,12 @@ def _compared(
         pair = [[cells[name, column, seed].outcomes[OOD] for seed in seeds] for name in (row.name, baseline)]
         groups += _groups(pair[0], pair[1], macro)
     low, high = paired_seeds_interval(groups)
-    return Row(
-        row.name, row.id, row.columns, row.average, float(np.mean(differences)), t_interval(differences),
-        (100 * low, 100 * high), row.seconds,
-    )  # fmt: skip
+    return dataclasses.replace(
+        row,
+        difference=float(np.mean(differences)),
+        t_interval=t_interval(differences),
+        image_interval=(100 * low, 100 * high),
+    )
 
 
 def _groups(

@@ -1,13 +1,17 @@
-"""A study's tables as one picture: a panel per table, a group per column, a point with its error per recipe."""
+"""A study's tables as one picture: a panel per table, a group per column, a point with its error per recipe.
+
+Without the oracle: a point of it beside the others would be read as a result.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.files import replacing
-from edgekd.studies.numbers import Row, Stat, Table
+from edgekd.studies.numbers import ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 from edgekd.studies.write import group_titles, group_values
 
@@ -23,6 +27,7 @@ def draw_study(tables: Sequence[Table], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    tables = [dataclasses.replace(t, measures=tuple(m for m in t.measures if m != ORACLE)) for t in tables]
     groups = max(len(group_titles(table)) for table in tables)
     figure = Figure(figsize=(max(7.0, 2.2 + 1.5 * groups), 1.0 + 3.6 * len(tables)), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)

@@ -95,6 +95,7 @@ class Plan:
         tests: (table, column) → what its cells are tested on.
         unseen: the classes that never train.
         fingerprint: 16 hex digits over the images' contents and labels.
+        oracle: cells also look at the unseen images on the way; see `edgekd.studies.oracle`.
     """
 
     protocol: str
@@ -107,6 +108,7 @@ class Plan:
     tests: Mapping[tuple[str, str], Test]
     unseen: tuple[str, ...]
     fingerprint: str
+    oracle: bool = False
 
     @property
     def macro(self) -> bool:
@@ -164,6 +166,7 @@ def make_plan(
     file: Path | None,
     settings: Iterable[str],
     recipe_settings: Iterable[str],
+    oracle: bool = False,
 ) -> Plan:
     """Settle and check a study.
 
@@ -204,11 +207,18 @@ def make_plan(
         raise EdgekdError(f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them.")
     if protocol != "k-shot" and shots:
         raise EdgekdError(f"{protocol} shows no images of unseen classes.", "Use --protocol k-shot for some of them.")
+    if by_class and oracle:
+        raise EdgekdError(f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot.")
     unseen = unseen_names(images, unseen_classes, first.split_seed) if by_class else ()
     configs = {name: config.model_copy(update={"unseen_classes": unseen}) for name, config in configs.items()}
     domains: tuple[str | None, ...] = (None,)
     if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
         domains = domain_names(images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:]))
+    if oracle and domains == (None,):
+        raise EdgekdError(
+            f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
+            "Take --oracle out, or give images in domain/class/image folders.",
+        )
     parts = label_fractions(fractions) if protocol == "low-shot" else (1.0,)
     counts = shot_counts(shots) if protocol == "k-shot" else (0,)
     cells = [
@@ -234,6 +244,7 @@ def make_plan(
         tests=tests,
         unseen=unseen,
         fingerprint=_fingerprint(images),
+        oracle=oracle,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet
+from edgekd.distill.job import Look
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.train import train
 from edgekd.few import student_scores
@@ -18,8 +19,12 @@ from edgekd.manifest import Run
 from edgekd.studies.store import Outcome
 
 
-def trained(config: TrainConfig) -> LoadedRun:
-    """The run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained."""
+def trained(config: TrainConfig, look: Look | None = None) -> LoadedRun:
+    """The run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
+
+    Args:
+        look: shown the weights on their way; see `edgekd.distill.train.train`.
+    """
     folder = config.out
     assert folder is not None
     if not (folder / "run.json").is_file():
@@ -27,7 +32,7 @@ def trained(config: TrainConfig) -> LoadedRun:
             config = TrainConfig(out=folder, resume=True)
         elif folder.exists():  # killed before it had settings
             shutil.rmtree(folder)
-        train(config)
+        train(config, look)
     return load_run(folder)
 
 

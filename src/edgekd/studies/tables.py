@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.environment import describe
-from edgekd.studies.numbers import ID, OOD, Row, Stat, Table, recipe_rows, stat
+from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import Plan, Test, recipe_of
 from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
@@ -50,7 +50,9 @@ def measures_of(plan: Plan) -> dict[str, str]:
             OOD: "unseen fine-tuned",
             ID_TUNED: "seen fine-tuned",
         }
-    return {ID: "seen classes", OOD: "unseen classes"} if plan.unseen else {ID: "ID", OOD: "OOD"}
+    if plan.unseen:
+        return {ID: "seen classes", OOD: "unseen classes"}
+    return {ID: "ID", OOD: "OOD"} | ({ORACLE: "oracle"} if plan.oracle else {})
 
 
 def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]) -> Row:
@@ -111,6 +113,17 @@ def _texts(plan: Plan) -> list[str]:
     ]
 
 
+def _oracle(done: Sequence[Done]) -> str:
+    """What the columns of the oracle are, and that they are no result."""
+    counts = sorted({one.facts["oracle_places"] for one in done if ORACLE in one.outcomes})
+    where = f"{' or '.join(map(str, counts))} places" if counts else "places"
+    return (
+        f"Oracle: for each run the best accuracy on the unseen domain among the weights that it keeps and those at "
+        f"{where} of its last stage, chosen by looking at these very images: not a result that a user can have. "
+        "– where one of the runs was trained without --oracle."
+    )
+
+
 def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
     """Protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
     config = plan.configs[plan.recipes[0]]
@@ -131,13 +144,15 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
         steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"
     machine = describe()
     tested = "tested" if tuning else "unseen"
+    nothing = "Nothing but the oracle" if plan.oracle else "Nothing"
     what = "fine-tuned accuracy on what is unseen" if tuning else "accuracy on what is unseen"
     return [
         _protocol(plan),
         f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
         f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
         *_texts(plan),
-        f"Selection: {chosen or 'no cell has finished'}. Nothing looks at the {tested} images.",
+        f"Selection: {chosen or 'no cell has finished'}. {nothing} looks at the {tested} images.",
+        *([_oracle(done)] if plan.oracle else []),
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
         f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images "

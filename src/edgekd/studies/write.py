@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from edgekd.benchmark.stats import Interval
 from edgekd.benchmark.table import NONE
-from edgekd.studies.numbers import ID, OOD, Row, Stat, Table
+from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 
-ALWAYS = ("Split:", "Selection:")
+ALWAYS = ("Split:", "Selection:", "Oracle:")
 """How the notes begin without which no table may be read."""
 
 
@@ -19,13 +19,18 @@ def group_titles(table: Table) -> list[str]:
     """What accuracies a row has: in domain, per column, and on average where there are several columns."""
     inside, outside = table.names[ID], table.names[OOD]
     names = [f"{table.names[measure]} {column}".strip() for column in table.columns for measure in table.measures]
-    return [f"{inside} avg", *names, f"{outside} avg"] if len(table.columns) > 1 else [inside, *names]
+    if len(table.columns) == 1:
+        return [inside, *names]
+    oracle = [f"{table.names[ORACLE]} avg"] if ORACLE in table.measures else []
+    return [f"{inside} avg", *names, f"{outside} avg", *oracle]
 
 
 def group_values(table: Table, row: Row) -> list[Stat | None]:
     """The accuracies of `group_titles`."""
     inner = [row.columns.get((column, measure)) for column in table.columns for measure in table.measures]
-    return [row.id, *inner, *([row.average] if len(table.columns) > 1 else [])]
+    if len(table.columns) == 1:
+        return [row.id, *inner]
+    return [row.id, *inner, row.average, *([row.oracle] if ORACLE in table.measures else [])]
 
 
 def header(table: Table) -> list[str]:
@@ -92,7 +97,7 @@ def csv_text(tables: Sequence[Table]) -> str:
         for row in table.rows:
             for (column, measure), value in row.columns.items():
                 writer.writerow((table.title, row.name, column, measure, *_numbers(value)))
-            for measure, found in (("id", row.id), ("ood", row.average)):
+            for measure, found in ((ID, row.id), (OOD, row.average), (ORACLE, row.oracle)):
                 if found is not None:
                     writer.writerow((table.title, row.name, "average", measure, *_numbers(found)))
             for kind, interval in (("seeds", row.t_interval), ("images", row.image_interval)):

@@ -1,0 +1,63 @@
+"""The oracle of `edgekd study --oracle`: the best that a run's weights ever were on the images it is tested on.
+
+A run's training shows its weights on their way to `watch`, which tests them on all unseen images and keeps the best
+answers in the run's folder. Nothing that a run does, and no number but this one, depends on them.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+from edgekd.distill.job import Job
+from edgekd.distill.load import LoadedRun
+from edgekd.distill.students import Student
+from edgekd.distill.validate import scores_on
+from edgekd.files import write_bytes
+from edgekd.studies.store import Outcome
+
+_FILE = "oracle.npz"
+
+
+def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
+    """Test the weights after `done` steps on the unseen domain; a `Look`.
+
+    `oracle.npz` in the run's folder: `places` and those `seen`, int64; `step` of the best, the earliest of equals;
+    which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by a place twice, with the same
+    weights.
+    """
+    indices = job.split.ood_test
+    right = scores_on(student, job.bank, job.images, indices).argmax(axis=1) == job.images.labels[indices]
+    assert job.config.out is not None
+    path = job.config.out / _FILE
+    best = {"step": np.int64(done), "correct": right}
+    seen = {done}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            seen |= set(file["seen"].tolist())
+            if file["correct"].sum() >= right.sum():
+                best = {"step": file["step"], "correct": file["correct"]}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, places=np.array(places), seen=np.array(sorted(seen)), **best)
+    write_bytes(path, buffer.getvalue())
+
+
+def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]] | None:
+    """The best answers, those of the weights that the run kept (`kept`) among them, and facts about them.
+
+    Returns:
+        None if `watch` did not see every place: a part of the training ran without it. The facts: `oracle_places`, how
+        many it saw; `oracle_step`, the steps after which the weights were better than those kept, None if never.
+    """
+    path = loaded.folder / _FILE
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        places, seen, step, correct = (file[name] for name in ("places", "seen", "step", "correct"))
+    if not np.array_equal(places, seen):
+        return None
+    better = correct.sum() > kept.correct.sum()
+    facts = {"oracle_places": len(places), "oracle_step": int(step) if better else None}
+    return (Outcome(correct, kept.labels) if better else kept), facts

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from study_data import draw_domains, tiny_settings
+
+import edgekd
+from edgekd.config import TrainConfig
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.job import Job
+from edgekd.distill.load import load_run
+from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.students import Student
+from edgekd.distill.train import train
+from edgekd.errors import EdgekdError
+from edgekd.studies import cell as cells
+from edgekd.studies.plan import Cell
+from edgekd.studies.write import console_lines
+
+RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
+OWN = ["plain:average=none", "plain:student_options.drop_rate=0.3", "best:select=best", "swad:average=swad"]
+"""Dropout draws random numbers at every step, so that somebody else who draws would be noticed."""
+STEPS = 24
+LOGGED = ("step", "stage", "loss", "terms", "lr", "val_top1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
+    settings = tiny_settings(draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher)
+    return settings | {"steps": STEPS, "lr": 0.03, "test_domains": "sketch", "seeds": 1, "checkpoint_every": 7}
+
+
+@pytest.fixture(scope="module")
+def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The same study with the flag (True) and without."""
+    folder = tmp_path_factory.mktemp("studies")
+    for oracle in (False, True):
+        edgekd.study(RECIPES, out=folder / str(oracle), keep=True, oracle=oracle, recipe_settings=OWN, **base)
+    return {oracle: folder / str(oracle) for oracle in (False, True)}
+
+
+def lines(folder: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
+    return {line["cell"]["recipe"]: line for line in found}
+
+
+def arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
+    with np.load(folder / "cells" / f"{key}.npz") as file:
+        return dict(file)
+
+
+def numbers(folder: Path) -> dict[tuple[str, str, str], str]:
+    with open(folder / "table.csv") as handle:
+        return {(row["recipe"], row["column"], row["measure"]): row["value"] for row in csv.DictReader(handle)}
+
+
+def test_looking_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
+    for name in lines(made[False]):
+        key = f"{name}-sketch-0"
+        left, right = (load_file(made[oracle] / "runs" / key / "student.safetensors") for oracle in (False, True))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[part], right[part]) for part in left)
+        told = [
+            [{part: json.loads(line).get(part) for part in LOGGED} for line in text.splitlines()]
+            for text in ((made[oracle] / "runs" / key / "metrics.jsonl").read_text() for oracle in (False, True))
+        ]
+        assert told[0] == told[1]
+        blind, seeing = arrays(made[False], key), arrays(made[True], key)
+        assert seeing.keys() - blind.keys() == {"oracle", "oracle_labels"}
+        assert all(np.array_equal(blind[part], seeing[part]) for part in blind)
+        before, after = lines(made[False])[name], lines(made[True])[name]
+        assert before["selection"] == after["selection"]
+    blind, seeing = (
+        {place: value for place, value in numbers(made[oracle]).items() if place[2] != "train_seconds"}
+        for oracle in (False, True)
+    )
+    assert {measure for _, _, measure in seeing.keys() - blind.keys()} == {"oracle"}
+    assert {place: seeing[place] for place in blind} == blind
+
+
+def weights_on_the_way(config: TrainConfig) -> dict[int, Student]:
+    """What a run shows, by the steps done."""
+    shown: dict[int, Student] = {}
+
+    def keep(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
+        assert done in places
+        shown[done] = copy.deepcopy(student)
+
+    train(config, keep)
+    return shown
+
+
+def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
+    made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
+) -> None:
+    images = load_images(base["data"])
+    unseen = np.flatnonzero(images.domain_of == images.domains.index("sketch"))
+    better = set()
+    for name, line in lines(made[True]).items():
+        key = f"{name}-sketch-0"
+        run = made[True] / "runs" / key
+        loaded = load_run(run)
+        shown = weights_on_the_way(loaded.config.model_copy(update={"out": tmp_path / name}))
+        assert line["oracle_places"] == len(shown)
+        rights = {
+            done: predict_all(student_predict(student, loaded.vectors), images, unseen, loaded.run.preprocess).argmax(1)
+            == images.labels[unseen]
+            for done, student in shown.items()
+        }
+        found = arrays(made[True], key)
+        best = max(right.sum() for right in rights.values())
+        assert found["oracle"].sum() == max(best, found["ood"].sum())
+        if best > found["ood"].sum():
+            better.add(name)
+            assert rights[line["oracle_step"]].sum() == best
+            assert np.array_equal(rights[line["oracle_step"]], found["oracle"])
+        else:
+            assert line["oracle_step"] is None
+            assert np.array_equal(found["ood"], found["oracle"])
+    assert len(better) > 1  # else nothing was put to the test
+
+
+def test_places_are_those_of_validation_or_ten(made: dict[bool, Path]) -> None:
+    found = lines(made[True])
+    assert {name: line["oracle_places"] for name, line in found.items()} == {
+        "plain": 10, "best": 8, "swad": 10, "vl2v-adip": 10,
+    }  # fmt: skip
+
+
+def test_nothing_looks_at_unseen_images_without_the_flag(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = load_images(base["data"])
+    unseen = {images.ids[i] for i in np.flatnonzero(images.domain_of == images.domains.index("sketch"))}
+    read: list[str] = []
+    real, finish = ImageSet.read, cells.one_run
+
+    def reading(self: ImageSet, i: int, **rest: Any) -> Any:
+        read.append(self.ids[i])
+        return real(self, i, **rest)
+
+    during: dict[bool, list[str]] = {}
+
+    def trained(loaded: Any, *, oracle: bool) -> Any:
+        during[oracle] = [name for name in read if name in unseen]
+        return finish(loaded, oracle=oracle)
+
+    monkeypatch.setattr(ImageSet, "read", reading)
+    monkeypatch.setattr(cells, "one_run", trained)
+    for oracle in (False, True):
+        read.clear()
+        edgekd.study("erm", out=tmp_path / str(oracle), oracle=oracle, **base)
+    assert during[False] == []
+    assert sorted(during[True]) == sorted(10 * list(unseen))  # all of them, at every place
+
+
+def test_the_table_marks_it_and_compares_without_it(made: dict[bool, Path], base: dict[str, Any]) -> None:
+    study = edgekd.study(RECIPES, out=made[True], keep=True, oracle=True, recipe_settings=OWN, **base)
+    text = (made[True] / "table.md").read_text()
+    assert "|  | ID | OOD sketch | oracle sketch | − plain | over seeds |" in text
+    (teacher,) = [line for line in text.splitlines() if line.startswith("| teacher")]
+    assert teacher.split(" | ")[3] == "–"
+    (note,) = [line for line in text.splitlines() if line.startswith("- Oracle:")]
+    assert "8 or 10 places of its last stage, chosen by looking at these very images: not a result" in note
+    assert "Nothing but the oracle looks at the unseen images." in text
+    assert any(line.startswith("Oracle: ") for line in console_lines(study.tables))
+    for row in study.tables[0].rows[1:]:
+        assert row.columns["sketch", "oracle"].mean >= row.columns["sketch", "ood"].mean
+    plain = (made[False] / "table.md").read_text()
+    assert "racle" not in plain
+    assert "Nothing looks at the unseen images." in plain
+    with Image.open(made[True] / "table.png") as seeing, Image.open(made[False] / "table.png") as blind:
+        assert seeing.size == blind.size  # no group of its own
+
+
+def test_a_study_that_goes_on_with_the_flag_has_gaps(base: dict[str, Any], tmp_path: Path) -> None:
+    words = base | {"out": tmp_path / "s", "test_domains": "art,sketch"}
+    edgekd.study("erm", **words)
+    study = edgekd.study("erm,plain=erm", oracle=True, recipe_settings=OWN[:2], **words)
+    assert study.tables[0].measures == ("ood", "oracle")
+    gap, whole = study.tables[0].rows[-2:]
+    assert (gap.name, gap.oracle, ("art", "oracle") in gap.columns) == ("erm", None, False)
+    assert whole.oracle is not None
+    both = [whole.columns[name, "oracle"].mean for name in ("art", "sketch")]
+    assert whole.oracle.mean == pytest.approx(np.mean(both))
+    header, _, *rows = [line for line in (tmp_path / "s" / "table.md").read_text().splitlines() if line[:1] == "|"]
+    assert "| OOD avg | oracle avg | − erm |" in header
+    cut = [row.split(" | ") for row in rows]
+    assert [row[header.split(" | ").index("oracle avg")] for row in cut] == ["–", f"{whole.oracle.mean:.1f}"]
+    assert "oracle" not in edgekd.study("erm,plain=erm", recipe_settings=OWN[:2], **words).tables[0].measures
+
+
+def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> None:
+    """A study whose training is cut off after a step."""
+    from edgekd.distill.progress import Progress
+
+    record = Progress.step
+
+    def stop(self: Any, step: int, *rest: Any) -> None:
+        record(self, step, *rest)
+        if step + 1 == after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            edgekd.study("plain=erm", out=folder, oracle=oracle, recipe_settings=OWN[:2], **base)
+
+
+def test_a_cell_that_was_cut_off_knows_what_it_has_seen(
+    made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
+) -> None:
+    stopped(base, tmp_path / "a", 16, oracle=True)  # the checkpoint is of step 14, place 15 comes twice
+    edgekd.study("plain=erm", out=tmp_path / "a", oracle=True, recipe_settings=OWN[:2], **base)
+    again, whole = lines(tmp_path / "a")["plain"], lines(made[True])["plain"]
+    assert (again["oracle_places"], again["oracle_step"]) == (10, whole["oracle_step"])
+    key = "plain-sketch-0"
+    assert np.array_equal(arrays(tmp_path / "a", key)["oracle"], arrays(made[True], key)["oracle"])
+    stopped(base, tmp_path / "b", 16, oracle=False)  # five places passed unseen
+    study = edgekd.study("plain=erm", out=tmp_path / "b", oracle=True, recipe_settings=OWN[:2], **base)
+    assert "oracle" not in arrays(tmp_path / "b", key)
+    assert ("sketch", "oracle") not in study.tables[0].rows[-1].columns
+
+
+def test_a_process_of_its_own_is_told(made: dict[bool, Path], base: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_bytes((made[True] / "study.json").read_bytes())
+    one = json.dumps({"recipe": "plain", "seed": 0, "domain": "sketch", "fraction": 1.0, "shots": 0})
+    for word in ("blind", "oracle"):
+        (tmp_path / "cells.jsonl").unlink(missing_ok=True)
+        assert cells.main(str(tmp_path), one, "drop", word) == 0
+        found = arrays(tmp_path, Cell("plain", 0, "sketch").key)
+        assert ("oracle" in found) is (word == "oracle")
+    assert np.array_equal(found["oracle"], arrays(made[True], "plain-sketch-0")["oracle"])
+
+
+@pytest.mark.slow
+def test_side_by_side(made: dict[bool, Path], base: dict[str, Any], tmp_path: Path) -> None:
+    edgekd.study(
+        "swad=erm,plain=erm", out=tmp_path / "s", jobs=2, oracle=True, recipe_settings=[*OWN[:2], OWN[3]], **base
+    )
+    for key in ("swad-sketch-0", "plain-sketch-0"):
+        assert np.array_equal(arrays(tmp_path / "s", key)["oracle"], arrays(made[True], key)["oracle"])
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_run_look_once(base: dict[str, Any], tmp_path: Path) -> None:
+    edgekd.study("erm", out=tmp_path / "s", oracle=True, settings=["devices=2"], **base)
+    assert lines(tmp_path / "s")["erm"]["oracle_places"] == 10
+
+
+def test_where_there_is_no_oracle(base: dict[str, Any], tmp_path: Path) -> None:
+    own = {name: value for name, value in base.items() if name != "test_domains"} | {"out": tmp_path / "s"}
+    data = str(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=2))
+    for words, sentence in (
+        ({"protocol": "class-disjoint", "data": data}, r"class-disjoint has no oracle\. .*lodo and low-shot"),
+        ({"protocol": "k-shot", "data": data}, "k-shot has no oracle"),
+        ({"protocol": "low-shot", "data": f"{data}/art"}, "art has no domain to leave out"),
+    ):
+        with pytest.raises(EdgekdError, match=sentence):
+            edgekd.study("erm", oracle=True, **(own | words))
+    assert not (tmp_path / "s").exists()
+
+
+def test_few_labels_have_one_too(base: dict[str, Any], tmp_path: Path) -> None:
+    study = edgekd.study("erm", protocol="low-shot", fractions="0.1", oracle=True, out=tmp_path / "s", **base)
+    assert ("sketch", "oracle") in study.tables[0].rows[-1].columns
