@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.evaluate import Evaluate, in_batches
-from edgekd.export.quantize import Calibrated
+from edgekd.export.quantize import Calibrated, weight_errors
 from edgekd.export.replay import Grid
 from edgekd.export.units import Unit
 from edgekd.manifest import Precision
@@ -54,7 +54,25 @@ class Dialect(Generic[C]):
 
 @dataclass(frozen=True)
 class OnnxDialect(Dialect[Calibrated]):
-    """Q/DQ pairs in an ONNX file, which can also be trained."""
+    """Q/DQ pairs in an ONNX file, which can also be trained; see `onnx_dialect`."""
 
     grid: Grid
     """The scales that `write` gives weights."""
+
+
+def onnx_dialect(
+    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated],
+    write: Write[Calibrated],
+    units: Callable[[Calibrated], list[Unit]],
+    *,
+    grid: Grid,
+    open: Callable[[Path], Evaluate],
+    rest: Precision,
+    timed: bool,
+) -> OnnxDialect:
+    """The dialect whose weights are rounded on `grid`; the other arguments as `Dialect`."""
+
+    def rounding(calibrated: Calibrated) -> Mapping[str, float]:
+        return weight_errors(calibrated.model, grid)
+
+    return OnnxDialect(calibrate, write, units, rounding, open, rest, timed, grid)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.export.evaluate import Evaluate
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.openvino_runtime import load_openvino
+from edgekd.targets.openvino_runtime import load_openvino, reason_of, version_of
 
 
 def read(path: Path) -> Any:
@@ -27,7 +27,7 @@ def read(path: Path) -> Any:
         return openvino.Core().read_model(path)
     except RuntimeError as error:
         raise EdgekdError(
-            f"OpenVINO {version(openvino)} cannot read the student's ONNX graph: {reason(error)}.",
+            f"OpenVINO {version_of(openvino)} cannot read the student's ONNX graph: {reason_of(error)}.",
             "Choose another student, or --target onnxruntime.",
         ) from error
 
@@ -50,7 +50,7 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
         # The folders on the way mean nothing to anybody.
         place = next(parent for parent in path.parents if not parent.name.startswith((".tmp-", "search-")))
         raise EdgekdError(
-            f"OpenVINO {version(openvino)} could not write its files in {place} ({reason(error)}).",
+            f"OpenVINO {version_of(openvino)} could not write its files in {place} ({reason_of(error)}).",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
 
@@ -78,14 +78,3 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
         return answer
 
     return run
-
-
-def version(openvino: Any) -> str:
-    """`2026.4.1` out of `2026.4.1-22982-e213a147257-releases/2026/4`."""
-    return str(openvino.__version__).partition("-")[0]
-
-
-def reason(error: Exception) -> str:
-    """The last line with words: OpenVINO puts the source file's name first."""
-    lines = [line.strip() for line in str(error).splitlines() if any(c.isalpha() for c in line)]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]

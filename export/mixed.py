@@ -119,7 +119,8 @@ def _searched(calibrated: C, reference: _Reference[C], fp32: Path, trials: Path,
     described = dialect.write(calibrated, plain)
     drops = reference.drops(plain)
     if drops.within(yardstick):
-        dialect.write(calibrated, out)
+        for part in trials.glob(f"{plain.stem}.*"):  # weights may lie beside the file under the same name
+            part.rename(out.with_suffix(part.suffix))
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
     units = dialect.units(calibrated)

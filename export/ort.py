@@ -6,21 +6,14 @@ from functools import partial
 from typing import Any
 
 from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_tuned, write_within
-from edgekd.export.dialect import OnnxDialect
+from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import runtime_evaluator
-from edgekd.export.quantize import calibrate, quantize_int8, weight_errors, weight_grid, write_int8
+from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
 from edgekd.export.units import units_of
 
 MODEL_FILE = "model.onnx"
-DIALECT = OnnxDialect(
-    calibrate,
-    write_int8,
-    units_of,
-    rounding=lambda calibrated: weight_errors(calibrated.model, weight_grid),
-    open=runtime_evaluator,
-    rest="fp32",
-    timed=True,
-    grid=weight_grid,
+DIALECT = onnx_dialect(
+    calibrate, write_int8, units_of, grid=weight_grid, open=runtime_evaluator, rest="fp32", timed=True
 )
 
 

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
-from edgekd.export.ir import evaluator, read, reason, save
+from edgekd.export.ir import evaluator, read, save
 from edgekd.export.onnx import unprinted
 from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units, weighted
 from edgekd.targets.feed import Feed, as_pixels
+from edgekd.targets.openvino_runtime import reason_of
 
 
 def dialect(metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False) -> Dialect[Rounded]:
@@ -80,7 +81,7 @@ def quantize(model: Any, calibration: NDArray[np.uint8], feed: Feed = as_pixels,
                 ignored_scope=nncf.IgnoredScope(names=behind, validate=False) if behind else None,
             )
     except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
-        raise EdgekdError(f"NNCF {nncf.__version__} cannot quantize the student: {reason(error)}.") from error
+        raise EdgekdError(f"NNCF {nncf.__version__} cannot quantize the student: {reason_of(error)}.") from error
     return Rounded(model, rounded, len(calibration))
 
 

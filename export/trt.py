@@ -13,9 +13,8 @@ import onnx
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written, write_onnx, write_tuned, write_within
-from edgekd.export.dialect import OnnxDialect
+from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-from edgekd.export.quantize import weight_errors
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.manifest import TensorSpec
@@ -156,13 +155,6 @@ def _not_verified(choice: Choice) -> list[str]:
     return ["that the engine loads on such a GPU", "its numbers", "its latency"]
 
 
-DIALECT = OnnxDialect(
-    calibrate_trt,
-    write_trt,
-    units_trt,
-    rounding=lambda calibrated: weight_errors(calibrated.model, weight_grid),
-    open=onnx_evaluator,
-    rest="fp16",
-    timed=False,
-    grid=weight_grid,
+DIALECT = onnx_dialect(
+    calibrate_trt, write_trt, units_trt, grid=weight_grid, open=onnx_evaluator, rest="fp16", timed=False
 )

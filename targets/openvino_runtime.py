@@ -38,7 +38,7 @@ def load_openvino() -> Any:
         raise NotHere(
             "OpenVINO is not on this machine, and nothing else runs its files.", 'pip install "edgekd[openvino]"'
         ) from error
-    release = tuple(int(part) for part in openvino.__version__.partition("-")[0].split(".")[:2])
+    release = tuple(int(part) for part in version_of(openvino).split(".")[:2])
     if not OLDEST <= release < TOO_NEW:
         raise EdgekdError(
             f"OpenVINO {'.'.join(map(str, release))} is installed; edgekd works with {OLDEST[0]} up to {TOO_NEW[0]}.",
@@ -72,7 +72,7 @@ def open_ir(
         EdgekdError: another release of it, a corrupt file, or one from a newer release.
     """
     openvino = load_openvino()
-    version = openvino.__version__.partition("-")[0]
+    version = version_of(openvino)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -132,6 +132,17 @@ def open_ir(
     return Opened(run, f"OpenVINO {version}, CPU", threads_used, load_ms, placement)
 
 
+def version_of(openvino: Any) -> str:
+    """`2026.4.1` out of `2026.4.1-22982-e213a147257-releases/2026/4`."""
+    return str(openvino.__version__).partition("-")[0]
+
+
+def reason_of(error: Exception) -> str:
+    """The last line with words: OpenVINO puts the source file's name first."""
+    lines = [line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
+
+
 def _explained(error: RuntimeError, path: Path, written_by: str, version: str) -> EdgekdError:
     """OpenVINO's reason in a sentence of ours; who wrote the file, where that was a newer release."""
     if _numbers(written_by) > _numbers(version):
@@ -139,9 +150,7 @@ def _explained(error: RuntimeError, path: Path, written_by: str, version: str) -
             f"{path} was written by OpenVINO {written_by}, and {version} cannot load it.",
             "Update openvino on this machine.",
         )
-    lines = [line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)]
-    reason = (lines[-1] if lines else "no reason given").rstrip(".")[:200]
-    return EdgekdError(f"OpenVINO {version} cannot load {path}: {reason}.", "Export again with --overwrite.")
+    return EdgekdError(f"OpenVINO {version} cannot load {path}: {reason_of(error)}.", "Export again with --overwrite.")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

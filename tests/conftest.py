@@ -42,6 +42,17 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "own-cache"
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch for a module's tests, so that sums come in one order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def draw_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
     """Write noise that depends on `seed`; the ending chooses the format, `size` is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)

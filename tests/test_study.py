@@ -27,13 +27,7 @@ from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
 from edgekd.studies.write import console_lines
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

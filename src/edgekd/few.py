@@ -14,13 +14,13 @@ from torch import Tensor
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.pixels import PixelStore, store_side
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict
+from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.probe import student_vectors
 from edgekd.distill.retrieval import retrieval_scores
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.views import ViewPolicy, plain, render, view_params
+from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.likeness import accuracy_rows
+from edgekd.likeness import accuracy_rows, own_teacher, teacher_vectors
 from edgekd.scarce import left_to_test, take_shots
 
 Keys = Literal["student", "teacher"]
@@ -68,15 +68,11 @@ def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) 
             "Take its own features as keys: --keys student.",
         )
     assert loaded.bank is not None
-    teacher = load_teacher(loaded.config.teacher)
-    if teacher.id != loaded.run.teacher_id:
-        raise EdgekdError(
-            f"{loaded.config.teacher} is not the teacher {loaded.run.name} was trained with.", "Restore its weights."
-        )
+    teacher = own_teacher(loaded)
+    found = [torch.from_numpy(teacher_vectors(teacher, images, shots))]
     if not isinstance(teacher, ClipTeacher):
-        return loaded.bank.image_target(teacher.lookup([images.ids[i] for i in shots]))
+        return loaded.bank.image_target(found[0])
     policy, size = ViewPolicy(), teacher.preprocess.size
-    found = [teacher.embed_images(plain(torch.from_numpy(p))) for p in pixel_batches(images, shots, teacher.preprocess)]
     pixels = PixelStore(images, store_side(size), None).batch(shots)
     keys = [images.keys[i] for i in shots]
     for copy in range(COPIES - 1):

@@ -87,14 +87,11 @@ def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
 def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> list[dict[str, Any]]:
     """The student and every artifact of the run against the teacher, on its test images or all of `data`."""
     run = loaded.run
-    spec = teacher or run.teacher
-    if spec == "none":
+    if (teacher or run.teacher) == "none":
         raise EdgekdError(
             f"The recipe {run.recipe} has no teacher to agree with.", "Say which one to compare with: --teacher SPEC."
         )
-    model = load_teacher(spec)
-    if teacher is None and model.id != run.teacher_id:
-        raise EdgekdError(f"{spec} is not the teacher {run.name} was trained with.", "Restore its weights.")
+    model = load_teacher(teacher) if teacher else own_teacher(loaded)
     rows = []
     sessions = _open_artifacts(loaded.folder)
     for suite in suites_of(loaded, data, None):
@@ -104,7 +101,7 @@ def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> 
         if set(images.classes) != set(run.classes):
             raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
         bank = image_bank(loaded, model, images, None, None)
-        told = _teacher_vectors(model, images, indices)  # [N, D]
+        told = teacher_vectors(model, images, indices)  # [N, D]
         texts = told @ bank.vectors.numpy().T
         aimed_at = bank.image_target(torch.from_numpy(told)).numpy()
         # Another teacher's embeddings live in another space.
@@ -169,7 +166,20 @@ def _compare(scores: Scores, texts: Scores, own: Scores | None, told: Scores) ->
     return found | dict(zip(names, numbers, strict=True))
 
 
-def _teacher_vectors(model: Teacher, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def own_teacher(loaded: LoadedRun) -> Teacher:
+    """The teacher of the run.
+
+    Raises:
+        EdgekdError: it is gone, or its weights are others by now.
+    """
+    model, run = load_teacher(loaded.run.teacher), loaded.run
+    if model.id != run.teacher_id:
+        raise EdgekdError(f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights.")
+    return model
+
+
+def teacher_vectors(model: Teacher, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The teacher's embeddings of the plain images, `[len(indices), D]`."""
     if not isinstance(model, ClipTeacher):
         return model.lookup([images.ids[i] for i in indices]).numpy()
     batches = pixel_batches(images, indices, model.preprocess)
