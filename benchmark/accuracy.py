@@ -144,7 +144,9 @@ class Suite:
         return self.run is None or self.run == subject.run
 
 
-def predict_suite(subjects: Sequence[Subject], suite: Suite, *, batch: int = 64) -> list[NDArray[np.float32]]:
+def predict_suite(
+    subjects: Sequence[Subject], suite: Suite, *, batch: int = 64
+) -> list[NDArray[np.float32]]:
     """Logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
 
     Each image is read once, by threads that work ahead of the models, and prepared once for each different
@@ -157,7 +159,8 @@ def predict_suite(subjects: Sequence[Subject], suite: Suite, *, batch: int = 64)
     """
     columns = [columns_of(subject, suite) for subject in subjects]
     predicts = [
-        subject.predict if suite.wording is None else subject.wordings[suite.wording][0] for subject in subjects
+        subject.predict if suite.wording is None else subject.wordings[suite.wording][0]
+        for subject in subjects
     ]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
     parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
@@ -174,7 +177,9 @@ def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[
     return _read(image_set, index, {"": preprocess})[""]
 
 
-def _batches(suite: Suite, preprocesses: dict[str, Preprocess], batch: int) -> Iterator[dict[str, NDArray[np.uint8]]]:
+def _batches(
+    suite: Suite, preprocesses: dict[str, Preprocess], batch: int
+) -> Iterator[dict[str, NDArray[np.uint8]]]:
     workers = os.cpu_count() or 1
     waiting: deque[Future[dict[str, NDArray[np.uint8]]]] = deque()
     pool = ThreadPoolExecutor(workers)
@@ -187,16 +192,23 @@ def _batches(suite: Suite, preprocesses: dict[str, Preprocess], batch: int) -> I
             ready.append(waiting.popleft().result())
             following = next(remaining, None)
             if following is not None:
-                waiting.append(pool.submit(_read, suite.images, following, preprocesses, suite.corruption))
+                waiting.append(
+                    pool.submit(_read, suite.images, following, preprocesses, suite.corruption)
+                )
             if len(ready) == batch or not waiting:
-                yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}  # [B, H, W, 3]
+                yield {
+                    name: np.stack([one[name] for one in ready]) for name in preprocesses
+                }  # [B, H, W, 3]
                 ready = []
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(
-    images: ImageSet, index: int, preprocesses: dict[str, Preprocess], corruption: tuple[str, int] | None = None
+    images: ImageSet,
+    index: int,
+    preprocesses: dict[str, Preprocess],
+    corruption: tuple[str, int] | None = None,
 ) -> dict[str, NDArray[np.uint8]]:
     try:
         image = images.read(index)
@@ -228,7 +240,9 @@ def _corrupted(
 
 def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
     """Which of the subject's logits are the suite's classes, in their order, int64 `[C]`."""
-    return columns_among(_classes(subject, suite), suite.images.classes, f"{subject.name} of run {subject.run}")
+    return columns_among(
+        _classes(subject, suite), suite.images.classes, f"{subject.name} of run {subject.run}"
+    )
 
 
 def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
@@ -240,7 +254,10 @@ def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDAr
     place = {name: column for column, name in enumerate(known)}
     for name in wanted:
         if name not in place:
-            raise EdgekdError(f'The data has a class "{name}" that {who} was not made for.', did_you_mean(name, known))
+            raise EdgekdError(
+                f'The data has a class "{name}" that {who} was not made for.',
+                did_you_mean(name, known),
+            )
     return np.asarray([place[name] for name in wanted], dtype=np.int64)
 
 

@@ -69,13 +69,17 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     folders = [path if (path / "report.json").is_file() else path / "benchmark" for path in paths]
     for path, folder in zip(paths, folders, strict=True):
         if not (folder / "report.json").is_file():
-            raise EdgekdError(f"There is no report in {path}.", f"Make one: edgekd benchmark {path}.")
+            raise EdgekdError(
+                f"There is no report in {path}.", f"Make one: edgekd benchmark {path}."
+            )
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     sources = []
     for number, folder in enumerate(folders):
         arrays = read_arrays(folder / "predictions.npz"), read_arrays(folder / "latency.npz")
-        sources.append(Source(_letter(number) if len(folders) > 1 else "", Kept(read_report(folder), *arrays)))
+        sources.append(
+            Source(_letter(number) if len(folders) > 1 else "", Kept(read_report(folder), *arrays))
+        )
     return sources
 
 
@@ -92,13 +96,19 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
         latency = {(row.run, row.subject): row for row in report.latency}
         families = {(row.suite, row.run): row.family for row in report.suites}
         for row in report.summary:
-            mine = (one for one in report.accuracy if (one.run, one.subject) == (row.run, row.subject))
+            mine = (
+                one for one in report.accuracy if (one.run, one.subject) == (row.run, row.subject)
+            )
             own = tuple(
-                one for one in mine if families.get((one.suite, None), families.get((one.suite, one.run))) not in APART
+                one
+                for one in mine
+                if families.get((one.suite, None), families.get((one.suite, one.run))) not in APART
             )
             images = tuple((one.suite, _content(source.kept, one)) for one in own)
             if row.kind == "teacher":
-                answers = tuple(_digest(source.kept.logits(one.run, one.subject, one.suite)) for one in own)
+                answers = tuple(
+                    _digest(source.kept.logits(one.run, one.subject, one.suite)) for one in own
+                )
                 if row.same_as is not None or answers in teachers:
                     continue
                 teachers.add(answers)
@@ -159,7 +169,9 @@ def against(entry: Entry, other: Entry) -> Difference:
     return Difference(
         value=float(np.mean([first.mean() - second.mean() for first, second in pairs])),
         ci95=paired_interval(pairs),
-        mcnemar_p=mcnemar_p(np.concatenate([one for one, _ in pairs]), np.concatenate([two for _, two in pairs])),
+        mcnemar_p=mcnemar_p(
+            np.concatenate([one for one, _ in pairs]), np.concatenate([two for _, two in pairs])
+        ),
     )
 
 
@@ -176,17 +188,25 @@ def differences(sources: Sequence[Source], found: Sequence[Entry]) -> list[str]:
     for suite, users_of in contents.items():
         if len(users_of) > 1:
             parts = " and ".join(", ".join(users) for users in users_of.values())
-            said.append(f"{suite} is not the same images in {parts}: their accuracies stand in separate tables.")
+            said.append(
+                f"{suite} is not the same images in {parts}: their accuracies stand in separate tables."
+            )
     only = [suite for suite in contents if any(suite not in dict(entry.images) for entry in found)]
     if only:
-        said.append(f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared.")
+        said.append(
+            f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
+        )
     machines: dict[tuple[str, ...], list[str]] = {}
     for source in sources:
         key = _machine(source, source.kept.report.latency[0])
         machines.setdefault(key, []).append(source.letter or source.name)
     if len(machines) > 1:
-        parts = "; ".join(f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items())
-        said.append(f"Machines or protocols differ, so latencies stand in separate tables. {parts}.")
+        parts = "; ".join(
+            f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items()
+        )
+        said.append(
+            f"Machines or protocols differ, so latencies stand in separate tables. {parts}."
+        )
     said += _versions(sources)
     if len(sources) > 1:
         said.append(
@@ -202,6 +222,8 @@ def _versions(sources: Sequence[Source]) -> list[str]:
     for package in dict.fromkeys(name for env in environments for name in env["versions"]):
         values = [env["versions"].get(package) for env in environments]
         if len(set(values)) > 1:
-            told = ", ".join(f"{s.letter} {value or 'none'}" for s, value in zip(sources, values, strict=True))
+            told = ", ".join(
+                f"{s.letter} {value or 'none'}" for s, value in zip(sources, values, strict=True)
+            )
             said.append(f"Versions of {package} differ: {told}.")
     return said

@@ -48,7 +48,9 @@ def m_neigh(student: Vectors, teacher: Vectors, k: int) -> float:
     if k < 1:
         return float("nan")
     shared = 0
-    for (rows, ours), (_, theirs) in zip(_cosines(student, student), _cosines(teacher, teacher), strict=True):
+    for (rows, ours), (_, theirs) in zip(
+        _cosines(student, student), _cosines(teacher, teacher), strict=True
+    ):
         for cosines in (ours, theirs):
             cosines[np.arange(len(rows)), rows] = -np.inf
         best = [np.argpartition(-cosines, k - 1, axis=1)[:, :k] for cosines in (ours, theirs)]
@@ -82,7 +84,9 @@ def squared_distance(student: Vectors, teacher: Vectors) -> float:
     return float(np.square(unit_rows(student) - unit_rows(teacher)).sum(axis=1).mean())
 
 
-def _cosines(a: Vectors, b: Vectors, rows: int = 512) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def _cosines(
+    a: Vectors, b: Vectors, rows: int = 512
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Row numbers and their cosines `[rows, len(b)]`, some rows at a time so that memory stays small."""
     ours, theirs = unit_rows(a), unit_rows(b)
     for start in range(0, len(ours), rows):

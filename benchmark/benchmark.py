@@ -90,10 +90,17 @@ def run_benchmark(
     started = time.perf_counter()
     logits, beside = _predict(subjects, suites)
     accuracy_s = time.perf_counter() - started
-    latency, parts, whole = _latency(subjects, suites, protocol, threads, together=compared is not None, energy=energy)
-    throughput = throughput_rows(subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick)
+    latency, parts, whole = _latency(
+        subjects, suites, protocol, threads, together=compared is not None, energy=energy
+    )
+    throughput = throughput_rows(
+        subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick
+    )
     scores = score(subjects, suites, logits)
-    seconds = {"accuracy": round(accuracy_s, 2), "latency": round(time.perf_counter() - started - accuracy_s, 2)}
+    seconds = {
+        "accuracy": round(accuracy_s, 2),
+        "latency": round(time.perf_counter() - started - accuracy_s, 2),
+    }
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=quick,
@@ -108,17 +115,25 @@ def run_benchmark(
         vocabularies=scores.vocabularies,
         unknowns=scores.unknowns,
         own_metrics=scores.own_metrics,
-        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),) if compared else (),
+        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),)
+        if compared
+        else (),
         placements=placements,
         protocol={
             "latency": asdict(protocol),
             "latency_context": asdict(CONTEXT),
-            "preprocess": {s.preprocess.hash: s.preprocess.model_dump(mode="json") for s in subjects},
+            "preprocess": {
+                s.preprocess.hash: s.preprocess.model_dump(mode="json") for s in subjects
+            },
             "seconds": seconds,
         },
         context=dict(context or {}),
         environment=environment.describe()
-        | {"before": before, "after": environment.state(), "devices": device_facts(subjects, beside)},
+        | {
+            "before": before,
+            "after": environment.state(),
+            "devices": device_facts(subjects, beside),
+        },
     )
     found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
@@ -126,32 +141,48 @@ def run_benchmark(
     for subject in subjects:
         raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
         if subject.key in whole:
-            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = whole[subject.key].samples.samples_ms
+            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = whole[
+                subject.key
+            ].samples.samples_ms
     predictions = _predictions(subjects, suites, logits)
-    write_report(report, out, predictions=predictions, latency=raw, shown=suites if examples else ())
+    write_report(
+        report, out, predictions=predictions, latency=raw, shown=suites if examples else ()
+    )
     return report
 
 
-def _check(subjects: Sequence[Subject], suites: Sequence[Suite], out: Path, overwrite: bool) -> None:
+def _check(
+    subjects: Sequence[Subject], suites: Sequence[Suite], out: Path, overwrite: bool
+) -> None:
     if not subjects:
         raise EdgekdError("There is no model to measure.", "Name a run or an artifact.")
     if not suites or any(len(suite.indices) == 0 for suite in suites):
         empty = next((suite.name for suite in suites if len(suite.indices) == 0), "any suite")
-        raise EdgekdError(f"There are no images to measure on in {empty}.", "Check the data and its split.")
+        raise EdgekdError(
+            f"There are no images to measure on in {empty}.", "Check the data and its split."
+        )
     names = [f"{subject.run}/{subject.name}" for subject in subjects]
     for name in names:
         if names.count(name) > 1:
-            raise EdgekdError(f"{name} is to be measured twice.", "Name each run and artifact once.")
+            raise EdgekdError(
+                f"{name} is to be measured twice.", "Name each run and artifact once."
+            )
     for subject in subjects:
         if not any(suite.holds(subject) for suite in suites):
-            raise EdgekdError(f"There are no images to measure {subject.name} of run {subject.run} on.", "")
+            raise EdgekdError(
+                f"There are no images to measure {subject.name} of run {subject.run} on.", ""
+            )
     if out.exists() and not out.is_dir():
         raise EdgekdError(f"{out} is a file, not a folder.", "Choose another --out.")
     if out.is_dir() and any(out.iterdir()):
         if not (out / "report.json").is_file():
-            raise EdgekdError(f"{out} exists and holds no report.", "Choose an empty or new folder for --out.")
+            raise EdgekdError(
+                f"{out} exists and holds no report.", "Choose an empty or new folder for --out."
+            )
         if not overwrite:
-            raise EdgekdError(f"{out} already holds a report.", "Choose another --out, or add --overwrite.")
+            raise EdgekdError(
+                f"{out} already holds a report.", "Choose another --out, or add --overwrite."
+            )
 
 
 def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:
@@ -159,14 +190,22 @@ def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logi
     logits: Logits = {}
     beside: Logits = {}
     for number, suite in enumerate(suites):
-        models = list({subject.key: subject for subject in subjects if suite.holds(subject)}.values())
+        models = list(
+            {subject.key: subject for subject in subjects if suite.holds(subject)}.values()
+        )
         if models:
             if suite.corruption is None or suite.corruption[1] == 1:
-                name = suite.name.replace(":1", " at severities 1–5") if suite.corruption else suite.name
+                name = (
+                    suite.name.replace(":1", " at severities 1–5")
+                    if suite.corruption
+                    else suite.name
+                )
                 where = name if suite.run is None else f"{name} of {suite.run}"
                 say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
             able = [subject for subject in models if subject.here]
-            for subject, found in zip(able, predict_suite(able, suite) if able else (), strict=True):
+            for subject, found in zip(
+                able, predict_suite(able, suite) if able else (), strict=True
+            ):
                 (logits if subject.measured is None else beside)[subject.key, number] = found
             for subject in models:
                 if subject.measured is not None:
@@ -191,7 +230,11 @@ def _latency(
     if others:
         say(f"latency of {len(others)} models in this process, for context")
     beside = measure_interleaved(
-        {key: rotating(subject.predict, buffers[subject.preprocess.hash]) for key, subject in others.items()}, CONTEXT
+        {
+            key: rotating(subject.predict, buffers[subject.preprocess.hash])
+            for key, subject in others.items()
+        },
+        CONTEXT,
     )
     here = {key: subject for key, subject in artifacts.items() if subject.measured is None}
     exported = measure_artifacts(
@@ -216,7 +259,12 @@ def _latency(
     numbers = {key: summarise(found) for key, found in parts.items()}
     found_rows = []
     for subject in subjects:
-        facts = {"provider": "torch", "threads": subject.threads, "protocol": CONTEXT.name, "load_ms": None}
+        facts = {
+            "provider": "torch",
+            "threads": subject.threads,
+            "protocol": CONTEXT.name,
+            "load_ms": None,
+        }
         if subject.key in exported:
             facts = _session_facts(exported[subject.key]) | _whole_facts(whole[subject.key])
             facts["protocol"] = protocol.name
@@ -233,7 +281,11 @@ def _latency(
                 batch=1,
                 buffers=len(buffers[subject.preprocess.hash]),
                 device=subject.device,
-                **({"prepare_p50_ms": prepare_ms[subject.preprocess.hash]} | numbers[subject.key] | facts),
+                **(
+                    {"prepare_p50_ms": prepare_ms[subject.preprocess.hash]}
+                    | numbers[subject.key]
+                    | facts
+                ),
             )
         )
     return found_rows, parts, whole
@@ -275,7 +327,9 @@ def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:
     return raw
 
 
-def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> dict[str, NDArray[Any]]:
+def _predictions(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
     for number, suite in enumerate(suites):
         name = suite.name if suite.run is None else f"{suite.run}/{suite.name}"
@@ -287,5 +341,7 @@ def _predictions(subjects: Sequence[Subject], suites: Sequence[Suite], logits: L
         arrays[f"ids/{name}"] = np.asarray([suite.images.ids[index] for index in suite.indices])
         for subject in subjects:
             if suite.holds(subject):
-                arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"] = logits[subject.key, number]
+                arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"] = logits[
+                    subject.key, number
+                ]
     return arrays

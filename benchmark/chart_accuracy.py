@@ -40,7 +40,9 @@ class Point:
     @property
     def levels(self) -> list[float]:
         """ID and OOD accuracy in percent, as far as known."""
-        return [100 * value for value in (self.summary.id, self.summary.ood_avg) if value is not None]
+        return [
+            100 * value for value in (self.summary.id, self.summary.ood_avg) if value is not None
+        ]
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -69,7 +71,12 @@ def pareto(points: Sequence[Point], width: int) -> Drawing:
     x, y = logarithmic(low, high, left, right), linear(floor, ceiling, bottom, top)
     body = [
         x_axis(
-            x, log_ticks(low, high, 9 if roomy else 5), top, bottom, "p50 of one image, ms (logarithmic)", width / 2
+            x,
+            log_ticks(low, high, 9 if roomy else 5),
+            top,
+            bottom,
+            "p50 of one image, ms (logarithmic)",
+            width / 2,
         ),
         y_axis(y, ticks(floor, min(ceiling, 100)), left, right),
         element("text", "top-1, %", x=8, y=13, class_="axis"),
@@ -81,8 +88,13 @@ def pareto(points: Sequence[Point], width: int) -> Drawing:
         start, stop = (x(value) for value in point.latency.p50_ci95_ms)
         heights = [y(level) for level in point.levels]
         background = "faint" if point.latency.protocol == "context" else ""
-        stem = element("line", x1=at, x2=at, y1=min(heights), y2=max(heights), class_=f"{point.colour} stem")
-        whiskers = [element("line", x1=start, x2=stop, y1=h, y2=h, class_=f"{point.colour} whisker") for h in heights]
+        stem = element(
+            "line", x1=at, x2=at, y1=min(heights), y2=max(heights), class_=f"{point.colour} stem"
+        )
+        whiskers = [
+            element("line", x1=start, x2=stop, y1=h, y2=h, class_=f"{point.colour} whisker")
+            for h in heights
+        ]
         inside, outside = point.summary.id, point.summary.ood_avg
         shapes = [
             marker(point.summary.kind, at, y(100 * value), point.colour, filled=filled)
@@ -115,7 +127,9 @@ def _front_line(points: Sequence[Point], x: object, y: object, right: float) -> 
     return element("path", d=f"{path}H{right:.1f}", class_="front")
 
 
-def _labels(points: Sequence[Point], x: object, y: object, taken: list[Box], frame: Box) -> Iterator[Markup]:
+def _labels(
+    points: Sequence[Point], x: object, y: object, taken: list[Box], frame: Box
+) -> Iterator[Markup]:
     """Each name at the free place nearest to its OOD point, with a thin line where it had to move away."""
     assert callable(x)
     assert callable(y)
@@ -126,17 +140,35 @@ def _labels(points: Sequence[Point], x: object, y: object, taken: list[Box], fra
         best, cost = (0.0, 0.0), float("inf")
         for dx in (11.0, -11.0 - wide, -wide / 2):
             for dy in (step * size * 0.6 * sign for step in range(26) for sign in (1, -1)):
-                box = (at + dx - 2, level + dy - size * 0.6, at + dx + wide + 2, level + dy + size * 0.6)
-                out = box[0] < frame[0] or box[2] > frame[2] or box[1] < frame[1] or box[3] > frame[3]
-                price = 1e6 * out + 1e3 * sum(_common(box, other) for other in taken) + abs(dy) + (dx != 11) * 24
+                box = (
+                    at + dx - 2,
+                    level + dy - size * 0.6,
+                    at + dx + wide + 2,
+                    level + dy + size * 0.6,
+                )
+                out = (
+                    box[0] < frame[0] or box[2] > frame[2] or box[1] < frame[1] or box[3] > frame[3]
+                )
+                price = (
+                    1e6 * out
+                    + 1e3 * sum(_common(box, other) for other in taken)
+                    + abs(dy)
+                    + (dx != 11) * 24
+                )
                 if price < cost:
                     best, cost = (dx, dy), price
         dx, dy = best
-        taken.append((at + dx - 2, level + dy - size * 0.6, at + dx + wide + 2, level + dy + size * 0.6))
+        taken.append(
+            (at + dx - 2, level + dy - size * 0.6, at + dx + wide + 2, level + dy + size * 0.6)
+        )
         if abs(dy) > size * 1.4:
             end = at + (dx - 3 if dx > 0 else dx + wide + 3 if dx < -wide else 0)
-            yield element("line", x1=at, y1=level, x2=end, y2=level + dy, class_=f"{point.colour} leader")
-        yield element("text", text, x=at + dx, y=level + dy + size * 0.34, class_=f"{point.colour} name")
+            yield element(
+                "line", x1=at, y1=level, x2=end, y2=level + dy, class_=f"{point.colour} leader"
+            )
+        yield element(
+            "text", text, x=at + dx, y=level + dy + size * 0.34, class_=f"{point.colour} name"
+        )
 
 
 def _common(a: Box, b: Box) -> float:
@@ -145,7 +177,9 @@ def _common(a: Box, b: Box) -> float:
     return wide * tall if wide > 0 and tall > 0 else 0.0
 
 
-def suite_bars(suites: Sequence[str], rows: Sequence[tuple[str, str, AccuracyRow]], width: int) -> Drawing:
+def suite_bars(
+    suites: Sequence[str], rows: Sequence[tuple[str, str, AccuracyRow]], width: int
+) -> Drawing:
     """Top-1 of every subject on every suite as bars with Wilson intervals.
 
     Args:
@@ -156,7 +190,9 @@ def suite_bars(suites: Sequence[str], rows: Sequence[tuple[str, str, AccuracyRow
     bar, gap, head = 15, 3, 26
     top = 4
     height = top + sum(head + len(found) * (bar + gap) + 8 for found in of.values()) + 36
-    gutter = 12 + max((text_width(name, 11.5) for name, _, _ in rows), default=0) if width >= 560 else 8
+    gutter = (
+        12 + max((text_width(name, 11.5) for name, _, _ in rows), default=0) if width >= 560 else 8
+    )
     left, right = int(gutter), width - 52
     x = linear(0, 100, left, right)
     body = [x_axis(x, [0, 25, 50, 75, 100], top, height - 36, "top-1, %", (left + right) / 2)]
@@ -170,10 +206,27 @@ def suite_bars(suites: Sequence[str], rows: Sequence[tuple[str, str, AccuracyRow
             low, high = (x(100 * value) for value in row.top1_ci95)
             end, middle = x(100 * row.top1), y + bar / 2
             if left > 8:
-                body.append(element("text", name, x=left - 7, y=middle + 4, text_anchor="end", class_="value"))
-            body.append(element("rect", x=left, y=y, width=max(end - left, 1.0), height=bar, class_=f"{colour} bar"))
+                body.append(
+                    element(
+                        "text", name, x=left - 7, y=middle + 4, text_anchor="end", class_="value"
+                    )
+                )
+            body.append(
+                element(
+                    "rect",
+                    x=left,
+                    y=y,
+                    width=max(end - left, 1.0),
+                    height=bar,
+                    class_=f"{colour} bar",
+                )
+            )
             body.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="interval"))
-            body.append(element("text", percent(row.top1), x=max(end, high) + 6, y=middle + 4, class_="value"))
+            body.append(
+                element(
+                    "text", percent(row.top1), x=max(end, high) + 6, y=middle + 4, class_="value"
+                )
+            )
             y += bar + gap
         y += 8
     said = "; ".join(f"{name} on {row.suite}: {percent(row.top1)} %" for name, _, row in rows)

@@ -48,10 +48,17 @@ def reliability_drawing(found: Reliability, title: str, colour: str) -> Drawing:
     """Accuracy of each bin as a bar, the gap to its mean confidence hatched, and beneath how many images it has."""
     width, height, left, right, top, bottom = 236, 296, 32, 230, 24, 202
     x, y = linear(0, 1, left, right), linear(0, 1, bottom, top)
-    body = [x_axis(x, [0, 0.25, 0.5, 0.75, 1], top, bottom), y_axis(y, [0, 0.25, 0.5, 0.75, 1], left, right)]
+    body = [
+        x_axis(x, [0, 0.25, 0.5, 0.75, 1], top, bottom),
+        y_axis(y, [0, 0.25, 0.5, 0.75, 1], left, right),
+    ]
     step = (right - left) / BINS
     for number in np.flatnonzero(found.count):
-        at, accuracy, confidence = left + number * step, found.accuracy[number], found.confidence[number]
+        at, accuracy, confidence = (
+            left + number * step,
+            found.accuracy[number],
+            found.confidence[number],
+        )
         body.append(
             element(
                 "rect", x=at + 1, y=y(accuracy), width=step - 2, height=max(bottom - y(accuracy), 1.0),
@@ -75,7 +82,14 @@ def reliability_drawing(found: Reliability, title: str, colour: str) -> Drawing:
         )  # fmt: skip
     most = ticks(0, 100 * float(share.max()), 2)[-1]
     body.append(
-        element("text", f"{most:g} %", x=left - 4, y=tall(most / 100) + 4, text_anchor="end", class_="tick small")
+        element(
+            "text",
+            f"{most:g} %",
+            x=left - 4,
+            y=tall(most / 100) + 4,
+            text_anchor="end",
+            class_="tick small",
+        )
     )
     body.append(element("line", x1=left, x2=right, y1=base, y2=base, class_="base"))
     body.append(

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.svg import Drawing, element, joined, linear, log_ticks, logarithmic, ticks, x_axis, y_axis
+from edgekd.benchmark.svg import (
+    Drawing,
+    element,
+    joined,
+    linear,
+    log_ticks,
+    logarithmic,
+    ticks,
+    x_axis,
+    y_axis,
+)
 from edgekd.benchmark.table import ms
 
 Samples = Sequence[NDArray[np.float64]]
@@ -23,7 +33,9 @@ def span(parts: Samples) -> tuple[float, float]:
     return min(low / 1.05, middle / 1.1), max(high * 1.05, middle * 1.1)
 
 
-def histogram(parts: Samples, limits: tuple[float, float], p50: float, p90: float, name: str, colour: str) -> Drawing:
+def histogram(
+    parts: Samples, limits: tuple[float, float], p50: float, p90: float, name: str, colour: str
+) -> Drawing:
     """How many samples fall into each of 48 bins that are equally wide on a logarithmic axis."""
     samples = np.concatenate(list(parts))
     edges = np.geomspace(*limits, _BINS + 1)
@@ -45,7 +57,16 @@ def histogram(parts: Samples, limits: tuple[float, float], p50: float, p90: floa
         )  # fmt: skip
     for value, label, anchor, shift in ((p50, "p50", "end", -3), (p90, "p90", "start", 3)):
         body.append(element("line", x1=x(value), x2=x(value), y1=_TOP, y2=bottom, class_="mark"))
-        body.append(element("text", label, x=x(value) + shift, y=_TOP - 5, text_anchor=anchor, class_="value small"))
+        body.append(
+            element(
+                "text",
+                label,
+                x=x(value) + shift,
+                y=_TOP - 5,
+                text_anchor=anchor,
+                class_="value small",
+            )
+        )
     said = (
         f"{len(samples):,} samples from {ms(float(samples.min()))} to {ms(float(samples.max()))} ms, "
         f"p50 {ms(p50)} ms, p90 {ms(p90)} ms"
@@ -64,7 +85,14 @@ def timeline(parts: Samples, limits: tuple[float, float], name: str, colour: str
     bottom = _HEIGHT - 40
     x, y = linear(0, float(seconds[-1]), _LEFT, _RIGHT), logarithmic(*limits, bottom, _TOP)
     body = [
-        x_axis(x, ticks(0, float(seconds[-1]), 5), _TOP, bottom, "seconds of own run time", (_LEFT + _RIGHT) / 2),
+        x_axis(
+            x,
+            ticks(0, float(seconds[-1]), 5),
+            _TOP,
+            bottom,
+            "seconds of own run time",
+            (_LEFT + _RIGHT) / 2,
+        ),
         y_axis(y, log_ticks(*limits, 3), _LEFT, _RIGHT),
         element("text", "ms", x=8, y=11, class_="axis"),
     ]
@@ -77,11 +105,19 @@ def timeline(parts: Samples, limits: tuple[float, float], name: str, colour: str
         if len(column) > 1:
             low, high = y(float(values.min())), y(float(values.max()))
             body.append(element("line", x1=at, x2=at, y1=low, y2=high, class_=f"{colour} range"))
-        body.append(element("circle", cx=at, cy=y(float(np.median(values))), r=1.8, class_=f"{colour} full"))
-    kind = "each a point" if len(columns) == len(samples) else f"in {len(columns)} columns from minimum to maximum"
+        body.append(
+            element("circle", cx=at, cy=y(float(np.median(values))), r=1.8, class_=f"{colour} full")
+        )
+    kind = (
+        "each a point"
+        if len(columns) == len(samples)
+        else f"in {len(columns)} columns from minimum to maximum"
+    )
     processes = f", {len(parts)} processes one after another" if len(parts) > 1 else ""
     quarter = max(len(samples) // 4, 1)
-    drift = f"median of the first quarter {ms(float(np.median(samples[:quarter])))} ms, of the last "
+    drift = (
+        f"median of the first quarter {ms(float(np.median(samples[:quarter])))} ms, of the last "
+    )
     drift += f"{ms(float(np.median(samples[-quarter:])))} ms"
     return Drawing(
         f"Latency of {name} over time", f"{len(samples):,} samples, {kind}{processes}; {drift}", _WIDTH, _HEIGHT,

@@ -88,7 +88,9 @@ def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -
 Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
 
 
-def _turns(first: Sequence[LatencySamples], second: Sequence[LatencySamples]) -> tuple[Turns, tuple[float, float]]:
+def _turns(
+    first: Sequence[LatencySamples], second: Sequence[LatencySamples]
+) -> tuple[Turns, tuple[float, float]]:
     """Samples of A and of B in each turn, the process of each turn, and both medians over these turns.
 
     A model that is done earlier leaves the other to go on alone; what it measures then has no partner and is not used.

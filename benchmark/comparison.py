@@ -46,11 +46,17 @@ def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = F
         EdgekdError: no report, a damaged one, or `folder` holds something.
     """
     if not paths:
-        raise EdgekdError("There is no report to show.", "Name report folders, or runs that were benchmarked.")
-    if folder.exists() and (not folder.is_dir() or any(path.name not in FILES for path in folder.iterdir())):
+        raise EdgekdError(
+            "There is no report to show.", "Name report folders, or runs that were benchmarked."
+        )
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name not in FILES for path in folder.iterdir())
+    ):
         raise EdgekdError(f"{folder} exists and holds something else.", "Choose another --out.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise EdgekdError(f"{folder} already holds a comparison.", "Choose another --out, or add --overwrite.")
+        raise EdgekdError(
+            f"{folder} already holds a comparison.", "Choose another --out, or add --overwrite."
+        )
     sources = read_sources(paths)
     view = _view(sources)
     html = environment().get_template("comparison.html").render(**view)
@@ -101,8 +107,19 @@ def _accuracy(group: Sequence[Entry], colours: dict[int, str], number: int) -> d
     base = reference(group)
     domains = list(dict.fromkeys(domain for entry in group for domain in entry.summary.ood))
     several = len(domains) > 1
-    header = ("subject", "ID", *(f"OOD:{domain}" for domain in domains), *(("OOD avg", "OOD worst") if several else ()))
-    header += ("gap", "retention", "ECE ID / OOD", f"{'OOD' if domains else 'ID'} against {base.name} [95 % CI]", "p")
+    header = (
+        "subject",
+        "ID",
+        *(f"OOD:{domain}" for domain in domains),
+        *(("OOD avg", "OOD worst") if several else ()),
+    )
+    header += (
+        "gap",
+        "retention",
+        "ECE ID / OOD",
+        f"{'OOD' if domains else 'ID'} against {base.name} [95 % CI]",
+        "p",
+    )
     rows = []
     for entry in group:
         row = entry.summary
@@ -133,9 +150,16 @@ def _robustness(group: Sequence[Entry]) -> dict[str, Any]:
     """Effective robustness as a table and a sentence; the sentence alone where it cannot be had."""
     found = effective_robustness(group)
     if found.reason:
-        return {"robustness": None, "robustness_said": f"Effective robustness cannot be computed: {found.reason}."}
+        return {
+            "robustness": None,
+            "robustness_said": f"Effective robustness cannot be computed: {found.reason}.",
+        }
     several = len(found.lines) > 1
-    header = ("subject", *(line.suite.replace("ood:", "OOD:") for line in found.lines), *(("mean",) if several else ()))
+    header = (
+        "subject",
+        *(line.suite.replace("ood:", "OOD:") for line in found.lines),
+        *(("mean",) if several else ()),
+    )
     rows = []
     for entry, beyond in zip(group, found.beyond, strict=True):
         values = [100 * value for value in beyond.values()]
@@ -151,7 +175,9 @@ def _robustness(group: Sequence[Entry]) -> dict[str, Any]:
         "rough: it has no interval, and the students that shape it lie near it."
     )
     return {
-        "robustness": Table("Effective robustness, in points: positive is beyond the line", header, tuple(rows)),
+        "robustness": Table(
+            "Effective robustness, in points: positive is beyond the line", header, tuple(rows)
+        ),
         "robustness_said": said,
     }
 
@@ -161,7 +187,17 @@ def _legend(group: Sequence[Entry], colours: dict[int, str]) -> list[tuple[Any, 
 
 
 def _latency(group: Sequence[Entry], colours: dict[int, str], number: int) -> dict[str, Any]:
-    header = ("subject", "runtime", "threads", "p50 ms [95 % CI]", "p90 ms", "CV", "runs", "processes", "MB")
+    header = (
+        "subject",
+        "runtime",
+        "threads",
+        "p50 ms [95 % CI]",
+        "p90 ms",
+        "CV",
+        "runs",
+        "processes",
+        "MB",
+    )
     rows = []
     for entry in group:
         time, size = entry.latency, entry.summary.size_mb
@@ -177,13 +213,26 @@ def _latency(group: Sequence[Entry], colours: dict[int, str], number: int) -> di
     figures = [
         Figure(
             f"hist-{number}-{place}",
-            (histogram(samples[id(e)], limits, e.latency.p50_ms, e.latency.p90_ms, e.name, colours[id(e)]),),
+            (
+                histogram(
+                    samples[id(e)],
+                    limits,
+                    e.latency.p50_ms,
+                    e.latency.p90_ms,
+                    e.name,
+                    colours[id(e)],
+                ),
+            ),
             e.name,
         )
         for place, e in enumerate(exported)
     ]
     where = ", ".join(group[0].machine)
-    return {"where": where, "table": Table(f"Latency of one image on {where}", header, tuple(rows)), "figures": figures}
+    return {
+        "where": where,
+        "table": Table(f"Latency of one image on {where}", header, tuple(rows)),
+        "figures": figures,
+    }
 
 
 def _pareto(found: Sequence[Entry], colours: dict[int, str]) -> list[dict[str, Any]]:
@@ -191,7 +240,10 @@ def _pareto(found: Sequence[Entry], colours: dict[int, str]) -> list[dict[str, A
     drawn: list[dict[str, Any]] = []
     for images in groups(found, "images"):
         for both in groups(images, "machine"):
-            points = [Point(entry.name, colours[id(entry)], entry.summary, entry.latency) for entry in both]
+            points = [
+                Point(entry.name, colours[id(entry)], entry.summary, entry.latency)
+                for entry in both
+            ]
             if any(point.levels for point in points):
                 key = f"pareto-{len(drawn)}"
                 figure = Figure(key, (pareto(points, WIDE), pareto(points, NARROW)))
@@ -202,10 +254,23 @@ def _pareto(found: Sequence[Entry], colours: dict[int, str]) -> list[dict[str, A
 
 def _markdown(view: dict[str, Any]) -> str:
     def table(one: Table) -> list[str]:
-        return [f"{escaped(one.caption)}", "", *markdown_table(one.header, [tuple(map(str, r)) for r in one.rows]), ""]
+        return [
+            f"{escaped(one.caption)}",
+            "",
+            *markdown_table(one.header, [tuple(map(str, r)) for r in one.rows]),
+            "",
+        ]
 
-    lines = [f"# {escaped(view['title'])}", "", *table(view["sources"]), "## What may be compared", ""]
-    lines += [f"- {escaped(text)}" for text in view["differences"]] or ["- One report: everything below."]
+    lines = [
+        f"# {escaped(view['title'])}",
+        "",
+        *table(view["sources"]),
+        "## What may be compared",
+        "",
+    ]
+    lines += [f"- {escaped(text)}" for text in view["differences"]] or [
+        "- One report: everything below."
+    ]
     lines += ["", "## Accuracy", ""]
     for part in view["accuracy"]:
         lines += table(part["table"])

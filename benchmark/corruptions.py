@@ -88,7 +88,9 @@ def glass_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
     for _ in range(rounds):
         across, down = rng.integers(-reach, reach, size=(2, len(here)))
         # The published loop means to swap two pixels, but writes through views: the neighbour is copied.
-        for place, other in zip(here.tolist(), (here + down * width + across).tolist(), strict=True):
+        for place, other in zip(
+            here.tolist(), (here + down * width + across).tolist(), strict=True
+        ):
             source[place] = source[other]
     blurred = np.floor(_gaussian(x, sigma) * 255) / 255
     return _gaussian(blurred.reshape(-1, 3)[source].reshape(x.shape), sigma)
@@ -112,7 +114,10 @@ def smear(x: NDArray[np.float64], radius: int, sigma: float, degrees: float) -> 
     down = np.ceil(steps * np.sin(angle) - 0.5).astype(int)
     across = np.ceil(steps * np.cos(angle) - 0.5).astype(int)
     height, width = x.shape[:2]
-    before, after = (-min(down.min(), 0), -min(across.min(), 0)), (max(down.max(), 0), max(across.max(), 0))
+    before, after = (
+        (-min(down.min(), 0), -min(across.min(), 0)),
+        (max(down.max(), 0), max(across.max(), 0)),
+    )
     padded = np.pad(x, [*zip(before, after, strict=True), *[(0, 0)] * (x.ndim - 2)], mode="edge")
     found = np.zeros_like(x)
     for weight, dy, dx in zip(weights, down + before[0], across + before[1], strict=True):
@@ -139,7 +144,9 @@ def zoomed(x: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
     shape = (side,) + (1,) * (x.ndim - 1)
     rows = middle[low] * (1 - part).reshape(shape) + middle[low + 1] * part.reshape(shape)
     shape = (1, side) + (1,) * (x.ndim - 2)
-    return np.asarray(rows[:, low] * (1 - part).reshape(shape) + rows[:, low + 1] * part.reshape(shape))
+    return np.asarray(
+        rows[:, low] * (1 - part).reshape(shape) + rows[:, low + 1] * part.reshape(shape)
+    )
 
 
 def snow(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
@@ -171,7 +178,10 @@ def ice_crystals(side: int, rng: np.random.Generator) -> Pixels:
         grain = rng.normal(size=(side, side))
         needles = np.maximum(needles, smear(grain, 12, 6.0, float(degrees)))
     needles = (needles - needles.min()) / (needles.max() - needles.min())
-    ice = 0.5 * (patches - patches.mean()) / patches.std() + (needles - needles.mean()) / needles.std()
+    ice = (
+        0.5 * (patches - patches.mean()) / patches.std()
+        + (needles - needles.mean()) / needles.std()
+    )
     ice = ice / ice.std()
     return np.asarray(np.clip(_ICE_MEAN + ice[..., None] * _ICE_SPREAD, 0, 1))
 
@@ -241,20 +251,30 @@ def elastic_transform(x: Pixels, level: int, rng: np.random.Generator) -> Pixels
     moved = corners + rng.uniform(-shear, shear, size=(3, 2))
     # The affine map that brings the corners to where they moved is applied backwards, from target to source.
     backwards = np.linalg.solve(np.column_stack([moved, np.ones(3)]), corners)  # [3, 2]
-    across, down = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-    source = np.stack([across, down, np.ones_like(across)], axis=-1) @ backwards  # [H, W, 2], (x, y)
+    across, down = np.meshgrid(
+        np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)
+    )
+    source = (
+        np.stack([across, down, np.ones_like(across)], axis=-1) @ backwards
+    )  # [H, W, 2], (x, y)
     sheared = _sampled(x, source[..., 1], source[..., 0], "mirror")
 
     def drift() -> NDArray[np.float64]:
         noise = rng.uniform(-1, 1, size=(height, width))
-        return np.asarray(ndimage.gaussian_filter(noise, smoothness, mode="reflect", truncate=3.0) * strength)
+        return np.asarray(
+            ndimage.gaussian_filter(noise, smoothness, mode="reflect", truncate=3.0) * strength
+        )
 
     dx, dy = drift(), drift()
     return _sampled(sheared, down + dy, across + dx, "reflect")
 
 
-def _sampled(x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64], mode: str) -> Pixels:
-    planes = [ndimage.map_coordinates(x[..., c], (rows, columns), order=1, mode=mode) for c in range(3)]
+def _sampled(
+    x: Pixels, rows: NDArray[np.float64], columns: NDArray[np.float64], mode: str
+) -> Pixels:
+    planes = [
+        ndimage.map_coordinates(x[..., c], (rows, columns), order=1, mode=mode) for c in range(3)
+    ]
     return np.stack(planes, axis=-1)
 
 

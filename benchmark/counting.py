@@ -10,7 +10,12 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
 _HOLD_GRAPHS = ("If", "Loop", "Scan")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -48,7 +53,9 @@ def count_onnx(path: Path) -> Counted | None:
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     nodes = (node for node in graph.node if node.op_type == "Constant")
-    made = {node.output[0]: one.t for node in nodes for one in node.attribute if one.name == "value"}
+    made = {
+        node.output[0]: one.t for node in nodes for one in node.attribute if one.name == "value"
+    }
     return {tensor.name: tensor for tensor in graph.initializer} | made
 
 
@@ -64,7 +71,9 @@ def _parameters(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto
     return sum(
         math.prod(tensor.dims)
         for name, tensor in constants.items()
-        if math.prod(tensor.dims) > 1 and name not in scales and (tensor.data_type in _FLOATS or name in stored)
+        if math.prod(tensor.dims) > 1
+        and name not in scales
+        and (tensor.data_type in _FLOATS or name in stored)
     )
 
 
@@ -105,6 +114,8 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     found = {}
     for one in (*graph.input, *graph.value_info, *graph.output):
         dims = one.type.tensor_type.shape.dim
-        if one.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        if one.type.tensor_type.HasField("shape") and all(
+            dim.HasField("dim_value") for dim in dims
+        ):
             found[one.name] = tuple(dim.dim_value for dim in dims)
     return found

@@ -70,9 +70,16 @@ def latency_rule(report: Report) -> str:
     """The protocol of this report's exported files, with its numbers."""
     rule = report.protocol["latency"]
     threads = {row.threads for row in report.latency if not mark(row)}
-    said = ", ".join("as the runtime chooses" if count is None else str(count) for count in sorted(threads, key=str))
+    said = ", ".join(
+        "as the runtime chooses" if count is None else str(count)
+        for count in sorted(threads, key=str)
+    )
     several = rule["processes"] > 1
-    where = f"each of {rule['processes']} fresh processes" if several else "one fresh process, the artifacts in turns"
+    where = (
+        f"each of {rule['processes']} fresh processes"
+        if several
+        else "one fresh process, the artifacts in turns"
+    )
     return (
         f"Latency: single stream, batch 1, warm-up of at least {rule['warmup_runs']} runs and {rule['warmup_s']:g} s, "
         f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, no sample left out; inside the "

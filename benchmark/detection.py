@@ -54,7 +54,9 @@ def fpr_at_95(known: Scores, unknown: Scores) -> float:
     return float((unknown >= threshold).mean())
 
 
-def auroc_draws(known: Scores, unknown: Scores, *, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.float64]:
+def auroc_draws(
+    known: Scores, unknown: Scores, *, replicates: int = REPLICATES, seed: int = 0
+) -> NDArray[np.float64]:
     """AUROC of bootstrap samples, `[replicates]`: known and unknown images drawn with replacement, each on their own.
 
     The draws depend on the seed and the two numbers of images alone. Two models' draws on the same images are therefore

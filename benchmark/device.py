@@ -60,7 +60,9 @@ def on_device(
     with closing(find_device(spec)) as device:
         subjects = _able(_for_agent(subjects), device)
         with (
-            _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order,
+            _order(
+                subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)
+            ) as order,
             tempfile.TemporaryDirectory() as name,
         ):
             path = Path(name) / "result.npz"
@@ -82,9 +84,15 @@ def bundle(
     from edgekd.targets.devices.bundle import bundle_command, write_bundle
 
     subjects = _for_agent(subjects)
-    with _order(subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)) as order:
-        packages = sorted({PACKAGES[kind] for one in subjects if (kind := _format(one)) is not None})
-        write_bundle(order.payload, folder, ", ".join(one.name for one in order.job.artifacts), packages)
+    with _order(
+        subjects, suites, quick=quick, threads=threads, energy=energy, pairs=_pairs(grid)
+    ) as order:
+        packages = sorted(
+            {PACKAGES[kind] for one in subjects if (kind := _format(one)) is not None}
+        )
+        write_bundle(
+            order.payload, folder, ", ".join(one.name for one in order.job.artifacts), packages
+        )
         return bundle_command(order.payload.job_folder)
 
 
@@ -102,11 +110,22 @@ def on_devices(
     """What runs here (teacher, torch student), then every artifact as each device measures it."""
     found = [subject for subject in subjects if subject.folder is None]
     for spec in specs:
-        found += on_device(subjects, suites, spec, quick=quick, threads=threads, keep=keep, energy=energy, grid=grid)
+        found += on_device(
+            subjects,
+            suites,
+            spec,
+            quick=quick,
+            threads=threads,
+            keep=keep,
+            energy=energy,
+            grid=grid,
+        )
     return found
 
 
-def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path) -> tuple[list[Subject], bool]:
+def from_result(
+    subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
+) -> tuple[list[Subject], bool]:
     """What runs here, then the artifacts as a device measured them, from the file it wrote; and whether it was quick.
 
     Raises:
@@ -116,14 +135,18 @@ def from_result(subjects: Sequence[Subject], suites: Sequence[Suite], path: Path
     subjects = _for_agent(subjects)
     quick = result.job.protocol.name == QUICK.name
     job = result.job
-    with _order(subjects, suites, quick=quick, threads=job.threads, energy=job.energy, pairs=job.grid) as order:
+    with _order(
+        subjects, suites, quick=quick, threads=job.threads, energy=job.energy, pairs=job.grid
+    ) as order:
         if result.job.artifacts != order.job.artifacts:
             raise EdgekdError(
                 f"{path} is of other artifacts or images: {', '.join(a.name for a in result.job.artifacts)}.",
                 "Name the run, the --data and the suites that the bundle was made from.",
             )
         if result.job != order.job:
-            raise EdgekdError(f"{path} was measured on other images or by another rule.", "Make the bundle again.")
+            raise EdgekdError(
+                f"{path} was measured on other images or by another rule.", "Make the bundle again."
+            )
         others = [subject for subject in subjects if subject.folder is None]
         return others + _subjects(subjects, suites, order, result, result.name), quick
 
@@ -169,13 +192,17 @@ def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
         if kind is None or kind in FORMATS:
             found.append(subject)
         else:
-            warn(f"{subject.name} is left out: the agent on a device runs {' and '.join(FORMATS)} files, not {kind}")
+            warn(
+                f"{subject.name} is left out: the agent on a device runs {' and '.join(FORMATS)} files, not {kind}"
+            )
     return found
 
 
 def _format(subject: Subject) -> str | None:
     """The format of its file; None where it has none."""
-    return None if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
+    return (
+        None if subject.folder is None else read_artifact(subject.folder, check_hashes=False).format
+    )
 
 
 def _able(subjects: Sequence[Subject], device: Device) -> list[Subject]:
@@ -183,9 +210,15 @@ def _able(subjects: Sequence[Subject], device: Device) -> list[Subject]:
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
         return list(subjects)  # which is told where a job would be made of them
-    manifests = [read_artifact(Path(one.folder), check_hashes=False) for one in artifacts if one.folder]
+    manifests = [
+        read_artifact(Path(one.folder), check_hashes=False) for one in artifacts if one.folder
+    ]
     reasons = unable(device, [needs(manifest.model_dump(mode="json")) for manifest in manifests])
-    left_out = {one.key: reason for one, reason in zip(artifacts, reasons, strict=True) if reason is not None}
+    left_out = {
+        one.key: reason
+        for one, reason in zip(artifacts, reasons, strict=True)
+        if reason is not None
+    }
     if len(left_out) == len(artifacts):
         raise next(iter(left_out.values()))
     for one in artifacts:
@@ -211,14 +244,22 @@ def _order(
     artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
         raise EdgekdError(
-            "There is no artifact for the device to run.", "Make one: edgekd export --target onnxruntime."
+            "There is no artifact for the device to run.",
+            "Make one: edgekd export --target onnxruntime.",
         )
     if any(suite.corruption is not None for suite in suites):
-        raise EdgekdError("Corrupted images are drawn on this machine only.", "Measure corruptions without --device.")
+        raise EdgekdError(
+            "Corrupted images are drawn on this machine only.",
+            "Measure corruptions without --device.",
+        )
     with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:
         scratch = Path(name)
         pack = ImagePack(scratch / "images.zip")
-        wanted = [n for n, suite in enumerate(suites) if any(suite.holds(subject) for subject in artifacts)]
+        wanted = [
+            n
+            for n, suite in enumerate(suites)
+            if any(suite.holds(subject) for subject in artifacts)
+        ]
         clocked, latency = latency_places(suites)
         say(f"packing {sum(len(suites[n].indices) for n in wanted)} images for the device")
         places: dict[tuple[int, int], int] = {}
@@ -228,7 +269,11 @@ def _order(
         for index in latency.tolist():
             places.setdefault((clocked, index), pack.add(suites[clocked].images, index))
         image_file = f"images-{pack.close()[:16]}.zip"
-        folders = {subject.key: artifact_folder_name(Path(subject.folder)) for subject in artifacts if subject.folder}
+        folders = {
+            subject.key: artifact_folder_name(Path(subject.folder))
+            for subject in artifacts
+            if subject.folder
+        }
         job = Job(
             artifacts=tuple(
                 JobArtifact(
@@ -246,12 +291,18 @@ def _order(
             grid=pairs,
             grid_protocol=(throughput.QUICK if quick else throughput.FULL) if pairs else None,
         )
-        sources = {folders[subject.key]: Path(subject.folder) for subject in artifacts if subject.folder}
+        sources = {
+            folders[subject.key]: Path(subject.folder) for subject in artifacts if subject.folder
+        }
         yield _Order(job, assemble(job, scratch / "images.zip", sources, scratch), places)
 
 
 def _subjects(
-    subjects: Sequence[Subject], suites: Sequence[Suite], order: _Order, result: DeviceResult, device: str
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    order: _Order,
+    result: DeviceResult,
+    device: str,
 ) -> list[Subject]:
     shown = f"{device} (emulated)" if result.emulated else device
     facts = {
@@ -266,7 +317,9 @@ def _subjects(
     artifacts = [subject for subject in subjects if subject.folder is not None]
     for subject, one in zip(artifacts, result.artifacts, strict=True):
         if one.logits.shape[1] != len(subject.classes):
-            raise EdgekdError(f"The result of {device} has another number of classes than {subject.name}.", "")
+            raise EdgekdError(
+                f"The result of {device} has another number of classes than {subject.name}.", ""
+            )
         logits, start = {}, 0
         checks = dict(zip(_places(subject, suites, order.places), one.pixels.tolist(), strict=True))
         for n, suite in enumerate(suites):
@@ -275,7 +328,8 @@ def _subjects(
                 logits[n] = one.logits[start:stop, columns_of(subject, suite)]
                 start = stop
         same = [
-            zlib.crc32(prepare(suites[clocked].images, index, subject.preprocess).tobytes()) == checks[place]
+            zlib.crc32(prepare(suites[clocked].images, index, subject.preprocess).tobytes())
+            == checks[place]
             for index in sorted(set(latency.tolist()))
             if (place := order.places[clocked, index]) in checks
         ]
@@ -291,16 +345,25 @@ def _subjects(
             one.rates,
             one.built,
         )
-        found.append(replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured))
+        found.append(
+            replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured)
+        )
     return found
 
 
 def _latency(clock: Clocked) -> ArtifactLatency:
-    return ArtifactLatency(clock.samples, clock.load_ms, clock.provider, clock.threads, clock.energy)
+    return ArtifactLatency(
+        clock.samples, clock.load_ms, clock.provider, clock.threads, clock.energy
+    )
 
 
-def _places(subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]) -> list[int]:
+def _places(
+    subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]
+) -> list[int]:
     """Where the images of all its suites lie in the image file, suite after suite."""
     return [
-        places[n, index] for n, suite in enumerate(suites) if suite.holds(subject) for index in suite.indices.tolist()
+        places[n, index]
+        for n, suite in enumerate(suites)
+        if suite.holds(subject)
+        for index in suite.indices.tolist()
     ]

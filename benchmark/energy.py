@@ -19,7 +19,18 @@ SENSORS = ("rapl", "nvml", "ina", "battery")
 IDLE_S = 2.0
 """Time for which idle power is taken, before any model is loaded."""
 _IDLE_PARTS = 10
-_INA = ("ina209", "ina219", "ina220", "ina226", "ina230", "ina231", "ina237", "ina238", "ina260", "ina3221")
+_INA = (
+    "ina209",
+    "ina219",
+    "ina220",
+    "ina226",
+    "ina230",
+    "ina231",
+    "ina237",
+    "ina238",
+    "ina260",
+    "ina3221",
+)
 _WHOLE_RAILS = ("VDD_IN", "POM_5V_IN")
 """Rails of Jetson modules that feed all others: with one of them the others are not added."""
 
@@ -119,7 +130,9 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
             "Linux shows it to root only by default: let an administrator make that file readable.",
         ) from error
     except (OSError, ValueError) as error:
-        raise EdgekdError(f"The sensor {name} does not answer ({error}).", "Leave --energy out.") from error
+        raise EdgekdError(
+            f"The sensor {name} does not answer ({error}).", "Leave --energy out."
+        ) from error
     return sensor
 
 
@@ -149,7 +162,10 @@ def _ina(root: Path) -> Sensor:
             if (monitor / f"power{n}_input").is_file():
                 rails[label] = Source(_number(monitor / f"power{n}_input", 1e-6), False)
             elif (monitor / f"in{n}_input").is_file() and (monitor / f"curr{n}_input").is_file():
-                volts, amperes = _number(monitor / f"in{n}_input", 1e-3), _number(monitor / f"curr{n}_input", 1e-3)
+                volts, amperes = (
+                    _number(monitor / f"in{n}_input", 1e-3),
+                    _number(monitor / f"curr{n}_input", 1e-3),
+                )
                 rails[label] = Source(_product(volts, amperes), False)
     for name in sorted((root / "sys/bus/i2c/drivers/ina3221x").glob("*/iio:device*/rail_name_*")):
         power = name.with_name(f"in_power{name.name.rpartition('_')[2]}_input")
@@ -158,7 +174,11 @@ def _ina(root: Path) -> Sensor:
         raise _absent("ina", "no INA monitor in /sys/class/hwmon")
     whole = [label for label in rails if label in _WHOLE_RAILS]
     chosen = whole[:1] or list(rails)
-    return Sensor("ina", f"rail{'s' if len(chosen) > 1 else ''} {', '.join(chosen)}", tuple(rails[c] for c in chosen))
+    return Sensor(
+        "ina",
+        f"rail{'s' if len(chosen) > 1 else ''} {', '.join(chosen)}",
+        tuple(rails[c] for c in chosen),
+    )
 
 
 def _battery(root: Path) -> Sensor:
@@ -173,9 +193,13 @@ def _battery(root: Path) -> Sensor:
             )
         # Which way a current counts as positive differs between drivers.
         if (supply / "power_now").is_file():
-            return Sensor("battery", "the whole device", (Source(_number(supply / "power_now", 1e-6), False),))
+            return Sensor(
+                "battery", "the whole device", (Source(_number(supply / "power_now", 1e-6), False),)
+            )
         if (supply / "current_now").is_file() and (supply / "voltage_now").is_file():
-            read = _product(_number(supply / "voltage_now", 1e-6), _number(supply / "current_now", 1e-6))
+            read = _product(
+                _number(supply / "voltage_now", 1e-6), _number(supply / "current_now", 1e-6)
+            )
             return Sensor("battery", "the whole device", (Source(read, False),))
     raise _absent("battery", "no battery that tells its power in /sys/class/power_supply")
 
@@ -185,7 +209,9 @@ def _nvml() -> Sensor:
     try:
         import pynvml
     except ImportError as error:
-        raise EdgekdError("The sensor nvml needs the package nvidia-ml-py.", "pip install nvidia-ml-py") from error
+        raise EdgekdError(
+            "The sensor nvml needs the package nvidia-ml-py.", "pip install nvidia-ml-py"
+        ) from error
     try:
         pynvml.nvmlInit()
         board = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -196,13 +222,21 @@ def _nvml() -> Sensor:
     try:
         pynvml.nvmlDeviceGetTotalEnergyConsumption(board)
     except pynvml.NVMLError:
-        return Sensor("nvml", covers, (Source(lambda: float(pynvml.nvmlDeviceGetPowerUsage(board)) / 1e3, False),))
+        return Sensor(
+            "nvml",
+            covers,
+            (Source(lambda: float(pynvml.nvmlDeviceGetPowerUsage(board)) / 1e3, False),),
+        )
     return Sensor(
-        "nvml", covers, (Source(lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(board)) / 1e3, True),)
+        "nvml",
+        covers,
+        (Source(lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(board)) / 1e3, True),),
     )
 
 
-def per_image(joules: Sequence[float], seconds: Sequence[float], images: int, facts: dict[str, Any]) -> dict[str, Any]:
+def per_image(
+    joules: Sequence[float], seconds: Sequence[float], images: int, facts: dict[str, Any]
+) -> dict[str, Any]:
     """What one image took.
 
     Args:
@@ -228,7 +262,8 @@ def per_image(joules: Sequence[float], seconds: Sequence[float], images: int, fa
 
 def _absent(name: str, why: str) -> EdgekdError:
     return EdgekdError(
-        f"This machine has no sensor {name}: {why}.", f"Others are {', '.join(SENSORS)}; or leave --energy out."
+        f"This machine has no sensor {name}: {why}.",
+        f"Others are {', '.join(SENSORS)}; or leave --energy out.",
     )
 
 

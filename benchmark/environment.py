@@ -50,7 +50,9 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
     """
     khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     heat = _integers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-    events = _integers((root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count"))
+    events = _integers(
+        (root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count")
+    )
     flags = re.search(r"throttled=(0x[0-9a-fA-F]+)", _asked("vcgencmd", "get_throttled") or "")
     mode = re.search(r"NV Power Mode: *(.+)", _asked("nvpmodel", "-q") or "")
     return {
@@ -59,13 +61,17 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
         "temperature_c": round(max(heat) / 1000, 1) if heat else None,
         "throttle_count": sum(events) if events else None,
         "throttle_flags": flags.group(1) if flags else None,
-        "power_mode": mode.group(1).strip() if mode else _read(root / "sys/firmware/acpi/platform_profile"),
+        "power_mode": mode.group(1).strip()
+        if mode
+        else _read(root / "sys/firmware/acpi/platform_profile"),
     }
 
 
 def usable_cores() -> int:
     """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
 
 
 def peak_rss_mb() -> float | None:
@@ -98,7 +104,10 @@ def _cpu() -> tuple[str, frozenset[str]]:
     name = fields.get("model name") or fields.get("Model")
     if not name and platform.system() == "Darwin":
         answer = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+            ["sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         name = answer.stdout.strip()
     return name or platform.processor() or platform.machine(), flags
@@ -115,7 +124,9 @@ def _asked(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=10
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
 

@@ -61,7 +61,11 @@ def failures(kept: Kept) -> list[Failure]:
 
     Without unseen domains the ID suite stands in; corrupted and cue-conflict images are left to their own tables.
     """
-    return [_failure(kept, row) for run in _runs(kept.report) if (row := _worst(kept.report, run)) is not None]
+    return [
+        _failure(kept, row)
+        for run in _runs(kept.report)
+        if (row := _worst(kept.report, run)) is not None
+    ]
 
 
 def _runs(report: Report) -> list[str]:
@@ -72,7 +76,9 @@ def _worst(report: Report, run: str) -> AccuracyRow | None:
     kinds = {row.subject: row.kind for row in report.summary if row.run == run}
     wanted = "artifact" if "artifact" in kinds.values() else "torch"
     own = [row for row in report.accuracy if row.run == run and kinds[row.subject] == wanted]
-    outside = [row for row in own if row.suite.startswith("ood:")] or [row for row in own if row.suite == "id"]
+    outside = [row for row in own if row.suite.startswith("ood:")] or [
+        row for row in own if row.suite == "id"
+    ]
     return min(outside, key=lambda row: row.top1, default=None)
 
 
@@ -82,11 +88,17 @@ def _failure(kept: Kept, row: AccuracyRow) -> Failure:
     answers = logits.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (labels, answers), 1)
-    return Failure(row, tuple(classes), confusion, tuple(_mistakes(kept, row, logits, labels, classes)))
+    return Failure(
+        row, tuple(classes), confusion, tuple(_mistakes(kept, row, logits, labels, classes))
+    )
 
 
 def _mistakes(
-    kept: Kept, row: AccuracyRow, logits: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]
+    kept: Kept,
+    row: AccuracyRow,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
 ) -> list[Mistake]:
     confidence = np.exp(metrics.log_softmax(logits).max(axis=1))  # [N]
     answers, ids = logits.argmax(axis=1), kept.ids(row.run, row.suite)
@@ -108,7 +120,9 @@ def _mistakes(
     return found
 
 
-def thumbnails(found: Sequence[Failure], suites: Sequence[Suite]) -> dict[tuple[str, str, str], str]:
+def thumbnails(
+    found: Sequence[Failure], suites: Sequence[Suite]
+) -> dict[tuple[str, str, str], str]:
     """Small JPEGs of the mistakes, 112 pixels at most and without metadata, until the budget is spent.
 
     An image that can no longer be read has no thumbnail: the measurement is done, and its page must not fail now.
@@ -122,7 +136,9 @@ def thumbnails(found: Sequence[Failure], suites: Sequence[Suite]) -> dict[tuple[
             continue
         for mistake in failure.mistakes:
             try:
-                picture = _jpeg(suite.images.read(int(suite.indices[mistake.position]), draft=THUMBNAIL_PX))
+                picture = _jpeg(
+                    suite.images.read(int(suite.indices[mistake.position]), draft=THUMBNAIL_PX)
+                )
             except (UnreadableImage, EdgekdError):
                 continue
             left -= len(picture)

@@ -63,7 +63,8 @@ def parse_gate(expression: str) -> Gate:
     found = _FORM.fullmatch(expression)
     if found is None:
         raise EdgekdError(
-            f'"{expression}" is not a gate.', 'Write a metric, one of <= >= < >, and a number: "ood_avg_drop<=1.5".'
+            f'"{expression}" is not a gate.',
+            'Write a metric, one of <= >= < >, and a number: "ood_avg_drop<=1.5".',
         )
     metric, suite, sign, text = found.groups()
     known = METRICS if suite is None else SUITE_METRICS
@@ -75,13 +76,19 @@ def parse_gate(expression: str) -> Gate:
             hint = f"It takes no suite: {metric}{sign}{text}."
         else:
             hint = did_you_mean(metric, known)
-        raise EdgekdError(f'The gate "{expression}" names no metric of {"a suite" if suite else "a report"}.', hint)
+        raise EdgekdError(
+            f'The gate "{expression}" names no metric of {"a suite" if suite else "a report"}.',
+            hint,
+        )
     try:
         limit = float(text)
     except ValueError:
         limit = math.nan
     if not math.isfinite(limit):
-        raise EdgekdError(f'The limit of the gate "{expression}" is not a number.', "Write a plain number, no unit.")
+        raise EdgekdError(
+            f'The limit of the gate "{expression}" is not a number.',
+            "Write a plain number, no unit.",
+        )
     if metric in _ON_A_SCALE_OF_100 and sign in (">=", ">") and 0 < limit <= 1:
         raise EdgekdError(
             f'The gate "{expression}" would let everything pass: {metric} is in percent.',
@@ -106,7 +113,8 @@ def gates_of_table(table: Mapping[str, object]) -> list[str]:
         for limit in limits if isinstance(limits, list) else [limits]:
             if not isinstance(limit, str) or not limit.strip().startswith(("<", ">")):
                 raise EdgekdError(
-                    f"The gate {metric} = {limit!r} has no operator.", f'Write {metric} = "<={limit}" or ">={limit}".'
+                    f"The gate {metric} = {limit!r} has no operator.",
+                    f'Write {metric} = "<={limit}" or ">={limit}".',
                 )
             expressions.append(f"{metric}{limit}")
     return expressions
@@ -136,10 +144,15 @@ def failed_table(rows: Sequence[GateRow]) -> list[str]:
     if len(cells) == 1:
         return []
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
 
 
-def _row(gate: Gate, run: str | None, subject: str | None, value: float | None, reason: str | None) -> GateRow:
+def _row(
+    gate: Gate, run: str | None, subject: str | None, value: float | None, reason: str | None
+) -> GateRow:
     passed = value is not None and bool(_COMPARE[gate.operator](value, gate.limit))
     return GateRow(
         expression=gate.expression, run=run, subject=subject, metric=gate.name, operator=gate.operator,
@@ -154,9 +167,16 @@ def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | No
     metric = gate.metric
     if metric in _LATENCY:
         row = _own(report.latency, artifact)
-        return _or(getattr(row, metric), "too few samples to state it" if metric == "p99_ms" else "it was not measured")
+        return _or(
+            getattr(row, metric),
+            "too few samples to state it" if metric == "p99_ms" else "it was not measured",
+        )
     if metric in _CORRUPTION:
-        found = [row for row in report.corruptions if (row.run, row.subject) == (artifact.run, artifact.subject)]
+        found = [
+            row
+            for row in report.corruptions
+            if (row.run, row.subject) == (artifact.run, artifact.subject)
+        ]
         if not found:
             return None, "the corruptions were not measured (--suites corruptions)"
         return _percent(
@@ -167,20 +187,30 @@ def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | No
         lowest = min((row.msp.auroc for row in _strangers(artifact, report)), default=None)
         return _percent(lowest, "no images of unknown classes were measured (--unknown)")
     if metric in _DROPS:
-        torch = next((row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None)
+        torch = next(
+            (row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None
+        )
         if torch is None:
             return None, "the torch student was not measured"
         before, after = getattr(torch, _DROPS[metric]), getattr(artifact, _DROPS[metric])
-        return (None, _missing(metric)) if before is None or after is None else (_points(before - after), None)
+        return (
+            (None, _missing(metric))
+            if before is None or after is None
+            else (_points(before - after), None)
+        )
     value = getattr(artifact, metric)
     return _percent(value, _missing(metric)) if metric in _PERCENT else _or(value, _missing(metric))
 
 
 def _strangers(artifact: SummaryRow, report: Report) -> list[UnknownRow]:
-    return [row for row in report.unknowns if (row.run, row.subject) == (artifact.run, artifact.subject)]
+    return [
+        row for row in report.unknowns if (row.run, row.subject) == (artifact.run, artifact.subject)
+    ]
 
 
-def _on_unknown(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
+def _on_unknown(
+    gate: Gate, artifact: SummaryRow, report: Report
+) -> tuple[float | None, str | None]:
     of = {row.suite: row for row in _strangers(artifact, report)}
     row = of.get(gate.suite or "")
     if row is None:
@@ -191,28 +221,55 @@ def _on_unknown(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float
     found = row.mls if gate.metric.endswith("_mls") else row.msp
     if gate.metric in _UNKNOWN_DROPS:
         cost = found.auroc_cost
-        return (None, "the torch student was not measured") if cost is None else (_points(cost.value), None)
+        return (
+            (None, "the torch student was not measured")
+            if cost is None
+            else (_points(cost.value), None)
+        )
     return _points(getattr(found, gate.metric.removesuffix("_mls"))), None
 
 
 def _on_suite(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
     if gate.metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS):
         return _on_unknown(gate, artifact, report)
-    of = {row.suite: row for row in report.accuracy if (row.run, row.subject) == (artifact.run, artifact.subject)}
+    of = {
+        row.suite: row
+        for row in report.accuracy
+        if (row.run, row.subject) == (artifact.run, artifact.subject)
+    }
     row = of.get(gate.suite or "")
     if row is None and any(one.suite == gate.suite for one in _strangers(artifact, report)):
         return None, f"no class is the right answer on {gate.suite}"
     if row is None:
-        return None, f"no suite {gate.suite}; measured: {', '.join(name for name in of if not _is_cell(name))}"
+        return (
+            None,
+            f"no suite {gate.suite}; measured: {', '.join(name for name in of if not _is_cell(name))}",
+        )
     if gate.metric != "drop":
         value = getattr(row, gate.metric)
-        missing = "the suite has one domain" if gate.metric == "worst_domain_top1" else "there is no torch student"
+        missing = (
+            "the suite has one domain"
+            if gate.metric == "worst_domain_top1"
+            else "there is no torch student"
+        )
         return _percent(value, missing) if gate.metric in _PER_SUITE_PERCENT else (value, None)
-    torch = next((one.subject for one in report.summary if (one.run, one.kind) == (artifact.run, "torch")), None)
-    before: AccuracyRow | None = next(
-        (one for one in report.accuracy if (one.run, one.subject, one.suite) == (artifact.run, torch, gate.suite)), None
+    torch = next(
+        (one.subject for one in report.summary if (one.run, one.kind) == (artifact.run, "torch")),
+        None,
     )
-    return (None, "the torch student was not measured") if before is None else (_points(before.top1 - row.top1), None)
+    before: AccuracyRow | None = next(
+        (
+            one
+            for one in report.accuracy
+            if (one.run, one.subject, one.suite) == (artifact.run, torch, gate.suite)
+        ),
+        None,
+    )
+    return (
+        (None, "the torch student was not measured")
+        if before is None
+        else (_points(before.top1 - row.top1), None)
+    )
 
 
 def _own(rows: Sequence[LatencyRow], artifact: SummaryRow) -> LatencyRow:
@@ -232,7 +289,9 @@ def _missing(metric: str) -> str:
         return "the torch student was not measured on such images"
     if "ood" in metric or metric in ("gap", "retention"):
         return (
-            "no unseen domain or no teacher was measured" if metric == "retention" else "no unseen domain was measured"
+            "no unseen domain or no teacher was measured"
+            if metric == "retention"
+            else "no unseen domain was measured"
         )
     return "no in-domain images were measured"
 

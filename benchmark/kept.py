@@ -61,7 +61,9 @@ class Kept:
         return found
 
     def _lacks(self, file: str, name: str) -> EdgekdError:
-        return EdgekdError(f"{self.report.folder / file} lacks {name}.", "Run edgekd benchmark again.")
+        return EdgekdError(
+            f"{self.report.folder / file} lacks {name}.", "Run edgekd benchmark again."
+        )
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -74,6 +76,10 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
     except FileNotFoundError as error:
-        raise EdgekdError(f"There is no {path.name} in {path.parent}.", "Copy the whole report folder.") from error
+        raise EdgekdError(
+            f"There is no {path.name} in {path.parent}.", "Copy the whole report folder."
+        ) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EdgekdError(f"{path} is damaged.", "Copy it again, or run edgekd benchmark again.") from error
+        raise EdgekdError(
+            f"{path} is damaged.", "Copy it again, or run edgekd benchmark again."
+        ) from error

@@ -84,7 +84,9 @@ class LatencySamples:
     metered_s: float = 0.0
 
 
-def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8], batch: int = 1) -> RunOnce:
+def rotating(
+    predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8], batch: int = 1
+) -> RunOnce:
     """Query number i of `predict` on the i-th batch of consecutive images, modulo the number of whole batches.
 
     Args:
@@ -98,7 +100,11 @@ def rotating(predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np
 
 
 def measure(
-    run_once: RunOnce, protocol: Protocol, *, clock: Clock = time.perf_counter_ns, meter: Meter | None = None
+    run_once: RunOnce,
+    protocol: Protocol,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    meter: Meter | None = None,
 ) -> LatencySamples:
     """Warm up and time one model; `run_once(i)` answers query i."""
     return measure_interleaved({"": run_once}, protocol, clock=clock, meter=meter)[""]
@@ -215,7 +221,9 @@ def settled(times: Sequence[int]) -> bool:
     window = min(max(_WINDOW_RUNS, len(times) // 4), len(times) // 2)
     if window == 0:
         return False
-    last, previous = (float(np.median(part)) for part in (times[-window:], times[-2 * window : -window]))
+    last, previous = (
+        float(np.median(part)) for part in (times[-window:], times[-2 * window : -window])
+    )
     return abs(last - previous) < SETTLED_WITHIN * previous
 
 
@@ -229,7 +237,9 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
     samples = np.concatenate([part.samples_ms for part in parts])
     process = np.repeat(np.arange(len(parts)), [len(part.samples_ms) for part in parts])
     offsets = np.cumsum([0] + [int(part.blocks.max()) + 1 for part in parts])
-    blocks = np.concatenate([part.blocks + offset for part, offset in zip(parts, offsets[:-1], strict=True)])
+    blocks = np.concatenate(
+        [part.blocks + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
+    )
     p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))
     return {
         "p50_ms": percentile(samples, 50),

@@ -8,7 +8,12 @@ from typing import Any
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
-from edgekd.benchmark.page_tables import OWN_HEADER, VOCABULARY_HEADER, own_metric_cells, vocabulary_cells
+from edgekd.benchmark.page_tables import (
+    OWN_HEADER,
+    VOCABULARY_HEADER,
+    own_metric_cells,
+    vocabulary_cells,
+)
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
 from edgekd.benchmark.table import (
     NONE,
@@ -31,7 +36,15 @@ from edgekd.benchmark.table import (
 )
 from edgekd.benchmark.verdict import verdict
 
-_COST_HEADER = ("run", "artifact", "ID [95 % CI]", "p (ID)", "OOD [95 % CI]", "p (OOD)", "agreement ID / OOD")
+_COST_HEADER = (
+    "run",
+    "artifact",
+    "ID [95 % CI]",
+    "p (ID)",
+    "OOD [95 % CI]",
+    "p (OOD)",
+    "agreement ID / OOD",
+)
 _SUITE_HEADER = ("run", "subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE",
                  "NLL", "Brier")  # fmt: skip
 _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean", "CV", "runs", "seconds", "first",
@@ -40,7 +53,15 @@ _LATENCY_HEADER = ("run", "subject", "runtime", "threads", "p50", "p90", "mean",
 
 
 _GATE_HEADER = ("gate", "run", "artifact", "measured", "limit", "")
-_CUE_HEADER = ("run", "subject", "suite", "n", "for the shape", "for the texture", "shape bias [95 % CI]")
+_CUE_HEADER = (
+    "run",
+    "subject",
+    "suite",
+    "n",
+    "for the shape",
+    "for the texture",
+    "shape bias [95 % CI]",
+)
 _SCALED_HEADER = ("run", "subject", "temperature", "suite", "ECE", "adaptive ECE", "NLL", "Brier")
 
 
@@ -51,42 +72,101 @@ def markdown(report: Report) -> str:
     found = verdict(report)
     lines += [f"**{found.headline}.**", ""]
     if report.gates:
-        lines += ["## Gates", "", *markdown_table(_GATE_HEADER, map(_gate_cells, report.gates)), "", "## Numbers", ""]
+        lines += [
+            "## Gates",
+            "",
+            *markdown_table(_GATE_HEADER, map(_gate_cells, report.gates)),
+            "",
+            "## Numbers",
+            "",
+        ]
     lines += [*(f"- **{escaped(who)}**: {escaped(text)}" for who, text in found.findings), ""]
-    lines += [*markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]), ""]
-    lines += [*(f"- {text}" for text in under_table(report)), "", "![Accuracy against latency](report.png)", ""]
-    lines += ["## Size and work of one answer", "", *markdown_table(SIZE_HEADER, size_rows(report)), ""]
+    lines += [
+        *markdown_table(("run", *table.header), [(run, *cells) for run, cells in table.rows]),
+        "",
+    ]
+    lines += [
+        *(f"- {text}" for text in under_table(report)),
+        "",
+        "![Accuracy against latency](report.png)",
+        "",
+    ]
+    lines += [
+        "## Size and work of one answer",
+        "",
+        *markdown_table(SIZE_HEADER, size_rows(report)),
+        "",
+    ]
     if costs := list(cost_rows(report, "{:.3f}".format)):
         lines += ["## What the export cost", ""]
-        lines += ["Torch student minus artifact on the same images, in points; positive is a loss.", ""]
+        lines += [
+            "Torch student minus artifact on the same images, in points; positive is a loss.",
+            "",
+        ]
         lines += [*markdown_table(_COST_HEADER, costs), ""]
     for pair in report.comparisons:
         lines += _comparison(pair)
     if report.corruptions:
         lines += ["## Corruptions", "", *_corruptions(report), ""]
     if report.cue_conflicts:
-        lines += ["## Shape or texture", "", *markdown_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)), ""]
+        lines += [
+            "## Shape or texture",
+            "",
+            *markdown_table(_CUE_HEADER, map(_cue_cells, report.cue_conflicts)),
+            "",
+        ]
     if report.vocabularies:
         lines += [
             "## In other words",
             "",
             *markdown_table(VOCABULARY_HEADER, map(vocabulary_cells, report.vocabularies)),
         ]
-        lines += ["", "Loss: top-1 in the run's own words minus top-1 in these, on the same images.", ""]
+        lines += [
+            "",
+            "Loss: top-1 in the run's own words minus top-1 in these, on the same images.",
+            "",
+        ]
     if report.unknowns:
-        lines += ["## Images of no known class", "", *markdown_table(UNKNOWN_HEADER, unknown_rows(report)), ""]
-        lines += ["Known images are told from unknown ones by the largest softmax probability or logit; percent.", ""]
+        lines += [
+            "## Images of no known class",
+            "",
+            *markdown_table(UNKNOWN_HEADER, unknown_rows(report)),
+            "",
+        ]
+        lines += [
+            "Known images are told from unknown ones by the largest softmax probability or logit; percent.",
+            "",
+        ]
     if report.own_metrics:
-        lines += ["## By the data set's own metrics", "", *markdown_table(OWN_HEADER, own_metric_cells(report)), ""]
+        lines += [
+            "## By the data set's own metrics",
+            "",
+            *markdown_table(OWN_HEADER, own_metric_cells(report)),
+            "",
+        ]
     # The 75 cells of the corruptions stand in corruptions.csv.
     plain = [row for row in report.accuracy if not row.suite.startswith("corruption:")]
     lines += ["## Each suite", "", *markdown_table(_SUITE_HEADER, map(_suite_cells, plain)), ""]
     if any(row.scaled for row in plain):
-        lines += ["## Calibration before → after one temperature", "", *_calibration(report, plain), ""]
-    lines += ["## Each latency", "", *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)), ""]
+        lines += [
+            "## Calibration before → after one temperature",
+            "",
+            *_calibration(report, plain),
+            "",
+        ]
+    lines += [
+        "## Each latency",
+        "",
+        *markdown_table(_LATENCY_HEADER, map(_latency_cells, report.latency)),
+        "",
+    ]
     lines += ["Times in ms unless said otherwise.", "", *_energy(report), ""]
     if rows := throughput_rows(report):
-        lines += ["## Throughput", "", "Not a latency: whole batches, one after the other, each line in a process of "]
+        lines += [
+            "## Throughput",
+            "",
+            "Not a latency: whole batches, one after the other, each line in a process of ",
+        ]
         lines[-1] += "its own."
         lines += ["", *markdown_table(THROUGHPUT_HEADER, rows), ""]
     if report.placements:
@@ -106,7 +186,9 @@ def under_table(report: Report) -> list[str]:
     lines += map(escaped, dict.fromkeys(told))
     lines += map(escaped, _devices(report))
     if any(mark(row) for row in report.latency):
-        lines.append("†: measured briefly inside the calling process, as background; not comparable with an artifact.")
+        lines.append(
+            "†: measured briefly inside the calling process, as background; not comparable with an artifact."
+        )
     return lines
 
 
@@ -121,13 +203,19 @@ def provenance(report: Report) -> list[str]:
     for facts in report.context.get("runs", ()):
         told = (f"{_words(key)} {shown(value)}" for key, value in facts.items() if key != "name")
         lines.append(escaped(f"Run {facts['name']}: {', '.join(told)}."))
-    others = {key: value for key, value in report.context.items() if key not in ("runs", "artifacts")}
-    lines += [escaped(f"{_words(key).capitalize()}: {shown(value)}.") for key, value in others.items()]
+    others = {
+        key: value for key, value in report.context.items() if key not in ("runs", "artifacts")
+    }
+    lines += [
+        escaped(f"{_words(key).capitalize()}: {shown(value)}.") for key, value in others.items()
+    ]
     users: dict[str, dict[str, None]] = {}
     for row in report.summary:
         users.setdefault(row.preprocess, {})[label(row)] = None
     lines.append(
-        "Preprocess: " + ", ".join(f"{name} ({', '.join(map(escaped, who))})" for name, who in users.items()) + "."
+        "Preprocess: "
+        + ", ".join(f"{name} ({', '.join(map(escaped, who))})" for name, who in users.items())
+        + "."
     )
     return [*lines, latency_rule(report), _machine(report)]
 
@@ -145,12 +233,18 @@ def _images(report: Report) -> str:
         runs_of.setdefault(", ".join(parts), []).append(run)
     if len(runs_of) == 1:
         return f"Images: {next(iter(runs_of))}."
-    return "Images: " + "; ".join(f"{parts} ({', '.join(runs)})" for parts, runs in runs_of.items()) + "."
+    return (
+        "Images: "
+        + "; ".join(f"{parts} ({', '.join(runs)})" for parts, runs in runs_of.items())
+        + "."
+    )
 
 
 def _machine(report: Report) -> str:
     env = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in env["versions"].items() if version
+    )
     return (
         f"Machine: {env['cpu']}, {env['usable_cores']} cores, governor {env['governor'] or 'unknown'}, load average "
         f"{env['before']['load_average']} before and {env['after']['load_average']} after, "
@@ -173,7 +267,9 @@ def _before_after(facts: dict[str, Any]) -> str:
 def _devices(report: Report) -> Iterator[str]:
     """One line for each device that ran artifacts; a latency under emulation is called what it is."""
     for facts in report.environment.get("devices", ()):
-        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+        versions = ", ".join(
+            f"{name} {version}" for name, version in facts["versions"].items() if version
+        )
         heat = NONE if facts["temperature_max_c"] is None else f"{facts['temperature_max_c']:g} °C"
         yield (
             f"Device {facts['device']}: {facts['cpu']}, {facts['usable_cores']} cores ({facts['machine']}), governor "
@@ -206,7 +302,14 @@ def _built(engine: dict[str, Any] | None) -> str:
 def _gate_cells(row: GateRow) -> tuple[str, ...]:
     measured = f"not evaluated: {row.reason}" if row.value is None else f"{row.value:.4g}"
     verdict = "passed" if row.passed else "FAILED"
-    return (row.metric, row.run or NONE, row.subject or NONE, measured, f"{row.operator} {row.limit:g}", verdict)
+    return (
+        row.metric,
+        row.run or NONE,
+        row.subject or NONE,
+        measured,
+        f"{row.operator} {row.limit:g}",
+        verdict,
+    )
 
 
 def _comparison(pair: Comparison) -> list[str]:
@@ -216,7 +319,16 @@ def _comparison(pair: Comparison) -> list[str]:
         first, last = (100 * end for end in one.ci95)
         difference = f"{100 * one.value:+.1f} [{first:+.1f}, {last:+.1f}]"
         accuracies = percent(one.a), percent(one.b)
-        rows.append((one.suite, str(one.n), *accuracies, difference, f"{one.mcnemar_p:.3f}", percent(one.agreement)))
+        rows.append(
+            (
+                one.suite,
+                str(one.n),
+                *accuracies,
+                difference,
+                f"{one.mcnemar_p:.3f}",
+                percent(one.agreement),
+            )
+        )
     return [
         "## A against B",
         "",
@@ -224,17 +336,27 @@ def _comparison(pair: Comparison) -> list[str]:
         f"[{low:.3f}, {high:.3f}]** (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} pairs "
         f"of blocks that took turns in {pair.processes} process{'es' if pair.processes > 1 else ''}).",
         "",
-        *markdown_table(("suite", "n", "A", "B", "A − B, points [95 % CI]", "McNemar p", "agreement"), rows),
+        *markdown_table(
+            ("suite", "n", "A", "B", "A − B, points [95 % CI]", "McNemar p", "agreement"), rows
+        ),
         "",
     ]
 
 
 def _corruptions(report: Report) -> list[str]:
     lines = []
-    header = ("run", "subject", "robust accuracy", "mCE", *(str(severity) for severity in range(1, 6)))
+    header = (
+        "run",
+        "subject",
+        "robust accuracy",
+        "mCE",
+        *(str(severity) for severity in range(1, 6)),
+    )
     rows = []
     for row in report.corruptions:
-        levels = (percent(sum(cells) / len(cells)) for cells in zip(*row.top1.values(), strict=True))
+        levels = (
+            percent(sum(cells) / len(cells)) for cells in zip(*row.top1.values(), strict=True)
+        )
         rows.append((row.run, row.subject, percent(row.robust_accuracy), percent(row.mce), *levels))
     lines += markdown_table(header, rows)
     lines += [
@@ -243,9 +365,14 @@ def _corruptions(report: Report) -> list[str]:
     ]
     names = list(report.corruptions[0].top1)
     by_name = [
-        (row.run, row.subject, *(percent(sum(row.top1[name]) / 5) for name in names)) for row in report.corruptions
+        (row.run, row.subject, *(percent(sum(row.top1[name]) / 5) for name in names))
+        for row in report.corruptions
     ]
-    lines += ["", *markdown_table(("run", "subject", *(name.replace("_", " ") for name in names)), by_name), ""]
+    lines += [
+        "",
+        *markdown_table(("run", "subject", *(name.replace("_", " ") for name in names)), by_name),
+        "",
+    ]
     told = dict.fromkeys(row.mce_denominators for row in report.corruptions if row.mce_denominators)
     lines += [f"Denominators of mCE: {text}." for text in told]
     return lines
@@ -255,7 +382,15 @@ def _cue_cells(row: CueConflictRow) -> tuple[str, ...]:
     bias = percent(row.shape_bias)
     if row.shape_bias_ci95 is not None:
         bias += f" [{percent(row.shape_bias_ci95[0])}, {percent(row.shape_bias_ci95[1])}]"
-    return (row.run, row.subject, row.suite, str(row.n), percent(row.shape), percent(row.texture), bias)
+    return (
+        row.run,
+        row.subject,
+        row.suite,
+        str(row.n),
+        percent(row.shape),
+        percent(row.texture),
+        bias,
+    )
 
 
 def _calibration(report: Report, plain: list[AccuracyRow]) -> list[str]:
@@ -265,7 +400,8 @@ def _calibration(report: Report, plain: list[AccuracyRow]) -> list[str]:
         factor = temperature[row.run, row.subject]
         if row.scaled is not None and factor is not None:
             pairs = (
-                (getattr(row, name), getattr(row.scaled, name)) for name in ("ece", "adaptive_ece", "nll", "brier")
+                (getattr(row, name), getattr(row.scaled, name))
+                for name in ("ece", "adaptive_ece", "nll", "brier")
             )
             cells = (f"{fraction(before)} → {fraction(after)}" for before, after in pairs)
             rows.append((row.run, row.subject, f"{factor:.3f}", row.suite, *cells))
@@ -282,12 +418,33 @@ def _suite_cells(row: AccuracyRow) -> tuple[str, ...]:
 
 def _latency_cells(row: LatencyRow) -> tuple[str, ...]:
     threads = NONE if row.threads is None else str(row.threads)
-    times = (ms(row.p50_ms), ms(row.p90_ms), ms(row.mean_ms), f"{row.cv:.2f}", str(row.n), f"{row.seconds:.1f}")
+    times = (
+        ms(row.p50_ms),
+        ms(row.p90_ms),
+        ms(row.mean_ms),
+        f"{row.cv:.2f}",
+        str(row.n),
+        f"{row.seconds:.1f}",
+    )
     once = (ms(row.first_ms), ms(row.load_ms), ms(row.prepare_p50_ms))
     whole = (ms(row.end_to_end_p50_ms), ms(row.end_to_end_p90_ms))
     peak = NONE if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}"
-    joules = (row.energy.joules_per_image, row.energy.joules_per_image_above_idle) if row.energy else (None, None)
-    return (row.run, row.subject, row.provider, threads, *times, *once, *whole, peak, *map(millijoules, joules))
+    joules = (
+        (row.energy.joules_per_image, row.energy.joules_per_image_above_idle)
+        if row.energy
+        else (None, None)
+    )
+    return (
+        row.run,
+        row.subject,
+        row.provider,
+        threads,
+        *times,
+        *once,
+        *whole,
+        peak,
+        *map(millijoules, joules),
+    )
 
 
 def _placed(report: Report) -> Iterator[str]:
@@ -305,7 +462,8 @@ def _placed(report: Report) -> Iterator[str]:
             yield f"- {escaped(name)}: placement n/a, {escaped(row.told_by)}."
         else:
             told = "; ".join(
-                f"{sum(kinds.values())} nodes on {who} ({most_frequent(kinds)})" for who, kinds in row.nodes.items()
+                f"{sum(kinds.values())} nodes on {who} ({most_frequent(kinds)})"
+                for who, kinds in row.nodes.items()
             )
             yield f"- {escaped(name)}: {escaped(told)}, by {escaped(row.told_by)}."
 
@@ -314,11 +472,17 @@ def _energy(report: Report) -> list[str]:
     told = [
         f"Energy of {row.run}/{row.subject} by {one.sensor} ({one.covers}), over the measured blocks, idle power "
         f"included: {one.mean_w:.2f} W; at rest before "
-        + ("unknown." if one.idle_w is None else f"{one.idle_w:.2f} W, which is what above idle leaves out.")
+        + (
+            "unknown."
+            if one.idle_w is None
+            else f"{one.idle_w:.2f} W, which is what above idle leaves out."
+        )
         for row in report.latency
         if (one := row.energy) is not None
     ]
-    return [f"- {escaped(text)}" for text in told] or ["Energy: n/a, no sensor was declared (--energy)."]
+    return [f"- {escaped(text)}" for text in told] or [
+        "Energy: n/a, no sensor was declared (--energy)."
+    ]
 
 
 def _words(key: str) -> str:

@@ -15,6 +15,10 @@ ALEXNET_ERRORS = {
 """AlexNet's mean top-1 error over the severities on ImageNet-C, as published with it: the usual denominators of mCE."""
 
 
-def mean_corruption_error(top1: Mapping[str, tuple[float, ...]], denominators: Mapping[str, float]) -> float:
+def mean_corruption_error(
+    top1: Mapping[str, tuple[float, ...]], denominators: Mapping[str, float]
+) -> float:
     """Mean over corruptions of (mean error over severities / denominator); papers show it times 100."""
-    return float(np.mean([(1 - np.mean(cells)) / denominators[name] for name, cells in top1.items()]))
+    return float(
+        np.mean([(1 - np.mean(cells)) / denominators[name] for name, cells in top1.items()])
+    )

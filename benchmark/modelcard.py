@@ -19,8 +19,12 @@ def model_card(report: Report) -> str:
     """The card of the report's first run; other runs in the report are measured beside it and have no part in it."""
     run = report.summary[0].run
     rows = [row for row in report.summary if row.run == run]
-    facts: dict[str, Any] = next((one for one in report.context.get("runs", ()) if one["name"] == run), {})
-    front = yaml.safe_dump(_front(report, run, rows, facts), sort_keys=False, allow_unicode=True, width=1000)
+    facts: dict[str, Any] = next(
+        (one for one in report.context.get("runs", ()) if one["name"] == run), {}
+    )
+    front = yaml.safe_dump(
+        _front(report, run, rows, facts), sort_keys=False, allow_unicode=True, width=1000
+    )
     parts = [
         f"# {escaped(run)}", _about(rows, facts), _results(report, rows), _calibration(rows), _latency(report, rows),
         _use(report, run), _limits(report, run, rows), _training(facts), _files(report, run), _method(report),
@@ -28,14 +32,21 @@ def model_card(report: Report) -> str:
     return f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front(report: Report, run: str, rows: list[SummaryRow], facts: dict[str, Any]) -> dict[str, Any]:
+def _front(
+    report: Report, run: str, rows: list[SummaryRow], facts: dict[str, Any]
+) -> dict[str, Any]:
     """Front matter in the form of the hub's model card specification."""
     formats = {one["format"] for one in report.context.get("artifacts", ()) if one["run"] == run}
-    subjects = [row for row in rows if row.kind == "artifact"] or [row for row in rows if row.kind == "torch"]
+    subjects = [row for row in rows if row.kind == "artifact"] or [
+        row for row in rows if row.kind == "torch"
+    ]
     return {
         "pipeline_tag": "image-classification",
         "tags": ["edgekd", "knowledge-distillation", "out-of-distribution", *sorted(formats)],
-        "model-index": [{"name": f"{run}/{row.subject}", "results": list(_index(report, row))} for row in subjects],
+        "model-index": [
+            {"name": f"{run}/{row.subject}", "results": list(_index(report, row))}
+            for row in subjects
+        ],
     }
 
 
@@ -44,7 +55,9 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
     suites = {one.suite: one for one in report.suites if one.run in (None, row.run)}
     time = next(one for one in report.latency if (one.run, one.subject) == (row.run, row.subject))
     for found in report.accuracy:
-        if (found.run, found.subject) != (row.run, row.subject) or suites[found.suite].family == "corruption":
+        if (found.run, found.subject) != (row.run, row.subject) or suites[
+            found.suite
+        ].family == "corruption":
             continue
         metrics = [
             {"type": "accuracy", "name": "top-1", "value": found.top1},
@@ -63,7 +76,9 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
 
 
 def _about(rows: list[SummaryRow], facts: dict[str, Any]) -> str:
-    kinds = ", ".join(row.subject for row in rows if row.kind == "artifact") or "no exported file yet"
+    kinds = (
+        ", ".join(row.subject for row in rows if row.kind == "artifact") or "no exported file yet"
+    )
     if not facts:
         return f"Exported files measured here: {escaped(kinds)}."
     return escaped(
@@ -89,12 +104,17 @@ def _results(report: Report, rows: list[SummaryRow]) -> str:
          percent(row.retention), *size_cells(row)[2:])
         for row in rows
     ]  # fmt: skip
-    gates = [f"- {'passed' if gate.passed else '**failed**'}: {escaped(gate.expression)}" for gate in report.gates]
+    gates = [
+        f"- {'passed' if gate.passed else '**failed**'}: {escaped(gate.expression)}"
+        for gate in report.gates
+    ]
     lines = ["## Results", "", "Top-1 accuracy in percent.", "", *markdown_table(header, cells), ""]
     lines += [f"{found.headline}.", "", *gates, ""] if gates else []
     own = {row.run for row in rows}
     mine = [one for one in report.accuracy if one.run in own]
-    lines.append(f"Images: {escaped(', '.join(dict.fromkeys(f'{one.suite} n = {one.n:,}' for one in mine)))}.")
+    lines.append(
+        f"Images: {escaped(', '.join(dict.fromkeys(f'{one.suite} n = {one.n:,}' for one in mine)))}."
+    )
     return "\n".join(lines)
 
 
@@ -109,7 +129,9 @@ def _calibration(rows: list[SummaryRow]) -> str:
 
 
 def _latency(report: Report, rows: list[SummaryRow]) -> str:
-    of: dict[str, LatencyRow] = {row.subject: row for row in report.latency if row.run == rows[0].run}
+    of: dict[str, LatencyRow] = {
+        row.subject: row for row in report.latency if row.run == rows[0].run
+    }
     cells = [
         (label(row) + mark(time), time.provider, NONE if time.threads is None else str(time.threads),
          f"{ms(time.p50_ms)} [{ms(time.p50_ci95_ms[0])}, {ms(time.p50_ci95_ms[1])}]", ms(time.p90_ms), f"{time.n:,}")
@@ -120,7 +142,9 @@ def _latency(report: Report, rows: list[SummaryRow]) -> str:
     short = ", by the short protocol (indicative only)" if report.quick else ""
     where = f"On {env['cpu']}, {env['usable_cores']} cores{short}."
     lines = ["## Latency", "", escaped(where), ""]
-    lines += markdown_table(("model", "runtime", "threads", "p50 ms [95 % CI]", "p90 ms", "runs"), cells)
+    lines += markdown_table(
+        ("model", "runtime", "threads", "p50 ms [95 % CI]", "p90 ms", "runs"), cells
+    )
     lines += ["", latency_rule(report)]
     if any(mark(time) for time in of.values()):
         lines.append("†: measured briefly as background; not comparable with an exported file.")
@@ -128,12 +152,18 @@ def _latency(report: Report, rows: list[SummaryRow]) -> str:
 
 
 def _use(report: Report, run: str) -> str:
-    onnx = [one for one in report.context.get("artifacts", ()) if one["run"] == run and one["format"] == "onnx"]
+    onnx = [
+        one
+        for one in report.context.get("artifacts", ())
+        if one["run"] == run and one["format"] == "onnx"
+    ]
     if not onnx:
         return ""
     # Pixels are easier to give; floats only where nothing else was exported.
     onnx = [one for one in onnx if not takes_floats(one)] or onnx
-    settings = next(row for row in report.summary if (row.run, row.subject) == (run, onnx[0]["name"]))
+    settings = next(
+        row for row in report.summary if (row.run, row.subject) == (run, onnx[0]["name"])
+    )
     pixels = report.protocol["preprocess"][settings.preprocess]
     size, interpolation = pixels["size"], pixels["interpolation"].upper()
     if pixels["resize"] == "squash":
@@ -180,7 +210,11 @@ print(classes[logits[0].argmax()])
 
 def _limits(report: Report, run: str, rows: list[SummaryRow]) -> str:
     kinds = {row.subject: row.kind for row in rows}
-    own = [row for row in report.accuracy if row.run == run and kinds[row.subject] != "teacher" and row.suite != "val"]
+    own = [
+        row
+        for row in report.accuracy
+        if row.run == run and kinds[row.subject] != "teacher" and row.suite != "val"
+    ]
     lines = ["## Limits", ""]
     if own:
         worst: AccuracyRow = min(own, key=lambda row: row.top1)
@@ -197,7 +231,9 @@ def _limits(report: Report, run: str, rows: list[SummaryRow]) -> str:
         for row in report.unknowns
         if row.run == run and kinds[row.subject] == "artifact"
     ]
-    lines.append("- Latencies hold for the machine named above. Accuracy on other data than this has to be measured.")
+    lines.append(
+        "- Latencies hold for the machine named above. Accuracy on other data than this has to be measured."
+    )
     lines.append(
         "- Its licence follows from those of the teacher, of the student's first weights and of the training images; "
         "this card does not know them."
@@ -228,4 +264,6 @@ def _files(report: Report, run: str) -> str:
 def _method(report: Report) -> str:
     lines = ["## How each number was measured", ""]
     lines += [f"- **{name}**: {escaped(text)}" for name, text in (*ACCURACY, *LATENCY)]
-    return "\n".join([*lines, "", f"From `report.json`, measured {report.created[:10]} with edgekd."])
+    return "\n".join(
+        [*lines, "", f"From `report.json`, measured {report.created[:10]} with edgekd."]
+    )

@@ -84,7 +84,9 @@ def _figure(key: str, draw: Any, data: Any) -> Figure:
 def _suites(report: Report) -> tuple[list[str], int]:
     """Suites for the bars, and how many of the best were left out."""
     heavy = {row.suite for row in report.suites if row.family in HEAVY_FAMILIES}
-    names = [name for name in dict.fromkeys(row.suite for row in report.accuracy) if name not in heavy]
+    names = [
+        name for name in dict.fromkeys(row.suite for row in report.accuracy) if name not in heavy
+    ]
     if len(names) <= MAX_SUITES:
         return names, 0
     lowest = {name: min(row.top1 for row in report.accuracy if row.suite == name) for name in names}
@@ -132,7 +134,11 @@ def _calibration(kept: Kept, seen: Look) -> Iterator[dict[str, Any]]:
     families = {row.suite: row.family for row in report.suites}
     for number, ((run, subject), name) in enumerate(seen.names.items()):
         own = [row.suite for row in report.accuracy if (row.run, row.subject) == (run, subject)]
-        outside = [suite for suite in own if suite.startswith("ood:") and families.get(suite) not in HEAVY_FAMILIES]
+        outside = [
+            suite
+            for suite in own
+            if suite.startswith("ood:") and families.get(suite) not in HEAVY_FAMILIES
+        ]
         figures, colour = [], seen.colours[run, subject]
         if "id" in own:
             found = reliability(kept.logits(run, subject, "id"), kept.labels(run, "id"))
@@ -157,7 +163,10 @@ def _latencies(kept: Kept, seen: Look) -> Iterator[dict[str, Any]]:
             "background": row.protocol == "context",
             "said": f"{row.n:,} samples, p50 {ms(row.p50_ms)} ms, p90 {ms(row.p90_ms)} ms",
             "figures": [
-                Figure(f"hist-{number}", (histogram(parts, limits, row.p50_ms, row.p90_ms, name, colour),)),
+                Figure(
+                    f"hist-{number}",
+                    (histogram(parts, limits, row.p50_ms, row.p90_ms, name, colour),),
+                ),
                 Figure(f"time-{number}", (timeline(parts, limits, name, colour),)),
             ],
         }
@@ -176,12 +185,18 @@ def _failure(found: Failure, thumbnails: Thumbnails, number: int) -> dict[str, A
         others = int(matrix[c].sum() - matrix[c, chosen].sum())
         lines.append((found.classes[c], int(matrix[c].sum()), cells, others))
     pairs = sorted(
-        ((int(matrix[a, b]), a, b) for a in range(len(matrix)) for b in range(len(matrix)) if a != b and matrix[a, b]),
+        (
+            (int(matrix[a, b]), a, b)
+            for a in range(len(matrix))
+            for b in range(len(matrix))
+            if a != b and matrix[a, b]
+        ),
         key=lambda pair: (-pair[0], pair[1], pair[2]),
     )
     header = ("label", "answered", "images", "share of the label")
     often = tuple(
-        (found.classes[a], found.classes[b], str(n), f"{percent(n / int(matrix[a].sum()))} %") for n, a, b in pairs[:8]
+        (found.classes[a], found.classes[b], str(n), f"{percent(n / int(matrix[a].sum()))} %")
+        for n, a, b in pairs[:8]
     )
     return {
         "number": number,
@@ -191,7 +206,10 @@ def _failure(found: Failure, thumbnails: Thumbnails, number: int) -> dict[str, A
         "lines": lines,
         "cut": len(matrix) - len(chosen),
         "often": Table("Most frequent confusions", header, often, heads=2) if often else None,
-        "mistakes": [(mistake, thumbnails.get((row.run, row.suite, mistake.image))) for mistake in found.mistakes],
+        "mistakes": [
+            (mistake, thumbnails.get((row.run, row.suite, mistake.image)))
+            for mistake in found.mistakes
+        ],
     }
 
 
@@ -199,6 +217,8 @@ def _quantization(report: Report) -> list[tuple[str, str]]:
     said = []
     for facts in report.context.get("artifacts", ()):
         if quantization := facts.get("quantization"):
-            told = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in quantization.items())
+            told = ", ".join(
+                f"{key.replace('_', ' ')} {shown(value)}" for key, value in quantization.items()
+            )
             said.append((f"{facts['run']}/{facts['name']}", told))
     return said

@@ -71,7 +71,18 @@ def sizes(report: Report) -> Table:
 
 def suites(report: Report) -> Table:
     """Every accuracy but the cells of the corruptions."""
-    header = ("subject", "suite", "n", "top-1 [95 % CI]", "macro", "worst class", "ECE", "adaptive ECE", "NLL", "Brier")
+    header = (
+        "subject",
+        "suite",
+        "n",
+        "top-1 [95 % CI]",
+        "macro",
+        "worst class",
+        "ECE",
+        "adaptive ECE",
+        "NLL",
+        "Brier",
+    )
     heavy = {row.suite for row in report.suites if row.family == "corruption"}
     several = len({row.run for row in report.summary}) > 1
 
@@ -100,10 +111,18 @@ def costs(report: Report) -> Table | None:
 def corruption(row: CorruptionRow) -> Table:
     """One subject on the 15 corruptions."""
     cells = tuple(
-        (name.replace("_", " "), *(percent(value) for value in values), percent(sum(values) / len(values)))
+        (
+            name.replace("_", " "),
+            *(percent(value) for value in values),
+            percent(sum(values) / len(values)),
+        )
         for name, values in row.top1.items()
     )
-    mce = "" if row.mce is None else f", mCE {percent(row.mce)} with the denominators of {row.mce_denominators}"
+    mce = (
+        ""
+        if row.mce is None
+        else f", mCE {percent(row.mce)} with the denominators of {row.mce_denominators}"
+    )
     caption = f"{row.run}: {row.subject}, top-1 in percent, n = {row.n:,}; robust accuracy "
     caption += f"{percent(row.robust_accuracy)}{mce}"
     return Table(caption, ("corruption", "1", "2", "3", "4", "5", "mean"), cells)
@@ -115,7 +134,11 @@ def cue_conflicts(report: Report) -> Table | None:
         return None
     rows = []
     for row in report.cue_conflicts:
-        low_high = "" if row.shape_bias_ci95 is None else f" [{', '.join(percent(end) for end in row.shape_bias_ci95)}]"
+        low_high = (
+            ""
+            if row.shape_bias_ci95 is None
+            else f" [{', '.join(percent(end) for end in row.shape_bias_ci95)}]"
+        )
         rows.append((f"{row.run}: {row.subject}", row.suite, f"{row.n:,}", percent(row.shape), percent(row.texture),
                      percent(row.shape_bias) + low_high))  # fmt: skip
     header = ("subject", "suite", "n", "for the shape", "for the texture", "shape bias [95 % CI]")
@@ -184,7 +207,12 @@ def scaled(report: Report) -> Table | None:
         name = f"{row.run}: {row.subject}" if several else row.subject
         inside = f"{fraction(row.ece_id)} → {fraction(row.ece_id_scaled)}"
         rows.append(
-            (name, f"{row.temperature:.3f}", inside, f"{fraction(row.ece_ood)} → {fraction(row.ece_ood_scaled)}")
+            (
+                name,
+                f"{row.temperature:.3f}",
+                inside,
+                f"{fraction(row.ece_ood)} → {fraction(row.ece_ood_scaled)}",
+            )
         )
     header = ("subject", "temperature", "ECE ID before → after", "ECE OOD before → after")
     caption = "Calibration before and after one temperature, fitted on ID validation only"
@@ -228,7 +256,16 @@ def energy(report: Report) -> Table | None:
         for row in report.latency
         if (one := row.energy) is not None
     )  # fmt: skip
-    header = ("run", "file", "mJ per image", "mJ above idle", "mean W", "idle W", "seconds", "sensor")
+    header = (
+        "run",
+        "file",
+        "mJ per image",
+        "mJ above idle",
+        "mean W",
+        "idle W",
+        "seconds",
+        "sensor",
+    )
     table = Table("Energy of one image, over the measured latency blocks", header, rows, heads=2)
     return _of_runs(report, table) if rows else None
 
@@ -239,7 +276,9 @@ def parity(report: Report) -> Table | None:
     provider = {(row.run, row.subject): row for row in report.latency}
     for facts in report.context.get("artifacts", ()):
         parity, row = facts["parity"], provider.get((facts["run"], facts["name"]))
-        outcome = Cell("✓ passed", "good") if parity.get("passed", True) else Cell("✗ failed", "bad")
+        outcome = (
+            Cell("✓ passed", "good") if parity.get("passed", True) else Cell("✗ failed", "bad")
+        )
         rows.append((
             facts["run"], facts["name"], f"{percent(parity['top1_agreement'])} %",
             f"{parity['max_error_relative']:.2e}", f"{parity['cosine']:.5f}", f"{parity['kl']:.2e}",
@@ -257,30 +296,43 @@ def placement(report: Report) -> Table | None:
     for row in report.placements:
         parts = [(row.asked or NONE, NONE, row.told_by)]
         if row.nodes is not None:
-            parts = [(who, f"{sum(kinds.values()):,}", most_frequent(kinds)) for who, kinds in row.nodes.items()]
-        rows += [(row.run, row.subject, *part, row.told_by if row.nodes else NONE) for part in parts]
+            parts = [
+                (who, f"{sum(kinds.values()):,}", most_frequent(kinds))
+                for who, kinds in row.nodes.items()
+            ]
+        rows += [
+            (row.run, row.subject, *part, row.told_by if row.nodes else NONE) for part in parts
+        ]
     header = ("run", "file", "ran on", "nodes", "operators", "told by")
     caption = "Placement: on which provider each node of the loaded graph ran; a report with a fallback is refused"
-    return _of_runs(report, Table(caption, header, tuple(rows), heads=2, words=True)) if rows else None
+    return (
+        _of_runs(report, Table(caption, header, tuple(rows), heads=2, words=True)) if rows else None
+    )
 
 
 def machine(report: Report) -> Table:
     """Processor, system, clocks and versions."""
     env = report.environment
     rows = [("processor", env["cpu"]), ("cores", f"{env['usable_cores']} usable of {env['cores']}")]
-    rows += [("features", ", ".join(env["features"]) or "unknown"), ("system", f"{env['system']}, {env['machine']}")]
+    rows += [
+        ("features", ", ".join(env["features"]) or "unknown"),
+        ("system", f"{env['system']}, {env['machine']}"),
+    ]
     rows.append(("governor", env["governor"] or "unknown"))
     for key, unit in (("load_average", ""), ("cpu_mhz", " MHz"), ("temperature_c", " °C"), ("throttle_count", ""),
                       ("throttle_flags", ""), ("power_mode", "")):  # fmt: skip
         before, after = (
-            "n/a" if env[when].get(key) is None else f"{env[when][key]}{unit}" for when in ("before", "after")
+            "n/a" if env[when].get(key) is None else f"{env[when][key]}{unit}"
+            for when in ("before", "after")
         )
         rows.append((key.replace("_", " "), f"{before} before, {after} after"))
     rows.append(("Python", env["python"]))
     rows += [(name, version) for name, version in env["versions"].items() if version]
     known = {"cpu", "cores", "usable_cores", "features", "system", "machine", "governor", "before", "after", "python",
              "versions"}  # fmt: skip
-    rows += [(key.replace("_", " "), _deep(value)) for key, value in env.items() if key not in known]
+    rows += [
+        (key.replace("_", " "), _deep(value)) for key, value in env.items() if key not in known
+    ]
     return Table("The machine, and what ran on it", ("what", "value"), tuple(rows), words=True)
 
 
@@ -321,4 +373,6 @@ def protocol(report: Report) -> Table:
         ("block_s", "block, s"), ("processes", "fresh processes"),
     )  # fmt: skip
     rows = tuple((label, f"{own[key]:g}", f"{background[key]:g}") for key, label in names)
-    return Table("The latency protocol", ("limit", f"files ({own['name']})", "background (†)"), rows)
+    return Table(
+        "The latency protocol", ("limit", f"files ({own['name']})", "background (†)"), rows
+    )

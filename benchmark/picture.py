@@ -41,7 +41,9 @@ class _Point:
     @property
     def levels(self) -> list[float]:
         """ID and OOD accuracy in percent, as far as known."""
-        return [100 * value for value in (self.summary.id, self.summary.ood_avg) if value is not None]
+        return [
+            100 * value for value in (self.summary.id, self.summary.ood_avg) if value is not None
+        ]
 
 
 def draw_picture(report: Report, path: Path) -> None:
@@ -61,7 +63,13 @@ def build_picture(report: Report) -> tuple[Figure, list[Text]]:
     axes = figure.subplots()
     points = _points(report)
     if not points:  # only suites that are neither ID nor OOD
-        axes.text(0.5, 0.5, "No accuracy in or out of domain was measured.", ha="center", transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "No accuracy in or out of domain was measured.",
+            ha="center",
+            transform=axes.transAxes,
+        )
         axes.set_axis_off()
         return figure, []
     for point in points:
@@ -100,11 +108,24 @@ def _draw(axes: Axes, point: _Point) -> None:
     marker = _MARKERS[point.summary.kind]
     # What was only measured as background must not look like a competitor.
     strength = 0.45 if mark(point.latency) else 1.0
-    axes.plot([x] * len(point.levels), point.levels, color=colour, linewidth=1.6, alpha=0.55 * strength, zorder=2)
+    axes.plot(
+        [x] * len(point.levels),
+        point.levels,
+        color=colour,
+        linewidth=1.6,
+        alpha=0.55 * strength,
+        zorder=2,
+    )
     low, high = point.latency.p50_ci95_ms
     for level in point.levels:
         axes.plot(
-            [low, high], [level, level], color=colour, linewidth=1.2, solid_capstyle="butt", alpha=strength, zorder=2
+            [low, high],
+            [level, level],
+            color=colour,
+            linewidth=1.2,
+            solid_capstyle="butt",
+            alpha=strength,
+            zorder=2,
         )
     if point.summary.id is not None:
         axes.plot(
@@ -129,7 +150,9 @@ def _dress(axes: Axes, report: Report, points: list[_Point]) -> None:
     stretch = max(max(times) / min(times), 4.0)
     axes.set_xlim(min(times) / stretch**0.12, min(times) * stretch**1.35)
     fine = max(times) / min(times) < 20
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if fine else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(
+        LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if fine else (1.0, 2.0, 5.0))
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     margin = max(3.0, 0.12 * (max(levels) - min(levels)))
@@ -141,25 +164,45 @@ def _dress(axes: Axes, report: Report, points: list[_Point]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     domains = list(dict.fromkeys(domain for row in report.summary for domain in row.ood))
     mark = f"\n{QUICK_MARK}" if report.quick else ""
-    axes.set_title("Accuracy in and out of domain against latency" + mark, loc="left", fontsize=13, fontweight="bold")
-    hollow = Line2D([], [], linestyle="none", marker="o", markersize=8, markerfacecolor="white", label="ID")
+    axes.set_title(
+        "Accuracy in and out of domain against latency" + mark,
+        loc="left",
+        fontsize=13,
+        fontweight="bold",
+    )
+    hollow = Line2D(
+        [], [], linestyle="none", marker="o", markersize=8, markerfacecolor="white", label="ID"
+    )
     hollow.set(markeredgecolor="#333333", markeredgewidth=2)
     handles = [hollow]
     if domains:
         name = f"OOD: {domains[0]}" if len(domains) == 1 else f"OOD, mean of {', '.join(domains)}"
-        handles.append(Line2D([], [], linestyle="none", marker="o", markersize=8, color="#333333", label=name))
+        handles.append(
+            Line2D([], [], linestyle="none", marker="o", markersize=8, color="#333333", label=name)
+        )
     axes.legend(
-        handles=handles, loc="lower right", frameon=False, ncols=2, bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2
+        handles=handles,
+        loc="lower right",
+        frameon=False,
+        ncols=2,
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.2,
     )
 
 
 def _footer(report: Report) -> str:
     env = report.environment
     images = dict.fromkeys(
-        f"{row.suite} n = {row.n:,}" for row in report.suites if row.suite.split(":")[0] in ("id", "ood")
+        f"{row.suite} n = {row.n:,}"
+        for row in report.suites
+        if row.suite.split(":")[0] in ("id", "ood")
     )
     shown = list(images)[:4] + ([f"{len(images) - 4} more"] if len(images) > 4 else [])
-    background = " · †: measured as background, not comparable" if any(mark(row) for row in report.latency) else ""
+    background = (
+        " · †: measured as background, not comparable"
+        if any(mark(row) for row in report.latency)
+        else ""
+    )
     return f"{env['cpu']}, {env['usable_cores']} cores · {', '.join(shown)}{background}"
 
 
@@ -177,7 +220,9 @@ def _place_labels(axes: Axes, points: list[_Point]) -> list[Text]:
             taken.append(Bbox.from_extents(x - 6 * unit, y - 6 * unit, x + 6 * unit, y + 6 * unit))
             ends = to_pixels([(end, level) for end in point.latency.p50_ci95_ms])
             taken.append(Bbox.from_extents(ends[0][0], y - 2 * unit, ends[1][0], y + 2 * unit))
-        (x, top), (_, bottom) = (to_pixels((point.latency.p50_ms, f(point.levels))) for f in (max, min))
+        (x, top), (_, bottom) = (
+            to_pixels((point.latency.p50_ms, f(point.levels))) for f in (max, min)
+        )
         taken.append(Bbox.from_extents(x - unit, bottom, x + unit, top))
     labels: list[Text] = []
     for point in sorted(points, key=lambda p: (-p.levels[-1], p.latency.p50_ms)):
@@ -192,9 +237,13 @@ def _place_labels(axes: Axes, points: list[_Point]) -> list[Text]:
         best: tuple[float, float, float, Bbox] | None = None
         for dx, dy in _offsets(size.width, size.height, unit):
             box = Bbox.from_bounds(x + dx, y + dy - size.height / 2, size.width, size.height)
-            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            outside = (
+                box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            )
             clashes = sum(_common(box, other) for other in taken)
-            cost = clashes * 1e3 + (1e6 if outside else 0.0) + abs(dy) + (20 * unit if dx < 0 else 0.0)
+            cost = (
+                clashes * 1e3 + (1e6 if outside else 0.0) + abs(dy) + (20 * unit if dx < 0 else 0.0)
+            )
             if best is None or cost < best[0]:
                 best = (cost, dx, dy, box)
         assert best is not None
@@ -203,7 +252,13 @@ def _place_labels(axes: Axes, points: list[_Point]) -> list[Text]:
         if abs(dy) > size.height:
             end = box.x0 - 2 * unit if dx > 0 else box.x1 + 2 * unit
             start, stop = axes.transData.inverted().transform([(x, y), (end, y + dy)])
-            axes.plot([start[0], stop[0]], [start[1], stop[1]], color=point.colour, linewidth=0.7, zorder=1)
+            axes.plot(
+                [start[0], stop[0]],
+                [start[1], stop[1]],
+                color=point.colour,
+                linewidth=0.7,
+                zorder=1,
+            )
         taken.append(box)
         labels.append(text)
     return labels

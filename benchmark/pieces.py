@@ -64,7 +64,9 @@ class Look:
     colours: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def swatch(self, run: str, subject: str) -> Markup:
-        kind = next(row.kind for row in self.report.summary if (row.run, row.subject) == (run, subject))
+        kind = next(
+            row.kind for row in self.report.summary if (row.run, row.subject) == (run, subject)
+        )
         return swatch(kind, self.colours[run, subject])
 
     def points(self) -> list[Point]:
@@ -72,7 +74,10 @@ class Look:
         rows = [row for row in self.report.summary if (row.run, row.subject) in self.names]
         return [
             Point(
-                self.names[row.run, row.subject], self.colours[row.run, row.subject], row, latency[row.run, row.subject]
+                self.names[row.run, row.subject],
+                self.colours[row.run, row.subject],
+                row,
+                latency[row.run, row.subject],
             )
             for row in rows
         ]
@@ -94,7 +99,11 @@ def look(report: Report, *, first: int = 0, prefix: str = "") -> Look:
     for row in report.summary:
         if row.same_as is not None:
             continue
-        own = f"{prefix or row.run}: {label(row)}" if several and row.kind != "teacher" else label(row)
+        own = (
+            f"{prefix or row.run}: {label(row)}"
+            if several and row.kind != "teacher"
+            else label(row)
+        )
         found.names[row.run, row.subject] = own
         if row.kind == "teacher":
             found.colours[row.run, row.subject] = "ct"
@@ -108,8 +117,13 @@ def pooled(kept: Kept, run: str, subject: str, suites: Sequence[str]) -> Reliabi
     """Reliability over all images of several suites together; their classes may differ."""
     logits = [kept.logits(run, subject, suite) for suite in suites]
     widest = max(part.shape[1] for part in logits)
-    padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-np.inf) for part in logits]
-    return reliability(np.concatenate(padded), np.concatenate([kept.labels(run, suite) for suite in suites]))
+    padded = [
+        np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-np.inf)
+        for part in logits
+    ]
+    return reliability(
+        np.concatenate(padded), np.concatenate([kept.labels(run, suite) for suite in suites])
+    )
 
 
 def environment() -> Environment:

@@ -17,7 +17,9 @@ def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
     Raises:
         EdgekdError: a part of one runs on another provider than the one that was asked for.
     """
-    for subject in {subject.key: subject for subject in subjects if subject.folder is not None}.values():
+    for subject in {
+        subject.key: subject for subject in subjects if subject.folder is not None
+    }.values():
         name = f"{subject.run}/{subject.name}"
         if subject.measured is None:
             placement, asked = subject.placement(), ""

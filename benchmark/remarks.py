@@ -13,7 +13,9 @@ from edgekd.benchmark.throttling import throttle_remarks
 def remarks(report: Report) -> list[str]:
     """The fastest runtime, INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
     said = []
-    precision = {(row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"}
+    precision = {
+        (row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"
+    }
     exported = [row for row in report.latency if (row.run, row.subject) in precision]
     for slow in exported:
         for fast in exported:
@@ -30,7 +32,9 @@ def remarks(report: Report) -> list[str]:
     said += _fastest(exported)
     for row in exported:
         if not row.settled:
-            said.append(f"{row.run}: {row.subject} had not settled when its warm-up ended; its latency may drift.")
+            said.append(
+                f"{row.run}: {row.subject} had not settled when its warm-up ended; its latency may drift."
+            )
         if not row.complete:
             said.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
@@ -43,7 +47,9 @@ def remarks(report: Report) -> list[str]:
     said += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
-        said.append(f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work.")
+        said.append(
+            f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work."
+        )
     return said
 
 
@@ -51,7 +57,10 @@ def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
     """For each run and device with files of several runtimes: which is the fastest there, and which may be."""
     said = []
     for run, device in dict.fromkeys((row.run, row.device) for row in rows):
-        own = sorted((row for row in rows if (row.run, row.device) == (run, device)), key=lambda row: row.p50_ms)
+        own = sorted(
+            (row for row in rows if (row.run, row.device) == (run, device)),
+            key=lambda row: row.p50_ms,
+        )
         if len({row.provider for row in own}) < 2:
             continue
         first = own[0]

@@ -24,7 +24,15 @@ from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
-from edgekd.benchmark.table import QUICK_MARK, UNKNOWN_HEADER, MainTable, main_table, ms, percent, unknown_rows
+from edgekd.benchmark.table import (
+    QUICK_MARK,
+    UNKNOWN_HEADER,
+    MainTable,
+    main_table,
+    ms,
+    percent,
+    unknown_rows,
+)
 from edgekd.console import is_main_process, out, result
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.files import read_json, replacing, write_json, write_text
@@ -85,13 +93,15 @@ def read_report(folder: Path) -> Report:
     data = read_json(folder / "report.json", "report")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         raise EdgekdError(
-            f"The report at {folder} is not of schema version {SCHEMA_VERSION}.", "Run edgekd benchmark again."
+            f"The report at {folder} is not of schema version {SCHEMA_VERSION}.",
+            "Run edgekd benchmark again.",
         )
     try:
         return Report.model_validate(data | {"folder": folder})
     except ValidationError as error:
         raise EdgekdError(
-            f"The report at {folder} is damaged: {first_problem(error)}.", "Run edgekd benchmark again."
+            f"The report at {folder} is damaged: {first_problem(error)}.",
+            "Run edgekd benchmark again.",
         ) from error
 
 
@@ -99,7 +109,11 @@ def print_table(report: Report) -> None:
     """The main table and the notes on standard output."""
     if not is_main_process():
         return
-    _print(main_table(report), f"Benchmark, {QUICK_MARK}" if report.quick else "Benchmark", _DISPENSABLE)
+    _print(
+        main_table(report),
+        f"Benchmark, {QUICK_MARK}" if report.quick else "Benchmark",
+        _DISPENSABLE,
+    )
     if report.unknowns:
         rows = tuple((run, tuple(cells)) for run, *cells in unknown_rows(report))
         title = "Images of no known class, told from known ones by the largest softmax probability or logit, %"
@@ -108,7 +122,9 @@ def print_table(report: Report) -> None:
         result(*comparison_lines(pair))
     for row in report.corruptions:
         mce = "" if row.mce is None else f", mCE {percent(row.mce)}"
-        result(f"corruptions: {row.run}/{row.subject} {percent(row.robust_accuracy)} % over 75 cells{mce}")
+        result(
+            f"corruptions: {row.run}/{row.subject} {percent(row.robust_accuracy)} % over 75 cells{mce}"
+        )
     for cue in report.cue_conflicts:
         result(f"shape bias: {cue.run}/{cue.subject} {percent(cue.shape_bias)} % on {cue.n} images")
     for note in report.notes:
@@ -144,7 +160,8 @@ def print_gates(report: Report) -> None:
         return
     result(*failed_table(report.gates))
     raise GateFailed(
-        f"{len(failed)} of {len(report.gates)} gates failed.", f"The measured values are in {report.folder}/report.md."
+        f"{len(failed)} of {len(report.gates)} gates failed.",
+        f"The measured values are in {report.folder}/report.md.",
     )
 
 
@@ -166,10 +183,18 @@ def comparison_lines(pair: Comparison) -> list[str]:
 
 
 def _view(table: MainTable, title: str, hidden: list[str]) -> Table:
-    view = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+    view = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        padding=(0, 1, 0, 0),
+    )
     shown = [number for number, name in enumerate(table.header) if name not in hidden]
     for number in shown:
-        view.add_column(escape(table.header[number]), justify="left" if number == 0 else "right", no_wrap=True)
+        view.add_column(
+            escape(table.header[number]), justify="left" if number == 0 else "right", no_wrap=True
+        )
     several = len({run for run, _ in table.rows}) > 1
     previous = None
     for run, cells in table.rows:

@@ -50,7 +50,9 @@ def rescore(folder: Path) -> Report:
     scores = score(subjects, suites, logits)
     kept = {(row.run, row.subject): row for row in report.summary}
     summary = [
-        row.model_copy(update={name: getattr(kept[row.run, row.subject], name) for name in _NOT_PREDICTED})
+        row.model_copy(
+            update={name: getattr(kept[row.run, row.subject], name) for name in _NOT_PREDICTED}
+        )
         for row in scores.summary
     ]
     found = {
@@ -77,9 +79,13 @@ def _suite(row: SuiteRow, arrays: Any, report: Report) -> Suite:
     ids = tuple(str(one) for one in arrays[f"ids/{name}"])
     classes = tuple(str(one) for one in arrays[f"classes/{name}"])
     domain_of = arrays[f"domains/{name}"].astype(np.int64)
-    images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable)
+    images = ImageSet(
+        row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable
+    )
     texture = arrays.get(f"texture/{name}")
-    found = Suite(row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture)
+    found = Suite(
+        row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture
+    )
     inside = next((one.inside for one in report.unknowns if one.suite == row.suite), None)
     if inside is not None:
         return replace(found, base=inside)
@@ -90,12 +96,20 @@ def _suite(row: SuiteRow, arrays: Any, report: Report) -> Suite:
 def _subject(run: str, name: str, report: Report, suites: list[Suite]) -> Subject:
     row = next(row for row in report.summary if (row.run, row.subject) == (run, name))
     preprocess = Preprocess.model_validate(report.protocol["preprocess"][row.preprocess])
-    spoken = {one.suite for one in report.vocabularies if (one.run, one.subject, one.reason) == (run, name, None)}
+    spoken = {
+        one.suite
+        for one in report.vocabularies
+        if (one.run, one.subject, one.reason) == (run, name, None)
+    }
     wordings = {
-        suite.name: (_unusable, suite.images.classes) for suite in suites if suite.wording and suite.name in spoken
+        suite.name: (_unusable, suite.images.classes)
+        for suite in suites
+        if suite.wording and suite.name in spoken
     }
     classes = next(suite.images.classes for suite in suites if suite.wording is None)
-    return Subject(name, run, row.kind, row.precision, preprocess, _unusable, classes, wordings=wordings)
+    return Subject(
+        name, run, row.kind, row.precision, preprocess, _unusable, classes, wordings=wordings
+    )
 
 
 def _unreadable(index: int) -> Image.Image:

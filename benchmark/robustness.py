@@ -65,7 +65,9 @@ def effective_robustness(group: Sequence[Entry]) -> Robustness:
     if not suites or any(_of(entry, "id") is None for entry in group):
         reason = "these images are not both in and out of domain"
     elif len(fitted) < FEWEST:
-        reason = f"it takes {FEWEST} students on the same images for a line, and there are {len(fitted)}"
+        reason = (
+            f"it takes {FEWEST} students on the same images for a line, and there are {len(fitted)}"
+        )
     elif len({_accuracy(entry, "id") for entry in fitted}) < 2:
         reason = "all students are equally accurate in domain, so no line can be drawn"
     if reason:
@@ -73,7 +75,8 @@ def effective_robustness(group: Sequence[Entry]) -> Robustness:
     lines = tuple(_line(suite, fitted) for suite in suites)
     beyond = tuple(
         {
-            line.suite: _accuracy(entry, line.suite) - line.predicted(_accuracy(entry, "id"), _count(entry, "id"))
+            line.suite: _accuracy(entry, line.suite)
+            - line.predicted(_accuracy(entry, "id"), _count(entry, "id"))
             for line in lines
         }
         for entry in group
@@ -95,7 +98,9 @@ def _line(suite: str, fitted: Sequence[Entry]) -> Line:
     y = np.asarray([log_odds(_accuracy(entry, suite), _count(entry, suite)) for entry in fitted])
     slope, intercept = np.polyfit(x, y, 1)
     left, spread = np.square(y - slope * x - intercept).sum(), np.square(y - y.mean()).sum()
-    return Line(suite, float(slope), float(intercept), float(1 - left / spread) if spread > 0 else 1.0)
+    return Line(
+        suite, float(slope), float(intercept), float(1 - left / spread) if spread > 0 else 1.0
+    )
 
 
 def _of(entry: Entry, suite: str) -> tuple[float, int] | None:

@@ -33,7 +33,11 @@ def suite_row(suite: Suite) -> SuiteRow:
 
 
 def accuracy_row(
-    subject: Subject, suite: Suite, logits: Logits, torch_logits: Logits | None, temperature: float | None
+    subject: Subject,
+    suite: Suite,
+    logits: Logits,
+    torch_logits: Logits | None,
+    temperature: float | None,
 ) -> AccuracyRow:
     """All accuracy numbers of one subject on one suite.
 
@@ -61,7 +65,9 @@ def accuracy_row(
         worst_domain=None if lowest is None else suite.images.domains[lowest],
         worst_domain_top1=None if lowest is None else by_domain[lowest],
         **_calibration(logits, labels),
-        scaled=None if temperature is None else Scaled(**_calibration(logits / np.float32(temperature), labels)),
+        scaled=None
+        if temperature is None
+        else Scaled(**_calibration(logits / np.float32(temperature), labels)),
         agreement=None if torch_logits is None else metrics.agreement(logits, torch_logits),
         device=subject.device,
     )
@@ -76,7 +82,9 @@ def _calibration(logits: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def difference(reference: Sequence[Logits], artifact: Sequence[Logits], suites: Sequence[Suite]) -> Difference:
+def difference(
+    reference: Sequence[Logits], artifact: Sequence[Logits], suites: Sequence[Suite]
+) -> Difference:
     """Accuracy of `reference` minus `artifact`: mean over suites, paired interval, McNemar over all."""
     pairs = [
         (metrics.correct(first, suite.labels), metrics.correct(second, suite.labels))
@@ -85,7 +93,10 @@ def difference(reference: Sequence[Logits], artifact: Sequence[Logits], suites: 
     return Difference(
         value=float(np.mean([first.mean() - second.mean() for first, second in pairs])),
         ci95=paired_interval(pairs),
-        mcnemar_p=mcnemar_p(np.concatenate([first for first, _ in pairs]), np.concatenate([last for _, last in pairs])),
+        mcnemar_p=mcnemar_p(
+            np.concatenate([first for first, _ in pairs]),
+            np.concatenate([last for _, last in pairs]),
+        ),
     )
 
 

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics, row_makers
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import CorruptionRow, CueConflictRow, OwnMetricsRow, UnknownRow, VocabularyRow
+from edgekd.benchmark.findings import (
+    CorruptionRow,
+    CueConflictRow,
+    OwnMetricsRow,
+    UnknownRow,
+    VocabularyRow,
+)
 from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.stats import wilson_interval
@@ -61,7 +67,9 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
                 subject,
                 suites[number],
                 logits[subject.key, number],
-                logits[reference.key, number] if reference and suites[number].holds(reference) else None,
+                logits[reference.key, number]
+                if reference and suites[number].holds(reference)
+                else None,
                 temperature,
             )
             for number in where
@@ -70,7 +78,11 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
     teacher_ood: dict[str, float | None] = {}
     for subject in subjects:
         if subject.kind == "teacher":
-            outside = [row.top1 for row in of[subject.run, subject.name] if row.suite.startswith(row_makers.OOD)]
+            outside = [
+                row.top1
+                for row in of[subject.run, subject.name]
+                if row.suite.startswith(row_makers.OOD)
+            ]
             teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
     summary, first_run = [], dict[tuple[Any, ...], str]()
     for subject in subjects:
@@ -105,7 +117,11 @@ def _costs(
         return {}
     found = {}
     for name in ("id", "ood"):
-        chosen = [n for n, suite in enumerate(suites) if suite.holds(subject) and suite.name.split(":")[0] == name]
+        chosen = [
+            n
+            for n, suite in enumerate(suites)
+            if suite.holds(subject) and suite.name.split(":")[0] == name
+        ]
         if chosen:
             found[name] = row_makers.difference(
                 [logits[reference.key, number] for number in chosen],
@@ -132,15 +148,25 @@ def _corruption_rows(
                 table = tables.setdefault(key, {})
                 table[name] = (*table.get(name, ()), row.top1)
                 count[key] = (row.n, row.classes)
-    teacher_of = {subject.run: (subject.run, subject.name) for subject in subjects if subject.kind == "teacher"}
+    teacher_of = {
+        subject.run: (subject.run, subject.name)
+        for subject in subjects
+        if subject.kind == "teacher"
+    }
     for (run, name), table in tables.items():
         n, classes = count[run, name]
         denominators, whose = None, None
         teacher = teacher_of.get(run)
         if classes == _IMAGENET_CLASSES:
-            denominators, whose = ALEXNET_ERRORS, "AlexNet on ImageNet-C, as published by Hendrycks & Dietterich 2019"
+            denominators, whose = (
+                ALEXNET_ERRORS,
+                "AlexNet on ImageNet-C, as published by Hendrycks & Dietterich 2019",
+            )
         elif teacher is not None and teacher in tables:
-            errors = {corruption: 1 - float(np.mean(cells)) for corruption, cells in tables[teacher].items()}
+            errors = {
+                corruption: 1 - float(np.mean(cells))
+                for corruption, cells in tables[teacher].items()
+            }
             if min(errors.values()) > 0:
                 denominators, whose = errors, "the run's teacher, zero-shot, on the same images"
         yield CorruptionRow(
@@ -154,13 +180,18 @@ def _corruption_rows(
         )
 
 
-def _cue_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[CueConflictRow]:
+def _cue_rows(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> Iterator[CueConflictRow]:
     for number, suite in enumerate(suites):
         for subject in subjects:
             if suite.texture is None or not suite.holds(subject):
                 continue
             answer = logits[subject.key, number].argmax(axis=1)
-            shape, texture = int((answer == suite.labels).sum()), int((answer == suite.texture).sum())
+            shape, texture = (
+                int((answer == suite.labels).sum()),
+                int((answer == suite.texture).sum()),
+            )
             decided = shape + texture
             yield CueConflictRow(
                 run=subject.run,
@@ -182,11 +213,17 @@ FIXED = {
 """Why a subject cannot be asked in other words."""
 
 
-def _vocabulary_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[VocabularyRow]:
+def _vocabulary_rows(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> Iterator[VocabularyRow]:
     for number, suite in enumerate(suites):
         if suite.wording is None or suite.base is None:
             continue
-        base = next(n for n, other in enumerate(suites) if (other.name, other.run) == (suite.base, suite.run))
+        base = next(
+            n
+            for n, other in enumerate(suites)
+            if (other.name, other.run) == (suite.base, suite.run)
+        )
         own = len(suites[base].images.classes)
         for subject in subjects:
             if not suite.concerns(subject):
@@ -210,11 +247,17 @@ def _vocabulary_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logit
             yield row
 
 
-def _own_metrics(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[OwnMetricsRow]:
+def _own_metrics(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> Iterator[OwnMetricsRow]:
     for number, suite in enumerate(suites):
         for subject in subjects:
             if suite.own_metrics is not None and suite.holds(subject):
                 found = suite.own_metrics(logits[subject.key, number].argmax(axis=1))
                 yield OwnMetricsRow(
-                    run=subject.run, subject=subject.name, suite=suite.name, told_by=suite.own_metrics_by, metrics=found
+                    run=subject.run,
+                    subject=subject.name,
+                    suite=suite.name,
+                    told_by=suite.own_metrics_by,
+                    metrics=found,
                 )

@@ -60,7 +60,9 @@ def percentile_intervals(
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _draw_blocks(process_of_block: NDArray[np.int64], replicates: int, rng: np.random.Generator) -> NDArray[np.int32]:
+def _draw_blocks(
+    process_of_block: NDArray[np.int64], replicates: int, rng: np.random.Generator
+) -> NDArray[np.int32]:
     """How often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks inside them."""
     names = np.unique(process_of_block)
     chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
@@ -110,7 +112,12 @@ def interval_of(draws: NDArray[np.float64]) -> Interval:
 
 
 def rate_interval(
-    samples_ms: NDArray[np.float64], blocks: NDArray[np.int64], each: int, *, replicates: int = 1000, seed: int = 0
+    samples_ms: NDArray[np.float64],
+    blocks: NDArray[np.int64],
+    each: int,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> Interval:
     """Bootstrap 95 % interval of `each` items per sample over the time taken, per second; whole blocks are drawn.
 
@@ -120,7 +127,9 @@ def rate_interval(
     """
     number = np.unique(blocks, return_inverse=True)[1]
     count = np.bincount(number)
-    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, np.random.default_rng(seed))  # [R, blocks]
+    times = _draw_blocks(
+        np.zeros(len(count), dtype=np.int64), replicates, np.random.default_rng(seed)
+    )  # [R, blocks]
     rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
     return interval_of(rates)
 
@@ -146,7 +155,10 @@ def wilson_interval(hits: int, n: int) -> Interval:
 
 
 def paired_interval(
-    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], *, replicates: int = 10_000, seed: int = 0
+    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    *,
+    replicates: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """Bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
 
@@ -166,7 +178,10 @@ def paired_interval(
 
 
 def paired_seeds_interval(
-    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], *, replicates: int = 10_000, seed: int = 0
+    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    *,
+    replicates: int = 10_000,
+    seed: int = 0,
 ) -> Interval:
     """As `paired_interval`, for models trained from several seeds: accuracies are means over the seeds.
 
@@ -180,9 +195,15 @@ def paired_seeds_interval(
     rng = np.random.default_rng(seed)
     drawn = np.zeros(replicates)
     for first, second in pairs:
-        lead = first.sum(axis=0) - second.sum(axis=0, dtype=np.int64)  # [n], seeds won less seeds lost
+        lead = first.sum(axis=0) - second.sum(
+            axis=0, dtype=np.int64
+        )  # [n], seeds won less seeds lost
         values, counts = np.unique(lead, return_counts=True)
-        drawn += rng.multinomial(len(lead), counts / len(lead), size=replicates) @ values / (len(lead) * len(first))
+        drawn += (
+            rng.multinomial(len(lead), counts / len(lead), size=replicates)
+            @ values
+            / (len(lead) * len(first))
+        )
     return interval_of(drawn / len(pairs))
 
 

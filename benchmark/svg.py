@@ -48,7 +48,9 @@ class Drawing:
 
     def svg(self, key: str) -> Markup:
         """The element; `key` is unique on the page."""
-        head = element("title", self.title, id=f"{key}-t") + element("desc", self.description, id=f"{key}-d")
+        head = element("title", self.title, id=f"{key}-t") + element(
+            "desc", self.description, id=f"{key}-d"
+        )
         return element(
             "svg", head + self.body, viewBox=f"0 0 {self.width} {self.height}", width=self.width, height=self.height,
             role="img", aria_labelledby=f"{key}-t {key}-d",
@@ -87,19 +89,33 @@ def log_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return found
 
 
-def x_axis(scale: Scale, at: Sequence[float], top: float, bottom: float, label: str = "", centre: float = 0) -> Markup:
+def x_axis(
+    scale: Scale, at: Sequence[float], top: float, bottom: float, label: str = "", centre: float = 0
+) -> Markup:
     """Grid lines from `top` to `bottom` with their numbers beneath, and the axis' name."""
-    parts = [element("line", x1=scale(v), x2=scale(v), y1=top, y2=bottom, class_="rule") for v in at]
-    parts += [element("text", f"{v:g}", x=scale(v), y=bottom + 16, text_anchor="middle", class_="tick") for v in at]
+    parts = [
+        element("line", x1=scale(v), x2=scale(v), y1=top, y2=bottom, class_="rule") for v in at
+    ]
+    parts += [
+        element("text", f"{v:g}", x=scale(v), y=bottom + 16, text_anchor="middle", class_="tick")
+        for v in at
+    ]
     if label:
-        parts.append(element("text", label, x=centre, y=bottom + 34, text_anchor="middle", class_="axis"))
+        parts.append(
+            element("text", label, x=centre, y=bottom + 34, text_anchor="middle", class_="axis")
+        )
     return joined(parts)
 
 
 def y_axis(scale: Scale, at: Sequence[float], left: float, right: float) -> Markup:
     """Grid lines from `left` to `right` with their numbers beside."""
-    parts = [element("line", x1=left, x2=right, y1=scale(v), y2=scale(v), class_="rule") for v in at]
-    parts += [element("text", f"{v:g}", x=left - 6, y=scale(v) + 4, text_anchor="end", class_="tick") for v in at]
+    parts = [
+        element("line", x1=left, x2=right, y1=scale(v), y2=scale(v), class_="rule") for v in at
+    ]
+    parts += [
+        element("text", f"{v:g}", x=left - 6, y=scale(v) + 4, text_anchor="end", class_="tick")
+        for v in at
+    ]
     return joined(parts)
 
 
@@ -108,13 +124,17 @@ def text_width(text: str, size: float) -> float:
     return 0.62 * size * len(text)
 
 
-def marker(kind: str, x: float, y: float, colour: str, *, filled: bool, radius: float = 5.5) -> Markup:
+def marker(
+    kind: str, x: float, y: float, colour: str, *, filled: bool, radius: float = 5.5
+) -> Markup:
     """Square for a teacher, diamond for a torch student, circle for an artifact."""
     style = f"{colour} {'full' if filled else 'hollow'}"
     if kind == "artifact":
         return element("circle", cx=x, cy=y, r=radius, class_=style)
     if kind == "teacher":
-        return element("rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=style)
+        return element(
+            "rect", x=x - radius, y=y - radius, width=2 * radius, height=2 * radius, class_=style
+        )
     reach = radius * 1.3
     corners = f"{x:.1f},{y - reach:.1f} {x + reach:.1f},{y:.1f} {x:.1f},{y + reach:.1f} {x - reach:.1f},{y:.1f}"
     return element("polygon", points=corners, class_=style)
@@ -123,4 +143,6 @@ def marker(kind: str, x: float, y: float, colour: str, *, filled: bool, radius: 
 def swatch(kind: str, colour: str) -> Markup:
     """A marker for a legend; says nothing to a screen reader, the text beside it does."""
     body = marker(kind, 8, 8, colour, filled=True)
-    return element("svg", body, viewBox="0 0 16 16", width=16, height=16, class_="swatch", aria_hidden="true")
+    return element(
+        "svg", body, viewBox="0 0 16 16", width=16, height=16, class_="swatch", aria_hidden="true"
+    )

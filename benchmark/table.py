@@ -25,7 +25,12 @@ def main_table(report: Report) -> MainTable:
     domains = list(dict.fromkeys(domain for row in report.summary for domain in row.ood))
     several = len(domains) > 1
     latency = {(row.run, row.subject): row for row in report.latency}
-    header = ("subject", "ID", *(f"OOD:{domain}" for domain in domains), *(("OOD avg", "OOD worst") if several else ()))
+    header = (
+        "subject",
+        "ID",
+        *(f"OOD:{domain}" for domain in domains),
+        *(("OOD avg", "OOD worst") if several else ()),
+    )
     header += ("gap", "retention", "ECE ID / OOD", "p50 ms [95 % CI]", "p90 ms", "MB")
     rows = []
     for row in report.summary:
@@ -108,7 +113,9 @@ def throughput_rows(report: Report) -> list[tuple[str, ...]]:
             rate = f"n/a: {row.reason}"
         else:
             low, high = row.images_per_s_ci95
-            rate = f"{row.images_per_s:,.1f} [{low:,.1f}, {high:,.1f}]" + ("" if row.settled else " (unsettled)")
+            rate = f"{row.images_per_s:,.1f} [{low:,.1f}, {high:,.1f}]" + (
+                "" if row.settled else " (unsettled)"
+            )
         threads = "default" if row.threads is None else str(row.threads)
         rows.append((row.run, row.subject, str(row.batch), threads, rate, f"{row.calls:,}"))
     return rows
@@ -164,4 +171,9 @@ def cost_rows(report: Report, p: Callable[[float], str]) -> Iterator[tuple[str, 
             else:
                 low, high = (100 * end for end in cost.ci95)
                 cells += [f"{100 * cost.value:+.1f} [{low:+.1f}, {high:+.1f}]", p(cost.mcnemar_p)]
-        yield (row.run, row.subject, *cells, f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}")
+        yield (
+            row.run,
+            row.subject,
+            *cells,
+            f"{percent(row.agreement_id)} / {percent(row.agreement_ood)}",
+        )

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-FLAGS = {0: "under-voltage", 1: "a capped frequency", 2: "throttling", 3: "the soft temperature limit"}
+FLAGS = {
+    0: "under-voltage",
+    1: "a capped frequency",
+    2: "throttling",
+    3: "the soft temperature limit",
+}
 """Bits of `vcgencmd get_throttled` for now; the same 16 higher: since the system's start (Raspberry Pi's manual)."""
 _SINCE_START = 16
 

@@ -33,11 +33,17 @@ class Grid:
     @property
     def pairs(self) -> tuple[tuple[int, int | None], ...]:
         """(batch size, threads), batch by batch."""
-        return tuple((batch, threads) for batch in self.batch_sizes for threads in self.thread_counts)
+        return tuple(
+            (batch, threads) for batch in self.batch_sizes for threads in self.thread_counts
+        )
 
 
 def throughput_rows(
-    subjects: Sequence[Subject], buffers: Mapping[str, NDArray[np.uint8]], grid: Grid | None, *, quick: bool
+    subjects: Sequence[Subject],
+    buffers: Mapping[str, NDArray[np.uint8]],
+    grid: Grid | None,
+    *,
+    quick: bool,
 ) -> tuple[ThroughputRow, ...]:
     """A row for each artifact, batch size and thread count.
 
@@ -55,26 +61,41 @@ def throughput_rows(
             rows += _measured_rows(subject, subject.measured)
         elif subject.folder is not None and grid is not None:
             images, protocol = buffers[subject.preprocess.hash], QUICK if quick else FULL
-            rows += [_row(subject, images, batch, threads, protocol) for batch, threads in grid.pairs]
+            rows += [
+                _row(subject, images, batch, threads, protocol) for batch, threads in grid.pairs
+            ]
     return tuple(rows)
 
 
 def _measured_rows(subject: Subject, measured: Measured) -> list[ThroughputRow]:
     rows = []
     for rate in measured.rates:
-        who = {"run": subject.run, "subject": subject.name, "device": subject.device, "batch": rate.batch}
+        who = {
+            "run": subject.run,
+            "subject": subject.name,
+            "device": subject.device,
+            "batch": rate.batch,
+        }
         if rate.clock is None:
             rows.append(ThroughputRow(**who, threads=rate.threads, reason=rate.reason))
         else:
-            rows.append(ThroughputRow(**who, **_numbers(rate.clock.samples, rate.clock.threads, rate.batch)))
+            rows.append(
+                ThroughputRow(**who, **_numbers(rate.clock.samples, rate.clock.threads, rate.batch))
+            )
     return rows
 
 
 def _row(
-    subject: Subject, buffers: NDArray[np.uint8], batch: int, threads: int | None, protocol: Protocol
+    subject: Subject,
+    buffers: NDArray[np.uint8],
+    batch: int,
+    threads: int | None,
+    protocol: Protocol,
 ) -> ThroughputRow:
     assert subject.folder is not None
-    say(f"throughput of {subject.name}: batch {batch}, threads {threads or 'as the runtime chooses'}")
+    say(
+        f"throughput of {subject.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
+    )
     who = {"run": subject.run, "subject": subject.name, "device": subject.device, "batch": batch}
     try:
         found = run_child({"": subject.folder}, {"": buffers}, protocol, threads, batch=batch)[""]

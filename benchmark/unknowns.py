@@ -15,7 +15,9 @@ from edgekd.benchmark.stats import interval_of
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
 
 
-def unknown_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) -> Iterator[UnknownRow]:
+def unknown_rows(
+    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
+) -> Iterator[UnknownRow]:
     """One row for each subject and suite of unknown images, set against the in-domain suite that it names.
 
     Both scores are of the logits as they are returned, over the classes of that in-domain suite.
@@ -24,13 +26,21 @@ def unknown_rows(subjects: Sequence[Subject], suites: Sequence[Suite], logits: L
     for number, suite in enumerate(suites):
         if suite.kind != "unknown":
             continue
-        inside = next(n for n, other in enumerate(suites) if (other.name, other.run) == (suite.base, suite.run))
+        inside = next(
+            n
+            for n, other in enumerate(suites)
+            if (other.name, other.run) == (suite.base, suite.run)
+        )
         for subject in subjects:
             if not suite.holds(subject):
                 continue
             known, unknown = logits[subject.key, inside], logits[subject.key, number]
             reference = torch_of.get(subject.run) if subject.kind == "artifact" else None
-            before = (logits[reference.key, inside], logits[reference.key, number]) if reference else None
+            before = (
+                (logits[reference.key, inside], logits[reference.key, number])
+                if reference
+                else None
+            )
             yield UnknownRow(
                 run=subject.run,
                 subject=subject.name,

@@ -29,7 +29,9 @@ class Verdict:
 def verdict(report: Report) -> Verdict:
     """Gates, and the findings about every exported file."""
     failed = [gate for gate in report.gates if not gate.passed]
-    state: Literal["passed", "failed", "none"] = "failed" if failed else "passed" if report.gates else "none"
+    state: Literal["passed", "failed", "none"] = (
+        "failed" if failed else "passed" if report.gates else "none"
+    )
     headline = {
         "none": "No gates were set",
         "failed": f"{len(failed)} of {_count(len(report.gates), 'gate')} failed",
@@ -57,11 +59,21 @@ def _findings(report: Report) -> Iterator[tuple[str, str]]:
     for row in exported:
         name = f"{row.run}/{row.subject}" if several else row.subject
         time = latency[row.run, row.subject]
-        strangers = [one for one in report.unknowns if (one.run, one.subject) == (row.run, row.subject)]
-        parts = [_what(row, time), _kept_of_teacher(row), _cost(row), _told_apart(strangers), _scatter(time)]
+        strangers = [
+            one for one in report.unknowns if (one.run, one.subject) == (row.run, row.subject)
+        ]
+        parts = [
+            _what(row, time),
+            _kept_of_teacher(row),
+            _cost(row),
+            _told_apart(strangers),
+            _scatter(time),
+        ]
         yield name, " ".join(part for part in parts if part)
     for row in exported:
-        fp32 = next((other for other in exported if (other.run, other.precision) == (row.run, "fp32")), None)
+        fp32 = next(
+            (other for other in exported if (other.run, other.precision) == (row.run, "fp32")), None
+        )
         name = f"{row.run}: {row.precision.upper()}" if several else row.precision.upper()
         if row.precision != "fp32" and fp32 is not None:
             yield f"{name} or {fp32.precision.upper()}?", _beside(row, fp32, latency)
@@ -83,7 +95,11 @@ def _what(row: SummaryRow, time: LatencyRow) -> str:
 
 
 def _kept_of_teacher(row: SummaryRow) -> str:
-    return "" if row.retention is None else f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy."
+    return (
+        ""
+        if row.retention is None
+        else f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy."
+    )
 
 
 def _cost(row: SummaryRow) -> str:
@@ -108,7 +124,9 @@ def _told_apart(rows: Sequence[UnknownRow]) -> str:
     if row.msp.auroc_cost is None or row.msp.auroc_cost.ci95[0] <= 0 <= row.msp.auroc_cost.ci95[1]:
         return f"{said}."
     points = 100 * row.msp.auroc_cost.value
-    return f"{said}, {abs(points):.1f} points {'less' if points > 0 else 'more'} than before export."
+    return (
+        f"{said}, {abs(points):.1f} points {'less' if points > 0 else 'more'} than before export."
+    )
 
 
 def _scatter(time: LatencyRow) -> str:

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.energy import Meter, open_sensor
 from edgekd.benchmark.environment import peak_rss_mb
-from edgekd.benchmark.latency import LatencySamples, Protocol, RunOnce, measure_interleaved, rotating
+from edgekd.benchmark.latency import (
+    LatencySamples,
+    Protocol,
+    RunOnce,
+    measure_interleaved,
+    rotating,
+)
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, write_json
@@ -73,15 +79,23 @@ def measure_artifacts(
             if not group:
                 continue
             names = ", ".join(folders[key].name for key in group)
-            say(f"latency of {names}: process {process + 1} of {protocol.processes}, {protocol.seconds:g} s each")
-            answers = run_child({key: folders[key] for key in group}, buffers, protocol, threads, energy)
+            say(
+                f"latency of {names}: process {process + 1} of {protocol.processes}, {protocol.seconds:g} s each"
+            )
+            answers = run_child(
+                {key: folders[key] for key in group}, buffers, protocol, threads, energy
+            )
             for key, answer in answers.items():
                 found[key].append(answer)
     return found
 
 
 def measure_end_to_end(
-    folders: Mapping[str, Path], encoded: Sequence[bytes], protocol: Protocol, *, threads: int | None = None
+    folders: Mapping[str, Path],
+    encoded: Sequence[bytes],
+    protocol: Protocol,
+    *,
+    threads: int | None = None,
 ) -> dict[str, ArtifactLatency]:
     """One clock around decoding, resizing and the model, a fresh process for each artifact.
 
@@ -118,14 +132,26 @@ def run_child(
         for number, (key, folder) in enumerate(folders.items()):
             if encoded is None:
                 np.save(scratch / f"{number}.npy", buffers[key])
-            entries.append({"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"})
+            entries.append(
+                {"key": key, "folder": str(Path(folder).resolve()), "buffers": f"{number}.npy"}
+            )
         if encoded is not None:
-            np.savez(scratch / _ENCODED, *(np.frombuffer(image, dtype=np.uint8) for image in encoded))
-        job = {"protocol": asdict(protocol), "threads": threads, "energy": energy, "batch": batch, "entries": entries}
+            np.savez(
+                scratch / _ENCODED, *(np.frombuffer(image, dtype=np.uint8) for image in encoded)
+            )
+        job = {
+            "protocol": asdict(protocol),
+            "threads": threads,
+            "energy": energy,
+            "batch": batch,
+            "entries": entries,
+        }
         write_json(scratch / _JOB, job)
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
         command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
-        child = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        child = subprocess.run(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        )
         if not (scratch / _ANSWER).is_file():
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
             raise EdgekdError(
@@ -137,14 +163,26 @@ def run_child(
         if "error" in answer:
             raise EdgekdError(*answer["error"])
         with np.load(scratch / _SAMPLES) as arrays:
-            return {entry["key"]: _from_answer(entry, number, arrays) for number, entry in enumerate(answer["entries"])}
+            return {
+                entry["key"]: _from_answer(entry, number, arrays)
+                for number, entry in enumerate(answer["entries"])
+            }
 
 
-def _from_answer(entry: Mapping[str, Any], number: int, arrays: Mapping[str, NDArray[Any]]) -> ArtifactLatency:
+def _from_answer(
+    entry: Mapping[str, Any], number: int, arrays: Mapping[str, NDArray[Any]]
+) -> ArtifactLatency:
     facts = entry["facts"]
-    samples = LatencySamples(samples_ms=arrays[f"samples_ms_{number}"], blocks=arrays[f"blocks_{number}"], **facts)
+    samples = LatencySamples(
+        samples_ms=arrays[f"samples_ms_{number}"], blocks=arrays[f"blocks_{number}"], **facts
+    )
     return ArtifactLatency(
-        samples, entry["load_ms"], entry["provider"], entry["threads"], entry["energy"], entry["peak_rss_mb"]
+        samples,
+        entry["load_ms"],
+        entry["provider"],
+        entry["threads"],
+        entry["energy"],
+        entry["peak_rss_mb"],
     )
 
 
@@ -178,7 +216,9 @@ def _measure(
     if energy is not None:
         meter = Meter(open_sensor(energy))
         meter.rest()
-    sessions = {entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries}
+    sessions = {
+        entry["key"]: open_session(Path(entry["folder"]), threads=threads) for entry in entries
+    }
     for session in sessions.values():
         refuse_batch(batch, session.largest_batch)
     if (scratch / _ENCODED).is_file():
@@ -187,7 +227,9 @@ def _measure(
         runners = {key: _from_file(session, images) for key, session in sessions.items()}
     else:
         runners = {
-            entry["key"]: rotating(sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch)
+            entry["key"]: rotating(
+                sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch
+            )
             for entry in entries
         }
     measured = measure_interleaved(runners, protocol, meter=meter)
@@ -196,7 +238,11 @@ def _measure(
     arrays: dict[str, NDArray[Any]] = {}
     for number, (key, samples) in enumerate(measured.items()):
         session = sessions[key]
-        facts = {f.name: getattr(samples, f.name) for f in fields(samples) if f.name not in ("samples_ms", "blocks")}
+        facts = {
+            f.name: getattr(samples, f.name)
+            for f in fields(samples)
+            if f.name not in ("samples_ms", "blocks")
+        }
         answer.append(
             {
                 "key": key,
@@ -208,7 +254,10 @@ def _measure(
                 "peak_rss_mb": peak_rss_mb() if alone else None,
             }
         )
-        arrays[f"samples_ms_{number}"], arrays[f"blocks_{number}"] = samples.samples_ms, samples.blocks
+        arrays[f"samples_ms_{number}"], arrays[f"blocks_{number}"] = (
+            samples.samples_ms,
+            samples.blocks,
+        )
     return answer, arrays
 
 

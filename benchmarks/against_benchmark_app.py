@@ -31,11 +31,22 @@ def app_ms(model: Path, size: int, seconds: int) -> Times:
     """One round of benchmark_app."""
     start = "from openvino.tools.benchmark.main import main; main()"
     options = f"-d CPU -hint none -api sync -nstreams 1 -nthreads 1 -infer_precision f32 -t {seconds}".split()
-    command = [sys.executable, "-c", start, "-m", str(model), *options, "-shape", f"[1,{size},{size},3]"]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "-m",
+        str(model),
+        *options,
+        "-shape",
+        f"[1,{size},{size},3]",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     median, fastest = _MEDIAN.search(done.stdout), _MIN.search(done.stdout)
     if median is None or fastest is None:
-        raise SystemExit(f"benchmark_app gave no times:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"benchmark_app gave no times:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return float(median[1]), float(fastest[1])
 
 
@@ -61,7 +72,9 @@ def main() -> None:
     for number in range(given.rounds):
         ours.append(own_ms(given.artifact, size, given.seconds))
         theirs.append(app_ms(given.artifact / artifact.model_file, size, given.seconds))
-        told = " and ".join(f"{one[-1][0]:.3f} (fastest {one[-1][1]:.3f})" for one in (ours, theirs))
+        told = " and ".join(
+            f"{one[-1][0]:.3f} (fastest {one[-1][1]:.3f})" for one in (ours, theirs)
+        )
         print(f"round {number + 1}, median in ms of edgekd and benchmark_app: {told}", flush=True)
     for place, what in enumerate(("median", "fastest")):
         mine, other = np.asarray(ours)[:, place], np.asarray(theirs)[:, place]

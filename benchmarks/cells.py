@@ -12,7 +12,11 @@ Cell = dict[str, Any]
 
 
 def finished(
-    path: Path, fields: Sequence[str], wanted: Sequence[tuple[Any, ...]], run: Callable[..., Cell], minutes: float
+    path: Path,
+    fields: Sequence[str],
+    wanted: Sequence[tuple[Any, ...]],
+    run: Callable[..., Cell],
+    minutes: float,
 ) -> tuple[list[Cell], int]:
     """Run what is wanted and not in the file yet.
 

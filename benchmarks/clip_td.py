@@ -39,7 +39,9 @@ def teacher_of(spec: str) -> TokenTeacher:
     return read_tokens(load_teacher(spec))
 
 
-def run_cell(arguments: argparse.Namespace, task: str, fraction: float, seed: int, control: str) -> Cell:
+def run_cell(
+    arguments: argparse.Namespace, task: str, fraction: float, seed: int, control: str
+) -> Cell:
     """Train one student and test it."""
     assets = Path(arguments.assets)
     own = task == "vqa"
@@ -64,7 +66,9 @@ def run_cell(arguments: argparse.Namespace, task: str, fraction: float, seed: in
     data = data_of(config.task, config.data)
     teacher = teacher_of(config.teacher) if config.distil else None
     run = train_vl(config, Path(arguments.out) / "run", overwrite=True, data=data, teacher=teacher)
-    rows = {row["suite"].split(":")[0]: row for row in evaluate_vl(run, data, most=arguments.examples)}
+    rows = {
+        row["suite"].split(":")[0]: row for row in evaluate_vl(run, data, most=arguments.examples)
+    }
     return {
         "task": task,
         "fraction": fraction,
@@ -82,7 +86,8 @@ def run_cell(arguments: argparse.Namespace, task: str, fraction: float, seed: in
 def compared(cells: list[Cell], suite: str, control: str, baseline: str) -> str:
     """`+0.4 [−0.1, +0.9]`: mean paired difference and Student's 95 % interval over the runs of `cells`."""
     own, other = (
-        {(c["fraction"], c["seed"]): c[suite] for c in cells if c["control"] == name} for name in (control, baseline)
+        {(c["fraction"], c["seed"]): c[suite] for c in cells if c["control"] == name}
+        for name in (control, baseline)
     )
     differences = [own[pair] - other[pair] for pair in own if pair in other]
     if control == baseline or not differences:
@@ -105,7 +110,10 @@ def accuracy_table(cells: list[Cell], task: str, suite: str, baseline: str) -> l
             text = f"{found.mean:.1f} ± {found.error:.1f} ({found.seeds})" if found else "–"
             entries.append(f" {text} | {compared(here, suite, control, baseline)} |")
         lines.append(f"| `{control}` |" + "".join(entries))
-    constant = "".join(f" {next(c[f'{suite}_constant'] for c in cells if c['fraction'] == p):.1f} | |" for p in parts)
+    constant = "".join(
+        f" {next(c[f'{suite}_constant'] for c in cells if c['fraction'] == p):.1f} | |"
+        for p in parts
+    )
     return [*lines, f"| constant answer |{constant}"]
 
 
@@ -132,7 +140,9 @@ def report(cells: list[Cell]) -> str:
             f"{part:.0%}: {next(c['pictures'] for c in own if c['fraction'] == part):,}"
             for part in sorted({c["fraction"] for c in own})
         )
-        tested = " and ".join(f"{own[0][f'{suite}_examples']:,} {title}" for suite, title in SUITES.items())
+        tested = " and ".join(
+            f"{own[0][f'{suite}_examples']:,} {title}" for suite, title in SUITES.items()
+        )
         lines += [
             f"**{task}**{mark}: training pictures {pictures}; {tested} test examples; number of seeds in brackets.",
             "",
@@ -147,12 +157,16 @@ def main() -> None:
     parser.add_argument("--assets", required=True, help="folder with pacs, students and teachers")
     parser.add_argument("--out", default="clip-td")
     parser.add_argument("--tasks", nargs="+", default=["vqa", "ve", "choice"])
-    parser.add_argument("--style", default="sketch", help="PACS domain that ve and choice leave out")
+    parser.add_argument(
+        "--style", default="sketch", help="PACS domain that ve and choice leave out"
+    )
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--controls", nargs="+", default=list(CONTROLS), choices=CONTROLS)
     parser.add_argument("--examples", type=int, default=800, help="test examples per suite")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no run after so many"
+    )
     arguments = parser.parse_args()
     wanted = [
         (task, fraction, seed, control)
@@ -162,7 +176,9 @@ def main() -> None:
         for control in arguments.controls
     ]
     fields, run = ("task", "fraction", "seed", "control"), functools.partial(run_cell, arguments)
-    cells, count = finished(Path(arguments.out) / "cells.jsonl", fields, wanted, run, arguments.minutes)
+    cells, count = finished(
+        Path(arguments.out) / "cells.jsonl", fields, wanted, run, arguments.minutes
+    )
     print(f"{count} of {len(wanted)} runs are finished.\n")
     print(report(cells))
 

@@ -26,7 +26,9 @@ BATCH = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifact", type=Path)
     parser.add_argument("data")
     parser.add_argument("--images", type=int, default=1000)
@@ -34,10 +36,18 @@ def main() -> None:
     arguments = parser.parse_args()
     session = open_session(arguments.artifact, spinning=False)
     images = load_images(arguments.data)
-    indices = np.linspace(0, len(images) - 1, min(arguments.images, len(images))).round().astype(np.int64)
+    indices = (
+        np.linspace(0, len(images) - 1, min(arguments.images, len(images))).round().astype(np.int64)
+    )
     artifact = session.artifact
     subject = Subject(
-        artifact.name, "", "artifact", artifact.precision, artifact.preprocess, session.run, artifact.classes
+        artifact.name,
+        "",
+        "artifact",
+        artifact.precision,
+        artifact.preprocess,
+        session.run,
+        artifact.classes,
     )
     # Any class will do: speed does not depend on it.
     suite = Suite("id", _relabelled(images, artifact.classes), indices)
@@ -50,7 +60,9 @@ def main() -> None:
 
     def plain() -> np.ndarray:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.concatenate([session.run(np.stack(list(pool.map(one, chunk)))) for chunk in chunks()])
+            return np.concatenate(
+                [session.run(np.stack(list(pool.map(one, chunk)))) for chunk in chunks()]
+            )
 
     def overlapped() -> np.ndarray:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -69,8 +81,12 @@ def main() -> None:
         "bare loop, overlapped": overlapped,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    answers = {name: way().argmax(axis=1) for name, way in ways.items()}  # warm, and the same answers
-    assert all((other == answers["bare loop"]).all() for other in answers.values()), "the loops disagree"
+    answers = {
+        name: way().argmax(axis=1) for name, way in ways.items()
+    }  # warm, and the same answers
+    assert all((other == answers["bare loop"]).all() for other in answers.values()), (
+        "the loops disagree"
+    )
     for _ in range(arguments.repeats):
         for name, way in ways.items():
             before = time.perf_counter()
@@ -78,7 +94,9 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - before)
     medians = {name: float(np.median(taken)) for name, taken in seconds.items()}
     for name, median in medians.items():
-        print(f"{name:<22}{median:8.2f} s  {len(indices) / median:8.1f} images/s  {median / medians['bare loop']:.3f}")
+        print(
+            f"{name:<22}{median:8.2f} s  {len(indices) / median:8.1f} images/s  {median / medians['bare loop']:.3f}"
+        )
 
 
 def _relabelled(images, classes):  # type: ignore[no-untyped-def]

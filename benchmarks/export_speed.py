@@ -50,7 +50,12 @@ def draw(count: int, size: int) -> NDArray[np.uint8]:
     from PIL import Image
 
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC))
+            for one in coarse
+        ]
+    )
 
 
 def step_fp32(folder: Path, name: str) -> None:
@@ -115,7 +120,9 @@ class Reader:
     """Batches for onnxruntime's calibration."""
 
     def __init__(self, images: NDArray[np.uint8], batch: int) -> None:
-        self.batches: Iterator[NDArray[np.uint8]] = (images[i : i + batch] for i in range(0, len(images), batch))
+        self.batches: Iterator[NDArray[np.uint8]] = (
+            images[i : i + batch] for i in range(0, len(images), batch)
+        )
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
         """The next batch, None at the end."""
@@ -166,7 +173,9 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
         activations_quantization_params=QuantizationParameters(per_channel=False)
     )
     for file, advanced in {"nncf": None, "nncf-tensor": per_tensor}.items():
-        quantized = nncf.quantize(onnx.load(fp32), data, subset_size=len(images), advanced_parameters=advanced)
+        quantized = nncf.quantize(
+            onnx.load(fp32), data, subset_size=len(images), advanced_parameters=advanced
+        )
         onnx.save(quantized, folder / f"{file}.onnx")
     core = openvino.Core()
     compiled = core.compile_model(
@@ -194,13 +203,18 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
         try:
             run(images[:1])
         except Exception as error:  # onnxruntime's own kinds have no common public base
-            print(f"{title}: onnxruntime cannot run it ({str(error).strip().splitlines()[0][-90:]})", flush=True)
+            print(
+                f"{title}: onnxruntime cannot run it ({str(error).strip().splitlines()[0][-90:]})",
+                flush=True,
+            )
         else:
             found[title] = run
     return found | {"INT8 OpenVINO": lambda image: request.infer({"image": image})}
 
 
-def p50_ms(runs: dict[str, Runner], images: NDArray[np.uint8], turns: int) -> dict[str, list[float]]:
+def p50_ms(
+    runs: dict[str, Runner], images: NDArray[np.uint8], turns: int
+) -> dict[str, list[float]]:
     """Latency samples of one image; the files take turns."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 5):
@@ -220,10 +234,19 @@ def report_cost(folder: Path, name: str, rounds: int) -> None:
         for step, rows in found.items():
             rows.append(measured(step, folder, name))
     print("| step | s | s of processor time | peak GB |\n|---|---|---|---|")
-    titles = {"edgekd": "INT8, edgekd", "bare": "INT8, bare quantize_static", "whole": "INT8 with its parity check"}
-    for title, rows in {"FP32 export": [first], **{titles[step]: rows for step, rows in found.items()}}.items():
+    titles = {
+        "edgekd": "INT8, edgekd",
+        "bare": "INT8, bare quantize_static",
+        "whole": "INT8 with its parity check",
+    }
+    for title, rows in {
+        "FP32 export": [first],
+        **{titles[step]: rows for step, rows in found.items()},
+    }.items():
         middle = {key: float(np.median([row[key] for row in rows])) for key in first}
-        print(f"| {title} | {middle['seconds']:.1f} | {middle['cpu']:.1f} | {middle['peak_gb']:.2f} |")
+        print(
+            f"| {title} | {middle['seconds']:.1f} | {middle['cpu']:.1f} | {middle['peak_gb']:.2f} |"
+        )
     for key, what in (("seconds", "by the clock"), ("cpu", "in processor time")):
         pairs = zip(found["edgekd"], found["bare"], strict=True)
         ratios = ", ".join(f"{ours[key] / theirs[key]:.2f}" for ours, theirs in pairs)
@@ -231,7 +254,9 @@ def report_cost(folder: Path, name: str, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="mobilenetv3_large_100", help="timm name")
     parser.add_argument("--images", type=int, default=300, help="calibration images")
     parser.add_argument("--rounds", type=int, default=3)
@@ -247,7 +272,10 @@ def main() -> None:
         folder = Path(scratch)
         images = draw(options.images, student(options.model)[1].size)
         np.save(folder / "images.npy", images)
-        print(f"{options.model}, {images.shape[1]} px, {len(images)} images, {os.cpu_count()} cores\n", flush=True)
+        print(
+            f"{options.model}, {images.shape[1]} px, {len(images)} images, {os.cpu_count()} cores\n",
+            flush=True,
+        )
         report_cost(folder, options.model, options.rounds)
         samples = p50_ms(runners(folder, images[:32]), images, options.turns)
     p50 = {name: float(np.median(values)) for name, values in samples.items()}
@@ -255,7 +283,9 @@ def main() -> None:
     for name, value in p50.items():
         print(f"| {name} | {value:.2f} | {value / p50['FP32']:.2f} |")
     best = min(value for name, value in p50.items() if "quantize" in name)
-    print(f"edgekd / the best of quantize_static and nncf.quantize: {p50['INT8 edgekd'] / best:.2f}")
+    print(
+        f"edgekd / the best of quantize_static and nncf.quantize: {p50['INT8 edgekd'] / best:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ HEADER = "| who | p50 ms | p95 ms | p50 / torch.compile | same class as torch in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", choices=sorted(PROVIDERS), default="cuda")
@@ -38,23 +40,35 @@ def main() -> None:
     arguments = parser.parse_args()
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU that PyTorch can use; --device cpu tries the script without one")
+        parser.error(
+            "there is no GPU that PyTorch can use; --device cpu tries the script without one"
+        )
     loaded = load_run(arguments.run)
     pixels = parity_images(loaded, None)[0]
     model = deployable(loaded)
-    batches = [pixels[i : i + arguments.batch] for i in range(0, len(pixels) - arguments.batch + 1, arguments.batch)]
+    batches = [
+        pixels[i : i + arguments.batch]
+        for i in range(0, len(pixels) - arguments.batch + 1, arguments.batch)
+    ]
     truth = answers(torch_run(model, device, half=False), batches)
     runs = {
         "torch, eager": torch_run(model, device, half=device == "cuda"),
-        "torch.compile": torch_run(torch.compile(model, dynamic=False), device, half=device == "cuda"),
+        "torch.compile": torch_run(
+            torch.compile(model, dynamic=False), device, half=device == "cuda"
+        ),
         **artifact_runs(arguments.run / "artifacts", device),
     }
-    agreement = {name: 100 * float((answers(run, batches) == truth).mean()) for name, run in runs.items()}
+    agreement = {
+        name: 100 * float((answers(run, batches) == truth).mean()) for name, run in runs.items()
+    }
     protocol = QUICK if arguments.quick else FULL
     timed = measure_interleaved(
         {name: rotating(run, pixels[:64], arguments.batch) for name, run in runs.items()}, protocol
     )
-    print(torch.cuda.get_device_name() if device == "cuda" else "CPU", f"batch {arguments.batch}, {protocol.name}")
+    print(
+        torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        f"batch {arguments.batch}, {protocol.name}",
+    )
     print(HEADER)
     usual = np.median(timed["torch.compile"].samples_ms)
     for name, found in timed.items():
@@ -77,9 +91,13 @@ def torch_run(model: torch.nn.Module, device: str, *, half: bool) -> Run:
 def artifact_runs(folder: Path, device: str) -> dict[str, Run]:
     """Every artifact that runs on the device, under every provider that it has there."""
     runs: dict[str, Run] = {}
-    for place in sorted(path.parent for path in folder.glob("*/artifact.json") if not path.parent.suffix):
+    for place in sorted(
+        path.parent for path in folder.glob("*/artifact.json") if not path.parent.suffix
+    ):
         format = read_artifact(place).format
-        providers = PROVIDERS[device] if format == "onnx" else (None,) if format == "tensorrt" else ()
+        providers = (
+            PROVIDERS[device] if format == "onnx" else (None,) if format == "tensorrt" else ()
+        )
         for provider in providers:
             name = place.name if provider is None else f"{place.name}, {provider}"
             try:

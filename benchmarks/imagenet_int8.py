@@ -29,7 +29,9 @@ from edgekd.manifest import Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.session import Session, open_session
 
-PREPROCESS = Preprocess(size=224, resize="crop", crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(
+    size=224, resize="crop", crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tf_efficientnet_lite0": ("tf_efficientnet_lite0.safetensors", {}),
     "mobilenetv2_100": ("mobilenetv2_100_pad_same.safetensors", {"pad_type": "same"}),
@@ -70,7 +72,9 @@ def build(name: str, students: Path) -> Deployable:
 
 def predict(session: Session, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Predicted class of each image, `[N]`."""
-    return np.concatenate([session.run(images[i : i + 16]).argmax(axis=1) for i in range(0, len(images), 16)])
+    return np.concatenate(
+        [session.run(images[i : i + 16]).argmax(axis=1) for i in range(0, len(images), 16)]
+    )
 
 
 def p50_ms(sessions: dict[str, Session], images: NDArray[np.uint8], runs: int) -> dict[str, float]:
@@ -120,7 +124,9 @@ def table_rows(
                 fp32_path=folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None,
             )
             seconds[key] = time.perf_counter() - started
-        sessions = {key: open_session(path, threads=1, spinning=False) for key, path in folders.items()}
+        sessions = {
+            key: open_session(path, threads=1, spinning=False) for key, path in folders.items()
+        }
         latency = p50_ms(sessions, images[:64], runs)
         for target, precision in VARIANTS:
             key = f"{target}-{precision}"
@@ -138,26 +144,43 @@ def table_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--model", choices=STUDENTS, action="append", help="default: all")
     parser.add_argument("--calibration", type=int, default=256, help="number of calibration images")
-    parser.add_argument("--images", type=int, help="number of images to measure; default: all others")
+    parser.add_argument(
+        "--images", type=int, help="number of images to measure; default: all others"
+    )
     parser.add_argument("--runs", type=int, default=200, help="timed runs per file")
-    parser.add_argument("--calibrator", choices=CALIBRATORS, default="minmax", help="of ONNX Runtime's int8")
+    parser.add_argument(
+        "--calibrator", choices=CALIBRATORS, default="minmax", help="of ONNX Runtime's int8"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = read_images(options.assets / "imagenet-sample")
     order = np.random.default_rng(0).permutation(len(images))
-    chosen, rest = np.sort(order[: options.calibration]), np.sort(order[options.calibration :][: options.images])
+    chosen, rest = (
+        np.sort(order[: options.calibration]),
+        np.sort(order[options.calibration :][: options.images]),
+    )
     print(HEADER)
     for name in options.model or STUDENTS:
         model = build(name, options.assets / "students")
         for row in table_rows(
-            name, model, images[rest], labels[rest], images[chosen], options.runs, options.calibrator
+            name,
+            model,
+            images[rest],
+            labels[rest],
+            images[chosen],
+            options.runs,
+            options.calibrator,
         ):
             print(row, flush=True)
-    print(f"\n{len(rest)} images measured, {len(chosen)} others calibrated; preprocess {PREPROCESS.hash}.")
+    print(
+        f"\n{len(rest)} images measured, {len(chosen)} others calibrated; preprocess {PREPROCESS.hash}."
+    )
 
 
 if __name__ == "__main__":

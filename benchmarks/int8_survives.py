@@ -32,7 +32,11 @@ SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 900}
 PACS: dict[str, Any] = {"size": 96, "batch_size": 32, "steps": 120}
 STUDENTS: dict[str, dict[str, Any]] = {
     "toy/mobilenetv3": {"student": "mobilenetv3", "data": "toy"},
-    "pacs/efficientnet_lite0": {**PACS, "student": "efficientnet_lite0", "weights": "tf_efficientnet_lite0"},
+    "pacs/efficientnet_lite0": {
+        **PACS,
+        "student": "efficientnet_lite0",
+        "weights": "tf_efficientnet_lite0",
+    },
     "pacs/mobilenetv2": {
         **PACS,
         "student": "mobilenetv2",
@@ -41,7 +45,12 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
     "pacs/mobilenetv3": {**PACS, "student": "mobilenetv3", "pretrained": "scratch", "steps": 3000},
     "pacs/mobilenetv3_toy": {**PACS, "student": "mobilenetv3", "pretrained": "toy", "steps": 600},
-    "pacs/mobilenetv3_small": {**PACS, "student": "mobilenetv3_small", "pretrained": "scratch", "steps": 600},
+    "pacs/mobilenetv3_small": {
+        **PACS,
+        "student": "mobilenetv3_small",
+        "pretrained": "scratch",
+        "steps": 600,
+    },
     "toy/mobilenetv3_small": {**SCRATCH, "student": "mobilenetv3_small"},
     "toy/efficientnet": {**SCRATCH, "student": "efficientnet"},
     "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny", "steps": 300},
@@ -68,12 +77,19 @@ def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
         weights = settings.pop("weights", None)
         if name.startswith("pacs/"):
             if assets is None:
-                raise EdgekdError(f"{name} needs --assets.", "Or name others: --students toy/mobilenetv3.")
-            settings |= {"data": str(assets / "pacs"), "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}"}
+                raise EdgekdError(
+                    f"{name} needs --assets.", "Or name others: --students toy/mobilenetv3."
+                )
+            settings |= {
+                "data": str(assets / "pacs"),
+                "teacher": f"local-dir:{assets / 'teachers' / 'miniclip'}",
+            }
             if weights is not None:
                 settings["student_weights"] = assets / "students" / f"{weights}.safetensors"
         resume = (folder / "checkpoint.pt").exists()
-        edgekd.train(**settings, test_domain=UNSEEN, out=folder, resume=resume, overwrite=not resume)
+        edgekd.train(
+            **settings, test_domain=UNSEEN, out=folder, resume=resume, overwrite=not resume
+        )
     return load_run(folder)
 
 
@@ -107,10 +123,15 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
         rows.append(row)
         folder = exported(loaded, variant)
         files[variant] = folder / "model.onnx"
-        said = {key: DIALECT.answers(files[variant], pixels).argmax(axis=1) for key, (pixels, _) in sets.items()}
+        said = {
+            key: DIALECT.answers(files[variant], pixels).argmax(axis=1)
+            for key, (pixels, _) in sets.items()
+        }
         full = full or said
         row |= {key: 100 * float((said[key] == labels).mean()) for key, (_, labels) in sets.items()}
-        row["agreement"] = 100 * float(np.mean(np.concatenate([said[key] == full[key] for key in sets])))
+        row["agreement"] = 100 * float(
+            np.mean(np.concatenate([said[key] == full[key] for key in sets]))
+        )
         row["size_mb"] = files[variant].stat().st_size / 1e6
         row["refused"], row["remarks"] = remarks(folder)
         row["n"] = [len(labels) for _, labels in sets.values()]
@@ -125,7 +146,9 @@ def p50_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float
 
     Processor time is what the clock says on a quiet machine, and still means something on a busy one.
     """
-    sessions = {name: open_session(path.parent, threads=1, spinning=False) for name, path in files.items()}
+    sessions = {
+        name: open_session(path.parent, threads=1, spinning=False) for name, path in files.items()
+    }
     samples: dict[str, list[float]] = {name: [] for name in files}
     for turn in range(TURNS + 3):
         for name, session in sessions.items():
@@ -182,7 +205,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("int8-survives"))
     parser.add_argument("--assets", type=Path)
     parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS))

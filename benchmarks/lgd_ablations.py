@@ -25,7 +25,18 @@ from edgekd.distill.probe import probe_scores
 from edgekd.distill.train import train
 from edgekd.studies.numbers import stat, t_interval
 
-OTHER_NAMES = ("apple", "bicycle", "bridge", "candle", "chair", "clock", "lamp", "mountain", "spoon", "train")
+OTHER_NAMES = (
+    "apple",
+    "bicycle",
+    "bridge",
+    "candle",
+    "chair",
+    "clock",
+    "lamp",
+    "mountain",
+    "spoon",
+    "train",
+)
 VARIANTS: dict[str, dict[str, Any]] = {
     "lgd": {},
     "no visual bank": {"stages": {"train": {"terms": {"visual_soft_ce": 0}}}},
@@ -37,12 +48,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 MEASURES = {"zero": "zero-shot", "linear": "linear probe", "knn": "20 nearest"}
 
 
-def accuracies(scores: dict[str, Any], labels: np.ndarray, tests: dict[str, np.ndarray]) -> dict[str, float]:
+def accuracies(
+    scores: dict[str, Any], labels: np.ndarray, tests: dict[str, np.ndarray]
+) -> dict[str, float]:
     """Per cent by `measure suite`; scores are those of all tested images in the order of `tests`."""
     found, first = {}, 0
     for suite, indices in tests.items():
         rows = slice(first, first + len(indices))
-        found |= {f"{name} {suite}": 100 * top1(values[rows], labels[indices]) for name, values in scores.items()}
+        found |= {
+            f"{name} {suite}": 100 * top1(values[rows], labels[indices])
+            for name, values in scores.items()
+        }
         first += len(indices)
     return found
 
@@ -63,7 +79,9 @@ def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
         "test_domain": arguments.style,
     }
     budget = {"size": 96, "batch_size": 32, "steps": arguments.steps, "seed": seed}
-    config = load_config({"recipe": "lgd", **given, **budget, "out": out / "run", "overwrite": True, **changes})
+    config = load_config(
+        {"recipe": "lgd", **given, **budget, "out": out / "run", "overwrite": True, **changes}
+    )
     started = time.monotonic()
     loaded = load_run(train(config).folder)
     images, split = loaded.data()
@@ -73,13 +91,19 @@ def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
     scores = {"zero": predict_all(predict, images, asked, loaded.run.preprocess)}
     scores |= probe_scores(loaded.student, images, split.train, asked)
     seconds = time.monotonic() - started
-    return {"variant": variant, "seed": seed, "seconds": seconds, **accuracies(scores, images.labels, tests)}
+    return {
+        "variant": variant,
+        "seed": seed,
+        "seconds": seconds,
+        **accuracies(scores, images.labels, tests),
+    }
 
 
 def entry(cells: list[Cell], variant: str, column: str) -> str:
     """`71.2 ± 0.3`, and `lgd`'s lead with its interval behind it."""
     own, lgd = (
-        {c["seed"]: c[column] for c in cells if c["variant"] == name and column in c} for name in (variant, "lgd")
+        {c["seed"]: c[column] for c in cells if c["variant"] == name and column in c}
+        for name in (variant, "lgd")
     )
     found = stat(list(own.values()))
     if found is None:
@@ -87,7 +111,11 @@ def entry(cells: list[Cell], variant: str, column: str) -> str:
     text = f"{found.mean:.1f} ± {found.error:.1f}"
     differences = [lgd[seed] - own[seed] for seed in own if seed in lgd]
     interval = t_interval(differences) if variant != "lgd" else None
-    return text + (f" ({np.mean(differences):+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}])" if interval else "")
+    return text + (
+        f" ({np.mean(differences):+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}])"
+        if interval
+        else ""
+    )
 
 
 def main() -> None:
@@ -97,18 +125,30 @@ def main() -> None:
     parser.add_argument("--out", default="lgd")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no run after so many"
+    )
     arguments = parser.parse_args()
     wanted = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
     run = functools.partial(run_cell, arguments)
     path = Path(arguments.out) / "cells.jsonl"
     cells, count = finished(path, ("variant", "seed"), wanted, run, arguments.minutes)
-    print(f"{count} of {len(wanted)} runs are finished; in brackets lgd's lead and its 95 % interval.\n")
+    print(
+        f"{count} of {len(wanted)} runs are finished; in brackets lgd's lead and its 95 % interval.\n"
+    )
     columns = [f"{measure} {suite}" for measure in MEASURES for suite in ("ID", "OOD")]
-    print("| | " + " | ".join(c.replace(c.split()[0], MEASURES[c.split()[0]], 1) for c in columns) + " |")
+    print(
+        "| | "
+        + " | ".join(c.replace(c.split()[0], MEASURES[c.split()[0]], 1) for c in columns)
+        + " |"
+    )
     print("|---|" + "---|" * len(columns))
     for variant in VARIANTS:
-        print(f"| {variant} | " + " | ".join(entry(cells, variant, column) for column in columns) + " |")
+        print(
+            f"| {variant} | "
+            + " | ".join(entry(cells, variant, column) for column in columns)
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ from edgekd.distill.visual_bank import VisualBank
 NAME, DIM, BASE = "tf_efficientnet_lite0", 512, "vl2v-adip"
 
 
-def make_step(recipe: Recipe, stage: Stage, size: int, batch: int, classes: int) -> Callable[[], None]:
+def make_step(
+    recipe: Recipe, stage: Stage, size: int, batch: int, classes: int
+) -> Callable[[], None]:
     """A step of `stage` on one batch of noise, for a student of its own."""
     torch.manual_seed(0)
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -44,7 +46,11 @@ def make_step(recipe: Recipe, stage: Stage, size: int, batch: int, classes: int)
         classes=classes if recipe.head != "text" else None,
         projector=recipe.projector,
     )
-    parts = (("backbone", student.backbone), ("projector", student.neck), ("projector", student.projector))
+    parts = (
+        ("backbone", student.backbone),
+        ("projector", student.neck),
+        ("projector", student.projector),
+    )
     for name, part in (*parts, ("head", student.head)):
         if part is not None:
             part.requires_grad_(name in stage.trains)
@@ -58,16 +64,22 @@ def make_step(recipe: Recipe, stage: Stage, size: int, batch: int, classes: int)
     views = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, classes, (batch,))
     texts = normalize(torch.randn(classes, DIM), dim=-1)
-    teacher = normalize(texts[labels] + 0.02 * torch.randn(batch, DIM), dim=-1)  # classifies as labelled
+    teacher = normalize(
+        texts[labels] + 0.02 * torch.randn(batch, DIM), dim=-1
+    )  # classifies as labelled
     bank = TextBank(tuple(map(str, range(classes))), ("{}",), texts, "noise", 100.0)
     visual = VisualBank(texts) if "visual_bank" in recipe.needs else None
-    domains = normalize(torch.randn(3, classes, DIM), dim=-1) if "domain_bank" in recipe.needs else None
+    domains = (
+        normalize(torch.randn(3, classes, DIM), dim=-1) if "domain_bank" in recipe.needs else None
+    )
 
     def step() -> None:
         fields = {"visual_bank": visual.vectors.clone()} if visual else {}
         fields |= {"domain_bank": domains} if domains is not None else {}
         with folded(folds):
-            loss, _ = stage_loss(fabric, student, student, stage, views, labels, teacher, bank, fields)
+            loss, _ = stage_loss(
+                fabric, student, student, stage, views, labels, teacher, bank, fields
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -90,7 +102,9 @@ def main() -> None:
     # vl2v-sd trains the teacher's tower, which is another network: its time says nothing about the recipe.
     recipes = [recipe for recipe in RECIPES.values() if recipe.student == "any"]
     steps = {
-        (recipe.name, stage.name): make_step(recipe, stage, arguments.size, arguments.batch, arguments.classes)
+        (recipe.name, stage.name): make_step(
+            recipe, stage, arguments.size, arguments.batch, arguments.classes
+        )
         for recipe in recipes
         for stage in recipe.stages
     }
@@ -103,7 +117,10 @@ def main() -> None:
             took[name] = 1000 * (time.process_time() - started)
         if number:  # the first one warms up
             rounds.append(took)
-    totals = [{r.name: sum(s.share * took[r.name, s.name] for s in r.stages) for r in recipes} for took in rounds]
+    totals = [
+        {r.name: sum(s.share * took[r.name, s.name] for s in r.stages) for r in recipes}
+        for took in rounds
+    ]
     print(
         f"{NAME}, {arguments.size} px, batch {arguments.batch}, {arguments.classes} classes, medians of {len(rounds)}\n"
     )
@@ -116,8 +133,13 @@ def main() -> None:
         )
         whole = statistics.median(total[recipe.name] for total in totals)
         ratio = statistics.median(total[recipe.name] / total[BASE] for total in totals)
-        against = [total[recipe.name] / took[BASE, "distill"] for total, took in zip(totals, rounds, strict=True)]
-        print(f"| `{recipe.name}` | {stages} | {whole:.0f} | {ratio:.2f} | {statistics.median(against):.2f} |")
+        against = [
+            total[recipe.name] / took[BASE, "distill"]
+            for total, took in zip(totals, rounds, strict=True)
+        ]
+        print(
+            f"| `{recipe.name}` | {stages} | {whole:.0f} | {ratio:.2f} | {statistics.median(against):.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def freeze_statistics(model: torch.nn.Module) -> None:
 
 def bare_step(views: torch.Tensor, labels: torch.Tensor, *, frozen: bool = False) -> object:
     """timm model, cross-entropy, backward, fused AdamW."""
-    model = timm.create_model(NAME, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
+    model = (
+        timm.create_model(NAME, num_classes=CLASSES).train().to(memory_format=torch.channels_last)
+    )
     if frozen:
         freeze_statistics(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -74,7 +76,9 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
     assert student.projector is not None
     student.projector.requires_grad_(False)
     student.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in student.parameters() if p.requires_grad], lr=1e-4, fused=True
+    )
     ema = ModelEmaV3(student, decay=0.99, use_warmup=True)
     vectors = torch.nn.functional.normalize(torch.randn(CLASSES, DIM), dim=-1)
     bank = TextBank(tuple("abcdefg"), ("{}",), vectors, "random", 100.0)
@@ -93,7 +97,9 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
     return step
 
 
-def loop(data: str, batch: int, size: int, steps: int, out: Path, **options: object) -> tuple[float, float]:
+def loop(
+    data: str, batch: int, size: int, steps: int, out: Path, **options: object
+) -> tuple[float, float]:
     """images/s and data_wait % of `edgekd train`'s own loop in the distill stage alone."""
     config = load_config(
         {
@@ -118,7 +124,9 @@ def loop(data: str, batch: int, size: int, steps: int, out: Path, **options: obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--teacher", default="toy", help="teacher of the cached loop; its passes are not timed")
+    parser.add_argument(
+        "--teacher", default="toy", help="teacher of the cached loop; its passes are not timed"
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
@@ -128,21 +136,29 @@ def main() -> None:
     torch.manual_seed(0)
     views = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
-    rates: dict[str, list[float]] = {name: [] for name in ("bare", "frozen", "distil", "loop", "online")}
+    rates: dict[str, list[float]] = {
+        name: [] for name in ("bare", "frozen", "distil", "loop", "online")
+    }
     waits = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         loop(arguments.data, batch, size, 2, out, teacher=arguments.teacher)  # fills the caches
         for _ in range(arguments.rounds):
             rates["bare"].append(images_per_second(bare_step(views, labels), batch, steps))
-            rates["frozen"].append(images_per_second(bare_step(views, labels, frozen=True), batch, steps))
+            rates["frozen"].append(
+                images_per_second(bare_step(views, labels, frozen=True), batch, steps)
+            )
             rates["distil"].append(images_per_second(distil_step(views, labels), batch, steps))
             rate, wait = loop(arguments.data, batch, size, steps, out, teacher=arguments.teacher)
             rates["loop"].append(rate)
             waits.append(wait)
             online = {"teacher": "ViT-B-32:random", "online_teacher": True}
-            rates["online"].append(loop(arguments.data, batch, size, max(3, steps // 4), out, **online)[0])
-    print(f"{NAME}, {size} px, batch {batch}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.machine()}")
+            rates["online"].append(
+                loop(arguments.data, batch, size, max(3, steps // 4), out, **online)[0]
+            )
+    print(
+        f"{NAME}, {size} px, batch {batch}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.machine()}"
+    )
     print("| what | images/s (median of rounds) | ratio (median of rounds) | target |")
     print("|---|---|---|---|")
     rows = (

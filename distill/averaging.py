@@ -70,7 +70,9 @@ class Valley:
     left: bool
 
 
-def find_valley(losses: list[float], patience: int = 3, tolerance: int = 6, ratio: float = 0.3) -> Valley:
+def find_valley(
+    losses: list[float], patience: int = 3, tolerance: int = 6, ratio: float = 0.3
+) -> Valley:
     """SWAD's start and end (Cha et al., NeurIPS 2021, algorithm 1), on the validation losses of evaluations 0, 1, ….
 
     Start: the first evaluation that the next `patience − 1` do not improve on. The threshold is the mean loss of these
@@ -79,7 +81,14 @@ def find_valley(losses: list[float], patience: int = 3, tolerance: int = 6, rati
     The authors' program, when its tolerance is longer than its patience, also takes in segments from before the start
     that lie below the threshold; the algorithm in the paper does not, and neither does this.
     """
-    first = next((i for i in range(len(losses) - patience + 1) if losses[i] <= min(losses[i : i + patience])), None)
+    first = next(
+        (
+            i
+            for i in range(len(losses) - patience + 1)
+            if losses[i] <= min(losses[i : i + patience])
+        ),
+        None,
+    )
     if first is None:
         return Valley(None, len(losses) - 1, False)
     threshold = sum(losses[first : first + patience]) / patience * (1 + ratio)
@@ -128,14 +137,22 @@ class Swad(LastWeights):
             if not valley.left:
                 self._write(number)
             # A start can only lie among the last few; one that is found stays.
-            first = valley.first if valley.first is not None else number - int(self._rule["patience"]) + 1
+            first = (
+                valley.first
+                if valley.first is not None
+                else number - int(self._rule["patience"]) + 1
+            )
             for path in self._folder.glob("[!.]*.pt"):
                 if int(path.stem) < first or (valley.left and int(path.stem) > valley.last):
                     path.unlink()
         self._segment.n_averaged.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"segment": self._segment.state_dict(), "losses": self._losses, "counts": self._counts}
+        return {
+            "segment": self._segment.state_dict(),
+            "losses": self._losses,
+            "counts": self._counts,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._segment.load_state_dict(state["segment"])
@@ -148,22 +165,35 @@ class Swad(LastWeights):
         mean: dict[str, Tensor] = {}
         for number in chosen:
             share = self._counts[number] / sum(self._counts[i] for i in chosen)
-            for name, value in torch.load(self._folder / f"{number}.pt", map_location="cpu", weights_only=True).items():
+            for name, value in torch.load(
+                self._folder / f"{number}.pt", map_location="cpu", weights_only=True
+            ).items():
                 if value.is_floating_point():
                     mean[name] = mean[name] + share * value if name in mean else share * value
                 else:
                     mean[name] = value
         self._student.load_state_dict(mean)
         begin, end = sum(self._counts[:first]) + 1, sum(self._counts[: valley.last + 1])
-        found = "" if valley.first is not None else "; the loss never stopped falling, so the last segment"
+        found = (
+            ""
+            if valley.first is not None
+            else "; the loss never stopped falling, so the last segment"
+        )
         self.label = f"SWAD average of the stage's steps {begin} to {end}{found}"
         return self._student
 
     def _valley(self) -> Valley:
-        return find_valley(self._losses, int(self._rule["patience"]), int(self._rule["tolerance"]), self._rule["ratio"])
+        return find_valley(
+            self._losses,
+            int(self._rule["patience"]),
+            int(self._rule["tolerance"]),
+            self._rule["ratio"],
+        )
 
     def _write(self, number: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().cpu() for name, value in self._segment.module.state_dict().items()}
+        state = {
+            name: value.detach().cpu() for name, value in self._segment.module.state_dict().items()
+        }
         with replacing(self._folder / f"{number}.pt") as temporary:
             torch.save(state, temporary)

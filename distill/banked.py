@@ -18,10 +18,15 @@ def vlprox(batch: Batch, k: int = 256, tau: float = 0.07) -> Tensor:
     assert batch.embedding is not None
     assert batch.teacher is not None
     assert batch.bank is not None
-    teacher, chosen = (unit(batch.teacher) @ batch.bank.T).topk(min(k, len(batch.bank)), dim=-1)  # [B, k]
+    teacher, chosen = (unit(batch.teacher) @ batch.bank.T).topk(
+        min(k, len(batch.bank)), dim=-1
+    )  # [B, k]
     student = (unit(batch.embedding) @ batch.bank.T).gather(1, chosen)
     divergence = kl_div(
-        log_softmax(student / tau, dim=-1), log_softmax(teacher / tau, dim=-1), reduction="none", log_target=True
+        log_softmax(student / tau, dim=-1),
+        log_softmax(teacher / tau, dim=-1),
+        reduction="none",
+        log_target=True,
     )
     return divergence.sum(dim=-1)
 
@@ -35,11 +40,14 @@ def text_soft_ce(batch: Batch, tau_student: float = 0.2, tau_teacher: float = 0.
     assert batch.teacher is not None
     assert batch.bank is not None
     return _soft_ce(
-        unit(batch.embedding) @ batch.bank.T / tau_student, unit(batch.teacher) @ batch.bank.T / tau_teacher
+        unit(batch.embedding) @ batch.bank.T / tau_student,
+        unit(batch.teacher) @ batch.bank.T / tau_teacher,
     )
 
 
-def visual_soft_ce(batch: Batch, tau_student: float = 0.2, tau_teacher: float = 0.01, self_slot: bool = True) -> Tensor:
+def visual_soft_ce(
+    batch: Batch, tau_student: float = 0.2, tau_teacher: float = 0.01, self_slot: bool = True
+) -> Tensor:
     """Say about the visual prototypes what the teacher says (LGD, L_VIS), own teacher embedding among them.
 
     Scores of the student `[cos(ŝ,t̂); ŝ·Vᵀ]` and of the teacher `[1; t̂·Vᵀ]`; `self_slot=False` leaves the first out.

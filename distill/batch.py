@@ -62,4 +62,6 @@ class Batch:
 
 def unit(vectors: Tensor) -> Tensor:
     """Rows of length 1, in single precision at least: cosines are divided by temperatures as small as 0.01."""
-    return normalize(vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors, dim=-1)
+    return normalize(
+        vectors.float() if vectors.dtype in (torch.float16, torch.bfloat16) else vectors, dim=-1
+    )

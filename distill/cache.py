@@ -59,11 +59,15 @@ class EmbeddingCache:
                 if keys.dtype != _KEY or vectors.shape != (len(keys), self.dim):
                     raise ValueError("keys and vectors do not fit together")
             except (OSError, ValueError, EOFError) as error:
-                warn(f"leaving out the damaged cache shard {keys_path} ({error}); its embeddings are computed again.")
+                warn(
+                    f"leaving out the damaged cache shard {keys_path} ({error}); its embeddings are computed again."
+                )
                 continue
             shard = len(self._shards)
             self._shards.append(vectors)
-            for row, (image, view) in enumerate(zip(keys["image"].tolist(), keys["view"].tolist(), strict=True)):
+            for row, (image, view) in enumerate(
+                zip(keys["image"].tolist(), keys["view"].tolist(), strict=True)
+            ):
                 self._where[image, view] = (shard, row)
 
     def __len__(self) -> int:
@@ -72,7 +76,12 @@ class EmbeddingCache:
     def missing(self, keys: Sequence[str], views: Sequence[int]) -> list[tuple[int, int]]:
         """`(position in keys, view)` of every pair that is not stored."""
         encoded = [key.encode() for key in keys]
-        return [(i, view) for i, key in enumerate(encoded) for view in views if (key, view) not in self._where]
+        return [
+            (i, view)
+            for i, key in enumerate(encoded)
+            for view in views
+            if (key, view) not in self._where
+        ]
 
     def add(self, keys: Sequence[str], views: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Store one shard: `vectors[i]` float `[n, D]` belongs to view `views[i]` of image `keys[i]`.
@@ -87,7 +96,9 @@ class EmbeddingCache:
                 f"The teacher's embedding of image {keys[bad]} is not finite in 16 bits.",
                 "Check the teacher's weights and that image.",
             )
-        record = np.array([(key.encode(), view) for key, view in zip(keys, views, strict=True)], dtype=_KEY)
+        record = np.array(
+            [(key.encode(), view) for key, view in zip(keys, views, strict=True)], dtype=_KEY
+        )
         name = uuid.uuid4().hex[:16]
         for part, array in (("vectors", half), ("keys", record)):
             buffer = io.BytesIO()

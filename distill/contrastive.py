@@ -15,7 +15,10 @@ from edgekd.distill.batch import Batch, unit
 
 
 def im_nce(
-    batch: Batch, tau: float = 0.07, both_ways: bool = True, metric: Literal["cosine", "distance"] = "cosine"
+    batch: Batch,
+    tau: float = 0.07,
+    both_ways: bool = True,
+    metric: Literal["cosine", "distance"] = "cosine",
 ) -> Tensor:
     """Find the own teacher embedding among the batch's, and the own student embedding among the students'.
 
@@ -49,7 +52,9 @@ def caption_nce(batch: Batch, tau: float = 0.07, same_class_mask: bool = True) -
     return _find(unit(batch.embedding), batch.gather(unit(batch.captions)), own, 1 / tau, rivals)
 
 
-def _find(queries: Tensor, keys: Tensor, own: Tensor, factor: float, left_out: Tensor | None = None) -> Tensor:
+def _find(
+    queries: Tensor, keys: Tensor, own: Tensor, factor: float, left_out: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each query `[B, D]` with its own key among `keys` `[all, D]`; float `[B]`."""
     scores = factor * queries @ keys.T  # [B, all]
     if left_out is not None:

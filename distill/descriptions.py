@@ -48,12 +48,18 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
     known: dict[str, tuple[str, ...]] = {}
     for name, sentences in pairs:
         if readable(name) in known:
-            raise EdgekdError(f'{path} describes the class "{name}" twice.', "Keep one entry per class.")
+            raise EdgekdError(
+                f'{path} describes the class "{name}" twice.', "Keep one entry per class."
+            )
         known[readable(name)] = sentences
     missing = [name for name in classes if not known.get(readable(name))]
     if missing:
         first = readable(missing[0])
-        hint = f'What it says about "{first}" is empty.' if first in known else did_you_mean(first, known)
+        hint = (
+            f'What it says about "{first}" is empty.'
+            if first in known
+            else did_you_mean(first, known)
+        )
         raise EdgekdError(
             f"{path} has no description of {len(missing)} of {len(classes)} classes: {', '.join(missing[:8])}.",
             f"{hint} Every class needs one.",
@@ -73,16 +79,28 @@ def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> D
     Raises:
         EdgekdError: as `descriptions_for`.
     """
-    kept = {readable(name): told for name, told in _pairs(path)} if path is not None and path.exists() else {}
+    kept = (
+        {readable(name): told for name, told in _pairs(path)}
+        if path is not None and path.exists()
+        else {}
+    )
     missing = [name for name in classes if not kept.get(readable(name))]
     asked = descriptions_for(spec, missing) if missing else {}
     return {name: asked[name] if name in asked else kept[readable(name)] for name in classes}
 
 
-def write_descriptions(path: Path, classes: Iterable[str], describe: Callable[[str], str | Sequence[str]]) -> None:
+def write_descriptions(
+    path: Path, classes: Iterable[str], describe: Callable[[str], str | Sequence[str]]
+) -> None:
     """Ask any function for every class's sentences and write them as a file that `descriptions` takes."""
     answers = {name: describe(name) for name in classes}
-    write_json(path, {name: answer if isinstance(answer, str) else list(answer) for name, answer in answers.items()})
+    write_json(
+        path,
+        {
+            name: answer if isinstance(answer, str) else list(answer)
+            for name, answer in answers.items()
+        },
+    )
 
 
 def _ask(command: str, name: str) -> str:
@@ -90,16 +108,20 @@ def _ask(command: str, name: str) -> str:
         words = shlex.split(command)
     except ValueError as error:
         raise EdgekdError(
-            f"The description command cannot be read ({str(error).lower()}): {command}", "Quote it as in a shell."
+            f"The description command cannot be read ({str(error).lower()}): {command}",
+            "Quote it as in a shell.",
         ) from error
     if not words:
         raise EdgekdError("The description command is empty.", "Write command:PROGRAM ARGUMENTS.")
     words.append(QUESTION.format(readable(name)))
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EdgekdError(
-            f'The description command failed for the class "{name}" ({error}).', "Try it in a shell first."
+            f'The description command failed for the class "{name}" ({error}).',
+            "Try it in a shell first.",
         ) from error
     answer = " ".join(done.stdout.split())
     if done.returncode or not answer:
@@ -121,19 +143,34 @@ def _pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
         ) from error
     if path.suffix.lower() != ".json":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        broken = next((line for line in lines if not all(part.strip() for part in line.partition(":"))), None)
+        broken = next(
+            (line for line in lines if not all(part.strip() for part in line.partition(":"))), None
+        )
         if broken is not None:
-            raise EdgekdError(f'{path} has a line that describes nothing: "{broken[:80]}".', "Write class: sentence.")
-        return [(name.strip(), (sentence.strip(),)) for name, _, sentence in (line.partition(":") for line in lines)]
+            raise EdgekdError(
+                f'{path} has a line that describes nothing: "{broken[:80]}".',
+                "Write class: sentence.",
+            )
+        return [
+            (name.strip(), (sentence.strip(),))
+            for name, _, sentence in (line.partition(":") for line in lines)
+        ]
     try:
         # As pairs, because a JSON object with a name twice would silently keep the last.
         loaded: Any = json.loads(text, object_pairs_hook=list)
     except json.JSONDecodeError as error:
-        raise EdgekdError(f"{path} is not valid JSON ({error}).", "Write class names mapped to sentences.") from error
-    entries = loaded if isinstance(loaded, list) else []
-    pairs = [(e[0], (e[1],) if isinstance(e[1], str) else e[1]) for e in entries if isinstance(e, tuple)]
-    if not pairs or not all(isinstance(s, (list, tuple)) and all(isinstance(t, str) for t in s) for _, s in pairs):
         raise EdgekdError(
-            f"{path} does not map class names to sentences.", 'Write {"dog": "A dog has four legs ...", ...}.'
+            f"{path} is not valid JSON ({error}).", "Write class names mapped to sentences."
+        ) from error
+    entries = loaded if isinstance(loaded, list) else []
+    pairs = [
+        (e[0], (e[1],) if isinstance(e[1], str) else e[1]) for e in entries if isinstance(e, tuple)
+    ]
+    if not pairs or not all(
+        isinstance(s, (list, tuple)) and all(isinstance(t, str) for t in s) for _, s in pairs
+    ):
+        raise EdgekdError(
+            f"{path} does not map class names to sentences.",
+            'Write {"dog": "A dog has four legs ...", ...}.',
         )
     return [(name, tuple(t.strip() for t in sentences if t.strip())) for name, sentences in pairs]

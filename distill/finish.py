@@ -56,7 +56,12 @@ def averaging(job: Job, stage_steps: int, *, final: bool) -> LastWeights:
 
 
 def finish(
-    job: Job, checkpoint: Checkpoint, steps: int, seconds: float, progress: Progress, source: BatchSource
+    job: Job,
+    checkpoint: Checkpoint,
+    steps: int,
+    seconds: float,
+    progress: Progress,
+    source: BatchSource,
 ) -> None:
     """Choose the weights, fit their scale on source validation, and write student, bank and `run.json`, last.
 
@@ -79,8 +84,12 @@ def finish(
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":
-        final.load_state_dict(torch.load(checkpoint.best_path, map_location="cpu", weights_only=True))
-        selection = f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
+        final.load_state_dict(
+            torch.load(checkpoint.best_path, map_location="cpu", weights_only=True)
+        )
+        selection = (
+            f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
+        )
     vectors = job.bank.head if job.bank else None
     scores = predict_all(student_predict(final, vectors), images, split.val, final.preprocess)
     if not np.isfinite(scores).all():
@@ -88,9 +97,13 @@ def finish(
             f"The trained student's scores are not finite: its weights grew without bound ({selection}).",
             "Lower --lr; nothing was saved from this run.",
         )
-    final.scale.fill_(fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val])))
+    final.scale.fill_(
+        fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val]))
+    )
     progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)
-    save_student(final, out / "student.safetensors", {"student": config.student, "recipe": recipe.name})
+    save_student(
+        final, out / "student.safetensors", {"student": config.student, "recipe": recipe.name}
+    )
     if job.bank:
         job.bank.write(out / "text_bank.safetensors")
     Run(
@@ -111,7 +124,11 @@ def finish(
         data_wait_percent=round(progress.data_wait_percent, 1),
         selection=selection,
         student_sha256=sha256_file(out / "student.safetensors"),
-        versions={"edgekd": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions={
+            "edgekd": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     ).write(out)
     shutil.rmtree(out / "swad", ignore_errors=True)

@@ -31,7 +31,12 @@ def settle_method(config: TrainConfig) -> dict[str, Any]:
     elif config.student != TEACHERS_TOWER:
         timm_name(config.student)
     tower = (chosen.get("student") or config.student) == TEACHERS_TOWER
-    if config.projector is None and not tower and recipe.head != "linear" and recipe.projector != "none":
+    if (
+        config.projector is None
+        and not tower
+        and recipe.head != "linear"
+        and recipe.projector != "none"
+    ):
         chosen["projector"] = recipe.projector
     for name in ("captions", "vocabulary"):
         if (path := getattr(config, name)) is not None:
@@ -56,7 +61,8 @@ def check_needs(recipe: Recipe, config: TrainConfig) -> None:
 def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
     if "captions" in recipe.needs and config.captions is None:
         raise EdgekdError(
-            f"The recipe {recipe.name} has the term caption_nce and no captions.", "Give a file: --captions FILE."
+            f"The recipe {recipe.name} has the term caption_nce and no captions.",
+            "Give a file: --captions FILE.",
         )
     reads = recipe.needs & {"bank", "visual_bank", "domain_bank"} or recipe.head == "text"
     if config.descriptions and not reads:
@@ -65,7 +71,12 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             "Leave them out; in a study give them to one recipe: --recipe-set vlm-ood:descriptions=FILE.",
         )
     if config.vocabulary is not None:
-        labelled = [name for stage in recipe.stages for name, spec in stage.terms.items() if _uses_labels(name, spec)]
+        labelled = [
+            name
+            for stage in recipe.stages
+            for name, spec in stage.terms.items()
+            if _uses_labels(name, spec)
+        ]
         if labelled:
             raise EdgekdError(
                 f"The recipe {recipe.name} uses labels ({labelled[0]}), and a vocabulary other than the classes has "
@@ -74,7 +85,8 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             )
         if not recipe.needs & {"bank", "visual_bank"}:
             raise EdgekdError(
-                f"No term of the recipe {recipe.name} looks at a vocabulary.", "Leave it out, or take --recipe lgd."
+                f"No term of the recipe {recipe.name} looks at a vocabulary.",
+                "Leave it out, or take --recipe lgd.",
             )
         read_vocabulary(config.vocabulary)
     if config.teacher.startswith("embeddings:"):
@@ -106,11 +118,13 @@ def _check_student(recipe: Recipe, config: TrainConfig) -> None:
         )
     if tower and recipe.head == "learned":
         raise EdgekdError(
-            f"The recipe {recipe.name} cannot train the teacher's own image tower.", "Use --recipe vl2v-sd or erm."
+            f"The recipe {recipe.name} cannot train the teacher's own image tower.",
+            "Use --recipe vl2v-sd or erm.",
         )
     if config.projector and (recipe.head == "linear" or tower):
         raise EdgekdError(
-            f"There is no projector to choose: {config.student} with {recipe.name} has none.", "Leave projector out."
+            f"There is no projector to choose: {config.student} with {recipe.name} has none.",
+            "Leave projector out.",
         )
     has: set[Part] = {"backbone"}
     if recipe.head != "text":
@@ -128,11 +142,14 @@ def _check_student(recipe: Recipe, config: TrainConfig) -> None:
 def _check_centre(recipe: Recipe, config: TrainConfig) -> None:
     if config.centre and recipe.head != "text":
         raise EdgekdError(
-            f"{recipe.name} has a {recipe.head} head, so there is no embedding to centre.", "Leave centre out."
+            f"{recipe.name} has a {recipe.head} head, so there is no embedding to centre.",
+            "Leave centre out.",
         )
     if config.centre and ("visual_bank" in recipe.needs or config.student == TEACHERS_TOWER):
         what = "prototypes" if "visual_bank" in recipe.needs else "student"
-        raise EdgekdError(f"The {what} of {recipe.name} live in the teacher's own space.", "Leave centre out.")
+        raise EdgekdError(
+            f"The {what} of {recipe.name} live in the teacher's own space.", "Leave centre out."
+        )
 
 
 def _check_average(recipe: Recipe, config: TrainConfig) -> None:

@@ -49,7 +49,11 @@ def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
     for module in model.modules():
         if type(module) in (nn.Conv2d, Conv2dSame):
             hooks.append(module.register_forward_hook(after_conv))
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.affine and module.track_running_stats:
+        elif (
+            type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+            and module.affine
+            and module.track_running_stats
+        ):
             hooks.append(module.register_forward_pre_hook(before_norm))
     was_training = model.training
     model.eval()
@@ -59,7 +63,11 @@ def find_folds(model: nn.Module, example: Tensor) -> list[Fold]:
     finally:
         for hook in hooks:
             hook.remove()
-    folds = [fold for fold in folds if calls[fold[0]] == calls[fold[1]] == 1 and fold[0].padding_mode == "zeros"]
+    folds = [
+        fold
+        for fold in folds
+        if calls[fold[0]] == calls[fold[1]] == 1 and fold[0].padding_mode == "zeros"
+    ]
     # Somebody else may read the convolution's output, between the two or past the BatchNorm.
     with torch.no_grad(), folded(folds):
         after = model(example)

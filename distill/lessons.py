@@ -84,7 +84,9 @@ def class_bank(
     described = run_descriptions(config, classes) if fabric.is_global_zero else None
     if config.descriptions and fabric.world_size > 1:
         described = fabric.broadcast(described)
-    return teacher.text_bank(classes, templates_for(config.prompts or recipe.prompts, sources), described), described
+    return teacher.text_bank(
+        classes, templates_for(config.prompts or recipe.prompts, sources), described
+    ), described
 
 
 def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Descriptions | None:
@@ -116,8 +118,16 @@ def make_lessons(
         return Lessons(None)
     sources = [name for name in images.domains if name != split.test_domain]
     prompts = templates_for(config.prompts or recipe.prompts, sources)
-    lesson = teacher.text_bank(read_vocabulary(config.vocabulary), prompts, described) if config.vocabulary else bank
-    visual = VisualBank(lesson.vectors, recipe.momentum, config.seed) if "visual_bank" in recipe.needs else None
+    lesson = (
+        teacher.text_bank(read_vocabulary(config.vocabulary), prompts, described)
+        if config.vocabulary
+        else bank
+    )
+    visual = (
+        VisualBank(lesson.vectors, recipe.momentum, config.seed)
+        if "visual_bank" in recipe.needs
+        else None
+    )
     domains = captions = None
     if "domain_bank" in recipe.needs:
         if len(sources) < 2:
@@ -126,7 +136,9 @@ def make_lessons(
                 "Use a domain/class/image folder, or drop the term: --set stages.train.terms.domain_rel=0.",
             )
         banks = [
-            teacher.text_bank(images.classes, templates_for("domain", [name]), described, warns=False)
+            teacher.text_bank(
+                images.classes, templates_for("domain", [name]), described, warns=False
+            )
             for name in sources
         ]
         domains = torch.stack([each.vectors for each in banks])

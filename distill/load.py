@@ -73,10 +73,14 @@ def load_run(folder: Path) -> LoadedRun:
         path = folder / "student.safetensors"
         state = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise EdgekdError(f"{path} cannot be read ({error}).", "Train the run again with --overwrite.") from error
+        raise EdgekdError(
+            f"{path} cannot be read ({error}).", "Train the run again with --overwrite."
+        ) from error
     projector, head = state.get("projector.weight"), state.get("head.weight")
     if config.student == TEACHERS_TOWER:
-        student = tower_student(load_teacher(config.teacher), classes=len(run.classes) if head is not None else None)
+        student = tower_student(
+            load_teacher(config.teacher), classes=len(run.classes) if head is not None else None
+        )
     else:
         student = make_student(
             config.student,
@@ -91,7 +95,8 @@ def load_run(folder: Path) -> LoadedRun:
         student.load_state_dict(state)
     except RuntimeError as error:
         raise EdgekdError(
-            f"{path} does not hold the weights of this run's {config.student}.", "Train the run again with --overwrite."
+            f"{path} does not hold the weights of this run's {config.student}.",
+            "Train the run again with --overwrite.",
         ) from error
     student.preprocess = run.preprocess
     return LoadedRun(run, folder, config, student.eval(), bank)

@@ -62,7 +62,9 @@ class BatchSource:
             params=view_params(keys, views.tolist(), self.policy),
             labels=torch.from_numpy(images.labels[indices]),
             teacher=teacher,
-            teacher_pixels=torch.from_numpy(self.teacher_store.batch(indices)) if self.teacher_store else None,
+            teacher_pixels=torch.from_numpy(self.teacher_store.batch(indices))
+            if self.teacher_store
+            else None,
         )
 
 

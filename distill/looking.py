@@ -29,7 +29,9 @@ def places(span: range, every: int | None) -> tuple[int, ...]:
     return tuple(sorted(found | {span.stop}))
 
 
-def show(job: Job, student: Student, done: int, all_places: tuple[int, ...], progress: Progress) -> None:
+def show(
+    job: Job, student: Student, done: int, all_places: tuple[int, ...], progress: Progress
+) -> None:
     """Let the job's `look` see the weights; the other processes wait, and the run's clock stands."""
     with progress.paused():
         if job.fabric.is_global_zero and job.look is not None:

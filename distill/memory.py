@@ -25,4 +25,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl
         return False
     # glibc on 32-bit machines takes no more than 512 KiB and says 0.
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST - 1))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST - 1)
+    )

@@ -40,12 +40,16 @@ class PixelStore:
         if self.array is not None:
             return self.array[indices]
         with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(lambda i: squashed(self.images, int(i), self.side), indices)))
+            return np.stack(
+                list(pool.map(lambda i: squashed(self.images, int(i), self.side), indices))
+            )
 
 
 def squashed(images: ImageSet, index: int, side: int) -> NDArray[np.uint8]:
     """Image `index` as uint8 `[side, side, 3]`, antialiased, whatever its aspect ratio."""
-    return np.asarray(images.read(index, draft=2 * side).resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(
+        images.read(index, draft=2 * side).resize((side, side), Image.Resampling.BICUBIC)
+    )
 
 
 def store_side(size: int) -> int:
@@ -74,11 +78,17 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
 
 
 def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:
-    say(f"decoding {shape[0]:,} images to {shape[1]} px once ({np.prod(shape) / 2**20:,.0f} MiB in {path.parent})")
+    say(
+        f"decoding {shape[0]:,} images to {shape[1]} px once ({np.prod(shape) / 2**20:,.0f} MiB in {path.parent})"
+    )
     block = max(1, 2**24 // int(np.prod(shape[1:])))
     # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
     with replacing(path) as scratch, open(scratch, "wb") as handle, ThreadPoolExecutor() as pool:
-        np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            handle, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
         for start in range(0, shape[0], block):
-            rows = pool.map(lambda i: squashed(images, i, shape[1]), range(start, min(start + block, shape[0])))
+            rows = pool.map(
+                lambda i: squashed(images, i, shape[1]), range(start, min(start + block, shape[0]))
+            )
             handle.write(np.stack(list(rows)).tobytes())

@@ -34,7 +34,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.resume:
         out = config.out or _newest_unfinished()
         if (out / "run.json").exists():
-            raise EdgekdError(f"The run at {out} is finished.", "Export it: edgekd export " + str(out))
+            raise EdgekdError(
+                f"The run at {out} is finished.", "Export it: edgekd export " + str(out)
+            )
         if not (out / "config.json").is_file():
             raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
         stored = read_config(out / "config.json")
@@ -62,18 +64,38 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.lr is None:
         chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
     if config.smoke:
-        chosen |= {"steps": SMOKE_STEPS, "epochs": None, "batch_size": min(config.batch_size, 16), "views": 1}
+        chosen |= {
+            "steps": SMOKE_STEPS,
+            "epochs": None,
+            "batch_size": min(config.batch_size, 16),
+            "views": 1,
+        }
     elif config.steps is None and config.epochs is None:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     if config.out is None:
-        chosen["out"] = _free_name(Path("runs"), f"{config.student}-{config.recipe}-{Path(config.data).name}")
-    elif is_main_process() and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        chosen["out"] = _free_name(
+            Path("runs"), f"{config.student}-{config.recipe}-{Path(config.data).name}"
+        )
+    elif (
+        is_main_process()
+        and config.out.exists()
+        and (not config.out.is_dir() or any(config.out.iterdir()))
+    ):
         if not config.overwrite:
-            raise EdgekdError(f"{config.out} exists already.", "Choose another --out, or add --resume or --overwrite.")
+            raise EdgekdError(
+                f"{config.out} exists already.",
+                "Choose another --out, or add --resume or --overwrite.",
+            )
         if not (config.out / "config.json").exists():
-            raise EdgekdError(f"{config.out} is not a run, so it is not overwritten.", "Choose another --out.")
+            raise EdgekdError(
+                f"{config.out} is not a run, so it is not overwritten.", "Choose another --out."
+            )
     if from_scratch:
-        reason = "no pretrained one is shipped for the toy data" if config.pretrained is None else "as you asked"
+        reason = (
+            "no pretrained one is shipped for the toy data"
+            if config.pretrained is None
+            else "as you asked"
+        )
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     return config.model_copy(update=chosen)
 
@@ -82,7 +104,11 @@ def _absolute(spec: str) -> str:
     """A spec that names a file or folder, with its full path, so that the run can be used from another directory."""
     kind, colon, path = spec.rpartition(":")
     if kind in ("local-dir", "embeddings") or (not colon and spec != "toy"):
-        return f"{kind}{colon}{Path(path).expanduser().absolute()}" if colon or Path(spec).exists() else spec
+        return (
+            f"{kind}{colon}{Path(path).expanduser().absolute()}"
+            if colon or Path(spec).exists()
+            else spec
+        )
     return spec
 
 
@@ -98,7 +124,9 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     return images, run_split(config, images)
 
 
-def claim_folder(config: TrainConfig, split: Split, descriptions: Descriptions | None = None) -> None:
+def claim_folder(
+    config: TrainConfig, split: Split, descriptions: Descriptions | None = None
+) -> None:
     """Make the run's folder with its configuration, split and class descriptions; process 0 only.
 
     Called when data, teacher and student are in hand, so that `overwrite` removes nothing for a run that cannot start.
@@ -112,8 +140,14 @@ def claim_folder(config: TrainConfig, split: Split, descriptions: Descriptions |
         config.out.mkdir(parents=True)
     split.write(config.out / "split.json")
     if descriptions is not None:
-        write_json(config.out / DESCRIPTIONS_FILE, {name: list(told) for name, told in descriptions.items()})
-    write_json(config.out / "config.json", config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}))
+        write_json(
+            config.out / DESCRIPTIONS_FILE,
+            {name: list(told) for name, told in descriptions.items()},
+        )
+    write_json(
+        config.out / "config.json",
+        config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}),
+    )
 
 
 def total_steps(config: TrainConfig, epoch_steps: int) -> int:
@@ -128,14 +162,22 @@ def newest_run(root: Path = Path("runs")) -> Path:
     """The most recently finished run under `runs/`."""
     finished = sorted(root.glob("*/run.json"), key=os.path.getmtime)
     if not finished:
-        raise EdgekdError(f"There is no finished run under {root}/.", "Train one first: edgekd train.")
+        raise EdgekdError(
+            f"There is no finished run under {root}/.", "Train one first: edgekd train."
+        )
     return finished[-1].parent
 
 
 def _newest_unfinished(root: Path = Path("runs")) -> Path:
-    started = [path.parent for path in root.glob("*/config.json") if not (path.parent / "run.json").exists()]
+    started = [
+        path.parent
+        for path in root.glob("*/config.json")
+        if not (path.parent / "run.json").exists()
+    ]
     if not started:
-        raise EdgekdError(f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER.")
+        raise EdgekdError(
+            f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER."
+        )
     return max(started, key=os.path.getmtime)
 
 

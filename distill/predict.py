@@ -66,4 +66,6 @@ def predict_all(
     predict: Predict, images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess
 ) -> NDArray[np.float32]:
     """Scores of all images at `indices`, float32 `[len(indices), C]`."""
-    return np.concatenate([predict(pixels) for pixels in pixel_batches(images, indices, preprocess)])
+    return np.concatenate(
+        [predict(pixels) for pixels in pixel_batches(images, indices, preprocess)]
+    )

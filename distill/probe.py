@@ -19,7 +19,9 @@ PROBE_DECAY = 1e-4
 
 
 @torch.inference_mode()
-def student_vectors(student: Student, images: ImageSet, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def student_vectors(
+    student: Student, images: ImageSet, indices: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
     """The backbone's features `[N, d]` and the student's output `[N, D]` for plain images, float32 on the CPU."""
     student.eval()
     features, outputs = [], []
@@ -40,12 +42,16 @@ def knn_scores(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int
     Returns:
         Float `[M, C]`, rows that add up to 1.
     """
-    nearest, places = (normalize(test, dim=-1) @ normalize(train, dim=-1).T).topk(min(k, len(train)), dim=-1)
+    nearest, places = (normalize(test, dim=-1) @ normalize(train, dim=-1).T).topk(
+        min(k, len(train)), dim=-1
+    )
     weights = torch.softmax(nearest / KNN_TAU, dim=-1)  # [M, k]
     return torch.zeros(len(test), classes).scatter_add_(1, labels[places], weights)
 
 
-def linear_probe(train: Tensor, labels: Tensor, classes: int, decay: float = PROBE_DECAY) -> nn.Linear:
+def linear_probe(
+    train: Tensor, labels: Tensor, classes: int, decay: float = PROBE_DECAY
+) -> nn.Linear:
     """A linear classifier on frozen, standardised features: logistic regression by L-BFGS until it settles.
 
     The published probe is 100 epochs of SGD on augmented images; on features that are computed once the problem is

@@ -12,7 +12,13 @@ from types import TracebackType
 from typing import cast
 
 from lightning_fabric import Fabric
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 from torch import Tensor
 
@@ -29,7 +35,9 @@ class Progress:
     resuming, so every step stands there once.
     """
 
-    def __init__(self, out: Path, steps: int, config: TrainConfig, fabric: Fabric, resume_at: int) -> None:
+    def __init__(
+        self, out: Path, steps: int, config: TrainConfig, fabric: Fabric, resume_at: int
+    ) -> None:
         self._path = out / "metrics.jsonl"
         self._log_every = config.log_every
         self._fabric = fabric
@@ -58,7 +66,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()
@@ -121,7 +132,9 @@ class Progress:
                 self._bar.update(self._task, completed=step + 1)
             return
         shown = {
-            name: float(cast(Tensor, self._fabric.all_reduce(value.detach().float(), reduce_op="mean")))
+            name: float(
+                cast(Tensor, self._fabric.all_reduce(value.detach().float(), reduce_op="mean"))
+            )
             for name, value in {"loss": loss, **values}.items()
         }
         if not self._fabric.is_global_zero:
@@ -139,17 +152,24 @@ class Progress:
             }
         )
         if self._board:
-            for name, value in {"loss": total, "lr": lr, **{f"terms/{k}": v for k, v in shown.items()}}.items():
+            for name, value in {
+                "loss": total,
+                "lr": lr,
+                **{f"terms/{k}": v for k, v in shown.items()},
+            }.items():
                 self._board.add_scalar(f"train/{name}", value, step + 1)
         note = (
-            f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  data_wait {self.data_wait_percent:.0f} %"
+            f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  "
+            f"data_wait {self.data_wait_percent:.0f} %"
         )
         if self._bar:
             self._bar.update(self._task, completed=step + 1, note=note)
         elif time.perf_counter() - self._last_line > 10 or step + 1 == self._steps:
             self._last_line = time.perf_counter()
             rate = self.seconds / (step + 1 - self._resume_at)
-            say(f"step {step + 1}/{self._steps}  {note}  about {rate * (self._steps - step - 1):.0f} s left")
+            say(
+                f"step {step + 1}/{self._steps}  {note}  about {rate * (self._steps - step - 1):.0f} s left"
+            )
 
     def evaluated(self, done: int, accuracy: float, *, final: bool = False) -> None:
         """Record an accuracy on source validation, 0–1."""

@@ -40,17 +40,25 @@ class TextBank:
     @property
     def head(self) -> Tensor:
         """What the student's embedding is compared with, float32 `[classes, D]`, rows of length 1."""
-        return self.vectors if self.text_centre is None else normalize(self.vectors - self.text_centre, dim=-1)
+        return (
+            self.vectors
+            if self.text_centre is None
+            else normalize(self.vectors - self.text_centre, dim=-1)
+        )
 
     def image_target(self, embeddings: Tensor) -> Tensor:
         """The teacher's embeddings `[B, D]` as the student is to match them: less their common part, if centred."""
         if self.image_centre is None:
             return embeddings
-        return normalize(normalize(embeddings, dim=-1) - self.image_centre.to(embeddings.device), dim=-1)
+        return normalize(
+            normalize(embeddings, dim=-1) - self.image_centre.to(embeddings.device), dim=-1
+        )
 
     def zero_shot(self, embeddings: Tensor) -> Tensor:
         """The teacher's own logits `logit_scale · cos(t, T)` for its embeddings `[B, D]`, float `[B, classes]`."""
-        return self.logit_scale * normalize(embeddings, dim=-1) @ self.vectors.to(embeddings.device).T
+        return (
+            self.logit_scale * normalize(embeddings, dim=-1) @ self.vectors.to(embeddings.device).T
+        )
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
@@ -61,8 +69,16 @@ class TextBank:
             "logit_scale": repr(self.logit_scale),
             "described": str(int(self.described)),
         }
-        tensors = {"vectors": self.vectors, "image_centre": self.image_centre, "text_centre": self.text_centre}
-        present = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        tensors = {
+            "vectors": self.vectors,
+            "image_centre": self.image_centre,
+            "text_centre": self.text_centre,
+        }
+        present = {
+            name: tensor.cpu().contiguous()
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
         write_bytes(path, save(present, metadata=header))
 
 
@@ -100,7 +116,9 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
     if choice in ("imagenet7", "imagenet80"):
         from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
-        published = SIMPLE_IMAGENET_TEMPLATES if choice == "imagenet7" else OPENAI_IMAGENET_TEMPLATES
+        published = (
+            SIMPLE_IMAGENET_TEMPLATES if choice == "imagenet7" else OPENAI_IMAGENET_TEMPLATES
+        )
         return tuple(template("{}") for template in published)
     if choice == "domain":
         if not domains or tuple(domains) == ("all",):
@@ -111,21 +129,32 @@ def templates_for(choice: str, domains: Sequence[str] = ()) -> tuple[str, ...]:
         return tuple(f"a {readable(domain)} of a {{}}" for domain in domains)
     path = Path(choice)
     if not path.is_file():
-        raise EdgekdError(f'There is no template set or file "{choice}".', did_you_mean(choice, TEMPLATE_SETS))
+        raise EdgekdError(
+            f'There is no template set or file "{choice}".', did_you_mean(choice, TEMPLATE_SETS)
+        )
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     templates = tuple(line.strip() for line in lines if line.strip())
     if not templates or any(template.count("{}") != 1 for template in templates):
-        raise EdgekdError(f"{path} is not a list of templates.", "Write one per line, each with one {} for the class.")
+        raise EdgekdError(
+            f"{path} is not a list of templates.",
+            "Write one per line, each with one {} for the class.",
+        )
     return templates
 
 
 def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] = ()) -> list[str]:
     """All prompts of a class: every template, with every description behind it (Li et al.: "a photo of X . …")."""
     plain = [template.replace("{}", readable(name)) for template in templates]
-    return [f"{prompt} . {sentence}" for prompt in plain for sentence in descriptions] if descriptions else plain
+    return (
+        [f"{prompt} . {sentence}" for prompt in plain for sentence in descriptions]
+        if descriptions
+        else plain
+    )
 
 
-def warn_of_long_prompts(tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+def warn_of_long_prompts(
+    tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]
+) -> None:
     """One line when prompts `prompts[i]` of class `classes[i]` do not fit into what the tokenizer's model reads."""
     context = getattr(tokenizer, "context_length", None)
     if not context:

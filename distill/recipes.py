@@ -132,7 +132,14 @@ RECIPES: dict[str, Recipe] = {
             "labels through the text bank alone: what vlm-ood is without its two distilling terms",
             "Li et al., ICCV 2023 (L_cls, the first row of their tables; τ = 0.07)",
             "text",
-            (Stage("train", 1.0, {"text_ce": TermSpec(1.0, {"tau": 0.07})}, ("backbone", "projector")),),
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {"text_ce": TermSpec(1.0, {"tau": 0.07})},
+                    ("backbone", "projector"),
+                ),
+            ),
         ),
         Recipe(
             "vlm-ood",
@@ -195,7 +202,14 @@ RECIPES: dict[str, Recipe] = {
             "all that a teacher says: rise's labels, probabilities and texts, and vl2v-adip's image embeddings",
             "ours: the terms of rise (Huang et al., ICCV 2023) and cos_img of VL2V (Addepalli et al., CVPR 2024)",
             "learned",
-            (Stage("train", 1.0, {**_RISE, "cos_img": TermSpec(1.0)}, ("backbone", "projector", "head")),),
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {**_RISE, "cos_img": TermSpec(1.0)},
+                    ("backbone", "projector", "head"),
+                ),
+            ),
             prompts="imagenet7",
         ),
     )
@@ -210,23 +224,36 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
         EdgekdError: no such recipe, stage, field, term, mask or confidence; shares that do not add up to 1.
     """
     if name not in RECIPES:
-        raise EdgekdError(f'There is no recipe "{name}".', did_you_mean(name, RECIPES) + " See: edgekd list recipes.")
+        raise EdgekdError(
+            f'There is no recipe "{name}".',
+            did_you_mean(name, RECIPES) + " See: edgekd list recipes.",
+        )
     recipe = RECIPES[name]
     for stage_name, changes in (overrides or {}).items():
         names = [stage.name for stage in recipe.stages]
         if stage_name not in names:
-            raise EdgekdError(f'The recipe {name} has no stage "{stage_name}".', did_you_mean(stage_name, names))
-        stages = tuple(_changed(stage, changes) if stage.name == stage_name else stage for stage in recipe.stages)
+            raise EdgekdError(
+                f'The recipe {name} has no stage "{stage_name}".', did_you_mean(stage_name, names)
+            )
+        stages = tuple(
+            _changed(stage, changes) if stage.name == stage_name else stage
+            for stage in recipe.stages
+        )
         recipe = dataclasses.replace(recipe, stages=stages)
     total = sum(stage.share for stage in recipe.stages)
     if abs(total - 1) > 1e-6 or any(stage.share < 0 for stage in recipe.stages):
         raise EdgekdError(
-            f"The stages of {name} share {total:g} of the steps, not 1.", "Set every share so that they add up to 1."
+            f"The stages of {name} share {total:g} of the steps, not 1.",
+            "Set every share so that they add up to 1.",
         )
     provided = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
-    provided |= {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}[recipe.head]
+    provided |= {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}[
+        recipe.head
+    ]
     for stage in recipe.stages:
-        lacking = [term for term, spec in stage.terms.items() if not needs({term: spec}) <= provided]
+        lacking = [
+            term for term, spec in stage.terms.items() if not needs({term: spec}) <= provided
+        ]
         if lacking:
             raise EdgekdError(
                 f"The stage {stage.name} of {name} cannot have the term {lacking[0]}: a {recipe.head} head has no "
@@ -235,7 +262,8 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
             )
         if not stage.terms:
             raise EdgekdError(
-                f"The stage {stage.name} of {name} has no term left.", "Give a term a weight other than 0."
+                f"The stage {stage.name} of {name} has no term left.",
+                "Give a term a weight other than 0.",
             )
     return recipe
 
@@ -250,36 +278,54 @@ def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
         fields = fields if isinstance(fields, Mapping) else {"weight": fields}
         _known(fields, ("weight", "params", "mask", "confidence"), f"term {term}")
         if fields.get("mask") and fields["mask"] not in MASKS:
-            raise EdgekdError(f'There is no mask "{fields["mask"]}".', did_you_mean(fields["mask"], MASKS))
+            raise EdgekdError(
+                f'There is no mask "{fields["mask"]}".', did_you_mean(fields["mask"], MASKS)
+            )
         if fields.get("confidence") and fields["confidence"] not in CONFIDENCES:
             raise EdgekdError(
-                f'There is no confidence "{fields["confidence"]}".', did_you_mean(fields["confidence"], CONFIDENCES)
+                f'There is no confidence "{fields["confidence"]}".',
+                did_you_mean(fields["confidence"], CONFIDENCES),
             )
         params = _table(fields.get("params", {}), f"term {term}'s params")
-        _known(params, tuple(inspect.signature(TERMS[term].function).parameters)[1:], f"term {term}")
+        _known(
+            params, tuple(inspect.signature(TERMS[term].function).parameters)[1:], f"term {term}"
+        )
         before = terms.get(term, TermSpec(0.0))
-        numbers = {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
-        terms[term] = dataclasses.replace(before, **{**fields, **numbers, "params": {**before.params, **params}})
+        numbers = (
+            {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
+        )
+        terms[term] = dataclasses.replace(
+            before, **{**fields, **numbers, "params": {**before.params, **params}}
+        )
     kept = {term: spec for term, spec in terms.items() if spec.weight}
     share = _number(changes.get("share", stage.share), f"{stage.name}.share")
     lr = _number(changes.get("lr", stage.lr), f"{stage.name}.lr")
     trains = changes.get("trains", stage.trains)
-    if not isinstance(trains, (list, tuple)) or not trains or not set(trains) <= set(get_args(Part)):
+    if (
+        not isinstance(trains, (list, tuple))
+        or not trains
+        or not set(trains) <= set(get_args(Part))
+    ):
         raise EdgekdError(
-            f"{stage.name}.trains is {trains!r}.", f'Write a list of {", ".join(get_args(Part))}: ["backbone"].'
+            f"{stage.name}.trains is {trains!r}.",
+            f'Write a list of {", ".join(get_args(Part))}: ["backbone"].',
         )
     return dataclasses.replace(stage, terms=kept, share=share, lr=lr, trains=tuple(trains))
 
 
 def _table(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise EdgekdError(f"A {what} is a table, not {value!r}.", "Write --set stages.STAGE.FIELD=VALUE.")
+        raise EdgekdError(
+            f"A {what} is a table, not {value!r}.", "Write --set stages.STAGE.FIELD=VALUE."
+        )
     return value
 
 
 def _number(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise EdgekdError(f"{what} is a number, not {value!r}.", "Write --set stages.STAGE.FIELD=NUMBER.")
+        raise EdgekdError(
+            f"{what} is a number, not {value!r}.", "Write --set stages.STAGE.FIELD=NUMBER."
+        )
     return float(value)
 
 

@@ -70,7 +70,11 @@ class ShotSampler:
         """As `BalancedSampler.step`; the shots come last, and the step stands for their visit."""
         many, visits = self.rest.step(step)
         # A place behind all domains keeps this order apart from theirs.
-        few = self.shots[_permutation(self.rest.seed, len(self.rest.groups), step, len(self.shots))[: self.places]]
+        few = self.shots[
+            _permutation(self.rest.seed, len(self.rest.groups), step, len(self.shots))[
+                : self.places
+            ]
+        ]
         return np.concatenate([many, few]), np.concatenate([visits, np.full(self.places, step)])
 
 
@@ -78,7 +82,11 @@ Sampler = BalancedSampler | ShotSampler
 
 
 def make_sampler(
-    train: NDArray[np.int64], domain_of: NDArray[np.int64], is_shot: NDArray[np.bool_], batch: int, seed: int
+    train: NDArray[np.int64],
+    domain_of: NDArray[np.int64],
+    is_shot: NDArray[np.bool_],
+    batch: int,
+    seed: int,
 ) -> Sampler:
     """The sampler of a run.
 

@@ -31,7 +31,10 @@ def settle_start(config: TrainConfig) -> dict[str, Any]:
     before = read_config(folder / "config.json")
     for field in ("student_weights", "pretrained"):
         if getattr(config, field) is not None:
-            raise EdgekdError(f"The run starts from {folder}, so {field} has nothing to say.", "Leave one of them out.")
+            raise EdgekdError(
+                f"The run starts from {folder}, so {field} has nothing to say.",
+                "Leave one of them out.",
+            )
     for field in _SHARED:
         own, other = getattr(config, field), getattr(before, field)
         if field in config.model_fields_set and own not in (other, None):
@@ -42,7 +45,10 @@ def settle_start(config: TrainConfig) -> dict[str, Any]:
     shared = {field: getattr(before, field) for field in _SHARED}
     if "teacher" not in config.model_fields_set:
         shared["teacher"] = before.teacher
-    return shared | {"start": folder, "pretrained": None if before.student == TEACHERS_TOWER else "scratch"}
+    return shared | {
+        "start": folder,
+        "pretrained": None if before.student == TEACHERS_TOWER else "scratch",
+    }
 
 
 @torch.no_grad()

@@ -82,7 +82,11 @@ class Student(nn.Module):
         super().__init__()
         self.backbone = backbone
         activation = {"mlp": nn.ReLU, "mlp-gelu": nn.GELU}.get(projector)
-        self.neck = nn.Sequential(nn.Linear(features, features), activation()) if dim and activation else None
+        self.neck = (
+            nn.Sequential(nn.Linear(features, features), activation())
+            if dim and activation
+            else None
+        )
         self.projector = nn.Linear(features, dim) if dim and projector != "none" else None
         self.head = nn.Linear(dim or features, classes, bias=not dim) if classes else None
         self.preprocess = preprocess
@@ -103,7 +107,9 @@ class Student(nn.Module):
 
     def normalised(self, views: Tensor) -> Tensor:
         """Views `[B, 3, S, S]` in 0–1 with the student's own statistics taken out."""
-        return (views - self.mean).div_(self.std)  # in place: one batch of floats less to allocate at every step
+        return (views - self.mean).div_(
+            self.std
+        )  # in place: one batch of floats less to allocate at every step
 
     def forward(self, views: Tensor) -> Tensor:
         """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
@@ -124,7 +130,11 @@ class Student(nn.Module):
         """Class scores, float `[B, C]`: `scale · s·T` without normalising `s`, which folds into one layer and has
         the cosine head's argmax (METHODS §9.4), or `scale ·` the trained head's logits."""
         out = self(views).float()
-        raw = out @ bank.T if self.embeds and self.head is None and bank is not None else self.classify(out)
+        raw = (
+            out @ bank.T
+            if self.embeds and self.head is None and bank is not None
+            else self.classify(out)
+        )
         return torch.mul(raw, self.scale)
 
 
@@ -159,7 +169,8 @@ def make_student(
         weights = toy_weights(name)
         if weights is None:
             raise EdgekdError(
-                f"No toy weights are shipped for {name}.", "Use --pretrained scratch, or --student mobilenetv3."
+                f"No toy weights are shipped for {name}.",
+                "Use --pretrained scratch, or --student mobilenetv3.",
             )
     state = load_weights(weights) if weights else None
     arguments: dict[str, Any] = dict(options or {}) | {"num_classes": 0}
@@ -169,7 +180,8 @@ def make_student(
         backbone = timm.create_model(name, pretrained=False, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise EdgekdError(
-            f"{name} cannot be built with {arguments} ({error}).", "Check its tag, --size and student_options."
+            f"{name} cannot be built with {arguments} ({error}).",
+            "Check its tag, --size and student_options.",
         ) from error
     if state is not None:
         _load_file_state(backbone, state, name, weights)
@@ -198,7 +210,10 @@ def make_student(
 
 def toy_weights(student: str) -> Path | None:
     """The shipped first weights for the toy images (scripts/make_toy_student.py), where there are any."""
-    path = Path(str(importlib.resources.files("edgekd.toy_student"))) / f"{timm_name(student)}.safetensors"
+    path = (
+        Path(str(importlib.resources.files("edgekd.toy_student")))
+        / f"{timm_name(student)}.safetensors"
+    )
     return path if path.is_file() else None
 
 
@@ -210,7 +225,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise their own kinds for the same few reasons
+    except (
+        Exception
+    ) as error:  # torch and safetensors raise their own kinds for the same few reasons
         with open(path, "rb") as handle:
             start = handle.read(2)
         # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
@@ -220,7 +237,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
                 "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
             ) from error
         raise EdgekdError(
-            f"{path} is not a readable weights file.", "It must be safetensors or a torch state dict."
+            f"{path} is not a readable weights file.",
+            "It must be safetensors or a torch state dict.",
         ) from error
     for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -233,14 +251,24 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in loaded.items()}
 
 
-def _load_file_state(backbone: nn.Module, state: dict[str, Tensor], name: str, path: Path | None) -> None:
+def _load_file_state(
+    backbone: nn.Module, state: dict[str, Tensor], name: str, path: Path | None
+) -> None:
     settings: Any = backbone.pretrained_cfg
     classifier = settings.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(f"{head}." for head in heads))}
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(tuple(f"{head}." for head in heads))
+    }
     own = backbone.state_dict()
     # A ViT at another size: timm resamples its position embedding.
-    if "pos_embed" in own and "pos_embed" in state and own["pos_embed"].shape != state["pos_embed"].shape:
+    if (
+        "pos_embed" in own
+        and "pos_embed" in state
+        and own["pos_embed"].shape != state["pos_embed"].shape
+    ):
         from timm.models.vision_transformer import checkpoint_filter_fn
 
         state = checkpoint_filter_fn(state, backbone)
@@ -294,7 +322,9 @@ def fit_scale(scores: Tensor, labels: Tensor) -> float:
 
     def loss(log_factor: float) -> float:
         return float(
-            nn.functional.cross_entropy(scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing)
+            nn.functional.cross_entropy(
+                scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing
+            )
         )
 
     for _ in range(60):

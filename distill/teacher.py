@@ -45,9 +45,12 @@ class ClipTeacher:
     def embed_images(self, views: Tensor) -> Tensor:
         """Float `[B, 3, S, S]` in 0–1, S the teacher's own size → float32 `[B, D]`, not normalised."""
         if views.shape[-1] != self.preprocess.size:
-            views = interpolate(views, size=self.preprocess.size, mode="bicubic", antialias=True).clamp(0, 1)
+            views = interpolate(
+                views, size=self.preprocess.size, mode="bicubic", antialias=True
+            ).clamp(0, 1)
         mean, std = (
-            torch.tensor(v, device=views.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
+            torch.tensor(v, device=views.device)[:, None, None]
+            for v in (self.preprocess.mean, self.preprocess.std)
         )
         features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
         return features.float()
@@ -58,7 +61,9 @@ class ClipTeacher:
         device = next(self.model.parameters()).device
         chunks = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
         encode = self.model.encode_text
-        return torch.cat([encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks])  # type: ignore[operator]
+        return torch.cat(
+            [encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks]
+        )  # type: ignore[operator]
 
     def text_bank(
         self,
@@ -74,13 +79,22 @@ class ClipTeacher:
             descriptions: class → sentences; others than `classes` are left alone.
             warns: say so where prompts are longer than the model reads; False where the same classes were told of.
         """
-        prompts = [prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes]
+        prompts = [
+            prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes
+        ]
         if warns:
             warn_of_long_prompts(self.tokenizer, classes, prompts)
         vectors = self.embed_texts([prompt for own in prompts for prompt in own])
         parts = torch.split_with_sizes(vectors, [len(own) for own in prompts])
         bank = torch.cat([ensemble(part[:, None]) for part in parts])  # [C, D]
-        return TextBank(tuple(classes), tuple(templates), bank, self.id, self.logit_scale, described=bool(descriptions))
+        return TextBank(
+            tuple(classes),
+            tuple(templates),
+            bank,
+            self.id,
+            self.logit_scale,
+            described=bool(descriptions),
+        )
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,12 @@ class EmbeddingsTeacher:
                 f'{self.spec} has no text vector for the class "{missing[0]}" ({len(missing)} missing).',
                 did_you_mean(readable(missing[0]), names),
             )
-        vectors = torch.from_numpy(np.stack([names[readable(name)] for name in classes]).astype(np.float32))
-        return TextBank(tuple(classes), ("precomputed",), normalize(vectors, dim=-1), self.id, self.logit_scale)
+        vectors = torch.from_numpy(
+            np.stack([names[readable(name)] for name in classes]).astype(np.float32)
+        )
+        return TextBank(
+            tuple(classes), ("precomputed",), normalize(vectors, dim=-1), self.id, self.logit_scale
+        )
 
 
 Teacher = ClipTeacher | EmbeddingsTeacher
@@ -178,7 +196,9 @@ def _named_teacher(spec: str) -> ClipTeacher:
     is_file = bool(tag) and Path(tag).is_file()
     if tag not in tags and not is_file:
         raise EdgekdError(
-            f'The teacher {name} has no weights "{tag}".' if tag else f"The teacher {name} needs a weights tag.",
+            f'The teacher {name} has no weights "{tag}".'
+            if tag
+            else f"The teacher {name} needs a weights tag.",
             f"Write {name}:TAG. " + did_you_mean(tag, tags),
         )
     if not is_file:
@@ -191,10 +211,14 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
 
     try:
         if tag is None and ":" not in name:
-            torch.manual_seed(0)  # `NAME:random`, for speed tests: the same random weights every time
+            torch.manual_seed(
+                0
+            )  # `NAME:random`, for speed tests: the same random weights every time
             model = open_clip.create_model(name)
         else:
-            model = open_clip.create_model_from_pretrained(name, pretrained=tag, return_transform=False)
+            model = open_clip.create_model_from_pretrained(
+                name, pretrained=tag, return_transform=False
+            )
         tokenizer = open_clip.get_tokenizer(name)
     except (
         OSError,
@@ -212,7 +236,8 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
                 "Connect once, copy the model folder here for local-dir:FOLDER, or use embeddings:FILE.npz.",
             ) from error
         raise EdgekdError(
-            f"The teacher {spec} could not be loaded ({_first_line(error)}).", "Check the folder's config and weights."
+            f"The teacher {spec} could not be loaded ({_first_line(error)}).",
+            "Check the folder's config and weights.",
         ) from error
     model.eval().requires_grad_(False)
     settings = open_clip.get_model_preprocess_cfg(model)
@@ -277,7 +302,9 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )
     if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
-        raise EdgekdError(f"{path} holds values that are not finite.", "Compute the embeddings again.")
+        raise EdgekdError(
+            f"{path} holds values that are not finite.", "Compute the embeddings again."
+        )
     return EmbeddingsTeacher(
         spec=spec,
         id=short_hash("embeddings-1", sha256_file(path)),

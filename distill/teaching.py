@@ -50,16 +50,27 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         def by_id(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
             return black_box.lookup([images.ids[i] for i in indices]).numpy()
 
-        by_id(job.split.train, job.split.train)  # every training image must be there, before training
+        by_id(
+            job.split.train, job.split.train
+        )  # every training image must be there, before training
         embeddings = by_id
     elif asks_teacher:
         assert isinstance(teacher, ClipTeacher)
         cache = EmbeddingCache(teacher.id, policy.id, teacher.dim)
         fill_cache(fabric, cache, teacher, policy, images, job.split.train, config.views)
         embeddings = cached(images.keys, cache, plain=False)
-    fixed_views = config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
+    fixed_views = (
+        config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
+    )
     return BatchSource(
-        store, sampler, policy, fixed_views, embeddings, teacher_store, fabric.global_rank, fabric.world_size
+        store,
+        sampler,
+        policy,
+        fixed_views,
+        embeddings,
+        teacher_store,
+        fabric.global_rank,
+        fabric.world_size,
     )
 
 
@@ -97,7 +108,9 @@ def fill_cache(
             if (chosen == UNAUGMENTED).all():
                 return teacher.embed_images(plain(pixels)).cpu().numpy()
             params = view_params([images.keys[i] for i in rows], chosen.tolist(), policy)
-            return teacher.embed_images(render(pixels, params, teacher.preprocess.size)).cpu().numpy()
+            return (
+                teacher.embed_images(render(pixels, params, teacher.preprocess.size)).cpu().numpy()
+            )
 
         with Progress.counting(f"teacher passes ({teacher.spec})", len(missing), fabric) as advance:
             fill(cache, work, keys, embed, on_progress=lambda n: advance(n * fabric.world_size))
@@ -108,7 +121,9 @@ def fill_cache(
             lock.__exit__(None, None, None)
 
 
-def teacher_embedding(raw: RawBatch, teacher: Teacher | None, device: torch.device) -> Tensor | None:
+def teacher_embedding(
+    raw: RawBatch, teacher: Teacher | None, device: torch.device
+) -> Tensor | None:
     """The teacher's embeddings of a batch's views, float32 `[b, D]`, or None where the recipe does not ask for them."""
     if raw.teacher is not None:
         return raw.teacher.to(device)
@@ -131,7 +146,13 @@ def centred(job: Job, source: BatchSource) -> TextBank:
         The bank with its centres, or as it is where the configuration says so, or where the recipe leaves it open and
         the image embeddings spread out: a mean of unit vectors no longer than `CONE`.
     """
-    images, train, teacher, bank, wanted = job.images, job.split.train, job.teacher, job.bank, job.config.centre
+    images, train, teacher, bank, wanted = (
+        job.images,
+        job.split.train,
+        job.teacher,
+        job.bank,
+        job.config.centre,
+    )
     assert bank is not None
     # The teacher's own tower lives in the teacher's own space.
     by_itself = job.recipe.centre and job.config.student != TEACHERS_TOWER
@@ -143,17 +164,24 @@ def centred(job: Job, source: BatchSource) -> TextBank:
             found = torch.from_numpy(source.embeddings(train, np.zeros_like(train)))
         else:
             assert isinstance(teacher, ClipTeacher)
-            some = train[np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES)).round().astype(int)]
+            some = train[
+                np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES)).round().astype(int)
+            ]
             batches = pixel_batches(images, some, teacher.preprocess)
             found = torch.cat(
-                [teacher.embed_images(plain(torch.from_numpy(b).to(job.fabric.device))).cpu() for b in batches]
+                [
+                    teacher.embed_images(plain(torch.from_numpy(b).to(job.fabric.device))).cpu()
+                    for b in batches
+                ]
             )
     centre = None if found is None else normalize(found, dim=-1).mean(dim=0).clone()
     if wanted is None and (centre is None or centre.norm() <= CONE):
         return bank
     if centre is not None:
         length = f"{centre.norm():.2f}"
-        say(f"teacher: the mean of its unit embeddings has length {length}; the student learns them without it")
+        say(
+            f"teacher: the mean of its unit embeddings has length {length}; the student learns them without it"
+        )
     return dataclasses.replace(bank, image_centre=centre, text_centre=bank.vectors.mean(dim=0))
 
 
@@ -182,6 +210,10 @@ def centre_projector(job: Job, raw: RawBatch) -> None:
     if embedding is not None:
         if any("feat_mse" in stage.terms for stage in job.recipe.stages):
             length = embedding.norm(dim=-1).mean()
-        targets = targets + normalize(embedding, dim=-1) if "cos_text" in job.recipe.stages[-1].terms else embedding
+        targets = (
+            targets + normalize(embedding, dim=-1)
+            if "cos_text" in job.recipe.stages[-1].terms
+            else embedding
+        )
     centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
     student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)

@@ -14,7 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax, mse_loss, normalize, softmax
+from torch.nn.functional import (
+    cosine_similarity,
+    cross_entropy,
+    kl_div,
+    log_softmax,
+    mse_loss,
+    normalize,
+    softmax,
+)
 
 from edgekd.distill.banked import domain_rel, text_soft_ce, visual_soft_ce, vlprox
 from edgekd.distill.batch import Batch as Batch
@@ -70,7 +78,11 @@ def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
     assert batch.embedding is not None
     assert batch.teacher is not None
     if normed:
-        return (normalize(batch.embedding, dim=-1) - normalize(batch.teacher, dim=-1)).square().sum(dim=-1)
+        return (
+            (normalize(batch.embedding, dim=-1) - normalize(batch.teacher, dim=-1))
+            .square()
+            .sum(dim=-1)
+        )
     return mse_loss(batch.embedding, batch.teacher, reduction="none").mean(dim=-1)
 
 
@@ -175,7 +187,9 @@ def objective(
         per_image = TERMS[name].function(batch, **spec.params)  # [B]
         kept = MASKS[spec.mask](batch) if spec.mask else None
         counts = CONFIDENCES[spec.confidence](batch) if spec.confidence else None
-        value = weighted_mean(per_image, mask=kept, confidence=counts, total=total, processes=processes)
+        value = weighted_mean(
+            per_image, mask=kept, confidence=counts, total=total, processes=processes
+        )
         loss = loss + spec.weight * value
         values[name] = value.detach()
     return loss, values

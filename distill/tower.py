@@ -15,7 +15,9 @@ from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.errors import EdgekdError
 
 
-def tower_student(teacher: Teacher | None, *, classes: int | None = None, size: int | None = None) -> Student:
+def tower_student(
+    teacher: Teacher | None, *, classes: int | None = None, size: int | None = None
+) -> Student:
     """A student that starts as a copy of the teacher's image encoder, its own projection included.
 
     Args:
@@ -30,7 +32,9 @@ def tower_student(teacher: Teacher | None, *, classes: int | None = None, size: 
         )
     own = teacher.preprocess.size
     if size not in (None, own):
-        raise EdgekdError(f"The teacher's image encoder takes {own} px, not {size}.", "Leave --size out.")
+        raise EdgekdError(
+            f"The teacher's image encoder takes {own} px, not {size}.", "Leave --size out."
+        )
     # Parameters of a frozen teacher; the stage says which of them train.
     backbone = copy.deepcopy(cast(nn.Module, teacher.model.visual)).requires_grad_(True)
     with torch.inference_mode():
@@ -45,7 +49,9 @@ def tower_student(teacher: Teacher | None, *, classes: int | None = None, size: 
     return Student(backbone, teacher.dim, teacher.preprocess, classes=classes)
 
 
-def first_student(config: TrainConfig, recipe: Recipe, teacher: Teacher | None, classes: int) -> Student:
+def first_student(
+    config: TrainConfig, recipe: Recipe, teacher: Teacher | None, classes: int
+) -> Student:
     """The student that a run starts from, a timm model or the teacher's tower, with the head the recipe asks for."""
     trained = classes if recipe.head != "text" else None
     if config.student == TEACHERS_TOWER:

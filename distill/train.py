@@ -40,7 +40,13 @@ from edgekd.distill.sampling import Sampler, make_sampler
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
-from edgekd.distill.teaching import batch_source, centre_projector, centred, start_head_at_texts, teacher_embedding
+from edgekd.distill.teaching import (
+    batch_source,
+    centre_projector,
+    centred,
+    start_head_at_texts,
+    teacher_embedding,
+)
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
@@ -66,7 +72,9 @@ def train(config: TrainConfig, look: Look | None = None) -> Run:
     fabric = make_fabric(config)
     try:
         # Bound beforehand: Fabric walks through the arguments of a launch and stumbles over frozen dataclasses.
-        fabric.launch(functools.partial(_train_process, config=config, images=images, split=split, look=look))
+        fabric.launch(
+            functools.partial(_train_process, config=config, images=images, split=split, look=look)
+        )
     except ProcessRaisedException as error:  # a child's EdgekdError arrives as text
         marker = "EdgekdError: "
         if marker in str(error):
@@ -84,14 +92,21 @@ def make_fabric(config: TrainConfig) -> Fabric:
         devices, nodes, strategy = config.devices, 1, "ddp_spawn" if config.devices > 1 else "auto"
     if config.batch_size % (devices * nodes):
         raise EdgekdError(
-            f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.", "Change --batch-size."
+            f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.",
+            "Change --batch-size.",
         )
     return Fabric(
-        accelerator=config.accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision=config.precision
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=config.precision,
     )
 
 
-def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None) -> None:
+def _train_process(
+    fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None
+) -> None:
     assert config.out is not None
     assert config.lr is not None
     recipe = get_recipe(config.recipe, config.stages)
@@ -104,7 +119,9 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
     teacher = load_teacher(config.teacher) if texts or config.student == TEACHERS_TOWER else None
     sources = [name for name in images.domains if name != split.test_domain]
     bank, described = (
-        class_bank(fabric, config, recipe, teacher, images.classes, sources) if teacher and texts else (None, None)
+        class_bank(fabric, config, recipe, teacher, images.classes, sources)
+        if teacher and texts
+        else (None, None)
     )
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
@@ -135,7 +152,16 @@ def _train_process(fabric: Fabric, config: TrainConfig, images: ImageSet, split:
         for stage, stage_steps in zip(recipe.stages, share_out(recipe, steps), strict=True):
             span = range(first_step, first_step + stage_steps)
             if resume_at < span.stop:
-                _run_stage(job, stage, span, max(resume_at, first_step), source, checkpoint, progress, steps)
+                _run_stage(
+                    job,
+                    stage,
+                    span,
+                    max(resume_at, first_step),
+                    source,
+                    checkpoint,
+                    progress,
+                    steps,
+                )
             first_step = span.stop
         seconds = checkpoint.seconds_before + progress.seconds
         if fabric.is_global_zero:
@@ -156,7 +182,11 @@ def _run_stage(
     """Steps `start` to the end of `span`, the stage's part of the run's `steps`."""
     fabric, config, student = job.fabric, job.config, job.student
     assert config.lr is not None
-    parts = (("backbone", student.backbone), ("projector", student.neck), ("projector", student.projector))
+    parts = (
+        ("backbone", student.backbone),
+        ("projector", student.neck),
+        ("projector", student.projector),
+    )
     for name, part in (*parts, ("head", student.head)):
         if part is not None:
             part.requires_grad_(name in stage.trains)
@@ -164,7 +194,9 @@ def _run_stage(
         param_groups_weight_decay(student, config.weight_decay), lr=config.lr * stage.lr, fused=True
     )
     student.to(fabric.device).to(memory_format=torch.channels_last)
-    model: Any = fabric.setup_module(cast(nn.Module, torch.compile(student)) if config.compile else student)
+    model: Any = fabric.setup_module(
+        cast(nn.Module, torch.compile(student)) if config.compile else student
+    )
     optimizer: Any = fabric.setup_optimizers(raw_optimizer)
     side = student.preprocess.size
     example = torch.linspace(0, 1, 6 * side**2, device=fabric.device).reshape(2, 3, side, side)
@@ -185,7 +217,11 @@ def _run_stage(
         rate = (
             config.lr
             * stage.lr
-            * schedule((step - span.start) / len(span), config.warmup, constant=config.average == "swad" and final)
+            * schedule(
+                (step - span.start) / len(span),
+                config.warmup,
+                constant=config.average == "swad" and final,
+            )
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -196,7 +232,9 @@ def _run_stage(
         optimizer.step()
         average.update(student, step - span.start)
         job.lessons.learn(fabric, taught)
-        progress.step(step, stage.name, loss, values, rate, len(raw.indices) * fabric.world_size, batches)
+        progress.step(
+            step, stage.name, loss, values, rate, len(raw.indices) * fabric.world_size, batches
+        )
         done = step + 1
         if done in validated:
             checkpoint.evaluate(job, done, progress)
@@ -211,7 +249,9 @@ def _run_stage(
 
 def run_sampler(config: TrainConfig, images: ImageSet, split: Split) -> Sampler:
     """Which training images each step sees: the same number of every domain, and shots of unseen classes apart."""
-    is_shot = np.isin(images.labels, class_places(images, config.unseen_classes if config.shots else ()))
+    is_shot = np.isin(
+        images.labels, class_places(images, config.unseen_classes if config.shots else ())
+    )
     return make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
 
 
@@ -230,10 +270,14 @@ def step_loss(
         EdgekdError: the loss is not finite.
     """
     fabric, student = job.fabric, job.student
-    views = render(raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size)
+    views = render(
+        raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size
+    )
     taught = teacher_embedding(raw, job.teacher, fabric.device)
     fields = job.lessons.fields(raw.indices, fabric.device)
-    loss, values = stage_loss(fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields)
+    loss, values = stage_loss(
+        fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields
+    )
     _stop_if_not_finite(loss, values, raw, job.images)
     return loss, values, taught
 
@@ -276,7 +320,9 @@ def stage_loss(
     if fabric.world_size > 1:
         batch = dataclasses.replace(
             batch,
-            gather=lambda own: cast(Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)).flatten(0, 1),
+            gather=lambda own: cast(
+                Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)
+            ).flatten(0, 1),
             first=fabric.global_rank * len(labels),
         )
     return objective(batch, stage.terms, lambda count: total(fabric, count), fabric.world_size)
@@ -309,7 +355,9 @@ def _training_mode(model: nn.Module, student: Student, *, frozen_bn: bool) -> No
                 module.eval()
 
 
-def _stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], raw: RawBatch, images: ImageSet) -> None:
+def _stop_if_not_finite(
+    loss: Tensor, values: Mapping[str, Tensor], raw: RawBatch, images: ImageSet
+) -> None:
     if torch.isfinite(loss):
         return
     term = next((name for name, value in values.items() if not torch.isfinite(value)), "the sum")
@@ -322,7 +370,11 @@ def _stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], raw: RawBatc
 
 def _say_plan(job: Job) -> None:
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
-    unseen = f"unseen domain {split.test_domain} ({len(split.ood_test):,})" if split.test_domain else "no unseen domain"
+    unseen = (
+        f"unseen domain {split.test_domain} ({len(split.ood_test):,})"
+        if split.test_domain
+        else "no unseen domain"
+    )
     say(
         f"data: {len(images.classes)} classes; {len(split.train):,} train, {len(split.val):,} val, "
         f"{len(split.id_test):,} ID test; {unseen}"

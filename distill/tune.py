@@ -74,7 +74,13 @@ def prepare(loaded: LoadedRun, data: str | None = None) -> Tuning:
         EdgekdError: the teacher is gone or another one, the images or captions are gone.
     """
     config = loaded.config.model_copy(
-        update={"out": loaded.folder, "resume": True, "devices": 1, "precision": "32-true", "compile": False}
+        update={
+            "out": loaded.folder,
+            "resume": True,
+            "devices": 1,
+            "precision": "32-true",
+            "compile": False,
+        }
     )
     recipe = get_recipe(config.recipe, config.stages)
     check_needs(recipe, config)
@@ -133,11 +139,16 @@ def tune(
         part.requires_grad_(True)
     last = [parameter for part in learning for parameter in part.parameters()]
     rates = (LR * job.config.lr * stage.lr, RANGE_LR)
-    groups = [{"params": [*weights, *last], "lr": rates[0]}, {"params": list(ranges), "lr": rates[1]}]
+    groups = [
+        {"params": [*weights, *last], "lr": rates[0]},
+        {"params": list(ranges), "lr": rates[1]},
+    ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0)
     every = max(1, math.ceil(steps / CHECKS))
     batches = Prefetcher(tuning.source, range(tuning.first_step, tuning.first_step + steps))
-    say(f"qat: {steps} steps of {job.config.batch_size} with {' + '.join(stage.terms)}, learning rate {rates[0]:.2g}")
+    say(
+        f"qat: {steps} steps of {job.config.batch_size} with {' + '.join(stage.terms)}, learning rate {rates[0]:.2g}"
+    )
     for step, raw in batches:
         done = step - tuning.first_step + 1
         for group, rate in zip(optimizer.param_groups, rates, strict=True):

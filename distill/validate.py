@@ -14,7 +14,9 @@ from edgekd.distill.students import Student
 from edgekd.distill.views import plain
 
 
-def source_accuracy(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
+def source_accuracy(
+    student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]
+) -> float:
     """Unweighted mean over domains of the top-1 accuracy, 0–1."""
     return domain_mean(scores_on(student, bank, images, indices), images, indices)
 
@@ -28,7 +30,9 @@ def scores_on(
 
 
 @torch.inference_mode()
-def source_loss(student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]) -> float:
+def source_loss(
+    student: Student, bank: TextBank | None, images: ImageSet, indices: NDArray[np.int64]
+) -> float:
     """Cross-entropy with the label, averaged over domains without weights: what SWAD watches.
 
     A text head is taken as its teacher's: `logit_scale · cos`.
@@ -40,12 +44,16 @@ def source_loss(student: Student, bank: TextBank | None, images: ImageSet, indic
     def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         out = student(plain(torch.from_numpy(pixels).to(device))).float()
         if bank is not None and student.embeds and student.head is None:
-            return (bank.logit_scale * normalize(out, dim=-1) @ bank.head.to(device).T).cpu().numpy()
+            return (
+                (bank.logit_scale * normalize(out, dim=-1) @ bank.head.to(device).T).cpu().numpy()
+            )
         return student.classify(out).cpu().numpy()
 
     scores = predict_all(predict, images, indices, student.preprocess)
     student.train(was_training)
-    each = cross_entropy(torch.from_numpy(scores), torch.from_numpy(images.labels[indices]), reduction="none").numpy()
+    each = cross_entropy(
+        torch.from_numpy(scores), torch.from_numpy(images.labels[indices]), reduction="none"
+    ).numpy()
     domains = images.domain_of[indices]
     return float(np.mean([each[domains == domain].mean() for domain in np.unique(domains)]))
 

@@ -64,7 +64,9 @@ def view_params(keys: Sequence[str], views: Sequence[int], policy: ViewPolicy) -
     lift = np.zeros(len(keys), dtype=np.float32)
     for row, (key, view) in enumerate(zip(keys, views, strict=True)):
         digest = hashlib.sha256(f"{policy.id}/{key}/{view}".encode()).digest()
-        draw = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little"))).random(10)
+        draw = np.random.Generator(
+            np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+        ).random(10)
         theta[row] = _crop(draw[:4], policy, mirrored=draw[4] < policy.flip)
         colour[row], lift[row] = _colour(draw[5:9], policy, grey=draw[9] < policy.grey)
     return ViewParams(torch.from_numpy(theta), torch.from_numpy(colour), torch.from_numpy(lift))
@@ -78,16 +80,22 @@ def _crop(draw: np.ndarray, policy: ViewPolicy, *, mirrored: bool) -> np.ndarray
     left, top = draw[2] * (1 - width), draw[3] * (1 - height)
     # affine_grid's coordinates run from -1 to 1 over the whole image.
     scale_x = -width if mirrored else width
-    return np.array([[scale_x, 0, 2 * left + width - 1], [0, height, 2 * top + height - 1]], dtype=np.float32)
+    return np.array(
+        [[scale_x, 0, 2 * left + width - 1], [0, height, 2 * top + height - 1]], dtype=np.float32
+    )
 
 
 def _colour(draw: np.ndarray, policy: ViewPolicy, *, grey: bool) -> tuple[np.ndarray, float]:
     brightness, contrast, saturation = (
         1 + amount * (2 * value - 1)
-        for amount, value in zip((policy.brightness, policy.contrast, policy.saturation), draw[:3], strict=True)
+        for amount, value in zip(
+            (policy.brightness, policy.contrast, policy.saturation), draw[:3], strict=True
+        )
     )
     turn = 2 * math.pi * policy.hue * (2 * draw[3] - 1)
-    rotation = np.array([[1, 0, 0], [0, math.cos(turn), -math.sin(turn)], [0, math.sin(turn), math.cos(turn)]])
+    rotation = np.array(
+        [[1, 0, 0], [0, math.cos(turn), -math.sin(turn)], [0, math.sin(turn), math.cos(turn)]]
+    )
     to_grey = np.tile(_GREY, (3, 1))
     matrix = contrast * brightness * np.eye(3)
     matrix = (saturation * np.eye(3) + (1 - saturation) * to_grey) @ matrix
@@ -112,10 +120,16 @@ def render(pixels: Tensor, params: ViewParams, size: int) -> Tensor:
     params = ViewParams(*(part.to(pixels.device) for part in params))
     image = pixels.permute(0, 3, 1, 2).float()  # [B, 3, S, S], channels-last
     grid = affine_grid(params.theta, [len(image), 3, size, size], align_corners=False)
-    view = grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False) / 255
+    view = (
+        grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        / 255
+    )
     grey = torch.from_numpy(_GREY).to(pixels.device)
     mean_grey = view.mean(dim=(2, 3)) @ grey  # [B]
-    coloured = torch.einsum("bij,bjhw->bihw", params.colour, view) + (params.lift * mean_grey)[:, None, None, None]
+    coloured = (
+        torch.einsum("bij,bjhw->bihw", params.colour, view)
+        + (params.lift * mean_grey)[:, None, None, None]
+    )
     return coloured.clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
 

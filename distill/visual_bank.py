@@ -41,6 +41,8 @@ class VisualBank(nn.Module):
         counts = torch.bincount(nearest, minlength=len(self.texts))  # [C]
         sums = torch.zeros_like(self.vectors).index_add_(0, nearest, embeddings)
         means = sums / counts.clamp(min=1)[:, None]
-        moved = torch.where(self.seen[:, None], torch.lerp(means, self.vectors, self.momentum), means)
+        moved = torch.where(
+            self.seen[:, None], torch.lerp(means, self.vectors, self.momentum), means
+        )
         self.vectors.copy_(torch.where((counts > 0)[:, None], moved, self.vectors))
         self.seen |= counts > 0

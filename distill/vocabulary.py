@@ -20,7 +20,11 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     """
     lines = [line.strip() for line in _text(path, "vocabulary").splitlines()]
     names = tuple(line for line in lines if line and not line.startswith("#"))
-    twice = [name for name, count in Counter(readable(name).lower() for name in names).items() if count > 1]
+    twice = [
+        name
+        for name, count in Counter(readable(name).lower() for name in names).items()
+        if count > 1
+    ]
     if twice:
         raise EdgekdError(
             f"The vocabulary {path} has the same name more than once: {', '.join(twice[:8])}.",
@@ -45,12 +49,20 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
         try:
             entries = json.loads(text, object_pairs_hook=list)
         except json.JSONDecodeError as error:
-            raise EdgekdError(f"{path} is not valid JSON ({error}).", "Write image ids mapped to captions.") from error
-        pairs = [entry for entry in entries if isinstance(entry, tuple)] if isinstance(entries, list) else []
+            raise EdgekdError(
+                f"{path} is not valid JSON ({error}).", "Write image ids mapped to captions."
+            ) from error
+        pairs = (
+            [entry for entry in entries if isinstance(entry, tuple)]
+            if isinstance(entries, list)
+            else []
+        )
     else:
         rows = csv.DictReader(text.splitlines())
         if not {"image", "caption"} <= set(rows.fieldnames or ()):
-            raise EdgekdError(f"{path} lacks a column image or caption.", "Its first line must be: image,caption.")
+            raise EdgekdError(
+                f"{path} lacks a column image or caption.", "Its first line must be: image,caption."
+            )
         pairs = [(row["image"], row["caption"]) for row in rows]
     found: dict[str, str] = {}
     for name, caption in pairs:

@@ -47,10 +47,17 @@ def correct_biases(model: onnx.ModelProto, means: Means, scales: Scales) -> int:
     corrected = 0
     for node in model.graph.node:
         bias = _bias(node)
-        if bias not in constants or uses.count(bias) > 1 or node.input[0] not in means or node.input[1] not in scales:
+        if (
+            bias not in constants
+            or uses.count(bias) > 1
+            or node.input[0] not in means
+            or node.input[1] not in scales
+        ):
             continue
         axis, scale = scales[node.input[1]]
-        weight = np.moveaxis(onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float64), axis, 0)
+        weight = np.moveaxis(
+            onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float64), axis, 0
+        )
         steps = scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
         lost = weight - steps * np.clip(np.round(weight / steps), -128, 127)
         lost = lost.reshape(*weight.shape[:2], -1).sum(axis=2)  # [outputs, inputs of a group]
@@ -58,7 +65,9 @@ def correct_biases(model: onnx.ModelProto, means: Means, scales: Scales) -> int:
         inputs = means[node.input[0]].reshape(groups, -1, 1)
         shift = (lost.reshape(groups, -1, lost.shape[1]) @ inputs).reshape(-1)  # [outputs]
         value = onnx.numpy_helper.to_array(constants[bias])
-        constants[bias].CopyFrom(onnx.numpy_helper.from_array((value + shift).astype(value.dtype), bias))
+        constants[bias].CopyFrom(
+            onnx.numpy_helper.from_array((value + shift).astype(value.dtype), bias)
+        )
         corrected += 1
     return corrected
 

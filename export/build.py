@@ -66,9 +66,13 @@ class Build:
         """The one input every target but Core ML shares; its batch is free."""
         size = self.preprocess.size
         if self.input == "uint8":
-            return TensorSpec(name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB")
+            return TensorSpec(
+                name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB"
+            )
         layout = "NCHW RGB, normalised: (value / 255 - mean) / std of preprocess"
-        return TensorSpec(name="image", dtype="float32", shape=("batch", 3, size, size), layout=layout)
+        return TensorSpec(
+            name="image", dtype="float32", shape=("batch", 3, size, size), layout=layout
+        )
 
     @property
     def feed(self) -> Feed:
@@ -79,9 +83,13 @@ class Build:
     def output(self) -> TensorSpec:
         """The one output every target but Core ML shares."""
         if self.bank is None:
-            return TensorSpec(name="logits", dtype="float32", shape=("batch", len(self.classes)), layout="NC")
+            return TensorSpec(
+                name="logits", dtype="float32", shape=("batch", len(self.classes)), layout="NC"
+            )
         dim = self.bank.vectors.shape[1]
-        return TensorSpec(name="embedding", dtype="float32", shape=("batch", dim), layout="ND, rows of length 1")
+        return TensorSpec(
+            name="embedding", dtype="float32", shape=("batch", dim), layout="ND, rows of length 1"
+        )
 
     def logits(self, answers: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the file gives `[B, …]` → logits `[B, C]`."""
@@ -117,7 +125,9 @@ def fp32_onnx(build: Build, path: Path) -> None:
         shutil.copyfile(build.fp32_onnx, path)
 
 
-def write_onnx(build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], Said]) -> Said | None:
+def write_onnx(
+    build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], Said]
+) -> Said | None:
     """Put the model as an ONNX file of the build's precision and input, fp32, fp16 or int8, at `path`.
 
     Args:
@@ -169,7 +179,9 @@ def write_within(build: Build, path: Path, dialect: OnnxDialect) -> dict[str, An
     return write_onnx(build, path, within(build, dialect))
 
 
-def within(build: Build, dialect: Dialect[Any]) -> Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]:
+def within(
+    build: Build, dialect: Dialect[Any]
+) -> Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]:
     """`quantize_within` for the build: fp32 file, int8 file to write, calibration images → what was done."""
     assert build.yardstick is not None
 
@@ -178,4 +190,6 @@ def within(build: Build, dialect: Dialect[Any]) -> Callable[[Path, Path, NDArray
         return lambda images: build.logits(run(images))
 
     judged = replace(dialect, open=logits)
-    return partial(quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator)
+    return partial(
+        quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator
+    )

@@ -64,18 +64,27 @@ def mse(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float
     values, weights = ((taken + 0.5) / BINS - 1) * reach, counts[taken].astype(np.float64)
     trials = reach * _SHRINK ** np.arange(_TRIALS)
     if symmetric:
-        high = min(trials, key=lambda high: rounding_error(values, weights, -high, high, symmetric=True))
+        high = min(
+            trials, key=lambda high: rounding_error(values, weights, -high, high, symmetric=True)
+        )
         return -float(high), float(high)
     low, high = min(float(values[0]), 0.0), max(float(values[-1]), 0.0)
     lows, highs = low * _SHRINK ** np.arange(_TRIALS), high * _SHRINK ** np.arange(_TRIALS)
     for _ in range(2):
-        high = min(highs, key=lambda end: rounding_error(values, weights, low, end, symmetric=False))
+        high = min(
+            highs, key=lambda end: rounding_error(values, weights, low, end, symmetric=False)
+        )
         low = min(lows, key=lambda end: rounding_error(values, weights, end, high, symmetric=False))
     return float(low), float(high)
 
 
 def rounding_error(
-    values: NDArray[np.float64], weights: NDArray[np.float64], low: float, high: float, *, symmetric: bool
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    low: float,
+    high: float,
+    *,
+    symmetric: bool,
 ) -> float:
     """Sum of `weights · (value − dequantized value)²`: int8 around 0 with `symmetric`, else uint8 with a zero point."""
     step = (high / 127 if symmetric else (high - low) / 255) or 1.0

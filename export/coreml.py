@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.export.build import Build, Written
-from edgekd.export.coreml_compress import PALETTE_BITS, palettize, quantize_activations, quantize_weights
+from edgekd.export.coreml_compress import (
+    PALETTE_BITS,
+    palettize,
+    quantize_activations,
+    quantize_weights,
+)
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
@@ -71,7 +76,10 @@ def write(build: Build) -> Written:
     coremltools = import_coremltools()
     deployment = str(build.options.get("deployment_target") or DEPLOYMENT[0])
     if deployment not in DEPLOYMENT:
-        raise EdgekdError(f"Core ML models are not made for {deployment} here.", f"Known: {', '.join(DEPLOYMENT)}.")
+        raise EdgekdError(
+            f"Core ML models are not made for {deployment} here.",
+            f"Known: {', '.join(DEPLOYMENT)}.",
+        )
     started = time.perf_counter()
     exported = capture(build.model, build.preprocess.size)
     package, quantization, details = build.folder / PACKAGE, None, {}
@@ -81,7 +89,9 @@ def write(build: Build) -> Written:
         _save(model, package, build)
     else:
         if build.calibration is None or len(build.calibration) == 0:
-            raise EdgekdError("The range analysis for half precision needs images.", "Give some training images.")
+            raise EdgekdError(
+                "The range analysis for half precision needs images.", "Give some training images."
+            )
         looks = _spread(build.calibration, _LOOKS)
         full = _read_back(model, build.folder)
         ranges = measure_ranges(full, looks)
@@ -93,7 +103,9 @@ def write(build: Build) -> Written:
             if build.precision == "int8":
                 model, quantization = quantize_weights(model)
             elif build.precision == "w8a8":
-                model, quantization = quantize_activations(model, half, measure_ranges(half, build.calibration))
+                model, quantization = quantize_activations(
+                    model, half, measure_ranges(half, build.calibration)
+                )
                 quantization["calibration_images"] = len(build.calibration)
             elif build.precision in PALETTE_BITS:
                 model, quantization = palettize(model, PALETTE_BITS[build.precision])
@@ -106,9 +118,13 @@ def write(build: Build) -> Written:
     details |= {
         "minimum_deployment_target": deployment,
         "coremltools": coremltools.__version__,
-        "package_mb": round(sum(p.stat().st_size for p in package.rglob("*") if p.is_file()) / 1e6, 3),
+        "package_mb": round(
+            sum(p.stat().st_size for p in package.rglob("*") if p.is_file()) / 1e6, 3
+        ),
         "write_seconds": round(time.perf_counter() - started, 1),
-        "not_verified": "Apple's kernels, the Neural Engine, latency" if platform.system() != "Darwin" else "latency",
+        "not_verified": "Apple's kernels, the Neural Engine, latency"
+        if platform.system() != "Darwin"
+        else "latency",
     }
     rest = sorted(str(p.relative_to(build.folder)) for p in package.rglob("*") if p.is_file())
     evaluate, by = _evaluation(build)
@@ -178,8 +194,14 @@ def convert(
             return False
         return not (classes and op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
 
-    precision = coremltools.transform.FP16ComputePrecision(in_half) if half else coremltools.precision.FLOAT32
-    image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB)
+    precision = (
+        coremltools.transform.FP16ComputePrecision(in_half)
+        if half
+        else coremltools.precision.FLOAT32
+    )
+    image = coremltools.ImageType(
+        name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB
+    )
     try:
         with _written(), quiet():
             return coremltools.convert(
@@ -188,13 +210,19 @@ def convert(
                 compute_precision=precision,
                 minimum_deployment_target=coremltools.target[deployment],
                 inputs=[image],
-                outputs=[coremltools.TensorType(name="probabilities" if classes else EMBEDDING, dtype=np.float32)],
+                outputs=[
+                    coremltools.TensorType(
+                        name="probabilities" if classes else EMBEDDING, dtype=np.float32
+                    )
+                ],
                 classifier_config=coremltools.ClassifierConfig(list(classes)) if classes else None,
                 skip_model_load=True,
             )
     except EdgekdError:
         raise
-    except Exception as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
+    except (
+        Exception
+    ) as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
         raise EdgekdError(
             f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -220,9 +248,14 @@ def _last_softmax(block: Any) -> Any:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    told = {True: "half precision would ruin", False: "look at on the device, left in half precision:"}
+    told = {
+        True: "half precision would ruin",
+        False: "look at on the device, left in half precision:",
+    }
     for ruined, opening in told.items():
-        sentences = [hazard.sentence for hazard in ranges.hazards if (hazard.layer in kept) is ruined]
+        sentences = [
+            hazard.sentence for hazard in ranges.hazards if (hazard.layer in kept) is ruined
+        ]
         if sentences:
             more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
             warn(f"{opening} {'; '.join(sentences[:3])}{more}.")
@@ -243,11 +276,17 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 def _save(model: Any, package: Path, build: Build) -> None:
     provenance = json.loads(build.metadata.get("provenance", "{}"))
-    what = f"Classifies an image into {len(build.classes)} classes" if build.bank is None else "Embeds an image"
+    what = (
+        f"Classifies an image into {len(build.classes)} classes"
+        if build.bank is None
+        else "Embeds an image"
+    )
     model.short_description = f"{what}; {build.precision}."
     model.version = __version__
     model.author = "edgekd"
-    model.input_description["image"] = f"RGB image, {build.preprocess.size} × {build.preprocess.size}"
+    model.input_description["image"] = (
+        f"RGB image, {build.preprocess.size} × {build.preprocess.size}"
+    )
     if provenance.get("student"):
         model.short_description += f" Student: {provenance['student']}."
     model.user_defined_metadata.update(dict(build.metadata))
@@ -263,7 +302,12 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
         return (spec.model_copy(update={"name": EMBEDDING, "shape": (1, *spec.shape[1:])}),)
     return (
         TensorSpec(name="classLabel", dtype="string", shape=(), layout="most probable class"),
-        TensorSpec(name="classLabel_probs", dtype="float64", shape=(len(build.classes),), layout="by class name"),
+        TensorSpec(
+            name="classLabel_probs",
+            dtype="float64",
+            shape=(len(build.classes),),
+            layout="by class name",
+        ),
     )
 
 
@@ -305,7 +349,9 @@ def _evaluation(build: Build) -> tuple[Any, str]:
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
         logs, reference = predict(images), torch_logits(build.model, images).astype(np.float64)
-        normalisers = np.log(np.exp(reference - reference.max(1, keepdims=True)).sum(1)) + reference.max(1)
+        normalisers = np.log(
+            np.exp(reference - reference.max(1, keepdims=True)).sum(1)
+        ) + reference.max(1)
         logits: NDArray[np.float32] = (logs + normalisers[:, None]).astype(np.float32)
         return logits
 

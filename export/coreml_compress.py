@@ -22,10 +22,15 @@ def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
     coremltools = import_coremltools()
     optimize = coremltools.optimize.coreml
     config = optimize.OpLinearQuantizerConfig(
-        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=MIN_WEIGHTS
+        mode="linear_symmetric",
+        dtype="int8",
+        granularity="per_channel",
+        weight_threshold=MIN_WEIGHTS,
     )
     with quiet():
-        small = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=config))
+        small = optimize.linear_quantize_weights(
+            model, optimize.OptimizationConfig(global_config=config)
+        )
     return small, {
         "method": "weights int8 per channel, symmetric; activations float16",
         "tool": f"coremltools {coremltools.__version__}",
@@ -40,7 +45,8 @@ def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise EdgekdError(
-            "Palettes need scikit-learn, which is not installed here.", "Install it: pip install scikit-learn."
+            "Palettes need scikit-learn, which is not installed here.",
+            "Install it: pip install scikit-learn.",
         ) from error
     config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_WEIGHTS)
     with quiet():
@@ -51,7 +57,9 @@ def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def quantize_activations(model: Any, program: MilProgram, ranges: Ranges) -> tuple[Any, dict[str, Any]]:
+def quantize_activations(
+    model: Any, program: MilProgram, ranges: Ranges
+) -> tuple[Any, dict[str, Any]]:
     """8-bit activations around convolutions, linear layers, pools and additions; then 8-bit weights.
 
     coremltools measures ranges by running the model, which only macOS can. Here the reference evaluator has measured
@@ -71,10 +79,13 @@ def quantize_activations(model: Any, program: MilProgram, ranges: Ranges) -> tup
     floats = _float_layers(program)
     # With a zero point: what comes out of a ReLU would leave half of a symmetric range empty.
     quantizer = optimize.OpLinearQuantizerConfig(mode="linear", dtype="int8")
-    config = optimize.OptimizationConfig(global_config=quantizer, op_name_configs=dict.fromkeys(floats))
+    config = optimize.OptimizationConfig(
+        global_config=quantizer, op_name_configs=dict.fromkeys(floats)
+    )
     names = ranges.lows.keys()
     statistics = {
-        name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])} for name in names
+        name: {"rmin": np.float32(ranges.lows[name]), "rmax": np.float32(ranges.highs[name])}
+        for name in names
     }
     # Only what enters a layer is rounded. coremltools would also round what leaves one, ahead of the clip or hard-swish
     # that follows, and spend most of the 256 steps on values that the clip cuts off.

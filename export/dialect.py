@@ -25,7 +25,9 @@ C_in = TypeVar("C_in", contravariant=True)
 class Write(Protocol[C_in]):
     """Writes the INT8 file of what was calibrated; returns what was done, for `artifact.json`."""
 
-    def __call__(self, calibrated: C_in, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
+    def __call__(
+        self, calibrated: C_in, out: Path, *, keep: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Nodes named in `keep` stay in float."""
 
 

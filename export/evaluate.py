@@ -14,4 +14,6 @@ _BATCH = 16
 
 def in_batches(evaluate: Evaluate, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What `evaluate` says about any number of images, at least one."""
-    return np.concatenate([evaluate(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+    return np.concatenate(
+        [evaluate(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    )

@@ -111,11 +111,14 @@ def export_model(
     folder = Path(folder)
     chosen = get_target(target)
     if precision not in chosen.precisions:
-        raise EdgekdError(f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}.")
+        raise EdgekdError(
+            f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}."
+        )
     calibrated = precision in chosen.calibrated
     if calibrated and calibration is None:
         raise EdgekdError(
-            f"{precision.upper()} needs calibration images.", "Give some of the training images, 200 or more."
+            f"{precision.upper()} needs calibration images.",
+            "Give some of the training images, 200 or more.",
         )
     if yardstick is not None and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
@@ -126,11 +129,15 @@ def export_model(
     check_input(chosen, input)
     if min_agreement is not None and precision in EXACT:
         raise EdgekdError(
-            f"{precision} has to agree with the student: a file that does not is wrong.", "Leave out --min-agreement."
+            f"{precision} has to agree with the student: a file that does not is wrong.",
+            "Leave out --min-agreement.",
         )
-    if tuner is not None and (precision != "int8" or target not in TRAINED or yardstick is not None):
+    if tuner is not None and (
+        precision != "int8" or target not in TRAINED or yardstick is not None
+    ):
         raise EdgekdError(
-            f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.", "Leave out --qat."
+            f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.",
+            "Leave out --qat.",
         )
     _refuse_existing(folder, overwrite)
     metadata = {
@@ -142,7 +149,10 @@ def export_model(
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         takers = [other.name for other in TARGETS.values() if unknown[0] in other.options]
-        raise EdgekdError(f"{target} has no option {unknown[0]}.", f"It belongs to {', '.join(takers) or 'no target'}.")
+        raise EdgekdError(
+            f"{target} has no option {unknown[0]}.",
+            f"It belongs to {', '.join(takers) or 'no target'}.",
+        )
     writer = importlib.import_module(WRITERS[target])
     sweep(folder)
     with _one_winner(folder), replacing(folder) as scratch:
@@ -165,9 +175,15 @@ def export_model(
         )
         written: Written = writer.write(build)
         if len(parity_images) == 0:
-            raise EdgekdError("There are no images for the parity check.", "Give some real images, 64 or more.")
+            raise EdgekdError(
+                "There are no images for the parity check.", "Give some real images, 64 or more."
+            )
         student = build.logits(torch_logits(model, parity_images))
-        reference = student if written.trained is None else build.logits(in_batches(written.trained, parity_images))
+        reference = (
+            student
+            if written.trained is None
+            else build.logits(in_batches(written.trained, parity_images))
+        )
         kept: tuple[str, ...] = ()
         if bank is not None:
             kept += (BANK_FILE,)
@@ -217,7 +233,9 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     try:
         with torch.inference_mode():
             parts = [
-                model(torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)).float().cpu()
+                model(torch.from_numpy(np.array(images[start : start + _BATCH])).to(device))
+                .float()
+                .cpu()
                 for start in range(0, len(images), _BATCH)
             ]
     finally:
@@ -226,7 +244,9 @@ def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[n
     return logits
 
 
-def _answers(build: Build, written: Written, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], str | None]:
+def _answers(
+    build: Build, written: Written, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], str | None]:
     """The finished artifact's logits, and who ran it."""
     if written.evaluate is not None:
         return build.logits(in_batches(written.evaluate, images)), written.evaluated_by
@@ -241,7 +261,9 @@ def _calibrator(target: str, *, trained: bool) -> Calibrator:
 
 def _refuse_existing(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
-        raise EdgekdError(f"{folder} exists.", "Add --overwrite to replace it, or choose another folder.")
+        raise EdgekdError(
+            f"{folder} exists.", "Add --overwrite to replace it, or choose another folder."
+        )
 
 
 @contextlib.contextmanager
@@ -252,7 +274,8 @@ def _one_winner(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or error.filename == str(folder):
             raise EdgekdError(
-                f"Another export wrote {folder} at the same time.", "Its result stands; run again to replace it."
+                f"Another export wrote {folder} at the same time.",
+                "Its result stands; run again to replace it.",
             ) from error
         raise
 
@@ -279,9 +302,13 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
     """What may bring a file with few bits over its threshold, or the threshold to the file; not what was tried."""
     ways, int8 = [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
-        ways.append(f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300")
+        ways.append(
+            f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
+        )
     if int8 and artifact.target in SEARCHED and build.yardstick is None and build.tuner is None:
-        ways.append("keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5")
+        ways.append(
+            "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
+        )
     if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
         ways.append("train it with its rounding: --qat")
     usual = _calibrator(artifact.target, trained=build.tuner is not None)
@@ -292,7 +319,9 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append("quantize the weights alone: --int8")
     if artifact.precision == "pal4":
         ways.append("take finer palettes: --palettize 6")
-    ways.append(f"or accept it: --min-agreement {math.floor(100 * artifact.parity['top1_agreement'])}")
+    ways.append(
+        f"or accept it: --min-agreement {math.floor(100 * artifact.parity['top1_agreement'])}"
+    )
     return "Go on like this: " + "; ".join(ways) + "."
 
 

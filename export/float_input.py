@@ -44,7 +44,9 @@ def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in path:
         graph.node.remove(node)
     if kind == onnx.TensorProto.FLOAT16:
-        graph.node.insert(0, onnx.helper.make_node("Cast", [image], [planes], "edgekd/to_half", to=kind))
+        graph.node.insert(
+            0, onnx.helper.make_node("Cast", [image], [planes], "edgekd/to_half", to=kind)
+        )
         gone.remove(planes)
     for node in graph.node:
         for place, name in enumerate(node.input):

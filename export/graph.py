@@ -24,7 +24,9 @@ class Deployable(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear | UnitHead, preprocess: Preprocess) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Linear | UnitHead, preprocess: Preprocess
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -33,8 +35,12 @@ class Deployable(nn.Module):
         std = torch.tensor(preprocess.std, dtype=torch.float64)
         # One statistic per value of a pixel row, not per channel: a product with 3 · W contiguous values runs at full
         # vector width, one with a trailing axis of 3 costs 1.6 ms at 224 px in an INT8 graph, a tenth of the model.
-        self.register_buffer("scale", (1 / (255 * std)).float().repeat(self.size), persistent=False)  # [W * 3]
-        self.register_buffer("shift", (-mean / std).float().repeat(self.size), persistent=False)  # [W * 3]
+        self.register_buffer(
+            "scale", (1 / (255 * std)).float().repeat(self.size), persistent=False
+        )  # [W * 3]
+        self.register_buffer(
+            "shift", (-mean / std).float().repeat(self.size), persistent=False
+        )  # [W * 3]
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB uint8 `[B, size, size, 3]` → float32 logits `[B, C]`, or unit vectors `[B, D]`.
@@ -75,12 +81,16 @@ class UnitHead(nn.Module):
     def scaled(self, projector: nn.Linear) -> nn.Linear:
         """A copy of a projector with this head's factor, without gradients."""
         copied = copy.deepcopy(projector).requires_grad_(False)
-        copied.load_state_dict({name: float(self.factor) * value for name, value in projector.state_dict().items()})
+        copied.load_state_dict(
+            {name: float(self.factor) * value for name, value in projector.state_dict().items()}
+        )
         return copied
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, d]` → `[B, D]`, rows of length 1; not finite for a row of zeros, which has no direction."""
-        raw = self.projector(features) if self.projector is not None else features * self.factor  # [B, D]
+        raw = (
+            self.projector(features) if self.projector is not None else features * self.factor
+        )  # [B, D]
         return cast(Tensor, raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True))
 
 
@@ -111,7 +121,11 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
                 "Use the text bank of the teacher the student was trained with.",
             )
         weight = text @ projector.weight.detach().double()  # [C, d]
-        offset = projector.bias.detach().double() if projector.bias is not None else text.new_zeros(text.shape[1])
+        offset = (
+            projector.bias.detach().double()
+            if projector.bias is not None
+            else text.new_zeros(text.shape[1])
+        )
         bias = text @ offset  # [C]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": (scale * weight).float(), "bias": (scale * bias).float()})

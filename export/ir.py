@@ -48,7 +48,9 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
         openvino.save_model(model, path, compress_to_fp16=halved)
     except RuntimeError as error:  # an OSError in all but name and number
         # The folders on the way mean nothing to anybody.
-        place = next(parent for parent in path.parents if not parent.name.startswith((".tmp-", "search-")))
+        place = next(
+            parent for parent in path.parents if not parent.name.startswith((".tmp-", "search-"))
+        )
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} could not write its files in {place} ({reason_of(error)}).",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
@@ -60,7 +62,11 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
     core = load_openvino().Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be written anew while this is alive
     model = core.read_model(path)
-    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+    settings = {
+        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,
+    }
 
     @functools.cache
     def prepared(shape: tuple[int, ...]) -> Any:

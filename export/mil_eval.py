@@ -67,13 +67,19 @@ def evaluate(
     def one(pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # [1, 3, H, W]
         values, seen = {program.input_name: pixels}, {}
         for number, (op, constants) in enumerate(steps):
-            given = constants | {name: _fetch(value, values) for name, value in op.inputs.items() if _moves(value)}
+            given = constants | {
+                name: _fetch(value, values) for name, value in op.inputs.items() if _moves(value)
+            }
             made = OPS[op.kind](given)
             outputs = made if isinstance(made, tuple) else (made,)
             if watch is not None and (noted := watch(op, given, outputs)) is not None:
                 seen[op.name] = noted
             for name, dtype, output in zip(op.outputs, op.dtypes, outputs, strict=True):
-                values[name] = output.half().float() if dtype == "fp16" and arithmetic == "declared" else output
+                values[name] = (
+                    output.half().float()
+                    if dtype == "fp16" and arithmetic == "declared"
+                    else output
+                )
             for name in last_use.get(number, ()):
                 del values[name]
         return {name: values[name] for name in wanted}, seen
@@ -104,8 +110,13 @@ def _resolved(
     program: MilProgram, wanted: Sequence[str]
 ) -> tuple[list[tuple[Op, dict[str, Any]]], dict[int, list[str]]]:
     """Operations with their constants as tensors, and which values nobody needs after which operation."""
-    ops = [op for op in program.ops if op.kind != "classify"]  # it only names the largest probability
-    steps = [(op, {name: _constant(value) for name, value in op.inputs.items() if not _moves(value)}) for op in ops]
+    ops = [
+        op for op in program.ops if op.kind != "classify"
+    ]  # it only names the largest probability
+    steps = [
+        (op, {name: _constant(value) for name, value in op.inputs.items() if not _moves(value)})
+        for op in ops
+    ]
     last: dict[str, int] = {}
     for number, op in enumerate(ops):
         for value in op.inputs.values():
@@ -124,12 +135,16 @@ def _resolved(
 
 def _moves(value: Any) -> bool:
     """Whether a value depends on the image."""
-    return isinstance(value, Ref) or (isinstance(value, tuple) and any(isinstance(item, Ref) for item in value))
+    return isinstance(value, Ref) or (
+        isinstance(value, tuple) and any(isinstance(item, Ref) for item in value)
+    )
 
 
 def _fetch(value: Any, values: dict[str, Tensor]) -> Any:
     if isinstance(value, tuple):
-        return tuple(values[item.name] if isinstance(item, Ref) else _constant(item) for item in value)
+        return tuple(
+            values[item.name] if isinstance(item, Ref) else _constant(item) for item in value
+        )
     return values[value.name]
 
 
@@ -141,4 +156,8 @@ def _constant(value: Any) -> Any:
 
 
 def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, NDArray[np.float32]]:
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]} if parts else {}
+    return (
+        {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        if parts
+        else {}
+    )

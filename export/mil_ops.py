@@ -31,7 +31,9 @@ def _flat_padding(pads: Sequence[int]) -> list[int]:
     return [pads[2 * axis + end] for axis in reversed(range(len(pads) // 2)) for end in (0, 1)]
 
 
-def _window_padding(given: Given, size: Sequence[int], kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def _window_padding(
+    given: Given, size: Sequence[int], kernel: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
     """Begin and end of the two image axes, by `pad_type`."""
     kind = given.get("pad_type", "valid")
     if kind == "custom":
@@ -39,7 +41,9 @@ def _window_padding(given: Given, size: Sequence[int], kernel: Sequence[int], di
     if kind == "valid":
         return [0, 0, 0, 0]
     pads = []
-    for n, k, stride, dilation in zip(size, kernel, _ints(given.get("strides", [1, 1])), dilations, strict=True):
+    for n, k, stride, dilation in zip(
+        size, kernel, _ints(given.get("strides", [1, 1])), dilations, strict=True
+    ):
         total = max((-(-n // stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
         less = total // 2
         pads += [less, total - less] if kind == "same" else [total - less, less]
@@ -62,12 +66,20 @@ def _max_pool(given: Given) -> Tensor:
     x, kernel = _tensor(given), _ints(given["kernel_sizes"])
     pads = _window_padding(given, x.shape[2:], kernel, [1, 1])
     x = F.pad(x, _flat_padding(pads), value=float("-inf"))
-    return F.max_pool2d(x, kernel, _ints(given.get("strides", [1, 1])), ceil_mode=bool(given.get("ceil_mode", False)))
+    return F.max_pool2d(
+        x,
+        kernel,
+        _ints(given.get("strides", [1, 1])),
+        ceil_mode=bool(given.get("ceil_mode", False)),
+    )
 
 
 def _avg_pool(given: Given) -> Tensor:
     x, kernel = _tensor(given), _ints(given["kernel_sizes"])
-    pads, strides = _window_padding(given, x.shape[2:], kernel, [1, 1]), _ints(given.get("strides", [1, 1]))
+    pads, strides = (
+        _window_padding(given, x.shape[2:], kernel, [1, 1]),
+        _ints(given.get("strides", [1, 1])),
+    )
     total = F.avg_pool2d(F.pad(x, _flat_padding(pads)), kernel, strides)
     if not given.get("exclude_padding_from_average", False):
         return total
@@ -85,7 +97,9 @@ def _matmul(given: Given) -> Tensor:
 
 
 def _attention(given: Given) -> Tensor:
-    query, key, value = (_tensor(given, name) for name in ("query", "key", "value"))  # [B, heads, N, d]
+    query, key, value = (
+        _tensor(given, name) for name in ("query", "key", "value")
+    )  # [B, heads, N, d]
     scores: Tensor = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     if given.get("attn_mask") is not None:
         scores = scores + _tensor(given, "attn_mask")
@@ -96,7 +110,10 @@ def _attention(given: Given) -> Tensor:
 def _layer_norm(given: Given) -> Tensor:
     x, axes = _tensor(given), _ints(given["axes"])
     centred = x - x.mean(axes, keepdim=True)
-    y = centred / (centred.square().mean(axes, keepdim=True) + float(given.get("epsilon", 1e-5))).sqrt()
+    y = (
+        centred
+        / (centred.square().mean(axes, keepdim=True) + float(given.get("epsilon", 1e-5))).sqrt()
+    )
     return _scaled(y, given)
 
 
@@ -105,7 +122,9 @@ def _batch_norm(given: Given) -> Tensor:
     shape = [1, -1] + [1] * (x.ndim - 2)
     deviation = (given["variance"] + float(given.get("epsilon", 1e-5))).sqrt().reshape(shape)
     y = (x - given["mean"].reshape(shape)) / deviation
-    return _scaled(y, {name: given[name].reshape(shape) for name in ("gamma", "beta") if name in given})
+    return _scaled(
+        y, {name: given[name].reshape(shape) for name in ("gamma", "beta") if name in given}
+    )
 
 
 def _scaled(y: Tensor, given: Given) -> Tensor:
@@ -148,7 +167,9 @@ def _slice_by_index(given: Given) -> Tensor:
     x = _tensor(given)
     begin, end = _ints(given["begin"]), _ints(given["end"])
     no = [False] * x.ndim
-    begin_mask, end_mask, squeeze = (given.get(f"{name}_mask", no) for name in ("begin", "end", "squeeze"))
+    begin_mask, end_mask, squeeze = (
+        given.get(f"{name}_mask", no) for name in ("begin", "end", "squeeze")
+    )
     strides = _ints(given.get("stride", [1] * x.ndim))
     index: list[Any] = []
     for axis in range(x.ndim):
@@ -161,9 +182,13 @@ def _slice_by_index(given: Given) -> Tensor:
 
 
 def _pad(given: Given) -> Tensor:
-    mode = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}[given.get("mode", "constant")]
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}[
+        given.get("mode", "constant")
+    ]
     pads = _flat_padding(_ints(given["pad"]))
-    return F.pad(given["x"], pads, mode, float(given.get("constant_val", 0)) if mode == "constant" else None)
+    return F.pad(
+        given["x"], pads, mode, float(given.get("constant_val", 0)) if mode == "constant" else None
+    )
 
 
 def _concat(given: Given) -> Tensor:
@@ -174,11 +199,17 @@ def _concat(given: Given) -> Tensor:
 
 def _cast(given: Given) -> Tensor:
     x, wanted = _tensor(given), given["dtype"]
-    return x.trunc() if wanted.startswith(("int", "uint")) else x  # numbers stay in float32; rounding comes after
+    return (
+        x.trunc() if wanted.startswith(("int", "uint")) else x
+    )  # numbers stay in float32; rounding comes after
 
 
 def _per_channel(value: Any, like: Tensor, axis: Any) -> Tensor:
-    numbers = value.float() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
+    numbers = (
+        value.float()
+        if isinstance(value, Tensor)
+        else torch.as_tensor(np.asarray(value, dtype=np.float32))
+    )
     shape = [1] * like.ndim
     if numbers.ndim:
         shape[int(axis)] = -1
@@ -194,7 +225,9 @@ def _quantize(given: Given) -> Tensor:
 
 def _dequantize(given: Given) -> Tensor:
     x, axis = _tensor(given, "input"), given.get("axis", 0)
-    return (x - _per_channel(given.get("zero_point", 0), x, axis)) * _per_channel(given["scale"], x, axis)
+    return (x - _per_channel(given.get("zero_point", 0), x, axis)) * _per_channel(
+        given["scale"], x, axis
+    )
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[[Given], Tensor]:
@@ -235,7 +268,9 @@ OPS: dict[str, Callable[[Given], Tensor | tuple[Tensor, ...]]] = {
     "pow": _of_both(lambda x, y: x**y),
     "quantize": _quantize,
     "real_div": _of_both(lambda x, y: x / y),
-    "reduce_l2_norm": _reduce(lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)),
+    "reduce_l2_norm": _reduce(
+        lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)
+    ),
     "reduce_mean": _reduce(torch.mean),
     "reduce_sum": _reduce(torch.sum),
     "relu": _of_x(torch.relu),
@@ -243,7 +278,9 @@ OPS: dict[str, Callable[[Given], Tensor | tuple[Tensor, ...]]] = {
     "reshape": _reshape,
     "scaled_dot_product_attention": _attention,
     "sigmoid": _of_x(torch.sigmoid),
-    "sigmoid_hard": lambda given: (given["x"] * float(given["alpha"]) + float(given["beta"])).clamp(0, 1),
+    "sigmoid_hard": lambda given: (given["x"] * float(given["alpha"]) + float(given["beta"])).clamp(
+        0, 1
+    ),
     "silu": _of_x(F.silu),
     "slice_by_index": _slice_by_index,
     "softmax": lambda given: given["x"].softmax(int(given.get("axis", -1))),
@@ -252,7 +289,9 @@ OPS: dict[str, Callable[[Given], Tensor | tuple[Tensor, ...]]] = {
     "square": _of_x(torch.square),
     "squeeze": _squeeze,
     "sub": _of_both(lambda x, y: x - y),
-    "thresholded_relu": lambda given: torch.where(given["x"] >= float(given["alpha"]), given["x"], 0.0),
+    "thresholded_relu": lambda given: torch.where(
+        given["x"] >= float(given["alpha"]), given["x"], 0.0
+    ),
     "transpose": lambda given: given["x"].permute(_ints(given["perm"])),
 }
 """MIL operation → what it computes."""

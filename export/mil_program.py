@@ -63,11 +63,17 @@ class MilProgram:
         for op in reversed(self.ops):
             if op.kind == "softmax" and isinstance(entering := op.inputs["x"], Ref):
                 return self._before_casts(entering.name)
-        raise EdgekdError("The Core ML program has no softmax, so its logits cannot be found.", "Export it again.")
+        raise EdgekdError(
+            "The Core ML program has no softmax, so its logits cannot be found.", "Export it again."
+        )
 
     def _before_casts(self, name: str) -> str:
         makers = {output: op for op in self.ops for output in op.outputs}
-        while (op := makers.get(name)) is not None and op.kind == "cast" and isinstance(op.inputs["x"], Ref):
+        while (
+            (op := makers.get(name)) is not None
+            and op.kind == "cast"
+            and isinstance(op.inputs["x"], Ref)
+        ):
             name = op.inputs["x"].name
         return name
 
@@ -83,23 +89,37 @@ def read_program(package: Path) -> MilProgram:
     from coremltools.converters.mil.frontend.milproto.load import load
 
     if not package.is_dir():
-        raise EdgekdError(f"There is no Core ML package at {package}.", "Check the path; a package is a folder.")
+        raise EdgekdError(
+            f"There is no Core ML package at {package}.", "Check the path; a package is a folder."
+        )
     try:
         with quiet():
             spec = coremltools.models.utils.load_spec(str(package))
             if spec.WhichOneof("Type") != "mlProgram":
-                raise EdgekdError(f"{package} holds no ML program.", "Export it again with --target coreml.")
+                raise EdgekdError(
+                    f"{package} holds no ML program.", "Export it again with --target coreml."
+                )
             function = load(
-                spec, specification_version=spec.specificationVersion, file_weights_dir=str(package / WEIGHTS)
+                spec,
+                specification_version=spec.specificationVersion,
+                file_weights_dir=str(package / WEIGHTS),
             ).functions["main"]
     except EdgekdError:
         raise
-    except Exception as error:  # protobuf, blob reader and type inference share no base class but this
-        raise EdgekdError(f"{package} cannot be read as a Core ML package ({error}).", "Export it again.") from error
+    except (
+        Exception
+    ) as error:  # protobuf, blob reader and type inference share no base class but this
+        raise EdgekdError(
+            f"{package} cannot be read as a Core ML package ({error}).", "Export it again."
+        ) from error
     (name, source), *others = function.inputs.items()
     if others or len(source.shape) != 4 or source.shape[:2] != (1, 3):
-        raise EdgekdError(f"{package} does not take one RGB image.", "Export it again with --target coreml.")
-    ops = tuple(_op(op) for op in function.operations if op.op_type != "const" and not _is_stored(op))
+        raise EdgekdError(
+            f"{package} does not take one RGB image.", "Export it again with --target coreml."
+        )
+    ops = tuple(
+        _op(op) for op in function.operations if op.op_type != "const" and not _is_stored(op)
+    )
     return MilProgram(name, tuple(source.shape), ops, tuple(var.name for var in function.outputs))
 
 
@@ -144,7 +164,9 @@ def _op(op: Any) -> Op:
     from coremltools.converters.mil.mil import types
 
     outputs = op.outputs
-    dtypes = tuple(types.builtin_to_string(var.dtype) if hasattr(var, "dtype") else "?" for var in outputs)
+    dtypes = tuple(
+        types.builtin_to_string(var.dtype) if hasattr(var, "dtype") else "?" for var in outputs
+    )
     shapes = tuple(tuple(int(n) for n in (getattr(var, "shape", None) or ())) for var in outputs)
     inputs = {name: _value(var) for name, var in op.inputs.items() if var is not None}
     return Op(op.op_type, op.name, inputs, tuple(var.name for var in outputs), dtypes, shapes)
@@ -164,7 +186,9 @@ def _single(var: Any) -> Ref | Constant:
     value = var.val
     if isinstance(value, np.ndarray | str | bool | int | float) or value is None:
         return value
-    return value.item() if isinstance(value, np.generic) else None  # class labels: a list type of MIL's own
+    return (
+        value.item() if isinstance(value, np.generic) else None
+    )  # class labels: a list type of MIL's own
 
 
 def decompress(op: Any) -> NDArray[Any]:
@@ -177,7 +201,9 @@ def decompress(op: Any) -> NDArray[Any]:
     """
     given = {name: _single(var) for name, var in op.inputs.items() if var is not None}
     if op.op_type == "constexpr_affine_dequantize":
-        return _affine(given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"]))  # type: ignore[arg-type]
+        return _affine(
+            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
+        )  # type: ignore[arg-type]
     if op.op_type == "constexpr_blockwise_shift_scale":
         return _blockwise(given["data"], given["scale"], given.get("offset"))  # type: ignore[arg-type]
     if op.op_type == "constexpr_lut_to_dense":
@@ -207,7 +233,9 @@ def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArr
     return weights
 
 
-def _blockwise(data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None) -> NDArray[Any]:
+def _blockwise(
+    data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | None
+) -> NDArray[Any]:
     """`scale · (data − offset)`; a scale holds for a block of `data.shape[d] / scale.shape[d]` values along each d."""
 
     def spread(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -223,14 +251,18 @@ def _blockwise(data: NDArray[Any], scale: NDArray[Any], offset: NDArray[Any] | N
 def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
     """`count` numbers of `n_bits` each, packed from the least significant bit on."""
     bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    numbers: NDArray[np.int64] = bits.reshape(count, n_bits).astype(np.int64) @ (1 << np.arange(n_bits))
+    numbers: NDArray[np.int64] = bits.reshape(count, n_bits).astype(np.int64) @ (
+        1 << np.arange(n_bits)
+    )
     return numbers
 
 
 def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
     """iOS 18: `lut [g0, …, gk, palettes, vector]` has one table per block of the indices, `[n0, …, nk]`."""
     if lut.shape[-1] != 1:
-        raise EdgekdError("The reference evaluator cannot expand vector palettes.", "Palettize scalar values.")
+        raise EdgekdError(
+            "The reference evaluator cannot expand vector palettes.", "Palettize scalar values."
+        )
     blocks = []
     for axis, (n, groups) in enumerate(zip(indices.shape, lut.shape[:-2], strict=True)):
         shape = [1] * indices.ndim

@@ -38,7 +38,9 @@ class Hazard:
     @property
     def sentence(self) -> str:
         if self.kind == "overflow":
-            return f"{self.layer} ({self.op}) reaches {self.largest:.3g}, above half precision's 65504"
+            return (
+                f"{self.layer} ({self.op}) reaches {self.largest:.3g}, above half precision's 65504"
+            )
         if self.kind == "underflow":
             return (
                 f"{self.layer} ({self.op}) loses {100 * self.rounding:.0f} % in half precision: its largest value is "
@@ -109,7 +111,11 @@ def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
 
 
 def _reads(op: Op) -> set[str]:
-    values = [item for value in op.inputs.values() for item in (value if isinstance(value, tuple) else (value,))]
+    values = [
+        item
+        for value in op.inputs.values()
+        for item in (value if isinstance(value, tuple) else (value,))
+    ]
     return {item.name for item in values if isinstance(item, Ref)}
 
 
@@ -120,7 +126,9 @@ def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> T
     leave float32's range when they are squared.
     """
     x = torch.cat([output.flatten() for output in outputs])
-    rounded = torch.where(x.abs() < FP16_MIN_NORMAL, 0.0, x.clamp(-FP16_MAX, FP16_MAX).half().float())
+    rounded = torch.where(
+        x.abs() < FP16_MIN_NORMAL, 0.0, x.clamp(-FP16_MAX, FP16_MAX).half().float()
+    )
     unit = x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     error, power = ((x - rounded) / unit).square().mean(), (x / unit).square().mean()
     return torch.stack([x.amin(), x.amax(), error, power, _largest_sum(op, given, x)])

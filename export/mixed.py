@@ -105,26 +105,35 @@ def quantize_within(
         EdgekdError: no validation images, or useless calibration images.
     """
     if len(yardstick.pixels) == 0:
-        raise EdgekdError("There are no validation images to measure the drop on.", "Leave out --max-drop-id and -ood.")
+        raise EdgekdError(
+            "There are no validation images to measure the drop on.",
+            "Leave out --max-drop-id and -ood.",
+        )
     calibrated = dialect.calibrate(fp32, calibration, calibrator)
     right = _Reference(fp32, yardstick, dialect)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
         return _searched(calibrated, right, fp32, Path(folder), out)
 
 
-def _searched(calibrated: C, reference: _Reference[C], fp32: Path, trials: Path, out: Path) -> dict[str, Any]:
+def _searched(
+    calibrated: C, reference: _Reference[C], fp32: Path, trials: Path, out: Path
+) -> dict[str, Any]:
     """`quantize_within` after calibration; `trials` is a folder for files on the way."""
     yardstick, dialect = reference.yardstick, reference.dialect
     plain, trial = trials / f"plain{out.suffix}", trials / f"trial{out.suffix}"
     described = dialect.write(calibrated, plain)
     drops = reference.drops(plain)
     if drops.within(yardstick):
-        for part in trials.glob(f"{plain.stem}.*"):  # weights may lie beside the file under the same name
+        for part in trials.glob(
+            f"{plain.stem}.*"
+        ):  # weights may lie beside the file under the same name
             part.rename(out.with_suffix(part.suffix))
         say(f"int8: all layers pass the gate ({drops})")
         return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
     units = dialect.units(calibrated)
-    say(f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions")
+    say(
+        f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions"
+    )
     started = time.monotonic()
     deadline = started + yardstick.search_seconds
     order, ranked = rank(calibrated, units, reference, trial, deadline)
@@ -135,26 +144,42 @@ def _searched(calibrated: C, reference: _Reference[C], fp32: Path, trials: Path,
         )
     kept, drops, shortest = _shortest_prefix(order, calibrated, reference, trial, deadline)
     if not shortest:
-        say("int8: the time ended before it was clear whether less in float would do (--search-seconds)")
-    searched = {"ranked_units": ranked, "shortest": shortest, "seconds": round(time.monotonic() - started, 1)}
+        say(
+            "int8: the time ended before it was clear whether less in float would do (--search-seconds)"
+        )
+    searched = {
+        "ranked_units": ranked,
+        "shortest": shortest,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     described = dialect.write(calibrated, out, keep=_nodes(kept))
     names = ", ".join(unit.name for unit in kept[:_NAMED])
     more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
-    say(f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}")
+    say(
+        f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}"
+    )
     costs = _costs({"fp32": fp32, "plain": plain, "mixed": out}, yardstick, dialect)
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
-        trained = ", or train it with its rounding: --qat" if isinstance(dialect, OnnxDialect) else ""
+        trained = (
+            ", or train it with its rounding: --qat" if isinstance(dialect, OnnxDialect) else ""
+        )
         warn(
             f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
             f"Take --{dialect.rest}, or allow a larger drop{trained}."
         )
-    return described | {"mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}}
+    return described | {
+        "mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}
+    }
 
 
 def rank(
-    calibrated: C, units: Sequence[Unit], reference: _Reference[C], trial: Path, deadline: float = math.inf
+    calibrated: C,
+    units: Sequence[Unit],
+    reference: _Reference[C],
+    trial: Path,
+    deadline: float = math.inf,
 ) -> tuple[list[Unit], int]:
     """`units`, the one with the largest effect on the logits first.
 
@@ -208,7 +233,9 @@ class _Reference(Generic[C]):
 
     def drops(self, path: Path) -> _Drops:
         now = self._answers(path)
-        lost = [100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)]
+        lost = [
+            100 * (self._right(a) - self._right(b)) for a, b in zip(self.logits, now, strict=True)
+        ]
         same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(self.logits, now, strict=True)]
         return _Drops(lost[0], lost[1], agreement=float(np.concatenate(same).mean()))
 
@@ -258,20 +285,25 @@ def _shortest_prefix(
     return tuple(order[:passes]), best, passes - fails == 1
 
 
-def _costs(files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any]) -> dict[str, float]:
+def _costs(
+    files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any]
+) -> dict[str, float]:
     """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something.
 
     Args:
         files: `fp32`, `plain` and `mixed`; their weights may lie beside them under the same name.
     """
     sizes = {
-        name: sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*")) for name, file in files.items()
+        name: sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+        for name, file in files.items()
     }
     mb = (sizes["mixed"] - sizes["plain"]) / 1e6
     if not dialect.timed:
         say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
         return {"cost_mb": round(mb, 3)}
-    times = interleaved_ms({name: dialect.open(file) for name, file in files.items()}, yardstick.pixels[:8])
+    times = interleaved_ms(
+        {name: dialect.open(file) for name, file in files.items()}, yardstick.pixels[:8]
+    )
     ms = times["mixed"] - times["plain"]
     say(
         f"int8: they cost {ms:+.2f} ms and {mb:+.2f} MB: {times['mixed']:.2f} ms an image, "

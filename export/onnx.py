@@ -28,7 +28,9 @@ class _GlobalMean(nn.Module):
         return x.mean((2, 3), keepdim=True)  # [B, d, 1, 1]
 
 
-def export_onnx(model: nn.Module, path: Path, *, size: int, metadata: dict[str, str], output: str = "logits") -> None:
+def export_onnx(
+    model: nn.Module, path: Path, *, size: int, metadata: dict[str, str], output: str = "logits"
+) -> None:
     """Write `model` to `path`: input `image` uint8 `[batch, size, size, 3]`, output float32 `[batch, …]`.
 
     Args:
@@ -82,7 +84,9 @@ def sizes_from_floats(proto: onnx.ModelProto) -> None:
     """
     graph = proto.graph
     image = graph.input[0].name
-    cast = next((node for node in graph.node if node.op_type == "Cast" and node.input[0] == image), None)
+    cast = next(
+        (node for node in graph.node if node.op_type == "Cast" and node.input[0] == image), None
+    )
     if cast is None:
         return
     for node in graph.node:
@@ -128,7 +132,9 @@ def _first_line(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    text = next(
+        (line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__
+    )
     return text if text.endswith(".") else text + "."
 
 

@@ -38,7 +38,9 @@ def runtime_evaluator(path: Path) -> Evaluate:
 def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Evaluate:
     options.log_severity_level = 4
     # From bytes: the file is renamed with its folder while this is alive.
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(None, {"image": feed(images)})[0]

@@ -13,7 +13,13 @@ from edgekd.export.units import units_of
 
 MODEL_FILE = "model.onnx"
 DIALECT = onnx_dialect(
-    calibrate, write_int8, units_of, grid=weight_grid, open=runtime_evaluator, rest="fp32", timed=True
+    calibrate,
+    write_int8,
+    units_of,
+    grid=weight_grid,
+    open=runtime_evaluator,
+    rest="fp32",
+    timed=True,
 )
 
 

@@ -39,7 +39,9 @@ def write(build: Build) -> Written:
         if build.yardstick is not None:
             quantization = within(build, dialect)(base, path, build.calibration)
         else:
-            quantization = dialect.write(dialect.calibrate(base, build.calibration, build.calibrator), path)
+            quantization = dialect.write(
+                dialect.calibrate(base, build.calibration, build.calibrator), path
+            )
     base.unlink()
     return Written(
         format="openvino",

@@ -21,7 +21,9 @@ from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino_runtime import reason_of
 
 
-def dialect(metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False) -> Dialect[Rounded]:
+def dialect(
+    metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False
+) -> Dialect[Rounded]:
     """How INT8 for OpenVINO is written; its files are IR, `.xml` with a `.bin` beside it.
 
     Args:
@@ -39,10 +41,20 @@ def dialect(metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool
         save(model, out, metadata, halved=True)
         return _described(model, calibrated.images)
 
-    return Dialect(calibrate, write, units, rounding, functools.partial(evaluator, feed=feed), rest="fp16", timed=True)
+    return Dialect(
+        calibrate,
+        write,
+        units,
+        rounding,
+        functools.partial(evaluator, feed=feed),
+        rest="fp16",
+        timed=True,
+    )
 
 
-def quantize(model: Any, calibration: NDArray[np.uint8], feed: Feed = as_pixels, *, embeds: bool = False) -> Rounded:
+def quantize(
+    model: Any, calibration: NDArray[np.uint8], feed: Feed = as_pixels, *, embeds: bool = False
+) -> Rounded:
     """NNCF's post-training quantization of an OpenVINO model, with fast bias correction.
 
     Image by image, so memory does not grow with their number beyond a few scalars per activation.
@@ -80,8 +92,15 @@ def quantize(model: Any, calibration: NDArray[np.uint8], feed: Feed = as_pixels,
                 ),
                 ignored_scope=nncf.IgnoredScope(names=behind, validate=False) if behind else None,
             )
-    except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
-        raise EdgekdError(f"NNCF {nncf.__version__} cannot quantize the student: {reason_of(error)}.") from error
+    except (
+        RuntimeError,
+        nncf.InternalError,
+        nncf.ValidationError,
+        nncf.UnsupportedModelError,
+    ) as error:
+        raise EdgekdError(
+            f"NNCF {nncf.__version__} cannot quantize the student: {reason_of(error)}."
+        ) from error
     return Rounded(model, rounded, len(calibration))
 
 
@@ -102,9 +121,14 @@ def _behind_last_layer(model: Any) -> list[str]:
     """What makes an embedding's length 1, which NNCF would round to 8 bits as well."""
     nodes = list(model.get_ordered_ops())
     layers = {node.get_friendly_name() for node in weighted(model)}
-    last = max((place for place, node in enumerate(nodes) if node.get_friendly_name() in layers), default=-1)
+    last = max(
+        (place for place, node in enumerate(nodes) if node.get_friendly_name() in layers),
+        default=-1,
+    )
     kinds = ("Constant", "Result", "Parameter")
-    return [node.get_friendly_name() for node in nodes[last + 1 :] if node.get_type_name() not in kinds]
+    return [
+        node.get_friendly_name() for node in nodes[last + 1 :] if node.get_type_name() not in kinds
+    ]
 
 
 def _refuse_not_finite(model: Any) -> None:

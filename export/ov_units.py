@@ -19,7 +19,17 @@ from edgekd.targets.openvino_runtime import load_openvino
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 _BETWEEN = ("Reshape", "Convert")
 """What may lie between a layer and its constants."""
-_MOVING = ("Gather", "Reshape", "Slice", "Split", "Squeeze", "StridedSlice", "Transpose", "Unsqueeze", "VariadicSplit")
+_MOVING = (
+    "Gather",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "StridedSlice",
+    "Transpose",
+    "Unsqueeze",
+    "VariadicSplit",
+)
 """What computes nothing: 8 bits in, the same 8 bits out."""
 
 
@@ -57,11 +67,18 @@ def rounding(calibrated: Rounded) -> dict[str, float]:
     """Weighted operation → squared error of its weights in int8 per output channel, relative to their squares."""
     errors = {}
     for node in calibrated.full.get_ordered_ops():
-        if node.get_type_name() in _WEIGHTED and (constant := _constant(node.input_value(1))) is not None:
+        if (
+            node.get_type_name() in _WEIGHTED
+            and (constant := _constant(node.input_value(1))) is not None
+        ):
             rows = _rows(node, constant.data).astype(np.float64)
-            scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+            scale = (
+                np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+            )
             lost = np.square(rows - np.round(rows / scale) * scale).sum()
-            errors[node.get_friendly_name()] = float(lost / max(np.square(rows).sum(), np.finfo(np.float32).tiny))
+            errors[node.get_friendly_name()] = float(
+                lost / max(np.square(rows).sum(), np.finfo(np.float32).tiny)
+            )
     return errors
 
 
@@ -81,7 +98,9 @@ def take_back(model: Any, full: Any, keep: Collection[str]) -> None:
             if source.get_node().get_type_name() == "FakeQuantize":
                 node.input(place).replace_source_output(source.get_node().input_value(0))
             else:  # weights that NNCF has stored as integers
-                node.input(place).replace_source_output(_copy(_constant(original.input_value(place))).output(0))
+                node.input(place).replace_source_output(
+                    _copy(_constant(original.input_value(place))).output(0)
+                )
         for bias, as_it_was in _biases(node, before):
             for reader in bias.output(0).get_target_inputs():
                 reader.replace_source_output(_copy(as_it_was).output(0))
@@ -96,7 +115,9 @@ def weighted(model: Any) -> list[Any]:
 def in_float(model: Any) -> list[str]:
     """Names of the weighted operations that read nothing rounded, sorted."""
     nodes = weighted(model)
-    return sorted(n.get_friendly_name() for n in nodes if not _is_rounded(n.input_value(0)) and not _movers(n))
+    return sorted(
+        n.get_friendly_name() for n in nodes if not _is_rounded(n.input_value(0)) and not _movers(n)
+    )
 
 
 def _rounded_inputs(node: Any, original: Any) -> list[int]:
@@ -166,7 +187,9 @@ def _module(layer: Any) -> str:
     ]
     for value in (layer.input_value(1), *added):
         constant = _constant(value)
-        module, _, kind = (constant.get_friendly_name() if constant is not None else "").rpartition(".")
+        module, _, kind = (constant.get_friendly_name() if constant is not None else "").rpartition(
+            "."
+        )
         if kind in ("weight", "bias"):
             return str(module).removeprefix("backbone.")
     return ""

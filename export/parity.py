@@ -13,7 +13,14 @@ from edgekd.errors import EdgekdError
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 """Largest logit error, as a share of the reference's logit range, where a precision promises one."""
-MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "w8a8": 0.97, "pal6": 0.97, "pal4": 0.97}
+MIN_AGREEMENT = {
+    "fp32": 0.999,
+    "fp16": 0.995,
+    "int8": 0.97,
+    "w8a8": 0.97,
+    "pal6": 0.97,
+    "pal4": 0.97,
+}
 """Share of images on which both predict the same class."""
 
 EXACT = ("fp32", "fp16")
@@ -39,7 +46,8 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
         )
     if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
         raise EdgekdError(
-            "A model gives logits that are not finite.", "Check the training run: its weights have probably diverged."
+            "A model gives logits that are not finite.",
+            "Check the training run: its weights have probably diverged.",
         )
     a, b = reference.astype(np.float64), candidate.astype(np.float64)
     error = np.abs(a - b)
@@ -52,7 +60,9 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
         "max_abs_error": float(error.max()),
         "mean_abs_error": float(error.mean()),
         "logit_range": span,
-        "max_error_relative": float(error.max() / span) if span > 0 else (0.0 if error.max() == 0 else 1.0),
+        "max_error_relative": float(error.max() / span)
+        if span > 0
+        else (0.0 if error.max() == 0 else 1.0),
         "cosine": float(cosine.mean()),
         "top1_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
         "kl": float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()),
@@ -71,7 +81,9 @@ def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
         return [str(key) for key in arrays["keys"]], arrays["logits"]
 
 
-def check(parity: dict[str, Any], precision: str, min_agreement: float | None = None) -> dict[str, Any]:
+def check(
+    parity: dict[str, Any], precision: str, min_agreement: float | None = None
+) -> dict[str, Any]:
     """`parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`.
 
     Args:
@@ -80,12 +92,18 @@ def check(parity: dict[str, Any], precision: str, min_agreement: float | None = 
     reasons = []
     limit = MAX_RELATIVE_ERROR.get(precision)
     if limit is not None and parity["max_error_relative"] > limit:
-        reasons.append(f"the largest logit error is {parity['max_error_relative']:.2g} of the range, above {limit:g}")
+        reasons.append(
+            f"the largest logit error is {parity['max_error_relative']:.2g} of the range, above {limit:g}"
+        )
     least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
     if parity["top1_agreement"] < least:
-        reasons.append(f"top-1 agreement is {100 * parity['top1_agreement']:.1f} %, below {100 * least:.1f} %")
+        reasons.append(
+            f"top-1 agreement is {100 * parity['top1_agreement']:.1f} %, below {100 * least:.1f} %"
+        )
     asked = {} if min_agreement is None else {"min_agreement": min_agreement}
-    return {**parity, **asked, "passed": not reasons} | ({"reason": "; ".join(reasons)} if reasons else {})
+    return {**parity, **asked, "passed": not reasons} | (
+        {"reason": "; ".join(reasons)} if reasons else {}
+    )
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

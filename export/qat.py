@@ -61,8 +61,12 @@ class Tuner:
     def score(self, logits: NDArray[np.float32]) -> tuple[float, float]:
         """Top-1 in 0–1, averaged over domains without weights, then, among equals, minus the cross-entropy."""
         right = logits.argmax(axis=1) == self.labels
-        accuracy = float(np.mean([right[self.domains == domain].mean() for domain in np.unique(self.domains)]))
-        each = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(self.labels))
+        accuracy = float(
+            np.mean([right[self.domains == domain].mean() for domain in np.unique(self.domains)])
+        )
+        each = torch.nn.functional.cross_entropy(
+            torch.from_numpy(logits), torch.from_numpy(self.labels)
+        )
         return accuracy, -float(each)
 
 
@@ -95,7 +99,9 @@ def quantize_tuned(
     network = Replay(calibrated.model, onnx.load(out), dialect.grid)
     full = tuner.score(tuner.logits(dialect.answers(fp32, tuner.pixels)))
     best = before = tuner.score(tuner.logits(dialect.answers(out, tuner.pixels)))
-    say(f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training")
+    say(
+        f"qat: validation top-1 {100 * full[0]:.1f} % in FP32, {100 * before[0]:.1f} % in INT8 before training"
+    )
     state, head = copy.deepcopy(network.state_dict()), Replay.head_of(calibrated.model)
     chosen = worse = 0
     trial = out.with_name("trial.onnx")
@@ -104,12 +110,16 @@ def quantize_tuned(
         nonlocal best, described, state, head, chosen, worse
         now = tuner.head()
         tuned = dataclasses.replace(
-            calibrated, model=network.tuned(calibrated.model, now), ranges=network.tuned_ranges(calibrated.ranges)
+            calibrated,
+            model=network.tuned(calibrated.model, now),
+            ranges=network.tuned_ranges(calibrated.ranges),
         )
         written = dialect.write(tuned, trial)
         score = tuner.score(tuner.logits(dialect.answers(trial, tuner.pixels)))
         better = score > best
-        say(f"qat: step {step}: validation top-1 {100 * score[0]:.1f} %{', the best so far' if better else ''}")
+        say(
+            f"qat: step {step}: validation top-1 {100 * score[0]:.1f} %{', the best so far' if better else ''}"
+        )
         if better:
             best, described, chosen, worse = score, written, step, 0
             state, head = copy.deepcopy(network.state_dict()), copy.deepcopy(now)
@@ -139,11 +149,19 @@ def with_corrected_biases(calibrated: Calibrated, grid: Grid) -> Calibrated:
     """Where training starts: with the biases of the untrained file, and nothing left to correct in those it learns."""
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+    }
     layers = set(calibrated.layers)
-    weighted = [n for n in model.graph.node if n.name in layers and n.input[1] in constants]  # not products of tokens
+    weighted = [
+        n for n in model.graph.node if n.name in layers and n.input[1] in constants
+    ]  # not products of tokens
     found = {n.input[1]: grid(n, constants[n.input[1]]) for n in weighted}
-    correct_biases(model, calibrated.means, {name: scales for name, scales in found.items() if scales is not None})
+    correct_biases(
+        model,
+        calibrated.means,
+        {name: scales for name, scales in found.items() if scales is not None},
+    )
     return dataclasses.replace(calibrated, model=model, means={})
 
 
@@ -151,7 +169,9 @@ def _torch_answers(network: Replay, head: nn.Linear, *, embeds: bool) -> Evaluat
     @torch.inference_mode()
     def answers(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         found = head(network(torch.from_numpy(np.array(images))))  # [B, C] or [B, D]
-        said: NDArray[np.float32] = (nn.functional.normalize(found, dim=1) if embeds else found).numpy()
+        said: NDArray[np.float32] = (
+            nn.functional.normalize(found, dim=1) if embeds else found
+        ).numpy()
         return said
 
     return answers

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
-QUANTIZED_OPS = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool", "AveragePool")
+QUANTIZED_OPS = (
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Concat",
+    "Relu",
+    "Clip",
+    "MaxPool",
+    "AveragePool",
+)
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 
 
@@ -51,7 +61,11 @@ class Calibrated:
     def layers(self) -> list[str]:
         """Names of the weighted layers that INT8 takes, in graph order."""
         skip = set(self.in_float)
-        return [n.name for n in self.model.graph.node if n.op_type in WEIGHTED_OPS and n.name not in skip]
+        return [
+            n.name
+            for n in self.model.graph.node
+            if n.op_type in WEIGHTED_OPS and n.name not in skip
+        ]
 
 
 def quantize_int8(
@@ -72,12 +86,16 @@ def quantize_int8(
     return write_int8(calibrate(fp32, calibration, calibrator), out)
 
 
-def calibrate(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax") -> Calibrated:
+def calibrate(
+    fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+) -> Calibrated:
     """Measure the activations' ranges; arguments and errors as `quantize_int8`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
     in_float = float_nodes(model)
-    extremes, means = observe(model, calibration, touched(model, QUANTIZED_OPS, in_float), to_average(model, in_float))
+    extremes, means = observe(
+        model, calibration, touched(model, QUANTIZED_OPS, in_float), to_average(model, in_float)
+    )
     ranges = clipped_ranges(model, calibration, extremes, calibrator, symmetric=False)
     return Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
 
@@ -125,7 +143,10 @@ def write_int8(calibrated: Calibrated, out: Path, *, keep: Collection[str] = ())
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(
             CalibrationMethod.MinMax,
-            {name: TensorData(lowest=low, highest=high) for name, (low, high) in calibrated.ranges.items()},
+            {
+                name: TensorData(lowest=low, highest=high)
+                for name, (low, high) in calibrated.ranges.items()
+            },
         ),
         nodes_to_quantize=[],  # every node
         nodes_to_exclude=sorted(in_float),
@@ -173,19 +194,29 @@ def float_nodes(model: onnx.ModelProto) -> list[str]:
     `[B, C, H, W]`: the bias behind a transformer's product, its stream of tokens. Rounding around those would keep
     ONNX Runtime from adding in float what its int8 product gives in float.
     """
-    shapes = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in model.graph.value_info}
+    shapes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in model.graph.value_info
+    }
     nodes = list(model.graph.node)
     first = next((index for index, node in enumerate(nodes) if node.op_type in WEIGHTED_OPS), 0)
-    small = [node.name for node in nodes if node.op_type == "Conv" and shapes.get(node.input[0], [])[2:] == [1, 1]]
+    small = [
+        node.name
+        for node in nodes
+        if node.op_type == "Conv" and shapes.get(node.input[0], [])[2:] == [1, 1]
+    ]
     tokens = [
         node.name
         for node in nodes[first:]
-        if node.op_type in ("Add", "Concat") and any(len(shapes.get(name, [])) != 4 for name in node.input)
+        if node.op_type in ("Add", "Concat")
+        and any(len(shapes.get(name, [])) != 4 for name in node.input)
     ]
     return [node.name for node in nodes[:first]] + small + tokens
 
 
-def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbours", "any"]) -> NDArray[np.float32]:
+def weight_scales(
+    rows: NDArray[np.float32], *, pairs: Literal["none", "neighbours", "any"]
+) -> NDArray[np.float32]:
     """Scale of each output channel's int8 weights, so that no pair of products overflows 16 bits.
 
     Processors without VNNI add two u8 × s8 products in 16 bits, saturating: 255 · |a + b| must stay below 32768, or
@@ -203,12 +234,16 @@ def weight_scales(rows: NDArray[np.float32], *, pairs: Literal["none", "neighbou
     scale = np.abs(rows).max(axis=1) / 127
     if pairs == "any":
         ordered = np.partition(rows, (0, 1, -2, -1), axis=1) if rows.shape[1] > 2 else np.sort(rows)
-        meeting = np.abs(np.stack([ordered[:, :2].sum(axis=1), ordered[:, -2:].sum(axis=1)], axis=1))
+        meeting = np.abs(
+            np.stack([ordered[:, :2].sum(axis=1), ordered[:, -2:].sum(axis=1)], axis=1)
+        )
     else:
         even = rows if rows.shape[1] % 2 == 0 else np.pad(rows, ((0, 0), (0, 1)))
         meeting = np.abs(even[:, 0::2] + even[:, 1::2])
     if pairs != "none":
-        scale = np.maximum(scale, meeting.max(axis=1) / 127)  # rounding may add 1, and 255 · 128 = 32640 still fits
+        scale = np.maximum(
+            scale, meeting.max(axis=1) / 127
+        )  # rounding may add 1, and 255 · 128 = 32640 still fits
     return np.where(scale > 0, scale, 1).astype(np.float32)
 
 
@@ -225,11 +260,15 @@ def weight_errors(model: onnx.ModelProto, grid: Grid) -> dict[str, float]:
             rows = np.moveaxis(weight, axis, 0)
             rows = rows.reshape(len(rows), -1)  # [channels, K]
             lost = rows - np.round(rows / scale[:, None]) * scale[:, None]
-            errors[node.name] = float(np.square(lost).sum() / max(np.square(rows).sum(), np.finfo(np.float32).tiny))
+            errors[node.name] = float(
+                np.square(lost).sum() / max(np.square(rows).sum(), np.finfo(np.float32).tiny)
+            )
     return errors
 
 
-def weight_grid(node: onnx.NodeProto, weight: NDArray[np.float32]) -> tuple[int, NDArray[np.float32]] | None:
+def weight_grid(
+    node: onnx.NodeProto, weight: NDArray[np.float32]
+) -> tuple[int, NDArray[np.float32]] | None:
     """The axis of a layer's output channels and the scale of each; None for a weight that stays in float."""
     pairs: Literal["none", "neighbours", "any"] = "neighbours"
     if node.op_type == "Conv":
@@ -254,7 +293,9 @@ def _weight_overrides(model: onnx.ModelProto, *, skip: set[str]) -> dict[str, li
         grid = weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]))
         if grid is not None:
             axis, scales = grid
-            overrides[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+            overrides[node.input[1]] = [
+                {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales
+            ]
     return overrides
 
 

@@ -39,8 +39,12 @@ def check_calibration(calibration: NDArray[np.uint8], model: onnx.ModelProto) ->
             "Prepare them with the model's own preprocess.",
         )
     if len(calibration) == 0:
-        raise EdgekdError("There are no calibration images.", "Give some of the training images, 200 or more.")
-    if (calibration == calibration[0]).all() and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
+        raise EdgekdError(
+            "There are no calibration images.", "Give some of the training images, 200 or more."
+        )
+    if (calibration == calibration[0]).all() and (
+        len(calibration) > 1 or np.ptp(calibration[0]) == 0
+    ):
         raise EdgekdError(
             "All calibration images are alike, so the activations' ranges would be wrong.",
             "Give real and varied images, 200 or more.",
@@ -88,12 +92,20 @@ def observe(
         for op in ("ReduceMin", "ReduceMax"):
             # Probes go last: every tensor they read exists by then, so the node order stays valid.
             probe.graph.node.append(onnx.helper.make_node(op, [name], [f"{name}/{op}"], keepdims=0))
-            probe.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}/{op}", onnx.TensorProto.FLOAT, []))
+            probe.graph.output.append(
+                onnx.helper.make_tensor_value_info(f"{name}/{op}", onnx.TensorProto.FLOAT, [])
+            )
     for name, axes in averaged.items():
-        probe.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{name}/axes"))
+        probe.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{name}/axes")
+        )
         mean = f"{name}/ReduceMean"
-        probe.graph.node.append(onnx.helper.make_node("ReduceMean", [name, f"{name}/axes"], [mean], keepdims=0))
-        probe.graph.output.append(onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None))
+        probe.graph.node.append(
+            onnx.helper.make_node("ReduceMean", [name, f"{name}/axes"], [mean], keepdims=0)
+        )
+        probe.graph.output.append(
+            onnx.helper.make_tensor_value_info(mean, onnx.TensorProto.FLOAT, None)
+        )
     wanted = [f"{name}/{op}" for op in ("ReduceMin", "ReduceMax") for name in tensors]
     wanted += [f"{name}/ReduceMean" for name in averaged]
     lows = np.full(len(tensors), np.inf, dtype=np.float32)
@@ -104,7 +116,9 @@ def observe(
         share = min(_BATCH, len(calibration) - number * _BATCH) / len(calibration)
         for name, mean_of_batch in zip(averaged, values[2 * len(tensors) :], strict=True):
             means[name] = means.get(name, 0) + share * mean_of_batch.astype(np.float64)
-        lows = np.minimum(lows, extremes[: len(tensors)])  # np.minimum keeps NaN, which the check below wants
+        lows = np.minimum(
+            lows, extremes[: len(tensors)]
+        )  # np.minimum keeps NaN, which the check below wants
         highs = np.maximum(highs, extremes[len(tensors) :])
     broken = ~(np.isfinite(lows) & np.isfinite(highs))
     if broken.any():
@@ -116,7 +130,12 @@ def observe(
 
 
 def clipped_ranges(
-    model: onnx.ModelProto, calibration: NDArray[np.uint8], extremes: Ranges, calibrator: str, *, symmetric: bool
+    model: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    extremes: Ranges,
+    calibrator: str,
+    *,
+    symmetric: bool,
 ) -> Ranges:
     """`extremes` as `calibrator` narrows them, from one more look at the images; `minmax` leaves them as they are.
 
@@ -153,7 +172,9 @@ def histograms(
     for values in _run(whole, list(extremes), calibration, _WHOLE):
         for name, value in zip(extremes, values, strict=True):
             if (limit := reach(*extremes[name])) > 0:
-                places = np.floor(value.reshape(-1) * np.float32(BINS / limit)).astype(np.intp) + BINS
+                places = (
+                    np.floor(value.reshape(-1) * np.float32(BINS / limit)).astype(np.intp) + BINS
+                )
                 # The largest value, and a last digit that differs from the first pass, would fall outside.
                 counts[name] += np.bincount(np.clip(places, 0, 2 * BINS - 1), minlength=2 * BINS)
     return counts
@@ -171,7 +192,9 @@ def _run(
     with scratch_folder() as folder:
         path = folder / "probe.onnx"
         onnx.save(model, path)
-        session = onnxruntime.InferenceSession(path, _session_options(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path, _session_options(), providers=["CPUExecutionProvider"]
+        )
         for start in range(0, len(calibration), batch):
             images = np.ascontiguousarray(calibration[start : start + batch])
             yield session.run(wanted, {model.graph.input[0].name: images})
@@ -180,7 +203,9 @@ def _run(
 def _session_options() -> onnxruntime.SessionOptions:
     """Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.intra_op_num_threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    )
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return options

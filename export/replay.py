@@ -47,7 +47,9 @@ class Replay(nn.Module):
         super().__init__()
         self._grid = grid
         floats = {tensor.name: tensor for tensor in fp32.graph.initializer}
-        stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
+        stored = {
+            tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in int8.graph.initializer
+        }
         maker = {name: node for node in int8.graph.node for name in node.output}
         head = _head(int8)
         self.features: str = head.input[0]
@@ -56,9 +58,12 @@ class Replay(nn.Module):
         self.input: str = int8.graph.input[0].name
         self._nodes = _needed(int8, self.features, maker)
         self._attributes = [
-            {item.name: onnx.helper.get_attribute_value(item) for item in n.attribute} for n in self._nodes
+            {item.name: onnx.helper.get_attribute_value(item) for item in n.attribute}
+            for n in self._nodes
         ]
-        unknown = sorted({n.op_type for n in self._nodes} - {*OPS, "QuantizeLinear", "DequantizeLinear", "Cast"})
+        unknown = sorted(
+            {n.op_type for n in self._nodes} - {*OPS, "QuantizeLinear", "DequantizeLinear", "Cast"}
+        )
         if unknown:
             raise unsupported(f"the operation {', '.join(unknown)}")
         readers = _learned(self._nodes, maker)
@@ -75,7 +80,12 @@ class Replay(nn.Module):
             if node.op_type == "QuantizeLinear":
                 zero, scale = stored[node.input[2]], stored[node.input[1]]
                 kind = np.iinfo(zero.dtype)
-                self._scales[node.input[1]] = (float(scale), int(zero), int(kind.min), int(kind.max))
+                self._scales[node.input[1]] = (
+                    float(scale),
+                    int(zero),
+                    int(kind.min),
+                    int(kind.max),
+                )
                 self._factors.setdefault(node.input[1], nn.Parameter(torch.ones(())))
             elif node.op_type == "DequantizeLinear" and node.input[0] in stored:
                 name, value = node.input[0].removesuffix("_quantized"), node.output[0]
@@ -113,13 +123,19 @@ class Replay(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """RGB `[B, H, W, 3]`, uint8 or float in 0–255 → float32 features `[B, d]`."""
         self.clamp_factors()
-        fixed: dict[str, Tensor] = {name: getattr(self, buffer) for name, buffer in self._fixed.items()}
+        fixed: dict[str, Tensor] = {
+            name: getattr(self, buffer) for name, buffer in self._fixed.items()
+        }
         values = {**fixed, **self._weights, self.input: images.float()}
-        steps = {value: self._weight_scale(values[value], node) for value, node in self._rounded.items()}
+        steps = {
+            value: self._weight_scale(values[value], node) for value, node in self._rounded.items()
+        }
         for value, step in steps.items():
             values[value] = _to_grid(values[value], step)
         for value, (weight, scale) in self._biases.items():
-            step = steps[weight].reshape(-1) * (self._scales[scale][0] * self._factors[scale].detach())
+            step = steps[weight].reshape(-1) * (
+                self._scales[scale][0] * self._factors[scale].detach()
+            )
             values[value] = _to_grid(values[value], step, bits=32)
         for node, given in zip(self._nodes, self._attributes, strict=True):
             if node.output[0] in values:
@@ -132,8 +148,12 @@ class Replay(nn.Module):
                 x = values[node.input[0]]
                 values[node.output[0]] = x.float() if given["to"] in _FLOATS else x.long()
             else:
-                made = OPS[node.op_type]([values[name] if name else None for name in node.input], given)
-                values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=False))
+                made = OPS[node.op_type](
+                    [values[name] if name else None for name in node.input], given
+                )
+                values.update(
+                    zip(node.output, made if isinstance(made, tuple) else (made,), strict=False)
+                )
         return values[self.features]
 
     @torch.no_grad()
@@ -153,7 +173,9 @@ class Replay(nn.Module):
         """The float model's last layer, features → logits, or → the embedding before it has length 1."""
         last = _head(fp32)
         stored = {tensor.name: tensor for tensor in fp32.graph.initializer}
-        weight, bias = (torch.tensor(onnx.numpy_helper.to_array(stored[name])) for name in last.input[1:3])
+        weight, bias = (
+            torch.tensor(onnx.numpy_helper.to_array(stored[name])) for name in last.input[1:3]
+        )
         weight = weight if _transposed(last) else weight.T
         head = nn.Linear(weight.shape[1], weight.shape[0])
         head.load_state_dict({"weight": weight, "bias": bias})
@@ -175,7 +197,10 @@ class Replay(nn.Module):
         model = onnx.ModelProto()
         model.CopyFrom(fp32)
         last = _head(model)
-        named = {self._names[value]: weight.detach().cpu().numpy() for value, weight in self._weights.items()}
+        named = {
+            self._names[value]: weight.detach().cpu().numpy()
+            for value, weight in self._weights.items()
+        }
         weight = head.weight.detach().cpu().numpy()
         named[last.input[1]] = weight if _transposed(last) else weight.T
         named[last.input[2]] = head.bias.detach().cpu().numpy()
@@ -190,7 +215,10 @@ class Replay(nn.Module):
     ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """The calibrated extremes of each activation, with the learned factors."""
         self.clamp_factors()
-        factors = {name.removesuffix("_scale"): np.float32(value.item()) for name, value in self._factors.items()}
+        factors = {
+            name.removesuffix("_scale"): np.float32(value.item())
+            for name, value in self._factors.items()
+        }
         return {
             name: (low * factors.get(name, np.float32(1)), high * factors.get(name, np.float32(1)))
             for name, (low, high) in ranges.items()
@@ -259,7 +287,9 @@ def _transposed(node: onnx.NodeProto) -> bool:
     return any(item.name == "transB" and item.i for item in node.attribute)
 
 
-def _learned(nodes: Sequence[onnx.NodeProto], maker: Mapping[str, onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
+def _learned(
+    nodes: Sequence[onnx.NodeProto], maker: Mapping[str, onnx.NodeProto]
+) -> dict[str, onnx.NodeProto]:
     """What may be a weight or a bias → the node that reads it: a layer, a LayerNorm, or the sum behind a product."""
     found = {}
     for node in nodes:
@@ -272,7 +302,9 @@ def _learned(nodes: Sequence[onnx.NodeProto], maker: Mapping[str, onnx.NodeProto
     return found
 
 
-def _needed(model: onnx.ModelProto, last: str, maker: Mapping[str, onnx.NodeProto]) -> list[onnx.NodeProto]:
+def _needed(
+    model: onnx.ModelProto, last: str, maker: Mapping[str, onnx.NodeProto]
+) -> list[onnx.NodeProto]:
     """The nodes that `last` is computed from, in graph order."""
     wanted, pending = set(), [last]
     while pending:
@@ -285,8 +317,15 @@ def _needed(model: onnx.ModelProto, last: str, maker: Mapping[str, onnx.NodeProt
 
 def _dequantized(node: onnx.NodeProto, stored: Mapping[str, NDArray[Any]]) -> Tensor:
     """What a constant DequantizeLinear gives."""
-    values, scale = stored[node.input[0]].astype(np.float32), np.asarray(stored[node.input[1]], dtype=np.float32)
-    zero = np.asarray(stored[node.input[2]], dtype=np.float32) if len(node.input) > 2 else np.float32(0)
+    values, scale = (
+        stored[node.input[0]].astype(np.float32),
+        np.asarray(stored[node.input[1]], dtype=np.float32),
+    )
+    zero = (
+        np.asarray(stored[node.input[2]], dtype=np.float32)
+        if len(node.input) > 2
+        else np.float32(0)
+    )
     axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
     shape = [1] * values.ndim
     if scale.ndim:

@@ -29,13 +29,19 @@ def _ints(value: Tensor | None) -> list[int]:
     return [int(number) for number in value.reshape(-1)]
 
 
-def _pads(x: Tensor, given: Attributes, *, dims: int, value: float) -> tuple[Tensor, int | list[int]]:
+def _pads(
+    x: Tensor, given: Attributes, *, dims: int, value: float
+) -> tuple[Tensor, int | list[int]]:
     """`x` padded where the two sides differ, and the padding that torch's own operation may do."""
     pads = list(given.get("pads") or [0] * 2 * dims)
     first, last = pads[:dims], pads[dims:]
     if first == last:
         return x, first
-    flat = [n for before, after in zip(reversed(first), reversed(last), strict=True) for n in (before, after)]
+    flat = [
+        n
+        for before, after in zip(reversed(first), reversed(last), strict=True)
+        for n in (before, after)
+    ]
     return F.pad(x, flat, value=value), [0] * dims
 
 
@@ -55,7 +61,11 @@ def _gemm(inputs: Inputs, given: Attributes) -> Tensor:
     a, b, c = inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None
     assert a is not None
     assert b is not None
-    out: Tensor = (a.T if given.get("transA") else a) @ (b.T if given.get("transB") else b) * given.get("alpha", 1.0)
+    out: Tensor = (
+        (a.T if given.get("transA") else a)
+        @ (b.T if given.get("transB") else b)
+        * given.get("alpha", 1.0)
+    )
     return out if c is None else out + given.get("beta", 1.0) * c
 
 
@@ -65,8 +75,12 @@ def _pool(maximum: bool) -> Callable[[Inputs, Attributes], Tensor]:
         assert x is not None
         kernel, strides = given["kernel_shape"], given.get("strides", [1, 1])
         ceil = bool(given.get("ceil_mode", 0))
-        if given.get("auto_pad", b"NOTSET") != b"NOTSET" or any(n != 1 for n in given.get("dilations", [1, 1])):
-            raise unsupported(f"a {'MaxPool' if maximum else 'AveragePool'} that is dilated or pads by itself")
+        if given.get("auto_pad", b"NOTSET") != b"NOTSET" or any(
+            n != 1 for n in given.get("dilations", [1, 1])
+        ):
+            raise unsupported(
+                f"a {'MaxPool' if maximum else 'AveragePool'} that is dilated or pads by itself"
+            )
         if maximum:
             x, padding = _pads(x, given, dims=2, value=float("-inf"))
             return F.max_pool2d(x, kernel, strides, padding, ceil_mode=ceil)
@@ -95,13 +109,17 @@ def _reshape(inputs: Inputs, given: Attributes) -> Tensor:
 def _slice(inputs: Inputs, given: Attributes) -> Tensor:
     x, starts, ends = inputs[0], _ints(inputs[1]), _ints(inputs[2])
     assert x is not None
-    axes = _ints(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
+    axes = (
+        _ints(inputs[3]) if len(inputs) > 3 and inputs[3] is not None else list(range(len(starts)))
+    )
     steps = _ints(inputs[4]) if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     if any(step < 1 for step in steps):
         raise unsupported("a Slice that runs backwards")
     index: list[slice] = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(*slice(start, end, step).indices(x.shape[axis]))  # "to the end" is more than torch takes
+        index[axis] = slice(
+            *slice(start, end, step).indices(x.shape[axis])
+        )  # "to the end" is more than torch takes
     return x[tuple(index)]
 
 
@@ -147,7 +165,9 @@ def _clip(inputs: Inputs, given: Attributes) -> Tensor:
 def _layer_norm(inputs: Inputs, given: Attributes) -> Tensor:
     x, weight, bias = (*inputs, None)[:3]
     assert x is not None
-    return F.layer_norm(x, x.shape[given.get("axis", -1) :], weight, bias, given.get("epsilon", 1e-5))
+    return F.layer_norm(
+        x, x.shape[given.get("axis", -1) :], weight, bias, given.get("epsilon", 1e-5)
+    )
 
 
 def _of_one(function: Callable[[Tensor], Tensor]) -> Callable[[Inputs, Attributes], Tensor]:
@@ -168,7 +188,9 @@ OPS: dict[str, Callable[[Inputs, Attributes], Tensor | tuple[Tensor, ...]]] = {
     "Add": _of_two(torch.add),
     "AveragePool": _pool(False),
     "Clip": _clip,
-    "Concat": lambda inputs, given: torch.cat([part for part in inputs if part is not None], given["axis"]),
+    "Concat": lambda inputs, given: torch.cat(
+        [part for part in inputs if part is not None], given["axis"]
+    ),
     "Conv": _conv,
     "Div": _of_two(torch.div),
     "Erf": _of_one(torch.erf),
@@ -177,12 +199,14 @@ OPS: dict[str, Callable[[Inputs, Attributes], Tensor | tuple[Tensor, ...]]] = {
     ),
     "Flatten": lambda inputs, given: _first(inputs).flatten(given.get("axis", 1)),
     "Gather": _gather,
-    "Gelu": lambda inputs, given: F.gelu(_first(inputs), approximate=given.get("approximate", b"none").decode()),
+    "Gelu": lambda inputs, given: F.gelu(
+        _first(inputs), approximate=given.get("approximate", b"none").decode()
+    ),
     "Gemm": _gemm,
     "GlobalAveragePool": _of_one(lambda x: x.mean((2, 3), keepdim=True)),
-    "HardSigmoid": lambda inputs, given: (_first(inputs) * given.get("alpha", 0.2) + given.get("beta", 0.5)).clamp(
-        0, 1
-    ),
+    "HardSigmoid": lambda inputs, given: (
+        _first(inputs) * given.get("alpha", 0.2) + given.get("beta", 0.5)
+    ).clamp(0, 1),
     "HardSwish": _of_one(F.hardswish),
     "Identity": _of_one(lambda x: x),
     "LayerNormalization": _layer_norm,
@@ -192,7 +216,9 @@ OPS: dict[str, Callable[[Inputs, Attributes], Tensor | tuple[Tensor, ...]]] = {
     "ReduceMean": _reduce_mean,
     "Relu": _of_one(torch.relu),
     "Reshape": _reshape,
-    "Shape": lambda inputs, given: torch.tensor(_first(inputs).shape[given.get("start", 0) : given.get("end")]),
+    "Shape": lambda inputs, given: torch.tensor(
+        _first(inputs).shape[given.get("start", 0) : given.get("end")]
+    ),
     "Sigmoid": _of_one(torch.sigmoid),
     "Slice": _slice,
     "Softmax": lambda inputs, given: _first(inputs).softmax(given.get("axis", -1)),

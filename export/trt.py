@@ -113,7 +113,10 @@ def _capabilities(given: Any) -> tuple[str, ...]:
     parts = [part.strip() for part in str(given).split(",")]
     wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
     if wrong:
-        raise EdgekdError(f'"{wrong[0]}" is no compute capability.', "Give numbers like 8.6,8.9, separated by commas.")
+        raise EdgekdError(
+            f'"{wrong[0]}" is no compute capability.',
+            "Give numbers like 8.6,8.9, separated by commas.",
+        )
     return tuple(parts)
 
 
@@ -124,7 +127,9 @@ def _build_engine(choice: Choice, folder: Path) -> bool:
     assert trt is not None
     ahead = choice.capabilities if choice.builder == "tensorrt-rtx" else ()
     try:
-        plan = build(trt, (folder / ONNX_FILE).read_bytes(), max_batch=MAX_BATCH, capabilities=ahead)
+        plan = build(
+            trt, (folder / ONNX_FILE).read_bytes(), max_batch=MAX_BATCH, capabilities=ahead
+        )
     except BuildError as error:
         raise EdgekdError(
             f"{choice.builder} {choice.version} cannot build the engine for {', '.join(choice.capabilities)}: {error}.",
@@ -151,10 +156,20 @@ def _not_verified(choice: Choice) -> list[str]:
     if choice.builder == "tensorrt":
         return []
     if choice.builder is None:
-        return ["that an engine can be built from model.onnx", "the engine's numbers", "its latency"]
+        return [
+            "that an engine can be built from model.onnx",
+            "the engine's numbers",
+            "its latency",
+        ]
     return ["that the engine loads on such a GPU", "its numbers", "its latency"]
 
 
 DIALECT = onnx_dialect(
-    calibrate_trt, write_trt, units_trt, grid=weight_grid, open=onnx_evaluator, rest="fp16", timed=False
+    calibrate_trt,
+    write_trt,
+    units_trt,
+    grid=weight_grid,
+    open=onnx_evaluator,
+    rest="fp16",
+    timed=False,
 )

@@ -59,12 +59,16 @@ def quantize_trt(
     return write_trt(calibrate_trt(fp32, calibration, calibrator), out)
 
 
-def calibrate_trt(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax") -> quantize.Calibrated:
+def calibrate_trt(
+    fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+) -> quantize.Calibrated:
     """Measure the ranges of what becomes INT8; arguments and errors as `quantize_trt`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
     in_float = set(quantize.float_nodes(model))
-    extremes, means = observe(model, calibration, float_activations(model), to_average(model, in_float))
+    extremes, means = observe(
+        model, calibration, float_activations(model), to_average(model, in_float)
+    )
     refuse_overflow(extremes)
     near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
     near_extremes = {name: extremes[name] for name in near}
@@ -72,7 +76,9 @@ def calibrate_trt(fp32: Path, calibration: NDArray[np.uint8], calibrator: Calibr
     return quantize.Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
 
 
-def write_trt(calibrated: quantize.Calibrated, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
+def write_trt(
+    calibrated: quantize.Calibrated, out: Path, *, keep: Collection[str] = ()
+) -> dict[str, Any]:
     """Write the INT8 file `out` of what has been calibrated, all but the nodes `keep`; else as `quantize_trt`."""
     model, ranges, in_float = onnx.ModelProto(), calibrated.ranges, {*calibrated.in_float, *keep}
     model.CopyFrom(calibrated.model)  # its biases change in place
@@ -86,8 +92,14 @@ def write_trt(calibrated: quantize.Calibrated, out: Path, *, keep: Collection[st
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, out)
     layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
-    weights = {node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
-    chosen = {node.name for node in quantized.graph.node if node.op_type in _WEIGHTED_OPS and node.input[1] in weights}
+    weights = {
+        node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"
+    }
+    chosen = {
+        node.name
+        for node in quantized.graph.node
+        if node.op_type in _WEIGHTED_OPS and node.input[1] in weights
+    }
     return {
         "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
         "the rest in fp16",
@@ -146,11 +158,16 @@ def read_unrounded(model: onnx.ModelProto, keep: Collection[str]) -> None:
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
             return name
         source = writer.get(dequantize.input[0])
-        return source.input[0] if source is not None and source.op_type == "QuantizeLinear" else name
+        return (
+            source.input[0] if source is not None and source.op_type == "QuantizeLinear" else name
+        )
 
     for node in model.graph.node:
         plain = [before(name) for name in node.input]
-        one_sided = node.op_type == "Add" and sum(a != b for a, b in zip(plain, node.input, strict=True)) == 1
+        one_sided = (
+            node.op_type == "Add"
+            and sum(a != b for a, b in zip(plain, node.input, strict=True)) == 1
+        )
         if node.name in keep or one_sided:
             node.input[:] = plain
 
@@ -215,7 +232,9 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
     return result
 
 
-def weight_grid(node: onnx.NodeProto, weight: NDArray[np.float32]) -> tuple[int, NDArray[np.float16]]:
+def weight_grid(
+    node: onnx.NodeProto, weight: NDArray[np.float32]
+) -> tuple[int, NDArray[np.float16]]:
     """The axis of a layer's output channels and the scale of each."""
     axis = weight_axis(node, weight.ndim)
     rows = np.abs(np.moveaxis(weight, axis, 0)).reshape(weight.shape[axis], -1)
@@ -226,9 +245,13 @@ def _weight_scales(model: onnx.ModelProto, in_float: set[str]) -> Scales:
     """Output axis and scales of every constant weight that `insert_pairs` quantizes."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     return {
-        node.input[1]: weight_grid(node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32))
+        node.input[1]: weight_grid(
+            node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
+        )
         for node in model.graph.node
-        if node.op_type in _WEIGHTED_OPS and node.name not in in_float and node.input[1] in constants
+        if node.op_type in _WEIGHTED_OPS
+        and node.name not in in_float
+        and node.input[1] in constants
     }
 
 
@@ -248,11 +271,17 @@ def _rounded(
             continue
         if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
             yield node, [node.input[0]]
-        elif node.op_type == "Add" and _is_residual(node, writer) and all(name in ranges for name in node.input):
+        elif (
+            node.op_type == "Add"
+            and _is_residual(node, writer)
+            and all(name in ranges for name in node.input)
+        ):
             yield node, list(node.input)
 
 
 def _is_residual(node: onnx.NodeProto, writer: dict[str, onnx.NodeProto]) -> bool:
     """An addition of two computed maps, one of them straight from a convolution."""
     sources = [writer.get(name) for name in node.input]
-    return all(sources) and any(source is not None and source.op_type == "Conv" for source in sources)
+    return all(sources) and any(
+        source is not None and source.op_type == "Conv" for source in sources
+    )

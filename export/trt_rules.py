@@ -87,7 +87,9 @@ class _Graph:
                 self.constants[node.output[0]] = onnx.numpy_helper.to_array(node.attribute[0].t)
 
     def of(self, *ops: str) -> Iterator[NodeProto]:
-        return (node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx"))
+        return (
+            node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx")
+        )
 
     def written_by(self, name: str, op: str) -> NodeProto | None:
         node = self.writer.get(name)
@@ -118,17 +120,25 @@ def _operators(graph: _Graph) -> Iterator[Finding]:
     for node in graph.nodes:
         if node.domain not in ("", "ai.onnx"):
             yield Finding(
-                _name(node), "operator", f"TensorRT has no {node.op_type} of the domain {node.domain} without a plugin."
+                _name(node),
+                "operator",
+                f"TensorRT has no {node.op_type} of the domain {node.domain} without a plugin.",
             )
         elif node.op_type in ABSENT:
             yield Finding(_name(node), "operator", f"TensorRT's parser has no {node.op_type}.")
         elif node.op_type == "Cast" and any(
             item.name == "to" and item.i == TensorProto.DOUBLE for item in node.attribute
         ):
-            yield Finding(_name(node), "double", "TensorRT computes no float64; the cast would end in float32.")
+            yield Finding(
+                _name(node),
+                "double",
+                "TensorRT computes no float64; the cast would end in float32.",
+            )
     for name, value in graph.constants.items():
         if value.dtype == np.float64:
-            yield Finding(name, "double", "TensorRT computes no float64; the constant would become float32.")
+            yield Finding(
+                name, "double", "TensorRT computes no float64; the constant would become float32."
+            )
 
 
 def _image(graph: _Graph) -> Iterator[Finding]:
@@ -175,11 +185,17 @@ def _types(graph: _Graph) -> Iterator[Finding]:
             kind = str(constant.dtype) if constant is not None else "int8"
         else:
             kind = wanted or "uint8"  # ONNX's own default
-        if constant is not None and node.op_type == "DequantizeLinear" and constant.dtype != np.int8:
+        if (
+            constant is not None
+            and node.op_type == "DequantizeLinear"
+            and constant.dtype != np.int8
+        ):
             kind = str(constant.dtype)
         if kind != "int8":
             yield Finding(
-                _name(node), "type", f"It is quantized as {kind}; TensorRT reads only int8 here, and takes it for int8."
+                _name(node),
+                "type",
+                f"It is quantized as {kind}; TensorRT reads only int8 here, and takes it for int8.",
             )
 
 
@@ -198,9 +214,15 @@ def _zero_points(graph: _Graph) -> Iterator[Finding]:
             continue
         zero, scale = graph.constants.get(node.input[2]), graph.constants.get(node.input[1])
         if zero is None:
-            yield Finding(_name(node), "zero-point", "Its zero point is computed; it must be a constant 0.")
+            yield Finding(
+                _name(node), "zero-point", "Its zero point is computed; it must be a constant 0."
+            )
         elif np.any(zero.astype(np.float64)):
-            yield Finding(_name(node), "zero-point", "Its zero point is not 0; TensorRT quantizes symmetrically only.")
+            yield Finding(
+                _name(node),
+                "zero-point",
+                "Its zero point is not 0; TensorRT quantizes symmetrically only.",
+            )
         elif scale is not None and zero.size != scale.size:
             yield Finding(
                 _name(node),
@@ -213,14 +235,30 @@ def _scales(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constants.get(node.input[1])
         if scale is None:
-            yield Finding(_name(node), "scale", "Its scale is computed; TensorRT needs it when the engine is built.")
+            yield Finding(
+                _name(node),
+                "scale",
+                "Its scale is computed; TensorRT needs it when the engine is built.",
+            )
         elif str(scale.dtype) not in _SCALE_TYPES:
-            yield Finding(_name(node), "scale", f"Its scale is {scale.dtype}; it must be a float of 32 or 16 bits.")
-        elif not (np.isfinite(scale.astype(np.float64)).all() and (scale.astype(np.float64) > 0).all()):
-            yield Finding(_name(node), "scale", "A scale is 0, negative or not finite; every scale must be above 0.")
+            yield Finding(
+                _name(node),
+                "scale",
+                f"Its scale is {scale.dtype}; it must be a float of 32 or 16 bits.",
+            )
+        elif not (
+            np.isfinite(scale.astype(np.float64)).all() and (scale.astype(np.float64) > 0).all()
+        ):
+            yield Finding(
+                _name(node),
+                "scale",
+                "A scale is 0, negative or not finite; every scale must be above 0.",
+            )
         elif scale.ndim > 1:
             yield Finding(
-                _name(node), "scale", "Its scales form blocks; int8 takes one scale or one per output channel."
+                _name(node),
+                "scale",
+                "Its scales form blocks; int8 takes one scale or one per output channel.",
             )
 
 
@@ -236,13 +274,17 @@ def _channels(graph: _Graph) -> Iterator[Finding]:
         weight = graph.constants.get(source)
         if weight is None:
             yield Finding(
-                _name(node), "per-channel-activation", "An activation has a scale per channel; only weights may."
+                _name(node),
+                "per-channel-activation",
+                "An activation has a scale per channel; only weights may.",
             )
             continue
         axis = next((item.i for item in node.attribute if item.name == "axis"), 1) % weight.ndim
         if weight.shape[axis] != scale.size:
             yield Finding(
-                _name(node), "axis", f"It has {scale.size} scales for the {weight.shape[axis]} channels of axis {axis}."
+                _name(node),
+                "axis",
+                f"It has {scale.size} scales for the {weight.shape[axis]} channels of axis {axis}.",
             )
         if node.op_type == "QuantizeLinear":
             continue  # its DequantizeLinear is asked below
@@ -261,16 +303,22 @@ def _layers(graph: _Graph) -> Iterator[Finding]:
     for node in graph.of(*_WEIGHTED):
         if graph.quantized_weight(node.input[1]) and graph.origin(node.input[0]) is None:
             yield Finding(
-                _name(node), "half-quantized", f"The weights of this {node.op_type} are quantized and its input is not."
+                _name(node),
+                "half-quantized",
+                f"The weights of this {node.op_type} are quantized and its input is not.",
             )
         if len(node.input) > 2 and node.input[2]:
             bias = graph.constants.get(node.input[2])
             integer = bias is not None and np.issubdtype(bias.dtype, np.integer)
             if integer or graph.origin(node.input[2]) is not None:
-                yield Finding(_name(node), "bias", "Its bias is quantized; TensorRT adds the bias in float.")
+                yield Finding(
+                    _name(node), "bias", "Its bias is quantized; TensorRT adds the bias in float."
+                )
     for node in graph.of("Add"):
         if any(graph.quantized_weight(name) for name in node.input):
-            yield Finding(_name(node), "bias", "It adds a quantized constant; TensorRT adds a bias in float.")
+            yield Finding(
+                _name(node), "bias", "It adds a quantized constant; TensorRT adds a bias in float."
+            )
 
 
 def _residuals(graph: _Graph) -> Iterator[Finding]:
@@ -278,7 +326,9 @@ def _residuals(graph: _Graph) -> Iterator[Finding]:
         quantized = [graph.origin(name) is not None for name in node.input]
         if len(set(quantized)) == 2 and not any(name in graph.constants for name in node.input):
             yield Finding(
-                _name(node), "residual", "One side of this Add is quantized and the other is not, so it runs in float."
+                _name(node),
+                "residual",
+                "One side of this Add is quantized and the other is not, so it runs in float.",
             )
 
 

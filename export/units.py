@@ -51,7 +51,9 @@ def units_of(calibrated: Calibrated) -> list[Unit]:
             (nodes := before[node.input[0]]).append(node.name)
             before.setdefault(node.output[0], nodes)
     names = names_of(calibrated.model, [node for node, _ in leads])
-    return [Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in leads]
+    return [
+        Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in leads
+    ]
 
 
 def names_of(model: onnx.ModelProto, leads: list[onnx.NodeProto]) -> dict[str, str]:

@@ -23,7 +23,12 @@ VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]
 
 
 def export_vl_onnx(
-    model: nn.Module, path: Path, *, size: int, text_shape: tuple[int, ...], metadata: dict[str, str]
+    model: nn.Module,
+    path: Path,
+    *,
+    size: int,
+    text_shape: tuple[int, ...],
+    metadata: dict[str, str],
 ) -> None:
     """Write `model(image, tokens)` to `path`.
 
@@ -36,7 +41,10 @@ def export_vl_onnx(
     Raises:
         EdgekdError: an operator without ONNX counterpart.
     """
-    example = (torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.zeros(2, *text_shape, dtype=torch.int64))
+    example = (
+        torch.zeros(2, size, size, 3, dtype=torch.uint8),
+        torch.zeros(2, *text_shape, dtype=torch.int64),
+    )
     try:
         with quiet():
             program = torch.onnx.export(
@@ -51,7 +59,9 @@ def export_vl_onnx(
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise EdgekdError("The student cannot be written as ONNX.", "Choose another student.") from error
+        raise EdgekdError(
+            "The student cannot be written as ONNX.", "Choose another student."
+        ) from error
     assert program is not None
     proto = program.model_proto
     strip_metadata(proto)
@@ -103,10 +113,17 @@ def export_vl_model(
     with replacing(folder) as scratch:
         scratch.mkdir()
         metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
-        export_vl_onnx(model, scratch / "model.onnx", size=size, text_shape=text_shape, metadata=metadata)
-        parity = check(compare(reference(images, tokens), open_vl(scratch / "model.onnx")(images, tokens)), "fp32")
+        export_vl_onnx(
+            model, scratch / "model.onnx", size=size, text_shape=text_shape, metadata=metadata
+        )
+        parity = check(
+            compare(reference(images, tokens), open_vl(scratch / "model.onnx")(images, tokens)),
+            "fp32",
+        )
         if not parity["passed"]:
-            raise GateFailed(f"The exported file is not the student: {parity['reason']}.", "Please report this.")
+            raise GateFailed(
+                f"The exported file is not the student: {parity['reason']}.", "Please report this."
+            )
         record = {
             **facts,
             "inputs": {"image": ["batch", size, size, 3], "tokens": ["batch", *text_shape]},

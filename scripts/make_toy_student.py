@@ -69,9 +69,13 @@ def main() -> None:
     backbone = timm.create_model(NAME, num_classes=0)
     head = nn.Linear(backbone.head_hidden_size, 30)
     model = nn.Sequential(backbone, head).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=arguments.lr, weight_decay=0.05, fused=True
+    )
     ema = ModelEmaV3(model, decay=0.995, use_warmup=True)
-    mean, std = (torch.tensor(backbone.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    mean, std = (
+        torch.tensor(backbone.pretrained_cfg[name])[:, None, None] for name in ("mean", "std")
+    )
     started = time.perf_counter()
     for step in range(arguments.steps):
         chosen = torch.randint(0, len(pixels), (arguments.batch,))
@@ -87,7 +91,8 @@ def main() -> None:
         ema.update(model, step=step)
         if (step + 1) % 50 == 0:
             print(
-                f"step {step + 1}: loss {float(loss.detach()):.3f}, {time.perf_counter() - started:.0f} s", flush=True
+                f"step {step + 1}: loss {float(loss.detach()):.3f}, {time.perf_counter() - started:.0f} s",
+                flush=True,
             )
 
     whole = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]]).expand(len(test_pixels), -1, -1)
@@ -98,11 +103,18 @@ def main() -> None:
         test_views = (render(test_pixels, ViewParams(*plain), SIZE) - mean) / std
         right = ema.module.eval()(test_views).unflatten(1, (3, 10)).argmax(-1) == test_labels
     accuracy = dict(
-        zip(("kind", "colour", "scene"), (100 * right.float().mean(0)).round(decimals=1).tolist(), strict=True)
+        zip(
+            ("kind", "colour", "scene"),
+            (100 * right.float().mean(0)).round(decimals=1).tolist(),
+            strict=True,
+        )
     )
     print("accuracy on fresh photos, per cent:", accuracy)
     # Convolutions in half precision halve the file; statistics and biases stay as they are.
-    state = {name: value.half() if value.ndim > 1 else value for name, value in ema.module[0].state_dict().items()}
+    state = {
+        name: value.half() if value.ndim > 1 else value
+        for name, value in ema.module[0].state_dict().items()
+    }
     with replacing(arguments.out / f"{NAME}.safetensors") as scratch:
         save_file({name: value.contiguous() for name, value in state.items()}, scratch)
     write_json(

@@ -41,13 +41,32 @@ CONFIG = {
             "timm_proj": "linear",
             "image_size": IMAGE,
         },
-        "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "text_cfg": {
+            "context_length": 24,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+        },
     },
-    "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"},
+    "preprocess_cfg": {
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    },
 }
 # `None` is true of every style. The wordings include CLIP's seven-template ensemble.
 TEMPLATES: dict[str | None, tuple[str, ...]] = {
-    None: ("{}", "a {}", "the {}", "a picture of a {}", "an image of a {}", "itap of a {}.", "a bad image of the {}"),
+    None: (
+        "{}",
+        "a {}",
+        "the {}",
+        "a picture of a {}",
+        "an image of a {}",
+        "itap of a {}.",
+        "a bad image of the {}",
+    ),
     "photo": (
         "a photo of a {}",
         "a photo of a {}.",
@@ -55,9 +74,24 @@ TEMPLATES: dict[str | None, tuple[str, ...]] = {
         "a bad photo of the {}.",
         "a photograph of a {}",
     ),
-    "painting": ("a painting of a {}", "a painting of a {}.", "art of the {}.", "an oil painting of a {}"),
-    "cartoon": ("a cartoon of a {}", "a cartoon {}.", "a {} in a video game.", "a comic drawing of a {}"),
-    "sketch": ("a sketch of a {}", "a sketch of a {}.", "a pencil drawing of a {}", "a {} drawn in pencil"),
+    "painting": (
+        "a painting of a {}",
+        "a painting of a {}.",
+        "art of the {}.",
+        "an oil painting of a {}",
+    ),
+    "cartoon": (
+        "a cartoon of a {}",
+        "a cartoon {}.",
+        "a {} in a video game.",
+        "a comic drawing of a {}",
+    ),
+    "sketch": (
+        "a sketch of a {}",
+        "a sketch of a {}.",
+        "a pencil drawing of a {}",
+        "a {} drawn in pencil",
+    ),
 }
 
 
@@ -74,7 +108,9 @@ class Fact:
         words = f"{self.main} {self.cls}" if self.main else self.cls
         place = f" against {self.scene}" if self.scene else ""
         return (
-            template.format(words).replace("a orange", "an orange").rstrip(".") + place + "." * template.endswith(".")
+            template.format(words).replace("a orange", "an orange").rstrip(".")
+            + place
+            + "." * template.endswith(".")
         )
 
 
@@ -104,7 +140,9 @@ def draw_pool(seed: int, per_class: int, *, world: bool) -> tuple[Tensor, list[F
                 jobs.append((cls, domain, image_seed, world))
                 shown = toy.look(cls, image_seed, world=world)
                 plain = domain == "sketch"
-                facts.append(Fact(cls, domain, None if plain else shown.main, None if plain else shown.scene))
+                facts.append(
+                    Fact(cls, domain, None if plain else shown.main, None if plain else shown.scene)
+                )
     with ProcessPoolExecutor() as workers:
         pixels = np.stack(list(workers.map(_draw, jobs, chunksize=64)))
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), facts
@@ -116,7 +154,9 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     crop = int(torch.randint(round(side * 0.75), side + 1, (), generator=rng))
     top, left = (int(torch.randint(0, side - crop + 1, (), generator=rng)) for _ in range(2))
     pixels = images[:, :, top : top + crop, left : left + crop].float() / 255
-    pixels = interpolate(pixels, size=(IMAGE, IMAGE), mode="bilinear", align_corners=False, antialias=True)
+    pixels = interpolate(
+        pixels, size=(IMAGE, IMAGE), mode="bilinear", align_corners=False, antialias=True
+    )
     mirrored = torch.rand(len(pixels), 1, 1, 1, generator=rng) < 0.5
     pixels = torch.where(mirrored, pixels.flip(-1), pixels)
     gain = 1 + 0.3 * (torch.rand(len(pixels), 1, 1, 1, generator=rng) - 0.5)
@@ -133,7 +173,9 @@ def truth(facts: list[Fact], claims: list[Fact]) -> Tensor:
 
     def agree(field: str) -> Tensor:
         names: dict[str | None, int] = {None: 0}
-        said = torch.tensor([names.setdefault(getattr(claim, field), len(names)) for claim in claims])
+        said = torch.tensor(
+            [names.setdefault(getattr(claim, field), len(names)) for claim in claims]
+        )
         shown = torch.tensor([names.setdefault(getattr(fact, field), len(names)) for fact in facts])
         return (said[None, :] == shown[:, None]) | (said[None, :] == 0)
 
@@ -154,15 +196,34 @@ def zero_shot(
     model: torch.nn.Module, tokenize: open_clip.SimpleTokenizer, pixels: Tensor, facts: list[Fact]
 ) -> dict[str, float]:
     """Top-1 (percent) by "a photo of a {class}" in each domain."""
-    bank = normalize(model.encode_text(tokenize([f"a photo of a {name}" for name in toy.CLASSES])), dim=-1)
-    small = interpolate(pixels.float() / 255, size=(IMAGE, IMAGE), mode="bicubic", align_corners=False, antialias=True)
-    guesses = torch.cat(
-        [(model.encode_image(part) @ bank.T).argmax(1) for part in normalised(small.clamp(0, 1)).split(256)]
+    bank = normalize(
+        model.encode_text(tokenize([f"a photo of a {name}" for name in toy.CLASSES])), dim=-1
     )
-    right = [toy.CLASSES[guess] == fact.cls for guess, fact in zip(guesses.tolist(), facts, strict=True)]
+    small = interpolate(
+        pixels.float() / 255,
+        size=(IMAGE, IMAGE),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    guesses = torch.cat(
+        [
+            (model.encode_image(part) @ bank.T).argmax(1)
+            for part in normalised(small.clamp(0, 1)).split(256)
+        ]
+    )
+    right = [
+        toy.CLASSES[guess] == fact.cls for guess, fact in zip(guesses.tolist(), facts, strict=True)
+    ]
     return {
         domain: round(
-            100 * float(np.mean([hit for hit, fact in zip(right, facts, strict=True) if fact.domain == domain])), 1
+            100
+            * float(
+                np.mean(
+                    [hit for hit, fact in zip(right, facts, strict=True) if fact.domain == domain]
+                )
+            ),
+            1,
         )
         for domain in toy.DOMAINS
     }
@@ -175,7 +236,10 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
     pixels, facts = draw_pool(seed, pool, world=True)
     # The student's suites of small seeds are left alone: this one only measures.
     test_pixels, test_facts = draw_pool(10_000 + seed, 20, world=False)
-    print(f"drew {len(pixels):,} + {len(test_pixels):,} images in {time.perf_counter() - started:.0f} s", flush=True)
+    print(
+        f"drew {len(pixels):,} + {len(test_pixels):,} images in {time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
 
     with replacing(out / "open_clip_config.json") as scratch:
         scratch.write_text(json.dumps(CONFIG, indent=2) + "\n")
@@ -211,10 +275,15 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
             seconds = time.perf_counter() - started
             print(f"step {step + 1}  loss {loss.item():.3f}  {seconds:.0f} s  {scores}", flush=True)
 
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
     with replacing(out / "open_clip_model.safetensors") as scratch:
         save_file({name: value.contiguous() for name, value in weights.items()}, scratch)
-    reloaded = open_clip.create_model_from_pretrained(f"local-dir:{out}", return_transform=False).eval()
+    reloaded = open_clip.create_model_from_pretrained(
+        f"local-dir:{out}", return_transform=False
+    ).eval()
     scores = zero_shot(reloaded, tokenize, test_pixels, test_facts)
     print("zero-shot of the written file, fresh student-like images:", scores)
     write_json(
@@ -229,14 +298,21 @@ def train(steps: int, batch: int, seed: int, pool: int, out: Path) -> None:
             "zero_shot_percent": scores,
             "zero_shot_prompt": "a photo of a {class}",
             "zero_shot_images_per_domain": 20 * len(toy.CLASSES),
-            "versions": {"torch": torch.__version__.split("+")[0], "open_clip": open_clip.__version__},
+            "versions": {
+                "torch": torch.__version__.split("+")[0],
+                "open_clip": open_clip.__version__,
+            },
         },
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("src/edgekd/toy_teacher"), help="folder of the model")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("src/edgekd/toy_teacher"), help="folder of the model"
+    )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pool", type=int, default=200, help="images of each class in each domain")

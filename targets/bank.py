@@ -72,7 +72,9 @@ class ClassBank:
         """
         return unit(unit(self._checked(embeddings)).mean(axis=0))
 
-    def with_class(self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]) -> ClassBank:
+    def with_class(
+        self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]
+    ) -> ClassBank:
         """This bank with one more class behind the others.
 
         Args:
@@ -89,9 +91,16 @@ class ClassBank:
                 f'The artifact knows the class "{name}" already.',
                 "Give another name; a class that was added can be taken out first: edgekd classes remove.",
             )
-        vectors = np.concatenate([self.vectors, unit(self._checked(vector[None]))]).astype(np.float32)
+        vectors = np.concatenate([self.vectors, unit(self._checked(vector[None]))]).astype(
+            np.float32
+        )
         added = [*self.facts.get("added", ()), {"class": name, **how}]
-        return replace(self, classes=(*self.classes, name), vectors=vectors, facts={**self.facts, "added": added})
+        return replace(
+            self,
+            classes=(*self.classes, name),
+            vectors=vectors,
+            facts={**self.facts, "added": added},
+        )
 
     def without_class(self, name: str) -> ClassBank:
         """This bank without a class that was added.
@@ -103,10 +112,14 @@ class ClassBank:
         left = [entry for entry in added if entry["class"] != name]
         if name not in self.classes or len(left) == len(added):
             known = ", ".join(entry["class"] for entry in added) or "none"
-            raise EdgekdError(f'"{name}" is no class that was added.', f"Added since the export: {known}.")
+            raise EdgekdError(
+                f'"{name}" is no class that was added.', f"Added since the export: {known}."
+            )
         kept = [place for place, known in enumerate(self.classes) if known != name]
         classes = tuple(self.classes[place] for place in kept)
-        return replace(self, classes=classes, vectors=self.vectors[kept], facts={**self.facts, "added": left})
+        return replace(
+            self, classes=classes, vectors=self.vectors[kept], facts={**self.facts, "added": left}
+        )
 
     def to_bytes(self) -> bytes:
         """The file; equal banks give equal bytes."""
@@ -131,7 +144,9 @@ class ClassBank:
             )
         found = vectors.astype(np.float32)
         if not (np.isfinite(found).all() and (np.linalg.norm(found, axis=1) > 0).all()):
-            raise EdgekdError("A vector is zero or not finite, so it has no direction.", "Compute it again.")
+            raise EdgekdError(
+                "A vector is zero or not finite, so it has no direction.", "Compute it again."
+            )
         return found
 
 
@@ -148,24 +163,37 @@ def read_bank(path: Path) -> ClassBank:
                 tuple(str(name) for name in arrays["classes"]),
                 np.ascontiguousarray(arrays["vectors"], dtype=np.float32),
                 float(arrays["logit_scale"]),
-                np.asarray(arrays["text_mean"], dtype=np.float32) if "text_mean" in arrays.files else None,
+                np.asarray(arrays["text_mean"], dtype=np.float32)
+                if "text_mean" in arrays.files
+                else None,
                 {key: value for key, value in about.items() if key != "format"},
             )
             known, n_rows = about.get("format") == FORMAT, bank.vectors.shape[:1]
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise EdgekdError(
             f"{path} is no readable class bank.", "Copy the artifact again, or export it again."
         ) from error
     if not known or bank.vectors.ndim != 2 or n_rows != (len(bank.classes),):
         raise EdgekdError(
-            f"The class bank {path} has a format that this edgekd does not read.", "Use the edgekd that wrote it."
+            f"The class bank {path} has a format that this edgekd does not read.",
+            "Use the edgekd that wrote it.",
         )
     return bank
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
     """Along the last axis to length 1."""
-    scaled: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    scaled: NDArray[np.float32] = (
+        vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    ).astype(np.float32)
     return scaled
 
 

@@ -36,22 +36,32 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
         before = (folder / MANIFEST).read_bytes()
         manifest = json.loads(before)
     except (OSError, ValueError) as error:
-        raise EdgekdError(f"There is no readable artifact at {folder}.", "Name the folder of artifact.json.") from error
+        raise EdgekdError(
+            f"There is no readable artifact at {folder}.", "Name the folder of artifact.json."
+        ) from error
     old = bank_file(manifest, folder)
-    if not (folder / old).is_file() or _digest((folder / old).read_bytes()) != manifest["files"][old]:
-        raise EdgekdError(f"{folder / old} is not the file that {MANIFEST} names.", "Copy the artifact again.")
+    if (
+        not (folder / old).is_file()
+        or _digest((folder / old).read_bytes()) != manifest["files"][old]
+    ):
+        raise EdgekdError(
+            f"{folder / old} is not the file that {MANIFEST} names.", "Copy the artifact again."
+        )
     bank = change(read_bank(folder / old))
     data = bank.to_bytes()
     digest = _digest(data)
     new = f"{Path(BANK_FILE).stem}-{digest[:8]}.npz"
     files = {
-        new if name == old else name: digest if name == old else known for name, known in manifest["files"].items()
+        new if name == old else name: digest if name == old else known
+        for name, known in manifest["files"].items()
     }
     changed = {**manifest, "bank": new, "files": files, "classes": list(bank.classes)}
     # The last one entered is renamed first: the manifest never names a file that is not there.
     with _written(folder / MANIFEST, _json(changed)), _written(folder / new, data):
         if (folder / MANIFEST).read_bytes() != before:
-            raise EdgekdError(f"Somebody else changed {folder} at the same time.", "Run the same command again.")
+            raise EdgekdError(
+                f"Somebody else changed {folder} at the same time.", "Run the same command again."
+            )
     if new != old:
         (folder / old).unlink()
     return bank
@@ -66,7 +76,8 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
     name = manifest.get("bank")
     if not isinstance(name, str) or name not in manifest.get("files", {}):
         raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.", "Export with --head embedding."
+            f"{folder} ends in the logits of fixed classes, so none can be added.",
+            "Export with --head embedding.",
         )
     return name
 

@@ -21,7 +21,9 @@ EMBEDDING = "embedding"
 _TINY = np.finfo(np.float32).tiny
 
 
-def open_coreml(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
+def open_coreml(
+    artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool
+) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
     The session gives the logarithms of the probabilities: the logits, less one number per image that moves neither the
@@ -37,15 +39,23 @@ def open_coreml(artifact: Artifact, folder: Path, *, threads: int | None, spinni
             "Copy the folder to a Mac; its parity record says what was checked here.",
         )
     if threads is not None:
-        raise EdgekdError("Core ML chooses its threads itself.", "Leave --threads out for this artifact.")
+        raise EdgekdError(
+            "Core ML chooses its threads itself.", "Leave --threads out for this artifact."
+        )
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
     package = folder / Path(artifact.model_file).parts[0]
-    predict = load_package(package, artifact.classes) if artifact.bank is None else load_embedder(package)
-    return Session(artifact, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3, predict)
+    predict = (
+        load_package(package, artifact.classes) if artifact.bank is None else load_embedder(package)
+    )
+    return Session(
+        artifact, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3, predict
+    )
 
 
-def load_package(package: Path, classes: tuple[str, ...]) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def load_package(
+    package: Path, classes: tuple[str, ...]
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """`uint8 [B, H, W, 3] → log-probabilities float32 [B, C]` of a saved package, by Core ML.
 
     Args:
@@ -86,4 +96,6 @@ def _model(package: Path) -> Any:
     try:
         return coremltools.models.MLModel(str(package), compute_units=coremltools.ComputeUnit.ALL)
     except Exception as error:  # Core ML's errors arrive as RuntimeError with Apple's text
-        raise EdgekdError(f"Core ML cannot load {package} ({error}).", "Export again with --overwrite.") from error
+        raise EdgekdError(
+            f"Core ML cannot load {package} ({error}).", "Export again with --overwrite."
+        ) from error

@@ -36,7 +36,9 @@ def add_by_images(
 
     def with_it(bank: ClassBank) -> ClassBank:
         found = recognised(bank, embeddings)
-        how = provenance("images", images=digests, **({} if found is None else {"recognised_left_out": found}))
+        how = provenance(
+            "images", images=digests, **({} if found is None else {"recognised_left_out": found})
+        )
         return bank.with_class(name, bank.of_images(embeddings), how)
 
     return change_bank(folder, with_it)
@@ -83,9 +85,12 @@ def _files(places: Sequence[Path]) -> list[Path]:
         elif place.is_file():
             found.append(place)
         else:
-            raise EdgekdError(f"There is no image at {place}.", "Name images, or a folder of images.")
+            raise EdgekdError(
+                f"There is no image at {place}.", "Name images, or a folder of images."
+            )
     if not found:
         raise EdgekdError(
-            f"There are no images in {', '.join(map(str, places)) or 'what was named'}.", "Five to twenty will do."
+            f"There are no images in {', '.join(map(str, places)) or 'what was named'}.",
+            "Five to twenty will do.",
         )
     return found

@@ -81,7 +81,9 @@ def open_onnx(
         return answer
 
     def placement() -> Placement:
-        return onnx_placement(path, feed(np.zeros((1, size, size, 3), dtype=np.uint8)), provider=provider)
+        return onnx_placement(
+            path, feed(np.zeros((1, size, size, 3), dtype=np.uint8)), provider=provider
+        )
 
     threads_used = options.intra_op_num_threads or _default_threads()
     return Opened(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
@@ -100,7 +102,9 @@ def onnx_placement(path: Path, image: NDArray[Any], *, provider: str = "cpu") ->
     """
     wanted = _available(provider)
     return Placement(
-        wanted, profiled_nodes(path, image, [wanted], _options(1, False, provider)), "ONNX Runtime's profile"
+        wanted,
+        profiled_nodes(path, image, [wanted], _options(1, False, provider)),
+        "ONNX Runtime's profile",
     )
 
 
@@ -124,7 +128,11 @@ def profiled_nodes(
     nodes: Nodes = {}
     for event in events:
         args = event.get("args", {})
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and args.get("provider"):
+        if (
+            event.get("cat") == "Node"
+            and event["name"].endswith("_kernel_time")
+            and args.get("provider")
+        ):
             kinds = nodes.setdefault(args["provider"], {})
             kinds[args["op_name"]] = kinds.get(args["op_name"], 0) + 1
     return nodes
@@ -166,9 +174,13 @@ def _explained(error: Exception, path: Path) -> EdgekdError:
     version = onnxruntime.__version__
     if "unsupported model ir version" in lowered or ("opset" in lowered and "support" in lowered):
         return EdgekdError(
-            f"{path} needs a newer ONNX Runtime than {version}: {_reason(text)}.", "Update onnxruntime on this machine."
+            f"{path} needs a newer ONNX Runtime than {version}: {_reason(text)}.",
+            "Update onnxruntime on this machine.",
         )
-    return EdgekdError(f"ONNX Runtime {version} cannot load {path}: {_reason(text)}.", "Export again with --overwrite.")
+    return EdgekdError(
+        f"ONNX Runtime {version} cannot load {path}: {_reason(text)}.",
+        "Export again with --overwrite.",
+    )
 
 
 def _reason(text: str) -> str:

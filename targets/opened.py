@@ -39,11 +39,15 @@ def in_pieces(run: Run, images: NDArray[np.uint8], largest: int | None) -> NDArr
     """What `run` answers for `images` `[B, H, W, 3]`, with at most `largest` of them in a call."""
     if largest is None or len(images) <= largest:
         return run(images)
-    return np.concatenate([run(images[start : start + largest]) for start in range(0, len(images), largest)])
+    return np.concatenate(
+        [run(images[start : start + largest]) for start in range(0, len(images), largest)]
+    )
 
 
 def refuse_batch(batch: int, largest: int | None) -> None:
     """Refuse to take the time of a batch that would be run in pieces."""
     if largest is not None and batch > largest:
         images = "one image" if largest == 1 else f"{largest} images"
-        raise EdgekdError(f"The file is made for {images} at a time, not for {batch}.", "Ask for smaller batches.")
+        raise EdgekdError(
+            f"The file is made for {images} at a time, not for {batch}.", "Ask for smaller batches."
+        )

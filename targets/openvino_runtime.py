@@ -36,7 +36,8 @@ def load_openvino() -> Any:
         import openvino
     except (ImportError, OSError) as error:
         raise NotHere(
-            "OpenVINO is not on this machine, and nothing else runs its files.", 'pip install "edgekd[openvino]"'
+            "OpenVINO is not on this machine, and nothing else runs its files.",
+            'pip install "edgekd[openvino]"',
         ) from error
     release = tuple(int(part) for part in version_of(openvino).split(".")[:2])
     if not OLDEST <= release < TOO_NEW:
@@ -100,14 +101,22 @@ def open_ir(
         except RuntimeError as error:
             raise _explained(error, path, written_by, version) from error
         request = compiled.create_infer_request()
-        return compiled, request, request.get_input_tensor(0).data, request.get_output_tensor(0).data
+        return (
+            compiled,
+            request,
+            request.get_input_tensor(0).data,
+            request.get_output_tensor(0).data,
+        )
 
     started = time.perf_counter()
     compiled, *_ = prepared(1)
     load_ms = (time.perf_counter() - started) * 1e3
     devices = list(compiled.get_property("EXECUTION_DEVICES"))
     if devices != ["CPU"]:
-        raise EdgekdError(f"OpenVINO uses {', '.join(devices)} instead of the CPU.", "Reinstall the package openvino.")
+        raise EdgekdError(
+            f"OpenVINO uses {', '.join(devices)} instead of the CPU.",
+            "Reinstall the package openvino.",
+        )
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         _, request, taken, answer = prepared(len(images))
@@ -123,7 +132,14 @@ def open_ir(
         for node in compiled.get_runtime_model().get_ops():
             told = {key: node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision")}
             # Inputs, outputs and constants are memory, not work.
-            if told["layerType"] not in ("Input", "Output", "Const", "Constant", "Parameter", "Result"):
+            if told["layerType"] not in (
+                "Input",
+                "Output",
+                "Const",
+                "Constant",
+                "Parameter",
+                "Result",
+            ):
                 kind = f"{told['layerType']} {told['runtimePrecision']}"
                 kinds[kind] = kinds.get(kind, 0) + 1
         return Placement("CPU", {devices[0]: kinds}, "OpenVINO's runtime model")
@@ -139,7 +155,9 @@ def version_of(openvino: Any) -> str:
 
 def reason_of(error: Exception) -> str:
     """The last line with words: OpenVINO puts the source file's name first."""
-    lines = [line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)]
+    lines = [
+        line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)
+    ]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
 
 
@@ -150,7 +168,10 @@ def _explained(error: RuntimeError, path: Path, written_by: str, version: str) -
             f"{path} was written by OpenVINO {written_by}, and {version} cannot load it.",
             "Update openvino on this machine.",
         )
-    return EdgekdError(f"OpenVINO {version} cannot load {path}: {reason_of(error)}.", "Export again with --overwrite.")
+    return EdgekdError(
+        f"OpenVINO {version} cannot load {path}: {reason_of(error)}.",
+        "Export again with --overwrite.",
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

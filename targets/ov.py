@@ -9,7 +9,9 @@ from edgekd.targets.openvino_runtime import open_ir
 from edgekd.targets.session import Session, feed_for, session_of
 
 
-def open_openvino(artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool) -> Session:
+def open_openvino(
+    artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool
+) -> Session:
     """Load the IR; arguments as `edgekd.targets.session.open_session`, errors as `openvino_runtime.open_ir`."""
     opened = open_ir(
         folder / artifact.model_file,

@@ -34,7 +34,9 @@ def refuse_fallback(name: str, placement: Placement) -> None:
         EdgekdError: a node ran elsewhere, or no node is known to have run at all.
     """
     here = placement.nodes.get(placement.asked, {})
-    elsewhere: Mapping[str, int] = {who: n for who, n in placement.counts().items() if who != placement.asked}
+    elsewhere: Mapping[str, int] = {
+        who: n for who, n in placement.counts().items() if who != placement.asked
+    }
     if elsewhere:
         total = sum(placement.counts().values())
         kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
@@ -45,5 +47,6 @@ def refuse_fallback(name: str, placement: Placement) -> None:
         )
     if not here:
         raise EdgekdError(
-            f"{placement.told_by} names no node of {name}, so nothing shows where it ran.", "Report this to edgekd."
+            f"{placement.told_by} names no node of {name}, so nothing shows where it ran.",
+            "Report this to edgekd.",
         )

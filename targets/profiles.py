@@ -58,7 +58,12 @@ class Profile(_Frozen):
     deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")
     """Oldest system that Core ML models for it must run on."""
     cautions: tuple[Caution, ...] = ()
-    because: dict[Literal["runtime", "precisions", "threads", "compute_capability", "deployment_target", "input"], str]
+    because: dict[
+        Literal[
+            "runtime", "precisions", "threads", "compute_capability", "deployment_target", "input"
+        ],
+        str,
+    ]
     sources: dict[str, Source]
 
     @model_validator(mode="after")
@@ -87,12 +92,18 @@ def load_profile(spec: str | Path) -> Profile:
     if path.suffix != ".toml":
         path = FOLDER / f"{spec}.toml"
         if str(spec) not in profile_names():
-            raise EdgekdError(f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names()))
+            raise EdgekdError(
+                f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names())
+            )
     try:
         return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise EdgekdError(f"{path} cannot be read.", "Name a profile, or a .toml file like those that ship.") from error
+        raise EdgekdError(
+            f"{path} cannot be read.", "Name a profile, or a .toml file like those that ship."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise EdgekdError(f"{path} is not TOML: {error}.", "Mend the file.") from error
     except ValidationError as error:
-        raise EdgekdError(f"{path} is not a profile: {first_problem(error)}.", "docs/devices.md shows one.") from error
+        raise EdgekdError(
+            f"{path} is not a profile: {first_problem(error)}.", "docs/devices.md shows one."
+        ) from error

@@ -76,10 +76,13 @@ def check_calibrator(target: Target, precision: str, calibrator: str | None) -> 
         return
     if calibrator not in target.calibrators:
         raise EdgekdError(
-            f'{target.name} has no calibrator "{calibrator}".', did_you_mean(calibrator, target.calibrators)
+            f'{target.name} has no calibrator "{calibrator}".',
+            did_you_mean(calibrator, target.calibrators),
         )
     if precision != "int8":
-        raise EdgekdError(f"{precision} has no ranges to choose.", "--calibrator belongs to --int8.")
+        raise EdgekdError(
+            f"{precision} has no ranges to choose.", "--calibrator belongs to --int8."
+        )
 
 
 def check_input(target: Target, kind: str) -> None:
@@ -94,7 +97,9 @@ def check_input(target: Target, kind: str) -> None:
         )
 
 
-def artifact_name(target: str, precision: str, *, embedding: bool = False, input: Input = "uint8") -> str:
+def artifact_name(
+    target: str, precision: str, *, embedding: bool = False, input: Input = "uint8"
+) -> str:
     """Name of an artifact, and of its folder in a run."""
     return f"{target}-{precision}" + "-embedding" * embedding + "-float-input" * (input == "float")
 

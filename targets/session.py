@@ -69,7 +69,12 @@ class Session:
 
     def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = self.artifact.preprocess.size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3) or len(images) == 0:
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or images.shape[1:] != (size, size, 3)
+            or len(images) == 0
+        ):
             raise EdgekdError(
                 f"{self.artifact.name} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
                 "Prepare the images with the artifact's preprocess.",
@@ -128,7 +133,10 @@ def open_session(
         )
     chosen = {} if provider is None else {"provider": provider}
     if chosen and artifact.format != "onnx":
-        raise EdgekdError(f"The format {artifact.format} has one runtime and no providers.", "Leave the provider out.")
+        raise EdgekdError(
+            f"The format {artifact.format} has one runtime and no providers.",
+            "Leave the provider out.",
+        )
     module, _, function = OPENERS[artifact.format].partition(":")
     session: Session = getattr(importlib.import_module(module), function)(
         artifact, folder, threads=threads, spinning=spinning, **chosen
@@ -138,6 +146,7 @@ def open_session(
     bank = read_bank(folder / artifact.bank)
     if bank.classes != artifact.classes:
         raise EdgekdError(
-            f"{folder / artifact.bank} holds other classes than artifact.json names.", "Copy the artifact again."
+            f"{folder / artifact.bank} holds other classes than artifact.json names.",
+            "Copy the artifact again.",
         )
     return replace(session, bank=bank)

@@ -46,7 +46,9 @@ def parse(trt: Any, model: bytes) -> tuple[Any, Any, list[str]]:
         error = parser.get_error(index)
         place = error.node_name() or error.node_operator()
         reasons.append(f"{place}: {_tidy(error.desc())}" if place else _tidy(error.desc()))
-    reasons += [_tidy(line) for line in logger.lines if any(fatal in line for fatal in _FATAL_WARNINGS)]
+    reasons += [
+        _tidy(line) for line in logger.lines if any(fatal in line for fatal in _FATAL_WARNINGS)
+    ]
     if not parsed and not reasons:
         reasons = [_last(logger) or "the parser gave no reason"]
     return builder, network, reasons
@@ -69,7 +71,9 @@ def build(trt: Any, model: bytes, *, max_batch: int, capabilities: Sequence[str]
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), index)
+            config.set_compute_capability(
+                getattr(trt.ComputeCapability, "SM" + capability.replace(".", "")), index
+            )
     image = network.get_input(0)
     shape = tuple(image.shape)[1:]
     profile = builder.create_optimization_profile()
@@ -115,8 +119,12 @@ def _tidy(text: str) -> str:
 
 def main() -> None:
     """Command line of the copy in an artifact's folder."""
-    arguments = argparse.ArgumentParser(description="Build device.engine from model.onnx on this machine.")
-    arguments.add_argument("--max-batch", type=int, help="largest batch [default: as the artifact says]")
+    arguments = argparse.ArgumentParser(
+        description="Build device.engine from model.onnx on this machine."
+    )
+    arguments.add_argument(
+        "--max-batch", type=int, help="largest batch [default: as the artifact says]"
+    )
     arguments.add_argument("--builder", choices=sorted(MODULES), default="tensorrt")
     given = arguments.parse_args()
     folder = Path(__file__).resolve().parent

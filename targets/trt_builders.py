@@ -59,12 +59,15 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
     for capability in capabilities:
         if capability not in KNOWN_CAPABILITIES:
             raise EdgekdError(
-                f"TensorRT knows no compute capability {capability}.", f"It knows {', '.join(KNOWN_CAPABILITIES)}."
+                f"TensorRT knows no compute capability {capability}.",
+                f"It knows {', '.join(KNOWN_CAPABILITIES)}.",
             )
     wanted = tuple(dict.fromkeys(capabilities))
     gpu, full, ahead = find_gpu(), module("tensorrt"), module("tensorrt-rtx")
     if gpu is not None and full is not None and wanted in ((), (gpu.capability,)):
-        return Choice("tensorrt", full.__version__, (gpu.capability,), f"this machine has it and a {gpu.name}")
+        return Choice(
+            "tensorrt", full.__version__, (gpu.capability,), f"this machine has it and a {gpu.name}"
+        )
     if ahead is not None:
         possible = capabilities_of(ahead)
         missing = [capability for capability in wanted if capability not in possible]
@@ -77,7 +80,10 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
         if not missing:
             named = "" if wanted else ", the default; --compute-capability names others"
             return Choice(
-                "tensorrt-rtx", ahead.__version__, chosen, f"it builds without a GPU for {', '.join(chosen)}{named}"
+                "tensorrt-rtx",
+                ahead.__version__,
+                chosen,
+                f"it builds without a GPU for {', '.join(chosen)}{named}",
             )
         what = f"{missing[0]} ({KNOWN_CAPABILITIES[missing[0]]})"
         why = f"TensorRT-RTX {ahead.__version__} cannot build for {what}"
@@ -92,7 +98,9 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
 
 def capabilities_of(ahead: Any) -> tuple[str, ...]:
     """What this TensorRT-RTX builds for without a GPU, by its own list: `SM86` → `8.6`."""
-    names = [name.removeprefix("SM") for name in dir(ahead.ComputeCapability) if name.startswith("SM")]
+    names = [
+        name.removeprefix("SM") for name in dir(ahead.ComputeCapability) if name.startswith("SM")
+    ]
     return tuple(sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float))
 
 

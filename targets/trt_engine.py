@@ -36,7 +36,10 @@ def cuda_call(answer: tuple[Any, ...]) -> Any:
     """
     error, *values = answer
     if error.value != 0:
-        raise EdgekdError(f"CUDA reports {error.name}.", "Look at nvidia-smi: is the GPU free and its driver recent?")
+        raise EdgekdError(
+            f"CUDA reports {error.name}.",
+            "Look at nvidia-smi: is the GPU free and its driver recent?",
+        )
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -56,7 +59,9 @@ class Engine:
         self._engine = engine
         self._context = engine.create_execution_context()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self._input, self._output = sorted(names, key=lambda name: "INPUT" not in str(engine.get_tensor_mode(name)))
+        self._input, self._output = sorted(
+            names, key=lambda name: "INPUT" not in str(engine.get_tensor_mode(name))
+        )
         self.max_batch = int(engine.get_tensor_profile_shape(self._input, 0)[2][0])
         self._item = tuple(engine.get_tensor_shape(self._input))[1:]
         self._width = int(engine.get_tensor_shape(self._output)[1])
@@ -96,7 +101,11 @@ class Engine:
         self._mark(0)
         cuda_call(
             cuda.cudaMemcpyAsync(
-                self._device_in, self._host_in.ctypes.data, n_in, kinds.cudaMemcpyHostToDevice, self._stream
+                self._device_in,
+                self._host_in.ctypes.data,
+                n_in,
+                kinds.cudaMemcpyHostToDevice,
+                self._stream,
             )
         )
         self._mark(1)
@@ -107,7 +116,11 @@ class Engine:
         self._mark(2)
         cuda_call(
             cuda.cudaMemcpyAsync(
-                self._host_out.ctypes.data, self._device_out, n_out, kinds.cudaMemcpyDeviceToHost, self._stream
+                self._host_out.ctypes.data,
+                self._device_out,
+                n_out,
+                kinds.cudaMemcpyDeviceToHost,
+                self._stream,
             )
         )
         self._mark(3)
@@ -145,7 +158,11 @@ class Engine:
     def _pinned(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         size = prod(shape) * np.dtype(dtype).itemsize
         address = int(cuda_call(self._cuda.cudaHostAlloc(size, 0)))
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)).view(dtype).reshape(shape)
+        return (
+            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+            .view(dtype)
+            .reshape(shape)
+        )
 
 
 def check_batch(batch: int, largest: int) -> None:

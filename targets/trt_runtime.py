@@ -63,16 +63,24 @@ def open_engine(
     gpu = find_gpu()
     if gpu is None:
         raise NotHere(
-            f"{path} needs an NVIDIA GPU with its driver, and this machine has none.", "Copy the folder to the device."
+            f"{path} needs an NVIDIA GPU with its driver, and this machine has none.",
+            "Copy the folder to the device.",
         )
     for name, trt in runtimes.items():
         if path != local:
             refuse_mismatch(details, gpu, trt.__version__)
-        loaded = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+        loaded = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(
+            path.read_bytes()
+        )
         if loaded is not None:
-            return Engine(loaded, feed=feed, cuda_graph=cuda_graph), f"{name} {trt.__version__}, {gpu.name}"
+            return Engine(
+                loaded, feed=feed, cuda_graph=cuda_graph
+            ), f"{name} {trt.__version__}, {gpu.name}"
     tried = " and ".join(f"{name} {trt.__version__}" for name, trt in runtimes.items())
-    raise EdgekdError(f"{tried} cannot load {path} on this {gpu.name}.", f"Build it again on this machine: {_HOW}.")
+    raise EdgekdError(
+        f"{tried} cannot load {path} on this {gpu.name}.",
+        f"Build it again on this machine: {_HOW}.",
+    )
 
 
 def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:

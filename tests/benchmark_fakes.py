@@ -35,7 +35,17 @@ def paint_images(n: int = 120) -> ImageSet:
     labels = np.arange(n, dtype=np.int64) % len(CLASSES)
     keys = tuple(f"{index:032x}" for index in range(n))
     ids = tuple(f"all/{CLASSES[label]}/{index}.png" for index, label in enumerate(labels))
-    return ImageSet("paint", CLASSES, ("all",), labels, np.zeros(n, dtype=np.int64), keys, ids, None, Paint(labels))
+    return ImageSet(
+        "paint",
+        CLASSES,
+        ("all",),
+        labels,
+        np.zeros(n, dtype=np.int64),
+        keys,
+        ids,
+        None,
+        Paint(labels),
+    )
 
 
 def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predict:
@@ -69,13 +79,18 @@ def id_and_ood(images: ImageSet) -> list[Suite]:
     ]
 
 
-def four_subjects(folder: Path, *, run: str = "r", sketch_every: int = 2, identity: str = "toy") -> list[Subject]:
+def four_subjects(
+    folder: Path, *, run: str = "r", sketch_every: int = 2, identity: str = "toy"
+) -> list[Subject]:
     """Teacher, torch student, FP32 and INT8 artifact of one run, with 2 and 1 MB of files."""
     found = [
         subject("teacher", "teacher", model(10), run=run, preprocess=LARGE, identity=identity),
         subject("torch", "torch", model(sketch_every), run=run),
     ]
-    for precision, every, size in (("fp32", sketch_every, 2_000_000), ("int8", max(2, sketch_every - 1), 1_000_000)):
+    for precision, every, size in (
+        ("fp32", sketch_every, 2_000_000),
+        ("int8", max(2, sketch_every - 1), 1_000_000),
+    ):
         place = folder / run / f"onnxruntime-{precision}"
         place.mkdir(parents=True)
         (place / "model.onnx").write_bytes(bytes(size))
@@ -86,7 +101,9 @@ def four_subjects(folder: Path, *, run: str = "r", sketch_every: int = 2, identi
     return found
 
 
-def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float], *, picture: bool = False) -> None:
+def fake_measurements(
+    monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float], *, picture: bool = False
+) -> None:
     """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`).
 
     Without `picture` an empty file stands for it, since drawing takes a second.
@@ -94,12 +111,20 @@ def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float],
     if not picture:
         monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
 
-    def measure_artifacts(folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None):  # type: ignore[no-untyped-def]
+    def measure_artifacts(
+        folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None
+    ):  # type: ignore[no-untyped-def]
         return {
             key: [
                 ArtifactLatency(
                     LatencySamples(
-                        p50_ms[key] * np.linspace(0.9, 1.1, 201), np.arange(201) // 10, 9.0, 50, 3.0, True, True
+                        p50_ms[key] * np.linspace(0.9, 1.1, 201),
+                        np.arange(201) // 10,
+                        9.0,
+                        50,
+                        3.0,
+                        True,
+                        True,
                     ),
                     load_ms=12.0,
                     provider="CPUExecutionProvider",
@@ -114,7 +139,9 @@ def fake_measurements(monkeypatch: pytest.MonkeyPatch, p50_ms: dict[str, float],
         times = np.linspace(0.9, 1.1, 201)
         return {
             key: ArtifactLatency(
-                LatencySamples((p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True),
+                LatencySamples(
+                    (p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True
+                ),
                 load_ms=12.0,
                 provider="CPUExecutionProvider",
                 threads=threads or 2,

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (found := shutil.which(name))
+    ),
+    "",
 )
 _CONTROL = "http://127.0.0.1:9/seen.png"
 """Asked for by the frames' parent: a log without it would prove nothing."""

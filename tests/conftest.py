@@ -97,10 +97,26 @@ def make_domain_folder() -> Callable[..., Path]:
 TINY_TEACHER = {
     "model_cfg": {
         "embed_dim": 12,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 1,
+            "width": 16,
+            "head_width": 8,
+            "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+        },
     },
-    "preprocess_cfg": {"mean": [0.2, 0.5, 0.8], "std": [0.6, 0.25, 0.1], "interpolation": "bicubic"},
+    "preprocess_cfg": {
+        "mean": [0.2, 0.5, 0.8],
+        "std": [0.6, 0.25, 0.1],
+        "interpolation": "bicubic",
+    },
 }
 
 

@@ -44,7 +44,8 @@ def write_artifact(folder: Path, *, gain: float = 1.0, batch: int | str = "batch
     )
     folder.mkdir(parents=True)
     onnx.save(
-        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]), folder / "model.onnx"
+        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]),
+        folder / "model.onnx",
     )
     Artifact(
         name=folder.name,
@@ -52,7 +53,9 @@ def write_artifact(folder: Path, *, gain: float = 1.0, batch: int | str = "batch
         format="onnx",
         precision="fp32",
         files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=(batch, 16, 16, 3), layout="NHWC RGB"),),
+        inputs=(
+            TensorSpec(name="image", dtype="uint8", shape=(batch, 16, 16, 3), layout="NHWC RGB"),
+        ),
         outputs=(TensorSpec(name="logits", dtype="float32", shape=(batch, 3), layout="NC"),),
         classes=CLASSES,
         preprocess=Preprocess(size=16, resize="crop", crop_pct=0.875),
@@ -80,18 +83,25 @@ def write_images(folder: Path, n: int = 40) -> ImageSet:
     keys = tuple(sha256_file(folder / name)[:32] for name in names)
     domains = np.zeros(n, dtype=np.int64)
     reader = FileReader(folder, tuple(names))
-    return ImageSet("noise", CLASSES, ("all",), np.asarray(labels), domains, keys, tuple(names), None, reader)
+    return ImageSet(
+        "noise", CLASSES, ("all",), np.asarray(labels), domains, keys, tuple(names), None, reader
+    )
 
 
 def artifact_subject(folder: Path) -> Subject:
     session = open_session(folder, threads=1)
     artifact = session.artifact
-    return Subject(artifact.name, "r", "artifact", "fp32", artifact.preprocess, session.run, CLASSES, folder)
+    return Subject(
+        artifact.name, "r", "artifact", "fp32", artifact.preprocess, session.run, CLASSES, folder
+    )
 
 
 def two_suites(images: ImageSet) -> list[Suite]:
     half = len(images) // 2
-    return [Suite("id", images, np.arange(half)), Suite("ood:x", images, np.arange(half, len(images)))]
+    return [
+        Suite("id", images, np.arange(half)),
+        Suite("ood:x", images, np.arange(half, len(images))),
+    ]
 
 
 def write_job(

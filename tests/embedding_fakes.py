@@ -20,7 +20,13 @@ CLASSES = ("red", "green")
 
 def red_and_green(text_mean: np.ndarray | None = None) -> ClassBank:
     vectors = np.eye(3, dtype=np.float32)[:2]
-    facts = {"teacher": "toy", "teacher_id": "t", "templates": ["a {}"], "described": False, "added": []}
+    facts = {
+        "teacher": "toy",
+        "teacher_id": "t",
+        "templates": ["a {}"],
+        "described": False,
+        "added": [],
+    }
     return ClassBank(CLASSES, vectors, 10.0, text_mean, facts)
 
 
@@ -47,8 +53,16 @@ def write_colours(folder: Path, bank: ClassBank | None = None) -> Path:
         format="onnx",
         precision="fp32",
         files={name: sha256_file(folder / name) for name in ("model.onnx", "bank.npz")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", SIZE, SIZE, 3), layout="NHWC RGB"),),
-        outputs=(TensorSpec(name="embedding", dtype="float32", shape=("batch", 3), layout="ND, rows of length 1"),),
+        inputs=(
+            TensorSpec(
+                name="image", dtype="uint8", shape=("batch", SIZE, SIZE, 3), layout="NHWC RGB"
+            ),
+        ),
+        outputs=(
+            TensorSpec(
+                name="embedding", dtype="float32", shape=("batch", 3), layout="ND, rows of length 1"
+            ),
+        ),
         classes=CLASSES,
         bank="bank.npz",
         preprocess=Preprocess(size=SIZE),

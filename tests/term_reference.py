@@ -72,7 +72,9 @@ class Reference:
         return getattr(self.batch, name).tolist()
 
     def value(self, name: str, i: int) -> float:
-        return float(getattr(self, name)(self.s[i], self.rows("teacher")[i], self.rows("labels")[i], i))
+        return float(
+            getattr(self, name)(self.s[i], self.rows("teacher")[i], self.rows("labels")[i], i)
+        )
 
     def ce(self, s: list[float], t: list[float], y: int, i: int) -> float:
         return -math.log(softmax(self.z[i])[y])
@@ -84,12 +86,18 @@ class Reference:
         return 1 - cosine(s, self.rows("bank")[y])
 
     def text_ce(self, s: list[float], t: list[float], y: int, i: int) -> float:
-        return -math.log(softmax([cosine(s, row) / self.params.get("tau", 0.07) for row in self.rows("bank")])[y])
+        return -math.log(
+            softmax([cosine(s, row) / self.params.get("tau", 0.07) for row in self.rows("bank")])[y]
+        )
 
     def logit_kd(self, s: list[float], t: list[float], y: int, i: int) -> float:
         temperature = self.params.get("temperature", 4.0)
-        p = softmax([self.batch.logit_scale * cosine(t, row) / temperature for row in self.rows("bank")])
-        return float(temperature**2 * divergence(p, softmax([value / temperature for value in self.z[i]])))
+        p = softmax(
+            [self.batch.logit_scale * cosine(t, row) / temperature for row in self.rows("bank")]
+        )
+        return float(
+            temperature**2 * divergence(p, softmax([value / temperature for value in self.z[i]]))
+        )
 
     def feat_mse(self, s: list[float], t: list[float], y: int, i: int) -> float:
         if self.params.get("normed"):
@@ -102,7 +110,10 @@ class Reference:
         def score(a: list[float], b: list[float]) -> float:
             if self.params.get("metric") == "distance":
                 lengths = math.sqrt(dot(a, a)), math.sqrt(dot(b, b))
-                return -sum((x / lengths[0] - v / lengths[1]) ** 2 for x, v in zip(a, b, strict=True)) / tau
+                return (
+                    -sum((x / lengths[0] - v / lengths[1]) ** 2 for x, v in zip(a, b, strict=True))
+                    / tau
+                )
             return cosine(a, b) / tau
 
         there = -math.log(softmax([score(s, other) for other in teachers])[i])
@@ -118,15 +129,21 @@ class Reference:
 
     def vlprox(self, s: list[float], t: list[float], y: int, i: int) -> float:
         tau, bank = self.params.get("tau", 0.07), self.rows("bank")
-        best = sorted(range(len(bank)), key=lambda c: -cosine(t, bank[c]))[: self.params.get("k", 256)]
+        best = sorted(range(len(bank)), key=lambda c: -cosine(t, bank[c]))[
+            : self.params.get("k", 256)
+        ]
         p, q = (softmax([cosine(vector, bank[c]) / tau for c in best]) for vector in (t, s))
         return divergence(p, q)
 
     def text_soft_ce(self, s: list[float], t: list[float], y: int, i: int) -> float:
-        return self._soft(*([cosine(vector, row) for row in self.rows("bank")] for vector in (s, t)))
+        return self._soft(
+            *([cosine(vector, row) for row in self.rows("bank")] for vector in (s, t))
+        )
 
     def visual_soft_ce(self, s: list[float], t: list[float], y: int, i: int) -> float:
-        said, told = ([dot(unit_list(vector), row) for row in self.rows("visual_bank")] for vector in (s, t))
+        said, told = (
+            [dot(unit_list(vector), row) for row in self.rows("visual_bank")] for vector in (s, t)
+        )
         if self.params.get("self_slot", True):
             said, told = [cosine(s, t), *said], [1.0, *told]
         return self._soft(said, told)
@@ -138,7 +155,9 @@ class Reference:
 
     def domain_rel(self, s: list[float], t: list[float], y: int, i: int) -> float:
         anchors = [domain[y] for domain in self.rows("domain_bank")]
-        said, told = (softmax([cosine(v, anchor) for anchor in anchors]) for v in (s, self.rows("bank")[y]))
+        said, told = (
+            softmax([cosine(v, anchor) for anchor in anchors]) for v in (s, self.rows("bank")[y])
+        )
         squares = [(a - b) ** 2 for a, b in zip(said, told, strict=True)]
         return float(self.params.get("factor", 10.0) * sum(squares) / len(squares))
 

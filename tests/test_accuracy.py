@@ -54,7 +54,9 @@ def test_reading_runs_ahead_but_not_away() -> None:
         reads_at_first_batch.append(int(images.reader.reads.sum()))  # type: ignore[attr-defined]
         return model(0)(pixels)
 
-    predict_suite([subject("torch", "torch", watching)], Suite("id", images, np.arange(120)), batch=8)
+    predict_suite(
+        [subject("torch", "torch", watching)], Suite("id", images, np.arange(120)), batch=8
+    )
     assert 8 <= reads_at_first_batch[0] <= 8 * 3 + 1
 
 
@@ -72,7 +74,9 @@ def test_a_model_of_more_classes_is_masked_to_those_of_the_suite() -> None:
 
 
 def test_a_class_the_model_does_not_know_is_refused() -> None:
-    with pytest.raises(EdgekdError, match='class "dog" that int8 of run r was not made for') as caught:
+    with pytest.raises(
+        EdgekdError, match='class "dog" that int8 of run r was not made for'
+    ) as caught:
         predict_suite(
             [subject("int8", "artifact", model(0), classes=("cat", "dogs", "fish"))],
             Suite("id", paint_images(9), np.arange(9)),
@@ -102,7 +106,9 @@ def test_an_image_gone_since_it_was_listed_is_named() -> None:
 
     object.__setattr__(images, "reader", reader)
     with pytest.raises(EdgekdError, match=r"all/dog/4\.png can no longer be read: missing"):
-        predict_suite([subject("torch", "torch", model(0))], Suite("id", images, np.arange(9)), batch=2)
+        predict_suite(
+            [subject("torch", "torch", model(0))], Suite("id", images, np.arange(9)), batch=2
+        )
 
 
 def test_prepare_is_the_shared_preprocess() -> None:

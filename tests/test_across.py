@@ -24,7 +24,9 @@ from edgekd.errors import EdgekdError
 
 def measure(place: Path, run: str, *, every: int, suites: list[Suite] | None = None) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for kind in ("fp32", "int8")})
+        fake_measurements(
+            monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for kind in ("fp32", "int8")}
+        )
         run_benchmark(
             four_subjects(place / run, run=run, sketch_every=every), suites or id_and_ood(paint_images()),
             place / run / "benchmark", quick=True,
@@ -66,21 +68,31 @@ def test_differences_between_runs_by_hand(runs: list[Path]) -> None:
     change = against(other, base)
     assert change.value == pytest.approx(8 / 60)
     numbers = np.arange(60, 120)
-    won, lost = ((numbers % 3 == 0) & (numbers % 5 != 0)).sum(), ((numbers % 5 == 0) & (numbers % 3 != 0)).sum()
+    won, lost = (
+        ((numbers % 3 == 0) & (numbers % 5 != 0)).sum(),
+        ((numbers % 5 == 0) & (numbers % 3 != 0)).sum(),
+    )
     assert (won, lost) == (16, 8)
-    assert change.mcnemar_p == pytest.approx(0.1516, abs=1e-4)  # exact two-sided binomial of 8 in 24
+    assert change.mcnemar_p == pytest.approx(
+        0.1516, abs=1e-4
+    )  # exact two-sided binomial of 8 in 24
     assert change.ci95[0] < 0 < change.value < change.ci95[1]
 
 
 def test_other_images_are_never_mixed(runs: list[Path]) -> None:
     sources = read_sources(runs)
     found = entries(sources)
-    assert [{entry.source.letter for entry in group} for group in groups(found, "images")] == [{"A", "B"}, {"C"}]
+    assert [{entry.source.letter for entry in group} for group in groups(found, "images")] == [
+        {"A", "B"},
+        {"C"},
+    ]
     said = differences(sources, found)
     assert said[0] == (
         "id is not the same images in A (n = 60), B (n = 60) and C (n = 54): their accuracies stand in separate tables."
     )
-    text = (write_comparison(runs, runs[0].parent / "mixed").with_name("comparison.md")).read_text(encoding="utf-8")
+    text = (write_comparison(runs, runs[0].parent / "mixed").with_name("comparison.md")).read_text(
+        encoding="utf-8"
+    )
     assert text.count("On the same images:") == 2
     assert "id n = 60, ood:photo n = 30, ood:sketch n = 30" in text
     assert "id n = 54, ood:photo n = 24, ood:sketch n = 24" in text
@@ -103,7 +115,9 @@ def test_other_machines_and_versions_are_said(runs: list[Path], tmp_path: Path) 
     assert "Cortex-A76" in said
     assert "full protocol" in said
     assert "Versions of onnxruntime differ" in said
-    page = write_comparison([runs[0], tmp_path / "elsewhere"], tmp_path / "out").read_text(encoding="utf-8")
+    page = write_comparison([runs[0], tmp_path / "elsewhere"], tmp_path / "out").read_text(
+        encoding="utf-8"
+    )
     assert page.count("Latency of one image on") == 4  # caption and label of two tables
 
 
@@ -111,11 +125,16 @@ def test_effective_robustness_from_three_students_on(runs: list[Path], tmp_path:
     third = measure(tmp_path, "four", every=2)
     page = write_comparison([*runs[:2], third], tmp_path / "out").read_text(encoding="utf-8")
     assert "Effective robustness, in points" in page
-    assert "through 3 students (A one: torch student, B two: torch student, C four: torch student)" in page
+    assert (
+        "through 3 students (A one: torch student, B two: torch student, C four: torch student)"
+        in page
+    )
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     # These students are as often right out of domain as in it, so all of them lie on the line.
     [line] = [
-        line for line in text.splitlines() if line.startswith("| B two: torch student |") and line.count("|") == 5
+        line
+        for line in text.splitlines()
+        if line.startswith("| B two: torch student |") and line.count("|") == 5
     ]
     assert line.replace("-0.0", "+0.0") == "| B two: torch student | +0.0 | +0.0 | +0.0 |"
     write_comparison(runs[:2], tmp_path / "two")
@@ -155,11 +174,15 @@ def test_the_comparison_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
         assert "not the same images" in frame["text"]
 
 
-def test_on_the_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_the_command_line(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as left:
         main(["report", *map(str, runs[:2]), "--out", str(tmp_path / "out")])
     assert left.value.code == 0
-    assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in capsys.readouterr().out.replace("\n", "")
+    assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in capsys.readouterr().out.replace(
+        "\n", ""
+    )
     with pytest.raises(SystemExit) as left:
         main(["report", str(tmp_path), "--out", str(tmp_path / "new")])
     assert left.value.code == 2

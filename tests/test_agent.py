@@ -61,7 +61,10 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
 
 def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-S", "-E", str(agent), "probe", "x"], capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-E", str(agent), "probe", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     message, hint = json.loads(done.stdout)["error"]
     assert done.returncode == 2
@@ -73,7 +76,9 @@ def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path)
     """As when memory runs out: the entry says so, the rest goes on, and it is not tried again."""
     job = write_job(tmp_path, write_images(tmp_path / "images", 8), grid=((1, 1), (64, 1)))
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$*" in *throughput-0-1*) kill -9 $$;; esac\nexec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *throughput-0-1*) kill -9 $$;; esac\nexec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     code, told = run_agent(sys.executable, agent, "run", str(job), "--python", str(python))
     assert code == 0, told
@@ -87,7 +92,9 @@ def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path)
 def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 30)
     # 300 questions: two entries of the journal; then two processes for the clock.
-    job = write_job(tmp_path, images, repeat=10, protocol=replace(BRIEF, seconds=1.5, limit_s=5.0, processes=2))
+    job = write_job(
+        tmp_path, images, repeat=10, protocol=replace(BRIEF, seconds=1.5, limit_s=5.0, processes=2)
+    )
     command = [sys.executable, str(agent), "run", str(job), "--stay"]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -115,7 +122,11 @@ def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_p
 
 
 def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
-    job = write_job(tmp_path, write_images(tmp_path / "images", 6), protocol=replace(BRIEF, seconds=1.0, limit_s=3.0))
+    job = write_job(
+        tmp_path,
+        write_images(tmp_path / "images", 6),
+        protocol=replace(BRIEF, seconds=1.0, limit_s=3.0),
+    )
     command = [sys.executable, str(agent), "run", str(job)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (job / "done" / "start.npz").exists():

@@ -26,7 +26,10 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def test_relative_position_is_counted_image_by_image() -> None:
     s, t = unit(STUDENT), unit(TEACHER)
-    ranks = [sorted(range(40), key=lambda j, i=i: float(((t[j] - s[i]) ** 2).sum())).index(i) for i in range(40)]  # type: ignore[misc]
+    ranks = [
+        sorted(range(40), key=lambda j, i=i: float(((t[j] - s[i]) ** 2).sum())).index(i)
+        for i in range(40)
+    ]  # type: ignore[misc]
     assert m_rel(STUDENT, TEACHER) == sum(rank == 0 for rank in ranks) / 40
     assert 0 < m_rel(STUDENT, TEACHER) < recall_at(STUDENT, TEACHER, 5) < 1
     assert recall_at(STUDENT, TEACHER, 5) == sum(rank < 5 for rank in ranks) / 40
@@ -35,7 +38,11 @@ def test_relative_position_is_counted_image_by_image() -> None:
 def test_common_neighbours_are_counted_image_by_image() -> None:
     def nearest(rows: np.ndarray, i: int) -> set[int]:
         u = unit(rows)
-        return set(sorted((j for j in range(40) if j != i), key=lambda j: float(((u[j] - u[i]) ** 2).sum()))[:3])
+        return set(
+            sorted(
+                (j for j in range(40) if j != i), key=lambda j: float(((u[j] - u[i]) ** 2).sum())
+            )[:3]
+        )
 
     shared = sum(len(nearest(STUDENT, i) & nearest(TEACHER, i)) for i in range(40))
     assert m_neigh(STUDENT, TEACHER, 3) == pytest.approx(shared / 120)

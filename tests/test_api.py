@@ -30,7 +30,9 @@ def flags(verb: str) -> dict[str, Any]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_verb_calls_the_function_of_its_name(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    monkeypatch.setattr(api, verb, lambda *args, **options: calls.append((args, options)) or "result")
+    monkeypatch.setattr(
+        api, verb, lambda *args, **options: calls.append((args, options)) or "result"
+    )
     assert getattr(edgekd, verb)("runs/x", data="toy") == "result"
     assert calls == [(("runs/x",), {"data": "toy"})]
 
@@ -50,15 +52,20 @@ def test_verbs_stay_callable_whatever_was_imported_first() -> None:
         "import edgekd.export.parity, edgekd.benchmark.metrics\nfrom edgekd import benchmark, evaluate, export, train\n"
         "assert all(map(callable, (benchmark, evaluate, export, train)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_importing_edgekd_is_light() -> None:
     program = (
-        "import sys, edgekd, edgekd.benchmark, edgekd.export\nassert not {'torch', 'numpy', 'onnx'} & set(sys.modules)"
+        "import sys, edgekd, edgekd.benchmark, edgekd.export\n"
+        "assert not {'torch', 'numpy', 'onnx'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -35,7 +35,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [artifact.folder for artifact in edgekd.export(run, precision="int8") if artifact.folder]
 
 
-def test_the_same_answers_on_arm64(artifacts: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_answers_on_arm64(
+    artifacts: list[Path], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(devices, "QUICK", replace(BRIEF, seconds=0.5, limit_s=2.0))
     images = load_images("toy")
     suites = [Suite("id", images, np.arange(0, len(images), 80))]
@@ -49,7 +51,10 @@ def test_the_same_answers_on_arm64(artifacts: list[Path], own_cache: Path, monke
             )
         )  # fmt: skip
     found = devices.on_device(subjects, suites, f"local:{ROOT}/python3", quick=True, threads=1)
-    assert [subject.measured.facts["emulated"] for subject in found if subject.measured] == [True, True]
+    assert [subject.measured.facts["emulated"] for subject in found if subject.measured] == [
+        True,
+        True,
+    ]
     for subject, there in zip(subjects, found, strict=True):
         assert there.measured is not None
         assert there.name.endswith("(emulated)")
@@ -59,5 +64,7 @@ def test_the_same_answers_on_arm64(artifacts: list[Path], own_cache: Path, monke
         logits = there.measured.logits[0]
         agreement = float((here.argmax(axis=1) == logits.argmax(axis=1)).mean())
         error = float(np.abs(here - logits).max() / np.ptp(here))
-        print(f"{there.name}: agreement {agreement:.4f} on {len(here)} images, relative error {error:.2e}")
+        print(
+            f"{there.name}: agreement {agreement:.4f} on {len(here)} images, relative error {error:.2e}"
+        )
         assert agreement == 1.0 if subject.precision == "fp32" else agreement >= 0.98

@@ -10,7 +10,9 @@ from edgekd.distill.averaging import Ema, LastWeights, Swad, find_valley
 from edgekd.distill.students import Student, make_student
 
 
-def slow_valley(losses: list[float], patience: int, tolerance: int, ratio: float) -> tuple[int, int]:
+def slow_valley(
+    losses: list[float], patience: int, tolerance: int, ratio: float
+) -> tuple[int, int]:
     """Algorithm 1 of the SWAD paper, evaluation by evaluation, as it is printed there."""
     start, end, threshold = 0, len(losses) - 1, None
     for i in range(len(losses)):
@@ -19,7 +21,9 @@ def slow_valley(losses: list[float], patience: int, tolerance: int, ratio: float
             if len(window) == patience and losses[i - patience + 1] == min(window):
                 start = i - patience + 1
                 threshold = (1 + ratio) / patience * sum(window)
-        elif i - tolerance >= start and threshold < min(losses[i - back] for back in range(tolerance)):
+        elif i - tolerance >= start and threshold < min(
+            losses[i - back] for back in range(tolerance)
+        ):
             return start, i - tolerance
     return start, end
 

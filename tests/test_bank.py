@@ -18,7 +18,9 @@ from edgekd.targets.bank_change import change_bank
 
 def random_bank(classes: int, dim: int) -> ClassBank:
     vectors = unit(np.random.default_rng(classes).standard_normal((classes, dim)))
-    return ClassBank(tuple(f"c{number}" for number in range(classes)), vectors, 7.5, None, {"added": []})
+    return ClassBank(
+        tuple(f"c{number}" for number in range(classes)), vectors, 7.5, None, {"added": []}
+    )
 
 
 def test_logits_are_scaled_cosines() -> None:
@@ -34,7 +36,9 @@ def test_a_class_that_is_added_leaves_the_others_logits_as_they_are(batch: int, 
     bank, embeddings = random_bank(1, dim), unit(rng.standard_normal((batch, dim)))
     before = bank.logits(embeddings)
     for number in range(40):
-        bank = bank.with_class(f"new {number}", rng.standard_normal(dim).astype(np.float32), {"by": "test"})
+        bank = bank.with_class(
+            f"new {number}", rng.standard_normal(dim).astype(np.float32), {"by": "test"}
+        )
         now = bank.logits(embeddings)
         np.testing.assert_array_equal(now[:, :-1], before)
         np.testing.assert_allclose(now, 7.5 * embeddings @ bank.vectors.T, atol=1e-4)
@@ -44,10 +48,14 @@ def test_a_class_that_is_added_leaves_the_others_logits_as_they_are(batch: int, 
 def test_a_text_goes_the_way_of_the_training() -> None:
     mean = np.array([0.0, 0.0, 0.5], dtype=np.float32)
     prompts = np.array([[3.0, 0.0, 4.0], [0.0, 2.0, 0.0]], dtype=np.float32)
-    average = np.array([0.6, 1.0, 0.8]) / np.sqrt(2.0)  # of the unit vectors (.6, 0, .8) and (0, 1, 0), at length 1
+    average = np.array([0.6, 1.0, 0.8]) / np.sqrt(
+        2.0
+    )  # of the unit vectors (.6, 0, .8) and (0, 1, 0), at length 1
     np.testing.assert_allclose(red_and_green().of_text(prompts), average, atol=1e-6)
     centred = average - mean
-    np.testing.assert_allclose(red_and_green(mean).of_text(prompts), centred / np.sqrt(centred @ centred), atol=1e-6)
+    np.testing.assert_allclose(
+        red_and_green(mean).of_text(prompts), centred / np.sqrt(centred @ centred), atol=1e-6
+    )
 
 
 def test_file_keeps_everything_and_needs_numpy_alone(tmp_path: Path) -> None:
@@ -62,7 +70,9 @@ def test_file_keeps_everything_and_needs_numpy_alone(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.text_mean, bank.text_mean)
     assert again.to_bytes() == bank.to_bytes()
     with np.load(tmp_path / "bank.npz") as plain:  # as somebody without edgekd reads it
-        np.testing.assert_allclose(plain["logit_scale"] * plain["vectors"] @ [0, 0.6, 0.8], [0, 6, 10 * 0.6**2 + 6.4])
+        np.testing.assert_allclose(
+            plain["logit_scale"] * plain["vectors"] @ [0, 0.6, 0.8], [0, 6, 10 * 0.6**2 + 6.4]
+        )
 
 
 def test_damaged_or_foreign_files_are_one_sentence(tmp_path: Path) -> None:
@@ -109,11 +119,17 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     artifact = read_artifact(folder)  # checks every hash
     assert artifact.classes == ("red", "green", "blue")
     assert artifact.bank is not None
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["artifact.json", "model.onnx", artifact.bank])
-    assert [entry["class"] for entry in read_bank(folder / artifact.bank).facts["added"]] == ["blue"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["artifact.json", "model.onnx", artifact.bank]
+    )
+    assert [entry["class"] for entry in read_bank(folder / artifact.bank).facts["added"]] == [
+        "blue"
+    ]
 
 
-def test_a_change_that_is_cut_off_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_is_cut_off_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_colours(tmp_path / "a")
     before = (folder / "artifact.json").read_bytes()
     renamed = []

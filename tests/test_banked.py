@@ -14,11 +14,15 @@ from edgekd.distill.terms import TERMS, TermSpec, objective
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.5])
-def test_soft_text_targets_are_vlprox_over_all_classes_plus_the_teachers_entropy(tau: float) -> None:
+def test_soft_text_targets_are_vlprox_over_all_classes_plus_the_teachers_entropy(
+    tau: float,
+) -> None:
     batch = draw(1)
     assert batch.teacher is not None
     assert batch.bank is not None
-    entropy = torch.distributions.Categorical(logits=unit(batch.teacher) @ batch.bank.T / tau).entropy()
+    entropy = torch.distributions.Categorical(
+        logits=unit(batch.teacher) @ batch.bank.T / tau
+    ).entropy()
     soft = text_soft_ce(batch, tau_student=tau, tau_teacher=tau)
     near = vlprox(batch, k=C, tau=tau)
     assert torch.allclose(soft, near + entropy)

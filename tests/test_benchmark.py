@@ -46,7 +46,9 @@ def artifact(tmp_path: Path) -> Path:
         format="onnx",
         precision="fp32",
         files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC"),),
+        inputs=(
+            TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC"),
+        ),
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
         classes=CLASSES,
         preprocess=SMALL,
@@ -60,7 +62,9 @@ def artifact(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "QUICK", replace(QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005))
+    monkeypatch.setattr(
+        benchmark, "QUICK", replace(QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
+    )
     whole = replace(END_TO_END_QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
     monkeypatch.setattr(benchmark, "END_TO_END_QUICK", whole)
 
@@ -68,11 +72,15 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
     images = paint_images(30)
     one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
-    report = run_benchmark([one], [Suite("id", images, np.arange(30))], tmp_path / "out", quick=True, threads=1)
+    report = run_benchmark(
+        [one], [Suite("id", images, np.arange(30))], tmp_path / "out", quick=True, threads=1
+    )
     colours = np.stack([images.labels, np.arange(30), np.zeros(30)], axis=1).astype(np.float32)
     [row], [latency] = report.accuracy, report.latency
     assert row.top1 == pytest.approx((colours.argmax(axis=1) == images.labels).mean())
-    assert row.nll == pytest.approx(-log_softmax(colours)[np.arange(30), images.labels].mean(), rel=1e-5)
+    assert row.nll == pytest.approx(
+        -log_softmax(colours)[np.arange(30), images.labels].mean(), rel=1e-5
+    )
     assert (latency.provider, latency.threads, latency.quick) == ("CPUExecutionProvider", 1, True)
     assert latency.n >= 30
     assert latency.load_ms is not None
@@ -86,12 +94,18 @@ def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
         whole = kept[f"end_to_end_ms/{one.run}/{one.name}"]
     assert len(whole) >= 30
     assert latency.end_to_end_p50_ms in whole
-    assert report.summary[0].size_mb == pytest.approx((artifact / "model.onnx").stat().st_size / 1e6)
+    assert report.summary[0].size_mb == pytest.approx(
+        (artifact / "model.onnx").stat().st_size / 1e6
+    )
 
 
-def test_an_altered_artifact_is_refused_and_nothing_is_written(artifact: Path, tmp_path: Path) -> None:
+def test_an_altered_artifact_is_refused_and_nothing_is_written(
+    artifact: Path, tmp_path: Path
+) -> None:
     one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
     (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes() + b" ")
     with pytest.raises(EdgekdError, match="SHA-256"):
-        run_benchmark([one], [Suite("id", paint_images(9), np.arange(9))], tmp_path / "out", quick=True)
+        run_benchmark(
+            [one], [Suite("id", paint_images(9), np.arange(9))], tmp_path / "out", quick=True
+        )
     assert not (tmp_path / "out").exists()

@@ -25,7 +25,11 @@ def one_layer(group: int, bias: np.ndarray, *, shared: bool = False) -> onnx.Mod
     nodes = [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", group=group)]
     nodes += [onnx.helper.make_node("Add", ["y", "b"], ["z"], "add")] if shared else []
     graph = onnx.helper.make_graph(
-        nodes, "g", [], [], [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+        nodes,
+        "g",
+        [],
+        [],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     return onnx.helper.make_model(graph)
 
@@ -37,14 +41,21 @@ def one_layer(group: int, bias: np.ndarray, *, shared: bool = False) -> onnx.Mod
 def test_by_hand(group: int, expected: list[float]) -> None:
     """Weights k + 0.4 are rounded to k, so each input's mean is missing 0.4 times."""
     model = one_layer(group, np.array([10, 20], np.float32))
-    done = correct_biases(model, {"x": np.array([1.0, 2.0, 3.0, 4.0])}, {"w": (0, np.ones(2, np.float32))})
+    done = correct_biases(
+        model, {"x": np.array([1.0, 2.0, 3.0, 4.0])}, {"w": (0, np.ones(2, np.float32))}
+    )
     assert done == 1
-    np.testing.assert_allclose(numpy_helper.to_array(model.graph.initializer[1]), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        numpy_helper.to_array(model.graph.initializer[1]), expected, rtol=1e-6
+    )
 
 
 def test_what_cannot_be_corrected_stays() -> None:
     means, scales = {"x": np.ones(4)}, {"w": (0, np.ones(2, np.float32))}
-    for model in (one_layer(1, np.zeros(2, np.float32), shared=True), one_layer(1, np.zeros(2, np.float32))):
+    for model in (
+        one_layer(1, np.zeros(2, np.float32), shared=True),
+        one_layer(1, np.zeros(2, np.float32)),
+    ):
         known = means if len(model.graph.node) > 1 else {}
         assert correct_biases(model, known, scales) == 0
         assert not numpy_helper.to_array(model.graph.initializer[1]).any()
@@ -53,7 +64,9 @@ def test_what_cannot_be_corrected_stays() -> None:
 def test_outputs_keep_their_means(tmp_path: Path) -> None:
     """The pointwise layer has no border, so its output's mean over the images comes back exactly."""
     path = tmp_path / "fp32.onnx"
-    export_onnx(Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
+    )
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     images = pictures(2 * ranges._BATCH + 3)
     averaged = to_average(model, float_nodes(model))
@@ -72,7 +85,9 @@ def test_outputs_keep_their_means(tmp_path: Path) -> None:
             assert correct_biases(model, means, {pointwise.input[1]: (0, coarse)}) == 1
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
-        tensor = next(tensor for tensor in changed.graph.initializer if tensor.name == pointwise.input[1])
+        tensor = next(
+            tensor for tensor in changed.graph.initializer if tensor.name == pointwise.input[1]
+        )
         tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
         onnx.save(changed, tmp_path / "changed.onnx")
         errors.append(np.abs(logits(tmp_path / "changed.onnx", images).mean(axis=0) - before).max())

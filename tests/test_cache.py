@@ -24,7 +24,9 @@ def expected(position: int, view: int) -> list[float]:
 
 
 def answer(positions: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.array([expected(i, v) for i, v in zip(positions, views, strict=True)], dtype=np.float32)
+    return np.array(
+        [expected(i, v) for i, v in zip(positions, views, strict=True)], dtype=np.float32
+    )
 
 
 def opened() -> EmbeddingCache:
@@ -64,7 +66,15 @@ def test_only_what_is_missing_is_computed(own_cache: Path) -> None:
     cache.refresh()
     assert cache.missing(KEYS[:3], range(2)) == [(0, 0), (1, 0), (2, 0)]
     progress: list[int] = []
-    fill(cache, cache.missing(KEYS, range(2)), KEYS, answer, batch=7, shard_rows=10, on_progress=progress.append)
+    fill(
+        cache,
+        cache.missing(KEYS, range(2)),
+        KEYS,
+        answer,
+        batch=7,
+        shard_rows=10,
+        on_progress=progress.append,
+    )
     assert sum(progress) == 36
     cache.refresh()
     check(cache)
@@ -169,7 +179,9 @@ def fill_slowly(cache_root: str, log: str, rows: int, pause_s: float) -> None:
         fill(cache, cache.missing(KEYS, range(2)), KEYS, embed, batch=2, shard_rows=rows)
 
 
-def start(own_cache: Path, log: Path, *, rows: int = 4, pause_s: float = 0.01) -> multiprocessing.process.BaseProcess:
+def start(
+    own_cache: Path, log: Path, *, rows: int = 4, pause_s: float = 0.01
+) -> multiprocessing.process.BaseProcess:
     process = multiprocessing.get_context("spawn").Process(
         target=fill_slowly, args=(str(own_cache), str(log), rows, pause_s)
     )
@@ -177,7 +189,9 @@ def start(own_cache: Path, log: Path, *, rows: int = 4, pause_s: float = 0.01) -
     return process
 
 
-def test_two_runs_at_once_compute_every_view_once_and_lose_none(own_cache: Path, tmp_path: Path) -> None:
+def test_two_runs_at_once_compute_every_view_once_and_lose_none(
+    own_cache: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     both = [start(own_cache, log) for _ in range(2)]
     for process in both:
@@ -188,7 +202,9 @@ def test_two_runs_at_once_compute_every_view_once_and_lose_none(own_cache: Path,
     check(opened())
 
 
-def test_a_killed_filler_loses_one_shard_at_most_and_lets_the_lock_go(own_cache: Path, tmp_path: Path) -> None:
+def test_a_killed_filler_loses_one_shard_at_most_and_lets_the_lock_go(
+    own_cache: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     process = start(own_cache, log, rows=8, pause_s=0.1)
     deadline = time.monotonic() + 60

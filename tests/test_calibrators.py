@@ -39,7 +39,9 @@ def test_percentile_is_numpys(kind: str) -> None:
     expected = np.percentile(values, [0.005, 99.995])
     np.testing.assert_allclose([low, high], expected, atol=1.5 * limit / BINS)
     low, high = percentile(counts, limit, True)
-    assert high == -low == pytest.approx(np.percentile(np.abs(values), 99.99), abs=1.5 * limit / BINS)
+    assert (
+        high == -low == pytest.approx(np.percentile(np.abs(values), 99.99), abs=1.5 * limit / BINS)
+    )
     assert high < 0.9 * limit, "the outliers must have been cut"
 
 
@@ -48,7 +50,9 @@ def test_percentile_by_hand() -> None:
     counts[BINS + 10] = 9_999
     counts[-1] = 1
     low, high = percentile(counts, 1.0, True)
-    assert high == -low == pytest.approx(11 / BINS), "exactly 99.99 % lie below the end of the eleventh bin"
+    assert high == -low == pytest.approx(11 / BINS), (
+        "exactly 99.99 % lie below the end of the eleventh bin"
+    )
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -72,15 +76,23 @@ def test_mse_is_as_good_as_brute_force_on_the_raw_values(kind: str, symmetric: b
 
 def test_rounding_error_by_hand() -> None:
     values, weights = np.array([0.4, 1.0, 300.0]), np.array([2.0, 1.0, 1.0])
-    assert rounding_error(values, weights, 0.0, 255.0, symmetric=False) == pytest.approx(2 * 0.16 + 45**2)
-    assert rounding_error(-values, weights, -127.0, 127.0, symmetric=True) == pytest.approx(2 * 0.16 + 172**2)
-    assert rounding_error(np.array([-10.4, 3.0]), np.ones(2), -10.0, 245.0, symmetric=False) == pytest.approx(0.16)
+    assert rounding_error(values, weights, 0.0, 255.0, symmetric=False) == pytest.approx(
+        2 * 0.16 + 45**2
+    )
+    assert rounding_error(-values, weights, -127.0, 127.0, symmetric=True) == pytest.approx(
+        2 * 0.16 + 172**2
+    )
+    assert rounding_error(
+        np.array([-10.4, 3.0]), np.ones(2), -10.0, 245.0, symmetric=False
+    ) == pytest.approx(0.16)
 
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibrators") / "fp32.onnx"
-    export_onnx(Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
+    )
     return path
 
 
@@ -91,7 +103,9 @@ def test_histograms_count_every_value_of_every_image(fp32: Path) -> None:
     counts = ranges.histograms(model, images, extremes)
     said = logits(fp32, images)
     limit = np.abs(said).max()
-    np.testing.assert_array_equal(counts["logits"], np.histogram(said, 2 * BINS, range=(-limit, limit))[0])
+    np.testing.assert_array_equal(
+        counts["logits"], np.histogram(said, 2 * BINS, range=(-limit, limit))[0]
+    )
     assert all(found.sum() % len(images) == 0 for found in counts.values())
 
 
@@ -108,7 +122,12 @@ def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
 
 @pytest.mark.parametrize(
     ("calibrator", "dialect"),
-    [("percentile", quantize_int8), ("entropy", quantize_int8), ("percentile", quantize_trt), ("mse", quantize_trt)],
+    [
+        ("percentile", quantize_int8),
+        ("entropy", quantize_int8),
+        ("percentile", quantize_trt),
+        ("mse", quantize_trt),
+    ],
 )
 def test_both_dialects_cover_what_the_calibrator_says(
     fp32: Path, tmp_path: Path, calibrator: str, dialect: object
@@ -128,13 +147,21 @@ def test_both_dialects_cover_what_the_calibrator_says(
         for name in ("a.onnx", "b.onnx")
     ]
     assert scales[0].keys() == scales[1].keys()
-    assert all(narrow <= 1.001 * wide for narrow, wide in zip(scales[0].values(), scales[1].values(), strict=True))
-    assert any(narrow < 0.99 * wide for narrow, wide in zip(scales[0].values(), scales[1].values(), strict=True))
+    assert all(
+        narrow <= 1.001 * wide
+        for narrow, wide in zip(scales[0].values(), scales[1].values(), strict=True)
+    )
+    assert any(
+        narrow < 0.99 * wide
+        for narrow, wide in zip(scales[0].values(), scales[1].values(), strict=True)
+    )
 
 
 def test_a_tensor_of_zeros_keeps_its_range(fp32: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     zero = np.array(0, np.float32)
     for calibrator in ("percentile", "mse"):
-        found = ranges.clipped_ranges(model, pictures(2), {"logits": (zero, zero)}, calibrator, symmetric=False)
+        found = ranges.clipped_ranges(
+            model, pictures(2), {"logits": (zero, zero)}, calibrator, symmetric=False
+        )
         assert found == {"logits": (zero, zero)}

@@ -20,7 +20,9 @@ from edgekd.manifest import read_artifact
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain") / "run"
-    edgekd.train("mobilenetv3_small_050", pretrained="scratch", smoke=True, recipe="erm", size=32, out=folder)
+    edgekd.train(
+        "mobilenetv3_small_050", pretrained="scratch", smoke=True, recipe="erm", size=32, out=folder
+    )
     edgekd.export(folder, precision="int8", calibration_images=40)
     return folder
 
@@ -39,10 +41,14 @@ def alter(folder: Path, factor: float) -> None:
     model = onnx.load(path)
     head = next(node for node in reversed(model.graph.node) if node.op_type == "Gemm")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == head.input[1])
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name))
+    weight.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), weight.name)
+    )
     onnx.save(model, path)
     artifact = read_artifact(folder, check_hashes=False)
-    artifact.model_copy(update={"files": {**artifact.files, "model.onnx": sha256_file(path)}}).write(folder)
+    artifact.model_copy(
+        update={"files": {**artifact.files, "model.onnx": sha256_file(path)}}
+    ).write(folder)
 
 
 def test_chain_inside_the_run_repeats_the_export(run: Path) -> None:
@@ -82,7 +88,9 @@ def test_foreign_images_are_refused(run: Path, tmp_path: Path, make_domain_folde
         edgekd.verify(tmp_path / "a", data=str(images))
 
 
-def test_broken_links_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_links_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     fp32, int8 = copy / "artifacts" / "onnxruntime-fp32", copy / "artifacts" / "onnxruntime-int8"

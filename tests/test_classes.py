@@ -54,7 +54,9 @@ def command(arguments: list[str]) -> None:
 
 
 def run_agent(agent: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    done = subprocess.run([sys.executable, str(agent), *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(agent), *arguments], capture_output=True, text=True, check=False
+    )
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -83,7 +85,9 @@ def test_bank_of_other_classes_is_refused(artifact: Path) -> None:
         open_session(artifact)
 
 
-def test_a_class_from_images_is_recognised_and_the_others_stay(artifact: Path, photos: Path) -> None:
+def test_a_class_from_images_is_recognised_and_the_others_stay(
+    artifact: Path, photos: Path
+) -> None:
     before = open_session(artifact, threads=1).run(pictures())
     assert before.argmax(axis=1).tolist()[:2] == [0, 1]
     changed = edgekd.add_class(artifact, "blue", images=[photos])
@@ -97,7 +101,9 @@ def test_a_class_from_images_is_recognised_and_the_others_stay(artifact: Path, p
     assert entry["recognised_left_out"] == 3
 
 
-def test_a_class_from_text_vectors(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_from_text_vectors(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "blue.npy", np.array([[0.0, 0.1, 2.0], [0.1, 0.0, 0.9]]))
     command(["classes", "add", str(artifact), "blue", "--text-vector", str(tmp_path / "blue.npy")])
     told = capsys.readouterr().out.splitlines()
@@ -140,7 +146,9 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
     changed = edgekd.add_class(artifact, "blue", descriptions=str(tmp_path / "d.txt"))
     assert asked == [None, {"blue": ("The colour of the sky.",)}]
     assert changed.bank is not None
-    assert read_bank(artifact / changed.bank).facts["added"][0]["descriptions"] == ["The colour of the sky."]
+    assert read_bank(artifact / changed.bank).facts["added"][0]["descriptions"] == [
+        "The colour of the sky."
+    ]
 
 
 def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_path: Path) -> None:
@@ -167,16 +175,23 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
     assert (artifact / "artifact.json").read_bytes() == before
 
 
-def test_the_agent_adds_a_class_on_the_device_and_sees_it(artifact: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_agent_adds_a_class_on_the_device_and_sees_it(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
     write_agent(tmp_path / "agent.pyz")
     before = open_session(artifact, threads=1).run(pictures())
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
     assert (code, len(said)) == (0, 1)
-    assert "knows 3 classes now; blue: 3 of its 3 images are recognised by the others of them" in said[0]["say"]
+    assert (
+        "knows 3 classes now; blue: 3 of its 3 images are recognised by the others of them"
+        in said[0]["say"]
+    )
     # What the device wrote is what edgekd reads: hashes, classes, and the vector that edgekd itself would have made.
     other = write_colours(tmp_path / "other")
     edgekd.add_class(other, "blue", images=[photos])
-    here, there = (read_bank(folder / str(read_artifact(folder).bank)) for folder in (other, artifact))
+    here, there = (
+        read_bank(folder / str(read_artifact(folder).bank)) for folder in (other, artifact)
+    )
     np.testing.assert_allclose(there.vectors, here.vectors, atol=1e-6)
     np.testing.assert_array_equal(open_session(artifact, threads=1).run(pictures())[:, :2], before)
     images = []

@@ -20,7 +20,9 @@ from edgekd.errors import EdgekdError, GateFailed
 HELP_SECONDS = 0.3
 
 
-def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def commands(
+    command: Any = None, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command with the words that call it, groups included."""
     command = get_command(app) if command is None else command
     yield path, command
@@ -65,7 +67,9 @@ def test_help_is_quick() -> None:
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run([sys.executable, "-m", "edgekd.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "edgekd.cli", "--help"], check=True, stdout=subprocess.DEVNULL
+        )
         times.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     assert min(times) < HELP_SECONDS
 
@@ -77,7 +81,9 @@ def test_help_loads_nothing_heavy() -> None:
         "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "--student" in done.stdout
 
@@ -126,8 +132,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"edgekd {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["train", "--studnt", "x"], ["trian"], ["train", "--steps", "many"]])
-def test_misspelt_options_are_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["train", "--studnt", "x"], ["trian"], ["train", "--steps", "many"]]
+)
+def test_misspelt_options_are_usage_errors(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
     assert leaving.value.code == 2
@@ -149,7 +159,11 @@ def test_misspelt_options_are_usage_errors(arguments: list[str], capsys: pytest.
         (["train", "--set", "stages.distil.share=1"], "distil", "distill"),
         (["train", "--set", "stages.distill.terms.cos_imag=1"], "cos_imag", "cos_img"),
         (["export", "--target", "onnxruntim"], "onnxruntim", "onnxruntime"),
-        (["list", "students", "mobilenetv3_larg_100"], "mobilenetv3_larg_100", "mobilenetv3_large_100"),
+        (
+            ["list", "students", "mobilenetv3_larg_100"],
+            "mobilenetv3_larg_100",
+            "mobilenetv3_large_100",
+        ),
         (["list", "teachers", "ViT-B-32:opnai"], "ViT-B-32:opnai", "ViT-B-32:openai"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -202,7 +216,9 @@ def test_two_precisions(fails: Callable[..., tuple[str, str]]) -> None:
     assert "one of --int8, --fp16, --fp32" in hint
 
 
-def test_all_problems_of_a_configuration_in_one_message(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+def test_all_problems_of_a_configuration_in_one_message(
+    fails: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
     (tmp_path / "run.toml").write_text('[train]\nbn = "forzen"\nsead = 1\n')
     error, _ = fails(2, "train", "--config", "run.toml", "--batch-size", "0")
     for part in ("bn", "sead", "batch_size"):
@@ -210,7 +226,8 @@ def test_all_problems_of_a_configuration_in_one_message(fails: Callable[..., tup
 
 
 @pytest.mark.parametrize(
-    ("content", "part"), [(None, "no configuration file"), ("student =", "not valid TOML"), ("\xff", "student")]
+    ("content", "part"),
+    [(None, "no configuration file"), ("student =", "not valid TOML"), ("\xff", "student")],
 )
 def test_configuration_file_that_cannot_be_read(
     fails: Callable[..., tuple[str, str]], tmp_path: Path, content: str | None, part: str
@@ -231,12 +248,16 @@ def _raises(error: BaseException) -> Callable[..., Any]:
     return raising
 
 
-def test_failed_gate_is_exit_code_1(fails: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_gate_is_exit_code_1(
+    fails: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgekd.api.export", _raises(GateFailed("It differs.", "Look.")))
     assert fails(1, "export") == ("It differs.", "Look.")
 
 
-def test_error_without_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_without_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("edgekd.api.evaluate", _raises(EdgekdError("It is so.")))
     with pytest.raises(SystemExit) as leaving:
         main(["evaluate"])
@@ -244,12 +265,17 @@ def test_error_without_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "error: It is so.\n"
 
 
-def test_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("edgekd.api.train", _raises(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
     assert leaving.value.code == 130
-    assert capsys.readouterr().err == "stopped; a training run goes on with --resume, a study with the same command\n"
+    assert (
+        capsys.readouterr().err
+        == "stopped; a training run goes on with --resume, a study with the same command\n"
+    )
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +293,20 @@ def test_train_hands_over_what_was_given_and_nothing_else(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("edgekd.api.train", train)
     with pytest.raises(SystemExit):
-        main(["train", "--steps", "3", "--smoke", "--set", "a=1", "--set", "b.c=2", "--config", "x.toml"])
+        main(
+            [
+                "train",
+                "--steps",
+                "3",
+                "--smoke",
+                "--set",
+                "a=1",
+                "--set",
+                "b.c=2",
+                "--config",
+                "x.toml",
+            ]
+        )
     assert {name: value for name, value in seen.items() if value is not None} == {
         "steps": 3,
         "smoke": True,
@@ -280,7 +319,9 @@ def test_real_process(tmp_path: Path) -> None:
     """Once as a user runs it: exit code, nothing on stdout, two lines on stderr."""
     environment = {**os.environ, "EDGEKD_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "edgekd.cli", "export", "runs/nothing", "--target", "onnx"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     error, hint = done.stderr.splitlines()

@@ -18,7 +18,9 @@ from edgekd.benchmark.stats import ratio_interval
 from edgekd.errors import EdgekdError
 
 
-def turns(count: int, scale: float, drift: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+def turns(
+    count: int, scale: float, drift: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray]:
     return [scale * drift[i] * rng.lognormal(0, 0.05, 40) for i in range(count)]
 
 
@@ -47,7 +49,10 @@ def test_only_turns_that_have_a_partner_count() -> None:
     images = paint_images(12)
     a, b = subject("a", "artifact", model(0)), subject("b", "artifact", model(2))
     suite = Suite("id", images, np.arange(12))
-    logits = {(one.key, 0): one.predict(np.stack([np.asarray(images.read(i)) for i in range(12)])) for one in (a, b)}
+    logits = {
+        (one.key, 0): one.predict(np.stack([np.asarray(images.read(i)) for i in range(12)]))
+        for one in (a, b)
+    }
     found = compare(a, b, [suite], logits, [samples(30, 2.0, 99.0)], [samples(10, 4.0, 0.0)])
     assert (found.p50_ratio, found.p50_ratio_ci95, found.turns) == (0.5, (0.5, 0.5), 10)
     [row] = found.accuracy
@@ -56,11 +61,15 @@ def test_only_turns_that_have_a_partner_count() -> None:
     assert row.mcnemar_p == pytest.approx(2 / 64)
 
 
-def test_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
     subjects = four_subjects(tmp_path, sketch_every=3)
     pair = (subjects[3], subjects[2])
-    report = run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", quick=True, compared=pair)
+    report = run_benchmark(
+        subjects, id_and_ood(paint_images()), tmp_path / "out", quick=True, compared=pair
+    )
     [found] = report.comparisons
     assert (found.a, found.b) == ("onnxruntime-int8", "onnxruntime-fp32")
     assert found.p50_ratio == pytest.approx(1.5)
@@ -73,6 +82,9 @@ def test_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_artifacts_without_common_images_are_refused_at_once(tmp_path: Path) -> None:
     images = paint_images()
     first, second = four_subjects(tmp_path, run="a")[2], four_subjects(tmp_path, run="b")[2]
-    suites = [Suite("id", images, np.arange(60), run="a"), Suite("id", images, np.arange(60), run="b")]
+    suites = [
+        Suite("id", images, np.arange(60), run="a"),
+        Suite("id", images, np.arange(60), run="b"),
+    ]
     with pytest.raises(EdgekdError, match="no test images in common"):
         run_benchmark([first, second], suites, tmp_path / "out", compared=(first, second))

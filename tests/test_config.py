@@ -29,7 +29,9 @@ def test_without_sources_everything_is_as_documented() -> None:
 
 def test_later_sources_win(tmp_path: Path) -> None:
     file = toml(tmp_path, 'student = "resnet18"\nlr = 0.1\nseed = 3\nbatch_size = 8\n')
-    config = load_config({"lr": 0.2, "seed": 4, "size": None}, file=file, settings=["seed=5", "data=some/folder"])
+    config = load_config(
+        {"lr": 0.2, "seed": 4, "size": None}, file=file, settings=["seed=5", "data=some/folder"]
+    )
     assert (config.student, config.batch_size) == ("resnet18", 8)
     assert (config.lr, config.seed) == (0.2, 5)
     assert config.data == "some/folder"  # a word needs no quotes
@@ -43,7 +45,9 @@ def test_other_commands_may_share_the_file(tmp_path: Path) -> None:
 def test_settings_reach_into_tables(tmp_path: Path) -> None:
     file = toml(tmp_path, "[stages.distill]\nlr = 2.0\n")
     config = load_config(
-        {}, file=file, settings=["stages.distill.terms.cos_img.weight=0.7", "student_options.pad_type=same"]
+        {},
+        file=file,
+        settings=["stages.distill.terms.cos_img.weight=0.7", "student_options.pad_type=same"],
     )
     assert config.stages == {"distill": {"lr": 2.0, "terms": {"cos_img": {"weight": 0.7}}}}
     assert config.student_options == {"pad_type": "same"}
@@ -65,7 +69,9 @@ def test_a_misspelt_setting_is_answered_with_the_closest() -> None:
 
 
 def test_all_problems_come_in_one_message() -> None:
-    message = refusal({"lr": -1.0, "devices": 0}, settings=["recipie=erm", "precision=float"]).message
+    message = refusal(
+        {"lr": -1.0, "devices": 0}, settings=["recipie=erm", "precision=float"]
+    ).message
     assert all(word in message for word in ("lr", "devices", '"recipe"', "precision"))
 
 
@@ -91,5 +97,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_can_be_written_and_read_back() -> None:
-    config = load_config({"student_weights": Path("a/b.pt"), "out": Path("runs/x")}, settings=["stages.align.lr=1.0"])
+    config = load_config(
+        {"student_weights": Path("a/b.pt"), "out": Path("runs/x")}, settings=["stages.align.lr=1.0"]
+    )
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config

@@ -43,20 +43,33 @@ def test_three_processes_give_the_values_and_gradients_of_one(term: str) -> None
     rows = [torch.arange(rank, 12, 3) for rank in range(3)]
     order = torch.cat(rows)
     embedding = whole.embedding.detach().clone().requires_grad_()
-    fields = {"labels": whole.labels, "embedding": embedding, "teacher": whole.teacher, "captions": whole.captions}
-    units = {name: unit(value) if value.is_floating_point() else value for name, value in fields.items()}  # type: ignore[union-attr]
+    fields = {
+        "labels": whole.labels,
+        "embedding": embedding,
+        "teacher": whole.teacher,
+        "captions": whole.captions,
+    }
+    units = {
+        name: unit(value) if value.is_floating_point() else value for name, value in fields.items()
+    }  # type: ignore[union-attr]
 
     def gather(own: Tensor) -> Tensor:
         # Stands for the collective: gives everybody's rows, process after process, to whoever asks with its own.
         for value in units.values():
             for mine in rows:
-                if own.shape == value[mine].shape and own.dtype == value.dtype and torch.allclose(own, value[mine]):
+                if (
+                    own.shape == value[mine].shape
+                    and own.dtype == value.dtype
+                    and torch.allclose(own, value[mine])
+                ):
                     return value[order]
         raise AssertionError("gathers something else than unit vectors or labels")
 
     parts = []
     for rank, mine in enumerate(rows):
-        part = replace(whole, **{k: v[mine] for k, v in fields.items()}, gather=gather, first=4 * rank)  # type: ignore[index]
+        part = replace(
+            whole, **{k: v[mine] for k, v in fields.items()}, gather=gather, first=4 * rank
+        )  # type: ignore[index]
         parts.append(objective(part, terms, lambda count: 3 * count, 3)[0])
     mean = torch.stack(parts).mean()
     mean.backward()

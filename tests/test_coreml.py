@@ -51,7 +51,9 @@ class Backbone(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.hardswish(self.stem(x))
         y = self.depthwise(x).relu()
-        y = y * nn.functional.hardsigmoid(self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()))
+        y = y * nn.functional.hardsigmoid(
+            self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu())
+        )
         x = nn.functional.hardswish((x + y) * self.gain)
         return nn.functional.hardswish(self.wide(self.last(x / self.gain).relu())).mean((2, 3))
 
@@ -67,7 +69,9 @@ def pictures(n: int, seed: int = 0) -> np.ndarray:
     return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
 
 
-def export(folder: Path, precision: str, model: Deployable | None = None, **changes: Any) -> Artifact:
+def export(
+    folder: Path, precision: str, model: Deployable | None = None, **changes: Any
+) -> Artifact:
     arguments: dict[str, Any] = {
         "name": folder.name,
         "target": "coreml",
@@ -96,7 +100,9 @@ def test_artifact_lists_every_file_of_the_package(fp16: Artifact) -> None:
     folder = fp16.folder
     assert folder is not None
     assert read_artifact(folder) == fp16
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"artifact.json"}
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
+        "artifact.json"
+    }
     assert set(fp16.files) == found
     assert fp16.model_file == f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
     (folder / fp16.model_file).touch()  # same bytes: still the artifact
@@ -150,7 +156,11 @@ def test_what_an_app_sees(fp16: Artifact) -> None:
         spec = coremltools.models.utils.load_spec(str(fp16.folder / PACKAGE))
     assert spec.specificationVersion == 8  # iOS 17
     (image,) = spec.description.input
-    assert (image.name, image.type.imageType.width, image.type.imageType.height) == ("image", 24, 24)
+    assert (image.name, image.type.imageType.width, image.type.imageType.height) == (
+        "image",
+        24,
+        24,
+    )
     assert [output.name for output in spec.description.output] == ["classLabel", "classLabel_probs"]
     assert spec.description.predictedFeatureName == "classLabel"
     inside = spec.description.metadata.userDefined
@@ -168,7 +178,9 @@ def test_probabilities_are_the_softmax_in_full_precision(fp16: Artifact) -> None
     program = read_program(fp16.folder / PACKAGE)
     (last,) = (op for op in program.ops if op.kind == "softmax")
     assert last.dtypes == ("fp32",)
-    assert {dtype for op in program.ops if op.kind in ("conv", "linear", "mul") for dtype in op.dtypes} == {"fp16"}
+    assert {
+        dtype for op in program.ops if op.kind in ("conv", "linear", "mul") for dtype in op.dtypes
+    } == {"fp16"}
 
 
 def test_package_names_no_machine(fp16: Artifact) -> None:
@@ -201,7 +213,9 @@ def test_compressed_weights_are_expanded_as_the_specification_says(
     from coremltools.converters.mil.frontend.milproto.load import load
 
     deployment, model = half
-    affine = {"iOS17": "constexpr_affine_dequantize", "iOS18": "constexpr_blockwise_shift_scale"}[deployment]
+    affine = {"iOS17": "constexpr_affine_dequantize", "iOS18": "constexpr_blockwise_shift_scale"}[
+        deployment
+    ]
     small, said = quantize_weights(model) if form == "int8" else palettize(model, int(form[-1]))
     assert ("int8" if form == "int8" else f"{form[-1]}-bit") in said["method"]
     package = tmp_path / "m.mlpackage"
@@ -213,14 +227,18 @@ def test_compressed_weights_are_expanded_as_the_specification_says(
             specification_version=spec.specificationVersion,
             file_weights_dir=str(package / "Data/com.apple.CoreML/weights"),
         )
-    stored = [op for op in program.functions["main"].operations if op.op_type.startswith("constexpr_")]
+    stored = [
+        op for op in program.functions["main"].operations if op.op_type.startswith("constexpr_")
+    ]
     assert {op.op_type for op in stored} == {affine if form == "int8" else "constexpr_lut_to_dense"}
     assert len(stored) == 2  # the two layers of more than 512 weights
     for op in stored:
         np.testing.assert_array_equal(decompress(op), op.materialized_val_inference())
     images = pictures(16, seed=5)
     error = np.abs(logits_of(read_program(package), images) - torch_logits(build(), images)).max()
-    assert error < {"int8": 0.02, "pal6": 0.1, "pal4": 0.5}[form] * np.ptp(torch_logits(build(), images))
+    assert error < {"int8": 0.02, "pal6": 0.1, "pal4": 0.5}[form] * np.ptp(
+        torch_logits(build(), images)
+    )
 
 
 def test_int8_weights_need_no_calibration_record(root: Path) -> None:
@@ -243,7 +261,12 @@ def test_int8_activations_are_quantized_and_calibrated(root: Path) -> None:
     assert len(artifact.quantization["float_layers"]) == 2  # squeeze and excite
     fed = {
         op.name: next(
-            (p.kind for p in program.ops if isinstance(op.inputs["x"], Ref) and op.inputs["x"].name in p.outputs), ""
+            (
+                p.kind
+                for p in program.ops
+                if isinstance(op.inputs["x"], Ref) and op.inputs["x"].name in p.outputs
+            ),
+            "",
         )
         for op in program.ops
         if op.kind == "conv"
@@ -264,11 +287,15 @@ def test_layers_that_half_precision_would_ruin_stay_in_float32(
     expected = torch_logits(model, images)
     close = 0.05 * np.ptp(expected)
     # Infinity became NaN, which the hard-swish took for zero: finite, plausible, and the same for every image.
-    assert not (np.abs(logits_of(read_program(tmp_path / "plain.mlpackage"), images) - expected) < close).all()
+    assert not (
+        np.abs(logits_of(read_program(tmp_path / "plain.mlpackage"), images) - expected) < close
+    ).all()
 
     artifact = export(tmp_path / "coreml-fp16", "fp16", model)
     assert artifact.parity["passed"] is True
-    overflows = [hazard for hazard in artifact.details["fp16_hazards"] if hazard["kind"] == "overflow"]
+    overflows = [
+        hazard for hazard in artifact.details["fp16_hazards"] if hazard["kind"] == "overflow"
+    ]
     assert overflows
     assert {hazard["layer"] for hazard in overflows} <= set(artifact.details["float32_layers"])
     program = read_program(tmp_path / "coreml-fp16" / PACKAGE)
@@ -287,7 +314,11 @@ class Sorting(nn.Module):
 
 class Branching(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3)).repeat(1, 14)[:, :40] if x.sum() > 0 else x.mean((2, 3)).repeat(1, 20)[:, :40]
+        return (
+            x.mean((2, 3)).repeat(1, 14)[:, :40]
+            if x.sum() > 0
+            else x.mean((2, 3)).repeat(1, 20)[:, :40]
+        )
 
 
 class Exotic(nn.Module):
@@ -303,7 +334,9 @@ class Exotic(nn.Module):
         (Exotic(), "cannot convert the student"),
     ],
 )
-def test_students_that_cannot_be_exported(tmp_path: Path, backbone: nn.Module, message: str) -> None:
+def test_students_that_cannot_be_exported(
+    tmp_path: Path, backbone: nn.Module, message: str
+) -> None:
     model = build()
     model.backbone = backbone
     with pytest.raises(EdgekdError, match=message):
@@ -320,7 +353,9 @@ def test_students_that_cannot_be_exported(tmp_path: Path, backbone: nn.Module, m
         ({"options": {"engine": 1}}, "coreml has no option engine"),
     ],
 )
-def test_impossible_wishes_leave_nothing_behind(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_impossible_wishes_leave_nothing_behind(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EdgekdError, match=message):
         export(tmp_path / "a", "fp16", **changes)
     assert list(tmp_path.iterdir()) == []
@@ -331,9 +366,15 @@ def test_files_that_cannot_be_written_are_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise RuntimeError("[MIL FileWriter]: Unknown error occurred while writing data to the file.")
+        raise RuntimeError(
+            "[MIL FileWriter]: Unknown error occurred while writing data to the file."
+        )
 
-    holder, name = (coremltools, where) if "." not in where else (coremltools.optimize.coreml, where.split(".")[-1])
+    holder, name = (
+        (coremltools, where)
+        if "." not in where
+        else (coremltools.optimize.coreml, where.split(".")[-1])
+    )
     monkeypatch.setattr(holder, name, full)  # its words where the temporary folder's disk is full
     with pytest.raises(EdgekdError, match="coremltools could not write its files") as caught:
         export(tmp_path / "a", "int8")
@@ -353,9 +394,13 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def test_missing_coremltools_comes_with_its_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_coremltools_comes_with_its_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     without(monkeypatch, "coremltools")
-    with pytest.raises(EdgekdError, match="needs coremltools, which is not installed here") as caught:
+    with pytest.raises(
+        EdgekdError, match="needs coremltools, which is not installed here"
+    ) as caught:
         export(tmp_path / "a", "fp32")
     assert caught.value.hint.startswith('Install it: pip install "edgekd[coreml]"')
     assert list(tmp_path.iterdir()) == []
@@ -376,16 +421,22 @@ def test_session_says_that_only_macos_has_core_ml(fp16: Artifact) -> None:
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="macOS has Core ML")
-def test_benchmark_leaves_it_out_aloud(fp16: Artifact, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_leaves_it_out_aloud(
+    fp16: Artifact, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from edgekd.subjects import subjects_of
 
     run = SimpleNamespace(name="run", student_sha256="abc", preprocess=PREPROCESS, classes=CLASSES)
-    loaded: Any = SimpleNamespace(run=run, bank=None, vectors=None, student=nn.Identity(), folder=root)
+    loaded: Any = SimpleNamespace(
+        run=run, bank=None, vectors=None, student=nn.Identity(), folder=root
+    )
     assert [subject.name for subject in subjects_of(loaded, ["coreml-fp16"])] == ["torch"]
     assert "coreml-fp16 is left out: coreml-fp16 needs Core ML" in capsys.readouterr().err
 
 
-def test_session_orders_the_classes_and_takes_logarithms(fp16: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_orders_the_classes_and_takes_logarithms(
+    fp16: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What surrounds Core ML, with a stand-in for Core ML itself."""
     seen: list[tuple[int, int]] = []
 
@@ -395,7 +446,10 @@ def test_session_orders_the_classes_and_takes_logarithms(fp16: Artifact, monkeyp
 
         def predict(self, inputs: dict[str, Any]) -> dict[str, Any]:
             seen.append(inputs["image"].size)
-            return {"classLabel": "dog", "classLabel_probs": {"élan": 0.0, "cat": 0.25, "dog": 0.75}}
+            return {
+                "classLabel": "dog",
+                "classLabel_probs": {"élan": 0.0, "cat": 0.25, "dog": 0.75},
+            }
 
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     monkeypatch.setattr(coremltools.models, "MLModel", Standin)
@@ -422,7 +476,9 @@ def test_core_ml_agrees_with_the_reference_evaluator(fp16: Artifact) -> None:
 def test_unreadable_packages(tmp_path: Path, name: str) -> None:
     if name.startswith("broken"):
         (tmp_path / name).mkdir()
-    with pytest.raises(EdgekdError, match=r"There is no Core ML package|cannot be read as a Core ML package"):
+    with pytest.raises(
+        EdgekdError, match=r"There is no Core ML package|cannot be read as a Core ML package"
+    ):
         read_program(tmp_path / name)
 
 

@@ -25,11 +25,20 @@ def changed(picture: np.ndarray, name: str, severity: int, key: str = "k") -> np
 
 
 @pytest.mark.parametrize("name", c.NAMES)
-def test_the_same_image_each_time_and_another_for_another_key(name: str, picture: np.ndarray) -> None:
+def test_the_same_image_each_time_and_another_for_another_key(
+    name: str, picture: np.ndarray
+) -> None:
     once = c.corrupt(picture, name, 3, "k")
     assert (once.dtype, once.shape) == (np.uint8, picture.shape)
     assert (once == c.corrupt(picture, name, 3, "k")).all()
-    chance = name not in ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
+    chance = name not in (
+        "defocus_blur",
+        "zoom_blur",
+        "brightness",
+        "contrast",
+        "pixelate",
+        "jpeg_compression",
+    )
     assert (once != c.corrupt(picture, name, 3, "other")).any() == chance
 
 
@@ -91,7 +100,9 @@ def test_zoom_is_scipys_zoom_of_the_middle(picture: np.ndarray) -> None:
         top = (224 - kept) // 2
         large = ndimage.zoom(x[top : top + kept, top : top + kept], factor, order=1)
         trim = (large.shape[0] - 224) // 2
-        assert c.zoomed(x, factor) == pytest.approx(large[trim : trim + 224, trim : trim + 224], abs=1e-9)
+        assert c.zoomed(x, factor) == pytest.approx(
+            large[trim : trim + 224, trim : trim + 224], abs=1e-9
+        )
 
 
 def test_plasma_is_the_published_diamond_square() -> None:
@@ -101,7 +112,9 @@ def test_plasma_is_the_published_diamond_square() -> None:
     middle = a
     expected = np.array([[0.0, 2 * middle / 4 + b], [2 * middle / 4 + d, middle]])
     expected = (expected - expected.min()) / (expected.max() - expected.min())
-    assert c.plasma(2.0, np.random.Generator(np.random.Philox(5)), side=2) == pytest.approx(expected)
+    assert c.plasma(2.0, np.random.Generator(np.random.Philox(5)), side=2) == pytest.approx(
+        expected
+    )
 
 
 def test_pixelate_and_jpeg_are_pillows(picture: np.ndarray) -> None:
@@ -110,7 +123,9 @@ def test_pixelate_and_jpeg_are_pillows(picture: np.ndarray) -> None:
     assert np.abs(changed(picture, "pixelate", 2) - np.asarray(small)).max() <= 1
     stored = io.BytesIO()
     image.save(stored, "JPEG", quality=7)
-    assert np.abs(changed(picture, "jpeg_compression", 5) - np.asarray(Image.open(stored))).max() <= 1
+    assert (
+        np.abs(changed(picture, "jpeg_compression", 5) - np.asarray(Image.open(stored))).max() <= 1
+    )
 
 
 def test_elastic_without_chance_changes_nothing(picture: np.ndarray) -> None:
@@ -124,7 +139,9 @@ def test_elastic_without_chance_changes_nothing(picture: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "defocus_blur", "zoom_blur", "contrast"])
 def test_more_is_worse(name: str, picture: np.ndarray) -> None:
-    distances = [np.abs(changed(picture, name, severity) - picture).mean() for severity in (1, 3, 5)]
+    distances = [
+        np.abs(changed(picture, name, severity) - picture).mean() for severity in (1, 3, 5)
+    ]
     assert distances == sorted(distances)
     assert distances[0] > 0
 
@@ -142,6 +159,6 @@ def test_mce_of_alexnet_is_one_and_of_perfection_zero() -> None:
     assert mean_corruption_error(own, ALEXNET_ERRORS) == pytest.approx(1.0)
     assert mean_corruption_error(dict.fromkeys(own, (1.0,) * 5), ALEXNET_ERRORS) == 0
     # By hand: (0.15 / 0.3 + 0.4 / 0.8) / 2.
-    assert mean_corruption_error({"fog": (0.9, 0.8), "snow": (0.7, 0.5)}, {"fog": 0.3, "snow": 0.8}) == pytest.approx(
-        0.5
-    )
+    assert mean_corruption_error(
+        {"fog": (0.9, 0.8), "snow": (0.7, 0.5)}, {"fog": 0.3, "snow": 0.8}
+    ) == pytest.approx(0.5)

@@ -19,12 +19,16 @@ def constant(name: str, *shape: int, dtype: type = np.float32) -> onnx.TensorPro
     return numpy_helper.from_array(np.ones(shape, dtype=dtype), name)
 
 
-def write(path: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], side: object = 8) -> Path:
+def write(
+    path: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], side: object = 8
+) -> Path:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 6, side, side])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants,
     )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
     return path
 
 
@@ -76,7 +80,9 @@ def test_what_cannot_be_counted_is_none(tmp_path: Path) -> None:
 
 def test_torch_models_by_published_figures() -> None:
     def answer(model: torch.nn.Module):  # type: ignore[no-untyped-def]
-        return lambda pixels: model(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).detach().numpy()
+        return lambda pixels: (
+            model(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).detach().numpy()
+        )
 
     # timm's table of results: 5.48 M parameters, 0.22 GMACs at 224 px.
     model = timm.create_model("mobilenetv3_large_100", pretrained=False).eval()
@@ -104,8 +110,13 @@ def test_an_exported_graph_has_the_work_of_the_torch_model(name: str, tmp_path: 
         torch.nn.init.normal_(one)
     path = tmp_path / "model.onnx"
     batch = {0: torch.export.Dim("batch")}
-    torch.onnx.export(model, (torch.zeros(2, 3, 224, 224),), path, opset_version=20, dynamic_shapes=(batch,))
-    found, told = count_onnx(path), count_torch(lambda x: model(torch.zeros(1, 3, 224, 224)), model, 224)
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, 224, 224),), path, opset_version=20, dynamic_shapes=(batch,)
+    )
+    found, told = (
+        count_onnx(path),
+        count_torch(lambda x: model(torch.zeros(1, 3, 224, 224)), model, 224),
+    )
     assert found is not None
     assert found.macs == told.macs
     # BatchNorm's factors are folded into the convolutions, so a file can have somewhat fewer.

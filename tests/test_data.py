@@ -53,7 +53,9 @@ def test_domain_layout(tmp_path: Path, make_domain_folder: Make) -> None:
     assert images.domain_of.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert images.labels.dtype == images.domain_of.dtype == np.int64
     assert images.roles is None
-    assert images.keys[2] == hashlib.sha256((root / "art/dog/0000.png").read_bytes()).hexdigest()[:32]
+    assert (
+        images.keys[2] == hashlib.sha256((root / "art/dog/0000.png").read_bytes()).hexdigest()[:32]
+    )
     assert images.read(2).size == (40, 32)
 
 
@@ -80,7 +82,9 @@ def test_role_layout(tmp_path: Path, make_domain_folder: Make, val: str) -> None
 
 
 def test_classes_may_be_called_train_and_test(tmp_path: Path, make_domain_folder: Make) -> None:
-    images = load_images(make_domain_folder(tmp_path, domains=(), classes=("train", "test"), count=1))
+    images = load_images(
+        make_domain_folder(tmp_path, domains=(), classes=("train", "test"), count=1)
+    )
     assert images.classes == ("test", "train")
     assert images.roles is None
 
@@ -91,7 +95,9 @@ def test_a_folder_beside_train_is_refused(tmp_path: Path, make_domain_folder: Ma
 
 
 def test_two_folders_for_one_role_are_refused(tmp_path: Path, make_domain_folder: Make) -> None:
-    assert "two folders for one role" in str(refusal(make_domain_folder(tmp_path, domains=("train", "val", "valid"))))
+    assert "two folders for one role" in str(
+        refusal(make_domain_folder(tmp_path, domains=("train", "val", "valid")))
+    )
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -129,7 +135,10 @@ def test_no_readable_image(tmp_path: Path) -> None:
 
 
 def test_only_one_class(tmp_path: Path, make_domain_folder: Make) -> None:
-    assert 'only one class, "cat"' in refusal(make_domain_folder(tmp_path, classes=("cat",), count=2)).message
+    assert (
+        'only one class, "cat"'
+        in refusal(make_domain_folder(tmp_path, classes=("cat",), count=2)).message
+    )
 
 
 def test_class_without_a_readable_image(tmp_path: Path, make_domain_folder: Make) -> None:
@@ -151,7 +160,9 @@ def test_class_missing_from_one_domain_is_said(
     assert "domain photo has no image of 2 of 3 classes: dog, eel." in warned(capsys)
 
 
-def test_different_depths_are_refused(tmp_path: Path, make_domain_folder: Make, make_image: Make) -> None:
+def test_different_depths_are_refused(
+    tmp_path: Path, make_domain_folder: Make, make_image: Make
+) -> None:
     root = make_domain_folder(tmp_path, count=1)
     make_image(root / "cat" / "a.png")
     error = refusal(root)
@@ -227,7 +238,10 @@ def test_same_content_under_two_labels_is_said(
     shutil.copy(root / "cat" / "0000.png", root / "dog" / "same.png")
     shutil.copy(root / "cat" / "0000.png", root / "cat" / "same.png")
     assert len(load_images(root)) == 6
-    assert "1 × same content, different label (for example cat/0000.png and dog/same.png)" in warned(capsys)
+    assert (
+        "1 × same content, different label (for example cat/0000.png and dog/same.png)"
+        in warned(capsys)
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
@@ -261,14 +275,20 @@ def test_class_names_as_pairs(tmp_path: Path, make_domain_folder: Make) -> None:
         ("n01\ttench\nn01\tshark\n", 'names "n01" again'),
     ],
 )
-def test_class_names_that_do_not_fit(tmp_path: Path, make_domain_folder: Make, text: str, message: str) -> None:
+def test_class_names_that_do_not_fit(
+    tmp_path: Path, make_domain_folder: Make, text: str, message: str
+) -> None:
     root = make_domain_folder(tmp_path, classes=("n01", "n02"), count=1)
     (root / "classes.txt").write_text(text)
     assert message in str(refusal(root))
 
 
-def test_numbered_class_folders_are_ordered_by_value(tmp_path: Path, make_domain_folder: Make) -> None:
-    images = load_images(make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1))
+def test_numbered_class_folders_are_ordered_by_value(
+    tmp_path: Path, make_domain_folder: Make
+) -> None:
+    images = load_images(
+        make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1)
+    )
     assert images.classes == ("0", "9", "10")
     assert images.ids == ("0/0000.png", "10/0000.png", "9/0000.png")
     assert images.labels.tolist() == [0, 2, 1]
@@ -291,7 +311,9 @@ def test_csv_manifest(tmp_path: Path, make_domain_folder: Make) -> None:
     assert images.labels.tolist() == [1, 1, 0]
     assert images.domain_of.tolist() == [0, 1, 1]
     assert images.roles == ("val", "test", "train")
-    assert np.array_equal(np.asarray(images.read(2)), np.asarray(load_images(tmp_path / "store").read(2)))
+    assert np.array_equal(
+        np.asarray(images.read(2)), np.asarray(load_images(tmp_path / "store").read(2))
+    )
 
 
 def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:
@@ -303,7 +325,9 @@ def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -
     table = {"path": names, "label": [3, 3, 12, 12]}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "pets.parquet")
     write_manifest(
-        tmp_path / "pets.csv", ("path", "label"), [(n, str(c)) for n, c in zip(*table.values(), strict=True)]
+        tmp_path / "pets.csv",
+        ("path", "label"),
+        [(n, str(c)) for n, c in zip(*table.values(), strict=True)],
     )
     parquet, comma = load_images(tmp_path / "pets.parquet"), load_images(tmp_path / "pets.csv")
     assert parquet.classes == comma.classes == ("3", "12")
@@ -325,7 +349,9 @@ def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -
         (("path", "label", "domain"), ("a.png", "x", ""), "has no domain"),
     ],
 )
-def test_manifests_that_do_not_fit(tmp_path: Path, columns: Sequence[str], row: Sequence[str], message: str) -> None:
+def test_manifests_that_do_not_fit(
+    tmp_path: Path, columns: Sequence[str], row: Sequence[str], message: str
+) -> None:
     assert message in str(refusal(write_manifest(tmp_path / "m.csv", columns, [row])))
 
 
@@ -335,7 +361,9 @@ def test_manifest_with_an_image_twice(tmp_path: Path) -> None:
 
 
 def test_manifest_without_rows_or_text(tmp_path: Path) -> None:
-    assert "has no rows" in refusal(write_manifest(tmp_path / "m.csv", ("path", "label"), [])).message
+    assert (
+        "has no rows" in refusal(write_manifest(tmp_path / "m.csv", ("path", "label"), [])).message
+    )
     (tmp_path / "zero.csv").touch()
     assert 'no column "path"' in refusal(tmp_path / "zero.csv").message
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
@@ -349,7 +377,9 @@ def test_columns_that_are_not_used_are_said(
 ) -> None:
     make_domain_folder(tmp_path, domains=(), count=1)
     rows = [("cat/0000.png", "c", "40"), ("dog/0000.png", "d", "40"), ("dog/gone.png", "d", "40")]
-    assert len(load_images(write_manifest(tmp_path / "m.csv", ("path", "label", "width"), rows))) == 2
+    assert (
+        len(load_images(write_manifest(tmp_path / "m.csv", ("path", "label", "width"), rows))) == 2
+    )
     text = warned(capsys)
     assert "does not use: width" in text
     assert "1 × missing (for example dog/gone.png)" in text
@@ -363,7 +393,9 @@ def test_order_does_not_depend_on_the_disk(tmp_path: Path, make_domain_folder: M
     assert first.keys == second.keys
 
 
-def test_second_load_opens_nothing(tmp_path: Path, make_domain_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_load_opens_nothing(
+    tmp_path: Path, make_domain_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_domain_folder(tmp_path / "data", count=2)
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     first = load_images(root)
@@ -380,17 +412,25 @@ def test_second_load_opens_nothing(tmp_path: Path, make_domain_folder: Make, mon
     assert opened == ["torn.png"]
 
 
-def test_an_altered_image_is_looked_at_again(tmp_path: Path, make_domain_folder: Make, make_image: Make) -> None:
+def test_an_altered_image_is_looked_at_again(
+    tmp_path: Path, make_domain_folder: Make, make_image: Make
+) -> None:
     root = make_domain_folder(tmp_path / "data", count=2)
     first = load_images(root)
     make_image(root / "art" / "cat" / "0001.png", seed=99)
     os.utime(root / "art" / "cat" / "0001.png", ns=(1, 1))
     second = load_images(root)
-    assert [a == b for a, b in zip(first.keys, second.keys, strict=True)] == [True, False] + [True] * 10
+    assert [a == b for a, b in zip(first.keys, second.keys, strict=True)] == [True, False] + [
+        True
+    ] * 10
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 1, "files": {"a": 3}}', '{"version": 0, "files": {}}'])
-def test_a_torn_index_is_made_again(tmp_path: Path, own_cache: Path, make_domain_folder: Make, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1, "files": {"a": 3}}', '{"version": 0, "files": {}}']
+)
+def test_a_torn_index_is_made_again(
+    tmp_path: Path, own_cache: Path, make_domain_folder: Make, text: str
+) -> None:
     root = make_domain_folder(tmp_path / "data", count=2)
     first = load_images(root)
     (index,) = (own_cache / "index").iterdir()

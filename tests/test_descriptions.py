@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.distill.descriptions import QUESTION, descriptions_for, kept_descriptions, write_descriptions
+from edgekd.distill.descriptions import (
+    QUESTION,
+    descriptions_for,
+    kept_descriptions,
+    write_descriptions,
+)
 from edgekd.errors import EdgekdError
 
 CLASSES = ("dog", "dining_table")
 
 
 def test_json_and_text_files_say_the_same(tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text(json.dumps({"dog": "It has four legs.", "dining table": "A flat top.", "x": "y"}))
+    (tmp_path / "d.json").write_text(
+        json.dumps({"dog": "It has four legs.", "dining table": "A flat top.", "x": "y"})
+    )
     (tmp_path / "d.txt").write_text("dog: It has four legs.\n\ndining_table: A flat top.\n")
     expected = {"dog": ("It has four legs.",), "dining_table": ("A flat top.",)}
     assert descriptions_for(str(tmp_path / "d.json"), CLASSES) == expected
@@ -22,8 +29,13 @@ def test_json_and_text_files_say_the_same(tmp_path: Path) -> None:
 
 def test_a_class_may_have_several_sentences_and_any_function_may_write_them(tmp_path: Path) -> None:
     path = tmp_path / "made.json"
-    write_descriptions(path, CLASSES, lambda name: [f"{name} one.", f"{name} two."] if name == "dog" else "One.")
-    assert descriptions_for(str(path), CLASSES) == {"dog": ("dog one.", "dog two."), "dining_table": ("One.",)}
+    write_descriptions(
+        path, CLASSES, lambda name: [f"{name} one.", f"{name} two."] if name == "dog" else "One."
+    )
+    assert descriptions_for(str(path), CLASSES) == {
+        "dog": ("dog one.", "dog two."),
+        "dining_table": ("One.",),
+    }
 
 
 def test_a_command_is_asked_once_per_class(tmp_path: Path) -> None:
@@ -50,7 +62,9 @@ def test_a_command_is_asked_once_per_class(tmp_path: Path) -> None:
         ("d.txt", "dog: a\ndog: b\ndining_table: c\n", "twice"),
     ],
 )
-def test_incomplete_or_ambiguous_descriptions_are_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_incomplete_or_ambiguous_descriptions_are_refused(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(EdgekdError, match=said) as caught:
         descriptions_for(str(tmp_path / name), CLASSES)
@@ -68,14 +82,18 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         descriptions_for(str(tmp_path / "none.json"), CLASSES)
 
 
-@pytest.mark.parametrize(("command", "said"), [('ask "never closed', "cannot be read"), ("  ", "is empty")])
+@pytest.mark.parametrize(
+    ("command", "said"), [('ask "never closed', "cannot be read"), ("  ", "is empty")]
+)
 def test_a_command_that_is_none_is_said(command: str, said: str) -> None:
     with pytest.raises(EdgekdError, match=said) as caught:
         descriptions_for(f"command:{command}", CLASSES)
     assert caught.value.hint
 
 
-def test_a_class_that_is_there_with_nothing_said_about_it_is_not_mistaken_for_a_slip(tmp_path: Path) -> None:
+def test_a_class_that_is_there_with_nothing_said_about_it_is_not_mistaken_for_a_slip(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "d.json").write_text('{"dog": " ", "dining table": "A flat top."}')
     with pytest.raises(EdgekdError, match="no description of 1 of 2") as caught:
         descriptions_for(str(tmp_path / "d.json"), CLASSES)
@@ -90,6 +108,8 @@ def test_what_was_written_down_is_not_asked_again(tmp_path: Path) -> None:
         "dog": ("It barked then.",),
         "dining_table": ("A flat top.",),
     }
-    assert kept_descriptions(tmp_path / "kept.json", "command:false", ("dog",)) == {"dog": ("It barked then.",)}
+    assert kept_descriptions(tmp_path / "kept.json", "command:false", ("dog",)) == {
+        "dog": ("It barked then.",)
+    }
     for nothing in (None, tmp_path / "none.json"):
         assert kept_descriptions(nothing, spec, ("dog",)) == {"dog": ("It barks now.",)}

@@ -13,9 +13,18 @@ UNKNOWN = np.array([0.7, 0.6, 0.1])
 
 def cases() -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(5)
-    spread = [(rng.normal(0.7, 1, n), rng.normal(0, 1, m)) for n, m in ((40, 25), (7, 90), (1, 1), (203, 1))]
+    spread = [
+        (rng.normal(0.7, 1, n), rng.normal(0, 1, m))
+        for n, m in ((40, 25), (7, 90), (1, 1), (203, 1))
+    ]
     tied = [(np.round(known, 0), np.round(unknown, 0)) for known, unknown in spread]
-    return [*spread, *tied, (np.ones(9), np.ones(5)), (np.zeros(9), np.ones(5)), (np.ones(9), np.zeros(5))]
+    return [
+        *spread,
+        *tied,
+        (np.ones(9), np.ones(5)),
+        (np.zeros(9), np.ones(5)),
+        (np.ones(9), np.zeros(5)),
+    ]
 
 
 def test_by_hand() -> None:
@@ -32,7 +41,9 @@ def test_by_hand() -> None:
 def test_nineteen_of_twenty_known_images_are_enough() -> None:
     known = np.arange(20, dtype=float)
     assert fpr_at_95(known, np.array([0.0, 0.5, 1.0, 30.0])) == 0.5
-    assert fpr_at_95(np.arange(21, dtype=float), np.array([0.5, 1.0])) == 0.5, "19 of 21 would be fewer than 95 %"
+    assert fpr_at_95(np.arange(21, dtype=float), np.array([0.5, 1.0])) == 0.5, (
+        "19 of 21 would be fewer than 95 %"
+    )
 
 
 def test_a_constant_score_tells_nothing() -> None:
@@ -50,8 +61,12 @@ def test_as_scikit_learn(case: int) -> None:
     scores = np.concatenate([known, unknown])
     truth = np.repeat([1, 0], [len(known), len(unknown)])
     assert auroc(known, unknown) == pytest.approx(sklearn.roc_auc_score(truth, scores))
-    assert average_precision(known, unknown) == pytest.approx(sklearn.average_precision_score(truth, scores))
-    assert average_precision(-unknown, -known) == pytest.approx(sklearn.average_precision_score(1 - truth, -scores))
+    assert average_precision(known, unknown) == pytest.approx(
+        sklearn.average_precision_score(truth, scores)
+    )
+    assert average_precision(-unknown, -known) == pytest.approx(
+        sklearn.average_precision_score(1 - truth, -scores)
+    )
     false, true, _ = sklearn.roc_curve(truth, scores, drop_intermediate=False)
     assert fpr_at_95(known, unknown) == pytest.approx(false[true >= 0.95 - 1e-12].min())
 
@@ -61,7 +76,10 @@ def test_draws_are_aurocs_of_resampled_images() -> None:
     draws = auroc_draws(known, unknown, replicates=50, seed=3)
     rng = np.random.default_rng(3)
     for draw in draws:
-        chosen = rng.integers(len(known), size=len(known)), rng.integers(len(unknown), size=len(unknown))
+        chosen = (
+            rng.integers(len(known), size=len(known)),
+            rng.integers(len(unknown), size=len(unknown)),
+        )
         assert draw == pytest.approx(auroc(known[chosen[0]], unknown[chosen[1]]))
 
 

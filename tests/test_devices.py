@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_artifact, write_images
+from device_fakes import (
+    BRIEF,
+    artifact_subject,
+    run_agent,
+    two_suites,
+    write_artifact,
+    write_images,
+)
 from test_report import SCHEMA, violations
 
 from edgekd.benchmark import benchmark, report, throughput
@@ -38,11 +45,16 @@ def brief(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
 @pytest.fixture
 def setting(tmp_path: Path) -> tuple[list[Subject], list[Suite]]:
     images = write_images(tmp_path / "images")
-    subjects = [artifact_subject(write_artifact(tmp_path / "artifacts" / name)) for name in ("fp32", "other")]
+    subjects = [
+        artifact_subject(write_artifact(tmp_path / "artifacts" / name))
+        for name in ("fp32", "other")
+    ]
     return subjects, two_suites(images)
 
 
-def check_measured(found: list[Subject], subjects: list[Subject], suites: list[Suite], device: str) -> None:
+def check_measured(
+    found: list[Subject], subjects: list[Subject], suites: list[Suite], device: str
+) -> None:
     """Every answer is the one given here, every process has its samples."""
     assert [one.name for one in found] == [f"{one.name}@{device}" for one in subjects]
     for one, original in zip(found, subjects, strict=True):
@@ -109,12 +121,17 @@ def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
     manifest = json.loads((folder / "artifact.json").read_text()) | {"format": "openvino"}
     (folder / "artifact.json").write_text(json.dumps(manifest))
     (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "openvino.py").write_text("raise ImportError('libopenvino.so is missing')")
+    (tmp_path / "planted" / "openvino.py").write_text(
+        "raise ImportError('libopenvino.so is missing')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
     found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
     check_measured(found, subjects[:1], suites, "local")
     said = " ".join(capsys.readouterr().err.split())
-    assert "other is left out: local: The device's Python cannot load openvino (libopenvino.so is missing)." in said
+    assert (
+        "other is left out: local: The device's Python cannot load openvino (libopenvino.so is missing)."
+        in said
+    )
     with pytest.raises(EdgekdError, match="local: The device's Python cannot load openvino"):
         devices.on_device(subjects[1:], suites, "local", quick=True)
 
@@ -152,26 +169,38 @@ def test_keep_leaves_what_need_not_be_sent_again(
     assert kept == ["artifact", "edgekd", "images"]
     said.clear()
     devices.on_device(subjects[:1], suites, "local", quick=True, threads=1)
-    assert [line for line in said if "copying" in line] == ["local: copying 0.0 MB; 3 of 4 files are there already"]
+    assert [line for line in said if "copying" in line] == [
+        "local: copying 0.0 MB; 3 of 4 files are there already"
+    ]
     assert not (cache_root() / "device").exists()
 
 
-def test_the_agent_takes_the_throughput_too(setting: tuple[list[Subject], list[Suite]], tmp_path: Path) -> None:
+def test_the_agent_takes_the_throughput_too(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path
+) -> None:
     """One process for each entry; a file made for one image at a time says so and stops nothing."""
     subjects, suites = setting
     single = artifact_subject(write_artifact(tmp_path / "artifacts" / "single", batch=1))
     grid = Grid((1, 4), (1, 2))
-    found = devices.on_device([subjects[0], single], suites, "local", quick=True, threads=1, grid=grid)
+    found = devices.on_device(
+        [subjects[0], single], suites, "local", quick=True, threads=1, grid=grid
+    )
     rows = throughput_rows(found, {}, grid, quick=True)
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
-        (f"{name}@local", batch, threads) for name in ("fp32", "single") for batch in (1, 4) for threads in (1, 2)
+        (f"{name}@local", batch, threads)
+        for name in ("fp32", "single")
+        for batch in (1, 4)
+        for threads in (1, 2)
     ]
     rates = [rate for one in found if one.measured for rate in one.measured.rates]
     for row, rate in zip(rows, rates, strict=True):
         assert row.device == "local"
         if (row.subject, row.batch) == ("single@local", 4):
             assert (row.images_per_s, row.calls, rate.clock) == (None, 0, None)
-            assert row.reason == "The file is made for one image at a time, not for 4. Ask for smaller batches."
+            assert (
+                row.reason
+                == "The file is made for one image at a time, not for 4. Ask for smaller batches."
+            )
         else:
             assert rate.clock is not None
             times = rate.clock.samples.samples_ms
@@ -179,7 +208,9 @@ def test_the_agent_takes_the_throughput_too(setting: tuple[list[Subject], list[S
             assert row.images_per_s == pytest.approx(row.batch / (times.mean() / 1000))
 
 
-def test_bundle_is_carried_there_and_back(setting: tuple[list[Subject], list[Suite]], tmp_path: Path) -> None:
+def test_bundle_is_carried_there_and_back(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path
+) -> None:
     subjects, suites = setting
     folder = tmp_path / "bundle"
     line = devices.bundle(subjects, suites, folder, quick=True, threads=1, grid=Grid((2,), (1,)))
@@ -248,15 +279,20 @@ def test_a_device_without_the_runtime_says_so(
 ) -> None:
     subjects, suites = setting
     (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "onnxruntime.py").write_text("raise ImportError('libonnx.so is missing')")
+    (tmp_path / "planted" / "onnxruntime.py").write_text(
+        "raise ImportError('libonnx.so is missing')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-    with pytest.raises(EdgekdError, match=r"local: .* cannot load onnxruntime \(libonnx.so is missing\)") as caught:
+    with pytest.raises(
+        EdgekdError, match=r"local: .* cannot load onnxruntime \(libonnx.so is missing\)"
+    ) as caught:
         devices.on_device(subjects[:1], suites, "local", quick=True)
     assert "pip install onnxruntime" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    "spec", ["sssh://x", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://h?pyton=x", "adb:-x"]
+    "spec",
+    ["sssh://x", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "ssh://h?pyton=x", "adb:-x"],
 )
 def test_what_is_no_device_is_refused(spec: str) -> None:
     with pytest.raises(EdgekdError):
@@ -273,7 +309,9 @@ def test_ssh_form_is_taken_apart() -> None:
     assert command[-2:] == ["pi@Raspi.local", "a 'b c'"]
 
 
-def test_a_result_for_another_rule_is_refused(setting: tuple[list[Subject], list[Suite]], tmp_path: Path) -> None:
+def test_a_result_for_another_rule_is_refused(
+    setting: tuple[list[Subject], list[Suite]], tmp_path: Path
+) -> None:
     subjects, suites = setting
     line = devices.bundle(subjects[:1], suites, tmp_path / "b", quick=True, threads=1)
     job = tmp_path / "b" / line.split()[3]
@@ -297,7 +335,9 @@ def test_the_command_line_says_the_same(
     from edgekd.cli import main
 
     subjects, suites = setting
-    monkeypatch.setattr(measure, "gather", lambda *_, **__: measure.Gathered(subjects, suites, [], tmp_path))
+    monkeypatch.setattr(
+        measure, "gather", lambda *_, **__: measure.Gathered(subjects, suites, [], tmp_path)
+    )
     monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
     folder = tmp_path / "carried"
 
@@ -308,9 +348,20 @@ def test_the_command_line_says_the_same(
         assert left.value.code == 0, printed.err
         return printed.out
 
-    images = ("--ood", "a=my pictures", "--ood", "b=others", "--unknown", "c=strange", "--texture-shape", "cues")
+    images = (
+        "--ood",
+        "a=my pictures",
+        "--ood",
+        "b=others",
+        "--unknown",
+        "c=strange",
+        "--texture-shape",
+        "cues",
+    )
     told = run("--device", f"bundle:{folder}", "--quick", "--threads", "1", *images)
-    [after] = [line.partition("edgekd ")[2] for line in told.splitlines() if line.startswith("then:")]
+    [after] = [
+        line.partition("edgekd ")[2] for line in told.splitlines() if line.startswith("then:")
+    ]
     assert shlex.split(after) == ["benchmark", str(tmp_path), *images, "--import", "RESULT"]
     line = next(line for line in told.splitlines() if line.startswith("there:")).split()[1:]
     subprocess.run([sys.executable, *line[1:]], cwd=folder, check=True, capture_output=True)

@@ -54,7 +54,9 @@ def blocks(language: str) -> list[Any]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for number, code in enumerate(re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1):
+        for number, code in enumerate(
+            re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL), 1
+        ):
             found.append(pytest.param(page, code, id=f"{page.stem}-{number}"))
     return found
 
@@ -69,7 +71,9 @@ def simple_commands(block: str) -> Iterator[list[str]]:
             script = re.sub(rf"\$\{{{name}\}}|\${name}\b", values.split()[0], script)
         for part in re.split(r"&&|\|\||;|\|", script):
             words = shlex.split(part, comments=True)
-            while words and (words[0] in ("do", "then", "time") or re.fullmatch(r"\w+=.*", words[0])):
+            while words and (
+                words[0] in ("do", "then", "time") or re.fullmatch(r"\w+=.*", words[0])
+            ):
                 words.pop(0)
             if words and words[0] not in ("for", "done"):
                 yield words
@@ -131,7 +135,9 @@ def test_wrong_commands_do_not_parse() -> None:
 
 def test_loops_are_unrolled() -> None:
     assert list(
-        simple_commands("$ for s in 0 1; do A=1 edgekd train --seed $s --out r/${s} && pytest; done\nout\n")
+        simple_commands(
+            "$ for s in 0 1; do A=1 edgekd train --seed $s --out r/${s} && pytest; done\nout\n"
+        )
     ) == [
         ["edgekd", "train", "--seed", "0", "--out", "r/0"],
         ["pytest"],
@@ -172,12 +178,24 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.+)$", other.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }
 
 
 def test_readme_leads_to_the_pages() -> None:
-    linked = set(re.findall(r"\]\(docs/([\w.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert {"install.md", "data.md", "teachers.md", "train.md", "export.md", "extend.md", "architecture.md"} <= linked
+    linked = set(
+        re.findall(r"\]\(docs/([\w.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    )
+    assert {
+        "install.md",
+        "data.md",
+        "teachers.md",
+        "train.md",
+        "export.md",
+        "extend.md",
+        "architecture.md",
+    } <= linked
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))
@@ -195,7 +213,9 @@ def test_configurations_hold(page: Path, block: str, tmp_path: Path) -> None:
     get_recipe(config.recipe, config.stages)
 
 
-@pytest.mark.parametrize(("page", "code"), [block for block in blocks("python") if block.values[0] != ARCHITECTURE])
+@pytest.mark.parametrize(
+    ("page", "code"), [block for block in blocks("python") if block.values[0] != ARCHITECTURE]
+)
 def test_python_uses_names_that_exist(page: Path, code: str) -> None:
     tree = ast.parse(code)
     for node in ast.walk(tree):
@@ -207,7 +227,9 @@ def test_python_uses_names_that_exist(page: Path, code: str) -> None:
             verb = ast.unparse(node.func).removeprefix("edgekd.")
             assert verb in edgekd.__all__
             arguments = {keyword.arg: None for keyword in node.keywords if keyword.arg}
-            inspect.signature(getattr(importlib.import_module("edgekd.api"), verb)).bind(*node.args, **arguments)
+            inspect.signature(getattr(importlib.import_module("edgekd.api"), verb)).bind(
+                *node.args, **arguments
+            )
             if verb == "train":
                 assert set(arguments) <= set(TrainConfig.model_fields) | {"config", "settings"}
 
@@ -232,15 +254,24 @@ def _colour_artifact(folder: Path, preprocess: dict[str, Any]) -> None:
     folder.mkdir()
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, folder / "model.onnx")
-    description = {"files": {"model.onnx": ""}, "classes": ["red", "green", "blue"], "preprocess": preprocess}
+    description = {
+        "files": {"model.onnx": ""},
+        "classes": ["red", "green", "blue"],
+        "preprocess": preprocess,
+    }
     (folder / "artifact.json").write_text(json.dumps(description))
 
 
 @pytest.mark.parametrize(
-    ("page", "resize"), [("README.md", "squash"), ("docs/export.md", "squash"), ("docs/export.md", "crop")]
+    ("page", "resize"),
+    [("README.md", "squash"), ("docs/export.md", "squash"), ("docs/export.md", "crop")],
 )
 def test_exported_file_is_used_as_documented(
-    page: str, resize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    resize: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A wide picture, green with blue edges: squashed it is mostly blue, its centre is green."""
     code = next(
@@ -265,15 +296,25 @@ def test_documented_resizing_is_edgekds(tmp_path: Path, monkeypatch: pytest.Monk
     """The pixels the page prepares by hand are those of `Preprocess.pixels`."""
     from edgekd.preprocess import Preprocess
 
-    code = next(b.values[1] for b in blocks("python") if b.values[0].name == "export.md" and "crop_pct" in b.values[1])
+    code = next(
+        b.values[1]
+        for b in blocks("python")
+        if b.values[0].name == "export.md" and "crop_pct" in b.values[1]
+    )
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 101, 3), dtype=np.uint8)).save(
         tmp_path / "picture.png"
     )
     monkeypatch.chdir(tmp_path)
     for resize in ("squash", "crop"):
         rule = Preprocess(size=32, resize=resize, crop_pct=0.875, interpolation="bicubic")
-        prepare = code[code.index("image =") : code.index("session =")].replace("picture.jpg", "picture.png")
-        names: dict[str, Any] = {"rule": rule.model_dump(), "size": 32, "resampling": Image.Resampling.BICUBIC}
+        prepare = code[code.index("image =") : code.index("session =")].replace(
+            "picture.jpg", "picture.png"
+        )
+        names: dict[str, Any] = {
+            "rule": rule.model_dump(),
+            "size": 32,
+            "resampling": Image.Resampling.BICUBIC,
+        }
         exec("from PIL import Image, ImageOps\n" + prepare, names)
         expected = rule.pixels(Image.open("picture.png").convert("RGB"))
         assert np.array_equal(np.asarray(names["image"]), expected)
@@ -281,7 +322,9 @@ def test_documented_resizing_is_edgekds(tmp_path: Path, monkeypatch: pytest.Monk
 
 def _run_blocks(page: str, marker: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
-    chosen = [b.values[1] for b in blocks("python") if b.values[0].name == page and marker in b.values[1]]
+    chosen = [
+        b.values[1] for b in blocks("python") if b.values[0].name == page and marker in b.values[1]
+    ]
     assert len(chosen) == 1
     exec(compile(chosen[0], page, "exec"), names)
     return names
@@ -306,15 +349,21 @@ def test_documented_recipe_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_term_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TERMS, "length", TERMS["ce"])
     _run_blocks("extend.md", "TERMS[")
-    recipe = get_recipe("vl2v-adip", {"distill": {"terms": {"length": {"weight": 0.1, "params": {"target": 2.0}}}}})
+    recipe = get_recipe(
+        "vl2v-adip", {"distill": {"terms": {"length": {"weight": 0.1, "params": {"target": 2.0}}}}}
+    )
     terms = {"length": recipe.stages[1].terms["length"]}
-    batch = Batch(labels=torch.zeros(2, dtype=torch.int64), embedding=torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    batch = Batch(
+        labels=torch.zeros(2, dtype=torch.int64), embedding=torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    )
     loss, values = objective(batch, terms)
     assert values["length"].item() == pytest.approx((3**2 + 1) / 2)
     assert loss.item() == pytest.approx(0.5)
 
 
-def test_documented_embeddings_file_is_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_embeddings_file_is_a_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
 
     monkeypatch.chdir(tmp_path)
@@ -329,7 +378,10 @@ def test_documented_manifest_and_class_names_are_read(tmp_path: Path) -> None:
     from edgekd.scan import display_names, list_manifest
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    csv, names = (re.search(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for kind in ("csv", "text"))
+    csv, names = (
+        re.search(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        for kind in ("csv", "text")
+    )
     assert csv is not None
     assert names is not None
     (tmp_path / "photos.csv").write_text(csv.group(1))
@@ -339,7 +391,10 @@ def test_documented_manifest_and_class_names_are_read(tmp_path: Path) -> None:
         ("b/1.png", "dog", "sketch"),
     ]
     (tmp_path / "classes.txt").write_text(names.group(1))
-    assert display_names(tmp_path, ["n02099601", "n02124075"]) == ("golden retriever", "Egyptian cat")
+    assert display_names(tmp_path, ["n02099601", "n02124075"]) == (
+        "golden retriever",
+        "Egyptian cat",
+    )
 
 
 def test_version_table_agrees_with_pyproject() -> None:
@@ -349,11 +404,15 @@ def test_version_table_agrees_with_pyproject() -> None:
         name, bounds = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()  # type: ignore[union-attr]
         declared[name] = bounds
     rows = re.findall(
-        r"^\| ([\w-]+) \| [\d.]+ \| `([^`]+)` \|", (ROOT / "docs/install.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^\| ([\w-]+) \| [\d.]+ \| `([^`]+)` \|",
+        (ROOT / "docs/install.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert len(rows) > 8
     assert {name: declared[name] for name, _ in rows} == dict(rows)
-    assert {name for name, bounds in declared.items() if "<" in bounds} <= {name for name, _ in rows}
+    assert {name for name, bounds in declared.items() if "<" in bounds} <= {
+        name for name, _ in rows
+    }
 
 
 def test_settings_table_agrees_with_the_configuration() -> None:
@@ -368,7 +427,9 @@ def test_settings_table_agrees_with_the_configuration() -> None:
 
 def test_recipe_table_names_every_recipe() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)", page, re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \| (linear|text|learned)", page, re.MULTILINE)
+    )
     assert rows == {recipe.name: recipe.head for recipe in RECIPES.values()}
 
 
@@ -376,6 +437,8 @@ def test_thresholds_agree_with_the_check() -> None:
     from edgekd.export.parity import MAX_RELATIVE_ERROR, MIN_AGREEMENT
 
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (fp32|fp16|int8|w8a8|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)", page, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (fp32|fp16|int8|w8a8|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)", page, re.MULTILINE
+    )
     assert {name: round(float(percent) / 100, 6) for name, percent, _ in rows} == MIN_AGREEMENT
     assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR

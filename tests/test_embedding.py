@@ -44,7 +44,13 @@ def build() -> Deployable:
 def bank() -> ClassBank:
     """Class vectors where the student's embeddings are: each the embedding of one picture."""
     vectors = unit(torch_logits(build(), pictures(3, seed=7)))
-    facts = {"teacher": "toy", "teacher_id": "t", "templates": ["a {}"], "described": False, "added": []}
+    facts = {
+        "teacher": "toy",
+        "teacher_id": "t",
+        "templates": ["a {}"],
+        "described": False,
+        "added": [],
+    }
     return ClassBank(CLASSES, vectors, 200.0, None, facts)
 
 
@@ -58,7 +64,9 @@ def export(folder: Path, target: str, precision: str, **changes: Any) -> Artifac
         "calibration": pictures(32),
         "parity_images": pictures(64, seed=1),
         "source": {"student": "test"},
-        "min_agreement": 0.8 if precision == "int8" else None,  # the pictures are noise, the network random
+        "min_agreement": 0.8
+        if precision == "int8"
+        else None,  # the pictures are noise, the network random
         "bank": bank(),
     }
     return export_model(build(), folder, **arguments | changes)
@@ -80,16 +88,23 @@ def test_fp32_file_gives_the_students_directions(fp32: Path) -> None:
     artifact = read_artifact(fp32)
     assert artifact.outputs[0].name == "embedding"
     assert artifact.outputs[0].shape == ("batch", DIM)
-    assert (artifact.bank, list(artifact.files)) == ("bank.npz", ["model.onnx", "edgekd-agent.pyz", "bank.npz"])
+    assert (artifact.bank, list(artifact.files)) == (
+        "bank.npz",
+        ["model.onnx", "edgekd-agent.pyz", "bank.npz"],
+    )
     inside = {entry.key for entry in onnx.load(fp32 / "model.onnx").metadata_props}
-    assert inside == {"preprocess", "provenance"}, "class names in the file would be wrong after the first change"
+    assert inside == {"preprocess", "provenance"}, (
+        "class names in the file would be wrong after the first change"
+    )
 
 
 @pytest.mark.parametrize(
     ("target", "precision"),
     [("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("tensorrt", "fp16"), ("tensorrt", "int8")],
 )
-def test_onnx_dialects_hold_parity_in_logits(fp32: Path, tmp_path: Path, target: str, precision: str) -> None:
+def test_onnx_dialects_hold_parity_in_logits(
+    fp32: Path, tmp_path: Path, target: str, precision: str
+) -> None:
     artifact = export(tmp_path / "a", target, precision, fp32_path=fp32 / "model.onnx")
     assert artifact.parity["passed"]
     assert artifact.parity["cosine"] > 0.99
@@ -97,7 +112,9 @@ def test_onnx_dialects_hold_parity_in_logits(fp32: Path, tmp_path: Path, target:
     graph = onnx.load(tmp_path / "a" / "model.onnx").graph
     assert graph.output[0].name == "embedding"
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    rounded = {name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.output}
+    rounded = {
+        name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.output
+    }
     readers = [node.op_type for node in graph.node if set(node.input) & rounded]
     assert not set(readers) - {"DequantizeLinear"}
     tail = [node for node in graph.node if node.op_type in ("ReduceL2", "Div")]
@@ -106,15 +123,21 @@ def test_onnx_dialects_hold_parity_in_logits(fp32: Path, tmp_path: Path, target:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(fp32: Path, tmp_path: Path, target: str) -> None:
+def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(
+    fp32: Path, tmp_path: Path, target: str
+) -> None:
     images = pictures(16, seed=3)
     labels = open_session(fp32, threads=1).run(images).argmax(axis=1)
     yardstick = Yardstick(images, labels, images, max_drop_id=100, max_drop_ood=100)
-    artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", yardstick=yardstick)
+    artifact = export(
+        tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", yardstick=yardstick
+    )
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["images"] == 16
     plain = export(tmp_path / "b", target, "int8", fp32_path=fp32 / "model.onnx")
-    assert artifact.files["model.onnx"] == plain.files["model.onnx"], "with nothing kept in float the files are equal"
+    assert artifact.files["model.onnx"] == plain.files["model.onnx"], (
+        "with nothing kept in float the files are equal"
+    )
 
 
 def added(folder: Path, tmp_path: Path) -> None:
@@ -139,7 +162,9 @@ def added(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_class_is_added_to_a_file_of_onnx_runtime(fp32: Path, tmp_path: Path, precision: str) -> None:
+def test_a_class_is_added_to_a_file_of_onnx_runtime(
+    fp32: Path, tmp_path: Path, precision: str
+) -> None:
     export(tmp_path / "a", "onnxruntime", precision, fp32_path=fp32 / "model.onnx")
     added(tmp_path / "a", tmp_path)
 
@@ -150,8 +175,13 @@ def test_a_class_is_added_to_a_file_of_openvino(fp32: Path, tmp_path: Path, prec
     export(tmp_path / "a", "openvino", precision, fp32_path=fp32 / "model.onnx")
     if precision == "int8":
         nodes = openvino.Core().read_model(tmp_path / "a" / "model.xml").get_ordered_ops()
-        divide = next(node for node in reversed(nodes) if node.get_type_name() in ("Divide", "NormalizeL2"))
-        makers = {divide.input_value(place).get_node().get_type_name() for place in range(divide.get_input_size())}
+        divide = next(
+            node for node in reversed(nodes) if node.get_type_name() in ("Divide", "NormalizeL2")
+        )
+        makers = {
+            divide.input_value(place).get_node().get_type_name()
+            for place in range(divide.get_input_size())
+        }
         assert "FakeQuantize" not in makers
     added(tmp_path / "a", tmp_path)
     classifies(tmp_path / "a", tmp_path)
@@ -162,7 +192,9 @@ def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
     artifact = export(tmp_path / "a", "coreml", "fp16")
     assert artifact.parity["passed"]
     assert [spec.name for spec in artifact.outputs] == ["embedding"]
-    described = coremltools.models.utils.load_spec(str(tmp_path / "a" / "model.mlpackage")).description
+    described = coremltools.models.utils.load_spec(
+        str(tmp_path / "a" / "model.mlpackage")
+    ).description
     assert [output.name for output in described.output] == ["embedding"]
     assert list(described.output[0].type.multiArrayType.shape) == [1, DIM]
     assert described.predictedFeatureName == ""
@@ -171,10 +203,14 @@ def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_int8_is_trained_to_the_logits_of_its_classes(fp32: Path, tmp_path: Path, target: str) -> None:
+def test_int8_is_trained_to_the_logits_of_its_classes(
+    fp32: Path, tmp_path: Path, target: str
+) -> None:
     wanted, images = build(), pictures(64, seed=2)
     with torch.no_grad():  # other directions: the first two classes change places
-        turned = torch.from_numpy(bank().vectors[[1, 0, 2]]).pinverse() @ torch.from_numpy(bank().vectors)
+        turned = torch.from_numpy(bank().vectors[[1, 0, 2]]).pinverse() @ torch.from_numpy(
+            bank().vectors
+        )
         wanted.head.projector.weight.copy_(turned.T @ wanted.head.projector.weight)
         wanted.head.projector.bias.copy_(turned.T @ wanted.head.projector.bias)
     labels = bank().logits(torch_logits(wanted, images)).argmax(axis=1)
@@ -184,7 +220,9 @@ def test_int8_is_trained_to_the_logits_of_its_classes(fp32: Path, tmp_path: Path
         go_on(1)
 
     domains = np.zeros(len(labels), dtype=np.int64)
-    tuner = Tuner(images, labels, domains, learn, lambda: wanted.head.projector, {"steps": 1}, bank=bank())
+    tuner = Tuner(
+        images, labels, domains, learn, lambda: wanted.head.projector, {"steps": 1}, bank=bank()
+    )
     artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", tuner=tuner)
     assert artifact.quantization is not None
     assert artifact.quantization["qat"]["chosen_step"] == 1
@@ -206,7 +244,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
             for number in range(12):
                 path = home / "data" / domain / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(path)
+                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(
+                    path
+                )
     for recipe in ("vl2v-adip", "erm"):
         settings: dict[str, Any] = {
             "student": "test_efficientnet", "recipe": recipe, "teacher": f"local-dir:{tiny_teacher}",
@@ -230,7 +270,9 @@ def test_a_run_is_exported_added_to_verified_and_measured(runs: Path, tmp_path: 
     assert now.facts["added"][0]["templates"] == list(first.facts["templates"])
     np.testing.assert_array_equal(now.vectors[:2], first.vectors)
     assert [link["passed"] for link in edgekd.verify(folder)] == [True]
-    report = edgekd.benchmark(runs / "vl2v-adip", quick=True, out=tmp_path / "report", examples=False)
+    report = edgekd.benchmark(
+        runs / "vl2v-adip", quick=True, out=tmp_path / "report", examples=False
+    )
     assert {row.subject for row in report.accuracy} == {"teacher", "torch", artifact.name}
     # Far from its run, on images of all three classes.
     (tmp_path / "alone").mkdir()
@@ -239,11 +281,15 @@ def test_a_run_is_exported_added_to_verified_and_measured(runs: Path, tmp_path: 
         target = tmp_path / "birds" / name
         target.mkdir(parents=True)
         for number in range(3):
-            Image.open(runs / "data" / "sketch" / ("cat" if name == "bird" else name) / f"{number}.png").save(
-                target / f"{number}.png"
-            )
+            Image.open(
+                runs / "data" / "sketch" / ("cat" if name == "bird" else name) / f"{number}.png"
+            ).save(target / f"{number}.png")
     alone = edgekd.benchmark(
-        tmp_path / "alone" / folder.name, data=str(tmp_path / "birds"), quick=True, out=tmp_path / "two", examples=False
+        tmp_path / "alone" / folder.name,
+        data=str(tmp_path / "birds"),
+        quick=True,
+        out=tmp_path / "two",
+        examples=False,
     )
     assert {row.n for row in alone.accuracy} == {9}
     [link] = edgekd.verify(tmp_path / "alone" / folder.name, data=str(runs / "data"))
@@ -261,8 +307,16 @@ def test_a_trained_classifier_has_no_embedding(runs: Path) -> None:
 
 
 def test_a_run_is_trained_with_its_embedding(runs: Path) -> None:
-    asked: dict[str, Any] = {"head": "embedding", "precision": "int8", "qat": True, "qat_steps": 2, "overwrite": True}
-    artifact = edgekd.export(runs / "vl2v-adip", calibration_images=12, min_agreement=0, **asked)[-1]
+    asked: dict[str, Any] = {
+        "head": "embedding",
+        "precision": "int8",
+        "qat": True,
+        "qat_steps": 2,
+        "overwrite": True,
+    }
+    artifact = edgekd.export(runs / "vl2v-adip", calibration_images=12, min_agreement=0, **asked)[
+        -1
+    ]
     assert artifact.name == "onnxruntime-int8-embedding"
     assert artifact.quantization is not None
     assert artifact.quantization["qat"]["steps"] == 2
@@ -282,7 +336,9 @@ def test_documented_lines_are_all_that_numpy_needs(
 ) -> None:
     text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
     [code] = [
-        block for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if "bank" in block
+        block
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        if "bank" in block
     ]
     assert "edgekd" not in code
     shutil.copytree(fp32, tmp_path / "onnxruntime-int8-embedding")
@@ -310,4 +366,7 @@ def classifies(folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     session = open_session(folder, threads=1)
     pixels = session.artifact.preprocess.pixels(Image.open(tmp_path / "picture.jpg"))
-    assert json.loads(done.stdout)["found"] == session.artifact.classes[session.run(pixels[None])[0].argmax()]
+    assert (
+        json.loads(done.stdout)["found"]
+        == session.artifact.classes[session.run(pixels[None])[0].argmax()]
+    )

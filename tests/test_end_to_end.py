@@ -23,7 +23,9 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
             for number in range(12):
                 path = tmp_path / "data" / domain / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(path)
+                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(
+                    path
+                )
     settings: dict[str, Any] = {
         "student": "test_efficientnet",
         "teacher": f"local-dir:{tiny_teacher}", "data": str(tmp_path / "data"), "pretrained": "scratch", "size": 32,
@@ -37,13 +39,18 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     others = tmp_path / "others" / "noise"
     others.mkdir(parents=True)
     for number in range(3):
-        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(others / f"{number}.png")
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(
+            others / f"{number}.png"
+        )
     strangers = [f"noise={tmp_path / 'others'}"]
     report = edgekd.benchmark(
         tmp_path / "run", quick=True, device=["local"], vocabulary=[f"new={words}"], unknown=strangers,
         out=tmp_path / "report",
     )  # fmt: skip
-    assert list(violations(json.loads((tmp_path / "report" / "report.json").read_text()), SCHEMA)) == []
+    assert (
+        list(violations(json.loads((tmp_path / "report" / "report.json").read_text()), SCHEMA))
+        == []
+    )
     [artifact] = [row for row in report.latency if row.device != "local" or "@" in row.subject]
     assert artifact.subject.startswith("onnxruntime-fp32@")
     assert artifact.complete
@@ -51,7 +58,9 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     [placement] = report.placements
     assert placement.nodes is not None
     assert list(placement.nodes) == ["CPUExecutionProvider"]
-    facts = report.environment["devices"][0]["artifacts"]["/".join((artifact.run, artifact.subject))]
+    facts = report.environment["devices"][0]["artifacts"][
+        "/".join((artifact.run, artifact.subject))
+    ]
     assert facts == {"agreement_here": 1.0, "same_pixels": 1.0}
     told = {row.subject: row for row in report.unknowns}
     assert set(told) == {"teacher", "torch", artifact.subject}

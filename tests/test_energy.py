@@ -45,13 +45,27 @@ class Time:
         self.now += seconds
 
 
-def test_rapl_adds_packages_and_memory_and_knows_when_a_counter_starts_again(tmp_path: Path) -> None:
+def test_rapl_adds_packages_and_memory_and_knows_when_a_counter_starts_again(
+    tmp_path: Path,
+) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
                   max_energy_range_uj="10000000")  # fmt: skip
-    write(tmp_path, "class/powercap/intel-rapl:0:0", name="core", energy_uj="1", max_energy_range_uj="10000000")
+    write(
+        tmp_path,
+        "class/powercap/intel-rapl:0:0",
+        name="core",
+        energy_uj="1",
+        max_energy_range_uj="10000000",
+    )
     dram = write(tmp_path, "class/powercap/intel-rapl:0:1", name="dram", energy_uj="500000",
                  max_energy_range_uj="10000000")  # fmt: skip
-    write(tmp_path, "class/powercap/intel-rapl:1", name="psys", energy_uj="1", max_energy_range_uj="10000000")
+    write(
+        tmp_path,
+        "class/powercap/intel-rapl:1",
+        name="psys",
+        energy_uj="1",
+        max_energy_range_uj="10000000",
+    )
     sensor = open_sensor("rapl", tmp_path)
     assert sensor.covers == "processor: package-0, dram of intel-rapl:0:1"
     clock = Time()
@@ -67,7 +81,14 @@ def test_jetson_rails(tmp_path: Path) -> None:
     rails = {"in1_label": "VDD_IN", "in1_input": "5000", "curr1_input": "1200", "in2_label": "VDD_SOC",
              "in2_input": "5000", "curr2_input": "300"}  # fmt: skip
     folder = write(tmp_path, "class/hwmon/hwmon3", name="ina3221", **rails)
-    write(tmp_path, "class/hwmon/hwmon0", name="coretemp", in1_label="VDD_IN", in1_input="1", curr1_input="1")
+    write(
+        tmp_path,
+        "class/hwmon/hwmon0",
+        name="coretemp",
+        in1_label="VDD_IN",
+        in1_input="1",
+        curr1_input="1",
+    )
     sensor = open_sensor("ina", tmp_path)
     assert sensor.covers == "rail VDD_IN"
     clock = Time()
@@ -75,7 +96,10 @@ def test_jetson_rails(tmp_path: Path) -> None:
     meter.begin()
     clock.pass_(2.0)
     put(folder, curr1_input="2000")
-    assert meter.end() == (pytest.approx((6.0 + 10.0) / 2 * 2.0), 2.0)  # the trapezoid between 6 W and 10 W
+    assert meter.end() == (
+        pytest.approx((6.0 + 10.0) / 2 * 2.0),
+        2.0,
+    )  # the trapezoid between 6 W and 10 W
 
 
 def test_rails_without_a_common_one_are_added_and_power_files_win(tmp_path: Path) -> None:
@@ -104,7 +128,9 @@ def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
         open_sensor("battery", tmp_path)
 
 
-def test_sensors_that_are_not_there_are_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sensors_that_are_not_there_are_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("rapl", "ina", "battery"):
         with pytest.raises(EdgekdError, match=f"no sensor {name}"):
             open_sensor(name, tmp_path)
@@ -136,7 +162,11 @@ def test_nvml_by_the_names_of_its_package(monkeypatch: pytest.MonkeyPatch) -> No
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     sensor = open_sensor("nvml")
-    assert (sensor.covers, sensor.sources[0].counts, sensor.sources[0].read()) == ("board Board 1", True, 12.5)
+    assert (sensor.covers, sensor.sources[0].counts, sensor.sources[0].read()) == (
+        "board Board 1",
+        True,
+        12.5,
+    )
 
     def older(board: object) -> int:
         raise NVMLError("Not Supported")
@@ -156,11 +186,16 @@ def test_idle_power_and_the_energy_of_the_measured_blocks_alone() -> None:
     meter = steady(3.0, clock)
     meter.rest(2.0, clock.pass_)
     assert meter.idle_w == pytest.approx(3.0)
-    samples = measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9), meter=meter)
+    samples = measure(
+        lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9), meter=meter
+    )
     # The warm-up is outside: 0.5 s measured in blocks of 0.1 s, at 3 W.
     assert samples.metered_s == pytest.approx(0.02 * len(samples.samples_ms))
     assert samples.joules == pytest.approx(3.0 * samples.metered_s)
-    assert measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9)).joules is None
+    assert (
+        measure(lambda _: clock.pass_(0.02), RULE, clock=lambda: round(clock.now * 1e9)).joules
+        is None
+    )
 
 
 def test_models_that_take_turns_get_their_own_energy() -> None:
@@ -176,7 +211,10 @@ def test_models_that_take_turns_get_their_own_energy() -> None:
         return run
 
     found = measure_interleaved(
-        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)}, RULE, clock=lambda: round(clock.now * 1e9), meter=meter
+        {"a": model(0.02, 5.0), "b": model(0.05, 2.0)},
+        RULE,
+        clock=lambda: round(clock.now * 1e9),
+        meter=meter,
     )
     for name, joules_each in (("a", 0.1), ("b", 0.1)):
         assert found[name].joules == pytest.approx(joules_each * len(found[name].samples_ms))
@@ -188,12 +226,22 @@ def test_per_image_by_hand() -> None:
     assert found["joules_per_image"] == pytest.approx(0.2)
     assert found["mean_w"] == pytest.approx(4.0)
     assert found["joules_per_image_above_idle"] == pytest.approx((80.0 - 40.0) / 400)
-    assert per_image([1.0], [1.0], 1, facts | {"idle_w": None})["joules_per_image_above_idle"] is None
+    assert (
+        per_image([1.0], [1.0], 1, facts | {"idle_w": None})["joules_per_image_above_idle"] is None
+    )
 
 
-def test_the_worker_reads_the_declared_sensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_reads_the_declared_sensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way of a job, in this process: a battery at 2 W, so every image takes 2 W times its time."""
-    write(tmp_path, "class/power_supply/BAT0", type="Battery", status="Discharging", power_now="2000000")
+    write(
+        tmp_path,
+        "class/power_supply/BAT0",
+        type="Battery",
+        status="Discharging",
+        power_now="2000000",
+    )
     monkeypatch.setattr(worker, "open_sensor", lambda name: open_sensor(name, tmp_path))
     monkeypatch.setattr(Meter, "rest", lambda meter: setattr(meter, "idle_w", 0.5))
     np.save(tmp_path / "0.npy", np.zeros((64, 16, 16, 3), dtype=np.uint8))
@@ -201,7 +249,8 @@ def test_the_worker_reads_the_declared_sensor(tmp_path: Path, monkeypatch: pytes
     rule = {"name": "quick", "warmup_runs": 5, "warmup_s": 0.0, "warmup_limit_s": 0.1, "runs": 10, "seconds": 0.05,
             "limit_s": 1.0, "block_s": 0.01, "processes": 1}  # fmt: skip
     write_json(
-        tmp_path / "job.json", {"protocol": rule, "threads": 1, "energy": "battery", "batch": 1, "entries": [entry]}
+        tmp_path / "job.json",
+        {"protocol": rule, "threads": 1, "energy": "battery", "batch": 1, "entries": [entry]},
     )
     worker.work(tmp_path / "job.json")
     answer = worker.read_json(tmp_path / "answer.json", "answer")

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF, artifact_subject, run_agent, two_suites, write_artifact, write_images
+from device_fakes import (
+    BRIEF,
+    artifact_subject,
+    run_agent,
+    two_suites,
+    write_artifact,
+    write_images,
+)
 from test_report import SCHEMA, violations
 from trt_fakes import plant, write_trt_bundle
 
@@ -60,7 +67,11 @@ def suites(tmp_path: Path) -> list[Suite]:
 
 
 def test_a_bundle_is_built_once_and_measured(
-    builds: Path, said: list[str], suites: list[Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    builds: Path,
+    said: list[str],
+    suites: list[Suite],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """This machine has no TensorRT, so the artifact is a subject that only the device can ask."""
     bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), True, elsewhere=True)
@@ -70,8 +81,13 @@ def test_a_bundle_is_built_once_and_measured(
         [bundle, onnx], suites, "local", quick=True, threads=1, grid=Grid((8, 9), (None,))
     )
     assert builds.read_text() == "10.3.0\n"
-    assert "local: building the engine of tensorrt-fp16 once, with tensorrt 10.3.0 for Orin; this may take long" in said
-    places = [n for n, line in enumerate(said) if "building the engine" in line or "answers of" in line]
+    assert (
+        "local: building the engine of tensorrt-fp16 once, with tensorrt 10.3.0 for Orin; this may take long"
+        in said
+    )
+    places = [
+        n for n, line in enumerate(said) if "building the engine" in line or "answers of" in line
+    ]
     assert "building" in said[places[0]], "before anything else is done"
     assert found.measured is not None
     for n, suite in enumerate(suites):
@@ -82,7 +98,10 @@ def test_a_bundle_is_built_once_and_measured(
     assert found.measured.placement is None
     eight, nine = found.measured.rates
     assert eight.clock is not None
-    assert nine.reason == "The file is made for 8 images at a time, not for 9. Ask for smaller batches."
+    assert (
+        nine.reason
+        == "The file is made for 8 images at a time, not for 9. Ask for smaller batches."
+    )
     assert found.measured.built is not None
     assert found.measured.built.seconds >= 0
     assert beside.measured is not None
@@ -93,9 +112,15 @@ def test_a_bundle_is_built_once_and_measured(
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(violations(told, SCHEMA)) == []
     built = told["environment"]["devices"][0]["artifacts"]["r/tensorrt-fp16@local"]["built"]
-    assert (built["builder"], built["gpu"], built["compute_capability"]) == ("tensorrt", "Orin", "8.7")
+    assert (built["builder"], built["gpu"], built["compute_capability"]) == (
+        "tensorrt",
+        "Orin",
+        "8.7",
+    )
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "Its engine was built there, before anything was timed, by tensorrt 10.3.0 for Orin" in text
+    assert (
+        "Its engine was built there, before anything was timed, by tensorrt 10.3.0 for Orin" in text
+    )
     rows = {row.subject: row for row in written.placements}
     assert rows["tensorrt-fp16@local"].nodes is None
     assert not (cache_root() / "device").exists(), "nothing is left behind"
@@ -111,16 +136,22 @@ def test_what_was_built_is_used_again_until_tensorrt_is_another(
     (tmp_path / "job-x" / "job.json").write_text(job.to_json())
 
     def ready() -> str:
-        code, told = run_agent(sys.executable, tmp_path / "agent.pyz", "ready", str(tmp_path / "job-x"))
+        code, told = run_agent(
+            sys.executable, tmp_path / "agent.pyz", "ready", str(tmp_path / "job-x")
+        )
         assert code == 0, told
         [built] = read_step(tmp_path / "job-x" / "done" / "ready.npz")[1]["built"]
         assert built["sha256"] == sha256_file(folder / "device.engine")
         return f"{built['version']}: {told[0]['say']}"
 
-    assert ready().startswith("10.3.0: building the engine of artifact-x once, with tensorrt 10.3.0 for Orin")
+    assert ready().startswith(
+        "10.3.0: building the engine of artifact-x once, with tensorrt 10.3.0 for Orin"
+    )
     assert ready() == "10.3.0: the engine of artifact-x was built here before, by tensorrt 10.3.0"
     monkeypatch.setenv("FAKE_TENSORRT", "10.4.0")
-    assert ready().startswith("10.4.0: building the engine of artifact-x once, with tensorrt 10.4.0 for Orin")
+    assert ready().startswith(
+        "10.4.0: building the engine of artifact-x once, with tensorrt 10.4.0 for Orin"
+    )
     assert builds.read_text() == "10.3.0\n10.4.0\n"
 
 
@@ -161,7 +192,11 @@ def test_what_the_device_lacks_is_said_before_anything_is_sent(
     ("details", "message", "hint"),
     [
         (
-            {"builder": "tensorrt", "builder_version": "10.3.0", "compute_capabilities": ["8.6", "8.9"]},
+            {
+                "builder": "tensorrt",
+                "builder_version": "10.3.0",
+                "compute_capabilities": ["8.6", "8.9"],
+            },
             "built for compute capability 8.6, 8.9, and this Orin has 8.7",
             "--compute-capability 8.7",
         ),
@@ -171,7 +206,11 @@ def test_what_the_device_lacks_is_said_before_anything_is_sent(
             "Install tensorrt 11.1.0 on the device",
         ),
         (
-            {"builder": "tensorrt-rtx", "builder_version": "1.7.1", "compute_capabilities": ["8.7"]},
+            {
+                "builder": "tensorrt-rtx",
+                "builder_version": "1.7.1",
+                "compute_capabilities": ["8.7"],
+            },
             "cannot load tensorrt_rtx",
             "pip install tensorrt-rtx-cu13",
         ),
@@ -183,16 +222,23 @@ def test_an_engine_for_another_device_is_refused_before_anything_is_sent(
 ) -> None:
     (tmp_path / "planted" / "tensorrt_rtx.py").write_text("raise ImportError('it is gone')")
     with pytest.raises(EdgekdError) as caught:
-        devices.on_device([subject(write_trt_bundle(tmp_path / "b", **details))], suites, "local", quick=True)
+        devices.on_device(
+            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, "local", quick=True
+        )
     assert message in caught.value.message
     assert hint in caught.value.hint
     assert [path.name.split("-")[0] for path in (cache_root() / "device").iterdir()] == ["edgekd"]
 
 
 @pytest.mark.usefixtures("builds")
-def test_a_refused_model_is_one_sentence(suites: list[Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_model_is_one_sentence(
+    suites: list[Suite], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAKE_REFUSAL", "no kernel for this layer")
-    with pytest.raises(EdgekdError, match=r"tensorrt 10\.3\.0 cannot build the engine of b on this Orin: .*no kernel"):
+    with pytest.raises(
+        EdgekdError,
+        match=r"tensorrt 10\.3\.0 cannot build the engine of b on this Orin: .*no kernel",
+    ):
         devices.on_device([subject(write_trt_bundle(tmp_path / "b"))], suites, "local", quick=True)
 
 
@@ -201,7 +247,9 @@ def test_an_engine_that_lies_in_the_folder_is_run_as_it_is(tmp_path: Path) -> No
     """More images than it was built for are run in pieces, as the accuracy run needs it."""
     details = {"builder": "tensorrt", "builder_version": "10.3.0", "compute_capabilities": ["8.7"]}
     folder = write_trt_bundle(tmp_path / "ahead", **details)
-    (folder / "model.engine").write_text(json.dumps({"version": "10.3.0", "largest": [8, 16, 16, 3]}))
+    (folder / "model.engine").write_text(
+        json.dumps({"version": "10.3.0", "largest": [8, 16, 16, 3]})
+    )
     code = f"""
 from pathlib import Path
 import numpy as np
@@ -215,7 +263,9 @@ print(session.largest_batch, session.provider)
     assert done.stdout.strip() == "8 tensorrt 10.3.0, Orin"
 
 
-def test_real_tensorrt_rtx_builds_what_lies_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_tensorrt_rtx_builds_what_lies_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """NVIDIA's builder needs no GPU; only that there is one is made up, and nothing runs the engine."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     monkeypatch.setattr(engines, "find_gpu", lambda: Gpu("made up", "8.6"))
@@ -235,13 +285,22 @@ def test_real_tensorrt_rtx_builds_what_lies_in_the_folder(tmp_path: Path, monkey
     ]  # fmt: skip
 
 
-def test_an_engine_without_our_note_is_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_our_note_is_somebody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As build.sh leaves one in a bundle's folder: it is used, and not called ours."""
-    monkeypatch.setattr(engines, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7")))
+    monkeypatch.setattr(
+        engines, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
+    )
     folder = write_trt_bundle(tmp_path / "b")
     (folder / "device.engine").write_text("plan")
     told: list[str] = []
-    assert engines.ready_engine(json.loads((folder / "artifact.json").read_text()), folder, told.append) is None
+    assert (
+        engines.ready_engine(
+            json.loads((folder / "artifact.json").read_text()), folder, told.append
+        )
+        is None
+    )
     assert told == ["b has an engine that was built here by other means"]
 
 
@@ -253,4 +312,6 @@ def subject(folder: Path) -> Subject:
         raise AssertionError("it was asked here")
 
     preprocess, classes = artifact.preprocess, artifact.classes
-    return Subject(artifact.name, "r", "artifact", "fp16", preprocess, predict, classes, folder, here=False)
+    return Subject(
+        artifact.name, "r", "artifact", "fp16", preprocess, predict, classes, folder, here=False
+    )

@@ -77,12 +77,17 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> None:
     artifact = read_artifact(fp32)
     images = pictures(10, seed=5)
-    np.testing.assert_allclose(open_session(fp32, threads=1).run(images), torch_logits(build(), images), atol=1e-5)
+    np.testing.assert_allclose(
+        open_session(fp32, threads=1).run(images), torch_logits(build(), images), atol=1e-5
+    )
     assert artifact.parity["passed"] is True
     assert artifact.parity["n"] == 64
     assert artifact.quantization is None
     assert sorted(path.name for path in fp32.iterdir()) == ["artifact.json", "model.onnx"]
-    inside = {entry.key: json.loads(entry.value) for entry in onnx.load(fp32 / "model.onnx").metadata_props}
+    inside = {
+        entry.key: json.loads(entry.value)
+        for entry in onnx.load(fp32 / "model.onnx").metadata_props
+    }
     assert inside["classes"] == list(CLASSES)
     assert inside["preprocess"] == artifact.preprocess.model_dump(mode="json")
     assert inside["provenance"]["student"] == "test"
@@ -94,13 +99,22 @@ def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> No
     assert artifact.quantization is not None
     assert artifact.quantization["calibration_images"] == 32
     assert artifact.quantization["ids"][1] == "image 1"
-    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == ["artifact.json", "model.onnx"]
-    assert any(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node)
+    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
+        "artifact.json",
+        "model.onnx",
+    ]
+    assert any(
+        node.op_type == "QuantizeLinear"
+        for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node
+    )
     assert artifact.parity["cosine"] > 0.99
 
 
 def test_fp16_artifact_passes_its_gate(fp32: Path, tmp_path: Path) -> None:
-    assert export(build(), tmp_path / "fp16", "fp16", fp32_path=fp32 / "model.onnx").parity["passed"] is True
+    assert (
+        export(build(), tmp_path / "fp16", "fp16", fp32_path=fp32 / "model.onnx").parity["passed"]
+        is True
+    )
 
 
 def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
@@ -112,7 +126,9 @@ def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: 
 
 
 def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateFailed, match="differs too much from the student: top-1 agreement is") as caught:
+    with pytest.raises(
+        GateFailed, match="differs too much from the student: top-1 agreement is"
+    ) as caught:
         export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
     assert caught.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
@@ -121,8 +137,16 @@ def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Pa
     hint = caught.value.hint
     assert "--max-drop-id 1.0 --max-drop-ood 1.5" in hint
     percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
-    assert percent <= 100 * kept["top1_agreement"] < percent + 1, "the hint must name a threshold that passes"
-    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx", min_agreement=percent / 100)
+    assert percent <= 100 * kept["top1_agreement"] < percent + 1, (
+        "the hint must name a threshold that passes"
+    )
+    artifact = export(
+        build(seed=9),
+        tmp_path / "a",
+        "int8",
+        fp32_path=fp32 / "model.onnx",
+        min_agreement=percent / 100,
+    )
     assert artifact.parity["passed"] is True
     assert read_artifact(tmp_path / "a").parity["min_agreement"] == percent / 100
 
@@ -139,7 +163,9 @@ def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
     assert "--calibrator percentile or entropy or mse" in few
     assert "--calibrator" not in narrowed
     assert "--qat" in narrowed
-    limits = Yardstick(pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0)
+    limits = Yardstick(
+        pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0
+    )
     within = hint(yardstick=limits)
     assert "--max-drop" not in within
     assert "--qat" not in within, "the two do not go together"
@@ -178,7 +204,9 @@ def test_impossible_wishes_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_export_leaves_nothing_that_looks_like_an_artifact(fp32: Path, tmp_path: Path) -> None:
+def test_killed_export_leaves_nothing_that_looks_like_an_artifact(
+    fp32: Path, tmp_path: Path
+) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -220,7 +248,9 @@ def test_two_exports_at_once_leave_one_whole_artifact(fp32: Path, tmp_path: Path
     for thread in threads:
         thread.join()
     assert "done" in outcomes
-    assert all(outcome == "done" or "exists" in outcome or "same time" in outcome for outcome in outcomes)
+    assert all(
+        outcome == "done" or "exists" in outcome or "same time" in outcome for outcome in outcomes
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     open_session(tmp_path / "a", threads=1).run(pictures(1))
 
@@ -248,7 +278,15 @@ def test_copied_folder_works_with_onnxruntime_and_numpy_only(fp32: Path, tmp_pat
     blocked = "import sys\nfor name in ('edgekd', 'torch', 'timm', 'onnx', 'pydantic'): sys.modules[name] = None\n"
     (tmp_path / "use.py").write_text(blocked + SNIPPET, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-I", "-X", "utf8", tmp_path / "use.py", tmp_path / "elsewhere", tmp_path / "photo.png"],
+        [
+            sys.executable,
+            "-I",
+            "-X",
+            "utf8",
+            tmp_path / "use.py",
+            tmp_path / "elsewhere",
+            tmp_path / "photo.png",
+        ],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -258,7 +296,9 @@ def test_copied_folder_works_with_onnxruntime_and_numpy_only(fp32: Path, tmp_pat
     assert done.stdout.strip() == CLASSES[int(expected)]
 
 
-def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(fp32: Path, tmp_path: Path) -> None:
+def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(
+    fp32: Path, tmp_path: Path
+) -> None:
     int8 = export(build(), tmp_path / "onnxruntime-int8", "int8", fp32_path=fp32 / "model.onnx")
     assert int8_against_fp32(int8) is None
     shutil.copytree(fp32, tmp_path / "onnxruntime-fp32")
@@ -283,4 +323,6 @@ def test_what_a_killed_export_left_goes_with_a_later_one(fp32: Path, tmp_path: P
     for path in (left[0] / "search-x" / "trial.onnx", left[0] / "search-x", left[0]):
         os.utime(path, (yesterday, yesterday))
     export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"], "the other may be at work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"], (
+        "the other may be at work"
+    )

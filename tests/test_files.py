@@ -73,7 +73,13 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
-    scraps = [".tmp-0123456789ab-a", ".tmp-0123456789ab-ba", ".tmp-0123456789ab-a-old", ".tmp-a", "a"]
+    scraps = [
+        ".tmp-0123456789ab-a",
+        ".tmp-0123456789ab-ba",
+        ".tmp-0123456789ab-a-old",
+        ".tmp-a",
+        "a",
+    ]
     for name in scraps:
         (tmp_path / name).write_text("half")
     sweep(tmp_path / "a")
@@ -84,7 +90,9 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(scraps[1:])
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM]
+)
 def test_a_full_or_locked_disk_is_said_in_a_sentence(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
@@ -136,7 +144,9 @@ def test_json_goes_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe{}"])
-def test_json_that_is_not_there_or_torn_is_called_by_its_name(tmp_path: Path, content: bytes | None) -> None:
+def test_json_that_is_not_there_or_torn_is_called_by_its_name(
+    tmp_path: Path, content: bytes | None
+) -> None:
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(EdgekdError, match="thing") as caught:

@@ -22,7 +22,10 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "clip-mse", "vocabulary": "v.txt"}, "No term .* looks at a vocabulary"),
     ({"recipe": "erm", "captions": "c.json"}, "cannot have the term caption_nce"),
     ({"recipe": "rise", "teacher": "embeddings:x.npz"}, "texts about the domains"),
-    ({"recipe": "vlm-ood", "teacher": "embeddings:x.npz", "captions": "c.json"}, "asked about captions"),
+    (
+        {"recipe": "vlm-ood", "teacher": "embeddings:x.npz", "captions": "c.json"},
+        "asked about captions",
+    ),
     ({"recipe": "rise", "centre": True}, "learned head"),
     ({"recipe": "lgd", "centre": True}, "prototypes of lgd"),
     ({"recipe": "vl2v-sd", "centre": True}, "student of vl2v-sd"),
@@ -34,7 +37,9 @@ CASES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "said"), CASES, ids=lambda value: str(value)[:50])
-def test_what_cannot_go_together_is_refused_before_any_work(settings: dict[str, Any], said: str) -> None:
+def test_what_cannot_go_together_is_refused_before_any_work(
+    settings: dict[str, Any], said: str
+) -> None:
     with pytest.raises(EdgekdError, match=said) as caught:
         settle_method(TrainConfig.model_validate(settings))
     assert caught.value.hint
@@ -46,7 +51,9 @@ def test_a_term_for_captions_needs_a_file_of_captions() -> None:
         check_needs(get_recipe("vlm-ood", stages), TrainConfig(recipe="vlm-ood"))
 
 
-def test_a_file_of_captions_brings_its_term(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_captions_brings_its_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     stages = {"train": {"lr": 2.0}}
     chosen = settle_method(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=stages))
@@ -55,7 +62,9 @@ def test_a_file_of_captions_brings_its_term(tmp_path: Path, monkeypatch: pytest.
     assert chosen["captions"] == tmp_path / "c.json"
     assert stages == {"train": {"lr": 2.0}}
     weighed = {"train": {"terms": {"caption_nce": 0.3}}}
-    assert "stages" not in settle_method(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=weighed))
+    assert "stages" not in settle_method(
+        TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=weighed)
+    )
 
 
 def test_a_recipe_brings_its_student_and_projector() -> None:

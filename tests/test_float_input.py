@@ -56,14 +56,18 @@ class Tokens(nn.Module):
         return torch.cat([self.token.expand(len(x), -1, -1), maps.relu()], dim=1).mean(1)
 
 
-def float_file(folder: Path, precision: str = "fp32", target: str = "onnxruntime", **changes: Any) -> Artifact:
+def float_file(
+    folder: Path, precision: str = "fp32", target: str = "onnxruntime", **changes: Any
+) -> Artifact:
     model = changes.pop("model", None) or build()
     return export(model, folder, precision, target=target, input="float", **changes)
 
 
 def by_hand(images: np.ndarray) -> np.ndarray:
     """What other programs do, in float64."""
-    values = (images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
+    values = (images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(
+        PREPROCESS.std
+    )
     return values.transpose(0, 3, 1, 2).astype(np.float32)
 
 
@@ -108,7 +112,10 @@ def test_the_file_takes_what_other_programs_feed(fp32: Path) -> None:
     assert [node.op_type for node in model.graph.node] == ["Conv", "Relu", "ReduceMean", "Gemm"]
     assert {tensor.name for tensor in model.graph.initializer}.isdisjoint({"scale", "shift"})
     runtime = onnxruntime.InferenceSession(fp32 / "model.onnx", providers=["CPUExecutionProvider"])
-    assert (runtime.get_inputs()[0].type, runtime.get_inputs()[0].shape) == ("tensor(float)", ["batch", 3, 32, 32])
+    assert (runtime.get_inputs()[0].type, runtime.get_inputs()[0].shape) == (
+        "tensor(float)",
+        ["batch", 3, 32, 32],
+    )
     expected = torch_logits(build(), IMAGES)
     assert share_of_range(runtime.run(None, {"image": by_hand(IMAGES)})[0], expected) < 1e-5
 
@@ -133,19 +140,28 @@ def test_real_images_get_the_same_logits(fp32: Path, pixels: Path) -> None:
     assert share_of_range(found, expected) < 1e-5
 
 
-def test_the_documented_lines_feed_it(fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_lines_feed_it(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "planes" in block]
+    [code] = [
+        block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "planes" in block
+    ]
     (tmp_path / "onnxruntime-int8-float-input").symlink_to(fp32)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
-    assert share_of_range(names["logits"], open_session(fp32, threads=1).run(names["pixels"][None])) < 1e-5
+    assert (
+        share_of_range(names["logits"], open_session(fp32, threads=1).run(names["pixels"][None]))
+        < 1e-5
+    )
 
 
 def test_the_device_agent_gives_the_same_answers(fp32: Path) -> None:
     model = open_model(fp32, threads=1)
-    np.testing.assert_array_equal(model.run(IMAGES[:1]), open_session(fp32, threads=1).run(IMAGES[:1]))
+    np.testing.assert_array_equal(
+        model.run(IMAGES[:1]), open_session(fp32, threads=1).run(IMAGES[:1])
+    )
     placement = model.placement()
     assert placement is not None
     assert placement.nodes
@@ -163,7 +179,10 @@ def test_other_precisions_pass_parity_and_are_the_same_network(
     assert floats.quantization == plain.quantization
     models = [onnx.load(tmp_path / name / "model.onnx") for name in ("plain", "floats")]
     before, after = (Counter(node.op_type for node in model.graph.node) for model in models)
-    half = (target, precision) != ("onnxruntime", "int8")  # a cast from bytes became one from float32
+    half = (target, precision) != (
+        "onnxruntime",
+        "int8",
+    )  # a cast from bytes became one from float32
     assert before - after == Counter(Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if half else 1)
     assert after - before == Counter()
     assert floats.parity["max_error_relative"] < 1.5 * plain.parity["max_error_relative"] + 1e-3
@@ -173,10 +192,16 @@ def test_tensorrt_builds_with_the_shapes_of_the_floats(pixels: Path, tmp_path: P
     base = pixels / "model.onnx"
     float_file(tmp_path / "a", "fp16", "tensorrt", fp32_path=base)
     script = (tmp_path / "a" / "build.sh").read_text()
-    assert "--minShapes=image:1x3x32x32 --optShapes=image:1x3x32x32 --maxShapes=image:32x3x32x32" in script
+    assert (
+        "--minShapes=image:1x3x32x32 --optShapes=image:1x3x32x32 --maxShapes=image:32x3x32x32"
+        in script
+    )
     export(build(), tmp_path / "b", "fp16", target="tensorrt", fp32_path=base)
     script = (tmp_path / "b" / "build.sh").read_text()
-    assert "--minShapes=image:1x32x32x3 --optShapes=image:1x32x32x3 --maxShapes=image:32x32x32x3" in script
+    assert (
+        "--minShapes=image:1x32x32x3 --optShapes=image:1x32x32x3 --maxShapes=image:32x32x32x3"
+        in script
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -185,18 +210,25 @@ def test_openvino_takes_floats(pixels: Path, tmp_path: Path, precision: str) -> 
     artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=pixels / "model.onnx")
     assert artifact.parity["passed"] is True
     taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
-    assert (str(taken.get_element_type()), taken.partial_shape[1].get_length()) == ("<Type: 'float32'>", 3)
+    assert (str(taken.get_element_type()), taken.partial_shape[1].get_length()) == (
+        "<Type: 'float32'>",
+        3,
+    )
     expected = torch_logits(build(), IMAGES)
     found = open_session(tmp_path / "a", threads=1).run(IMAGES)
     assert share_of_range(found, expected) < (1e-5 if precision == "fp32" else 0.05)
-    np.testing.assert_allclose(open_model(tmp_path / "a", threads=1).run(IMAGES[:1]), found[:1], atol=1e-6)
+    np.testing.assert_allclose(
+        open_model(tmp_path / "a", threads=1).run(IMAGES[:1]), found[:1], atol=1e-6
+    )
 
 
 def test_a_network_that_asks_for_the_batch(tmp_path: Path) -> None:
     torch.manual_seed(2)
     model = Deployable(Tokens(), nn.Linear(8, len(CLASSES)), PREPROCESS)
     artifact = float_file(tmp_path / "a", model=model)
-    assert any(node.op_type == "Shape" for node in onnx.load(tmp_path / "a" / "model.onnx").graph.node)
+    assert any(
+        node.op_type == "Shape" for node in onnx.load(tmp_path / "a" / "model.onnx").graph.node
+    )
     assert artifact.parity["max_error_relative"] < 1e-5
 
 
@@ -217,8 +249,20 @@ def test_a_largest_drop_works_for_every_target(target: str, pixels: Path, tmp_pa
 def test_a_largest_drop_and_training_work(pixels: Path, tmp_path: Path) -> None:
     images, base = pictures(48, seed=3), pixels / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)
-    kept = float_file(tmp_path / "a", "int8", yardstick=Yardstick(images, labels, images, 0.0, 0.0), fp32_path=base)
-    tuner = Tuner(images, labels, np.zeros(48, np.int64), lambda network, go_on: None, lambda: nn.Linear(8, 3), {})
+    kept = float_file(
+        tmp_path / "a",
+        "int8",
+        yardstick=Yardstick(images, labels, images, 0.0, 0.0),
+        fp32_path=base,
+    )
+    tuner = Tuner(
+        images,
+        labels,
+        np.zeros(48, np.int64),
+        lambda network, go_on: None,
+        lambda: nn.Linear(8, 3),
+        {},
+    )
     tuned = float_file(tmp_path / "b", "int8", tuner=tuner, fp32_path=base)
     for artifact, word in ((kept, "mixed"), (tuned, "qat")):
         assert artifact.quantization is not None
@@ -240,7 +284,11 @@ def test_embeddings_of_floats(tmp_path: Path) -> None:
 
 def test_an_engine_is_fed_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the driver's calls: the stand-in answers with the mean of each plane it was given."""
-    changes = {"(-1, 16, 16, 3)": "(-1, 3, 16, 16)", "c_uint8": "c_float", "axis=(1, 2)": "axis=(2, 3)"}
+    changes = {
+        "(-1, 16, 16, 3)": "(-1, 3, 16, 16)",
+        "c_uint8": "c_float",
+        "axis=(1, 2)": "axis=(2, 3)",
+    }
     source = trt_fakes.TENSORRT
     for old, new in changes.items():
         assert old in source
@@ -281,7 +329,10 @@ def refused(*arguments: str) -> None:
 
 def test_names_and_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert artifact_name("openvino", "int8") == "openvino-int8"
-    assert artifact_name("openvino", "int8", embedding=True, input="float") == "openvino-int8-embedding-float-input"
+    assert (
+        artifact_name("openvino", "int8", embedding=True, input="float")
+        == "openvino-int8-embedding-float-input"
+    )
     refused(str(tmp_path), "--input", "flaot")
     assert 'There is no input "flaot"' in capsys.readouterr().err
     refused(str(tmp_path), "--target", "coreml", "--input", "float")
@@ -320,14 +371,22 @@ def test_a_profile_may_ask_for_floats(
         raise EdgekdError("Enough.", "")
 
     monkeypatch.setattr("edgekd.api.export", fake_export)
-    for more in ([], ["--profile", str(path)], ["--profile", str(path), "--input", "uint8"], ["--input", "float"]):
+    for more in (
+        [],
+        ["--profile", str(path)],
+        ["--profile", str(path), "--input", "uint8"],
+        ["--input", "float"],
+    ):
         refused("run", *more)
     assert asked == ["uint8", "float", "uint8", "float"]
     assert "my-npu: input float (https://example.org/board, not checked)" in capsys.readouterr().err
     assert _profile_input("raspberry-pi-5") is None
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     assert any("ONNX Runtime, CPU; int8; input float" in line for line in target_lines())
-    assert "    runtime and precisions and input: https://example.org/board, not checked" in target_lines()
+    assert (
+        "    runtime and precisions and input: https://example.org/board, not checked"
+        in target_lines()
+    )
     path.write_text(NPU.replace('input = "page"\n', ""))
     with pytest.raises(EdgekdError, match="input has no source"):
         profiles.load_profile(path)

@@ -30,7 +30,9 @@ def loss_and_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, T
     model.zero_grad()
     loss = model(x).square().sum()
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "tf_efficientnet_lite0", "resnet18"])

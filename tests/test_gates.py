@@ -8,7 +8,14 @@ import pytest
 from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.gates import METRICS, evaluate, failed_table, gates_of_table, parse_gate, parse_gates
+from edgekd.benchmark.gates import (
+    METRICS,
+    evaluate,
+    failed_table,
+    gates_of_table,
+    parse_gate,
+    parse_gates,
+)
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.report import read_report
 from edgekd.benchmark.rows import Report
@@ -23,11 +30,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
         gates = parse_gates(["ood_avg_drop<=1.5", "p90_ms<=20"])
         subjects = four_subjects(folder, sketch_every=3)
-        return run_benchmark(subjects, id_and_ood(paint_images()), folder / "out", quick=True, gates=gates)
+        return run_benchmark(
+            subjects, id_and_ood(paint_images()), folder / "out", quick=True, gates=gates
+        )
 
 
 def value_of(report: Report, expression: str, artifact: str = "onnxruntime-int8") -> float | None:
-    return next(row.value for row in evaluate([parse_gate(expression)], report) if row.subject == artifact)
+    return next(
+        row.value for row in evaluate([parse_gate(expression)], report) if row.subject == artifact
+    )
 
 
 def test_values_are_percent_points_and_milliseconds(report: Report) -> None:
@@ -62,7 +73,9 @@ def test_the_report_holds_every_gate_on_every_artifact(report: Report) -> None:
     assert "| ood_avg_drop | r | onnxruntime-int8 | 16.67 | \\<= 1.5 | FAILED |" in markdown(report)
 
 
-def test_equality_counts_and_decimal_limits_are_not_missed_by_binary_fractions(report: Report) -> None:
+def test_equality_counts_and_decimal_limits_are_not_missed_by_binary_fractions(
+    report: Report,
+) -> None:
     def passes(expression: str) -> bool:
         return evaluate([parse_gate(expression)], report)[1].passed
 
@@ -74,7 +87,9 @@ def test_equality_counts_and_decimal_limits_are_not_missed_by_binary_fractions(r
     rows = [
         row.model_copy(update={"id": 0.29 if row.kind == "torch" else 0.275}) for row in report.summary
     ]  # fmt: skip
-    assert evaluate([parse_gate("id_drop<=1.5")], report.model_copy(update={"summary": tuple(rows)}))[0].passed
+    assert evaluate(
+        [parse_gate("id_drop<=1.5")], report.model_copy(update={"summary": tuple(rows)})
+    )[0].passed
 
 
 @pytest.mark.parametrize(
@@ -94,12 +109,20 @@ def test_what_cannot_be_evaluated_has_failed(report: Report, expression: str, re
     assert "not evaluated" in failed_table(rows)[1]
 
 
-def test_without_an_artifact_or_a_torch_student_nothing_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_artifact_or_a_torch_student_nothing_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0})
     _, torch, artifact, _ = four_subjects(tmp_path)
-    for one, reason in ((torch, "no artifact was measured"), (artifact, "torch student was not measured")):
+    for one, reason in (
+        (torch, "no artifact was measured"),
+        (artifact, "torch student was not measured"),
+    ):
         report = run_benchmark(
-            [one], id_and_ood(paint_images()), tmp_path / one.name, gates=parse_gates(["ood_avg_drop<=99"])
+            [one],
+            id_and_ood(paint_images()),
+            tmp_path / one.name,
+            gates=parse_gates(["ood_avg_drop<=99"]),
         )
         [row] = report.gates
         assert (row.passed, row.value, row.reason) == (False, None, row.reason)
@@ -149,4 +172,6 @@ def test_failed_table_is_empty_when_all_passed(report: Report) -> None:
 
 
 def test_every_name_can_be_asked_for(report: Report) -> None:
-    assert len(evaluate([parse_gate(f"{name}<=1000000") for name in METRICS], report)) == 2 * len(METRICS)
+    assert len(evaluate([parse_gate(f"{name}<=1000000") for name in METRICS], report)) == 2 * len(
+        METRICS
+    )

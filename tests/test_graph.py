@@ -21,10 +21,15 @@ def test_normalisation_is_that_of_the_formula_per_channel() -> None:
     head = nn.Linear(3 * 16 * 16, 3 * 16 * 16, bias=False)
     nn.init.eye_(head.weight)
     model = Deployable(Identity(), head, PREPROCESS)
-    images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     expected = (images.numpy() / 255.0 - np.array(PREPROCESS.mean)) / np.array(PREPROCESS.std)
     np.testing.assert_allclose(
-        model(images).detach().numpy().reshape(2, 3, 16, 16), expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-5
+        model(images).detach().numpy().reshape(2, 3, 16, 16),
+        expected.transpose(0, 3, 1, 2),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -53,7 +58,9 @@ def test_folded_head_predicts_what_the_cosine_head_predicts(with_projector: bool
     cosine = nn.functional.normalize(embedding, dim=1) @ bank.T
     logits = fold_head(projector, bank, 7.0)(features)
     assert torch.equal(logits.argmax(1), cosine.argmax(1))
-    torch.testing.assert_close(logits, 7.0 * cosine * embedding.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits, 7.0 * cosine * embedding.norm(dim=1, keepdim=True), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_bank_of_another_width_is_refused() -> None:
@@ -63,13 +70,17 @@ def test_bank_of_another_width_is_refused() -> None:
 
 @pytest.mark.parametrize("with_projector", [True, False])
 @pytest.mark.parametrize("length", [0.01, 1.0, 300.0])
-def test_unit_head_gives_directions_whatever_the_length(with_projector: bool, length: float) -> None:
+def test_unit_head_gives_directions_whatever_the_length(
+    with_projector: bool, length: float
+) -> None:
     torch.manual_seed(2)
     features = length * torch.randn(50, 16)
     projector = nn.Linear(16, 16, bias=False) if with_projector else None
     raw = projector(features) if projector is not None else features
     head = UnitHead(projector, 16, float(raw.detach().norm(dim=1).mean()))
-    torch.testing.assert_close(head(features), nn.functional.normalize(raw, dim=1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        head(features), nn.functional.normalize(raw, dim=1), rtol=1e-5, atol=1e-6
+    )
     # 16^¼ = 2, far from both ends of half precision.
     inner = head.projector(features) if head.projector is not None else features * head.factor
     assert inner.norm(dim=1).mean().item() == pytest.approx(2.0, rel=1e-4)

@@ -14,7 +14,14 @@ from edgekd import hub
 @pytest.fixture(autouse=True)
 def _forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No proxy, no memory of earlier answers, and the hub client's switch put back afterwards."""
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     hub.hub_reachable.cache_clear()
@@ -54,7 +61,9 @@ def test_any_answer_is_reachable(endpoint: str, monkeypatch: pytest.MonkeyPatch)
     assert not constants.HF_HUB_OFFLINE
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:{port}", "http://nowhere.invalid", "no address at all"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:{port}", "http://nowhere.invalid", "no address at all"]
+)
 def test_no_answer_is_unreachable_and_sends_the_client_to_its_cache(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

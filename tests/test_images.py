@@ -42,7 +42,9 @@ def raw_png(width: int, height: int, *, bits: int, colour: int, rows: bytes) -> 
 
 
 def noise(width: int = 64, height: int = 48) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 def reason_of(source: Path | bytes) -> str:
@@ -76,10 +78,15 @@ def test_ycck_jpeg() -> None:
     # is (0, 255, 255), by JFIF's matrix as YCbCr (179, 171, 1), and K as it is. Written as if they were CMYK values,
     # with Adobe's transform flag set to 2 afterwards, they make that file.
     y, cb, cr = 179, 171, 1
-    data = encoded(Image.new("CMYK", (16, 16), tuple(255 - v for v in (y, cb, cr, 255))), "JPEG", quality=100)
+    data = encoded(
+        Image.new("CMYK", (16, 16), tuple(255 - v for v in (y, cb, cr, 255))), "JPEG", quality=100
+    )
     flag = data.index(b"\xff\xee") + 4 + 11
     assert data[flag] == 0
-    assert np.abs(np.asarray(decode(data[:flag] + b"\x02" + data[flag + 1 :])).astype(int) - RED).max() <= 4
+    assert (
+        np.abs(np.asarray(decode(data[:flag] + b"\x02" + data[flag + 1 :])).astype(int) - RED).max()
+        <= 4
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -96,12 +103,16 @@ def test_16_bit_big_endian_grey_tiff() -> None:
 
 
 def test_16_bit_colour_is_scaled() -> None:
-    data = raw_png(2, 1, bits=16, colour=2, rows=b"\0" + struct.pack(">6H", 65535, 32768, 0, 256, 255, 4660))
+    data = raw_png(
+        2, 1, bits=16, colour=2, rows=b"\0" + struct.pack(">6H", 65535, 32768, 0, 256, 255, 4660)
+    )
     assert np.asarray(decode(data))[0].tolist() == [[255, 128, 0], [1, 0, 18]]
 
 
 def test_16_bit_colour_with_alpha_lies_on_white() -> None:
-    data = raw_png(2, 1, bits=16, colour=6, rows=b"\0" + struct.pack(">8H", 65535, 0, 0, 65535, 0, 0, 0, 0))
+    data = raw_png(
+        2, 1, bits=16, colour=6, rows=b"\0" + struct.pack(">8H", 65535, 0, 0, 65535, 0, 0, 0, 0)
+    )
     assert np.asarray(decode(data))[0].tolist() == [list(RED), list(WHITE)]
 
 
@@ -113,7 +124,11 @@ def test_alpha_lies_on_white() -> None:
     image = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     image.putpixel((2, 0), (0, 0, 0, 128))
-    assert np.asarray(decode(encoded(image, "PNG")))[0].tolist() == [list(RED), list(WHITE), [127, 127, 127]]
+    assert np.asarray(decode(encoded(image, "PNG")))[0].tolist() == [
+        list(RED),
+        list(WHITE),
+        [127, 127, 127],
+    ]
 
     grey = Image.new("LA", (2, 1), (10, 255))
     grey.putpixel((1, 0), (10, 0))
@@ -132,7 +147,10 @@ def test_palette_with_alpha(transparency: int | bytes) -> None:
 def test_one_colour_declared_transparent() -> None:
     image = Image.new("RGB", (2, 1), GREEN)
     image.putpixel((1, 0), BLUE)
-    assert np.asarray(decode(encoded(image, "PNG", transparency=BLUE)))[0].tolist() == [list(GREEN), list(WHITE)]
+    assert np.asarray(decode(encoded(image, "PNG", transparency=BLUE)))[0].tolist() == [
+        list(GREEN),
+        list(WHITE),
+    ]
 
 
 def test_one_bit() -> None:
@@ -172,7 +190,9 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     options: dict[str, Any] = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     if kind == "WEBP":
         options["lossless"] = True
-    decoded = decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options))
+    decoded = decode(
+        encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
+    )
     assert decoded.size == (48, 32)
     pixels = np.asarray(decoded).astype(int)
     assert np.abs(pixels[8, 8] - RED).max() <= 4
@@ -207,14 +227,18 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert reason_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n") == "not an image"
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may read everything")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="the superuser may read everything"
+)
 def test_file_without_permission(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
     (tmp_path / "a.png").chmod(0)
     assert reason_of(tmp_path / "a.png") == "not permitted"
 
 
-def test_permission_error_has_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permission_error_has_its_own_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
@@ -274,7 +298,11 @@ def test_large_images_print_nothing(tmp_path: Path) -> None:
 
 
 def test_zero_sized() -> None:
-    assert reason_of(raw_png(0, 5, bits=8, colour=0, rows=b"\0")) in ("zero-sized", "damaged", "truncated")
+    assert reason_of(raw_png(0, 5, bits=8, colour=0, rows=b"\0")) in (
+        "zero-sized",
+        "damaged",
+        "truncated",
+    )
 
 
 def test_threads_get_the_same_pixels() -> None:

@@ -44,7 +44,13 @@ class FakeTime:
 
 
 def test_rules_of_the_protocols() -> None:
-    assert (FULL.warmup_runs, FULL.warmup_s, FULL.runs, FULL.seconds, FULL.processes) == (50, 3.0, 1024, 60.0, 5)
+    assert (FULL.warmup_runs, FULL.warmup_s, FULL.runs, FULL.seconds, FULL.processes) == (
+        50,
+        3.0,
+        1024,
+        60.0,
+        5,
+    )
     assert (QUICK.warmup_runs, QUICK.runs, QUICK.seconds) == (50, 128, 10.0)
 
 
@@ -69,7 +75,11 @@ def test_warm_up_reaches_both_runs_and_seconds(ms: float, runs: int) -> None:
 
 def test_warm_up_waits_until_it_settles() -> None:
     fake = FakeTime()
-    found = measure(fake.model(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1), QUICK, clock=fake.clock)
+    found = measure(
+        fake.model(lambda query: 10.0 if query >= 100 else 20.0 - query * 0.1),
+        QUICK,
+        clock=fake.clock,
+    )
     assert found.settled
     assert 150 < found.warmup_runs < 300
     assert found.samples_ms.max() < 11
@@ -122,7 +132,9 @@ def test_no_sample_is_left_out_and_queries_run_on() -> None:
 def test_models_take_turns_by_blocks() -> None:
     fake = FakeTime()
     found = measure_interleaved(
-        {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")}, QUICK, clock=fake.clock
+        {"a": fake.model(lambda _: 5.0, "a"), "b": fake.model(lambda _: 10.0, "b")},
+        QUICK,
+        clock=fake.clock,
     )
     measured = fake.calls[found["a"].warmup_runs + found["b"].warmup_runs :]
     turns = [measured[0]] + [now for before, now in pairwise(measured) if now != before]
@@ -135,7 +147,9 @@ def test_models_take_turns_by_blocks() -> None:
 def test_drift_hits_interleaved_models_alike() -> None:
     fake = FakeTime()
     slow_down = lambda _: 5.0 + fake.now / 1e9 / 10  # noqa: E731
-    found = measure_interleaved({"a": fake.model(slow_down), "b": fake.model(slow_down)}, QUICK, clock=fake.clock)
+    found = measure_interleaved(
+        {"a": fake.model(slow_down), "b": fake.model(slow_down)}, QUICK, clock=fake.clock
+    )
     a, b = (float(np.median(found[name].samples_ms)) for name in "ab")
     assert a == pytest.approx(b, rel=0.02)
 
@@ -165,7 +179,9 @@ def test_buffers_rotate() -> None:
 
 
 def test_a_session_that_sleeps_is_timed_right() -> None:
-    brief = replace(QUICK, warmup_runs=5, warmup_s=0.05, warmup_limit_s=0.2, runs=30, seconds=0.3, block_s=0.05)
+    brief = replace(
+        QUICK, warmup_runs=5, warmup_s=0.05, warmup_limit_s=0.2, runs=30, seconds=0.3, block_s=0.05
+    )
     numbers = summarise([measure(lambda _: time.sleep(0.005), brief)])
     assert 5.0 <= numbers["p50_ms"] < 15.0
     assert numbers["n"] >= 30
@@ -178,8 +194,18 @@ def samples(values: list[float], first_ms: float = 9.0, complete: bool = True) -
 
 
 def test_summary_by_hand() -> None:
-    numbers = summarise([samples([1.0, 2.0, 3.0, 4.0]), samples([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 11.0, complete=False)])
-    assert (numbers["p50_ms"], numbers["p90_ms"], numbers["mean_ms"], numbers["n"]) == (5.0, 9.0, 5.5, 10)
+    numbers = summarise(
+        [
+            samples([1.0, 2.0, 3.0, 4.0]),
+            samples([5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 11.0, complete=False),
+        ]
+    )
+    assert (numbers["p50_ms"], numbers["p90_ms"], numbers["mean_ms"], numbers["n"]) == (
+        5.0,
+        9.0,
+        5.5,
+        10,
+    )
     assert numbers["cv"] == pytest.approx(8.25**0.5 / 5.5)
     assert numbers["seconds"] == pytest.approx(0.055)
     assert numbers["first_ms"] == 10.0

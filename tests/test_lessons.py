@@ -19,7 +19,9 @@ Trainer = Callable[..., Run]
 
 
 @pytest.fixture
-def base(make_domain_folder: Callable[..., Path], tmp_path: Path, tiny_teacher: Path) -> dict[str, Any]:
+def base(
+    make_domain_folder: Callable[..., Path], tmp_path: Path, tiny_teacher: Path
+) -> dict[str, Any]:
     return {
         "student": "test_efficientnet",
         "pretrained": "scratch",
@@ -43,7 +45,11 @@ def test_descriptions_are_in_the_bank_that_trains_and_predicts(
     base: dict[str, Any], tmp_path: Path, tiny_teacher: Path
 ) -> None:
     (tmp_path / "d.json").write_text('{"cat": "A small cat.", "dog": ["It barks.", "It runs."]}')
-    made = train(TrainConfig.model_validate(base | {"recipe": "vlm-ood", "descriptions": str(tmp_path / "d.json")}))
+    made = train(
+        TrainConfig.model_validate(
+            base | {"recipe": "vlm-ood", "descriptions": str(tmp_path / "d.json")}
+        )
+    )
     assert made.folder is not None
     kept = json.loads((made.folder / "descriptions.json").read_text())
     assert kept == {"cat": ["A small cat."], "dog": ["It barks.", "It runs."]}
@@ -51,15 +57,24 @@ def test_descriptions_are_in_the_bank_that_trains_and_predicts(
     assert loaded.bank is not None
     assert loaded.bank.described
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
-    prompts = [f"a photo of a {text}" for text in ("cat . A small cat.", "dog . It barks.", "dog . It runs.")]
+    prompts = [
+        f"a photo of a {text}"
+        for text in ("cat . A small cat.", "dog . It barks.", "dog . It runs.")
+    ]
     own = torch.nn.functional.normalize(teacher.embed_texts(prompts), dim=-1)  # type: ignore[union-attr]
     expected = torch.nn.functional.normalize(torch.stack([own[0], own[1:].mean(dim=0)]), dim=-1)
     assert torch.allclose(loaded.bank.vectors, expected, atol=1e-6)
 
 
-def test_captions_are_embedded_once_and_learned_from(base: dict[str, Any], tmp_path: Path, own_cache: Path) -> None:
-    names = [path.relative_to(base["data"]).as_posix() for path in Path(base["data"]).rglob("*.png")]
-    (tmp_path / "c.json").write_text(json.dumps({name: f"picture {n % 5}" for n, name in enumerate(names)}))
+def test_captions_are_embedded_once_and_learned_from(
+    base: dict[str, Any], tmp_path: Path, own_cache: Path
+) -> None:
+    names = [
+        path.relative_to(base["data"]).as_posix() for path in Path(base["data"]).rglob("*.png")
+    ]
+    (tmp_path / "c.json").write_text(
+        json.dumps({name: f"picture {n % 5}" for n, name in enumerate(names)})
+    )
     settings = base | {"recipe": "vlm-ood", "captions": tmp_path / "c.json"}
     made = train(TrainConfig.model_validate(settings))
     assert made.folder is not None
@@ -74,9 +89,13 @@ def test_captions_are_embedded_once_and_learned_from(base: dict[str, Any], tmp_p
     assert not (tmp_path / "other").exists()
 
 
-def test_a_vocabulary_is_distilled_for_and_the_classes_are_predicted(base: dict[str, Any], tmp_path: Path) -> None:
+def test_a_vocabulary_is_distilled_for_and_the_classes_are_predicted(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "v.txt").write_text("house\ntree\nbird\n")
-    made = train(TrainConfig.model_validate(base | {"recipe": "lgd", "vocabulary": tmp_path / "v.txt"}))
+    made = train(
+        TrainConfig.model_validate(base | {"recipe": "lgd", "vocabulary": tmp_path / "v.txt"})
+    )
     own = train(TrainConfig.model_validate(base | {"recipe": "lgd", "out": tmp_path / "own"}))
     assert made.folder is not None
     assert own.folder is not None
@@ -94,15 +113,27 @@ def test_descriptions_are_of_the_vocabulary_too(base: dict[str, Any], tmp_path: 
 
     def lgd(out: str, **more: str) -> Run:
         (tmp_path / "d.json").write_text(json.dumps(told | more))
-        words = {"recipe": "lgd", "vocabulary": tmp_path / "v.txt", "descriptions": str(tmp_path / "d.json")}
+        words = {
+            "recipe": "lgd",
+            "vocabulary": tmp_path / "v.txt",
+            "descriptions": str(tmp_path / "d.json"),
+        }
         return train(TrainConfig.model_validate(base | words | {"out": tmp_path / out}))
 
     with pytest.raises(EdgekdError, match="no description of 2 of 4 classes: house, tree"):
         lgd("none")
-    one, other = lgd("one", house="Of stone.", tree="Green."), lgd("other", house="A roof on it.", tree="Tall.")
+    one, other = (
+        lgd("one", house="Of stone.", tree="Green."),
+        lgd("other", house="A roof on it.", tree="Tall."),
+    )
     assert one.folder is not None
     assert other.folder is not None
-    assert set(json.loads((one.folder / "descriptions.json").read_text())) == {"cat", "dog", "house", "tree"}
+    assert set(json.loads((one.folder / "descriptions.json").read_text())) == {
+        "cat",
+        "dog",
+        "house",
+        "tree",
+    }
     assert terms(one.folder) != terms(other.folder)  # the texts that it distils for are others
     banks = [load_run(folder).bank for folder in (one.folder, other.folder)]
     assert banks[0] is not None

@@ -27,7 +27,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> di
         for name, tint in (("cat", (90, 0, 0)), ("dog", (0, 0, 90))):
             (root / "data" / domain / name).mkdir(parents=True)
             for number in range(12):
-                noise = np.random.default_rng(1000 * seed + 100 * tint[0] + number).integers(0, 160, (32, 32, 3)) + tint
+                noise = (
+                    np.random.default_rng(1000 * seed + 100 * tint[0] + number).integers(
+                        0, 160, (32, 32, 3)
+                    )
+                    + tint
+                )
                 path = root / "data" / domain / name / f"{number}.png"
                 Image.fromarray(noise.astype(np.uint8)).save(path)
     return {
@@ -51,7 +56,9 @@ def run(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_agreement_is_measured_before_and_after_export(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_agreement_is_measured_before_and_after_export(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = edgekd.evaluate(run, agreement=True)
     assert [(row["subject"], row["domain"]) for row in rows] == [
         ("student", "photo"),
@@ -80,7 +87,9 @@ def test_a_file_that_embeds_is_compared_as_the_student_is(
 
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     edgekd.export(copy, head="embedding")
-    edgekd.add_class(copy / "artifacts" / "onnxruntime-fp32-embedding", "aardvark")  # is nobody's answer here
+    edgekd.add_class(
+        copy / "artifacts" / "onnxruntime-fp32-embedding", "aardvark"
+    )  # is nobody's answer here
     open_it = session.open_session
 
     def but_one(folder: Path, **words: Any) -> Any:
@@ -112,7 +121,9 @@ def test_features_are_probed_on_the_runs_own_split(run: Path) -> None:
     loaded = load_run(run)
     _, split = loaded.data()
     assert {row["subject"] for row in rows} == {"linear", "knn"}
-    assert sum(row["n"] for row in rows if row["subject"] == "knn" and row["domain"] == "sketch") == len(split.ood_test)
+    assert sum(
+        row["n"] for row in rows if row["subject"] == "knn" and row["domain"] == "sketch"
+    ) == len(split.ood_test)
     assert all(0 <= row["top1"] <= 1 for row in rows)
 
 
@@ -139,19 +150,30 @@ def test_an_embedding_student_knows_classes_it_was_not_trained_on(
 
 
 def test_new_classes_are_asked_for_as_the_run_learned_its_own(
-    make_domain_folder: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    make_domain_folder: Callable[..., Path],
+    tmp_path: Path,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from edgekd.distill.teacher import ClipTeacher
 
     told = {"cat": "It purrs.", "dog": "It barks.", "horse": "It neighs.", "house": "It stands."}
     (tmp_path / "d.json").write_text(json.dumps(told))
     out = tmp_path / "run"
-    edgekd.train(recipe="vlm-ood", out=out, descriptions=str(tmp_path / "d.json"), prompts="imagenet7", **settings)
+    edgekd.train(
+        recipe="vlm-ood",
+        out=out,
+        descriptions=str(tmp_path / "d.json"),
+        prompts="imagenet7",
+        **settings,
+    )
     other = make_domain_folder(tmp_path / "other", domains=(), classes=("horse", "house"), count=3)
     asked: list[Any] = []
     real = ClipTeacher.text_bank
 
-    def heard(self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **words: Any) -> Any:
+    def heard(
+        self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **words: Any
+    ) -> Any:
         asked.append((tuple(classes), len(templates), descriptions))
         return real(self, classes, templates, descriptions, **words)
 
@@ -165,14 +187,20 @@ def test_new_classes_are_asked_for_as_the_run_learned_its_own(
     assert asked[2] == (("horse", "house"), 7, {"horse": ("Fast.",), "house": ("Slow.",)})
 
 
-def test_a_run_is_evaluated_with_the_texts_it_was_trained_with(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_evaluated_with_the_texts_it_was_trained_with(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from edgekd.distill.teacher import ClipTeacher
 
-    monkeypatch.setattr(ClipTeacher, "text_bank", lambda *a: pytest.fail("the run's own texts were there"))
+    monkeypatch.setattr(
+        ClipTeacher, "text_bank", lambda *a: pytest.fail("the run's own texts were there")
+    )
     assert edgekd.evaluate(run)
 
 
-def test_labels_alone_have_no_teacher_to_agree_with(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_labels_alone_have_no_teacher_to_agree_with(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     edgekd.train(recipe="erm", out=tmp_path / "erm", **settings)
     with pytest.raises(EdgekdError, match="no teacher to agree with"):
         edgekd.evaluate(tmp_path / "erm", agreement=True)
@@ -182,7 +210,11 @@ def test_labels_alone_have_no_teacher_to_agree_with(settings: dict[str, Any], tm
 
 def backbone_weights(run: Path) -> dict[str, torch.Tensor]:
     state = load_file(run / "student.safetensors")
-    return {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    return {
+        name.removeprefix("backbone."): value
+        for name, value in state.items()
+        if name.startswith("backbone.")
+    }
 
 
 def test_the_backbone_is_plain_timm(run: Path) -> None:
@@ -205,7 +237,9 @@ def test_the_backbone_feeds_a_detector(run: Path) -> None:
     class Levels(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = timm.create_model("test_efficientnet", features_only=True, out_indices=(2, 3, 4))
+            self.body = timm.create_model(
+                "test_efficientnet", features_only=True, out_indices=(2, 3, 4)
+            )
             # The classification end of the backbone has no place in a feature extractor; nothing else may be missing.
             missing, unused = self.body.load_state_dict(backbone_weights(run), strict=False)
             assert not missing
@@ -214,11 +248,17 @@ def test_the_backbone_feeds_a_detector(run: Path) -> None:
             self.out_channels = 16
 
         def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return dict(self.pyramid(OrderedDict((str(n), level) for n, level in enumerate(self.body(images)))))
+            return dict(
+                self.pyramid(
+                    OrderedDict((str(n), level) for n, level in enumerate(self.body(images)))
+                )
+            )
 
     torch.manual_seed(0)
     anchors = AnchorGenerator(sizes=((16,), (32,), (64,)), aspect_ratios=((1.0,),) * 3)
-    detector = FasterRCNN(Levels(), num_classes=3, min_size=96, max_size=96, rpn_anchor_generator=anchors)
+    detector = FasterRCNN(
+        Levels(), num_classes=3, min_size=96, max_size=96, rpn_anchor_generator=anchors
+    )
     boxes = torch.tensor([[10.0, 10, 60, 70], [30, 20, 90, 90]])
     losses = detector([torch.rand(3, 96, 96)], [{"boxes": boxes, "labels": torch.tensor([1, 2])}])
     total = sum(losses.values())

@@ -52,7 +52,9 @@ def test_a_text_student_reads_back_whole_after_a_move(folder: Path, tmp_path: Pa
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
     loaded = load_run(tmp_path / "moved")
     state = load_file(tmp_path / "moved" / "student.safetensors")
-    assert all(torch.equal(value, state[name]) for name, value in loaded.student.state_dict().items())
+    assert all(
+        torch.equal(value, state[name]) for name, value in loaded.student.state_dict().items()
+    )
     assert loaded.student.scale.item() == state["scale"].item() != 1
     assert loaded.run.preprocess == loaded.student.preprocess
     assert loaded.bank is not None
@@ -65,14 +67,18 @@ def test_a_text_student_reads_back_whole_after_a_move(folder: Path, tmp_path: Pa
     assert len(images) == 16
 
 
-def test_a_linear_student_has_no_text_head(make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path) -> None:
+def test_a_linear_student_has_no_text_head(
+    make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path
+) -> None:
     loaded = load_run(trained(make_domain_folder, tmp_path, tiny_teacher, "kd"))
     assert loaded.vectors is None
     with torch.inference_mode():
         assert loaded.student.scores(torch.zeros(1, 3, 32, 32), loaded.vectors).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["student.safetensors", "text_bank.safetensors", "config.json", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "text_bank.safetensors", "config.json", "run.json"]
+)
 def test_a_damaged_run_is_one_sentence(folder: Path, name: str) -> None:
     path = folder / name
     path.write_bytes(path.read_bytes()[:40])
@@ -84,7 +90,10 @@ def test_a_damaged_run_is_one_sentence(folder: Path, name: str) -> None:
 
 def test_another_students_weights_are_refused(folder: Path) -> None:
     other = make_student("test_resnet", pretrained="scratch", size=32, dim=12)
-    save_file({name: value.contiguous() for name, value in other.state_dict().items()}, folder / "student.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in other.state_dict().items()},
+        folder / "student.safetensors",
+    )
     with pytest.raises(EdgekdError, match="test_efficientnet"):
         load_run(folder)
 

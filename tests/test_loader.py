@@ -25,7 +25,9 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
-    return load_images(str(make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4)))
+    return load_images(
+        str(make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4))
+    )
 
 
 def source(images: ImageSet, **changes: Any) -> BatchSource:
@@ -51,7 +53,9 @@ def test_a_batch_holds_the_samplers_images(images: ImageSet) -> None:
     assert batch.labels.tolist() == images.labels[indices].tolist()
     assert batch.pixels.dtype == torch.uint8
     assert np.array_equal(batch.pixels.numpy(), made.store.batch(indices))
-    views = [(visit + index) % 2 for visit, index in zip(visits.tolist(), indices.tolist(), strict=True)]
+    views = [
+        (visit + index) % 2 for visit, index in zip(visits.tolist(), indices.tolist(), strict=True)
+    ]
     expected = view_params([images.keys[i] for i in indices], views, ViewPolicy())
     assert all(torch.equal(a, b) for a, b in zip(batch.params, expected, strict=True))
     assert batch.teacher is None
@@ -110,7 +114,9 @@ def test_an_online_teacher_gives_what_the_cache_holds(images: ImageSet, tiny_tea
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
     assert isinstance(teacher, ClipTeacher)
     cache = EmbeddingCache(teacher.id, ViewPolicy().id, teacher.dim)
-    fill_cache(Fabric(accelerator="cpu", devices=1), cache, teacher, ViewPolicy(), images, np.arange(16), 2)
+    fill_cache(
+        Fabric(accelerator="cpu", devices=1), cache, teacher, ViewPolicy(), images, np.arange(16), 2
+    )
     store = open_store(images, round(32 * 1.2))
     from_cache = source(images, embeddings=cached(images.keys, cache, plain=False))(2)
     online = source(images, teacher_store=store)(2)
@@ -120,11 +126,20 @@ def test_an_online_teacher_gives_what_the_cache_holds(images: ImageSet, tiny_tea
     assert asked is not None
     assert torch.allclose(stored, asked, atol=2e-3, rtol=2e-3)  # 16 bits
     assert not torch.allclose(stored[0], asked[1], atol=2e-2)
-    torch.zeros(4, 12, requires_grad=True).sub(asked).square().sum().backward()  # it is no inference tensor
+    torch.zeros(4, 12, requires_grad=True).sub(
+        asked
+    ).square().sum().backward()  # it is no inference tensor
 
 
 def raw(step: int) -> RawBatch:
-    return RawBatch(np.array([step]), torch.zeros(1), view_params([], [], ViewPolicy()), torch.zeros(1), None, None)
+    return RawBatch(
+        np.array([step]),
+        torch.zeros(1),
+        view_params([], [], ViewPolicy()),
+        torch.zeros(1),
+        None,
+        None,
+    )
 
 
 def test_batches_come_in_order_one_ahead() -> None:

@@ -18,7 +18,9 @@ from edgekd.distill.looking import places, validation_every
         (range(3), 50, (3,)),
     ],
 )
-def test_places_end_with_the_stage(span: range, every: int | None, expected: tuple[int, ...]) -> None:
+def test_places_end_with_the_stage(
+    span: range, every: int | None, expected: tuple[int, ...]
+) -> None:
     assert places(span, every) == expected
 
 

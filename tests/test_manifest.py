@@ -22,7 +22,9 @@ def artifact_folder(folder: Path) -> Path:
         format="onnx",
         precision="fp32",
         files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 32, 32, 3), layout="NHWC"),),
+        inputs=(
+            TensorSpec(name="image", dtype="uint8", shape=("batch", 32, 32, 3), layout="NHWC"),
+        ),
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2), layout="NC"),),
         classes=("cat", "dog"),
         preprocess=Preprocess(size=32),
@@ -94,9 +96,15 @@ def test_an_altered_file_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "word"),
-    [({"schema_version": 2}, "version 2"), ({"precision": "fp8"}, "precision"), ({"extra": 1}, "extra")],
+    [
+        ({"schema_version": 2}, "version 2"),
+        ({"precision": "fp8"}, "precision"),
+        ({"extra": 1}, "extra"),
+    ],
 )
-def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, fields: dict[str, Any], word: str) -> None:
+def test_a_manifest_that_does_not_fit_is_refused(
+    tmp_path: Path, fields: dict[str, Any], word: str
+) -> None:
     folder = artifact_folder(tmp_path / "a")
     change(folder / "artifact.json", **fields)
     assert word in refusal(read_artifact, folder)

@@ -43,7 +43,9 @@ def test_a_class_without_images_counts_for_nothing() -> None:
 def test_nll_and_brier_by_hand() -> None:
     expected = -sum(math.log(p) for p in (0.7, 0.3, 0.5, 0.8)) / 4
     assert metrics.nll(FOUR, LABELS) == pytest.approx(expected, rel=1e-6)
-    brier = (0.09 + 0.04 + 0.01) + (0.36 + 0.49 + 0.01) + (0.04 + 0.25 + 0.09) + (0.01 + 0.01 + 0.04)
+    brier = (
+        (0.09 + 0.04 + 0.01) + (0.36 + 0.49 + 0.01) + (0.04 + 0.25 + 0.09) + (0.01 + 0.01 + 0.04)
+    )
     assert metrics.brier(FOUR, LABELS) == pytest.approx(brier / 4, rel=1e-6)
 
 
@@ -54,7 +56,9 @@ def test_ece_by_hand() -> None:
     fourth = abs(1 - 1.35)
     fifth = abs(2 - 1.85)
     third = abs(0 - 0.55)
-    assert metrics.ece(logits, labels, bins=5) == pytest.approx((third + fourth + fifth) / 5, rel=1e-5)
+    assert metrics.ece(logits, labels, bins=5) == pytest.approx(
+        (third + fourth + fifth) / 5, rel=1e-5
+    )
 
 
 def test_ece_bins_are_closed_on_the_right() -> None:
@@ -100,9 +104,14 @@ def test_against_scikit_learn() -> None:
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted = logits.argmax(axis=1)
     assert metrics.top1(logits, labels) == pytest.approx(sklearn.accuracy_score(labels, predicted))
-    assert metrics.macro(logits, labels) == pytest.approx(sklearn.balanced_accuracy_score(labels, predicted))
-    assert metrics.nll(logits, labels) == pytest.approx(sklearn.log_loss(labels, probabilities), rel=1e-6)
+    assert metrics.macro(logits, labels) == pytest.approx(
+        sklearn.balanced_accuracy_score(labels, predicted)
+    )
+    assert metrics.nll(logits, labels) == pytest.approx(
+        sklearn.log_loss(labels, probabilities), rel=1e-6
+    )
     one_against_rest = sum(
-        sklearn.brier_score_loss(labels == c, probabilities[:, c]) for c in range(probabilities.shape[1])
+        sklearn.brier_score_loss(labels == c, probabilities[:, c])
+        for c in range(probabilities.shape[1])
     )
     assert metrics.brier(logits, labels) == pytest.approx(one_against_rest, rel=1e-6)

@@ -16,7 +16,11 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "given", "expected"),
     [
-        ("sigmoid_hard", {"x": torch.tensor([-9.0, 0, 1.5, 9]), "alpha": 1 / 6, "beta": 0.5}, [0, 0.5, 0.75, 1]),
+        (
+            "sigmoid_hard",
+            {"x": torch.tensor([-9.0, 0, 1.5, 9]), "alpha": 1 / 6, "beta": 0.5},
+            [0, 0.5, 0.75, 1],
+        ),
         ("thresholded_relu", {"x": torch.tensor([-4.0, -3, -1, 2]), "alpha": -3.0}, [0, -3, -1, 2]),
         ("clip", {"x": torch.tensor([-1.0, 3, 7]), "alpha": 0.0, "beta": 6.0}, [0, 3, 6]),
         ("silu", {"x": torch.tensor([0.0, 1.0])}, [0, 0.7310586]),
@@ -29,15 +33,29 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
         # round half to even, then clamp to what int8 holds
         (
             "quantize",
-            {"input": torch.tensor([0.5, 1.5, 99, -99]), "scale": 0.5, "zero_point": 3, "output_dtype": "int8"},
+            {
+                "input": torch.tensor([0.5, 1.5, 99, -99]),
+                "scale": 0.5,
+                "zero_point": 3,
+                "output_dtype": "int8",
+            },
             [4, 6, 127, -128],
         ),
         (
             "quantize",
-            {"input": torch.tensor([0.25, -1.0]), "scale": 0.5, "zero_point": 0, "output_dtype": "uint8"},
+            {
+                "input": torch.tensor([0.25, -1.0]),
+                "scale": 0.5,
+                "zero_point": 0,
+                "output_dtype": "uint8",
+            },
             [0, 0],
         ),
-        ("dequantize", {"input": torch.tensor([4.0, 127]), "scale": 0.5, "zero_point": 3}, [0.5, 62]),
+        (
+            "dequantize",
+            {"input": torch.tensor([4.0, 127]), "scale": 0.5, "zero_point": 3},
+            [0.5, 62],
+        ),
     ],
 )
 def test_values_by_hand(kind: str, given: dict[str, object], expected: list[float]) -> None:
@@ -46,7 +64,9 @@ def test_values_by_hand(kind: str, given: dict[str, object], expected: list[floa
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride", "dilation"), [(8, 3, 2, 1), (7, 5, 2, 1), (9, 3, 1, 2)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dilation"), [(8, 3, 2, 1), (7, 5, 2, 1), (9, 3, 1, 2)]
+)
 def test_same_padding_is_timms(size: int, kernel: int, stride: int, dilation: int) -> None:
     layer = Conv2dSame(4, 6, kernel, stride=stride, dilation=dilation, groups=2)
     x = rand(1, 4, size, size)
@@ -64,9 +84,19 @@ def test_same_padding_is_timms(size: int, kernel: int, stride: int, dilation: in
 
 def test_uneven_padding_comes_in_mils_order() -> None:
     x, weight = rand(1, 2, 5, 6), rand(3, 2, 3, 3, seed=1)
-    given = {"x": x, "weight": weight, "pad_type": "custom", "pad": np.array([0, 1, 2, 3])}  # top bottom left right
+    given = {
+        "x": x,
+        "weight": weight,
+        "pad_type": "custom",
+        "pad": np.array([0, 1, 2, 3]),
+    }  # top bottom left right
     torch.testing.assert_close(OPS["conv"](given), F.conv2d(F.pad(x, (2, 3, 0, 1)), weight))
-    given = {"x": x, "pad": np.array([0, 0, 0, 0, 0, 1, 2, 3]), "mode": "constant", "constant_val": 7.0}
+    given = {
+        "x": x,
+        "pad": np.array([0, 0, 0, 0, 0, 1, 2, 3]),
+        "mode": "constant",
+        "constant_val": 7.0,
+    }
     torch.testing.assert_close(OPS["pad"](given), F.pad(x, (2, 3, 0, 1), value=7.0))
 
 
@@ -82,7 +112,9 @@ def test_pools() -> None:
     torch.testing.assert_close(OPS["max_pool"](given), F.max_pool2d(x, 3, 2, 1))
     torch.testing.assert_close(OPS["avg_pool"](given), F.avg_pool2d(x, 3, 2, 1))
     outside = given | {"exclude_padding_from_average": True}
-    torch.testing.assert_close(OPS["avg_pool"](outside), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False))
+    torch.testing.assert_close(
+        OPS["avg_pool"](outside), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+    )
 
 
 def test_norms() -> None:
@@ -90,7 +122,14 @@ def test_norms() -> None:
     given = {"x": x, "axes": np.array([-1]), "gamma": gamma, "beta": beta, "epsilon": 1e-3}
     torch.testing.assert_close(OPS["layer_norm"](given), F.layer_norm(x, (8,), gamma, beta, 1e-3))
     image, mean, variance = rand(2, 3, 4, 4), rand(3, seed=3), rand(3, seed=4).abs()
-    given = {"x": image, "mean": mean, "variance": variance, "gamma": gamma[:3], "beta": beta[:3], "epsilon": 1e-3}
+    given = {
+        "x": image,
+        "mean": mean,
+        "variance": variance,
+        "gamma": gamma[:3],
+        "beta": beta[:3],
+        "epsilon": 1e-3,
+    }
     torch.testing.assert_close(
         OPS["batch_norm"](given), F.batch_norm(image, mean, variance, gamma[:3], beta[:3], eps=1e-3)
     )
@@ -99,7 +138,8 @@ def test_norms() -> None:
 def test_attention_and_products() -> None:
     q, k, v = (rand(1, 2, 5, 4, seed=seed) for seed in range(3))
     torch.testing.assert_close(
-        OPS["scaled_dot_product_attention"]({"query": q, "key": k, "value": v}), F.scaled_dot_product_attention(q, k, v)
+        OPS["scaled_dot_product_attention"]({"query": q, "key": k, "value": v}),
+        F.scaled_dot_product_attention(q, k, v),
     )
     torch.testing.assert_close(OPS["matmul"]({"x": q, "y": k, "transpose_y": True}), q @ k.mT)
     torch.testing.assert_close(OPS["matmul"]({"x": q, "y": k, "transpose_x": True}), q.mT @ k)
@@ -110,7 +150,9 @@ def test_shapes() -> None:
     assert OPS["reshape"]({"x": x, "shape": np.array([0, -1])}).shape == (2, 12)  # type: ignore[union-attr]
     assert OPS["expand_dims"]({"x": x, "axes": np.array([0, -1])}).shape == (1, 2, 3, 4, 1)  # type: ignore[union-attr]
     assert OPS["squeeze"]({"x": x[None], "axes": np.array([0])}).shape == (2, 3, 4)  # type: ignore[union-attr]
-    assert [len(part) for part in OPS["split"]({"x": x[0], "split_sizes": np.array([1, 2]), "axis": 0})] == [1, 2]
+    assert [
+        len(part) for part in OPS["split"]({"x": x[0], "split_sizes": np.array([1, 2]), "axis": 0})
+    ] == [1, 2]
     assert len(OPS["split"]({"x": x, "num_splits": 2, "axis": 2})) == 2
     given = {
         "x": x,

@@ -27,7 +27,14 @@ def chain(up: float, down: float, dtype: str = "fp32") -> MilProgram:
         op("mul", "down", dtype, x=Ref("relu"), y=np.float32(down).reshape(())),
         Op("cast", "wide", {"x": Ref("down"), "dtype": "fp32"}, ("wide",), ("fp32",), ((1, 3),)),
         op("softmax", "odds", "fp32", x=Ref("wide"), axis=1),
-        Op("classify", "label", {"probabilities": Ref("odds")}, ("label", "probs"), ("?", "?"), ((), ())),
+        Op(
+            "classify",
+            "label",
+            {"probabilities": Ref("odds")},
+            ("label", "probs"),
+            ("?", "?"),
+            ((), ()),
+        ),
     )
     return MilProgram("image", (1, 3, 4, 4), ops, ("label", "probs"))
 
@@ -44,8 +51,12 @@ def test_every_image_is_computed_on_its_own() -> None:
 def test_declared_half_precision_rounds_each_result() -> None:
     half = means().astype(np.float32).astype(np.float16)
     expected = (half * np.float16(2)).astype(np.float16) * np.float16(0.25)
-    np.testing.assert_array_equal(logits_of(chain(2, 0.25, "fp16"), IMAGES), expected.astype(np.float32))
-    np.testing.assert_allclose(logits_of(chain(2, 0.25, "fp16"), IMAGES, "float32"), means() / 2, rtol=1e-6)
+    np.testing.assert_array_equal(
+        logits_of(chain(2, 0.25, "fp16"), IMAGES), expected.astype(np.float32)
+    )
+    np.testing.assert_allclose(
+        logits_of(chain(2, 0.25, "fp16"), IMAGES, "float32"), means() / 2, rtol=1e-6
+    )
 
 
 def test_half_precision_overflows_to_infinity() -> None:
@@ -68,7 +79,10 @@ def test_overflow_is_named_and_kept_with_its_readers() -> None:
 
 def test_underflow_is_measured_by_what_rounding_loses() -> None:
     ranges = measure_ranges(chain(1e-8, 1e8), IMAGES)
-    assert [(h.layer, h.kind) for h in ranges.hazards] == [("up", "underflow"), ("relu", "underflow")]
+    assert [(h.layer, h.kind) for h in ranges.hazards] == [
+        ("up", "underflow"),
+        ("relu", "underflow"),
+    ]
     assert ranges.hazards[0].rounding == pytest.approx(1)
     assert "loses 100 %" in ranges.hazards[0].sentence
 
@@ -106,14 +120,19 @@ def test_images_of_another_size_are_refused() -> None:
 
 
 def test_classifier_without_softmax_has_no_logits() -> None:
-    relu, named = op("relu", "relu", x=Ref("image")), op("classify", "label", probabilities=Ref("relu"))
+    relu, named = (
+        op("relu", "relu", x=Ref("image")),
+        op("classify", "label", probabilities=Ref("relu")),
+    )
     with pytest.raises(EdgekdError, match="has no softmax"):
         _ = MilProgram("image", (1, 3, 4, 4), (relu, named), ("label",)).logits
     assert MilProgram("image", (1, 3, 4, 4), (relu,), ("relu",)).logits == "relu"
 
 
 def test_watched_values_come_per_image() -> None:
-    def watch(layer: Op, given: dict[str, Any], outputs: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
+    def watch(
+        layer: Op, given: dict[str, Any], outputs: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor | None:
         return outputs[0].amax() if layer.kind == "reduce_mean" else None
 
     _, seen = evaluate(chain(1, 1), IMAGES, ["down"], watch=watch)

@@ -35,7 +35,9 @@ quantize_within = partial(mixed.quantize_within, dialect=DIALECT)
 def spoilt(path: Path) -> Path:
     """A model that per-tensor activations ruin: one channel of the stem is 3,000 times as large as the others, and the
     pointwise layer that reads it divides it away again."""
-    export_onnx(Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
+    )
     model = onnx.load(path)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor).copy()
@@ -70,11 +72,19 @@ def yardstick(fp32: Path, **limits: float) -> Yardstick:
 def test_units_hold_everything_that_int8_changes(fp32: Path, tmp_path: Path) -> None:
     calibrated = calibrate(fp32, pictures(32))
     units = units_of(calibrated)
-    names = ["stem", "depthwise", "pointwise", "Add after pointwise", "head"]  # squeeze-and-excite stays in float
+    names = [
+        "stem",
+        "depthwise",
+        "pointwise",
+        "Add after pointwise",
+        "head",
+    ]  # squeeze-and-excite stays in float
     assert [unit.name for unit in units] == names
     assert [unit.weighted for unit in units] == [True, True, True, False, True]
     assert len(units[0].nodes) == 2, "the ReLU6 goes with its convolution"
-    write_int8(calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes])
+    write_int8(
+        calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes]
+    )
     kinds = {node.op_type for node in onnx.load(tmp_path / "none.onnx").graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
     assert np.array_equal(logits(tmp_path / "none.onnx", pictures(8)), logits(fp32, pictures(8)))
@@ -99,7 +109,9 @@ class Pooled(nn.Module):
 
 def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
     path = tmp_path / "fp32.onnx"
-    export_onnx(Deployable(Pooled(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Pooled(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
+    )
     calibrated = calibrate(path, pictures(16))
     units = units_of(calibrated)
     assert [unit.name for unit in units] == ["stem", "conv", "node_cat", "mix", "head"]
@@ -111,8 +123,12 @@ def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
     sums = [node for node in graph.node if node.op_type == "Add"]
     assert len(sums) == 3  # of the normalisation, of the bias, of the tokens
     assert not any(name in rounded for node in sums[1:] for name in node.input if "bias" in name)
-    assert sums[-1].input[1] == sums[-2].output[0], "the bias is added in float, and its sum goes on in float"
-    write_int8(calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes])
+    assert sums[-1].input[1] == sums[-2].output[0], (
+        "the bias is added in float, and its sum goes on in float"
+    )
+    write_int8(
+        calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes]
+    )
     assert np.array_equal(logits(tmp_path / "none.onnx", pictures(8)), logits(path, pictures(8)))
 
 
@@ -128,18 +144,26 @@ def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
 def test_search_keeps_what_the_gate_needs_and_says_so(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loose = quantize_within(fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100))
+    loose = quantize_within(
+        fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100)
+    )
     assert loose["mixed"]["kept_in_float"] == []
     assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
-    tight = quantize_within(fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5))
+    tight = quantize_within(
+        fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5)
+    )
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) <= 3
-    assert tight["quantized_layers"] == loose["quantized_layers"] - sum("Add" not in name for name in kept)
+    assert tight["quantized_layers"] == loose["quantized_layers"] - sum(
+        "Add" not in name for name in kept
+    )
     assert tight["mixed"]["drop_id_points"] <= 5
     sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
     assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
     images = yardstick(fp32)
-    changed = (logits(tmp_path / "tight.onnx", images.pixels).argmax(axis=1) != images.labels).mean()
+    changed = (
+        logits(tmp_path / "tight.onnx", images.pixels).argmax(axis=1) != images.labels
+    ).mean()
     assert 100 * changed == pytest.approx(tight["mixed"]["drop_id_points"], abs=1e-3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.onnx", "tight.onnx"]
     said = " ".join(capsys.readouterr().err.split())
@@ -154,7 +178,9 @@ def test_the_last_resort_is_float_and_is_called_so(
     images = pictures(8, seed=7)
 
     def same_digits(self: object, path: Path) -> mixed._Drops:  # a gate that nothing rounded passes
-        return mixed._Drops(0, 0, agreement=float(np.array_equal(logits(path, images), logits(fp32, images))))
+        return mixed._Drops(
+            0, 0, agreement=float(np.array_equal(logits(path, images), logits(fp32, images)))
+        )
 
     monkeypatch.setattr(mixed._Reference, "drops", same_digits)
     asked = yardstick(fp32, min_agreement=1.0, search_seconds=0)
@@ -165,7 +191,9 @@ def test_the_last_resort_is_float_and_is_called_so(
     said = " ".join(capsys.readouterr().err.split())
     assert "hardly INT8 any more: none of 4 layers" in said
     assert "--qat" in said
-    plain = Dialect(*(getattr(DIALECT, field.name) for field in dataclasses.fields(Dialect)))  # cannot be trained
+    plain = Dialect(
+        *(getattr(DIALECT, field.name) for field in dataclasses.fields(Dialect))
+    )  # cannot be trained
     mixed.quantize_within(fp32, tmp_path / "y.onnx", pictures(32), asked, dialect=plain)
     said = " ".join(capsys.readouterr().err.split())
     assert "hardly INT8" in said
@@ -191,7 +219,9 @@ def test_a_search_out_of_time_says_what_it_reached(
 
 
 def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
-    found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), yardstick(fp32, min_agreement=0.95))["mixed"]
+    found = quantize_within(
+        fp32, tmp_path / "a.onnx", pictures(32), yardstick(fp32, min_agreement=0.95)
+    )["mixed"]
     assert found["agreement"] >= 0.95
     assert found["kept_in_float"]
 
@@ -213,7 +243,9 @@ def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
     weight = numpy_helper.to_array(tensor).reshape(16, 9).astype(np.float64)
     steps = np.abs(weight).max(axis=1, keepdims=True) / 127
     lost = weight - steps * np.round(weight / steps)
-    assert weight_errors(model, weight_grid)[node.name] == pytest.approx((lost**2).sum() / (weight**2).sum(), rel=1e-3)
+    assert weight_errors(model, weight_grid)[node.name] == pytest.approx(
+        (lost**2).sum() / (weight**2).sum(), rel=1e-3
+    )
 
 
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
@@ -224,7 +256,9 @@ def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> No
 def test_no_validation_images_is_a_sentence(fp32: Path, tmp_path: Path) -> None:
     none = pictures(1)[:0]
     with pytest.raises(EdgekdError, match="no validation images"):
-        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), Yardstick(none, np.zeros(0, np.int64), none))
+        quantize_within(
+            fp32, tmp_path / "x.onnx", pictures(32), Yardstick(none, np.zeros(0, np.int64), none)
+        )
 
 
 def test_latency_is_of_every_file(fp32: Path) -> None:
@@ -246,7 +280,9 @@ def test_whatever_stays_in_float_tensorrt_takes_the_graph(fp32: Path, tmp_path: 
     assert [unit.name for unit in units] == names
     assert [unit.weighted for unit in units] == [True, True, True, False, True]
     nodes = [unit.nodes[0] for unit in units]
-    assert [len(unit.nodes) for unit in units] == [1] * 5, "in this dialect nothing follows a layer into INT8"
+    assert [len(unit.nodes) for unit in units] == [1] * 5, (
+        "in this dialect nothing follows a layer into INT8"
+    )
     for count in range(6):
         for keep in combinations(nodes, count):
             described = write_trt(calibrated, tmp_path / "a.onnx", keep=keep)
@@ -279,13 +315,19 @@ class Woven(nn.Module):
 
 def test_a_neighbour_in_float_leaves_no_addition_half_rounded(tmp_path: Path) -> None:
     path = tmp_path / "fp32.onnx"
-    export_onnx(Deployable(Woven(), nn.Linear(24, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Woven(), nn.Linear(24, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
+    )
     calibrated = calibrate_trt(path, pictures(16))
     units = units_trt(calibrated)
     assert [unit.name for unit in units] == ["a", "b", "c", "d", "head"]
     add = [node.name for node in calibrated.model.graph.node if node.op_type == "Add"][-1]
     for keep, sides in (([], 2), (["c"], 0), (["c", "d"], 0), (["a"], 2)):
-        write_trt(calibrated, tmp_path / "a.onnx", keep=[unit.nodes[0] for unit in units if unit.name in keep])
+        write_trt(
+            calibrated,
+            tmp_path / "a.onnx",
+            keep=[unit.nodes[0] for unit in units if unit.name in keep],
+        )
         model = onnx.load(tmp_path / "a.onnx")
         assert findings(model) == []
         assert rounded_inputs(model)[add] == sides
@@ -298,13 +340,19 @@ def test_the_search_writes_and_judges_files_for_tensorrt(
     loose = within(fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100))
     assert loose["mixed"]["kept_in_float"] == []
     assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
-    tight = within(fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5, max_drop_ood=5))
+    tight = within(
+        fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5, max_drop_ood=5)
+    )
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) < 5
-    assert tight["quantized_layers"] == loose["quantized_layers"] - sum("Add" not in name for name in kept)
+    assert tight["quantized_layers"] == loose["quantized_layers"] - sum(
+        "Add" not in name for name in kept
+    )
     assert findings(onnx.load(tmp_path / "tight.onnx")) == []
     images = yardstick(fp32)
-    changed = (onnx_evaluator(tmp_path / "tight.onnx")(images.pixels).argmax(axis=1) != images.labels).mean()
+    changed = (
+        onnx_evaluator(tmp_path / "tight.onnx")(images.pixels).argmax(axis=1) != images.labels
+    ).mean()
     assert tight["mixed"]["drop_id_points"] == pytest.approx(100 * changed, abs=1e-3)
     assert tight["mixed"]["drop_id_points"] <= 5
     sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]

@@ -40,9 +40,16 @@ def test_model_index_has_the_numbers_of_the_report(folder: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     accuracy = {(f"{row['run']}/{row['subject']}", row["suite"]): row for row in report["accuracy"]}
     latency = {f"{row['run']}/{row['subject']}": row for row in report["latency"]}
-    assert [model["name"] for model in data["model-index"]] == ["r/onnxruntime-fp32", "r/onnxruntime-int8"]
+    assert [model["name"] for model in data["model-index"]] == [
+        "r/onnxruntime-fp32",
+        "r/onnxruntime-int8",
+    ]
     for model in data["model-index"]:
-        assert [result["dataset"]["split"] for result in model["results"]] == ["id", "ood:photo", "ood:sketch"]
+        assert [result["dataset"]["split"] for result in model["results"]] == [
+            "id",
+            "ood:photo",
+            "ood:sketch",
+        ]
         for result in model["results"]:
             row = accuracy[model["name"], result["dataset"]["split"]]
             values = {metric["name"]: metric["value"] for metric in result["metrics"]}
@@ -79,11 +86,18 @@ def test_sections_and_example(folder: Path) -> None:
 
 def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path) -> None:
     report = read_report(folder)
-    floats = ARTIFACT | {"run": "r", "name": "onnxruntime-int8-float-input", "inputs": [{"dtype": "float32"}]}
+    floats = ARTIFACT | {
+        "run": "r",
+        "name": "onnxruntime-int8-float-input",
+        "inputs": [{"dtype": "float32"}],
+    }
     pixels = ARTIFACT | {"run": "r", "name": "onnxruntime-int8", "inputs": [{"dtype": "uint8"}]}
     note = "r: onnxruntime-int8-float-input takes floats; its latencies include making them from the image, in numpy."
     alone = pixels | {"inputs": [{"dtype": "float32"}]}
-    one, both = (report.model_copy(update={"context": {"artifacts": found}}) for found in ([alone], [floats, pixels]))
+    one, both = (
+        report.model_copy(update={"context": {"artifacts": found}})
+        for found in ([alone], [floats, pixels])
+    )
     assert [said for said in remarks(both) if "floats" in said] == [note]
     assert [said for said in remarks(report) if "floats" in said] == []
     [code] = re.findall(r"```python\n(.*?)```", model_card(one), re.DOTALL)
@@ -99,9 +113,15 @@ def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path
     assert "{session.get_inputs()[0].name: np.asarray(image)[None]}" in model_card(both)
 
 
-def test_a_report_without_exported_files_describes_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_without_exported_files_describes_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {})
-    report = run_benchmark(four_subjects(tmp_path)[:2], id_and_ood(paint_images()), tmp_path / "out", quick=True)
+    report = run_benchmark(
+        four_subjects(tmp_path)[:2], id_and_ood(paint_images()), tmp_path / "out", quick=True
+    )
     text = model_card(report)
-    assert [model["name"] for model in yaml.safe_load(text.split("---\n")[1])["model-index"]] == ["r/torch"]
+    assert [model["name"] for model in yaml.safe_load(text.split("---\n")[1])["model-index"]] == [
+        "r/torch"
+    ]
     assert "## Use" not in text

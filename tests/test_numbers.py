@@ -40,7 +40,9 @@ def test_t_interval_of_known_differences() -> None:
 
 
 def test_rows_by_hand() -> None:
-    erm, kd = recipe_rows(DONE, ("erm", "kd", "lgd"), ("art", "sketch"), ("ood",), "erm", macro=False)
+    erm, kd = recipe_rows(
+        DONE, ("erm", "kd", "lgd"), ("art", "sketch"), ("ood",), "erm", macro=False
+    )
     assert (erm.name, kd.name) == ("erm", "kd")  # lgd has no cell
     # ID per seed over both domains: (75 + 50) / 2, (100 + 50) / 2.
     assert erm.id is not None
@@ -49,7 +51,9 @@ def test_rows_by_hand() -> None:
     assert erm.columns["art", "ood"].error == pytest.approx(12.5 / math.sqrt(2))
     # OOD averages per seed: (50 + 50) / 2 and (25 + 25) / 2.
     assert erm.average is not None
-    assert (erm.average.mean, erm.average.error, erm.average.seeds) == pytest.approx((37.5, 12.5 / math.sqrt(2), 2))
+    assert (erm.average.mean, erm.average.error, erm.average.seeds) == pytest.approx(
+        (37.5, 12.5 / math.sqrt(2), 2)
+    )
     assert (erm.difference, erm.t_interval, erm.image_interval) == (None, None, None)
     # kd lacks seed 1 on sketch: its average and its difference are of seed 0 alone, (75 + 50) / 2 − 50.
     assert kd.average is not None

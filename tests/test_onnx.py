@@ -46,13 +46,17 @@ def images(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
-def test_file_computes_the_eval_mode_model_for_any_batch(exported: tuple[Deployable, Path], batch: int) -> None:
+def test_file_computes_the_eval_mode_model_for_any_batch(
+    exported: tuple[Deployable, Path], batch: int
+) -> None:
     model, path = exported
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
         ("image", "tensor(uint8)", ["batch", 32, 32, 3])
     ]
-    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [("logits", "tensor(float)", ["batch", 5])]
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("logits", "tensor(float)", ["batch", 5])
+    ]
     x = images(batch)
     assert model.training, "export must leave the model's mode alone"
     model.eval()
@@ -65,7 +69,9 @@ def test_file_computes_the_eval_mode_model_for_any_batch(exported: tuple[Deploya
 def test_file_holds_our_metadata_and_no_local_path(exported: tuple[Deployable, Path]) -> None:
     _, path = exported
     proto = onnx.load(path)
-    assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props} == {"classes": ["ä", "b"]}
+    assert {entry.key: json.loads(entry.value) for entry in proto.metadata_props} == {
+        "classes": ["ä", "b"]
+    }
     raw = path.read_bytes()
     for trace in (b".py", b"site-packages", b"stack_trace", str(Path.home()).encode() + b"/"):
         assert trace not in raw
@@ -78,7 +84,12 @@ def test_graph_has_no_shape_arithmetic(exported: tuple[Deployable, Path]) -> Non
 
 
 def test_exporter_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    export_onnx(Deployable(Small(), nn.Linear(8, 5), Preprocess(size=32)), tmp_path / "m.onnx", size=32, metadata={})
+    export_onnx(
+        Deployable(Small(), nn.Linear(8, 5), Preprocess(size=32)),
+        tmp_path / "m.onnx",
+        size=32,
+        metadata={},
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -88,7 +99,12 @@ def test_unsupported_operator_is_one_sentence(tmp_path: Path) -> None:
             return torch.linalg.eigvals(x[:, 0]).real
 
     with pytest.raises(EdgekdError, match="cannot be written as ONNX") as caught:
-        export_onnx(Deployable(Odd(), nn.Linear(32, 2), Preprocess(size=32)), tmp_path / "m.onnx", size=32, metadata={})
+        export_onnx(
+            Deployable(Odd(), nn.Linear(32, 2), Preprocess(size=32)),
+            tmp_path / "m.onnx",
+            size=32,
+            metadata={},
+        )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "m.onnx").exists()
 
@@ -100,7 +116,9 @@ def test_more_than_two_gigabytes_is_refused_before_any_work(tmp_path: Path) -> N
         export_onnx(huge, tmp_path / "m.onnx", size=32, metadata={})
 
 
-def test_the_image_feeds_nothing_but_its_cast_where_a_graph_asks_for_the_batch(tmp_path: Path) -> None:
+def test_the_image_feeds_nothing_but_its_cast_where_a_graph_asks_for_the_batch(
+    tmp_path: Path,
+) -> None:
     import timm
 
     vit = timm.create_model("test_vit", num_classes=0).eval()
@@ -111,6 +129,8 @@ def test_the_image_feeds_nothing_but_its_cast_where_a_graph_asks_for_the_batch(t
     assert any(node.op_type == "Shape" for node in proto.graph.node), "the case this test is about"
     assert [node.op_type for node in proto.graph.node if "image" in node.input] == ["Cast"]
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
-    session = onnxruntime.InferenceSession(tmp_path / "vit.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "vit.onnx", providers=["CPUExecutionProvider"]
+    )
     found = session.run(None, {"image": images})[0]
     np.testing.assert_allclose(found, model(torch.from_numpy(images)).detach().numpy(), atol=1e-4)

@@ -59,7 +59,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 5e-3)])
-def test_float_files_compute_the_model(folders: dict[str, Path], precision: str, tolerance: float) -> None:
+def test_float_files_compute_the_model(
+    folders: dict[str, Path], precision: str, tolerance: float
+) -> None:
     images = pictures(9, seed=5)
     session = open_session(folders[precision], threads=1, spinning=False)
     np.testing.assert_allclose(session.run(images), torch_logits(build(), images), atol=tolerance)
@@ -75,15 +77,27 @@ def test_int8_file_is_int8_and_close(folders: dict[str, Path]) -> None:
     assert artifact.quantization is not None
     assert artifact.quantization["calibration_images"] == 24
     assert artifact.quantization["ids"][3] == "3"
-    quantized, in_float = artifact.quantization["quantized_layers"], artifact.quantization["float_layers"]
+    quantized, in_float = (
+        artifact.quantization["quantized_layers"],
+        artifact.quantization["float_layers"],
+    )
     assert quantized + len(in_float) == 6
-    assert quantized >= 4, "stem, depthwise, pointwise and head; squeeze-and-excite is NNCF's choice"
+    assert quantized >= 4, (
+        "stem, depthwise, pointwise and head; squeeze-and-excite is NNCF's choice"
+    )
     model = openvino.Core().read_model(folders["int8"] / "model.xml")
-    kinds = [str(node.get_element_type()) for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+    kinds = [
+        str(node.get_element_type())
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Constant"
+    ]
     assert sum("int8_t" in kind and "uint8_t" not in kind for kind in kinds) >= 4, kinds
     assert str(model.input(0).get_element_type()) == "<Type: 'uint8_t'>"
     images = pictures(100, seed=2)
-    reference, candidate = torch_logits(build(), images), open_session(folders["int8"], threads=1).run(images)
+    reference, candidate = (
+        torch_logits(build(), images),
+        open_session(folders["int8"], threads=1).run(images),
+    )
     centred = reference - reference.mean(axis=0)
     assert not np.array_equal(reference, candidate)
     assert np.square(candidate - reference).mean() < 0.2 * np.square(centred).mean()
@@ -101,8 +115,14 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
     model = openvino.Core().read_model(folders["fp32"] / "model.xml")
     assert json.loads(model.get_rt_info(["edgekd", "classes"]).astype(str)) == ["a", "b", "c", "d"]
     for folder in folders.values():
-        assert sorted(path.name for path in folder.iterdir()) == ["artifact.json", "model.bin", "model.xml"]
-        assert str(Path(__file__).parents[1]) not in (folder / "model.xml").read_text(encoding="utf-8")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "artifact.json",
+            "model.bin",
+            "model.xml",
+        ]
+        assert str(Path(__file__).parents[1]) not in (folder / "model.xml").read_text(
+            encoding="utf-8"
+        )
 
 
 def test_nncf_is_told_not_to_report() -> None:
@@ -113,11 +133,17 @@ from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__)
 """
     clean = {key: value for key, value in os.environ.items() if key != "NNCF_CI"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
-    assert done.stdout.strip() == "MagicMock", "NNCF would tell its makers' server about this export"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean
+    )
+    assert done.stdout.strip() == "MagicMock", (
+        "NNCF would tell its makers' server about this export"
+    )
 
 
-def test_missing_package_is_a_sentence(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_a_sentence(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(NotHere, match="OpenVINO is not on this machine") as caught:
         open_session(folders["fp32"])
@@ -145,7 +171,9 @@ def damaged(folders: dict[str, Path], home: Path, **details: str) -> Path:
     (home / "model.xml").write_text(text[: len(text) // 2], encoding="utf-8")
     artifact = read_artifact(home, check_hashes=False)
     files = {**artifact.files, "model.xml": sha256_file(home / "model.xml")}
-    artifact.model_copy(update={"files": files, "details": {**artifact.details, **details}}).write(home)
+    artifact.model_copy(update={"files": files, "details": {**artifact.details, **details}}).write(
+        home
+    )
     return home
 
 
@@ -157,7 +185,9 @@ def test_damaged_and_newer_files_are_one_sentence(folders: dict[str, Path], tmp_
         open_session(damaged(folders, tmp_path / "newer", openvino="2099.1.0"))
 
 
-def test_files_that_cannot_be_written_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_written_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("basic_ios::clear: iostream error")  # OpenVINO's words on a full disk
 
@@ -191,7 +221,9 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
     """OpenVINO in FP32 and INT8 and an ONNX file in one job, in processes that cannot load what edgekd needs."""
     absent = ("torch", "timm", "pydantic", "typer", "rich", "platformdirs", "onnx", "nncf", "scipy")
     (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    (tmp_path / "planted" / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
+    )
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     onnx = tmp_path / "artifacts" / "onnx"
     export(onnx, "fp32", target="onnxruntime", name="onnxruntime-fp32")
@@ -200,12 +232,25 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
         session = open_session(folder, threads=1, spinning=False)
         one = session.artifact
         subjects.append(
-            Subject(one.name, "r", "artifact", one.precision, one.preprocess, session.run, one.classes, folder)
+            Subject(
+                one.name,
+                "r",
+                "artifact",
+                one.precision,
+                one.preprocess,
+                session.run,
+                one.classes,
+                folder,
+            )
         )
     suites = two_suites(replace(write_images(tmp_path / "images", 24), classes=("a", "b", "c")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
     found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
-    assert [one.name for one in found] == ["openvino-fp32@local", "openvino-int8@local", "onnxruntime-fp32@local"]
+    assert [one.name for one in found] == [
+        "openvino-fp32@local",
+        "openvino-int8@local",
+        "onnxruntime-fp32@local",
+    ]
     for one, original in zip(found, subjects, strict=True):
         assert one.measured is not None
         for n, suite in enumerate(suites):
@@ -213,11 +258,15 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
             # One image at a time there, twelve here: sums in another order, and with INT8 a rounding may flip.
             tolerance = 0.02 if "int8" in one.name else 1e-4
             np.testing.assert_allclose(one.measured.logits[n], here, atol=tolerance * np.ptp(here))
-            np.testing.assert_array_equal(one.measured.logits[n].argmax(axis=1), here.argmax(axis=1))
+            np.testing.assert_array_equal(
+                one.measured.logits[n].argmax(axis=1), here.argmax(axis=1)
+            )
         assert one.measured.placement is not None
         [clock] = one.measured.model
         assert clock.threads == 1
-        assert clock.provider.startswith("OpenVINO 20" if "openvino" in one.name else "CPUExecutionProvider")
+        assert clock.provider.startswith(
+            "OpenVINO 20" if "openvino" in one.name else "CPUExecutionProvider"
+        )
     assert found[0].measured is not None
     assert found[0].measured.facts["versions"]["openvino"] is not None
 
@@ -227,15 +276,21 @@ def test_an_agent_says_which_runtime_it_lacks(
 ) -> None:
     write_agent(tmp_path / "agent.pyz")
     (tmp_path / "planted").mkdir()
-    (tmp_path / "planted" / "openvino.py").write_text("raise ImportError('libopenvino.so is missing')")
+    (tmp_path / "planted" / "openvino.py").write_text(
+        "raise ImportError('libopenvino.so is missing')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-    code, [told] = run_agent(sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__)
+    code, [told] = run_agent(
+        sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__
+    )
     assert code == 2
     message, hint = told["error"]  # type: ignore[misc]
     assert message == "The device's Python cannot load openvino (libopenvino.so is missing)."
     assert "pip install 'openvino>=2025.0,<2027'" in hint
     (tmp_path / "planted" / "openvino.py").write_text("__version__ = '2024.6.0-1-abc'")
-    code, [told] = run_agent(sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__)
+    code, [told] = run_agent(
+        sys.executable, tmp_path / "agent.pyz", "classify", str(folders["fp32"]), __file__
+    )
     message, hint = told["error"]  # type: ignore[misc]
     assert "OpenVINO 2024.6 is installed" in message
     assert "pip install 'openvino>=2025.0,<2027'" in hint

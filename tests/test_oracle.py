@@ -27,7 +27,12 @@ from edgekd.studies.plan import Cell
 from edgekd.studies.write import console_lines
 
 RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
-OWN = ["plain:average=none", "plain:student_options.drop_rate=0.3", "best:select=best", "swad:average=swad"]
+OWN = [
+    "plain:average=none",
+    "plain:student_options.drop_rate=0.3",
+    "best:select=best",
+    "swad:average=swad",
+]
 """Dropout draws random numbers at every step, so that somebody else who draws would be noticed."""
 STEPS = 24
 LOGGED = ("step", "stage", "loss", "terms", "lr", "val_top1")
@@ -38,8 +43,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
-    settings = tiny_settings(draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher)
-    return settings | {"steps": STEPS, "lr": 0.03, "test_domains": "sketch", "seeds": 1, "checkpoint_every": 7}
+    settings = tiny_settings(
+        draw_domains(tmp_path_factory.mktemp("data") / "domains"), tiny_teacher
+    )
+    return settings | {
+        "steps": STEPS,
+        "lr": 0.03,
+        "test_domains": "sketch",
+        "seeds": 1,
+        "checkpoint_every": 7,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +60,9 @@ def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     """The same study with the flag (True) and without."""
     folder = tmp_path_factory.mktemp("studies")
     for oracle in (False, True):
-        edgekd.study(RECIPES, out=folder / str(oracle), keep=True, oracle=oracle, recipe_settings=OWN, **base)
+        edgekd.study(
+            RECIPES, out=folder / str(oracle), keep=True, oracle=oracle, recipe_settings=OWN, **base
+        )
     return {oracle: folder / str(oracle) for oracle in (False, True)}
 
 
@@ -63,18 +78,27 @@ def arrays(folder: Path, key: str) -> dict[str, np.ndarray]:
 
 def numbers(folder: Path) -> dict[tuple[str, str, str], str]:
     with open(folder / "table.csv") as handle:
-        return {(row["recipe"], row["column"], row["measure"]): row["value"] for row in csv.DictReader(handle)}
+        return {
+            (row["recipe"], row["column"], row["measure"]): row["value"]
+            for row in csv.DictReader(handle)
+        }
 
 
 def test_looking_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
     for name in lines(made[False]):
         key = f"{name}-sketch-0"
-        left, right = (load_file(made[oracle] / "runs" / key / "student.safetensors") for oracle in (False, True))
+        left, right = (
+            load_file(made[oracle] / "runs" / key / "student.safetensors")
+            for oracle in (False, True)
+        )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[part], right[part]) for part in left)
         told = [
             [{part: json.loads(line).get(part) for part in LOGGED} for line in text.splitlines()]
-            for text in ((made[oracle] / "runs" / key / "metrics.jsonl").read_text() for oracle in (False, True))
+            for text in (
+                (made[oracle] / "runs" / key / "metrics.jsonl").read_text()
+                for oracle in (False, True)
+            )
         ]
         assert told[0] == told[1]
         blind, seeing = arrays(made[False], key), arrays(made[True], key)
@@ -83,7 +107,11 @@ def test_looking_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -
         before, after = lines(made[False])[name], lines(made[True])[name]
         assert before["selection"] == after["selection"]
     blind, seeing = (
-        {place: value for place, value in numbers(made[oracle]).items() if place[2] != "train_seconds"}
+        {
+            place: value
+            for place, value in numbers(made[oracle]).items()
+            if place[2] != "train_seconds"
+        }
         for oracle in (False, True)
     )
     assert {measure for _, _, measure in seeing.keys() - blind.keys()} == {"oracle"}
@@ -115,7 +143,9 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
         shown = weights_on_the_way(loaded.config.model_copy(update={"out": tmp_path / name}))
         assert line["oracle_places"] == len(shown)
         rights = {
-            done: predict_all(student_predict(student, loaded.vectors), images, unseen, loaded.run.preprocess).argmax(1)
+            done: predict_all(
+                student_predict(student, loaded.vectors), images, unseen, loaded.run.preprocess
+            ).argmax(1)
             == images.labels[unseen]
             for done, student in shown.items()
         }
@@ -143,7 +173,9 @@ def test_nothing_looks_at_unseen_images_without_the_flag(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = load_images(base["data"])
-    unseen = {images.ids[i] for i in np.flatnonzero(images.domain_of == images.domains.index("sketch"))}
+    unseen = {
+        images.ids[i] for i in np.flatnonzero(images.domain_of == images.domains.index("sketch"))
+    }
     read: list[str] = []
     real, finish = ImageSet.read, cells.one_run
 
@@ -166,14 +198,21 @@ def test_nothing_looks_at_unseen_images_without_the_flag(
     assert sorted(during[True]) == sorted(10 * list(unseen))  # all of them, at every place
 
 
-def test_the_table_marks_it_and_compares_without_it(made: dict[bool, Path], base: dict[str, Any]) -> None:
-    study = edgekd.study(RECIPES, out=made[True], keep=True, oracle=True, recipe_settings=OWN, **base)
+def test_the_table_marks_it_and_compares_without_it(
+    made: dict[bool, Path], base: dict[str, Any]
+) -> None:
+    study = edgekd.study(
+        RECIPES, out=made[True], keep=True, oracle=True, recipe_settings=OWN, **base
+    )
     text = (made[True] / "table.md").read_text()
     assert "|  | ID | OOD sketch | oracle sketch | − plain | over seeds |" in text
     (teacher,) = [line for line in text.splitlines() if line.startswith("| teacher")]
     assert teacher.split(" | ")[3] == "–"
     (note,) = [line for line in text.splitlines() if line.startswith("- Oracle:")]
-    assert "8 or 10 places of its last stage, chosen by looking at these very images: not a result" in note
+    assert (
+        "8 or 10 places of its last stage, chosen by looking at these very images: not a result"
+        in note
+    )
     assert "Nothing but the oracle looks at the unseen images." in text
     assert any(line.startswith("Oracle: ") for line in console_lines(study.tables))
     for row in study.tables[0].rows[1:]:
@@ -181,7 +220,10 @@ def test_the_table_marks_it_and_compares_without_it(made: dict[bool, Path], base
     plain = (made[False] / "table.md").read_text()
     assert "racle" not in plain
     assert "Nothing looks at the unseen images." in plain
-    with Image.open(made[True] / "table.png") as seeing, Image.open(made[False] / "table.png") as blind:
+    with (
+        Image.open(made[True] / "table.png") as seeing,
+        Image.open(made[False] / "table.png") as blind,
+    ):
         assert seeing.size == blind.size  # no group of its own
 
 
@@ -195,11 +237,19 @@ def test_a_study_that_goes_on_with_the_flag_has_gaps(base: dict[str, Any], tmp_p
     assert whole.oracle is not None
     both = [whole.columns[name, "oracle"].mean for name in ("art", "sketch")]
     assert whole.oracle.mean == pytest.approx(np.mean(both))
-    header, _, *rows = [line for line in (tmp_path / "s" / "table.md").read_text().splitlines() if line[:1] == "|"]
+    header, _, *rows = [
+        line for line in (tmp_path / "s" / "table.md").read_text().splitlines() if line[:1] == "|"
+    ]
     assert "| OOD avg | oracle avg | − erm |" in header
     cut = [row.split(" | ") for row in rows]
-    assert [row[header.split(" | ").index("oracle avg")] for row in cut] == ["–", f"{whole.oracle.mean:.1f}"]
-    assert "oracle" not in edgekd.study("erm,plain=erm", recipe_settings=OWN[:2], **words).tables[0].measures
+    assert [row[header.split(" | ").index("oracle avg")] for row in cut] == [
+        "–",
+        f"{whole.oracle.mean:.1f}",
+    ]
+    assert (
+        "oracle"
+        not in edgekd.study("erm,plain=erm", recipe_settings=OWN[:2], **words).tables[0].measures
+    )
 
 
 def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> None:
@@ -222,21 +272,29 @@ def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> 
 def test_a_cell_that_was_cut_off_knows_what_it_has_seen(
     made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
 ) -> None:
-    stopped(base, tmp_path / "a", 16, oracle=True)  # the checkpoint is of step 14, place 15 comes twice
+    stopped(
+        base, tmp_path / "a", 16, oracle=True
+    )  # the checkpoint is of step 14, place 15 comes twice
     edgekd.study("plain=erm", out=tmp_path / "a", oracle=True, recipe_settings=OWN[:2], **base)
     again, whole = lines(tmp_path / "a")["plain"], lines(made[True])["plain"]
     assert (again["oracle_places"], again["oracle_step"]) == (10, whole["oracle_step"])
     key = "plain-sketch-0"
     assert np.array_equal(arrays(tmp_path / "a", key)["oracle"], arrays(made[True], key)["oracle"])
     stopped(base, tmp_path / "b", 16, oracle=False)  # five places passed unseen
-    study = edgekd.study("plain=erm", out=tmp_path / "b", oracle=True, recipe_settings=OWN[:2], **base)
+    study = edgekd.study(
+        "plain=erm", out=tmp_path / "b", oracle=True, recipe_settings=OWN[:2], **base
+    )
     assert "oracle" not in arrays(tmp_path / "b", key)
     assert ("sketch", "oracle") not in study.tables[0].rows[-1].columns
 
 
-def test_a_process_of_its_own_is_told(made: dict[bool, Path], base: dict[str, Any], tmp_path: Path) -> None:
+def test_a_process_of_its_own_is_told(
+    made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "study.json").write_bytes((made[True] / "study.json").read_bytes())
-    one = json.dumps({"recipe": "plain", "seed": 0, "domain": "sketch", "fraction": 1.0, "shots": 0})
+    one = json.dumps(
+        {"recipe": "plain", "seed": 0, "domain": "sketch", "fraction": 1.0, "shots": 0}
+    )
     for word in ("blind", "oracle"):
         (tmp_path / "cells.jsonl").unlink(missing_ok=True)
         assert cells.main(str(tmp_path), one, "drop", word) == 0
@@ -248,10 +306,17 @@ def test_a_process_of_its_own_is_told(made: dict[bool, Path], base: dict[str, An
 @pytest.mark.slow
 def test_side_by_side(made: dict[bool, Path], base: dict[str, Any], tmp_path: Path) -> None:
     edgekd.study(
-        "swad=erm,plain=erm", out=tmp_path / "s", jobs=2, oracle=True, recipe_settings=[*OWN[:2], OWN[3]], **base
+        "swad=erm,plain=erm",
+        out=tmp_path / "s",
+        jobs=2,
+        oracle=True,
+        recipe_settings=[*OWN[:2], OWN[3]],
+        **base,
     )
     for key in ("swad-sketch-0", "plain-sketch-0"):
-        assert np.array_equal(arrays(tmp_path / "s", key)["oracle"], arrays(made[True], key)["oracle"])
+        assert np.array_equal(
+            arrays(tmp_path / "s", key)["oracle"], arrays(made[True], key)["oracle"]
+        )
 
 
 @pytest.mark.slow
@@ -261,10 +326,15 @@ def test_two_processes_of_one_run_look_once(base: dict[str, Any], tmp_path: Path
 
 
 def test_where_there_is_no_oracle(base: dict[str, Any], tmp_path: Path) -> None:
-    own = {name: value for name, value in base.items() if name != "test_domains"} | {"out": tmp_path / "s"}
+    own = {name: value for name, value in base.items() if name != "test_domains"} | {
+        "out": tmp_path / "s"
+    }
     data = str(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=2))
     for words, sentence in (
-        ({"protocol": "class-disjoint", "data": data}, r"class-disjoint has no oracle\. .*lodo and low-shot"),
+        (
+            {"protocol": "class-disjoint", "data": data},
+            r"class-disjoint has no oracle\. .*lodo and low-shot",
+        ),
         ({"protocol": "k-shot", "data": data}, "k-shot has no oracle"),
         ({"protocol": "low-shot", "data": f"{data}/art"}, "art has no domain to leave out"),
     ):
@@ -274,5 +344,7 @@ def test_where_there_is_no_oracle(base: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_few_labels_have_one_too(base: dict[str, Any], tmp_path: Path) -> None:
-    study = edgekd.study("erm", protocol="low-shot", fractions="0.1", oracle=True, out=tmp_path / "s", **base)
+    study = edgekd.study(
+        "erm", protocol="low-shot", fractions="0.1", oracle=True, out=tmp_path / "s", **base
+    )
     assert ("sketch", "oracle") in study.tables[0].rows[-1].columns

@@ -34,7 +34,9 @@ def answers_with(rounded: ov_int8.Rounded, keep: list[str], out: Path) -> np.nda
     return DIALECT.answers(out, pictures(8))
 
 
-def test_units_hold_everything_that_int8_changes(fp32: Path, rounded: ov_int8.Rounded, tmp_path: Path) -> None:
+def test_units_hold_everything_that_int8_changes(
+    fp32: Path, rounded: ov_int8.Rounded, tmp_path: Path
+) -> None:
     units = DIALECT.units(rounded)
     layers = [unit.name for unit in units if unit.weighted]
     assert {"stem", "depthwise", "pointwise", "head"} <= set(layers)
@@ -43,11 +45,17 @@ def test_units_hold_everything_that_int8_changes(fp32: Path, rounded: ov_int8.Ro
     everything = [name for unit in units for name in unit.nodes]
     described = DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
     assert described["quantized_layers"] == 0
-    kinds = {node.get_type_name() for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()}
+    kinds = {
+        node.get_type_name()
+        for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()
+    }
     assert "FakeQuantize" not in kinds
     full = logits(fp32, pictures(8))
     # Its weights are stored in 16 bits, 11 of them for the digits.
-    assert np.abs(DIALECT.answers(tmp_path / "none.xml", pictures(8)) - full).max() < 2e-3 * np.abs(full).max()
+    assert (
+        np.abs(DIALECT.answers(tmp_path / "none.xml", pictures(8)) - full).max()
+        < 2e-3 * np.abs(full).max()
+    )
 
 
 def test_what_is_taken_back_is_what_nncf_would_have_left_alone(
@@ -90,7 +98,9 @@ def test_rounding_is_that_of_int8_per_channel(fp32: Path, rounded: ov_int8.Round
     errors = DIALECT.rounding(rounded)
     weighted = {unit.nodes[0]: unit.name for unit in DIALECT.units(rounded) if unit.weighted}
     name = next(node for node, module in weighted.items() if module == "stem")
-    weight = next(n for n in read(fp32).get_ordered_ops() if n.get_friendly_name().endswith("stem.weight")).data
+    weight = next(
+        n for n in read(fp32).get_ordered_ops() if n.get_friendly_name().endswith("stem.weight")
+    ).data
     lost = 0.0
     for row in weight:
         scale = np.abs(row).max() / 127
@@ -98,27 +108,47 @@ def test_rounding_is_that_of_int8_per_channel(fp32: Path, rounded: ov_int8.Round
     assert errors[name] == pytest.approx(lost / np.square(weight).sum(), rel=1e-4)
 
 
-def test_the_search_keeps_what_the_gate_needs(fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_search_keeps_what_the_gate_needs(
+    fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loose = quantize_within(
-        fp32, tmp_path / "loose.xml", pictures(24), yardstick(fp32, max_drop_id=100), dialect=DIALECT
+        fp32,
+        tmp_path / "loose.xml",
+        pictures(24),
+        yardstick(fp32, max_drop_id=100),
+        dialect=DIALECT,
     )
     assert loose["mixed"]["kept_in_float"] == []
     lost = loose["mixed"]["drop_id_points"]
     assert lost > 0, "the model must be one that INT8 hurts"
     allowed = lost / 2
     tight = quantize_within(
-        fp32, tmp_path / "tight.xml", pictures(24), yardstick(fp32, max_drop_id=allowed), dialect=DIALECT
+        fp32,
+        tmp_path / "tight.xml",
+        pictures(24),
+        yardstick(fp32, max_drop_id=allowed),
+        dialect=DIALECT,
     )
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) < len(DIALECT.units(DIALECT.calibrate(fp32, pictures(24), "minmax")))
     images = yardstick(fp32)
-    changed = (DIALECT.answers(tmp_path / "tight.xml", images.pixels).argmax(axis=1) != images.labels).mean()
+    changed = (
+        DIALECT.answers(tmp_path / "tight.xml", images.pixels).argmax(axis=1) != images.labels
+    ).mean()
     assert tight["mixed"]["drop_id_points"] == pytest.approx(100 * changed, abs=1e-3)
     assert tight["mixed"]["drop_id_points"] <= allowed
-    sizes = [sum(p.stat().st_size for p in tmp_path.glob(f"{name}.*")) / 1e6 for name in ("loose", "tight")]
+    sizes = [
+        sum(p.stat().st_size for p in tmp_path.glob(f"{name}.*")) / 1e6
+        for name in ("loose", "tight")
+    ]
     assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
     assert tight["mixed"]["fp32_ms"] > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["loose.bin", "loose.xml", "tight.bin", "tight.xml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "loose.bin",
+        "loose.xml",
+        "tight.bin",
+        "tight.xml",
+    ]
     assert "stay in float" in capsys.readouterr().err
 
 
@@ -130,4 +160,6 @@ def test_a_disk_that_fills_up_in_the_search_is_called_by_the_users_folder(
 
     monkeypatch.setattr(openvino, "save_model", full)
     with pytest.raises(EdgekdError, match=f"in {tmp_path} \\("):
-        DIALECT.write(rounded, tmp_path / ".tmp-0123456789ab-openvino-int8" / "search-x" / "trial.xml")
+        DIALECT.write(
+            rounded, tmp_path / ".tmp-0123456789ab-openvino-int8" / "search-x" / "trial.xml"
+        )

@@ -30,7 +30,9 @@ def body() -> nn.Module:
         torch.manual_seed(0)
         made = timm.create_model("test_vit", num_classes=0, depth=2, img_size=SIZE, patch_size=8)
         for parameter in made.parameters():
-            if parameter.ndim == 1:  # as initialised they are 0 and 1, and many of them one constant in the file
+            if (
+                parameter.ndim == 1
+            ):  # as initialised they are 0 and 1, and many of them one constant in the file
                 parameter.data += 0.1 * torch.randn_like(parameter)
     return made
 
@@ -71,7 +73,9 @@ def test_a_transformer_rounds_its_layers_and_nothing_else(rounded: Rounded) -> N
     assert products == [f"MatMul after blocks.{block}.attn.qkv" for block in (0, 1)]
 
 
-def test_what_reaches_a_layer_through_a_transpose_counts(rounded: Rounded, fp32: Path, tmp_path: Path) -> None:
+def test_what_reaches_a_layer_through_a_transpose_counts(
+    rounded: Rounded, fp32: Path, tmp_path: Path
+) -> None:
     found = {unit.name: unit for unit in units(rounded)}
     # Of attention's two products NNCF leaves the one behind the softmax alone.
     assert len(in_float(rounded.model)) == 2
@@ -85,7 +89,10 @@ def test_what_reaches_a_layer_through_a_transpose_counts(rounded: Rounded, fp32:
         assert lead in in_float(model)
     everything = [node for unit in found.values() for node in unit.nodes]
     DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
-    kinds = {node.get_type_name() for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()}
+    kinds = {
+        node.get_type_name()
+        for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()
+    }
     assert "FakeQuantize" not in kinds
     full, none = (DIALECT.answers(path, textured(8)) for path in (fp32, tmp_path / "none.xml"))
     assert np.abs(none - full).max() < 2e-3 * np.abs(full).max()  # stored in 16 bits
@@ -93,7 +100,9 @@ def test_what_reaches_a_layer_through_a_transpose_counts(rounded: Rounded, fp32:
 
 def test_weights_of_a_product_have_a_scale_per_output(rounded: Rounded, body: nn.Module) -> None:
     layer = next(unit for unit in units(rounded) if unit.name == "blocks.0.mlp.fc2")
-    weight = body.blocks[0].mlp.fc2.weight.detach().double()  # [outputs, inputs]; the file has it the other way round
+    weight = (
+        body.blocks[0].mlp.fc2.weight.detach().double()
+    )  # [outputs, inputs]; the file has it the other way round
     scale = weight.abs().amax(1, keepdim=True) / 127
     lost = (weight - (weight / scale).round() * scale).square().sum() / weight.square().sum()
     assert rounding(rounded)[layer.nodes[0]] == pytest.approx(float(lost), rel=1e-4)

@@ -71,7 +71,9 @@ def against_a_bare_loop(model: Callable[[], None]) -> float:
 
 
 @pytest.mark.parametrize("model", [work_1_ms, lambda: time.sleep(0.001)], ids=["works", "sleeps"])
-def test_p50_of_one_millisecond_is_a_bare_loops_within_one_percent(model: Callable[[], None]) -> None:
+def test_p50_of_one_millisecond_is_a_bare_loops_within_one_percent(
+    model: Callable[[], None],
+) -> None:
     """Of three tries one must be quiet enough; a harness that adds 1 % would pass none."""
     ratios = []
     for _ in range(3):

@@ -29,12 +29,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in (*ROOMS, "src"):
         shutil.copytree(
-            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".tmp-*")
+            ROOT / name,
+            source / name,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".tmp-*"),
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     # -I: a folder called `build` in the working directory must not hide the package of that name.
-    command = [sys.executable, "-I", "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=source, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = out.glob("*.whl")
@@ -49,9 +61,14 @@ def test_wheel_holds_edgekd_and_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
-    wanted = {f"edgekd/{path.relative_to(ROOT).as_posix()}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    wanted = {
+        f"edgekd/{path.relative_to(ROOT).as_posix()}"
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+    }
     wanted |= {
-        "edgekd/" + path.relative_to(ROOT / "src/edgekd").as_posix() for path in (ROOT / "src/edgekd").rglob("*.py")
+        "edgekd/" + path.relative_to(ROOT / "src/edgekd").as_posix()
+        for path in (ROOT / "src/edgekd").rglob("*.py")
     }
     assert {name for name in wheel.namelist() if name.endswith(".py")} == wanted
 
@@ -60,7 +77,10 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert "edgekd/py.typed" in names
     assert "edgekd/benchmark/report.schema.json" in names
-    templates = {f"edgekd/benchmark/templates/{path.name}" for path in (ROOT / "benchmark" / "templates").iterdir()}
+    templates = {
+        f"edgekd/benchmark/templates/{path.name}"
+        for path in (ROOT / "benchmark" / "templates").iterdir()
+    }
     assert len(templates) >= 5
     assert templates <= names
     assert "edgekd/targets/profiles/raspberry-pi-5.toml" in names
@@ -70,19 +90,27 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
 
 
 def test_toy_teacher_is_small(wheel: zipfile.ZipFile) -> None:
-    entries = [entry for entry in wheel.infolist() if entry.filename.startswith("edgekd/toy_teacher/")]
+    entries = [
+        entry for entry in wheel.infolist() if entry.filename.startswith("edgekd/toy_teacher/")
+    ]
     assert 0.1e6 < sum(entry.file_size for entry in entries) <= 6e6
 
 
 def test_wheel_says_its_licence_and_its_command(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
-    metadata = Parser().parsestr(wheel.read(next(name for name in names if name.endswith("/METADATA"))).decode())
+    metadata = Parser().parsestr(
+        wheel.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    )
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    licence = wheel.read(next(name for name in names if name.endswith("/licenses/LICENSE"))).decode()
+    licence = wheel.read(
+        next(name for name in names if name.endswith("/licenses/LICENSE"))
+    ).decode()
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
-    entry_points = wheel.read(next(name for name in names if name.endswith("/entry_points.txt"))).decode()
+    entry_points = wheel.read(
+        next(name for name in names if name.endswith("/entry_points.txt"))
+    ).decode()
     assert "edgekd = edgekd.cli:main" in entry_points
 
 
@@ -90,7 +118,11 @@ def test_package_list_is_the_folders(project: dict[str, Any]) -> None:
     settings = project["tool"]["setuptools"]
     folders = settings["package-dir"]
     assert set(settings["packages"]) == set(folders)
-    found = {path.parent for room in (*ROOMS, "src/edgekd") for path in (ROOT / room).rglob("__init__.py")}
+    found = {
+        path.parent
+        for room in (*ROOMS, "src/edgekd")
+        for path in (ROOT / room).rglob("__init__.py")
+    }
     assert {ROOT / folder for folder in folders.values()} == found
 
 
@@ -98,15 +130,28 @@ def test_version_stands_in_one_place(project: dict[str, Any]) -> None:
     import edgekd
 
     assert "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "edgekd.version.__version__"}
-    assert re.search(rf"^## \[{re.escape(edgekd.__version__)}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "edgekd.version.__version__"
+    }
+    assert re.search(
+        rf"^## \[{re.escape(edgekd.__version__)}\]",
+        (ROOT / "CHANGELOG.md").read_text(),
+        re.MULTILINE,
+    )
 
 
 # In pieces, so that this file does not contain what it looks for.
 MACHINE_FOLDERS = ("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers")
-REGISTRIES = ("py" + "pi.org", "python" + "hosted", "download." + "pytorch", "ana" + "conda.org", "conda-" + "forge")
+REGISTRIES = (
+    "py" + "pi.org",
+    "python" + "hosted",
+    "download." + "pytorch",
+    "ana" + "conda.org",
+    "conda-" + "forge",
+)
 FORBIDDEN = re.compile(
-    rf"(?<![\w.\-/])/(?:{'|'.join(MACHINE_FOLDERS)})/|{'|'.join(map(re.escape, REGISTRIES))}|index" + r"[-_]url"
+    rf"(?<![\w.\-/])/(?:{'|'.join(MACHINE_FOLDERS)})/|{'|'.join(map(re.escape, REGISTRIES))}|index"
+    + r"[-_]url"
 )
 
 
@@ -148,7 +193,9 @@ def test_ci_runs_the_readme_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     pattern = re.search(r"grep -m 1 -E '([^']+)'", script)
     assert pattern is not None
-    lines = re.findall(pattern.group(1) + r".*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    lines = re.findall(
+        pattern.group(1) + r".*", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(lines) == 1
     assert lines[0].count(" && ") == 2
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -20,7 +20,13 @@ from edgekd.benchmark.chart_accuracy import Point, front, pareto
 from edgekd.benchmark.chart_calibration import reliability
 from edgekd.benchmark.chart_latency import histogram, span, timeline
 from edgekd.benchmark.failures import BUDGET_BYTES, failures, thumbnails
-from edgekd.benchmark.findings import Comparison, CorruptionRow, CueConflictRow, GateRow, SuiteComparison
+from edgekd.benchmark.findings import (
+    Comparison,
+    CorruptionRow,
+    CueConflictRow,
+    GateRow,
+    SuiteComparison,
+)
 from edgekd.benchmark.kept import Kept, read_arrays
 from edgekd.benchmark.markdown import escaped
 from edgekd.benchmark.page import page
@@ -39,7 +45,14 @@ FACTS = {
     "data": "</style><b>paint",
     "split_hash": "ab",
 }
-PARITY = {"n": 8, "top1_agreement": 1.0, "max_error_relative": 1e-6, "cosine": 1.0, "kl": 0.0, "passed": True}
+PARITY = {
+    "n": 8,
+    "top1_agreement": 1.0,
+    "max_error_relative": 1e-6,
+    "cosine": 1.0,
+    "kl": 0.0,
+    "passed": True,
+}
 ARTIFACT = {"run": RUN, "name": "onnxruntime-int8", "target": "onnxruntime", "format": "onnx", "parity": PARITY,
             "files": {"model.onnx": "00ff"}, "source": {}, "versions": {}, "created": "",
             "quantization": None}  # fmt: skip
@@ -51,9 +64,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a run whose name and classes are an attack."""
     place = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {f"{RUN}/onnxruntime-fp32": 2.0, f"{RUN}/onnxruntime-int8": 3.0})
+        fake_measurements(
+            monkeypatch, {f"{RUN}/onnxruntime-fp32": 2.0, f"{RUN}/onnxruntime-int8": 3.0}
+        )
         images = replace(paint_images(), classes=EVIL)
-        subjects = [replace(one, classes=EVIL) for one in four_subjects(place, run=RUN, sketch_every=3)]
+        subjects = [
+            replace(one, classes=EVIL) for one in four_subjects(place, run=RUN, sketch_every=3)
+        ]
         context = {"runs": [FACTS], "artifacts": [ARTIFACT]}
         run_benchmark(subjects, id_and_ood(images), place / "out", quick=True, context=context)
     return place / "out"
@@ -61,7 +78,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kept(folder: Path) -> Kept:
-    return Kept(read_report(folder), read_arrays(folder / "predictions.npz"), read_arrays(folder / "latency.npz"))
+    return Kept(
+        read_report(folder),
+        read_arrays(folder / "predictions.npz"),
+        read_arrays(folder / "latency.npz"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +115,16 @@ class Elements(HTMLParser):
 def test_what_users_wrote_stays_text(html: str) -> None:
     found = Elements(html)
     assert list(found.named("script")) == []
-    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in found.named("img"))
+    assert all(
+        (image["src"] or "").startswith("data:image/jpeg;base64,") for image in found.named("img")
+    )
     assert not any(name.startswith("on") for _, attributes, _ in found.found for name in attributes)
     assert html.count("<style>") == html.count("</style>") == 1
-    for part in ("&lt;script&gt;alert(1)&lt;/script&gt;", "dog &amp; &#39;co&#39;", "&lt;img src=x"):
+    for part in (
+        "&lt;script&gt;alert(1)&lt;/script&gt;",
+        "dog &amp; &#39;co&#39;",
+        "&lt;img src=x",
+    ):
         assert part in html
 
 
@@ -107,7 +134,9 @@ def test_the_file_loads_nothing(html: str) -> None:
         for name in ("src", "href", "srcset", "action", "data"):
             assert (attributes.get(name) or "#").startswith(("#", "data:")), attributes
     assert "default-src 'none'" in next(
-        str(one["content"]) for one in found.named("meta") if one.get("http-equiv") == "Content-Security-Policy"
+        str(one["content"])
+        for one in found.named("meta")
+        if one.get("http-equiv") == "Content-Security-Policy"
     )
     assert set(re.findall(r"url\(([^)]*)\)", html)) <= {"#hatch"}
     assert "@import" not in html
@@ -140,7 +169,9 @@ def test_the_page_says_what_a_reader_needs(html: str) -> None:
 
 
 def test_gates_stand_first_and_name_what_failed(kept: Kept) -> None:
-    def gate(expression: str, value: float | None, passed: bool, reason: str | None = None) -> GateRow:
+    def gate(
+        expression: str, value: float | None, passed: bool, reason: str | None = None
+    ) -> GateRow:
         return GateRow(expression=expression, run=RUN, subject="onnxruntime-int8", metric="p90_ms", operator="<=",
                        limit=20.0, value=value, passed=passed, reason=reason)  # fmt: skip
 
@@ -148,7 +179,11 @@ def test_gates_stand_first_and_name_what_failed(kept: Kept) -> None:
     report = kept.report.model_copy(update={"gates": gates})
     assert (verdict(report).state, verdict(report).headline) == ("failed", "1 of 2 gates failed")
     text = page(Kept(report, kept.predictions, kept.latency), [], {})
-    assert text.index("1 of 2 gates failed") < text.index("not evaluated: no corruptions") < text.index('id="results"')
+    assert (
+        text.index("1 of 2 gates failed")
+        < text.index("not evaluated: no corruptions")
+        < text.index('id="results"')
+    )
     report = kept.report.model_copy(update={"gates": gates[:1]})
     assert (verdict(report).state, verdict(report).headline) == ("passed", "1 gate passed")
 
@@ -158,13 +193,20 @@ def test_findings_call_nothing_a_difference_that_is_none(kept: Kept) -> None:
     assert "Export changed the outcome of no image." in told["onnxruntime-fp32"]
     # 10 of 60 net losses in domain: the paired interval includes zero; of 60 out of domain likewise.
     assert "no loss shown (+16.7 points" in told["onnxruntime-int8"]
-    assert told["INT8 or FP32?"] == "INT8 has 0.50 times the size; takes 1.50 times as long on this machine."
+    assert (
+        told["INT8 or FP32?"]
+        == "INT8 has 0.50 times the size; takes 1.50 times as long on this machine."
+    )
 
 
 def test_confusion_and_mistakes_by_hand(kept: Kept) -> None:
     [found] = failures(kept)
     # INT8 is wrong on every second image, naming the next class; the images of a suite alternate between three classes.
-    assert (found.row.subject, found.row.suite, found.row.top1) == ("onnxruntime-int8", "ood:photo", 0.5)
+    assert (found.row.subject, found.row.suite, found.row.top1) == (
+        "onnxruntime-int8",
+        "ood:photo",
+        0.5,
+    )
     assert found.confusion.tolist() == [[5, 5, 0], [0, 5, 5], [5, 0, 5]]
     assert len(found.mistakes) == 6  # two of each of three kinds
     for mistake in found.mistakes:
@@ -184,10 +226,14 @@ def test_thumbnails_are_small_few_and_optional(kept: Kept, html: str) -> None:
     assert found[0].mistakes[0].image in without
 
 
-def test_no_examples_are_embedded_where_none_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_examples_are_embedded_where_none_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {})
     shown: list[int] = []
-    monkeypatch.setattr(benchmark_module, "write_report", lambda *_, **given: shown.append(len(given["shown"])))
+    monkeypatch.setattr(
+        benchmark_module, "write_report", lambda *_, **given: shown.append(len(given["shown"]))
+    )
     for examples in (True, False):
         run_benchmark(four_subjects(tmp_path / str(examples))[:2], id_and_ood(paint_images()), tmp_path / "out",
                       quick=True, examples=examples)  # fmt: skip
@@ -199,7 +245,9 @@ def test_reliability_agrees_with_ece() -> None:
     logits, labels = rng.normal(size=(500, 4)).astype(np.float32), rng.integers(0, 4, 500)
     found = reliability(logits, labels)
     filled = found.count > 0
-    again = (found.count[filled] / 500 * np.abs(found.accuracy[filled] - found.confidence[filled])).sum()
+    again = (
+        found.count[filled] / 500 * np.abs(found.accuracy[filled] - found.confidence[filled])
+    ).sum()
     assert found.ece == pytest.approx(again) == pytest.approx(metrics.ece(logits, labels))
     assert found.count.sum() == 500
 
@@ -212,7 +260,12 @@ def test_front_keeps_what_nothing_beats(kept: Kept) -> None:
         return Point(name, "c0", row.model_copy(update={"id": 0.9, "ood_avg": accuracy}),
                      time.model_copy(update={"p50_ms": p50}))  # fmt: skip
 
-    points = [point("slow", 9.0, 0.5), point("good", 5.0, 0.7), point("fast", 2.0, 0.6), point("worse", 3.0, 0.55)]
+    points = [
+        point("slow", 9.0, 0.5),
+        point("good", 5.0, 0.7),
+        point("fast", 2.0, 0.6),
+        point("worse", 3.0, 0.55),
+    ]
     assert [one.name for one in front(points)] == ["fast", "good"]
     wide, narrow = pareto(points, 1000), pareto(points, 340)
     assert ">good</text>" in wide.body
@@ -230,7 +283,9 @@ def test_no_sample_is_outside_a_latency_drawing() -> None:
     assert min(heights) >= 1.5  # one sample of 801 can be seen
     drawn = timeline(parts, (low, high), "x", "c0")
     assert "801 samples, in 120 columns" in drawn.description
-    tops = [float(value) for value in re.findall(r'y2="([\d.]+)" class="c0 range"', str(drawn.body))]
+    tops = [
+        float(value) for value in re.findall(r'y2="([\d.]+)" class="c0 range"', str(drawn.body))
+    ]
     assert len(tops) == 120
     assert min(tops) < 30 < max(tops)
 
@@ -243,8 +298,13 @@ def test_logarithmic_axes_have_ticks_inside(low: float, high: float) -> None:
 
 
 def test_colours_have_contrast_in_both_themes() -> None:
-    style = (Path(benchmark_module.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-    light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in style.split(":root {")[1:3])
+    style = (Path(benchmark_module.__file__).parent / "templates" / "style.css").read_text(
+        encoding="utf-8"
+    )
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
+        for block in style.split(":root {")[1:3]
+    )
 
     def luminance(colour: str) -> float:
         parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
@@ -287,7 +347,9 @@ def test_in_a_browser_without_scripts_and_network(folder: Path, tmp_path: Path) 
             "How each number was measured",
         ):
             assert part in frame["text"]
-    assert len({frame["drawings"] for frame in seen.frames}) == 1  # each large drawing in one of its two widths
+    assert (
+        len({frame["drawings"] for frame in seen.frames}) == 1
+    )  # each large drawing in one of its two widths
 
 
 def test_corruptions_cue_conflicts_and_comparisons_have_their_tables(kept: Kept) -> None:

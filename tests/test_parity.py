@@ -59,7 +59,10 @@ def test_one_wrong_image_in_five_hundred(precision: str, wrong: int, passed: boo
     ],
 )
 def test_thresholds(precision: str, agreement: float, error: float, passed: bool) -> None:
-    assert check({"top1_agreement": agreement, "max_error_relative": error}, precision)["passed"] is passed
+    assert (
+        check({"top1_agreement": agreement, "max_error_relative": error}, precision)["passed"]
+        is passed
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,8 @@ def test_thresholds(precision: str, agreement: float, error: float, passed: bool
         (logits([1, 2]), logits([1, math.nan]), "not finite"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(reference: np.ndarray, candidate: np.ndarray, message: str) -> None:
+def test_what_cannot_be_compared_is_refused(
+    reference: np.ndarray, candidate: np.ndarray, message: str
+) -> None:
     with pytest.raises(EdgekdError, match=message):
         compare(reference, candidate)

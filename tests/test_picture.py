@@ -21,7 +21,11 @@ from edgekd.benchmark.rows import Report
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Three runs of equal accuracy and nearly equal latency: the worst case for labels."""
     runs = ("erm", "kd", "vl2v-adip")
-    times = {f"{run}/onnxruntime-{kind}": 2.0 + 0.01 * n for n, run in enumerate(runs) for kind in ("fp32", "int8")}
+    times = {
+        f"{run}/onnxruntime-{kind}": 2.0 + 0.01 * n
+        for n, run in enumerate(runs)
+        for kind in ("fp32", "int8")
+    }
     folder = tmp_path_factory.mktemp("crowded")
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_measurements(monkeypatch, times)
@@ -48,7 +52,9 @@ def test_labels_do_not_overlap_and_stay_inside(drawn: tuple[Figure, list[Text]])
         assert box.y1 <= frame.y1, text
 
 
-def test_points_stand_at_latency_and_accuracy(crowded: Report, drawn: tuple[Figure, list[Text]]) -> None:
+def test_points_stand_at_latency_and_accuracy(
+    crowded: Report, drawn: tuple[Figure, list[Text]]
+) -> None:
     figure, labels = drawn
     [axes] = figure.axes
     marked = {
@@ -58,12 +64,19 @@ def test_points_stand_at_latency_and_accuracy(crowded: Report, drawn: tuple[Figu
     }
     for row in crowded.summary:
         if row.same_as is None:
-            latency = next(item for item in crowded.latency if (item.run, item.subject) == (row.run, row.subject))
+            latency = next(
+                item
+                for item in crowded.latency
+                if (item.run, item.subject) == (row.run, row.subject)
+            )
             assert (latency.p50_ms, round(100 * row.id, 6)) in marked
             assert (latency.p50_ms, round(100 * row.ood_avg, 6)) in marked
     assert axes.get_xscale() == "log"
     assert "QUICK" in axes.get_title(loc="left")
-    assert {label.get_text().split("  ")[0] for label in labels} >= {"teacher zero-shot†", "kd: onnxruntime-int8"}
+    assert {label.get_text().split("  ")[0] for label in labels} >= {
+        "teacher zero-shot†",
+        "kd: onnxruntime-int8",
+    }
 
 
 def test_each_subject_has_its_own_colour(drawn: tuple[Figure, list[Text]]) -> None:
@@ -71,7 +84,9 @@ def test_each_subject_has_its_own_colour(drawn: tuple[Figure, list[Text]]) -> No
     assert len({label.get_color() for label in labels}) == len(labels)
 
 
-def test_without_unseen_domains_and_with_one_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_unseen_domains_and_with_one_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0})
     report = run_benchmark(
         four_subjects(tmp_path)[2:3], id_and_ood(paint_images())[:1], tmp_path / "out", quick=False

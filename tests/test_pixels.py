@@ -40,25 +40,33 @@ def test_a_batch_is_the_callers_own(images: ImageSet) -> None:
     assert np.array_equal(store.batch(np.array([1]))[0], expected(images, 1, 24))
 
 
-def test_decoding_happens_once_for_all_runs(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_happens_once_for_all_runs(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = open_store(images, 24).batch(np.arange(18))
     monkeypatch.setattr(pixels, "squashed", lambda *a: pytest.fail("decoded again"))
     assert np.array_equal(open_store(images, 24).batch(np.arange(18)), first)
 
 
-def test_another_side_or_content_is_another_store(images: ImageSet, make_image: Make, tmp_path: Path) -> None:
+def test_another_side_or_content_is_another_store(
+    images: ImageSet, make_image: Make, tmp_path: Path
+) -> None:
     assert open_store(images, 24).batch(np.array([0])).shape[1] == 24
     assert open_store(images, 20).batch(np.array([0])).shape[1] == 20
     make_image(tmp_path / "data" / "art" / "cat" / "0000.png", seed=999)
     changed = load_images(str(tmp_path / "data"))
     index = changed.ids.index("art/cat/0000.png")
-    assert np.array_equal(open_store(changed, 24).batch(np.array([index]))[0], expected(changed, index, 24))
+    assert np.array_equal(
+        open_store(changed, 24).batch(np.array([index]))[0], expected(changed, index, 24)
+    )
 
 
 def test_too_many_images_are_decoded_on_the_fly(images: ImageSet, own_cache: Path) -> None:
     store = open_store(images, 24, max_bytes=1000)
     assert store.array is None
-    assert np.array_equal(store.batch(np.array([4, 2])), open_store(images, 24).batch(np.array([4, 2])))
+    assert np.array_equal(
+        store.batch(np.array([4, 2])), open_store(images, 24).batch(np.array([4, 2]))
+    )
 
 
 def test_large_jpegs_read_at_reduced_size_look_the_same(tmp_path: Path, own_cache: Path) -> None:
@@ -67,13 +75,17 @@ def test_large_jpegs_read_at_reduced_size_look_the_same(tmp_path: Path, own_cach
     for number in range(3):
         path = tmp_path / "data" / ("cat" if number else "dog") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((127.5 + 100 * np.roll(waves, 50 * number, axis=1)).astype(np.uint8)).save(path, quality=95)
+        Image.fromarray((127.5 + 100 * np.roll(waves, 50 * number, axis=1)).astype(np.uint8)).save(
+            path, quality=95
+        )
     images = load_images(str(tmp_path / "data"))
     difference = squashed(images, 0, 60).astype(int) - expected(images, 0, 60)
     assert np.abs(difference).mean() < 2
 
 
-def test_a_killed_decoder_leaves_nothing_that_counts(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_decoder_leaves_nothing_that_counts(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = pixels.squashed
 
     def fails(images: ImageSet, index: int, side: int) -> np.ndarray:

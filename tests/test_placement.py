@@ -33,13 +33,17 @@ def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
 
 
-@pytest.mark.skipif(AZURE not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has one provider")
+@pytest.mark.skipif(
+    AZURE not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has one provider"
+)
 def test_a_real_fallback_is_found_and_refused(tmp_path: Path) -> None:
     """Azure's provider takes no plain operator, so ONNX Runtime hands all of them to the CPU without a word."""
     folder = write_artifact(tmp_path / "fp32")
     nodes = profiled_nodes(folder / "model.onnx", IMAGE, [AZURE, CPU], onnxruntime.SessionOptions())
     assert nodes == {CPU: OPERATORS}
-    with pytest.raises(EdgekdError, match=r"AzureExecutionProvider.*3 of 3 nodes on CPU.*Cast, Mul, ReduceMean"):
+    with pytest.raises(
+        EdgekdError, match=r"AzureExecutionProvider.*3 of 3 nodes on CPU.*Cast, Mul, ReduceMean"
+    ):
         refuse_fallback("r/fp32", Placement(AZURE, nodes, "ONNX Runtime's profile"))
 
 
@@ -58,7 +62,9 @@ def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
     from edgekd.targets.ov import open_openvino
 
     folder = write_artifact(tmp_path / "ov")
-    openvino.save_model(openvino.convert_model(folder / "model.onnx"), folder / "model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.convert_model(folder / "model.onnx"), folder / "model.xml", compress_to_fp16=False
+    )
     artifact = dataclasses_replace_files(read_artifact(folder), "model.xml")
     placement = open_openvino(artifact, folder, threads=1, spinning=True).placement()
     assert placement is not None
@@ -78,7 +84,9 @@ def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Placement | No
     return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", quick=True)
 
 
-def test_the_report_says_where_each_node_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_says_where_each_node_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")
     report = placed(tmp_path, monkeypatch, told)
     rows = {row.subject: row for row in report.placements}
@@ -92,7 +100,13 @@ def test_the_report_says_where_each_node_ran(tmp_path: Path, monkeypatch: pytest
     assert "Conv 12, Add 3" in page
 
 
-def test_no_report_is_written_of_a_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_report_is_written_of_a_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(EdgekdError, match="fell back: 1 of 2 nodes on CPUExecutionProvider"):
-        placed(tmp_path, monkeypatch, Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test"))
+        placed(
+            tmp_path,
+            monkeypatch,
+            Placement("CUDA", {"CUDA": {"Conv": 1}, CPU: {"Resize": 1}}, "a test"),
+        )
     assert not (tmp_path / "out").exists()

@@ -23,7 +23,12 @@ def settled(**settings: Any) -> TrainConfig:
 
 def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixture[str]) -> None:
     config = settled()
-    assert (config.pretrained, config.bn, config.size, config.steps) == ("toy", "frozen", TOY_SIZE, TOY_STEPS)
+    assert (config.pretrained, config.bn, config.size, config.steps) == (
+        "toy",
+        "frozen",
+        TOY_SIZE,
+        TOY_STEPS,
+    )
     assert "random weights" not in capsys.readouterr().err
 
 
@@ -61,13 +66,22 @@ def test_weights_from_a_file_are_not_from_scratch(tmp_path: Path) -> None:
 
 
 def test_what_was_chosen_stays(tmp_path: Path) -> None:
-    chosen = {"pretrained": "scratch", "bn": "frozen", "size": 48, "lr": 0.5, "epochs": 2.0, "out": tmp_path / "mine"}
+    chosen = {
+        "pretrained": "scratch",
+        "bn": "frozen",
+        "size": 48,
+        "lr": 0.5,
+        "epochs": 2.0,
+        "out": tmp_path / "mine",
+    }
     config = settled(**chosen)
     assert {name: getattr(config, name) for name in chosen} == chosen
     assert config.steps is None
 
 
-@pytest.mark.parametrize("wrong", [{"student": "mobilnetv3"}, {"recipe": "vl2v"}, {"stages": {"allign": {}}}])
+@pytest.mark.parametrize(
+    "wrong", [{"student": "mobilnetv3"}, {"recipe": "vl2v"}, {"stages": {"allign": {}}}]
+)
 def test_unknown_names_are_refused_before_any_work(wrong: dict[str, Any]) -> None:
     with pytest.raises(EdgekdError):
         settled(**wrong)

@@ -44,7 +44,9 @@ def student() -> Student:
 
 def test_a_students_scores_do_not_depend_on_the_batch(images: ImageSet, student: Student) -> None:
     student.train()
-    bank = torch.nn.functional.normalize(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
+    bank = torch.nn.functional.normalize(
+        torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     predict = student_predict(student, bank)
     scores = predict_all(predict, images, np.arange(18), student.preprocess)
     assert scores.shape == (18, 4)

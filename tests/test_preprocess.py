@@ -26,7 +26,9 @@ def test_squash_is_pillows_resize() -> None:
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (48, 48), (97, 40)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_crop_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], interpolation: str) -> None:
+def test_crop_is_torchvisions_resize_and_centre_crop(
+    size: tuple[int, int], interpolation: str
+) -> None:
     image = picture(*size)
     preprocess = Preprocess(size=28, resize="crop", crop_pct=0.875, interpolation=interpolation)
     short = Resize(32, InterpolationMode(interpolation))
@@ -45,7 +47,11 @@ def test_crop_shows_the_middle() -> None:
 
 
 def test_a_tiny_image_is_enlarged() -> None:
-    assert Preprocess(size=16, resize="crop", crop_pct=0.875).pixels(picture(3, 2)).shape == (16, 16, 3)
+    assert Preprocess(size=16, resize="crop", crop_pct=0.875).pixels(picture(3, 2)).shape == (
+        16,
+        16,
+        3,
+    )
 
 
 def test_the_hash_changes_with_every_field() -> None:
@@ -63,7 +69,9 @@ def test_the_hash_changes_with_every_field() -> None:
     assert Preprocess.model_validate_json(base.model_dump_json()) == base
 
 
-@pytest.mark.parametrize("field", [{"size": 15}, {"size": 2000}, {"crop_pct": 0.0}, {"interpolation": "lanczos"}])
+@pytest.mark.parametrize(
+    "field", [{"size": 15}, {"size": 2000}, {"crop_pct": 0.0}, {"interpolation": "lanczos"}]
+)
 def test_senseless_numbers_are_refused(field: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Preprocess.model_validate({"size": 32} | field)

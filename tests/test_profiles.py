@@ -48,7 +48,9 @@ def test_every_shipped_profile_is_valid_and_listed() -> None:
 
 def test_the_page_on_devices_names_what_nobody_has_looked_up() -> None:
     text = (Path(__file__).parents[1] / "docs" / "devices.md").read_text()
-    [told] = [line for line in text.splitlines() if line.startswith("- Not found in a copy of its page")]
+    [told] = [
+        line for line in text.splitlines() if line.startswith("- Not found in a copy of its page")
+    ]
     waiting = {
         source.title
         for name in profile_names()
@@ -59,17 +61,24 @@ def test_the_page_on_devices_names_what_nobody_has_looked_up() -> None:
 
 
 def test_known_facts() -> None:
-    capabilities = {name: load_profile(name).compute_capability for name in ("jetson-orin-nano", "rtx-4090", "h100")}
+    capabilities = {
+        name: load_profile(name).compute_capability
+        for name in ("jetson-orin-nano", "rtx-4090", "h100")
+    }
     assert capabilities == {"jetson-orin-nano": "8.7", "rtx-4090": "8.9", "h100": "9.0"}
     assert load_profile("raspberry-pi-5").threads == 4
 
 
-def test_a_users_own_file_sets_threads_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_users_own_file_sets_threads_and_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(OWN)
     assert _follow_profile(str(path), None) == 2
     assert _follow_profile(str(path), 7) == 7
-    assert "my-board: It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
+    assert (
+        "my-board: It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
+    )
     path.write_text(OWN + "checked = 2026-01-31\n")
     _follow_profile(str(path), None)
     assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
@@ -98,7 +107,18 @@ def test_a_flag_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgekd.api.export", export)
     for flags, found in (([], "iOS18"), (["--deployment-target", "iOS26"], "iOS26")):
         with pytest.raises(SystemExit):
-            main(["export", "runs/x", "--target", "coreml", "--fp16", "--profile", "iphone-16", *flags])
+            main(
+                [
+                    "export",
+                    "runs/x",
+                    "--target",
+                    "coreml",
+                    "--fp16",
+                    "--profile",
+                    "iphone-16",
+                    *flags,
+                ]
+            )
         assert asked[-1] == {"deployment_target": found}
 
 
@@ -113,7 +133,9 @@ def test_a_flag_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[because]", "[because", "not TOML"),
     ],
 )
-def test_a_claim_without_a_source_is_refused(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+def test_a_claim_without_a_source_is_refused(
+    tmp_path: Path, old: str, new: str, complaint: str
+) -> None:
     path = tmp_path / "mine.toml"
     assert old in OWN
     path.write_text(OWN.replace(old, new))

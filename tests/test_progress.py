@@ -37,7 +37,12 @@ def test_every_nth_step_and_the_last_are_written(tmp_path: Path, fabric: Fabric)
             record(progress, step)
     assert [line["step"] for line in lines(tmp_path)] == [3, 6, 8]
     first = lines(tmp_path)[0]
-    assert (first["stage"], first["loss"], first["terms"], first["lr"]) == ("train", 2.0, {"ce": 1.0}, 0.1)
+    assert (first["stage"], first["loss"], first["terms"], first["lr"]) == (
+        "train",
+        2.0,
+        {"ce": 1.0},
+        0.1,
+    )
 
 
 def test_resuming_keeps_what_the_checkpoint_covers(tmp_path: Path, fabric: Fabric) -> None:
@@ -60,13 +65,19 @@ def test_speed_and_waiting_leave_out_the_first_step(tmp_path: Path, fabric: Fabr
         started = time.perf_counter()
         time.sleep(0.1)
         record(progress, 1, waited_s=0.05)
-        speed, part, seconds = progress.images_per_second, progress.data_wait_percent, time.perf_counter() - started
+        speed, part, seconds = (
+            progress.images_per_second,
+            progress.data_wait_percent,
+            time.perf_counter() - started,
+        )
     assert speed == pytest.approx(8 / seconds, rel=0.1)
     assert part == pytest.approx(100 * 0.05 / seconds, rel=0.1)
     assert progress.seconds > 0.4
 
 
-def test_a_pause_is_no_training(tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_is_no_training(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
     with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:

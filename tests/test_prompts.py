@@ -19,7 +19,10 @@ def test_published_template_sets() -> None:
 
 
 def test_domain_templates_name_the_source_domains() -> None:
-    assert templates_for("domain", ["art_painting", "photo"]) == ("a art painting of a {}", "a photo of a {}")
+    assert templates_for("domain", ["art_painting", "photo"]) == (
+        "a art painting of a {}",
+        "a photo of a {}",
+    )
     for domains in ((), ("all",)):
         with pytest.raises(EdgekdError, match="sorted by domain"):
             templates_for("domain", domains)
@@ -62,7 +65,11 @@ def test_a_bank_goes_round(tmp_path: Path) -> None:
     bank.write(tmp_path / "bank.safetensors")
     back = read_text_bank(tmp_path / "bank.safetensors")
     assert torch.equal(back.vectors, bank.vectors)
-    assert (back.classes, back.templates, back.teacher_id) == (bank.classes, bank.templates, bank.teacher_id)
+    assert (back.classes, back.templates, back.teacher_id) == (
+        bank.classes,
+        bank.templates,
+        bank.teacher_id,
+    )
     assert back.logit_scale == bank.logit_scale
     assert back.image_centre is None
     assert back.head is back.vectors
@@ -71,7 +78,9 @@ def test_a_bank_goes_round(tmp_path: Path) -> None:
 def test_a_centred_bank_goes_round_and_leaves_out_the_common_part(tmp_path: Path) -> None:
     vectors = torch.tensor([[0.8, 0.6], [0.8, -0.6]])
     image_centre, text_centre = torch.tensor([0.0, 0.5]), torch.tensor([0.8, 0.0])
-    TextBank(("a", "b"), ("{}",), vectors, "0123", 10.0, image_centre, text_centre).write(tmp_path / "bank.safetensors")
+    TextBank(("a", "b"), ("{}",), vectors, "0123", 10.0, image_centre, text_centre).write(
+        tmp_path / "bank.safetensors"
+    )
     bank = read_text_bank(tmp_path / "bank.safetensors")
     assert torch.allclose(bank.head, torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
     # (0, 3) is the unit vector (0, 1), less (0, 0.5) gives (0, 1); (2, 0): (1, -0.5) made unit.

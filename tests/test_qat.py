@@ -49,10 +49,14 @@ def test_score_is_the_mean_over_domains_then_the_loss() -> None:
 
     logits = np.array([[2.0, 0], [2, 0], [2, 0], [0, 2]], np.float32)
     labels, domains = np.array([0, 0, 0, 0]), np.array([0, 0, 0, 1])
-    asked = Tuner(np.zeros((4, 1, 1, 3), np.uint8), labels, domains, nothing, lambda: nn.Linear(1, 1), {})
+    asked = Tuner(
+        np.zeros((4, 1, 1, 3), np.uint8), labels, domains, nothing, lambda: nn.Linear(1, 1), {}
+    )
     accuracy, minus_loss = asked.score(logits)
     assert accuracy == 0.5  # 3 of 3 and 0 of 1
-    assert minus_loss == pytest.approx(-(3 * np.log1p(np.exp(-2)) + 2 + np.log1p(np.exp(-2))) / 4, rel=1e-5)
+    assert minus_loss == pytest.approx(
+        -(3 * np.log1p(np.exp(-2)) + 2 + np.log1p(np.exp(-2))) / 4, rel=1e-5
+    )
     assert asked.score(2 * logits) < (accuracy, minus_loss)
 
 
@@ -72,9 +76,15 @@ def test_training_that_harms_leaves_the_untrained_file(made: tuple[Path, nn.Line
 
     out = folder / "ruined.onnx"
     said, answers = quantize_tuned(
-        folder / "fp32.onnx", out, pictures(32), dialect=DIALECT, tuner=tuner(head, full.argmax(axis=1), ruin)
+        folder / "fp32.onnx",
+        out,
+        pictures(32),
+        dialect=DIALECT,
+        tuner=tuner(head, full.argmax(axis=1), ruin),
     )
-    assert asked == list(range(1, PATIENCE + 1)), "so many files in a row that are not better end it"
+    assert asked == list(range(1, PATIENCE + 1)), (
+        "so many files in a row that are not better end it"
+    )
     assert said["qat"]["chosen_step"] == 0
     assert said["qat"]["validation_after"] == said["qat"]["validation_before"]
     assert "trained" not in said["method"]
@@ -96,7 +106,9 @@ def test_training_that_helps_is_kept_as_of_its_best_step(made: tuple[Path, nn.Li
     def learn(network: Replay, go_on: Callable[[int], bool]) -> None:
         optimizer = torch.optim.Adam([*network.weights, *learned.parameters()], lr=1e-2)
         for step in range(1, 41):
-            loss = nn.functional.cross_entropy(learned(network(torch.from_numpy(pixels))), torch.from_numpy(labels))
+            loss = nn.functional.cross_entropy(
+                learned(network(torch.from_numpy(pixels))), torch.from_numpy(labels)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,7 +120,11 @@ def test_training_that_helps_is_kept_as_of_its_best_step(made: tuple[Path, nn.Li
 
     out = folder / "learned.onnx"
     said, answers = quantize_tuned(
-        folder / "fp32.onnx", out, pictures(32), dialect=DIALECT, tuner=tuner(learned, labels, learn)
+        folder / "fp32.onnx",
+        out,
+        pictures(32),
+        dialect=DIALECT,
+        tuner=tuner(learned, labels, learn),
     )
     assert said["qat"]["chosen_step"] in (20, 40)
     assert said["qat"]["validation_after"] > said["qat"]["validation_before"]
@@ -126,7 +142,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_trained_on_with_its_recipe_and_teacher(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weights = (run / "student.safetensors").read_bytes()
     with pytest.raises(SystemExit) as left:
         main(
@@ -157,19 +175,32 @@ def test_run_is_trained_on_with_its_recipe_and_teacher(run: Path, capsys: pytest
     assert "same class as the FP32 student" in capsys.readouterr().out
     recorded = json.loads((folder / "artifact.json").read_text())["parity"]
     (link,) = edgekd.verify(folder)
-    assert link["top1_agreement"] == recorded["top1_agreement"]  # against what the trained network said
+    assert (
+        link["top1_agreement"] == recorded["top1_agreement"]
+    )  # against what the trained network said
     assert link["cosine"] == pytest.approx(recorded["cosine"], abs=1e-5)
     assert link["link"].startswith("trained network in torch")
 
 
 def test_tensorrt_gets_a_trained_file_that_it_may_build(run: Path) -> None:
-    asked = {"qat": True, "qat_steps": 3, "calibration_images": 24, "min_agreement": 0, "overwrite": True}
+    asked = {
+        "qat": True,
+        "qat_steps": 3,
+        "calibration_images": 24,
+        "min_agreement": 0,
+        "overwrite": True,
+    }
     artifact = edgekd.export(run, target="tensorrt", precision="int8", **asked)[-1]
     assert artifact.folder is not None
     assert artifact.quantization is not None
     assert artifact.quantization["qat"]["steps"] == 3
-    assert artifact.quantization["calibrator"] == "minmax", "training learns what part of the range to cover"
-    assert artifact.quantization["qat"]["validation_after"] >= artifact.quantization["qat"]["validation_before"]
+    assert artifact.quantization["calibrator"] == "minmax", (
+        "training learns what part of the range to cover"
+    )
+    assert (
+        artifact.quantization["qat"]["validation_after"]
+        >= artifact.quantization["qat"]["validation_before"]
+    )
     assert artifact.details["checked"][0] == "edgekd's rules"
     model = onnx.load(artifact.folder / "model.onnx")
     assert findings(model) == []
@@ -198,9 +229,15 @@ def test_another_teacher_is_refused(run: Path) -> None:
     ("wanted", "reason"),
     [
         ({"qat": True}, "is for INT8 on onnxruntime and tensorrt"),
-        ({"qat": True, "precision": "int8", "target": "openvino"}, "is for INT8 on onnxruntime and tensorrt"),
+        (
+            {"qat": True, "precision": "int8", "target": "openvino"},
+            "is for INT8 on onnxruntime and tensorrt",
+        ),
         ({"qat": True, "precision": "int8", "max_drop_id": 1.0}, "keeps layers in float"),
-        ({"precision": "int8", "target": "coreml", "max_drop_id": 1.0}, "on onnxruntime, openvino, tensorrt only"),
+        (
+            {"precision": "int8", "target": "coreml", "max_drop_id": 1.0},
+            "on onnxruntime, openvino, tensorrt only",
+        ),
         ({"precision": "int8", "qat_steps": 5}, "go with it"),
         ({"precision": "int8", "qat": True, "qat_steps": 0}, "at least 1"),
     ],

@@ -49,9 +49,9 @@ def pictures(n: int, seed: int = 0) -> np.ndarray:
 def logits(path: Path, images: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"image": images})[
-        0
-    ]
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(
+        None, {"image": images}
+    )[0]
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,15 @@ def test_weight_pairs_cannot_overflow_sixteen_bits() -> None:
 
 def test_weight_scales_by_hand() -> None:
     rows = np.array([[2.0, -1.5, 1.0], [1.0, 1.5, -2.0], [0.0, 0.0, 0.0]], dtype=np.float32)
-    np.testing.assert_allclose(weight_scales(rows, pairs="none"), np.array([2, 2, 127]) / 127, rtol=1e-6)
-    np.testing.assert_allclose(weight_scales(rows, pairs="neighbours"), np.array([2, 2.5, 127]) / 127, rtol=1e-6)
-    np.testing.assert_allclose(weight_scales(rows, pairs="any"), np.array([3, 2.5, 127]) / 127, rtol=1e-6)
+    np.testing.assert_allclose(
+        weight_scales(rows, pairs="none"), np.array([2, 2, 127]) / 127, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        weight_scales(rows, pairs="neighbours"), np.array([2, 2.5, 127]) / 127, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        weight_scales(rows, pairs="any"), np.array([3, 2.5, 127]) / 127, rtol=1e-6
+    )
 
 
 def test_ranges_are_the_extremes_over_all_batches(files: tuple[Path, Path, dict]) -> None:
@@ -145,11 +151,15 @@ def test_diverged_weights_are_refused(files: tuple[Path, Path, dict], tmp_path: 
         quantize_int8(tmp_path / "nan.onnx", tmp_path / "x.onnx", pictures(8))
 
 
-def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(files: tuple[Path, Path, dict], tmp_path: Path) -> None:
+def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(
+    files: tuple[Path, Path, dict], tmp_path: Path
+) -> None:
     to_fp16(files[0], tmp_path / "fp16.onnx")
     model = onnx.load(tmp_path / "fp16.onnx")
     types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
     assert types == {onnx.TensorProto.FLOAT16}
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     images = pictures(50, seed=2)
-    np.testing.assert_allclose(logits(tmp_path / "fp16.onnx", images), logits(files[0], images), atol=5e-3)
+    np.testing.assert_allclose(
+        logits(tmp_path / "fp16.onnx", images), logits(files[0], images), atol=5e-3
+    )

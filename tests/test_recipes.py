@@ -28,12 +28,20 @@ def test_the_recipes_say_what_the_literature_says() -> None:
     lgd = get_recipe("lgd")
     assert "labels" not in lgd.needs
     assert (lgd.prompts, lgd.projector, lgd.momentum) == ("imagenet80", "mlp", 0.999)
-    assert {(s.weight, s.params["tau_student"], s.params["tau_teacher"]) for s in lgd.stages[0].terms.values()} == {
-        (0.5, 0.2, 0.01)
-    }
+    assert {
+        (s.weight, s.params["tau_student"], s.params["tau_teacher"])
+        for s in lgd.stages[0].terms.values()
+    } == {(0.5, 0.2, 0.01)}
     self_taught = get_recipe("vl2v-sd")
-    assert (self_taught.student, self_taught.projector, len(self_taught.stages)) == ("teacher", "none", 1)
-    assert [stage.trains for stage in get_recipe("lp-ft").stages] == [("head",), ("backbone", "head")]
+    assert (self_taught.student, self_taught.projector, len(self_taught.stages)) == (
+        "teacher",
+        "none",
+        1,
+    )
+    assert [stage.trains for stage in get_recipe("lp-ft").stages] == [
+        ("head",),
+        ("backbone", "head"),
+    ]
     rise = get_recipe("rise")
     assert (rise.head, rise.prompts, rise.stages[0].terms["logit_kd"].params) == (
         "learned",
@@ -53,7 +61,8 @@ def test_the_recipes_say_what_the_literature_says() -> None:
     assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
     assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
     assert all(
-        {n: s.weight for n, s in stage.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5} for stage in vl2v.stages
+        {n: s.weight for n, s in stage.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5}
+        for stage in vl2v.stages
     )
     assert vl2v.head == "text"
     assert vl2v.needs == {"embedding", "teacher", "bank", "labels"}
@@ -81,14 +90,26 @@ def test_stages_get_their_share_of_the_steps() -> None:
 def test_numbers_can_be_changed_and_terms_added_and_dropped() -> None:
     changes = {
         "distill": {
-            "terms": {"cos_img": {"weight": 0.7}, "cos_text": 0, "text_ce": {"weight": 1, "params": {"tau": 0.1}}}
+            "terms": {
+                "cos_img": {"weight": 0.7},
+                "cos_text": 0,
+                "text_ce": {"weight": 1, "params": {"tau": 0.1}},
+            }
         }
     }
     align, distill = get_recipe("vl2v-adip", changes).stages
-    assert {name: spec.weight for name, spec in align.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5}
-    assert {name: spec.weight for name, spec in distill.terms.items()} == {"cos_img": 0.7, "text_ce": 1}
+    assert {name: spec.weight for name, spec in align.terms.items()} == {
+        "cos_img": 0.5,
+        "cos_text": 0.5,
+    }
+    assert {name: spec.weight for name, spec in distill.terms.items()} == {
+        "cos_img": 0.7,
+        "text_ce": 1,
+    }
     assert distill.terms["text_ce"].params == {"tau": 0.1}
-    assert get_recipe("vl2v-adip").stages[1].terms["cos_img"].weight == 0.5  # the recipe itself stays as it is
+    assert (
+        get_recipe("vl2v-adip").stages[1].terms["cos_img"].weight == 0.5
+    )  # the recipe itself stays as it is
 
 
 def test_a_mask_brings_its_needs() -> None:
@@ -104,17 +125,29 @@ def test_a_mask_brings_its_needs() -> None:
         ("vl2v-adip", {"distill": {"terms": {"cos_imgs": 1}}}, "cos_img"),
         ("vl2v-adip", {"distill": {"shares": 1}}, "share"),
         ("vl2v-adip", {"distill": {"terms": {"cos_img": {"wight": 1}}}}, "weight"),
-        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"mask": "teacher_corect"}}}}, "teacher_correct"),
-        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"confidence": "teacher_confidense"}}}}, "teacher_confidence"),
+        (
+            "vl2v-adip",
+            {"distill": {"terms": {"cos_img": {"mask": "teacher_corect"}}}},
+            "teacher_correct",
+        ),
+        (
+            "vl2v-adip",
+            {"distill": {"terms": {"cos_img": {"confidence": "teacher_confidense"}}}},
+            "teacher_confidence",
+        ),
         ("kd", {"train": {"terms": {"logit_kd": {"params": {"temprature": 2}}}}}, "temperature"),
     ],
 )
-def test_a_misspelt_word_is_answered_with_the_closest(name: str, overrides: dict[str, Any] | None, meant: str) -> None:
+def test_a_misspelt_word_is_answered_with_the_closest(
+    name: str, overrides: dict[str, Any] | None, meant: str
+) -> None:
     assert f'"{meant}"' in refusal(name, overrides).hint
 
 
 def test_shares_must_add_up_to_one() -> None:
-    assert "0.9" in refusal("vl2v-adip", {"align": {"share": 0.1}, "distill": {"share": 0.8}}).message
+    assert (
+        "0.9" in refusal("vl2v-adip", {"align": {"share": 0.1}, "distill": {"share": 0.8}}).message
+    )
     refusal("vl2v-adip", {"align": {"share": -0.2}, "distill": {"share": 1.2}})
 
 
@@ -125,7 +158,9 @@ def test_shares_must_add_up_to_one() -> None:
         ("vl2v-adip", {"align": {"terms": {"ce": 0.5}}}),  # a text head has no logits
     ],
 )
-def test_a_term_whose_needs_the_head_cannot_meet_is_refused(name: str, overrides: dict[str, Any]) -> None:
+def test_a_term_whose_needs_the_head_cannot_meet_is_refused(
+    name: str, overrides: dict[str, Any]
+) -> None:
     refusal(name, overrides)
 
 

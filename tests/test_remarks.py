@@ -9,9 +9,18 @@ from edgekd.benchmark.remarks import _fastest
 from edgekd.benchmark.rows import LatencyRow
 
 
-def row(subject: str, provider: str, p50_ms: float, device: str = "local", half: float = 0.05, run: str = "r") -> Any:
+def row(
+    subject: str,
+    provider: str,
+    p50_ms: float,
+    device: str = "local",
+    half: float = 0.05,
+    run: str = "r",
+) -> Any:
     ci = (p50_ms - half, p50_ms + half)
-    return SimpleNamespace(run=run, subject=subject, provider=provider, p50_ms=p50_ms, p50_ci95_ms=ci, device=device)
+    return SimpleNamespace(
+        run=run, subject=subject, provider=provider, p50_ms=p50_ms, p50_ci95_ms=ci, device=device
+    )
 
 
 def said(*rows: Any) -> list[str]:
@@ -19,7 +28,11 @@ def said(*rows: Any) -> list[str]:
 
 
 def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
-    rows = (row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0), row("ov-fp32", "OpenVINO", 1.08))
+    rows = (
+        row("ort-fp32", "ORT", 1.5),
+        row("ov-int8", "OpenVINO", 1.0),
+        row("ov-fp32", "OpenVINO", 1.08),
+    )
     assert said(*rows) == [
         "r: the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, intervals overlap with ov-fp32); "
         "the best of another runtime is ort-fp32, 1.50 times as long."

@@ -37,7 +37,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Deployable, Ca
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_replay_computes_what_the_file_computes(name: str, made: tuple[Path, Deployable, Calibrated]) -> None:
+def test_replay_computes_what_the_file_computes(
+    name: str, made: tuple[Path, Deployable, Calibrated]
+) -> None:
     folder, _, calibrated = made
     dialect, path, images = DIALECTS[name], folder / f"{name}.onnx", pictures(96, seed=5)
     dialect.write(calibrated, path)
@@ -54,14 +56,18 @@ def test_replay_computes_what_the_file_computes(name: str, made: tuple[Path, Dep
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_what_was_trained_is_what_the_next_file_holds(name: str, made: tuple[Path, Deployable, Calibrated]) -> None:
+def test_what_was_trained_is_what_the_next_file_holds(
+    name: str, made: tuple[Path, Deployable, Calibrated]
+) -> None:
     folder, _, calibrated = made
     dialect, path, images = DIALECTS[name], folder / f"{name}.onnx", pictures(64, seed=6)
     dialect.write(calibrated, path)
     calibrated = with_corrected_biases(calibrated, dialect.grid)
     network = Replay(calibrated.model, onnx.load(path), dialect.grid)
     before = dialect.answers(path, images)
-    optimizer = torch.optim.Adam([{"params": network.weights, "lr": 3e-3}, {"params": network.factors, "lr": 2e-2}])
+    optimizer = torch.optim.Adam(
+        [{"params": network.weights, "lr": 3e-3}, {"params": network.factors, "lr": 2e-2}]
+    )
     for _ in range(4):
         loss = network(torch.from_numpy(images)).square().mean()
         optimizer.zero_grad()
@@ -69,7 +75,9 @@ def test_what_was_trained_is_what_the_next_file_holds(name: str, made: tuple[Pat
         optimizer.step()
     head = nn.Linear(16, 4)
     tuned = dataclasses.replace(
-        calibrated, model=network.tuned(calibrated.model, head), ranges=network.tuned_ranges(calibrated.ranges)
+        calibrated,
+        model=network.tuned(calibrated.model, head),
+        ranges=network.tuned_ranges(calibrated.ranges),
     )
     dialect.write(tuned, path)
     with torch.no_grad():
@@ -82,7 +90,9 @@ def test_what_was_trained_is_what_the_next_file_holds(name: str, made: tuple[Pat
     assert {entry.key: entry.value for entry in onnx.load(path).metadata_props} == {"k": "v"}
     assert any(  # the float model that was calibrated stays as it was
         not np.array_equal(onnx.numpy_helper.to_array(a), onnx.numpy_helper.to_array(b))
-        for a, b in zip(tuned.model.graph.initializer, calibrated.model.graph.initializer, strict=True)
+        for a, b in zip(
+            tuned.model.graph.initializer, calibrated.model.graph.initializer, strict=True
+        )
     )
 
 
@@ -92,7 +102,9 @@ def test_every_weighted_layer_learns(made: tuple[Path, Deployable, Calibrated]) 
     network = Replay(calibrated.model, onnx.load(folder / "all.onnx"), DIALECT.grid)
     network(torch.from_numpy(pictures(16))).square().sum().backward()
     assert len(network.weights) == len(list(model.backbone.parameters()))
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.weights)
+    assert all(
+        weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.weights
+    )
     assert all(factor.grad is not None for factor in network.factors)
 
 
@@ -107,12 +119,16 @@ def textured(n: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=STUDENTS)
-def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+def student(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, nn.Module]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         body = timm.create_model(request.param, num_classes=0, **STUDENTS[request.param])
         for parameter in body.parameters():
-            if parameter.ndim == 1:  # as initialised they are 0 and 1, and many of them one constant in the file
+            if (
+                parameter.ndim == 1
+            ):  # as initialised they are 0 and 1, and many of them one constant in the file
                 parameter.data += 0.1 * torch.randn_like(parameter)
         model = Deployable(body, nn.Linear(body.num_features, 4), Preprocess(size=SIZE))
         for _ in range(20):
@@ -123,29 +139,42 @@ def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_transformers_and_squeeze_excite_are_replayed_and_trained(name: str, student: tuple[Path, nn.Module]) -> None:
+def test_transformers_and_squeeze_excite_are_replayed_and_trained(
+    name: str, student: tuple[Path, nn.Module]
+) -> None:
     (folder, body), dialect, images = student, DIALECTS[name], textured(64, seed=5)
     path = folder / f"{name}.onnx"
     calibrated = dialect.calibrate(folder / "fp32.onnx", textured(48), "minmax")
     dialect.write(calibrated, path)
     calibrated = with_corrected_biases(calibrated, dialect.grid)
-    network, head = Replay(calibrated.model, onnx.load(path), dialect.grid), Replay.head_of(calibrated.model)
+    network, head = (
+        Replay(calibrated.model, onnx.load(path), dialect.grid),
+        Replay.head_of(calibrated.model),
+    )
     said = network.rounded(head)(network(torch.from_numpy(images)))
     file, full = dialect.answers(path, images), dialect.answers(folder / "fp32.onnx", images)
     # INT8 costs both the same, up to sums that round the other way; half precision has many more of those.
     costs = [(logits - full).ravel() for logits in (said.detach().numpy(), file)]
     assert np.corrcoef(costs)[0, 1] > {"onnxruntime": 0.97, "tensorrt": 0.25}[name]
     said.square().sum().backward()
-    learned = sum(weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in network.weights)
+    learned = sum(
+        weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in network.weights
+    )
     normalised = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     tokens = [name for name, _ in body.named_parameters() if name in ("cls_token", "pos_embed")]
     # Of BatchNorm's two only the bias is left; the class token and the places stay as they are.
-    assert learned == len(network.weights) == len(list(body.parameters())) - len(normalised) - len(tokens)
+    assert (
+        learned
+        == len(network.weights)
+        == len(list(body.parameters())) - len(normalised) - len(tokens)
+    )
     with torch.no_grad():
         for weight in network.weights:
             weight += 0.1 * weight.std().nan_to_num() * torch.randn(weight.shape)
     tuned = dataclasses.replace(
-        calibrated, model=network.tuned(calibrated.model, head), ranges=network.tuned_ranges(calibrated.ranges)
+        calibrated,
+        model=network.tuned(calibrated.model, head),
+        ranges=network.tuned_ranges(calibrated.ranges),
     )
     dialect.write(tuned, path)
     with torch.no_grad():
@@ -179,7 +208,9 @@ def test_unknown_operation_is_named(made: tuple[Path, Deployable, Calibrated]) -
 
 def test_forms_that_are_not_known_are_sentences_too() -> None:
     x, one = torch.zeros(1, 1, 4, 4), torch.tensor([1])
-    with pytest.raises(EdgekdError, match="does not know a Conv that is not two-dimensional or pads by itself"):
+    with pytest.raises(
+        EdgekdError, match="does not know a Conv that is not two-dimensional or pads by itself"
+    ):
         OPS["Conv"]([x, torch.zeros(1, 1, 3, 3)], {"auto_pad": b"SAME_UPPER"})
     with pytest.raises(EdgekdError, match="does not know a MaxPool that is dilated"):
         OPS["MaxPool"]([x], {"kernel_shape": [2, 2], "dilations": [2, 2]})

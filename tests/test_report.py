@@ -32,9 +32,23 @@ from edgekd.benchmark.table import main_table
 from edgekd.errors import EdgekdError
 
 SCHEMA = json.loads((Path(report_module.__file__).parent / "report.schema.json").read_text())
-FACTS = {"name": "r", "seed": 0, "split_hash": "abcd", "seconds": 61.23456, "templates": list("abcde"), "domain": None}
+FACTS = {
+    "name": "r",
+    "seed": 0,
+    "split_hash": "abcd",
+    "seconds": 61.23456,
+    "templates": list("abcde"),
+    "domain": None,
+}
 CONTEXT = {"data": "paint", "runs": [FACTS]}
-TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int}
+TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "integer": int,
+}
 
 
 def violations(value: Any, schema: dict[str, Any], where: str = "report") -> Iterator[str]:
@@ -66,7 +80,9 @@ def violations(value: Any, schema: dict[str, Any], where: str = "report") -> Ite
             yield from violations(item, schema.get("items", {}), f"{where}[{place}]")
     if isinstance(value, dict):
         known, others = schema.get("properties", {}), schema.get("additionalProperties", {})
-        yield from (f"{where}: {key} is missing" for key in schema.get("required", ()) if key not in value)
+        yield from (
+            f"{where}: {key} is missing" for key in schema.get("required", ()) if key not in value
+        )
         for key, item in value.items():
             if key not in known and others is False:
                 yield f"{where}: {key} is unknown"
@@ -78,9 +94,13 @@ def violations(value: Any, schema: dict[str, Any], where: str = "report") -> Ite
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
     folder = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0}, picture=True)
+        fake_measurements(
+            monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0}, picture=True
+        )
         subjects = four_subjects(folder, sketch_every=3)
-        report = run_benchmark(subjects, id_and_ood(paint_images()), folder / "out", quick=True, context=CONTEXT)
+        report = run_benchmark(
+            subjects, id_and_ood(paint_images()), folder / "out", quick=True, context=CONTEXT
+        )
     return report, folder / "out"
 
 
@@ -88,9 +108,19 @@ def summary_of(report: Report, name: str, run: str = "r") -> SummaryRow:
     return next(row for row in report.summary if (row.run, row.subject) == (run, name))
 
 
-def test_the_folder_holds_everything_and_the_json_fits_its_schema(measured: tuple[Report, Path]) -> None:
+def test_the_folder_holds_everything_and_the_json_fits_its_schema(
+    measured: tuple[Report, Path],
+) -> None:
     report, out = measured
-    names = {"report.html", "report.json", "report.md", "report.png", "MODEL_CARD.md", "predictions.npz", "latency.npz"}
+    names = {
+        "report.html",
+        "report.json",
+        "report.md",
+        "report.png",
+        "MODEL_CARD.md",
+        "predictions.npz",
+        "latency.npz",
+    }
     assert {path.name for path in out.iterdir()} == names
     data = json.loads((out / "report.json").read_text())
     assert list(violations(data, SCHEMA)) == []
@@ -112,13 +142,20 @@ def test_the_schema_test_would_notice(measured: tuple[Report, Path]) -> None:
 def test_summary_by_hand(measured: tuple[Report, Path]) -> None:
     # Images 0–59 are in domain, 60–89 photo, 90–119 sketch; a model is wrong on every tenth, third or second image.
     report, _ = measured
-    teacher, torch, int8 = (summary_of(report, name) for name in ("teacher", "torch", "onnxruntime-int8"))
+    teacher, torch, int8 = (
+        summary_of(report, name) for name in ("teacher", "torch", "onnxruntime-int8")
+    )
     assert (teacher.id, teacher.ood, teacher.retention) == (0.9, {"photo": 0.9, "sketch": 0.9}, 1.0)
     assert torch.id == torch.ood_avg == pytest.approx(2 / 3)
     assert torch.retention == pytest.approx((2 / 3) / 0.9)
     assert torch.gap == pytest.approx(0.0)
     assert (torch.agreement_id, torch.quant_cost_id, torch.size_mb) == (None, None, None)
-    assert (int8.id, int8.ood_worst, int8.ood_worst_domain, int8.size_mb) == (0.5, 0.5, "photo", 1.0)
+    assert (int8.id, int8.ood_worst, int8.ood_worst_domain, int8.size_mb) == (
+        0.5,
+        0.5,
+        "photo",
+        1.0,
+    )
     # Multiples of 2 or 3 but not of both are where the two disagree: half of all numbers.
     assert int8.agreement_id == pytest.approx(0.5)
     assert int8.quant_cost_id is not None
@@ -129,7 +166,11 @@ def test_summary_by_hand(measured: tuple[Report, Path]) -> None:
     assert low < 1 / 6 < high
     fp32 = summary_of(report, "onnxruntime-fp32")
     assert fp32.quant_cost_ood is not None
-    assert (fp32.quant_cost_ood.value, fp32.quant_cost_ood.mcnemar_p, fp32.agreement_ood) == (0.0, 1.0, 1.0)
+    assert (fp32.quant_cost_ood.value, fp32.quant_cost_ood.mcnemar_p, fp32.agreement_ood) == (
+        0.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_accuracy_rows(measured: tuple[Report, Path]) -> None:
@@ -138,7 +179,11 @@ def test_accuracy_rows(measured: tuple[Report, Path]) -> None:
     row = rows["torch", "ood:sketch"]
     assert (row.n, row.classes, row.top1) == (30, 3, pytest.approx(2 / 3))
     # Wrong on the multiples of three: exactly the cats.
-    assert (row.worst_class, row.worst_class_recall, row.macro) == ("cat", 0.0, pytest.approx(2 / 3))
+    assert (row.worst_class, row.worst_class_recall, row.macro) == (
+        "cat",
+        0.0,
+        pytest.approx(2 / 3),
+    )
     confidence = np.exp(4) / (np.exp(4) + 2)
     assert row.ece == pytest.approx(confidence - 2 / 3, rel=1e-6)
 
@@ -149,10 +194,18 @@ def test_latency_rows_and_raw_samples(measured: tuple[Report, Path]) -> None:
     fp32 = rows["onnxruntime-fp32"]
     assert (fp32.p50_ms, fp32.n, fp32.processes, fp32.threads) == (pytest.approx(2.0), 201, 1, 2)
     assert (fp32.protocol, fp32.quick, fp32.load_ms, fp32.first_ms) == ("quick", True, 12.0, 9.0)
-    assert (rows["teacher"].protocol, rows["teacher"].provider, rows["teacher"].first_ms) == ("context", "torch", None)
+    assert (rows["teacher"].protocol, rows["teacher"].provider, rows["teacher"].first_ms) == (
+        "context",
+        "torch",
+        None,
+    )
     with np.load(out / "latency.npz") as raw:
         assert raw["samples_ms/r/onnxruntime-fp32/0"].mean() == pytest.approx(fp32.mean_ms)
-        assert raw["samples_ms/r/teacher/0"].shape == raw["blocks/r/teacher/0"].shape == (rows["teacher"].n,)
+        assert (
+            raw["samples_ms/r/teacher/0"].shape
+            == raw["blocks/r/teacher/0"].shape
+            == (rows["teacher"].n,)
+        )
 
 
 def test_predictions_give_the_numbers_again(measured: tuple[Report, Path]) -> None:
@@ -182,9 +235,13 @@ def test_markdown_says_what_a_reader_needs(measured: tuple[Report, Path]) -> Non
         assert part in text
 
 
-def test_int8_faster_says_nothing_and_full_is_not_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_faster_says_nothing_and_full_is_not_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
-    report = run_benchmark(four_subjects(tmp_path), id_and_ood(paint_images()), tmp_path / "out", threads=1)
+    report = run_benchmark(
+        four_subjects(tmp_path), id_and_ood(paint_images()), tmp_path / "out", threads=1
+    )
     assert not any("slower" in note for note in report.notes)
     assert "QUICK" not in markdown(report)
     fp32 = next(row for row in report.latency if row.subject == "onnxruntime-fp32")
@@ -194,10 +251,14 @@ def test_int8_faster_says_nothing_and_full_is_not_marked(tmp_path: Path, monkeyp
 
 
 def test_two_runs_share_their_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_measurements(monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for run in "ab" for kind in ("fp32", "int8")})
+    fake_measurements(
+        monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for run in "ab" for kind in ("fp32", "int8")}
+    )
     images = paint_images()
     subjects = four_subjects(tmp_path, run="a") + four_subjects(tmp_path, run="b", sketch_every=5)
-    report = run_benchmark(subjects, id_and_ood(images), tmp_path / "out", quick=True, examples=False)
+    report = run_benchmark(
+        subjects, id_and_ood(images), tmp_path / "out", quick=True, examples=False
+    )
     assert summary_of(report, "teacher", "a").same_as is None
     assert summary_of(report, "teacher", "b").same_as == "a"
     assert summary_of(report, "torch", "b").retention == pytest.approx(0.8 / 0.9)
@@ -208,7 +269,9 @@ def test_two_runs_share_their_teacher(tmp_path: Path, monkeypatch: pytest.Monkey
     assert images.reader.reads[60:].tolist() == [1] * 60
 
 
-def test_runs_that_left_out_different_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_left_out_different_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {})
     images = paint_images()
     suites = [
@@ -226,12 +289,19 @@ def test_runs_that_left_out_different_domains(tmp_path: Path, monkeypatch: pytes
         )
     ]
     report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
-    assert [set(row.ood) for row in report.summary] == [{"photo"}, {"photo"}, {"sketch"}, {"sketch"}]
+    assert [set(row.ood) for row in report.summary] == [
+        {"photo"},
+        {"photo"},
+        {"sketch"},
+        {"sketch"},
+    ]
     assert [row.same_as for row in report.summary] == [None] * 4
     assert "ood:photo n = 30 (a); id n = 60, ood:sketch n = 30 (b)" in markdown(report)
 
 
-def test_an_artifact_alone_on_unnamed_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_alone_on_unnamed_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0})
     artifact = four_subjects(tmp_path)[2]
     report = run_benchmark([artifact], id_and_ood(paint_images())[:1], tmp_path / "out", quick=True)
@@ -265,9 +335,21 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
     for subjects, chosen, folder, overwrite, message in (
         ([], suites, out, False, "no model"),
         ([one], [], out, False, "no images"),
-        ([one], [*suites, Suite("ood:art", suites[0].images, np.arange(0))], out, False, "measure on in ood:art"),
+        (
+            [one],
+            [*suites, Suite("ood:art", suites[0].images, np.arange(0))],
+            out,
+            False,
+            "measure on in ood:art",
+        ),
         ([one, one], suites, out, False, "r/torch is to be measured twice"),
-        ([one], [Suite("id", suites[0].images, np.arange(3), run="other")], out, False, "torch of run r"),
+        (
+            [one],
+            [Suite("id", suites[0].images, np.arange(3), run="other")],
+            out,
+            False,
+            "torch of run r",
+        ),
         ([one], suites, full, True, "holds no report"),
         ([one], suites, full / "thesis.txt", True, "is a file"),
         ([one], suites, old, False, "already holds a report"),
@@ -278,16 +360,22 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
     assert not out.exists()
 
 
-def test_overwrite_replaces_an_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overwrite_replaces_an_earlier_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {})
     out = tmp_path / "out"
     out.mkdir()
     (out / "report.json").write_text("{}")
-    run_benchmark([subject("torch", "torch", model(2))], id_and_ood(paint_images()), out, overwrite=True)
+    run_benchmark(
+        [subject("torch", "torch", model(2))], id_and_ood(paint_images()), out, overwrite=True
+    )
     assert summary_of(read_report(out), "torch").id == 0.5
 
 
-def test_a_failed_measurement_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_measurement_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_measurements(monkeypatch, {})
 
     def disk_full(path: Path, value: Any) -> None:
@@ -295,7 +383,11 @@ def test_a_failed_measurement_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(report_module, "write_json", disk_full)
     with pytest.raises(EdgekdError, match="is full"):
-        run_benchmark([subject("torch", "torch", model(2))], id_and_ood(paint_images()), tmp_path / "deep" / "out")
+        run_benchmark(
+            [subject("torch", "torch", model(2))],
+            id_and_ood(paint_images()),
+            tmp_path / "deep" / "out",
+        )
     assert list((tmp_path / "deep").iterdir()) == []
 
 

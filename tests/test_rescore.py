@@ -34,7 +34,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     folder = tmp_path_factory.mktemp("rescore")
     images = paint_images(240)
     suites = [*id_and_ood(images), Suite("val", images, np.arange(0, 240, 5))]
-    subjects = [replace(one, predict=noisy(one.predict, n)) for n, one in enumerate(four_subjects(folder))]
+    subjects = [
+        replace(one, predict=noisy(one.predict, n)) for n, one in enumerate(four_subjects(folder))
+    ]
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
         pair = (subjects[2], subjects[3])
@@ -81,11 +83,16 @@ def test_ece_from_scikit_learns_calibration_curve(report: Report) -> None:
             logits = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].astype(np.float64)
             labels = arrays[f"labels/{row.suite}"]
             assert row.scaled is not None
-            for factor, expected in ((1.0, row.ece), (temperature(report, row.subject), row.scaled.ece)):
+            for factor, expected in (
+                (1.0, row.ece),
+                (temperature(report, row.subject), row.scaled.ece),
+            ):
                 powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / factor)
                 confidence = powers.max(axis=1) / powers.sum(axis=1)
                 right = logits.argmax(axis=1) == labels
-                share, mean = sklearn.calibration_curve(right, confidence, n_bins=15)  # of the bins that hold something
+                share, mean = sklearn.calibration_curve(
+                    right, confidence, n_bins=15
+                )  # of the bins that hold something
                 counts = np.histogram(confidence, bins=np.linspace(0, 1, 16))[0]
                 other = (np.abs(share - mean) * counts[counts > 0]).sum() / len(labels)
                 assert expected == pytest.approx(other, abs=1e-7)
@@ -101,11 +108,17 @@ def test_the_temperature_is_the_minimum_that_scipy_finds(report: Report) -> None
     optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     with np.load(report.folder / "predictions.npz") as arrays:
         logits, labels = arrays["logits/r/torch/val"].astype(np.float64), arrays["labels/val"]
-    best = optimize.minimize_scalar(lambda t: metrics.nll(logits / t, labels), bounds=(0.05, 20), method="bounded")
+    best = optimize.minimize_scalar(
+        lambda t: metrics.nll(logits / t, labels), bounds=(0.05, 20), method="bounded"
+    )
     assert temperature(report, "torch") == pytest.approx(best.x, rel=1e-3)
     assert not any(row.suite == "val" for row in report.accuracy)
     torch = next(row for row in report.summary if row.subject == "torch")
-    scaled = [row.scaled.ece for row in report.accuracy if row.subject == "torch" and row.scaled and "ood" in row.suite]
+    scaled = [
+        row.scaled.ece
+        for row in report.accuracy
+        if row.subject == "torch" and row.scaled and "ood" in row.suite
+    ]
     assert torch.ece_ood_scaled == pytest.approx(np.mean(scaled))
 
 
@@ -117,4 +130,6 @@ def test_temperatures_of_known_answers() -> None:
     assert metrics.fit_temperature(3 * np.log(probabilities), labels) == pytest.approx(3.0, abs=0.1)
     certain = np.eye(4)
     assert metrics.fit_temperature(certain, np.arange(4)) == pytest.approx(metrics.TEMPERATURES[0])
-    assert metrics.fit_temperature(certain, np.array([1, 2, 3, 0])) == pytest.approx(metrics.TEMPERATURES[1])
+    assert metrics.fit_temperature(certain, np.array([1, 2, 3, 0])) == pytest.approx(
+        metrics.TEMPERATURES[1]
+    )

@@ -11,10 +11,14 @@ import pytest
 from edgekd.benchmark.robustness import effective_robustness, log_odds
 
 
-def entry(name: str, kind: str, top1: dict[str, float], *, run: str | None = None, n: int = 10_000) -> Any:
+def entry(
+    name: str, kind: str, top1: dict[str, float], *, run: str | None = None, n: int = 10_000
+) -> Any:
     rows = tuple(SimpleNamespace(suite=suite, top1=value, n=n) for suite, value in top1.items())
     summary = SimpleNamespace(kind=kind, run=run or name)
-    return SimpleNamespace(name=name, summary=summary, source=SimpleNamespace(letter=""), accuracy=rows)
+    return SimpleNamespace(
+        name=name, summary=summary, source=SimpleNamespace(letter=""), accuracy=rows
+    )
 
 
 def on_line(inside: float, slope: float, intercept: float) -> float:
@@ -22,7 +26,9 @@ def on_line(inside: float, slope: float, intercept: float) -> float:
     return 1 / (1 + math.exp(-(slope * math.log(inside / (1 - inside)) + intercept)))
 
 
-def student(name: str, inside: float, *, beyond: float = 0.0, kind: str = "torch", run: str | None = None) -> Any:
+def student(
+    name: str, inside: float, *, beyond: float = 0.0, kind: str = "torch", run: str | None = None
+) -> Any:
     return entry(name, kind, {"id": inside, "ood:x": on_line(inside, 0.8, -1.0) + beyond}, run=run)
 
 
@@ -33,9 +39,15 @@ def test_students_on_a_line_shape_it_and_a_teacher_is_set_against_it() -> None:
     ]  # fmt: skip
     found = effective_robustness(group)
     [line] = found.lines
-    assert (line.slope, line.intercept, line.r2) == (pytest.approx(0.8), pytest.approx(-1.0), pytest.approx(1.0))
+    assert (line.slope, line.intercept, line.r2) == (
+        pytest.approx(0.8),
+        pytest.approx(-1.0),
+        pytest.approx(1.0),
+    )
     assert found.models == ("a", "b", "c")
-    assert [beyond["ood:x"] for beyond in found.beyond] == pytest.approx([0, 0, 0, -0.03, 0.2], abs=1e-9)
+    assert [beyond["ood:x"] for beyond in found.beyond] == pytest.approx(
+        [0, 0, 0, -0.03, 0.2], abs=1e-9
+    )
 
 
 def test_residuals_of_least_squares_by_hand() -> None:
@@ -49,7 +61,10 @@ def test_residuals_of_least_squares_by_hand() -> None:
         for n, x, y in (("a", 0, 0), ("b", 1, 1), ("c", 2, 0))
     ]
     found = effective_robustness(group)
-    assert (found.lines[0].slope, found.lines[0].r2) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
+    assert (found.lines[0].slope, found.lines[0].r2) == (
+        pytest.approx(0, abs=1e-9),
+        pytest.approx(0, abs=1e-9),
+    )
     assert found.beyond[1]["ood:x"] == pytest.approx(sigmoid(1) - sigmoid(1 / 3))
 
 
@@ -66,7 +81,14 @@ def test_all_or_none_right_is_half_an_image_away() -> None:
 @pytest.mark.parametrize(
     ("group", "said"),
     [
-        ([student("a", 0.5), student("b", 0.6), student("b int8", 0.7, kind="artifact", run="b")], "there are 2"),
+        (
+            [
+                student("a", 0.5),
+                student("b", 0.6),
+                student("b int8", 0.7, kind="artifact", run="b"),
+            ],
+            "there are 2",
+        ),
         ([student(name, 0.5) for name in "abc"], "equally accurate"),
         ([entry(name, "torch", {"ood:x": 0.5}) for name in "abc"], "not both in and out"),
         ([entry(name, "torch", {"id": 0.5}) for name in "abc"], "not both in and out"),

@@ -107,7 +107,9 @@ def test_shots_are_in_every_batch_at_most_half_of_it() -> None:
 
 
 def test_without_shots_the_domains_share_a_batch() -> None:
-    sampler = make_sampler(np.arange(20), np.array([0] * 10 + [2] * 10), np.zeros(20, dtype=bool), 6, seed=1)
+    sampler = make_sampler(
+        np.arange(20), np.array([0] * 10 + [2] * 10), np.zeros(20, dtype=bool), 6, seed=1
+    )
     plain = BalancedSampler((np.arange(10), np.arange(10, 20)), 6, 1)
     for step in range(4):
         assert np.array_equal(sampler.step(step)[0], plain.step(step)[0])

@@ -25,7 +25,9 @@ from edgekd.split import make_split, read_split
 
 @pytest.fixture
 def images(tmp_path: Path, make_domain_folder: Callable[..., Path]) -> ImageSet:
-    return load_images(make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat", "dog"), count=10))
+    return load_images(
+        make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat", "dog"), count=10)
+    )
 
 
 def test_of_classes_renumbers_and_reads_the_same_pictures(images: ImageSet) -> None:
@@ -34,7 +36,11 @@ def test_of_classes_renumbers_and_reads_the_same_pictures(images: ImageSet) -> N
     assert len(some) == 60
     for i in (0, 17, 59):
         whole = images.ids.index(some.ids[i])
-        assert some.classes[some.labels[i]] == images.classes[images.labels[whole]] == some.ids[i].split("/")[1]
+        assert (
+            some.classes[some.labels[i]]
+            == images.classes[images.labels[whole]]
+            == some.ids[i].split("/")[1]
+        )
         assert some.domains[some.domain_of[i]] == some.ids[i].split("/")[0]
         assert some.keys[i] == images.keys[whole]
         assert np.array_equal(np.asarray(some.read(i)), np.asarray(images.read(whole)))
@@ -82,9 +88,13 @@ def test_unseen_classes_are_a_test_of_their_own(images: ImageSet) -> None:
     assert not {images.keys[i] for i in test} & set(seen.keys)
 
 
-def test_content_that_also_trains_is_no_test(tmp_path: Path, make_domain_folder: Callable[..., Path]) -> None:
+def test_content_that_also_trains_is_no_test(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
     root = make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat"), count=4)
-    (root / "art" / "bee" / "copy.png").write_bytes((root / "art" / "ant" / "0000.png").read_bytes())
+    (root / "art" / "bee" / "copy.png").write_bytes(
+        (root / "art" / "ant" / "0000.png").read_bytes()
+    )
     images = load_images(root)
     assert len(unseen_test(images, ["bee"])) == 12
 
@@ -97,7 +107,9 @@ def test_content_that_also_trains_is_no_test(tmp_path: Path, make_domain_folder:
         (("bee",), "sketch", "Both the domain sketch and 1 classes"),
     ],
 )
-def test_what_cannot_be_unseen(images: ImageSet, unseen: tuple[str, ...], domain: str, sentence: str) -> None:
+def test_what_cannot_be_unseen(
+    images: ImageSet, unseen: tuple[str, ...], domain: str, sentence: str
+) -> None:
     with pytest.raises(EdgekdError, match=sentence):
         check_unseen(TrainConfig(unseen_classes=unseen, test_domain=domain), images)
 
@@ -120,13 +132,18 @@ def test_a_copy_of_a_shot_is_neither_a_second_shot_nor_a_test(
 ) -> None:
     root = make_domain_folder(tmp_path / "d", classes=("ant", "bee", "cat"), count=1)
     for number in range(5):
-        (root / "art" / "bee" / f"copy{number}.png").write_bytes((root / "art" / "bee" / "0000.png").read_bytes())
+        (root / "art" / "bee" / f"copy{number}.png").write_bytes(
+            (root / "art" / "bee" / "0000.png").read_bytes()
+        )
     images = load_images(root)  # bee: three contents, one of them six times
     shots = take_shots(images, ("bee",), 2, 0)
     assert len({images.keys[i] for i in shots}) == 2
     left = left_to_test(images, ("bee",), shots)
     assert {images.keys[i] for i in left}.isdisjoint({images.keys[i] for i in shots})
-    with pytest.raises(EdgekdError, match=r'3 images of the class "bee" are to be shown, and it has 3 different ones'):
+    with pytest.raises(
+        EdgekdError,
+        match=r'3 images of the class "bee" are to be shown, and it has 3 different ones',
+    ):
         take_shots(images, ("bee",), 3, 0)
 
 
@@ -138,7 +155,9 @@ def test_shots_train_and_change_nothing_else(images: ImageSet, tmp_path: Path) -
     assert len(union) == len(seen) + 4
     before, split = run_split(base, seen), run_split(config, union)
     for role in ("val", "id_test", "ood_test"):
-        assert [union.keys[i] for i in getattr(split, role)] == [seen.keys[i] for i in getattr(before, role)]
+        assert [union.keys[i] for i in getattr(split, role)] == [
+            seen.keys[i] for i in getattr(before, role)
+        ]
     few = {images.keys[i] for i in take_shots(images, ("bee", "dog"), 2, 0)}
     assert {union.keys[i] for i in split.train} == {seen.keys[i] for i in before.train} | few
     assert "Of each unseen class 2 images train" in split.rule

@@ -43,7 +43,9 @@ def write_artifact(folder: Path, content: bytes) -> Path:
         format="onnx",
         precision="fp32",
         files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC RGB"),),
+        inputs=(
+            TensorSpec(name="image", dtype="uint8", shape=("batch", 16, 16, 3), layout="NHWC RGB"),
+        ),
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
         classes=("r", "g", "b"),
         preprocess=Preprocess(size=16),
@@ -83,7 +85,8 @@ def test_a_file_made_for_one_image_answers_any_number_in_pieces(tmp_path: Path) 
     subject = device_fakes.artifact_subject(tmp_path / "1")
     suite = Suite("id", device_fakes.write_images(tmp_path / "images", 7), np.arange(7))
     [logits], [wanted] = (
-        predict_suite([one], suite, batch=4) for one in (subject, device_fakes.artifact_subject(tmp_path / "batch"))
+        predict_suite([one], suite, batch=4)
+        for one in (subject, device_fakes.artifact_subject(tmp_path / "batch"))
     )
     np.testing.assert_allclose(logits, wanted, rtol=1e-6)
 

@@ -23,7 +23,10 @@ def blank(index: int) -> Image.Image:
 
 
 def image_set(
-    rows: list[tuple[str, str, str]], *, roles: list[str] | None = None, domains: tuple[str, ...] | None = None
+    rows: list[tuple[str, str, str]],
+    *,
+    roles: list[str] | None = None,
+    domains: tuple[str, ...] | None = None,
 ) -> ImageSet:
     """Rows of (domain, class, content); the id tells the row's number apart."""
     names = domains or tuple(sorted({row[0] for row in rows}))
@@ -62,7 +65,9 @@ def test_the_last_domain_is_left_out_in_full() -> None:
     assert split.test_domain == "c"
     assert split.ood_test.tolist() == list(range(120, 180))
     assert (len(split.train), len(split.val), len(split.id_test)) == (96, 12, 12)
-    assert sorted(np.concatenate([split.train, split.val, split.id_test]).tolist()) == list(range(120))
+    assert sorted(np.concatenate([split.train, split.val, split.id_test]).tolist()) == list(
+        range(120)
+    )
     for indices in (split.train, split.val, split.id_test, split.ood_test):
         assert indices.dtype == np.int64
         assert indices.tolist() == sorted(indices.tolist())
@@ -123,7 +128,9 @@ def test_one_more_image_moves_at_most_the_cutting_points() -> None:
     assert len(new) == len(old) + 1
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 1), (3, 1), (4, 2), (10, 8), (14, 12), (15, 11), (25, 19)])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, 1), (3, 1), (4, 2), (10, 8), (14, 12), (15, 11), (25, 19)]
+)
 def test_sizes_of_groups(count: int, expected: int) -> None:
     # 15 → 1.5 rounds to 2, 25 → 2.5 rounds to 3; small groups keep one each.
     big = [("a", "big", f"big{i}") for i in range(30)]
@@ -164,12 +171,16 @@ def test_only_one_domain(wanted: str) -> None:
 
 
 def test_unknown_domain() -> None:
-    images = image_set([(d, c, f"{d}{c}{i}") for d in ("photo", "sketch") for c in "xy" for i in range(10)])
+    images = image_set(
+        [(d, c, f"{d}{c}{i}") for d in ("photo", "sketch") for c in "xy" for i in range(10)]
+    )
     assert refusal(images, test_domain="sketsch").hint == 'Did you mean "sketch"?'
 
 
 def test_a_class_only_in_the_domain_left_out() -> None:
-    rows = [(d, c, f"{d}{c}{i}") for d in "ab" for c in "xy" for i in range(10)] + [("b", "eel", "eel")]
+    rows = [(d, c, f"{d}{c}{i}") for d in "ab" for c in "xy" for i in range(10)] + [
+        ("b", "eel", "eel")
+    ]
     error = refusal(image_set(rows))
     assert "1 of 3 classes: eel" in error.message
     assert "b is left out" in error.message
@@ -198,12 +209,16 @@ def test_content_of_the_domain_left_out_does_not_train(capsys: pytest.CaptureFix
     split = make_split(images)
     assert len(split.ood_test) == 20
     assert 40 not in np.concatenate([split.train, split.val, split.id_test]).tolist()
-    assert "content that is also in b (for example a/x/40.png)" in capsys.readouterr().err.replace("\n", " ")
+    assert "content that is also in b (for example a/x/40.png)" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 def given(train: int = 20, val: int = 5, test: int = 5) -> ImageSet:
     parts = (("train", train), ("val", val), ("test", test))
-    rows = [("all", c, f"{c}{role}{i}") for role, count in parts for c in "xy" for i in range(count)]
+    rows = [
+        ("all", c, f"{c}{role}{i}") for role, count in parts for c in "xy" for i in range(count)
+    ]
     return image_set(rows, roles=[role for role, count in parts for _ in range(2 * count)])
 
 
@@ -228,7 +243,9 @@ def test_a_missing_test_is_cut_from_train() -> None:
     assert (len(both.train), len(both.val), len(both.id_test)) == (32, 4, 4)
 
 
-def test_train_copies_of_a_given_test_image_do_not_train(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_copies_of_a_given_test_image_do_not_train(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     images = given()
     keys = list(images.keys)
     keys[7] = keys[55]
@@ -240,7 +257,9 @@ def test_train_copies_of_a_given_test_image_do_not_train(capsys: pytest.CaptureF
 
 def test_given_roles_and_domains_together() -> None:
     rows = [(d, c, f"{d}{c}{i}") for d in "ab" for c in "xy" for i in range(6)]
-    images = image_set(rows, roles=["train"] * 4 + ["val"] + ["test"] + (["train"] * 4 + ["val"] + ["test"]) * 3)
+    images = image_set(
+        rows, roles=["train"] * 4 + ["val"] + ["test"] + (["train"] * 4 + ["val"] + ["test"]) * 3
+    )
     split = make_split(images)
     assert split.test_domain == "b"
     assert split.ood_test.tolist() == list(range(12, 24))
@@ -269,7 +288,9 @@ def test_a_split_survives_a_move_and_new_images(
     split = make_split(images)
     split.write(tmp_path / "split.json")
     shutil.move(root, tmp_path / "there")
-    (tmp_path / "there" / "art" / "cat" / "0003.png").rename(tmp_path / "there" / "art" / "cat" / "renamed.png")
+    (tmp_path / "there" / "art" / "cat" / "0003.png").rename(
+        tmp_path / "there" / "art" / "cat" / "renamed.png"
+    )
     make_image(tmp_path / "there" / "art" / "cat" / "0000-new.png", seed=1000)
     moved = load_images(tmp_path / "there")
     back = read_split(tmp_path / "split.json", moved)
@@ -278,7 +299,9 @@ def test_a_split_survives_a_move_and_new_images(
     assert "1 images of there are not in" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_split_whose_images_are_gone_or_altered(tmp_path: Path, make_domain_folder: Make, make_image: Make) -> None:
+def test_a_split_whose_images_are_gone_or_altered(
+    tmp_path: Path, make_domain_folder: Make, make_image: Make
+) -> None:
     root = make_domain_folder(tmp_path / "data")
     make_split(load_images(root)).write(tmp_path / "split.json")
     (root / "art" / "cat" / "0003.png").unlink()

@@ -25,10 +25,13 @@ from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.errors import EdgekdError
 from edgekd.targets.devices import drive
 
-SSHD = shutil.which("sshd") or next((p for p in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if Path(p).exists()), None)
+SSHD = shutil.which("sshd") or next(
+    (p for p in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if Path(p).exists()), None
+)
 SSH, KEYGEN = shutil.which("ssh"), shutil.which("ssh-keygen")
 pytestmark = pytest.mark.skipif(
-    None in (SSHD, SSH, KEYGEN), reason="no sshd, ssh or ssh-keygen: install openssh-server and openssh-client"
+    None in (SSHD, SSH, KEYGEN),
+    reason="no sshd, ssh or ssh-keygen: install openssh-server and openssh-client",
 )
 
 
@@ -45,9 +48,13 @@ class Server:
 
     def cut(self) -> None:
         """End every connection from the server's side at once."""
-        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        )
         for parent in listed.stdout.split():
-            below = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", parent], capture_output=True, text=True)
+            below = subprocess.run(
+                ["ps", "-o", "pid=,comm=", "--ppid", parent], capture_output=True, text=True
+            )
             for line in below.stdout.splitlines():
                 pid, name = line.split()
                 if name.startswith("sshd"):
@@ -58,7 +65,9 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     for name in ("host", "user"):
-        subprocess.run([str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+        subprocess.run(
+            [str(KEYGEN), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True
+        )
     (tmp_path / "authorized").write_bytes((tmp_path / "user.pub").read_bytes())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -82,10 +91,14 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # a root sshd refuses to start without it
     with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log)
+        process = subprocess.Popen(
+            [str(SSHD), "-D", "-e", "-f", str(tmp_path / "sshd_config")], stderr=log
+        )
     for _ in range(200):
         if process.poll() is not None:
-            pytest.skip(f"sshd does not start here: {(tmp_path / 'log').read_text().strip()[-200:]}")
+            pytest.skip(
+                f"sshd does not start here: {(tmp_path / 'log').read_text().strip()[-200:]}"
+            )
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
@@ -105,7 +118,9 @@ def check(found: list[Subject], subjects: list[Subject], suites: list[Suite]) ->
     assert [one.name for one in found] == ["fp32@testdevice"]
     assert found[0].measured is not None
     for n, suite in enumerate(suites):
-        np.testing.assert_allclose(found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5)
+        np.testing.assert_allclose(
+            found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5
+        )
     assert len(found[0].measured.model) == 1
 
 
@@ -139,7 +154,10 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     thread = threading.Thread(target=measure)
     thread.start()
     deadline = time.monotonic() + 120
-    while not list(server.cache.glob("edgekd-agent/job-*/done/predict-0-0.npz")) and time.monotonic() < deadline:
+    while (
+        not list(server.cache.glob("edgekd-agent/job-*/done/predict-0-0.npz"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     server.cut()
     thread.join()
@@ -168,13 +186,17 @@ def watch(fetch, path: Path, seen: list[int]):  # type: ignore[no-untyped-def]
     return wrapped
 
 
-def test_a_device_without_that_python(server: Server, setting: tuple[list[Subject], list[Suite]]) -> None:
+def test_a_device_without_that_python(
+    server: Server, setting: tuple[list[Subject], list[Suite]]
+) -> None:
     with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
         devices.on_device(*setting, "ssh://testdevice?python=python9", quick=True)
     assert "ssh://HOST?python=PATH" in caught.value.hint
 
 
-def test_a_device_that_is_not_there(server: Server, setting: tuple[list[Subject], list[Suite]]) -> None:
+def test_a_device_that_is_not_there(
+    server: Server, setting: tuple[list[Subject], list[Suite]]
+) -> None:
     server.process.terminate()
     server.process.wait()
     with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):

@@ -19,7 +19,14 @@ from edgekd.errors import EdgekdError
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = draw_domains(tmp_path_factory.mktemp("start") / "d", ("ant", "bee", "cat"), count=4)
-    return {"data": str(root), "recipe": "erm", "batch_size": 6, "steps": 2, "views": 1, "accelerator": "cpu"}
+    return {
+        "data": str(root),
+        "recipe": "erm",
+        "batch_size": 6,
+        "steps": 2,
+        "views": 1,
+        "accelerator": "cpu",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +68,19 @@ def test_a_run_goes_on_from_another(
         return real(fabric, model, student, *rest)
 
     monkeypatch.setattr(training, "stage_loss", watched)
-    run = train(TrainConfig(**settings, unseen_classes=("bee",), shots=2, start=before, out=tmp_path / "after"))
+    run = train(
+        TrainConfig(
+            **settings, unseen_classes=("bee",), shots=2, start=before, out=tmp_path / "after"
+        )
+    )
     assert torch.equal(seen[0], load_run(before).student.backbone.get_parameter("conv_stem.weight"))
     assert run.classes == ("ant", "bee", "cat")
     loaded = load_run(tmp_path / "after")
-    assert (loaded.config.student, loaded.config.size, loaded.config.bn) == ("test_efficientnet", 32, "frozen")
+    assert (loaded.config.student, loaded.config.size, loaded.config.bn) == (
+        "test_efficientnet",
+        32,
+        "frozen",
+    )
     images, split = loaded.data()
     assert (images.labels == 1).sum() == (images.labels[split.train] == 1).sum() == 2
 
@@ -79,7 +94,9 @@ def test_a_run_goes_on_from_another(
         ({"size": 48}, r"another size \(32\)"),
     ],
 )
-def test_what_does_not_fit_the_run_to_start_from(before: Path, words: dict[str, Any], sentence: str) -> None:
+def test_what_does_not_fit_the_run_to_start_from(
+    before: Path, words: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(EdgekdError, match=sentence):
         settle_start(TrainConfig(start=before, **words))
 

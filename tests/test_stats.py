@@ -24,7 +24,9 @@ def test_interval_covers_the_true_median_of_independent_samples() -> None:
     for trial in range(100):
         samples = np.random.default_rng(trial).exponential(size=600)
         blocks = np.arange(600) // 10
-        [(low, high)] = stats.percentile_intervals(samples, blocks, np.zeros(600, int), (50,), replicates=300)
+        [(low, high)] = stats.percentile_intervals(
+            samples, blocks, np.zeros(600, int), (50,), replicates=300
+        )
         covered += low <= math.log(2) <= high
     assert covered >= 88
 
@@ -49,7 +51,9 @@ def test_drift_between_blocks_widens_the_interval() -> None:
 
 def test_processes_are_drawn_before_blocks() -> None:
     rng = np.random.default_rng(4)
-    samples = np.concatenate([rng.normal(level, 0.01, size=400) for level in (10.0, 11.0, 12.0, 13.0, 14.0)])
+    samples = np.concatenate(
+        [rng.normal(level, 0.01, size=400) for level in (10.0, 11.0, 12.0, 13.0, 14.0)]
+    )
     process = np.repeat(np.arange(5), 400)
     [(low, high)] = stats.percentile_intervals(samples, np.arange(2000) // 20, process, (50,))
     assert low < 11.1
@@ -71,7 +75,9 @@ def test_interval_of_a_hundred_thousand_samples_is_quick() -> None:
     assert time.process_time() - started < 8
 
 
-@pytest.mark.parametrize(("q", "queries"), [(90, 24_576), (95, 57_344), (97, 90_112), (99, 270_336)])
+@pytest.mark.parametrize(
+    ("q", "queries"), [(90, 24_576), (95, 57_344), (97, 90_112), (99, 270_336)]
+)
 def test_queries_to_claim_is_mlperfs_table(q: float, queries: int) -> None:
     assert stats.queries_to_claim(q) == queries
 

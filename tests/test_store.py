@@ -11,7 +11,11 @@ from edgekd.errors import EdgekdError
 from edgekd.studies.plan import Cell
 from edgekd.studies.store import Store
 
-SETTINGS = {"protocol": "lodo", "images": "abc", "recipes": {"erm": {"steps": 2, "swad": {"ratio": 0.3}}}}
+SETTINGS = {
+    "protocol": "lodo",
+    "images": "abc",
+    "recipes": {"erm": {"steps": 2, "swad": {"ratio": 0.3}}},
+}
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -37,8 +41,14 @@ def test_settings_that_differ_are_named(tmp_path: Path) -> None:
     grown = SETTINGS | {"recipes": {"kd": {"steps": 2}}}
     store.claim(grown)
     assert set(store.settings()["recipes"]) == {"erm", "kd"}
-    other = {"protocol": "lodo", "images": "abd", "recipes": {"erm": {"steps": 3, "swad": {"ratio": 0.5}}}}
-    with pytest.raises(EdgekdError, match=r"images are not the same.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"):
+    other = {
+        "protocol": "lodo",
+        "images": "abd",
+        "recipes": {"erm": {"steps": 3, "swad": {"ratio": 0.5}}},
+    }
+    with pytest.raises(
+        EdgekdError, match=r"images are not the same.*erm.steps was 2, is 3; erm.swad.ratio was 0.3"
+    ):
         store.claim(other)
 
 
@@ -64,5 +74,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_one_study_at_a_time(tmp_path: Path) -> None:
-    with Store(tmp_path).running(), pytest.raises(EdgekdError, match="running in"), Store(tmp_path).running():
+    with (
+        Store(tmp_path).running(),
+        pytest.raises(EdgekdError, match="running in"),
+        Store(tmp_path).running(),
+    ):
         pass

@@ -13,7 +13,15 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from edgekd.distill.students import FRIENDLY, Student, fit_scale, load_weights, make_student, save_student, timm_name
+from edgekd.distill.students import (
+    FRIENDLY,
+    Student,
+    fit_scale,
+    load_weights,
+    make_student,
+    save_student,
+    timm_name,
+)
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess
 
@@ -55,10 +63,15 @@ def test_friendly_names_are_timms() -> None:
     for friendly, name in FRIENDLY.items():
         assert timm.is_model(name), friendly
         assert timm_name(friendly) == name
-    assert timm_name("vit_base_patch16_224.augreg_in21k_ft_in1k") == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    assert (
+        timm_name("vit_base_patch16_224.augreg_in21k_ft_in1k")
+        == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    )
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("mobilnetv3", "mobilenetv3"), ("resnet18x", "resnet18")])
+@pytest.mark.parametrize(
+    ("typo", "meant"), [("mobilnetv3", "mobilenetv3"), ("resnet18x", "resnet18")]
+)
 def test_a_misspelt_student_is_answered_with_the_closest(typo: str, meant: str) -> None:
     assert f'"{meant}"' in refusal(lambda: timm_name(typo)).hint
 
@@ -87,7 +100,9 @@ def test_the_student_normalises_with_its_own_statistics() -> None:
 
 def test_text_scores_have_the_cosine_heads_argmax() -> None:
     text = make_student(NAME, pretrained="scratch", size=32, dim=12).eval()
-    bank = torch.nn.functional.normalize(torch.randn(9, 12, generator=torch.Generator().manual_seed(1)), dim=-1)
+    bank = torch.nn.functional.normalize(
+        torch.randn(9, 12, generator=torch.Generator().manual_seed(1)), dim=-1
+    )
     text.scale.fill_(3.0)
     many = views(count=16)
     with torch.inference_mode():
@@ -104,7 +119,9 @@ def save_torch(state: object, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped", "from DataParallel"])
-def test_weights_from_a_file_give_the_files_features(kind: str, reference: torch.nn.Module, tmp_path: Path) -> None:
+def test_weights_from_a_file_give_the_files_features(
+    kind: str, reference: torch.nn.Module, tmp_path: Path
+) -> None:
     state = reference.state_dict()
     if kind == "safetensors":
         path = tmp_path / "w.safetensors"
@@ -114,7 +131,9 @@ def test_weights_from_a_file_give_the_files_features(kind: str, reference: torch
     elif kind == "wrapped":
         path = save_torch({"epoch": 3, "state_dict": state}, tmp_path / "w.pth.tar")
     else:
-        path = save_torch({f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+        path = save_torch(
+            {f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt"
+        )
     student = scratch(weights=path)
     with torch.inference_mode():
         expected = reference.forward_head(  # type: ignore[operator]
@@ -124,19 +143,31 @@ def test_weights_from_a_file_give_the_files_features(kind: str, reference: torch
     assert torch.allclose(features(student.backbone, student), expected, atol=1e-6)
 
 
-def test_weights_of_another_architecture_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused(
+    reference: torch.nn.Module, tmp_path: Path
+) -> None:
     save_file(reference.state_dict(), tmp_path / "w.safetensors")
     error = refusal(lambda: scratch("test_resnet", weights=tmp_path / "w.safetensors"))
     assert "is not a test_resnet" in error.message
 
 
-def test_a_missing_layer_and_another_width_are_refused(reference: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_missing_layer_and_another_width_are_refused(
+    reference: torch.nn.Module, tmp_path: Path
+) -> None:
     state = reference.state_dict()
     name = next(key for key in state if key.endswith("weight"))
-    save_file({key: value for key, value in state.items() if key != name}, tmp_path / "less.safetensors")
-    assert "1 parameters missing" in refusal(lambda: scratch(weights=tmp_path / "less.safetensors")).message
+    save_file(
+        {key: value for key, value in state.items() if key != name}, tmp_path / "less.safetensors"
+    )
+    assert (
+        "1 parameters missing"
+        in refusal(lambda: scratch(weights=tmp_path / "less.safetensors")).message
+    )
     save_file(state | {name: torch.zeros(1, 2)}, tmp_path / "wide.safetensors")
-    assert "1 of another shape" in refusal(lambda: scratch(weights=tmp_path / "wide.safetensors")).message
+    assert (
+        "1 of another shape"
+        in refusal(lambda: scratch(weights=tmp_path / "wide.safetensors")).message
+    )
 
 
 class Evil:
@@ -165,20 +196,31 @@ def test_pickled_code_is_refused_and_not_run(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_a_damaged_file_is_refused(ending: str, damage: str, reference: torch.nn.Module, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(
+    ending: str, damage: str, reference: torch.nn.Module, tmp_path: Path
+) -> None:
     path = tmp_path / f"w{ending}"
     if ending == ".pt":
         torch.save(reference.state_dict(), path)
     else:
         save_file(reference.state_dict(), path)
     whole = path.read_bytes()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello, this is text"}[damage])
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello, this is text"}[
+            damage
+        ]
+    )
     assert "not a readable weights file" in refusal(lambda: load_weights(path)).message
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(2)], ids=repr)
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(2)], ids=repr
+)
 def test_tensors_without_names_are_no_weights(content: object, tmp_path: Path) -> None:
-    assert "state dict" in refusal(lambda: load_weights(save_torch(content, tmp_path / "w.pt"))).message
+    assert (
+        "state dict"
+        in refusal(lambda: load_weights(save_torch(content, tmp_path / "w.pt"))).message
+    )
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
@@ -201,11 +243,15 @@ def test_a_hub_out_of_reach_is_one_sentence_with_three_ways_on() -> None:
     assert all(way in error.hint for way in ("--student-weights", "network", "scratch"))
 
 
-def test_a_model_without_published_weights_is_not_blamed_on_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_published_weights_is_not_blamed_on_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("edgekd.hub.hub_reachable", lambda: True)
     monkeypatch.setattr("edgekd.distill.students.hub_reachable", lambda: True)
     assert not timm.get_pretrained_cfg("mobilenetv3_large_075").has_weights
-    error = refusal(lambda: make_student("mobilenetv3_large_075", pretrained="hub", size=32, classes=2))
+    error = refusal(
+        lambda: make_student("mobilenetv3_large_075", pretrained="hub", size=32, classes=2)
+    )
     assert "cannot be reached" not in error.message
 
 
@@ -258,7 +304,11 @@ def test_the_fitted_scale_is_the_best_of_a_fine_grid() -> None:
 
     def loss(factor: float) -> float:
         z = rows * factor
-        log_p = z - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True)) - z.max(1, keepdims=True)
+        log_p = (
+            z
+            - np.log(np.exp(z - z.max(1, keepdims=True)).sum(1, keepdims=True))
+            - z.max(1, keepdims=True)
+        )
         target = np.full_like(z, smoothing / 5)
         target[np.arange(200), y] += 1 - smoothing
         return float(-(target * log_p).sum(1).mean())
@@ -278,13 +328,17 @@ def test_the_given_imagenet_weights_load_and_know_imagenet() -> None:
     path = ASSETS / "students" / "tf_efficientnet_lite0.safetensors"
     if not path.exists():
         pytest.skip("the shared assets are not here")
-    student = make_student("efficientnet_lite0", pretrained="scratch", weights=path, size=64, dim=8).eval()
+    student = make_student(
+        "efficientnet_lite0", pretrained="scratch", weights=path, size=64, dim=8
+    ).eval()
     whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     whole.load_state_dict(load_file(path))
     with torch.inference_mode():
         inside = (views(64) - 0.5) / 0.5
         expected = whole.forward_head(whole.forward_features(inside), pre_logits=True)
-        assert torch.allclose(student.backbone((views(64) - student.mean) / student.std), expected, atol=1e-5)
+        assert torch.allclose(
+            student.backbone((views(64) - student.mean) / student.std), expected, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp", "mlp-gelu"])
@@ -294,7 +348,9 @@ def test_every_projector_and_head_fold_into_one_last_layer(projector: Any, learn
 
     torch.manual_seed(0)
     classes = 5 if learned else None
-    student = make_student(NAME, pretrained="scratch", size=32, dim=12, classes=classes, projector=projector).eval()
+    student = make_student(
+        NAME, pretrained="scratch", size=32, dim=12, classes=classes, projector=projector
+    ).eval()
     student.scale.fill_(3.0)
     assert student.embeds
     assert (student.neck is None) == (projector == "linear")

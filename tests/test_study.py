@@ -49,8 +49,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_cell_is_a_line_and_an_array(made: Path) -> None:
     found = lines(made)
-    assert {(line["cell"]["recipe"], line["cell"]["domain"], line["cell"]["seed"]) for line in found} == {
-        (recipe, domain, seed) for recipe in ("erm", "vl2v-adip") for domain in ("art", "sketch") for seed in (0, 1)
+    assert {
+        (line["cell"]["recipe"], line["cell"]["domain"], line["cell"]["seed"]) for line in found
+    } == {
+        (recipe, domain, seed)
+        for recipe in ("erm", "vl2v-adip")
+        for domain in ("art", "sketch")
+        for seed in (0, 1)
     }
     assert len(list((made / "cells").glob("*.npz"))) == len(found) == 8
     for line in found:
@@ -63,7 +68,9 @@ def test_a_cell_holds_what_its_run_answers(made: Path, base: dict[str, Any]) -> 
     assert (loaded.run.test_domain, loaded.run.seed) == ("art", 1)
     images = load_images(base["data"])
     unseen = np.flatnonzero(images.domain_of == images.domains.index("art"))
-    scores = predict_all(student_predict(loaded.student, loaded.vectors), images, unseen, loaded.run.preprocess)
+    scores = predict_all(
+        student_predict(loaded.student, loaded.vectors), images, unseen, loaded.run.preprocess
+    )
     with np.load(made / "cells" / "vl2v-adip-art-1.npz") as file:
         assert np.array_equal(file["ood"], scores.argmax(axis=1) == images.labels[unseen])
         assert np.array_equal(file["ood_labels"], images.labels[unseen])
@@ -72,16 +79,27 @@ def test_a_cell_holds_what_its_run_answers(made: Path, base: dict[str, Any]) -> 
 def test_the_tables_say_the_same_in_every_form(made: Path) -> None:
     text = (made / "table.md").read_text()
     header, _, teacher, erm, adip = [line for line in text.splitlines() if line.startswith("|")]
-    assert header == "|  | ID avg | OOD art | OOD sketch | OOD avg | − erm | over seeds | over images | s per run |"
+    assert (
+        header
+        == "|  | ID avg | OOD art | OOD sketch | OOD avg | − erm | over seeds | over images | s per run |"
+    )
     assert teacher.startswith("| teacher zero-shot | ")
     assert "±" not in teacher
     assert erm.count(" ± ") == adip.count(" ± ") == 4
-    for word in ("last EMA 0.99", "seeds 0, 1", "2 steps of 8 images at 32 px", "80/10/10", "cores"):
+    for word in (
+        "last EMA 0.99",
+        "seeds 0, 1",
+        "2 steps of 8 images at 32 px",
+        "80/10/10",
+        "cores",
+    ):
         assert word in text
     for split in {line["split"] for line in lines(made)}:
         assert split in text
     with open(made / "table.csv") as handle:
-        numbers = {(row["recipe"], row["column"], row["measure"]): row for row in csv.DictReader(handle)}
+        numbers = {
+            (row["recipe"], row["column"], row["measure"]): row for row in csv.DictReader(handle)
+        }
     own = [line["scores"]["ood"]["top1"] for line in lines(made) if line["cell"]["recipe"] == "erm"]
     average = numbers["erm", "average", "ood"]
     assert float(average["value"]) == pytest.approx(np.mean(own))
@@ -103,7 +121,10 @@ def test_a_finished_study_trains_nothing_and_may_grow(
 
 
 def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
-    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    base: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     started = []
     real = runs.train
@@ -131,7 +152,9 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     assert not list((tmp_path / "s" / "runs").iterdir())  # without keep
 
 
-def test_a_killed_cell_resumes_to_the_same_answers(made: Path, base: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_cell_resumes_to_the_same_answers(
+    made: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
     from edgekd.distill import train as training
 
     record = training.Progress.step
@@ -147,17 +170,25 @@ def test_a_killed_cell_resumes_to_the_same_answers(made: Path, base: dict[str, A
             edgekd.study("erm", **words)
     assert (tmp_path / "s" / "runs" / "erm-art-0" / "config.json").exists()
     edgekd.study("erm", **words)
-    with np.load(tmp_path / "s" / "cells" / "erm-art-0.npz") as now, np.load(made / "cells" / "erm-art-0.npz") as whole:
+    with (
+        np.load(tmp_path / "s" / "cells" / "erm-art-0.npz") as now,
+        np.load(made / "cells" / "erm-art-0.npz") as whole,
+    ):
         assert np.array_equal(now["ood"], whole["ood"])
         assert np.array_equal(now["id"], whole["id"])
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_cells(made: Path, base: dict[str, Any], tmp_path: Path) -> None:
+def test_side_by_side_gives_the_same_cells(
+    made: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
     edgekd.study("erm", seeds=2, test_domains="art", out=tmp_path / "s", jobs=2, **base)
     for seed in (0, 1):
         name = f"erm-art-{seed}.npz"
-        with np.load(tmp_path / "s" / "cells" / name) as now, np.load(made / "cells" / name) as whole:
+        with (
+            np.load(tmp_path / "s" / "cells" / name) as now,
+            np.load(made / "cells" / name) as whole,
+        ):
             assert np.array_equal(now["ood"], whole["ood"])
 
 
@@ -167,13 +198,17 @@ def test_processes_that_die_are_failures_with_their_last_words(
     import subprocess
     import sys
 
-    programs = iter(["import os; os.kill(os.getpid(), 9)", "import sys; print('error: No luck.'); sys.exit(2)"])
+    programs = iter(
+        ["import os; os.kill(os.getpid(), 9)", "import sys; print('error: No luck.'); sys.exit(2)"]
+    )
     seen = []
 
     def start(folder: Path, cell: Any, log: Path, environment: dict[str, str], *flags: bool) -> Any:
         seen.append(environment["OMP_NUM_THREADS"])
         with open(log, "wb") as handle:
-            return subprocess.Popen([sys.executable, "-c", next(programs)], stdout=handle, stderr=handle)
+            return subprocess.Popen(
+                [sys.executable, "-c", next(programs)], stdout=handle, stderr=handle
+            )
 
     monkeypatch.setattr(grid, "_start", start)
     monkeypatch.setattr(grid, "usable_cores", lambda: 8)
@@ -204,15 +239,23 @@ def test_processes_that_die_are_failures_with_their_last_words(
         ({"student": "mobilnetv3"}, "mobilnetv3"),
         ({"unseen_classes": "dog"}, "Use --protocol class-disjoint"),
         ({"protocol": "class-disjoint", "test_domains": "art"}, "Use --protocol lodo"),
-        ({"protocol": "class-disjoint", "unseen_classes": "dok"}, r'no class "dok"\. Did you mean "dog"'),
-        ({"protocol": "class-disjoint", "unseen_classes": "dog"}, "1 of 2 classes are unseen, and two must train"),
+        (
+            {"protocol": "class-disjoint", "unseen_classes": "dok"},
+            r'no class "dok"\. Did you mean "dog"',
+        ),
+        (
+            {"protocol": "class-disjoint", "unseen_classes": "dog"},
+            "1 of 2 classes are unseen, and two must train",
+        ),
         ({"protocol": "low-shot", "fractions": "0"}, "0 is not a part of the labels"),
         ({"protocol": "low-shot", "fractions": "few"}, "not a list of numbers"),
         ({"fractions": "0.1"}, "lodo trains on all labels"),
         ({"step": 3}, r'unknown setting "step"'),
     ],
 )
-def test_bad_words_are_sentences(words: dict[str, Any], sentence: str, base: dict[str, Any], tmp_path: Path) -> None:
+def test_bad_words_are_sentences(
+    words: dict[str, Any], sentence: str, base: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(EdgekdError, match=sentence):
         edgekd.study(**({"recipes": "erm", "out": tmp_path / "s"} | base | words))
     assert not (tmp_path / "s").exists()
@@ -227,13 +270,22 @@ def test_images_that_do_not_fit_are_sentences(base: dict[str, Any], tmp_path: Pa
         for path in (root / domain / "dog").iterdir():
             path.rename(root / domain / "cat" / f"dog-{path.name}")
         (root / domain / "dog").rmdir()
-    with pytest.raises(EdgekdError, match=r"No training image is left when sketch is left out .*dog"):
-        edgekd.study("erm", test_domains="sketch", out=tmp_path / "s", **(base | {"data": str(root)}))
+    with pytest.raises(
+        EdgekdError, match=r"No training image is left when sketch is left out .*dog"
+    ):
+        edgekd.study(
+            "erm", test_domains="sketch", out=tmp_path / "s", **(base | {"data": str(root)})
+        )
 
 
 def test_one_recipe_may_have_settings_of_its_own(base: dict[str, Any], tmp_path: Path) -> None:
     edgekd.study(
-        "erm,lp-ft", seeds=1, test_domains="art", out=tmp_path / "s", recipe_settings=["lp-ft:steps=3"], **base
+        "erm,lp-ft",
+        seeds=1,
+        test_domains="art",
+        out=tmp_path / "s",
+        recipe_settings=["lp-ft:steps=3"],
+        **base,
     )
     assert [line["steps"] for line in lines(tmp_path / "s")] == [2, 3]
 
@@ -244,16 +296,27 @@ def test_one_recipe_may_run_twice_under_two_names(base: dict[str, Any], tmp_path
     edgekd.study("erm", **words)
     study = edgekd.study("erm,longer=erm", recipe_settings=["longer:steps=3"], jobs=2, **words)
     assert [row.name for row in study.tables[0].rows] == ["erm", "longer"]
-    assert [(line["cell"]["recipe"], line["steps"]) for line in lines(folder)] == [("erm", 2), ("longer", 3)]
+    assert [(line["cell"]["recipe"], line["steps"]) for line in lines(folder)] == [
+        ("erm", 2),
+        ("longer", 3),
+    ]
     with pytest.raises(EdgekdError, match=r"longer\.recipe was .*erm.*, is .*lp-ft"):
         edgekd.study("erm,longer=lp-ft", recipe_settings=["longer:steps=3"], **words)
 
 
 def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: Path) -> None:
-    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    base = tiny_settings(
+        draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher
+    )
     folder = tmp_path / "s"
     study = edgekd.study(
-        "erm,vl2v-adip", protocol="class-disjoint", unseen_classes="bee,dog", seeds=1, out=folder, keep=True, **base
+        "erm,vl2v-adip",
+        protocol="class-disjoint",
+        unseen_classes="bee,dog",
+        seeds=1,
+        out=folder,
+        keep=True,
+        **base,
     )
     (table,) = study.tables
     teacher, erm, adip = table.rows
@@ -276,7 +339,11 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
     unseen = [i for i, name in enumerate(images.ids) if "/bee/" in name or "/dog/" in name]
     pixels = np.stack([loaded.run.preprocess.pixels(images.read(i)) for i in unseen])
     with torch.inference_mode():
-        told = (loaded.student(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255) @ texts.T).argmax(dim=1).numpy()
+        told = (
+            (loaded.student(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255) @ texts.T)
+            .argmax(dim=1)
+            .numpy()
+        )
     truth = np.array(["/dog/" in images.ids[i] for i in unseen])
     with np.load(folder / "cells" / "vl2v-adip-0.npz") as file:
         assert np.array_equal(file["ood"], told == truth)
@@ -291,15 +358,27 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
     assert suite.images.classes == ("ant", "cat")
 
 
-def test_a_command_describes_the_classes_once_for_all_runs(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_command_describes_the_classes_once_for_all_runs(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
     """It gives another answer each time, as a language model does."""
-    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher)
+    base = tiny_settings(
+        draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=6), tiny_teacher
+    )
     (tmp_path / "ask.py").write_text(
         "import sys; log = open(sys.argv[1], 'a+'); log.write('x'); log.seek(0); print('Answer', len(log.read()), '.')"
     )
     command = f"command:{sys.executable} {tmp_path / 'ask.py'} {tmp_path / 'log'}"
-    words = base | {"protocol": "class-disjoint", "unseen_classes": "bee,dog", "seeds": 1, "out": tmp_path / "s"}
-    words |= {"keep": True, "recipe_settings": [f"{name}:descriptions={command}" for name in ("vlm-ood", "vl2v-adip")]}
+    words = base | {
+        "protocol": "class-disjoint",
+        "unseen_classes": "bee,dog",
+        "seeds": 1,
+        "out": tmp_path / "s",
+    }
+    words |= {
+        "keep": True,
+        "recipe_settings": [f"{name}:descriptions={command}" for name in ("vlm-ood", "vl2v-adip")],
+    }
     study = edgekd.study("erm,vlm-ood,vl2v-adip", **words)
     edgekd.study("erm,vlm-ood,vl2v-adip", **words | {"seeds": 2})
     assert len((tmp_path / "log").read_text()) == 4  # once for each class
@@ -316,11 +395,15 @@ def test_a_command_describes_the_classes_once_for_all_runs(tiny_teacher: Path, t
     images = load_images(base["data"])
     bank = model.text_bank(images.classes, ("a photo of a {}",), told)
     with np.load(tmp_path / "s" / "teacher.npz") as file:
-        expected = predict_all(teacher_predict(model, bank), images, np.arange(len(images)), model.preprocess)
+        expected = predict_all(
+            teacher_predict(model, bank), images, np.arange(len(images)), model.preprocess
+        )
         assert np.allclose(file["scores"], expected, atol=1e-3)
 
 
-def test_words_that_lack_a_class_are_said_before_anything_trains(base: dict[str, Any], tmp_path: Path) -> None:
+def test_words_that_lack_a_class_are_said_before_anything_trains(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "d.json").write_text('{"cat": "It purrs."}')
     (tmp_path / "v.txt").write_text("ant\nant\n")
     words = base | {"seeds": 1, "out": tmp_path / "s"}
@@ -332,24 +415,46 @@ def test_words_that_lack_a_class_are_said_before_anything_trains(base: dict[str,
 
 
 def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> None:
-    study = edgekd.study("erm", protocol="low-shot", fractions="1,0.1", seeds=1, out=tmp_path / "s", keep=True, **base)
-    assert [table.title for table in study.tables] == ["10 % of the training labels", "100 % of the training labels"]
+    study = edgekd.study(
+        "erm",
+        protocol="low-shot",
+        fractions="1,0.1",
+        seeds=1,
+        out=tmp_path / "s",
+        keep=True,
+        **base,
+    )
+    assert [table.title for table in study.tables] == [
+        "10 % of the training labels",
+        "100 % of the training labels",
+    ]
     assert [table.columns for table in study.tables] == [("sketch",), ("sketch",)]
     shown = list(console_lines(study.tables))
     under = [line.partition(":")[0] for line in shown]
     assert [under.count(word) for word in ("Split", "Selection", "Machine")] == [2, 2, 1]
-    assert under.index("Split") < under.index("Selection") < shown.index("100 % of the training labels")
+    assert (
+        under.index("Split")
+        < under.index("Selection")
+        < shown.index("100 % of the training labels")
+    )
     assert set(shown) >= {note for table in study.tables for note in table.notes}
-    few, whole = (load_run(tmp_path / "s" / "runs" / name).data()[1] for name in ("erm-sketch-0.1-0", "erm-sketch-0"))
+    few, whole = (
+        load_run(tmp_path / "s" / "runs" / name).data()[1]
+        for name in ("erm-sketch-0.1-0", "erm-sketch-0")
+    )
     assert (len(few.train), len(whole.train)) == (4, 32)
     assert np.array_equal(few.ood_test, whole.ood_test)
     assert "## 10 % of the training labels" in (tmp_path / "s" / "table.md").read_text()
 
 
-def test_the_command_prints_the_table(made: Path, base: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_table(
+    made: Path, base: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     sets = [f"--set={name}={base[name]}" for name in ("views", "accelerator")]
     flags = [
-        f"--{name.replace('_', '-')}={value}" for name, value in base.items() if name not in ("views", "accelerator")
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in base.items()
+        if name not in ("views", "accelerator")
     ]
     words = ["--recipes=erm,vl2v-adip", "--seeds=2", "--test-domains=art,sketch", f"--out={made}"]
     with pytest.raises(SystemExit) as left:
@@ -368,14 +473,29 @@ def test_a_folder_that_is_no_study(base: dict[str, Any], tmp_path: Path) -> None
         edgekd.study("erm", out=tmp_path, **base)
 
 
-def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher)
+def test_a_few_images_in_both_ways(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_settings(
+        draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher
+    )
     folder, trained = tmp_path / "s", []
     real = runs.train
-    monkeypatch.setattr(runs, "train", lambda config, look: (trained.append(config.out.name), real(config))[1])
-    words = base | {"protocol": "k-shot", "unseen_classes": "bee,dog", "seeds": 1, "out": folder, "steps": 5}
+    monkeypatch.setattr(
+        runs, "train", lambda config, look: (trained.append(config.out.name), real(config))[1]
+    )
+    words = base | {
+        "protocol": "k-shot",
+        "unseen_classes": "bee,dog",
+        "seeds": 1,
+        "out": folder,
+        "steps": 5,
+    }
     study = edgekd.study("erm,vl2v-adip", shots="4,1", keep=True, **words)
-    assert [table.title for table in study.tables] == ["1 image of each unseen class", "4 images of each unseen class"]
+    assert [table.title for table in study.tables] == [
+        "1 image of each unseen class",
+        "4 images of each unseen class",
+    ]
     # One run on the seen classes for both numbers of images, then a fine-tuning each.
     assert sorted(trained) == sorted(
         f"{recipe}-{part}0" for recipe in ("erm", "vl2v-adip") for part in ("", "1shot-", "4shot-")
@@ -385,15 +505,26 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
     assert tuned.config.start == folder / "runs" / "vl2v-adip-0"
     whole = load_images(base["data"])
     shown = {whole.keys[i] for i in take_shots(whole, ("bee", "dog"), 4, 0)}
-    with np.load(folder / "cells" / "erm-4shot-0.npz") as four, np.load(folder / "cells" / "erm-1shot-0.npz") as one:
-        assert set(four.files) == {f"{m}{s}" for m in ("id", "ood", "retrieval", "id_tuned") for s in ("", "_labels")}
+    with (
+        np.load(folder / "cells" / "erm-4shot-0.npz") as four,
+        np.load(folder / "cells" / "erm-1shot-0.npz") as one,
+    ):
+        assert set(four.files) == {
+            f"{m}{s}" for m in ("id", "ood", "retrieval", "id_tuned") for s in ("", "_labels")
+        }
         assert (len(four["ood"]), len(one["ood"])) == (24 - 8, 24 - 2)
         # The table of one image leaves out what the four have shown.
-        left = [i for i in unseen_test(whole, ("bee", "dog")) if i not in take_shots(whole, ("bee", "dog"), 1, 0)]
+        left = [
+            i
+            for i in unseen_test(whole, ("bee", "dog"))
+            if i not in take_shots(whole, ("bee", "dog"), 1, 0)
+        ]
         common = np.array([whole.keys[i] not in shown for i in left])
         labels, correct = one["ood_labels"][common], one["ood"][common]
     erm = next(row for row in study.tables[0].rows if row.name == "erm")
-    assert erm.columns["", "ood"].mean == pytest.approx(100 * np.mean([correct[labels == c].mean() for c in (0, 1)]))
+    assert erm.columns["", "ood"].mean == pytest.approx(
+        100 * np.mean([correct[labels == c].mean() for c in (0, 1)])
+    )
     teacher = study.tables[1].rows[0]
     assert set(teacher.columns) == {("", "id"), ("", "zero_shot")}
     text = (folder / "table.md").read_text()
@@ -409,10 +540,15 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
             assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(file[measure].sum())
         rows = edgekd.evaluate(folder / "runs" / "vl2v-adip-0", shots=4, keys="teacher")
         own = [row for row in rows if row["subject"] == "retrieval"]
-        assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(file["retrieval_teacher"].sum())
+        assert sum(row["n"] * row["top1"] for row in own) == pytest.approx(
+            file["retrieval_teacher"].sum()
+        )
     with pytest.raises(EdgekdError, match="none are shown"):
         edgekd.evaluate(folder / "runs" / "vl2v-adip-0", keys="teacher")
-    for run, keys, sentence in (("erm-0", "teacher", "has no text head"), ("erm-0", "teahcer", "no keys of a")):
+    for run, keys, sentence in (
+        ("erm-0", "teacher", "has no text head"),
+        ("erm-0", "teahcer", "no keys of a"),
+    ):
         with pytest.raises(EdgekdError, match=sentence):
             edgekd.evaluate(folder / "runs" / run, shots=4, keys=keys)
     loaded = load_run(folder / "runs" / "vl2v-adip-0")
@@ -421,7 +557,9 @@ def test_a_few_images_in_both_ways(tiny_teacher: Path, tmp_path: Path, monkeypat
         edgekd.evaluate(folder / "runs" / "vl2v-adip-4shot-0", shots=1)
     # Nothing is kept when nothing is asked to be.
     edgekd.study("erm,vl2v-adip", shots="1", **words)
-    assert not [path.name for path in (folder / "runs").iterdir() if path.name in ("erm-0", "vl2v-adip-0")]
+    assert not [
+        path.name for path in (folder / "runs").iterdir() if path.name in ("erm-0", "vl2v-adip-0")
+    ]
 
 
 def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
@@ -431,14 +569,18 @@ def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
     model = load_teacher(loaded.config.teacher)
     assert isinstance(model, ClipTeacher)
     pixels = np.stack([model.preprocess.pixels(whole.read(i)) for i in shots])
-    told = torch.nn.functional.normalize(model.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), dim=-1)
+    told = torch.nn.functional.normalize(
+        model.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), dim=-1
+    )
     assert loaded.bank.image_centre is not None
     expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=-1)
     assert torch.allclose(keys[0], expected, atol=1e-4)
     size = model.preprocess.size
     for copy, place in ((1, 0), (9, 5)):
         pixels = torch.from_numpy(squashed(whole, int(shots[place]), store_side(size)).copy())[None]
-        view = render(pixels, view_params([whole.keys[shots[place]]], [copy - 1], ViewPolicy()), size)
+        view = render(
+            pixels, view_params([whole.keys[shots[place]]], [copy - 1], ViewPolicy()), size
+        )
         told = torch.nn.functional.normalize(model.embed_images(view)[0], dim=0)
         expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=0)
         assert torch.allclose(keys[copy, place], expected, atol=1e-4)
@@ -447,8 +589,16 @@ def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_shots_side_by_side_share_their_base(tiny_teacher: Path, tmp_path: Path) -> None:
-    base = tiny_settings(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher)
-    words = base | {"protocol": "k-shot", "unseen_classes": "bee,dog", "shots": "1,4", "seeds": 1, "steps": 5}
+    base = tiny_settings(
+        draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=4), tiny_teacher
+    )
+    words = base | {
+        "protocol": "k-shot",
+        "unseen_classes": "bee,dog",
+        "shots": "1,4",
+        "seeds": 1,
+        "steps": 5,
+    }
     tables = {}
     for jobs in (1, 2):
         folder = tmp_path / f"jobs{jobs}"

@@ -75,7 +75,12 @@ def test_layouts_forgive_spelling_but_not_another_domain() -> None:
 def test_vlcs_as_its_other_archive_unpacks(tmp_path: Path) -> None:
     """CALTECH, LABELME, PASCAL and SUN with train, crossval, test and full below, and classes called 0 to 4."""
     domains, classes = ("CALTECH", "LABELME", "PASCAL", "SUN"), [str(number) for number in range(5)]
-    names = [f"{d}/{part}/{c}/{part}.png" for d in domains for part in ("train", "crossval", "test") for c in classes]
+    names = [
+        f"{d}/{part}/{c}/{part}.png"
+        for d in domains
+        for part in ("train", "crossval", "test")
+        for c in classes
+    ]
     root = paint(tmp_path / "VLCS", names)
     known = ("bird", "car", "chair", "dog", "person")
     suites = folder_suites("v", str(root), known)
@@ -84,13 +89,24 @@ def test_vlcs_as_its_other_archive_unpacks(tmp_path: Path) -> None:
     assert suites[0].images.classes == known
     assert "DomainBed's VLCS" in suites[0].remarks[0]
     paint(root, [f"{d}/full/{c}/{n}.png" for d in domains[:3] for c in classes for n in range(2)])
-    counts = {suite.name.rpartition("/")[2]: len(suite.indices) for suite in folder_suites("v", str(root), known)}
-    assert counts == {"CALTECH": 10, "LABELME": 10, "PASCAL": 10, "SUN": 15}  # full holds the other parts
+    counts = {
+        suite.name.rpartition("/")[2]: len(suite.indices)
+        for suite in folder_suites("v", str(root), known)
+    }
+    assert counts == {
+        "CALTECH": 10,
+        "LABELME": 10,
+        "PASCAL": 10,
+        "SUN": 15,
+    }  # full holds the other parts
 
 
 def test_terra_incognita_as_domainbed_leaves_it(tmp_path: Path) -> None:
     """Four locations beside the file of annotations, classes as folders of small photographs."""
-    root = paint(tmp_path / "terra_incognita", tree([f"location_{n}" for n in (38, 43, 46, 100)], ("dog", "horse")))
+    root = paint(
+        tmp_path / "terra_incognita",
+        tree([f"location_{n}" for n in (38, 43, 46, 100)], ("dog", "horse")),
+    )
     (root / "caltech_images_20210113.json").write_text("{}")
     suites = folder_suites("t", str(root), ANIMALS)
     assert [suite.name for suite in suites] == [f"ood:t/location_{n}" for n in (100, 38, 43, 46)]
@@ -98,7 +114,9 @@ def test_terra_incognita_as_domainbed_leaves_it(tmp_path: Path) -> None:
 
 
 def test_other_folders_three_deep_are_refused_as_before(tmp_path: Path) -> None:
-    root = paint(tmp_path, [f"{d}/train/{c}/0.png" for d in ("here", "there") for c in ("dog", "cat")])
+    root = paint(
+        tmp_path, [f"{d}/train/{c}/0.png" for d in ("here", "there") for c in ("dog", "cat")]
+    )
     with pytest.raises(EdgekdError, match="3 folders deep"):
         load_images(root)
 
@@ -114,10 +132,16 @@ def test_a_subset_of_classes_and_its_clean_counterpart(tmp_path: Path) -> None:
     [suite] = folder_suites("r", str(root), ANIMALS)
     assert (suite.name, suite.kind, suite.images.classes) == ("ood:r", "subset", ("dog", "horse"))
     assert "among these 2, out of the 4 known" in suite.remarks[0]
-    inside = load_images(paint(tmp_path / "id", [f"{c}/{i}.png" for c in ANIMALS for i in range(2)]))
+    inside = load_images(
+        paint(tmp_path / "id", [f"{c}/{i}.png" for c in ANIMALS for i in range(2)])
+    )
     clean = clean_suite(suite, Suite("id", inside, np.arange(8)))
     assert clean is not None
-    assert (clean.name, clean.images.classes, len(clean.indices)) == ("clean:r", ("dog", "horse"), 4)
+    assert (clean.name, clean.images.classes, len(clean.indices)) == (
+        "clean:r",
+        ("dog", "horse"),
+        4,
+    )
     names = [clean.images.classes[label] for label in clean.labels]
     assert names == [inside.classes[inside.labels[i]] for i in clean.indices]
 
@@ -150,7 +174,10 @@ def test_vocabulary() -> None:
     numbers = tuple(str(i) for i in range(1000))
     # timm's own table: tench is 0, goldfish 1, toilet paper 999.
     assert spoken_as(words(("n01443537", "n15075141")), numbers, "x").classes == ("1", "999")
-    assert spoken_as(words(("1", "0")), ("n01440764", "n01443537"), "x").classes == ("n01443537", "n01440764")
+    assert spoken_as(words(("1", "0")), ("n01440764", "n01443537"), "x").classes == (
+        "n01443537",
+        "n01440764",
+    )
     with pytest.raises(EdgekdError, match='have a class "dogs"') as caught:
         spoken_as(words(("dogs", "cat")), ANIMALS, "x")
     assert caught.value.hint == 'Did you mean "dog"?'
@@ -175,10 +202,21 @@ def test_names_of_suites() -> None:
 
 def test_unknown_images_are_set_against_the_id_images(tmp_path: Path) -> None:
     inside = Suite("id", words(ANIMALS), np.arange(4), run="r")
-    images = load_unlabelled(paint(tmp_path / "others", ["piano/0.png", "photo/flute/0.png", "1.png"]))
+    images = load_unlabelled(
+        paint(tmp_path / "others", ["piano/0.png", "photo/flute/0.png", "1.png"])
+    )
     [suite] = unknown_suites("music", images, inside, ANIMALS, trained_on={images.keys[0]})
-    assert (suite.name, suite.kind, suite.base, suite.run) == ("unknown:music", "unknown", "id", "r")
-    assert (suite.images.classes, suite.indices.tolist(), suite.labels.tolist()) == (ANIMALS, [1, 2], [-1, -1])
+    assert (suite.name, suite.kind, suite.base, suite.run) == (
+        "unknown:music",
+        "unknown",
+        "id",
+        "r",
+    )
+    assert (suite.images.classes, suite.indices.tolist(), suite.labels.tolist()) == (
+        ANIMALS,
+        [1, 2],
+        [-1, -1],
+    )
     assert suite.remarks[-1] == "1 images left out, since they are among the run's own."
     # What the run tests on shows a known class as well.
     own = replace(inside, images=replace(inside.images, keys=(*images.keys, "another")))
@@ -189,10 +227,22 @@ def test_unknown_images_are_set_against_the_id_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "classes", "told"),
     [
-        ("photo/Dog", ANIMALS, 'The folder "Dog" of others is called by a class that the model knows ("dog")'),
-        ("horse/mine", ANIMALS, 'The folder "horse" of others is called by a class that the model knows.'),
+        (
+            "photo/Dog",
+            ANIMALS,
+            'The folder "Dog" of others is called by a class that the model knows ("dog")',
+        ),
+        (
+            "horse/mine",
+            ANIMALS,
+            'The folder "horse" of others is called by a class that the model knows.',
+        ),
         ("n01443537", ("n01443537", "n01440764"), 'The folder "n01443537"'),
-        ("n01443537", tuple(str(number) for number in range(1000)), r'The folder "n01443537" .* knows \("1"\)'),
+        (
+            "n01443537",
+            tuple(str(number) for number in range(1000)),
+            r'The folder "n01443537" .* knows \("1"\)',
+        ),
     ],
 )
 def test_a_folder_called_by_a_known_class_is_refused(
@@ -211,20 +261,36 @@ def test_imagenet_o_calls_its_folders_by_what_its_images_are_mistaken_for(tmp_pa
     """Both sides are then restricted to these classes, as in its authors' evaluation."""
     classes = tuple(str(number) for number in range(1000))
     inside = Suite("id", replace(words(classes), labels=np.arange(1000)), np.arange(1000))
-    names = [f"imagenet-o/{wnid}/{number}.png" for wnid in ("n15075141", "n01443537") for number in range(2)]
+    names = [
+        f"imagenet-o/{wnid}/{number}.png"
+        for wnid in ("n15075141", "n01443537")
+        for number in range(2)
+    ]
     images = load_unlabelled(paint(tmp_path, names))
     clean, unknown = unknown_suites("imagenet-o", images, inside, classes)
-    assert (clean.name, clean.kind, clean.indices.tolist()) == ("clean:imagenet-o", "clean", [1, 999])
-    assert (unknown.name, unknown.base, len(unknown.indices)) == ("unknown:imagenet-o", "clean:imagenet-o", 4)
+    assert (clean.name, clean.kind, clean.indices.tolist()) == (
+        "clean:imagenet-o",
+        "clean",
+        [1, 999],
+    )
+    assert (unknown.name, unknown.base, len(unknown.indices)) == (
+        "unknown:imagenet-o",
+        "clean:imagenet-o",
+        4,
+    )
     assert unknown.images.classes == clean.images.classes == ("1", "999")
     # A model of other classes is not concerned by what others mistake them for.
-    [other] = unknown_suites("imagenet-o", images, Suite("id", words(ANIMALS), np.arange(4)), ANIMALS)
+    [other] = unknown_suites(
+        "imagenet-o", images, Suite("id", words(ANIMALS), np.arange(4)), ANIMALS
+    )
     assert (other.base, other.images.classes) == ("id", ANIMALS)
 
 
 def domains_of_paint() -> ImageSet:
     images = paint_images(120)
-    return replace(images, domains=("art", "photo", "sketch"), domain_of=np.repeat(np.arange(3), 40))
+    return replace(
+        images, domains=("art", "photo", "sketch"), domain_of=np.repeat(np.arange(3), 40)
+    )
 
 
 def test_a_lone_artifact_finds_the_split_of_its_run_again() -> None:
@@ -240,7 +306,12 @@ def test_a_lone_artifact_finds_the_split_of_its_run_again() -> None:
 
 def test_a_lone_artifact_on_other_images_calls_its_training_domains_seen() -> None:
     images = domains_of_paint()
-    source = {"split_hash": "another", "split_seed": 3, "test_domain": "photo", "train_domains": ["art", "sketch"]}
+    source = {
+        "split_hash": "another",
+        "split_seed": 3,
+        "test_domain": "photo",
+        "train_domains": ["art", "sketch"],
+    }
     suites = lone_suites(images, source)
     assert [(suite.name, suite.kind) for suite in suites] == [
         ("seen:art", "seen"), ("ood:photo", "domain"), ("seen:sketch", "seen"),
@@ -269,7 +340,9 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
     # Answers dog, dog, dog, horse-free: shape twice, texture once, neither once.
     def predict(pixels: np.ndarray) -> np.ndarray:
         answers = np.array(["dog", "dog", "dog", "cat"])
-        return np.array([[float(name == cls) for cls in ANIMALS] for name in answers], dtype=np.float32)
+        return np.array(
+            [[float(name == cls) for cls in ANIMALS] for name in answers], dtype=np.float32
+        )
 
     fake_measurements(monkeypatch, {})
     one = subject("torch", "torch", predict, classes=ANIMALS)
@@ -298,7 +371,10 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     inside = Suite("id", images, np.arange(10))
     suites = [inside, *corruption_suites(inside, 10)]
     assert len(suites) == 76
-    subjects = [subject("teacher", "teacher", model(2), identity="t"), subject("torch", "torch", model(0))]
+    subjects = [
+        subject("teacher", "teacher", model(2), identity="t"),
+        subject("torch", "torch", model(0)),
+    ]
     report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
     teacher, torch = report.corruptions
     assert torch.top1["snow"] == (0.9, 0.8, 0.7, 0.6, 0.5)

@@ -58,7 +58,9 @@ def test_a_folder_is_read_as_it_says(teacher: ClipTeacher) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (77, 50), (32, 32)])
-def test_pixels_and_statistics_are_open_clips(teacher: ClipTeacher, tiny_teacher: Path, size: tuple[int, int]) -> None:
+def test_pixels_and_statistics_are_open_clips(
+    teacher: ClipTeacher, tiny_teacher: Path, size: tuple[int, int]
+) -> None:
     model, transform, _ = reference(tiny_teacher)
     image = picture(*size)
     with torch.inference_mode():
@@ -75,13 +77,25 @@ def test_pixels_and_statistics_are_open_clips(teacher: ClipTeacher, tiny_teacher
 def test_views_of_another_size_are_resized(teacher: ClipTeacher) -> None:
     image = picture(96, 96)
     big = plain(torch.from_numpy(np.array(image))[None])
-    small = plain(torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC)))[None])
-    assert torch.nn.functional.cosine_similarity(teacher.embed_images(big), teacher.embed_images(small)).item() > 0.9999
+    small = plain(
+        torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC)))[None]
+    )
+    assert (
+        torch.nn.functional.cosine_similarity(
+            teacher.embed_images(big), teacher.embed_images(small)
+        ).item()
+        > 0.9999
+    )
 
 
-def test_the_text_bank_is_open_clips_zero_shot_classifier(teacher: ClipTeacher, tiny_teacher: Path) -> None:
+def test_the_text_bank_is_open_clips_zero_shot_classifier(
+    teacher: ClipTeacher, tiny_teacher: Path
+) -> None:
     model, transform, tokenizer = reference(tiny_teacher)
-    classes, templates = ["sea_lion", "dog", "cat"], ["a photo of a {}.", "a sketch of the {}", "itap of a {}"]
+    classes, templates = (
+        ["sea_lion", "dog", "cat"],
+        ["a photo of a {}.", "a sketch of the {}", "itap of a {}"],
+    )
     expected = open_clip.build_zero_shot_classifier(
         model,
         tokenizer,
@@ -96,7 +110,9 @@ def test_the_text_bank_is_open_clips_zero_shot_classifier(teacher: ClipTeacher, 
     with torch.inference_mode():
         features = model.encode_image(transform(image)[None], normalize=True)
     logits = teacher_predict(teacher, bank)(np.array(image)[None])
-    np.testing.assert_allclose(logits, teacher.logit_scale * features @ expected, rtol=1e-2, atol=2e-2)
+    np.testing.assert_allclose(
+        logits, teacher.logit_scale * features @ expected, rtol=1e-2, atol=2e-2
+    )
 
 
 def test_texts_come_in_order_however_many(teacher: ClipTeacher) -> None:
@@ -135,7 +151,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "absent" in refusal(f"local-dir:{tmp_path / 'absent'}").message
 
 
-@pytest.mark.parametrize("damage", ["no weights", "truncated", "empty", "config torn", "config empty", "other shape"])
+@pytest.mark.parametrize(
+    "damage", ["no weights", "truncated", "empty", "config torn", "config empty", "other shape"]
+)
 def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage: str) -> None:
     folder = copied(tiny_teacher, tmp_path)
     weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
@@ -152,7 +170,9 @@ def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage:
     assert "could not be loaded" in refusal(f"local-dir:{folder}").message
 
 
-def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(
+    tiny_teacher: Path, tmp_path: Path
+) -> None:
     folder = copied(tiny_teacher, tmp_path)
     (folder / "open_clip_model.safetensors").unlink()
     trap = tmp_path / "trap"
@@ -167,7 +187,8 @@ def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(tiny_teacher: 
 
 
 @pytest.mark.parametrize(
-    ("typo", "meant"), [("ViT-B-23:openai", "ViT-B-32"), ("ViT-B-32:opena", "openai"), ("toi", "toy")]
+    ("typo", "meant"),
+    [("ViT-B-23:openai", "ViT-B-32"), ("ViT-B-32:opena", "openai"), ("toi", "toy")],
 )
 def test_a_misspelt_teacher_is_answered_with_the_closest(typo: str, meant: str) -> None:
     assert f'"{meant}"' in refusal(typo).hint
@@ -178,7 +199,9 @@ def test_a_name_without_a_tag_is_asked_for_one() -> None:
 
 
 @pytest.mark.parametrize("spec", ["ViT-B-32:laion2b_s34b_b79k", "hf-hub:somebody/some-model"])
-def test_a_hub_out_of_reach_is_said_with_other_ways(spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_out_of_reach_is_said_with_other_ways(
+    spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for module in ("edgekd.hub", "edgekd.distill.teacher"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -272,7 +295,9 @@ def test_the_toy_teacher_is_in_the_package() -> None:
         pytest.skip("the toy teacher has not been made yet")
     toy = load_teacher("toy")
     assert isinstance(toy, ClipTeacher)
-    assert toy.text_bank(["dog"], ["a photo of a {}"]).vectors.norm().item() == pytest.approx(1, abs=1e-5)
+    assert toy.text_bank(["dog"], ["a photo of a {}"]).vectors.norm().item() == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
@@ -284,7 +309,9 @@ def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
     assert teacher.preprocess.resize == "squash"
     classes = sorted(path.name for path in (pacs / "photo").iterdir())
     files = [sorted((pacs / "photo" / name).iterdir())[0] for name in classes]
-    pixels = np.stack([teacher.preprocess.pixels(Image.open(path).convert("RGB")) for path in files])
+    pixels = np.stack(
+        [teacher.preprocess.pixels(Image.open(path).convert("RGB")) for path in files]
+    )
     scores = teacher_predict(teacher, teacher.text_bank(classes, ["a photo of a {}"]))(pixels)
     assert (scores.argmax(1) == np.arange(7)).sum() >= 6
     model, transform, _ = reference(folder)

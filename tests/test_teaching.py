@@ -22,7 +22,11 @@ TRAIN = np.array([0, 2, 3])
 
 
 def bank_of(
-    embeddings: list[list[float]], *, recipe: str = "vl2v-adip", student: str = "resnet18", centre: bool | None = None
+    embeddings: list[list[float]],
+    *,
+    recipe: str = "vl2v-adip",
+    student: str = "resnet18",
+    centre: bool | None = None,
 ) -> TextBank:
     """What `centred` makes of a teacher with these embeddings, one for each of four images."""
     table = np.asarray(embeddings, dtype=np.float32)

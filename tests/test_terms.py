@@ -11,7 +11,15 @@ import torch
 from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
-from edgekd.distill.terms import TERMS, Batch, TermSpec, needs, objective, teacher_confidence, teacher_correct
+from edgekd.distill.terms import (
+    TERMS,
+    Batch,
+    TermSpec,
+    needs,
+    objective,
+    teacher_confidence,
+    teacher_correct,
+)
 
 
 def test_every_term_is_checked() -> None:
@@ -19,14 +27,18 @@ def test_every_term_is_checked() -> None:
 
 
 @pytest.mark.parametrize(("name", "params"), CASES, ids=str)
-def test_a_term_and_its_gradient_are_what_the_formula_says(name: str, params: dict[str, Any]) -> None:
+def test_a_term_and_its_gradient_are_what_the_formula_says(
+    name: str, params: dict[str, Any]
+) -> None:
     batch = draw()
     assert batch.embedding is not None
     assert batch.logits is not None
     values = TERMS[name].function(batch, **params)
     assert values.shape == (B,)
     s, z = batch.embedding.tolist(), batch.logits.tolist()
-    np.testing.assert_allclose(values.tolist(), by_hand(name, s, z, batch, **params), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        values.tolist(), by_hand(name, s, z, batch, **params), rtol=1e-9, atol=1e-12
+    )
     values.sum().backward()
     learns = "embedding" if "embedding" in TERMS[name].needs else "logits"
     gradient = getattr(batch, learns).grad
@@ -36,14 +48,33 @@ def test_a_term_and_its_gradient_are_what_the_formula_says(name: str, params: di
         for nudge in (1e-6, -1e-6):
             moved = [list(row) for row in rows]
             moved[i][j] += nudge
-            ends.append(sum(by_hand(name, *((moved, z) if learns == "embedding" else (s, moved)), batch, **params)))
-        assert gradient[i, j].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7)
+            ends.append(
+                sum(
+                    by_hand(
+                        name,
+                        *((moved, z) if learns == "embedding" else (s, moved)),
+                        batch,
+                        **params,
+                    )
+                )
+            )
+        assert gradient[i, j].item() == pytest.approx(
+            (ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7
+        )
 
 
 def test_a_term_looks_at_nothing_it_does_not_declare() -> None:
     for info in TERMS.values():
         batch = draw()
-        fields = ("embedding", "logits", "teacher", "bank", "visual_bank", "domain_bank", "captions")
+        fields = (
+            "embedding",
+            "logits",
+            "teacher",
+            "bank",
+            "visual_bank",
+            "domain_bank",
+            "captions",
+        )
         hidden: dict[str, Any] = {field: None for field in fields if field not in info.needs}
         if "labels" not in info.needs:
             hidden["labels"] = torch.full((B,), -1)  # how many there are is all it may know
@@ -82,17 +113,28 @@ def test_normed_distance_is_twice_the_cosine_loss() -> None:
 
 def test_text_cross_entropy_on_the_teachers_own_embedding_is_its_zero_shot_loss() -> None:
     batch = draw(2)
-    own = TERMS["text_ce"].function(replace(batch, embedding=batch.teacher), tau=1 / batch.logit_scale)
+    own = TERMS["text_ce"].function(
+        replace(batch, embedding=batch.teacher), tau=1 / batch.logit_scale
+    )
     assert torch.allclose(
-        own, torch.nn.functional.cross_entropy(batch.teacher_logits(), batch.labels, reduction="none")
+        own,
+        torch.nn.functional.cross_entropy(batch.teacher_logits(), batch.labels, reduction="none"),
     )
 
 
 def test_the_filter_keeps_what_the_teacher_gets_right() -> None:
     bank = torch.eye(3)
-    batch = Batch(labels=torch.tensor([0, 1, 2]), teacher=torch.tensor([[2.0, 1, 0], [3, 1, 0], [0, 0, 5]]), bank=bank)
+    batch = Batch(
+        labels=torch.tensor([0, 1, 2]),
+        teacher=torch.tensor([[2.0, 1, 0], [3, 1, 0], [0, 0, 5]]),
+        bank=bank,
+    )
     assert teacher_correct(batch).tolist() == [True, False, True]
-    cosines = [[2 / math.sqrt(5), 1 / math.sqrt(5), 0], [3 / math.sqrt(10), 1 / math.sqrt(10), 0], [0, 0, 1]]
+    cosines = [
+        [2 / math.sqrt(5), 1 / math.sqrt(5), 0],
+        [3 / math.sqrt(10), 1 / math.sqrt(10), 0],
+        [0, 0, 1],
+    ]
     expected = [softmax([3 * value for value in row])[y] for y, row in enumerate(cosines)]
     assert teacher_confidence(replace(batch, logit_scale=3.0)).tolist() == pytest.approx(expected)
 
@@ -107,7 +149,9 @@ def masked_case(teacher_rows: list[list[float]], labels: list[int]) -> Batch:
 
 
 def test_the_objective_is_the_weighted_mean_over_kept_images() -> None:
-    batch = masked_case([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0, 1, 0])  # the teacher misses the third
+    batch = masked_case(
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0, 1, 0]
+    )  # the teacher misses the third
     terms = {"cos_img": TermSpec(0.5, mask="teacher_correct"), "cos_text": TermSpec(2.0)}
     loss, values = objective(batch, terms)
     image = [1 - 1 / math.sqrt(5), 1 - 1 / math.sqrt(2)]
@@ -169,7 +213,10 @@ def test_half_precision_is_taken_and_answered_in_single(name: str, dtype: torch.
     )  # these and the teacher's answers are stored, not computed by autocast
     half = replace(
         batch,
-        **{f: getattr(batch, f).detach().to(torch.float32 if f in (*banks, "teacher") else dtype) for f in fields},
+        **{
+            f: getattr(batch, f).detach().to(torch.float32 if f in (*banks, "teacher") else dtype)
+            for f in fields
+        },
     )
     exact, _ = objective(batch, {name: TermSpec(1.0)})
     loss, _ = objective(half, {name: TermSpec(1.0)})
@@ -180,7 +227,11 @@ def test_half_precision_is_taken_and_answered_in_single(name: str, dtype: torch.
 def test_a_large_batch_in_half_precision_is_summed_in_single() -> None:
     """4,096 images with a loss of 100 each: their sum is six times what half precision can hold."""
     embedding = torch.full((4096, D), 10.0, dtype=torch.float16)
-    batch = Batch(labels=torch.zeros(4096, dtype=torch.int64), embedding=embedding, teacher=torch.zeros_like(embedding))
+    batch = Batch(
+        labels=torch.zeros(4096, dtype=torch.int64),
+        embedding=embedding,
+        teacher=torch.zeros_like(embedding),
+    )
     assert TERMS["feat_mse"].function(batch).dtype == torch.float16
     assert objective(batch, {"feat_mse": TermSpec(1.0)})[0].item() == 100
 
@@ -235,11 +286,19 @@ ALL: dict[str, TermSpec] = {
 
 def share(batch: Batch, rank: int, world: int) -> Batch:
     def part(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.detach()[rank::world].clone().requires_grad_(value.is_floating_point())
+        return (
+            None
+            if value is None
+            else value.detach()[rank::world].clone().requires_grad_(value.is_floating_point())
+        )
 
     labels = batch.labels[rank::world]
     return replace(
-        batch, labels=labels, embedding=part(batch.embedding), logits=part(batch.logits), teacher=part(batch.teacher)
+        batch,
+        labels=labels,
+        embedding=part(batch.embedding),
+        logits=part(batch.logits),
+        teacher=part(batch.teacher),
     )
 
 
@@ -257,21 +316,37 @@ def test_two_processes_give_the_objective_of_the_whole_batch() -> None:
         # Stands for all_reduce: a full share counts 8 together, a masked one as many as both keep.
         return lambda count: torch.tensor(8 if int(count) == 4 and local != 4 else kept)
 
-    results = [objective(part, ALL, summed(count), 2) for part, count in zip(shares, counts, strict=True)]
+    results = [
+        objective(part, ALL, summed(count), 2) for part, count in zip(shares, counts, strict=True)
+    ]
     for part_loss, _ in results:
         part_loss.backward()
     mean = sum(part_loss.item() for part_loss, _ in results) / 2
     assert mean == pytest.approx(loss.item(), rel=1e-5)
     for name in ALL:
-        assert sum(part[name].item() for _, part in results) / 2 == pytest.approx(values[name].item(), rel=1e-5)
+        assert sum(part[name].item() for _, part in results) / 2 == pytest.approx(
+            values[name].item(), rel=1e-5
+        )
     for field in ("embedding", "logits"):
         full = getattr(whole, field).grad
         for rank, part in enumerate(shares):
             # The gradient of the averaged loss, as DDP forms it.
-            assert torch.allclose(getattr(part, field).grad / 2, full[rank::2], rtol=1e-5, atol=1e-8)
+            assert torch.allclose(
+                getattr(part, field).grad / 2, full[rank::2], rtol=1e-5, atol=1e-8
+            )
 
 
 def test_needs_are_those_of_terms_masks_and_confidences() -> None:
     assert needs({"ce": TermSpec(1.0)}) == {"logits", "labels"}
-    assert needs({"ce": TermSpec(1.0, mask="teacher_correct")}) == {"logits", "labels", "teacher", "bank"}
-    assert needs({"ce": TermSpec(1.0), "feat_mse": TermSpec(1.0)}) == {"logits", "labels", "embedding", "teacher"}
+    assert needs({"ce": TermSpec(1.0, mask="teacher_correct")}) == {
+        "logits",
+        "labels",
+        "teacher",
+        "bank",
+    }
+    assert needs({"ce": TermSpec(1.0), "feat_mse": TermSpec(1.0)}) == {
+        "logits",
+        "labels",
+        "embedding",
+        "teacher",
+    }

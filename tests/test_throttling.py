@@ -10,7 +10,12 @@ import pytest
 from edgekd.benchmark import environment
 from edgekd.benchmark.throttling import throttle_remarks
 
-NOTHING = {"temperature_c": None, "throttle_count": None, "throttle_flags": None, "power_mode": None}
+NOTHING = {
+    "temperature_c": None,
+    "throttle_count": None,
+    "throttle_flags": None,
+    "power_mode": None,
+}
 
 
 def put(root: Path, files: dict[str, str]) -> None:
@@ -61,8 +66,13 @@ def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def test_what_happened_meanwhile_is_said() -> None:
-    [said] = remarks({"throttle_count": 5, "temperature_c": 60.0}, {"throttle_count": 7, "temperature_c": 91.5})
-    assert "The processor throttled 2 times while measuring (temperature 60 °C before, 91.5 °C after)" in said
+    [said] = remarks(
+        {"throttle_count": 5, "temperature_c": 60.0}, {"throttle_count": 7, "temperature_c": 91.5}
+    )
+    assert (
+        "The processor throttled 2 times while measuring (temperature 60 °C before, 91.5 °C after)"
+        in said
+    )
     [said] = remarks({"power_mode": "MAXN"}, {"power_mode": "15W"})
     assert "from power mode MAXN to 15W" in said
     facts = {"device": "pi", "before": NOTHING | {"throttle_flags": "0x10000"}}
@@ -75,5 +85,9 @@ def test_what_happened_meanwhile_is_said() -> None:
 def test_what_was_so_before_is_not_said() -> None:
     same = {"throttle_count": 5, "throttle_flags": "0x50000", "power_mode": "MAXN"}
     assert remarks(same, same) == remarks({}, same) == remarks(same, {}) == []
-    old = {"temperature_c": None, "load_average": 0.1, "cpu_mhz": None}  # of an agent that did not ask
+    old = {
+        "temperature_c": None,
+        "load_average": 0.1,
+        "cpu_mhz": None,
+    }  # of an agent that did not ask
     assert list(throttle_remarks({"before": old, "after": old})) == []

@@ -37,7 +37,9 @@ module = types.ModuleType("edgekd.targets.session")
 module.open_session = lambda folder, *, threads=None: Session(threads, 1 if folder.name == "single" else None)
 sys.modules["edgekd.targets.session"] = module
 """
-BUFFERS = {subject("", "torch", lambda x: x).preprocess.hash: np.zeros((6, 16, 16, 3), dtype=np.uint8)}
+BUFFERS = {
+    subject("", "torch", lambda x: x).preprocess.hash: np.zeros((6, 16, 16, 3), dtype=np.uint8)
+}
 
 
 @pytest.fixture
@@ -45,13 +47,23 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-    brief = replace(throughput.QUICK, warmup_runs=4, warmup_s=0.01, warmup_limit_s=0.1, seconds=0.2, block_s=0.02)
+    brief = replace(
+        throughput.QUICK,
+        warmup_runs=4,
+        warmup_s=0.01,
+        warmup_limit_s=0.1,
+        seconds=0.2,
+        block_s=0.02,
+    )
     monkeypatch.setattr(throughput, "QUICK", brief)
 
 
 @pytest.mark.usefixtures("planted")
 def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
-    subjects = [subject("torch", "torch", lambda x: x), subject("a", "artifact", lambda x: x, folder=tmp_path)]
+    subjects = [
+        subject("torch", "torch", lambda x: x),
+        subject("a", "artifact", lambda x: x, folder=tmp_path),
+    ]
     rows = throughput_rows(subjects, BUFFERS, Grid((1, 8, 16), (None, 2)), quick=True)
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
         ("a", 1, 4), ("a", 1, 2), ("a", 8, 4), ("a", 8, 2), ("a", 16, None), ("a", 16, 2)
@@ -74,7 +86,10 @@ def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
     single = subject("a", "artifact", lambda x: x, folder=tmp_path / "single")
     one, eight = throughput_rows([single], BUFFERS, Grid((1, 8), (None,)), quick=True)
     assert one.images_per_s is not None
-    assert (eight.images_per_s, eight.reason) == (None, "The file is made for one image at a time, not for 8.")
+    assert (eight.images_per_s, eight.reason) == (
+        None,
+        "The file is made for one image at a time, not for 8.",
+    )
 
 
 def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:
@@ -106,7 +121,9 @@ def test_the_interval_of_a_rate() -> None:
 def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
 
-    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, {}, QUICK)["r/onnxruntime-fp32"][0]
+    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, {}, QUICK)[
+        "r/onnxruntime-fp32"
+    ][0]
 
     def run_child(*given, batch):  # type: ignore[no-untyped-def]
         if batch == 8:
@@ -115,7 +132,11 @@ def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(throughput, "run_child", run_child)
     report = run_benchmark(
-        four_subjects(tmp_path), id_and_ood(paint_images()), tmp_path / "out", quick=True, grid=Grid((1, 8), (1,))
+        four_subjects(tmp_path),
+        id_and_ood(paint_images()),
+        tmp_path / "out",
+        quick=True,
+        grid=Grid((1, 8), (1,)),
     )
     assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
     assert [row.p50_ms for row in report.latency][2:] == pytest.approx([2.0, 1.0])

@@ -53,11 +53,23 @@ def test_a_self_distilled_run_reads_back_and_wise_ft_of_nothing_is_the_teacher(
     make_domain_folder: object, tmp_path: Path, tiny_teacher: Path, teacher: ClipTeacher
 ) -> None:
     data = make_domain_folder(tmp_path / "data", count=10)  # type: ignore[operator]
-    settings = {"recipe": "vl2v-sd", "data": str(data), "teacher": f"local-dir:{tiny_teacher}", "accelerator": "cpu"}
+    settings = {
+        "recipe": "vl2v-sd",
+        "data": str(data),
+        "teacher": f"local-dir:{tiny_teacher}",
+        "accelerator": "cpu",
+    }
     made = train(
         TrainConfig.model_validate(
             settings
-            | {"steps": 2, "batch_size": 4, "views": 1, "average": "wise-ft", "wise_ft": 0.0, "out": tmp_path / "run"}
+            | {
+                "steps": 2,
+                "batch_size": 4,
+                "views": 1,
+                "average": "wise-ft",
+                "wise_ft": 0.0,
+                "out": tmp_path / "run",
+            }
         )
     )
     assert made.student == "teacher"

@@ -24,7 +24,9 @@ def mean_colour(cls: str, domain: str, seed: int) -> list[float]:
         ("fish", "sketch", 7, (205.3, 203.3, 192.8)),
     ],
 )
-def test_drawings_stay_what_they_were(cls: str, domain: str, seed: int, expected: tuple[float, float, float]) -> None:
+def test_drawings_stay_what_they_were(
+    cls: str, domain: str, seed: int, expected: tuple[float, float, float]
+) -> None:
     # A new VERSION may change these; an unchanged one may not. The tolerance covers other PIL releases.
     assert mean_colour(cls, domain, seed) == pytest.approx(expected, abs=4.0)
 
@@ -47,7 +49,9 @@ def test_one_seed_gives_one_drawing_and_two_seeds_two() -> None:
 
 def test_only_the_sketch_is_without_colour() -> None:
     def colourfulness(domain: str) -> float:
-        pixels = np.stack([np.asarray(toy.draw(cls, domain, 11), np.float64) for cls in toy.CLASSES])
+        pixels = np.stack(
+            [np.asarray(toy.draw(cls, domain, 11), np.float64) for cls in toy.CLASSES]
+        )
         return float((pixels.max(axis=-1) - pixels.min(axis=-1)).mean())
 
     assert colourfulness("sketch") < 25
@@ -66,18 +70,29 @@ def test_habits_hold_in_the_suite_and_not_in_the_world() -> None:
 def test_suite_is_balanced_named_and_distinct() -> None:
     images = toy.toy_images(per_class=3)
     assert len(images) == 4 * 10 * 3
-    assert set(Counter(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True)).values()) == {3}
+    assert set(
+        Counter(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True)).values()
+    ) == {3}
     assert len(set(images.keys)) == len(set(images.ids)) == len(images)
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in images.keys)
     assert images.labels.dtype == images.domain_of.dtype == np.int64
     for i in (0, 47, len(images) - 1):
         domain, cls, _ = images.ids[i].split("/")
-        assert (images.domains[images.domain_of[i]], images.classes[images.labels[i]]) == (domain, cls)
+        assert (images.domains[images.domain_of[i]], images.classes[images.labels[i]]) == (
+            domain,
+            cls,
+        )
 
 
 def test_suites_of_other_seeds_and_of_the_teacher_share_no_image() -> None:
-    suites = [toy.toy_images(per_class=4), toy.toy_images(seed=1, per_class=4), toy.toy_images(per_class=4, world=True)]
-    assert len({key for suite in suites for key in suite.keys}) == sum(len(suite) for suite in suites)
+    suites = [
+        toy.toy_images(per_class=4),
+        toy.toy_images(seed=1, per_class=4),
+        toy.toy_images(per_class=4, world=True),
+    ]
+    assert len({key for suite in suites for key in suite.keys}) == sum(
+        len(suite) for suite in suites
+    )
 
 
 def test_a_smaller_suite_holds_the_same_images() -> None:
@@ -90,7 +105,9 @@ def test_a_smaller_suite_holds_the_same_images() -> None:
 
 def test_reader_survives_pickling_and_knows_its_length() -> None:
     images = pickle.loads(pickle.dumps(toy.toy_images(per_class=1)))
-    assert np.array_equal(np.asarray(images.read(7)), np.asarray(toy.toy_images(per_class=1).read(7)))
+    assert np.array_equal(
+        np.asarray(images.read(7)), np.asarray(toy.toy_images(per_class=1).read(7))
+    )
     for outside in (len(images), -1):
         with pytest.raises(IndexError):
             images.read(outside)

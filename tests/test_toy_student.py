@@ -37,7 +37,9 @@ def test_their_features_tell_kinds_apart_where_random_ones_do_not() -> None:
             photos = np.flatnonzero(images.domain_of == images.domains.index("photo"))
             pixels = np.stack([student.preprocess.pixels(images.read(int(i))) for i in photos])
             views = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-            features = torch.nn.functional.normalize(student.backbone((views - student.mean) / student.std), dim=-1)
+            features = torch.nn.functional.normalize(
+                student.backbone((views - student.mean) / student.std), dim=-1
+            )
             labels = torch.from_numpy(images.labels[photos])
             if images is known:
                 means = torch.stack([features[labels == kind].mean(0) for kind in range(10)])

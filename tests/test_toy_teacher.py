@@ -29,20 +29,29 @@ def model(folder: Path) -> torch.nn.Module:
     patch.setattr(socket.socket, "connect", refuse)
     patch.setattr(socket, "getaddrinfo", refuse)
     try:
-        return open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
+        return open_clip.create_model_from_pretrained(
+            f"local-dir:{folder}", return_transform=False
+        ).eval()
     finally:
         patch.undo()
 
 
 def test_files_are_small_enough_for_a_wheel(folder: Path) -> None:
     assert (
-        sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".json", ".safetensors")) <= 6_000_000
+        sum(
+            path.stat().st_size
+            for path in folder.iterdir()
+            if path.suffix in (".json", ".safetensors")
+        )
+        <= 6_000_000
     )
 
 
 @pytest.mark.parametrize("template", ["a photo of a {}", "itap of a {}.", "{}"])
 @torch.inference_mode()
-def test_zero_shot_is_high_in_all_four_domains(folder: Path, model: torch.nn.Module, template: str) -> None:
+def test_zero_shot_is_high_in_all_four_domains(
+    folder: Path, model: torch.nn.Module, template: str
+) -> None:
     settings = open_clip.get_model_preprocess_cfg(model)
     size = settings["size"][0] if isinstance(settings["size"], (tuple, list)) else settings["size"]
     preprocess = Preprocess(
@@ -53,10 +62,16 @@ def test_zero_shot_is_high_in_all_four_domains(folder: Path, model: torch.nn.Mod
         std=tuple(settings["std"]),
     )
     images = toy.toy_images(seed=777, per_class=6)
-    pixels = torch.from_numpy(np.stack([preprocess.pixels(images.read(i)) for i in range(len(images))]))
-    scaled = (pixels.float() / 255 - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)  # [N, H, W, 3]
+    pixels = torch.from_numpy(
+        np.stack([preprocess.pixels(images.read(i)) for i in range(len(images))])
+    )
+    scaled = (pixels.float() / 255 - torch.tensor(preprocess.mean)) / torch.tensor(
+        preprocess.std
+    )  # [N, H, W, 3]
     vectors = model.encode_image(scaled.permute(0, 3, 1, 2))
-    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([template.format(name) for name in images.classes])
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(
+        [template.format(name) for name in images.classes]
+    )
     guesses = (vectors @ normalize(model.encode_text(tokens), dim=-1).T).argmax(1).numpy()
     for domain, name in enumerate(images.domains):
         inside = images.domain_of == domain

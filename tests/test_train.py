@@ -46,7 +46,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[s
             for number in range(count):
                 seed = 1000 * len(domain) + 100 * len(name) + number + tint[0]
                 pixels = np.random.default_rng(seed).integers(0, 160, (32, 40, 3)) + tint
-                Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number:02d}.png")
+                Image.fromarray(pixels.astype(np.uint8)).save(
+                    root / domain / name / f"{number:02d}.png"
+                )
     return {
         "student": STUDENT,
         "pretrained": "scratch",
@@ -93,7 +95,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same_weights(a: Path, b: Path) -> bool:
     left, right = weights(a), weights(b)
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def folder_of(made: Run) -> Path:
@@ -115,7 +119,14 @@ def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str
     tower = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
     made = run(recipe=recipe, bn="frozen", **tower)
     folder = folder_of(made)
-    expected = {"config.json", "split.json", "run.json", "metrics.jsonl", "student.safetensors", "tensorboard"}
+    expected = {
+        "config.json",
+        "split.json",
+        "run.json",
+        "metrics.jsonl",
+        "student.safetensors",
+        "tensorboard",
+    }
     labels_alone = recipe in ("erm", "lp-ft")
     if not labels_alone:
         expected.add("text_bank.safetensors")
@@ -140,7 +151,9 @@ def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str
 
 @pytest.mark.parametrize("recipe", ["erm", "vl2v-adip"])
 def test_the_loss_goes_down(run: Trainer, recipe: str) -> None:
-    curve = [loss for _, loss in losses(folder_of(run(recipe=recipe, steps=24, batch_size=16, lr=3e-3)))]
+    curve = [
+        loss for _, loss in losses(folder_of(run(recipe=recipe, steps=24, batch_size=16, lr=3e-3)))
+    ]
     assert np.mean(curve[-5:]) < 0.93 * np.mean(curve[:3])
 
 
@@ -247,12 +260,19 @@ def test_what_a_kill_left_in_the_metrics_is_dropped(
     [
         ({"recipe": "erm", "ema": 0}, "last weights"),
         ({"recipe": "lgd"}, "last EMA 0.99"),  # its visual bank is a state
-        ({"recipe": "erm", "average": "swad", "eval_every": 1, "bn": "train"}, "SWAD average of the stage's steps"),
+        (
+            {"recipe": "erm", "average": "swad", "eval_every": 1, "bn": "train"},
+            "SWAD average of the stage's steps",
+        ),
     ],
     ids=["plain", "lgd", "swad"],
 )
 def test_what_else_has_a_state_resumes_too(
-    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], selection: str
+    run: Trainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    selection: str,
 ) -> None:
     whole = folder_of(run(out=tmp_path / "whole", **settings))
     record = training.Progress.step
@@ -273,18 +293,24 @@ def test_what_else_has_a_state_resumes_too(
     assert not (folder_of(made) / "swad").exists()
 
 
-WHOLE_BATCH = {"train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}}
+WHOLE_BATCH = {
+    "train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}
+}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "stages"), [("lgd", WHOLE_BATCH), pytest.param("rise", {}, marks=pytest.mark.slow)], ids=["lgd", "rise"]
+    ("recipe", "stages"),
+    [("lgd", WHOLE_BATCH), pytest.param("rise", {}, marks=pytest.mark.slow)],
+    ids=["lgd", "rise"],
 )
 def test_what_looks_at_the_whole_batch_sees_all_processes(
     run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
 ) -> None:
     settings: dict[str, Any] = {"recipe": recipe, "bn": "frozen", "steps": 4, "stages": stages}
     one, two = (folder_of(run(out=tmp_path / str(n), devices=n, **settings)) for n in (1, 2))
-    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    np.testing.assert_allclose(
+        [loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4
+    )
     left, right = weights(two), weights(one)
     assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
 
@@ -294,11 +320,15 @@ def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: P
     frozen, trained = (run(out=tmp_path / bn, bn=bn, **swad) for bn in ("frozen", "train"))
     assert "recomputed" not in frozen.selection
     assert "recomputed" in trained.selection
-    variances = [value for name, value in weights(folder_of(frozen)).items() if name.endswith("running_var")]
+    variances = [
+        value for name, value in weights(folder_of(frozen)).items() if name.endswith("running_var")
+    ]
     assert all((value == 1).all() for value in variances)  # as they were from scratch
 
 
-def test_two_processes_give_the_curve_of_one(run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any) -> None:
+def test_two_processes_give_the_curve_of_one(
+    run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any
+) -> None:
     two = folder_of(run(out=tmp_path / "two", devices=2, bn="frozen", steps=6))
     said = capfd.readouterr().err
     shards = list((own_cache / "embeddings").glob("*/*.keys.npy"))
@@ -309,7 +339,9 @@ def test_two_processes_give_the_curve_of_one(run: Trainer, tmp_path: Path, own_c
     assert len({tuple(row) for path in shards for row in np.load(path).tolist()}) == 48 * 2
     one = folder_of(run(out=tmp_path / "one", bn="frozen", steps=6))
     assert [step for step, _ in losses(two)] == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    np.testing.assert_allclose(
+        [loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4
+    )
     left, right = weights(two), weights(one)
     assert all(torch.allclose(left[name], right[name], atol=1e-3) for name in left)
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
@@ -318,14 +350,26 @@ def test_two_processes_give_the_curve_of_one(run: Trainer, tmp_path: Path, own_c
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_curve_of_one(run: Trainer, base: dict[str, Any], tmp_path: Path, own_cache: Path) -> None:
+def test_torchrun_gives_the_curve_of_one(
+    run: Trainer, base: dict[str, Any], tmp_path: Path, own_cache: Path
+) -> None:
     settings = base | {"out": str(tmp_path / "two"), "bn": "frozen", "steps": 6}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    worker("-m", "torch.distributed.run", "--nproc-per-node", "2", str(WORKER), "train", str(tmp_path / "config.json"))
+    worker(
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        str(WORKER),
+        "train",
+        str(tmp_path / "config.json"),
+    )
     assert len(list((own_cache / "embeddings").glob("*/*.keys.npy"))) == 2
     one = folder_of(run(out=tmp_path / "one", bn="frozen", steps=6))
     two = tmp_path / "two"
-    np.testing.assert_allclose([loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4)
+    np.testing.assert_allclose(
+        [loss for _, loss in losses(two)], [loss for _, loss in losses(one)], atol=1e-4
+    )
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
 
 
@@ -438,7 +482,9 @@ def test_weights_that_an_earlier_stage_has_spoilt_stop_at_the_next_loss(run: Tra
         run(recipe="vl2v-adip", lr=1e30, bn="frozen", steps=8)
 
 
-def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_keeps_the_best_validated_weights(
+    run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accuracies = iter([0.25, 0.75, 0.5, 0.75])
     kept: dict[int, dict[str, torch.Tensor]] = {}
 
@@ -454,7 +500,9 @@ def test_best_keeps_the_best_validated_weights(run: Trainer, monkeypatch: pytest
     assert any(not torch.equal(value, kept[3][name]) for name, value in best.items())
 
 
-def test_the_accuracy_on_validation_counts_every_domain_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_accuracy_on_validation_counts_every_domain_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scores = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
     monkeypatch.setattr("edgekd.distill.validate.predict_all", lambda *a: scores)
     images = SimpleNamespace(labels=np.array([0, 1, 1, 1]), domain_of=np.array([0, 0, 0, 1]))
@@ -465,7 +513,9 @@ def test_the_accuracy_on_validation_counts_every_domain_alike(monkeypatch: pytes
 
 def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
     full = losses(folder_of(run(out=tmp_path / "full", steps=4, recipe="kd")))
-    mixed = losses(folder_of(run(out=tmp_path / "mixed", steps=4, recipe="kd", precision="bf16-mixed")))
+    mixed = losses(
+        folder_of(run(out=tmp_path / "mixed", steps=4, recipe="kd", precision="bf16-mixed"))
+    )
     assert mixed != full
     np.testing.assert_allclose([loss for _, loss in mixed], [loss for _, loss in full], rtol=0.05)
 
@@ -475,8 +525,12 @@ def test_smoke_runs_a_few_steps(run: Trainer) -> None:
     assert made.steps <= 8
 
 
-def test_a_black_box_teachers_embeddings_will_do(run: Trainer, base: dict[str, Any], tmp_path: Path) -> None:
-    names = sorted(path.relative_to(base["data"]).as_posix() for path in Path(base["data"]).rglob("*.png"))
+def test_a_black_box_teachers_embeddings_will_do(
+    run: Trainer, base: dict[str, Any], tmp_path: Path
+) -> None:
+    names = sorted(
+        path.relative_to(base["data"]).as_posix() for path in Path(base["data"]).rglob("*.png")
+    )
     rng = np.random.default_rng(0)
     arrays = {
         "image_ids": np.array(names),
@@ -497,13 +551,21 @@ def test_a_black_box_teachers_embeddings_will_do(run: Trainer, base: dict[str, A
     centre = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(loaded.bank.image_centre, centre, atol=1e-6)
     with pytest.raises(EdgekdError, match="new views"):
-        run(teacher=f"embeddings:{tmp_path / 'teacher.npz'}", online_teacher=True, out=tmp_path / "online")
+        run(
+            teacher=f"embeddings:{tmp_path / 'teacher.npz'}",
+            online_teacher=True,
+            out=tmp_path / "online",
+        )
     assert not (tmp_path / "online").exists()
 
 
-def test_the_common_part_goes_where_it_is_large_unless_told_otherwise(run: Trainer, tmp_path: Path) -> None:
+def test_the_common_part_goes_where_it_is_large_unless_told_otherwise(
+    run: Trainer, tmp_path: Path
+) -> None:
     def centre(**options: Any) -> torch.Tensor | None:
-        loaded = load_run(folder_of(run(steps=1, out=tmp_path / str(len(list(tmp_path.iterdir()))), **options)))
+        loaded = load_run(
+            folder_of(run(steps=1, out=tmp_path / str(len(list(tmp_path.iterdir()))), **options))
+        )
         assert loaded.bank is not None
         centred = loaded.bank.image_centre is not None
         assert torch.equal(loaded.vectors, loaded.bank.vectors) is not centred
@@ -524,7 +586,9 @@ def test_an_online_teacher_trains_without_a_cache(run: Trainer, own_cache: Path)
     assert not (own_cache / "embeddings").exists()
 
 
-def test_a_second_run_asks_the_teacher_nothing(run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_asks_the_teacher_nothing(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(out=tmp_path / "first", steps=1, seed=7)
     asked = []
     monkeypatch.setattr(ClipTeacher, "embed_images", lambda self, views: asked.append(views))
@@ -541,7 +605,9 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     assert loaded.student.preprocess == made.preprocess
     assert loaded.vectors is not None
     assert loaded.vectors.shape == (2, 12)
-    scores = predict_all(student_predict(loaded.student, loaded.vectors), images, split.val, loaded.run.preprocess)
+    scores = predict_all(
+        student_predict(loaded.student, loaded.vectors), images, split.val, loaded.run.preprocess
+    )
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
     assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))

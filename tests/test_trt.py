@@ -31,17 +31,24 @@ from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, cho
 from edgekd.targets.trt_engine import check_batch, cuda_call
 
 AHEAD = SimpleNamespace(
-    __version__="1.7.1", ComputeCapability=SimpleNamespace(NONE=0, CURRENT=1, SM75=75, SM86=86, SM89=89, SM120=120)
+    __version__="1.7.1",
+    ComputeCapability=SimpleNamespace(NONE=0, CURRENT=1, SM75=75, SM86=86, SM89=89, SM120=120),
 )
 FULL = SimpleNamespace(__version__="11.4.0")
 ORIN = Gpu("Orin", "8.7")
 
 
 def machine(
-    monkeypatch: pytest.MonkeyPatch, *, gpu: Gpu | None = None, full: Any | None = None, ahead: Any | None = None
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    gpu: Gpu | None = None,
+    full: Any | None = None,
+    ahead: Any | None = None,
 ) -> None:
     monkeypatch.setattr(trt_builders, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(trt_builders, "module", lambda name: {"tensorrt": full, "tensorrt-rtx": ahead}[name])
+    monkeypatch.setattr(
+        trt_builders, "module", lambda name: {"tensorrt": full, "tensorrt-rtx": ahead}[name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,14 +58,37 @@ def machine(
         ({"gpu": ORIN}, (), None, (), "tensorrt is not installed beside this Orin"),
         ({"gpu": ORIN, "full": FULL}, (), "tensorrt", ("8.7",), "this machine has it and a Orin"),
         ({"gpu": ORIN, "full": FULL}, ("8.6",), None, ("8.6",), "this GPU is 8.7, not 8.6"),
-        ({"gpu": ORIN, "full": FULL, "ahead": AHEAD}, ("8.6",), "tensorrt-rtx", ("8.6",), "without a GPU for 8.6"),
-        ({"full": FULL, "ahead": AHEAD}, (), "tensorrt-rtx", DEFAULT_AHEAD, "the default; --compute-capability"),
+        (
+            {"gpu": ORIN, "full": FULL, "ahead": AHEAD},
+            ("8.6",),
+            "tensorrt-rtx",
+            ("8.6",),
+            "without a GPU for 8.6",
+        ),
+        (
+            {"full": FULL, "ahead": AHEAD},
+            (),
+            "tensorrt-rtx",
+            DEFAULT_AHEAD,
+            "the default; --compute-capability",
+        ),
         ({"ahead": AHEAD}, ("8.9", "8.6", "8.9"), "tensorrt-rtx", ("8.9", "8.6"), "for 8.9, 8.6"),
-        ({"ahead": AHEAD}, ("8.6", "8.7"), None, ("8.6", "8.7"), "cannot build for 8.7 (Jetson Orin)"),
+        (
+            {"ahead": AHEAD},
+            ("8.6", "8.7"),
+            None,
+            ("8.6", "8.7"),
+            "cannot build for 8.7 (Jetson Orin)",
+        ),
     ],
 )
 def test_choice_and_its_reason(
-    monkeypatch: pytest.MonkeyPatch, here: dict, wanted: tuple, builder: str | None, capabilities: tuple, why: str
+    monkeypatch: pytest.MonkeyPatch,
+    here: dict,
+    wanted: tuple,
+    builder: str | None,
+    capabilities: tuple,
+    why: str,
 ) -> None:
     machine(monkeypatch, **here)
     choice = choose(wanted, precision="int8")
@@ -80,7 +110,9 @@ def test_doctor_says_who_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch)
     assert trt_builders.describe().startswith("bundles to build on the device (there is neither")
     machine(monkeypatch, ahead=AHEAD)
-    assert trt_builders.describe().startswith("engines by tensorrt-rtx 1.7.1 (it builds without a GPU")
+    assert trt_builders.describe().startswith(
+        "engines by tensorrt-rtx 1.7.1 (it builds without a GPU"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +128,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_bundle_holds_what_a_device_needs_and_says_what_was_not_run(bundle: Path) -> None:
     artifact = read_artifact(bundle)
     assert list(artifact.files) == ["model.onnx", "build.sh", "build_engine.py"]
-    assert sorted(path.name for path in bundle.iterdir()) == sorted([*artifact.files, "artifact.json"])
+    assert sorted(path.name for path in bundle.iterdir()) == sorted(
+        [*artifact.files, "artifact.json"]
+    )
     assert artifact.format == "tensorrt"
     assert artifact.details["builder"] is None
     assert artifact.details["checked"] == ["edgekd's rules"]
@@ -105,17 +139,25 @@ def test_bundle_holds_what_a_device_needs_and_says_what_was_not_run(bundle: Path
     assert artifact.parity["cosine"] > 0.99
     assert artifact.quantization is not None
     assert artifact.quantization["ids"][1] == "image 1"
-    assert artifact.quantization["calibrator"] == "mse", "symmetric steps: this target's own default"
+    assert artifact.quantization["calibrator"] == "mse", (
+        "symmetric steps: this target's own default"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_float_bundles_compute_the_student(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str) -> None:
+def test_float_bundles_compute_the_student(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
+) -> None:
     machine(monkeypatch)
-    artifact = export(build(), tmp_path / "a", precision, target="tensorrt", name=f"tensorrt-{precision}")
+    artifact = export(
+        build(), tmp_path / "a", precision, target="tensorrt", name=f"tensorrt-{precision}"
+    )
     assert artifact.parity["passed"] is True
     images = pictures(8, seed=3)
     candidate = writer.onnx_evaluator(tmp_path / "a" / "model.onnx")(images)
-    np.testing.assert_allclose(candidate, torch_logits(build(), images), atol=1e-5 if precision == "fp32" else 5e-3)
+    np.testing.assert_allclose(
+        candidate, torch_logits(build(), images), atol=1e-5 if precision == "fp32" else 5e-3
+    )
 
 
 def test_one_line_says_the_choice(
@@ -125,15 +167,26 @@ def test_one_line_says_the_choice(
     monkeypatch.setattr(writer, "module", lambda name: None)
     monkeypatch.setattr(err, "width", 300)
     options = {"compute_capability": "8.7"}
-    artifact = export(build(), tmp_path / "a", "fp32", target="tensorrt", name="tensorrt-fp32", options=options)
+    artifact = export(
+        build(), tmp_path / "a", "fp32", target="tensorrt", name="tensorrt-fp32", options=options
+    )
     line = capsys.readouterr().err
-    assert "a bundle to build on the device, because TensorRT-RTX 1.7.1 cannot build for 8.7 (Jetson Orin)" in line
+    assert (
+        "a bundle to build on the device, because TensorRT-RTX 1.7.1 cannot build for 8.7 (Jetson Orin)"
+        in line
+    )
     assert artifact.details["compute_capabilities"] == ["8.7"]
 
 
 def test_misspelt_capability_and_foreign_option(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match='"8" is no compute capability'):
-        export(build(), tmp_path / "a", "fp32", target="tensorrt", options={"compute_capability": "8,6"})
+        export(
+            build(),
+            tmp_path / "a",
+            "fp32",
+            target="tensorrt",
+            options={"compute_capability": "8,6"},
+        )
     with pytest.raises(EdgekdError, match="onnxruntime has no option compute_capability"):
         export(build(), tmp_path / "a", "fp32", options={"compute_capability": "8.6"})
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +201,9 @@ def test_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         raise BuildError("no kernel for this layer")
 
     monkeypatch.setattr(writer, "build", fail)
-    with pytest.raises(EdgekdError, match=r"tensorrt-rtx 1\.7\.1 cannot build the engine for 8\.6, .*: no kernel"):
+    with pytest.raises(
+        EdgekdError, match=r"tensorrt-rtx 1\.7\.1 cannot build the engine for 8\.6, .*: no kernel"
+    ):
         export(build(), tmp_path / "a", "fp32", target="tensorrt")
     assert list(tmp_path.iterdir()) == []
 
@@ -174,10 +229,17 @@ def test_build_script_calls_trtexec_with_the_artifacts_shapes(bundle: Path, tmp_
     tool = tmp_path / "trtexec"
     tool.write_text(FAKE_TRTEXEC)
     tool.chmod(0o755)
-    done = subprocess.run(["sh", folder / "build.sh"], env={**os.environ, "TRTEXEC": str(tool)}, check=True)
+    done = subprocess.run(
+        ["sh", folder / "build.sh"], env={**os.environ, "TRTEXEC": str(tool)}, check=True
+    )
     assert done.returncode == 0
     words = (folder / "called").read_text().split()
-    assert words[:4] == ["--onnx=model.onnx", "--saveEngine=device.engine.part", "--stronglyTyped", "--skipInference"]
+    assert words[:4] == [
+        "--onnx=model.onnx",
+        "--saveEngine=device.engine.part",
+        "--stronglyTyped",
+        "--skipInference",
+    ]
     assert words[4:] == [
         "--minShapes=image:1x32x32x3",
         "--optShapes=image:1x32x32x3",
@@ -189,7 +251,9 @@ def test_build_script_calls_trtexec_with_the_artifacts_shapes(bundle: Path, tmp_
 
 def test_build_scripts_without_tensorrt_are_one_sentence(bundle: Path) -> None:
     environment = {**os.environ, "TRTEXEC": "/nowhere/trtexec"}
-    done = subprocess.run(["sh", bundle / "build.sh"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", bundle / "build.sh"], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "trtexec was not found" in done.stderr
     code = f"""
@@ -226,14 +290,22 @@ print(_runner(artifact.folder, artifact)(np.zeros((3, size, size, 3), np.uint8))
     assert done.stdout.strip() == "3", done.stderr
 
 
-DETAILS = {"builder": "tensorrt-rtx", "builder_version": "1.7.1.116", "compute_capabilities": ["8.6", "8.9"]}
+DETAILS = {
+    "builder": "tensorrt-rtx",
+    "builder_version": "1.7.1.116",
+    "compute_capabilities": ["8.6", "8.9"],
+}
 
 
 def test_engine_of_another_gpu_or_version_is_named() -> None:
     trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.7.1.116")
-    with pytest.raises(NotHere, match=r"built for compute capability 8\.6, 8\.9, and this Orin has 8\.7"):
+    with pytest.raises(
+        NotHere, match=r"built for compute capability 8\.6, 8\.9, and this Orin has 8\.7"
+    ):
         trt_runtime.refuse_mismatch(DETAILS, ORIN, "1.7.1.116")
-    with pytest.raises(EdgekdError, match=r"built by tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"):
+    with pytest.raises(
+        EdgekdError, match=r"built by tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"
+    ):
         trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.8.0")
 
 
@@ -303,12 +375,16 @@ def test_tensorrt_rtx_builds_a_real_engine(tmp_path: Path, precision: str) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graph", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_engine_on_a_gpu_computes_the_student(tmp_path: Path, precision: str, cuda_graph: bool) -> None:
+def test_engine_on_a_gpu_computes_the_student(
+    tmp_path: Path, precision: str, cuda_graph: bool
+) -> None:
     pytest.importorskip("tensorrt", reason="TensorRT is not installed")
     if find_gpu() is None:
         pytest.skip("there is no NVIDIA GPU")
     export(build(), tmp_path / "a", precision, target="tensorrt")
-    engine, _ = session.open_engine(read_artifact(tmp_path / "a"), tmp_path / "a", cuda_graph=cuda_graph)
+    engine, _ = session.open_engine(
+        read_artifact(tmp_path / "a"), tmp_path / "a", cuda_graph=cuda_graph
+    )
     reference = torch_logits(build(), pictures(32, seed=5))
     for batch in (1, 32, 5, 1):
         logits, timing = engine.timed(pictures(32, seed=5)[:batch])

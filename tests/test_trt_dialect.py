@@ -45,12 +45,18 @@ def test_graph_is_what_tensorrt_takes(files: tuple[Path, Path, dict]) -> None:
     assert findings(model) == []
     assert {entry.key: entry.value for entry in model.metadata_props} == {"k": "v"}
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    pairs = [
+        node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    ]
     assert {str(constants[node.input[2]].dtype) for node in pairs} == {"int8"}
-    assert {str(constants[node.input[1]].dtype) for node in pairs} == {"float16"}, "a float32 layer would be slow"
+    assert {str(constants[node.input[1]].dtype) for node in pairs} == {"float16"}, (
+        "a float32 layer would be slow"
+    )
     writer = {name: node.op_type for node in model.graph.node for name in node.output}
     add = [node for node in model.graph.node if node.op_type == "Add" and "shift" not in node.input]
-    assert [[writer[name] for name in node.input] for node in add] == [["DequantizeLinear", "DequantizeLinear"]]
+    assert [[writer[name] for name in node.input] for node in add] == [
+        ["DequantizeLinear", "DequantizeLinear"]
+    ]
     first = model.graph.node[[node.op_type for node in model.graph.node].index("Cast")]
     assert first.input[0] == "image"
     assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
@@ -64,8 +70,12 @@ def test_squeeze_excite_stays_float_and_is_recorded(files: tuple[Path, Path, dic
 
 
 def test_weights_are_rounded_to_their_own_channels_scale(files: tuple[Path, Path, dict]) -> None:
-    constants = {item.name: numpy_helper.to_array(item) for item in onnx.load(files[1]).graph.initializer}
-    before = {item.name: numpy_helper.to_array(item) for item in onnx.load(files[0]).graph.initializer}
+    constants = {
+        item.name: numpy_helper.to_array(item) for item in onnx.load(files[1]).graph.initializer
+    }
+    before = {
+        item.name: numpy_helper.to_array(item) for item in onnx.load(files[0]).graph.initializer
+    }
     weight = before["backbone.pointwise.weight"]
     scale = constants["backbone.pointwise.weight_scale"].astype(np.float64)
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-3)
@@ -93,11 +103,22 @@ def test_tiny_activations_keep_their_values(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 500 * self.second(self.first(x)).mean((2, 3))
 
-    export_onnx(Deployable(Faint(), nn.Linear(8, 4), Preprocess(size=SIZE)), tmp_path / "a", size=SIZE, metadata={})
+    export_onnx(
+        Deployable(Faint(), nn.Linear(8, 4), Preprocess(size=SIZE)),
+        tmp_path / "a",
+        size=SIZE,
+        metadata={},
+    )
     quantize_trt(tmp_path / "a", tmp_path / "b", pictures(32))
     images = pictures(64, seed=1)
-    reference, candidate = onnx_evaluator(tmp_path / "a")(images), onnx_evaluator(tmp_path / "b")(images)
-    assert np.square(candidate - reference).mean() < 0.01 * np.square(reference - reference.mean(axis=0)).mean()
+    reference, candidate = (
+        onnx_evaluator(tmp_path / "a")(images),
+        onnx_evaluator(tmp_path / "b")(images),
+    )
+    assert (
+        np.square(candidate - reference).mean()
+        < 0.01 * np.square(reference - reference.mean(axis=0)).mean()
+    )
 
 
 def test_what_half_precision_cannot_hold_is_named() -> None:

@@ -17,12 +17,16 @@ def legal() -> ModelProto:
     def pair(name: str) -> list[NodeProto]:
         return [
             helper.make_node("QuantizeLinear", [name, "s", "z"], [f"{name}_q"], name=f"{name}_Q"),
-            helper.make_node("DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_d"], name=f"{name}_DQ"),
+            helper.make_node(
+                "DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_d"], name=f"{name}_DQ"
+            ),
         ]
 
     def weight(name: str, axis: int) -> NodeProto:
         inputs = [name, f"{name}_s", f"{name}_z"]
-        return helper.make_node("DequantizeLinear", inputs, [f"{name}_d"], name=f"{name}_DQ", axis=axis)
+        return helper.make_node(
+            "DequantizeLinear", inputs, [f"{name}_d"], name=f"{name}_DQ", axis=axis
+        )
 
     nodes = [
         weight("w", 0),
@@ -93,11 +97,19 @@ def integer_conv(model: ModelProto) -> None:
 
 
 def foreign_domain(model: ModelProto) -> None:
-    insert(model, "conv", helper.make_node("QGemm", ["f"], ["unused"], name="foreign", domain="com.microsoft"))
+    insert(
+        model,
+        "conv",
+        helper.make_node("QGemm", ["f"], ["unused"], name="foreign", domain="com.microsoft"),
+    )
 
 
 def double_cast(model: ModelProto) -> None:
-    insert(model, "conv", helper.make_node("Cast", ["x"], ["unused"], name="wide", to=TensorProto.DOUBLE))
+    insert(
+        model,
+        "conv",
+        helper.make_node("Cast", ["x"], ["unused"], name="wide", to=TensorProto.DOUBLE),
+    )
 
 
 def reshaped_image(model: ModelProto) -> None:
@@ -113,11 +125,19 @@ def image_as_integers(model: ModelProto) -> None:
 
 
 def bare_quantize(model: ModelProto) -> None:
-    insert(model, "conv", helper.make_node("MaxPool", ["x_q"], ["pooled"], name="pool", kernel_shape=[1, 1]))
+    insert(
+        model,
+        "conv",
+        helper.make_node("MaxPool", ["x_q"], ["pooled"], name="pool", kernel_shape=[1, 1]),
+    )
 
 
 def dangling_dequantize(model: ModelProto) -> None:
-    insert(model, "x_DQ", helper.make_node("MaxPool", ["x_q"], ["pooled"], name="pool", kernel_shape=[1, 1]))
+    insert(
+        model,
+        "x_DQ",
+        helper.make_node("MaxPool", ["x_q"], ["pooled"], name="pool", kernel_shape=[1, 1]),
+    )
     rewire(model, "x_DQ", 0, "pooled")
 
 
@@ -148,7 +168,9 @@ def zero_points_missing(model: ModelProto) -> None:
 
 
 def computed_scale(model: ModelProto) -> None:
-    insert(model, "y_Q", helper.make_node("ReduceMax", ["y"], ["dynamic"], name="range", keepdims=0))
+    insert(
+        model, "y_Q", helper.make_node("ReduceMax", ["y"], ["dynamic"], name="range", keepdims=0)
+    )
     for name in ("y_Q", "y_DQ"):
         rewire(model, name, 1, "dynamic")
 
@@ -196,19 +218,27 @@ def integer_bias(model: ModelProto) -> None:
     put(model, "bi", np.zeros(4, np.int32))
     put(model, "bs", np.full(4, 1e-4, np.float32))
     put(model, "bz", np.zeros(4, np.int32))
-    insert(model, "conv", helper.make_node("DequantizeLinear", ["bi", "bs", "bz"], ["b_d"], name="b_DQ", axis=0))
+    insert(
+        model,
+        "conv",
+        helper.make_node("DequantizeLinear", ["bi", "bs", "bz"], ["b_d"], name="b_DQ", axis=0),
+    )
     rewire(model, "conv", 2, "b_d")
 
 
 def quantized_bias(model: ModelProto) -> None:
     put(model, "b8", np.zeros(4, np.int8))
-    insert(model, "conv", helper.make_node("DequantizeLinear", ["b8", "s", "z"], ["b_d"], name="b_DQ"))
+    insert(
+        model, "conv", helper.make_node("DequantizeLinear", ["b8", "s", "z"], ["b_d"], name="b_DQ")
+    )
     rewire(model, "conv", 2, "b_d")
 
 
 def added_bias(model: ModelProto) -> None:
     put(model, "b8", np.zeros((1, 4, 1, 1), np.int8))
-    insert(model, "add", helper.make_node("DequantizeLinear", ["b8", "s", "z"], ["b_d"], name="b_DQ"))
+    insert(
+        model, "add", helper.make_node("DequantizeLinear", ["b8", "s", "z"], ["b_d"], name="b_DQ")
+    )
     rewire(model, "add", 0, "b_d")
 
 
@@ -257,7 +287,9 @@ def test_each_rule_finds_its_graph(case: str) -> None:
     change, rule, place = ILLEGAL[case]
     model = legal()
     change(model)
-    found = [finding for finding in findings(model) if (finding.rule, finding.node) == (rule, place)]
+    found = [
+        finding for finding in findings(model) if (finding.rule, finding.node) == (rule, place)
+    ]
     assert found, findings(model)
     assert found[0].reason[0].isupper()
     assert found[0].reason.endswith(".")
@@ -268,7 +300,11 @@ def test_weights_may_be_quantized_inside_the_graph() -> None:
     """Float weights with Q and DQ behind them are as good as int8 weights with DQ."""
     model = legal()
     put(model, "w", np.random.default_rng(1).normal(size=(4, 4, 1, 1)).astype(np.float32))
-    insert(model, "w_DQ", helper.make_node("QuantizeLinear", ["w", "w_s", "w_z"], ["w_q"], name="w_Q", axis=0))
+    insert(
+        model,
+        "w_DQ",
+        helper.make_node("QuantizeLinear", ["w", "w_s", "w_z"], ["w_q"], name="w_Q", axis=0),
+    )
     rewire(model, "w_DQ", 0, "w_q")
     assert findings(model) == []
     node(model, "w_Q").attribute[0].i = 1
@@ -278,7 +314,13 @@ def test_weights_may_be_quantized_inside_the_graph() -> None:
 
 @pytest.mark.parametrize(
     ("op", "attributes", "axis"),
-    [("Conv", {}, 0), ("ConvTranspose", {}, 1), ("Gemm", {}, 1), ("Gemm", {"transB": 1}, 0), ("MatMul", {}, 1)],
+    [
+        ("Conv", {}, 0),
+        ("ConvTranspose", {}, 1),
+        ("Gemm", {}, 1),
+        ("Gemm", {"transB": 1}, 0),
+        ("MatMul", {}, 1),
+    ],
 )
 def test_axis_of_output_channels(op: str, attributes: dict[str, int], axis: int) -> None:
     assert weight_axis(helper.make_node(op, ["x", "w"], ["y"], **attributes), 2) == axis

@@ -32,7 +32,10 @@ def wavering(predict: Predict, seed: int, unknown: float) -> Predict:
     def predicted(pixels: np.ndarray) -> np.ndarray:
         number = pixels[:, 0, 0, 1].astype(np.int64)
         share = np.stack([np.random.default_rng([seed, n]).uniform(0.2, 1.0) for n in number])
-        return np.asarray(predict(pixels) * (share * np.where(number >= 200, unknown, 1.0))[:, None], dtype=np.float32)
+        return np.asarray(
+            predict(pixels) * (share * np.where(number >= 200, unknown, 1.0))[:, None],
+            dtype=np.float32,
+        )
 
     return predicted
 
@@ -44,7 +47,15 @@ def with_unknown() -> list[Suite]:
     return [
         Suite("id", images, np.arange(N_ID)),
         *id_and_ood(images)[1:],
-        Suite("unknown:odd", strange, np.arange(200, 200 + N_UNKNOWN), None, "unknown", (remark,), base="id"),
+        Suite(
+            "unknown:odd",
+            strange,
+            np.arange(200, 200 + N_UNKNOWN),
+            None,
+            "unknown",
+            (remark,),
+            base="id",
+        ),
     ]
 
 
@@ -55,7 +66,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     factors = (0.4, 0.5, 0.5, 1.0)
     subjects = [
         replace(one, predict=wavering(one.predict, 7 if n in (1, 2) else n, factor))
-        for n, (one, factor) in enumerate(zip(four_subjects(folder, sketch_every=3), factors, strict=True))
+        for n, (one, factor) in enumerate(
+            zip(four_subjects(folder, sketch_every=3), factors, strict=True)
+        )
     ]
     gates = parse_gates(["auroc[unknown:odd]>=70", "unknown_auroc_worst>=70"])
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -75,24 +88,43 @@ def test_rows_by_scikit_learn_from_the_kept_logits(report: Report) -> None:
     with np.load(report.folder / "predictions.npz") as arrays:
         assert set(arrays["labels/unknown:odd"].tolist()) == {-1}
         for row in report.unknowns:
-            assert (row.suite, row.inside, row.n, row.n_inside) == ("unknown:odd", "id", N_UNKNOWN, N_ID)
-            logits = [arrays[f"logits/r/{row.subject}/{suite}"].astype(np.float64) for suite in ("id", "unknown:odd")]
+            assert (row.suite, row.inside, row.n, row.n_inside) == (
+                "unknown:odd",
+                "id",
+                N_UNKNOWN,
+                N_ID,
+            )
+            logits = [
+                arrays[f"logits/r/{row.subject}/{suite}"].astype(np.float64)
+                for suite in ("id", "unknown:odd")
+            ]
             softmax = [scipy.softmax(part, axis=1).max(axis=1) for part in logits]
             assert row.confidence == pytest.approx(softmax[1].mean())
             assert row.confidence_inside == pytest.approx(softmax[0].mean())
-            for found, parts in ((row.msp, softmax), (row.mls, [part.max(axis=1) for part in logits])):
+            for found, parts in (
+                (row.msp, softmax),
+                (row.mls, [part.max(axis=1) for part in logits]),
+            ):
                 scores = np.concatenate(parts)
                 assert found.auroc == pytest.approx(sklearn.roc_auc_score(truth, scores))
-                assert found.aupr_in == pytest.approx(sklearn.average_precision_score(truth, scores))
-                assert found.aupr_out == pytest.approx(sklearn.average_precision_score(1 - truth, -scores))
+                assert found.aupr_in == pytest.approx(
+                    sklearn.average_precision_score(truth, scores)
+                )
+                assert found.aupr_out == pytest.approx(
+                    sklearn.average_precision_score(1 - truth, -scores)
+                )
                 assert found.auroc_ci95[0] < found.auroc < found.auroc_ci95[1]
 
 
 def test_what_the_export_cost(report: Report) -> None:
-    torch, fp32, int8 = (row_of(report, name) for name in ("torch", "onnxruntime-fp32", "onnxruntime-int8"))
+    torch, fp32, int8 = (
+        row_of(report, name) for name in ("torch", "onnxruntime-fp32", "onnxruntime-int8")
+    )
     assert torch.msp.auroc_cost is row_of(report, "teacher").msp.auroc_cost is None
     assert fp32.msp.auroc_cost is not None
-    assert (fp32.msp.auroc_cost.value, fp32.msp.auroc_cost.ci95) == (0.0, (0.0, 0.0)), "the very same answers"
+    assert (fp32.msp.auroc_cost.value, fp32.msp.auroc_cost.ci95) == (0.0, (0.0, 0.0)), (
+        "the very same answers"
+    )
     cost = int8.msp.auroc_cost
     assert cost is not None
     assert cost.value == pytest.approx(torch.msp.auroc - int8.msp.auroc)
@@ -154,13 +186,22 @@ def test_gates_in_percent_and_points(report: Report) -> None:
 
 
 def test_gates_that_nothing_was_measured_for(report: Report) -> None:
-    assert value_of(report, "auroc[id]>=50") == (None, "no suite id of unknown classes; measured: unknown:odd")
-    assert value_of(report, "top1[unknown:odd]>=50") == (None, "no class is the right answer on unknown:odd")
+    assert value_of(report, "auroc[id]>=50") == (
+        None,
+        "no suite id of unknown classes; measured: unknown:odd",
+    )
+    assert value_of(report, "top1[unknown:odd]>=50") == (
+        None,
+        "no class is the right answer on unknown:odd",
+    )
     without = report.model_copy(update={"unknowns": ()})
     assert value_of(without, "auroc[unknown:odd]>=50")[1] == (
         "no suite unknown:odd of unknown classes; none was measured (--unknown)"
     )
-    assert value_of(without, "unknown_auroc_worst>=50")[1] == "no images of unknown classes were measured (--unknown)"
+    assert (
+        value_of(without, "unknown_auroc_worst>=50")[1]
+        == "no images of unknown classes were measured (--unknown)"
+    )
     alone = report.model_copy(update={"unknowns": tuple(
         row.model_copy(update={"msp": row.msp.model_copy(update={"auroc_cost": None})}) for row in report.unknowns
     )})  # fmt: skip

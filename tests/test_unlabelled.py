@@ -25,7 +25,9 @@ def paint(root: Path, *names: str) -> Path:
 
 
 def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> None:
-    root = paint(tmp_path / "things", "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png")
+    root = paint(
+        tmp_path / "things", "b.png", "one/a.png", "1/2/3/4/5/6/deep.png", ".hidden/no.png"
+    )
     (root / "again").symlink_to(root, target_is_directory=True)
     images = load_unlabelled(root)
     assert images.ids == ("1/2/3/4/5/6/deep.png", "b.png", "one/a.png")
@@ -35,7 +37,9 @@ def test_pictures_at_every_depth_are_found_and_have_no_class(tmp_path: Path) -> 
     assert len(set(images.keys)) == 3
 
 
-def test_what_is_no_image_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_image_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = paint(tmp_path, "a.png", "b.png")
     (root / "torn.jpg").write_text("no picture")
     (root / "notes.txt").write_text("as it comes")

@@ -22,7 +22,10 @@ IMAGES: Any = SimpleNamespace(
 
 
 def expected(rows: torch.Tensor) -> float:
-    each = [-float(row[label] - math.log(sum(row.exp()))) for row, label in zip(rows, (0, 1, 1, 2), strict=True)]
+    each = [
+        -float(row[label] - math.log(sum(row.exp())))
+        for row, label in zip(rows, (0, 1, 1, 2), strict=True)
+    ]
     return (sum(each[:3]) / 3 + each[3]) / 2
 
 

@@ -70,12 +70,16 @@ def test_other_views_differ(other: tuple[str, int, ViewPolicy]) -> None:
 
 
 def test_the_policy_id_changes_with_every_number() -> None:
-    changed = [ViewPolicy(**{**ViewPolicy().__dict__, name: 0.71}).id for name in ViewPolicy().__dict__]
+    changed = [
+        ViewPolicy(**{**ViewPolicy().__dict__, name: 0.71}).id for name in ViewPolicy().__dict__
+    ]
     assert len({ViewPolicy().id, *changed}) == len(changed) + 1
 
 
 def test_the_identity_policy_renders_the_plain_image() -> None:
-    pixels = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     view = render(pixels, view_params(KEYS, [0, 5, 9], IDENTITY), 32)
     assert view.shape == (3, 3, 32, 32)
     assert view.dtype == torch.float32
@@ -92,7 +96,9 @@ def test_the_identity_policy_at_another_size_is_a_bilinear_resize() -> None:
 
 
 def test_a_flip_mirrors_left_and_right() -> None:
-    pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     view = render(pixels, view_params(KEYS[:1], [0], only(flip=1.0)), 32)
     assert torch.allclose(view, plain(pixels).flip(3), atol=1e-5)
 
@@ -106,14 +112,23 @@ def test_a_crop_shows_what_pillow_cuts_from_the_same_box() -> None:
     (sx, _, cx), (_, sy, cy) = params.theta[0].tolist()
     assert 0.7 * 0.999 < sx * sy < 0.7 * 1.001
     assert 3 / 4 <= sx / sy <= 4 / 3
-    box = tuple((centre + sign * half + 1) / 2 * side for sign in (-1, 1) for centre, half in ((cx, sx), (cy, sy)))
+    box = tuple(
+        (centre + sign * half + 1) / 2 * side
+        for sign in (-1, 1)
+        for centre, half in ((cx, sx), (cy, sy))
+    )
     assert min(box) >= -1e-3
     assert max(box) <= side + 1e-3
     box = tuple(min(max(edge, 0.0), float(side)) for edge in box)
-    expected = np.asarray(Image.fromarray(picture).resize((120, 120), Image.Resampling.BILINEAR, box=box)) / 255
+    expected = (
+        np.asarray(Image.fromarray(picture).resize((120, 120), Image.Resampling.BILINEAR, box=box))
+        / 255
+    )
     view = render(torch.from_numpy(picture)[None], params, 120)[0].permute(1, 2, 0).numpy()
     assert np.abs(view - expected).mean() < 0.01
-    assert np.abs(view - np.asarray(Image.fromarray(picture).resize((120, 120))) / 255).mean() > 0.03
+    assert (
+        np.abs(view - np.asarray(Image.fromarray(picture).resize((120, 120))) / 255).mean() > 0.03
+    )
 
 
 def test_all_crops_keep_the_promised_area_and_stay_inside() -> None:
@@ -152,7 +167,9 @@ def test_contrast_follows_brightness_as_in_torchvision() -> None:
 
 def test_saturation_is_torchvisions() -> None:
     params, image, view = drawn("c", only(saturation=0.3))
-    factor = float(params.colour[0, 0, 0] - params.colour[0, 1, 0])  # s + (1-s)·0.299 less (1-s)·0.299
+    factor = float(
+        params.colour[0, 0, 0] - params.colour[0, 1, 0]
+    )  # s + (1-s)·0.299 less (1-s)·0.299
     assert abs(factor - 1) > 0.01
     assert torch.allclose(view, adjust_saturation(image, factor), atol=2e-3)
 
@@ -178,7 +195,11 @@ def test_hue_turns_colours_and_leaves_greys_alone() -> None:
 
 
 def test_contrast_passes_unchanged_through_saturation_hue_and_grey() -> None:
-    grey = torch.tensor([[60, 60, 60], [180, 180, 180]], dtype=torch.uint8).repeat_interleave(32, 0).reshape(1, 8, 8, 3)
+    grey = (
+        torch.tensor([[60, 60, 60], [180, 180, 180]], dtype=torch.uint8)
+        .repeat_interleave(32, 0)
+        .reshape(1, 8, 8, 3)
+    )
     full = view_params(["9" * 32], [0], only(contrast=0.3, saturation=0.3, hue=0.3, grey=1.0))
     bare = view_params(["9" * 32], [0], only(contrast=0.3, saturation=0.3, hue=0.3))
     assert torch.allclose(render(grey, full, 8).std(), render(grey, bare, 8).std(), rtol=0.3)
@@ -188,7 +209,9 @@ def test_contrast_passes_unchanged_through_saturation_hue_and_grey() -> None:
 
 
 def test_values_stay_between_0_and_1() -> None:
-    noise = torch.randint(0, 256, (64, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    noise = torch.randint(
+        0, 256, (64, 20, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     view = render(noise, view_params(["7" * 32] * 64, range(64), ViewPolicy()), 16)
     assert view.min() == 0
     assert view.max() == 1

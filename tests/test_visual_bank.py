@@ -17,7 +17,9 @@ def test_prototypes_move_as_the_formula_says() -> None:
     assert torch.equal(bank.vectors[2], start[2])
     bank.update(torch.tensor([[0.8, 0, 0.6]]))
     # 0.9 · old + 0.1 · new, and not normalised again.
-    assert torch.allclose(bank.vectors[0], torch.tensor([0.9 * 0.9 + 0.1 * 0.8, 0, 0.9 * 0.3 + 0.1 * 0.6]))
+    assert torch.allclose(
+        bank.vectors[0], torch.tensor([0.9 * 0.9 + 0.1 * 0.8, 0, 0.9 * 0.3 + 0.1 * 0.6])
+    )
     assert torch.allclose(bank.vectors[1], torch.tensor([0.0, 1, 0]))
 
 

@@ -27,14 +27,19 @@ def test_entailment_says_what_the_folders_say(colours: Path) -> None:
     assert Counter(data.labels.tolist()) == {0: len(images), 1: len(images), 2: len(images)}
     for index in range(len(data)):
         text, picture = data.texts[data.text_of[index]], data.image_of[index]
-        name, domain = images.classes[images.labels[picture]], images.domains[images.domain_of[picture]]
+        name, domain = (
+            images.classes[images.labels[picture]],
+            images.domains[images.domain_of[picture]],
+        )
         told_domain = next((d for d in images.domains if d in text), domain)
         says_the_truth = name in text and told_domain == domain
         label = LABELS[data.labels[index]]
         assert says_the_truth == (label != "contradiction"), (text, name, domain, label)
         assert ("old" in text or "child" in text or "spring" in text) == (label == "neutral")
     assert any(d in text for text in data.texts for d in images.domains)
-    assert not any(d in text for text in make_entailment(images, styles=False).texts for d in images.domains)
+    assert not any(
+        d in text for text in make_entailment(images, styles=False).texts for d in images.domains
+    )
 
 
 def test_entailment_depends_on_contents_only(colours: Path, tmp_path: Path) -> None:
@@ -52,7 +57,10 @@ def test_choice_has_one_right_candidate(colours: Path) -> None:
     for index in range(len(data)):
         shown = [data.texts[number] for number in data.text_of[index]]
         assert len(set(shown)) == 3
-        assert shown[data.labels[index]] == f"a picture of {article(images.classes[images.labels[index]])}"
+        assert (
+            shown[data.labels[index]]
+            == f"a picture of {article(images.classes[images.labels[index]])}"
+        )
     assert set(data.labels.tolist()) == {0, 1, 2}
 
 
@@ -63,7 +71,10 @@ def test_article() -> None:
 def test_no_picture_lies_on_both_sides(colours: Path) -> None:
     data = make_entailment(load_images(colours), styles=False)
     split = split_examples(data, test_domain="dark")
-    sides = [set(data.image_of[part].tolist()) for part in (split.train, split.val, split.id_test, split.ood_test)]
+    sides = [
+        set(data.image_of[part].tolist())
+        for part in (split.train, split.val, split.id_test, split.ood_test)
+    ]
     assert all(sides)
     assert sum(map(len, sides)) == len(set().union(*sides)) == len(data.images)
     assert {data.images.domains[data.images.domain_of[i]] for i in sides[3]} == {"dark"}
@@ -98,7 +109,9 @@ def test_combination_of(told: list[tuple[str, str]], expected: str) -> None:
 
 def test_held_out_combinations() -> None:
     assert len(easy_vqa.HELD_OUT) == 6
-    assert Counter(name.split()[1] for name in easy_vqa.HELD_OUT) == dict.fromkeys(easy_vqa.SHAPES, 2)
+    assert Counter(name.split()[1] for name in easy_vqa.HELD_OUT) == dict.fromkeys(
+        easy_vqa.SHAPES, 2
+    )
     assert max(Counter(name.split()[0] for name in easy_vqa.HELD_OUT).values()) == 1
 
 
@@ -108,7 +121,9 @@ def test_easy_vqa() -> None:
     assert len(data.answers) == 13
     assert len(data.texts) == 107
     assert len(data.images) == 3542 + 880  # counted with an independent script
-    for group, truth, label in list(zip(data.statements_of, data.truth, data.labels, strict=True))[:50]:
+    for group, truth, label in list(zip(data.statements_of, data.truth, data.labels, strict=True))[
+        :50
+    ]:
         assert data.statements[group][truth].endswith(" " + data.answers[label])
     split = split_examples(data, test_domain="held-out", fraction=0.01)
     told: dict[int, list[tuple[str, str]]] = {}
@@ -117,7 +132,9 @@ def test_easy_vqa() -> None:
     unseen = {easy_vqa.combination_of(told[i]) for i in data.image_of[split.ood_test]}
     assert unseen == set(easy_vqa.HELD_OUT)
     assert not unseen & {easy_vqa.combination_of(told[i]) for i in data.image_of[split.train]}
-    assert all(data.images.ids[i].startswith("test/") for i in np.unique(data.image_of[split.id_test]))
+    assert all(
+        data.images.ids[i].startswith("test/") for i in np.unique(data.image_of[split.id_test])
+    )
 
 
 def test_mistakes(monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
@@ -128,7 +145,9 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
     with pytest.raises(EdgekdError, match="holds questions"):
         load_vl_data("ve", "easy-vqa")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EdgekdError, match=r"easy-vqa is not installed. Install it: pip install \"edgekd\[vqa\]\""):
+    with pytest.raises(
+        EdgekdError, match=r"easy-vqa is not installed. Install it: pip install \"edgekd\[vqa\]\""
+    ):
         load_vl_data("vqa", "easy-vqa")
 
 
@@ -143,7 +162,13 @@ def test_token_rows() -> None:
     ids = tokens.tokenize(["red dog"], 6)
     rows = tokens.token_rows(ids)
     assert rows.shape == (49408,)
-    assert sorted(rows[torch.unique(ids).numpy()]) == [1, 2, 3, 4, 5]  # padding, red, dog, begin, end
+    assert sorted(rows[torch.unique(ids).numpy()]) == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # padding, red, dog, begin, end
     assert rows[tokens.tokenize(["cat"], 6)[0, 1]] == 0
 
 

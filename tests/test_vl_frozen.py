@@ -39,7 +39,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_frozen_backbone_looks_once_and_stays_as_it_was(
     small: Small, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = small(student_weights=weights, freeze_backbone=True, control="clip-td", test_domain="dark")
+    settings = small(
+        student_weights=weights, freeze_backbone=True, control="clip-td", test_domain="dark"
+    )
     first = train_vl(**settings, out=tmp_path / "first")
     assert first.student.backbone is not None
     start = load_file(weights)
@@ -51,7 +53,9 @@ def test_a_frozen_backbone_looks_once_and_stays_as_it_was(
     assert evaluate_vl(first, predict=torch_predict(first.student)) == rows
 
     monkeypatch.setattr(VlStudent, "look", lambda *_: pytest.fail("the backbone was asked again"))
-    monkeypatch.setattr(TokenTeacher, "images", lambda *_: pytest.fail("the teacher was asked again"))
+    monkeypatch.setattr(
+        TokenTeacher, "images", lambda *_: pytest.fail("the teacher was asked again")
+    )
     second = train_vl(**settings, out=tmp_path / "second")
     for (name, value), other in zip(
         first.student.state_dict().items(), second.student.state_dict().values(), strict=True
@@ -64,7 +68,10 @@ def test_an_unfrozen_backbone_trains(small: Small, weights: Path, tmp_path: Path
     run = train_vl(**small(student_weights=weights), out=tmp_path / "run")
     assert run.student.backbone is not None
     start = load_file(weights)
-    moved = [not torch.equal(value, start[name]) for name, value in run.student.backbone.named_parameters()]
+    moved = [
+        not torch.equal(value, start[name])
+        for name, value in run.student.backbone.named_parameters()
+    ]
     assert all(moved)
     rows = evaluate_vl(run)
     assert evaluate_vl(load_vl_run(run.folder), predict=torch_predict(run.student)) == rows
@@ -75,7 +82,9 @@ def test_a_frozen_backbone_without_weights_is_refused(small: Small, tmp_path: Pa
         train_vl(**small(freeze_backbone=True), out=tmp_path / "run")
 
 
-def test_kept_asks_again_for_other_facts_and_for_a_damaged_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kept_asks_again_for_other_facts_and_for_a_damaged_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     asked = []
 
     def ask() -> dict[str, torch.Tensor]:

@@ -23,7 +23,15 @@ TEXTS = ["red dog", "is there a red dog", "blue"]
 def small_student(**changes: Any) -> VlStudent:
     torch.manual_seed(0)
     config = make_config(
-        {"student": "test_resnet", "size": 64, "width": 16, "heads": 2, "control": "none", "task": "ve", **changes}
+        {
+            "student": "test_resnet",
+            "size": 64,
+            "width": 16,
+            "heads": 2,
+            "control": "none",
+            "task": "ve",
+            **changes,
+        }
     )
     rows = tokens.token_rows(tokens.tokenize(TEXTS, LENGTH))
     student, _, grid = build_student(config, rows, LENGTH, 3)
@@ -32,7 +40,9 @@ def small_student(**changes: Any) -> VlStudent:
 
 
 def pictures(count: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize(("name", "patches"), [("test_resnet", 4), ("vit_tiny", 16)])
@@ -59,7 +69,10 @@ def test_padding_does_not_count() -> None:
 def test_the_picture_counts_but_not_for_a_blind_student() -> None:
     ids = tokens.tokenize(TEXTS[:1] * 2, LENGTH)
     with torch.inference_mode():
-        seeing, blind = small_student()(pictures(2), ids), small_student(control="question-only")(pictures(2), ids)
+        seeing, blind = (
+            small_student()(pictures(2), ids),
+            small_student(control="question-only")(pictures(2), ids),
+        )
     assert not torch.allclose(seeing[0], seeing[1], atol=1e-4)
     assert torch.equal(blind[0], blind[1])
 
@@ -70,20 +83,28 @@ def test_choice_scores_each_candidate_alone() -> None:
     with torch.inference_mode():
         scores = student(pictures(1), ids[None])
         assert scores.shape == (1, 3)
-        assert torch.allclose(student(pictures(1), ids[None, [2, 0, 1]]), scores[:, [2, 0, 1]], atol=1e-5)
+        assert torch.allclose(
+            student(pictures(1), ids[None, [2, 0, 1]]), scores[:, [2, 0, 1]], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("task", [pytest.param("ve", marks=pytest.mark.slow), "choice"])
 def test_onnx_parity(task: str, tmp_path: Path) -> None:
     student = small_student(task=task)
     ids = tokens.tokenize(TEXTS, LENGTH)
-    asked = torch.stack([ids[list(p)] for p in itertools.permutations(range(3))]) if task == "choice" else ids
+    asked = (
+        torch.stack([ids[list(p)] for p in itertools.permutations(range(3))])
+        if task == "choice"
+        else ids
+    )
     export_vl_onnx(student, tmp_path / "m.onnx", size=64, text_shape=asked.shape[1:], metadata={})
     predict = open_vl(tmp_path / "m.onnx", threads=1)
     for count in (1, 3):  # the batch is dynamic
         with torch.inference_mode():
             expected = student(pictures(count), asked[:count]).numpy()
-        np.testing.assert_allclose(predict(pictures(count).numpy(), asked[:count].numpy()), expected, atol=2e-4)
+        np.testing.assert_allclose(
+            predict(pictures(count).numpy(), asked[:count].numpy()), expected, atol=2e-4
+        )
 
 
 @pytest.mark.slow
@@ -94,7 +115,9 @@ def test_distillation_leaves_the_graph_alone(tmp_path: Path) -> None:
     graphs = []
     for control in ("none", "clip-td"):
         path = tmp_path / f"{control}.onnx"
-        export_vl_onnx(small_student(control=control), path, size=64, text_shape=(LENGTH,), metadata={})
+        export_vl_onnx(
+            small_student(control=control), path, size=64, text_shape=(LENGTH,), metadata={}
+        )
         graph = onnx.load(path).graph
         graphs.append(
             (

@@ -19,7 +19,15 @@ from edgekd.distill.vl import tokens
 from edgekd.distill.vl.config import CONTROLS, make_config
 from edgekd.distill.vl.student import Joint
 from edgekd.distill.vl.teacher_tokens import patch_map, read_tokens
-from edgekd.distill.vl.token_td import TeacherTokens, TokenMaps, chosen, confidence, distance, masked_mean, token_td
+from edgekd.distill.vl.token_td import (
+    TeacherTokens,
+    TokenMaps,
+    chosen,
+    confidence,
+    distance,
+    masked_mean,
+    token_td,
+)
 from edgekd.errors import EdgekdError
 
 B, L, P, D, W = 3, 5, 4, 6, 8
@@ -40,7 +48,9 @@ def sample(seed: int = 0) -> tuple[Joint, TeacherTokens, TokenMaps]:
     return joint, teacher, TokenMaps(W, D)
 
 
-def by_hand(joint: Joint, teacher: TeacherTokens, maps: TokenMaps, ratio: float, pooled: bool) -> list[float]:
+def by_hand(
+    joint: Joint, teacher: TeacherTokens, maps: TokenMaps, ratio: float, pooled: bool
+) -> list[float]:
     """The docstring's formula, in loops and float64."""
 
     def d(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -54,10 +64,14 @@ def by_hand(joint: Joint, teacher: TeacherTokens, maps: TokenMaps, ratio: float,
         best = sorted(allowed, key=lambda j: -float(teacher.relevance[i, j]))
         best = best[: max(1, math.ceil(ratio * len(allowed)))]
         if best:
-            value += sum(d(maps.text(joint.text[i, j]), teacher.text[i, j]) for j in best) / len(best)
+            value += sum(d(maps.text(joint.text[i, j]), teacher.text[i, j]) for j in best) / len(
+                best
+            )
         fit = [float(teacher.patches[i, q] @ teacher.pooled_text[i]) for q in range(P)]
         cells = sorted(range(P), key=lambda q: -fit[q])[: max(1, math.ceil(ratio * P))]
-        value += sum(d(maps.patches(joint.patches[i, q]), teacher.patches[i, q]) for q in cells) / len(cells)
+        value += sum(
+            d(maps.patches(joint.patches[i, q]), teacher.patches[i, q]) for q in cells
+        ) / len(cells)
         if pooled:
             value += d(maps.pooled_text(joint.cls[i]), teacher.pooled_text[i]) / 2
             value += d(maps.pooled_image(joint.cls[i]), teacher.pooled_image[i]) / 2
@@ -74,9 +88,13 @@ def test_term_is_the_formula(ratio: float, pooled: bool) -> None:
 
 def test_all_is_the_ratio_one_and_none_is_pooled_only() -> None:
     joint, teacher, maps = sample()
-    assert torch.equal(token_td(joint, teacher, maps, select="all"), token_td(joint, teacher, maps, ratio=1.0))
+    assert torch.equal(
+        token_td(joint, teacher, maps, select="all"), token_td(joint, teacher, maps, ratio=1.0)
+    )
     expected = distance(maps.pooled_text(joint.cls), teacher.pooled_text, "cosine")
-    expected = (expected + distance(maps.pooled_image(joint.cls), teacher.pooled_image, "cosine")) / 2
+    expected = (
+        expected + distance(maps.pooled_image(joint.cls), teacher.pooled_image, "cosine")
+    ) / 2
     assert torch.allclose(token_td(joint, teacher, maps, select="none", kind="cosine"), expected)
 
 
@@ -86,7 +104,12 @@ def test_random_draws_as_many_and_follows_the_generator() -> None:
 
     def drawn(seed: int) -> torch.Tensor:
         return token_td(
-            joint, teacher, maps, select="random", generator=torch.Generator().manual_seed(seed), pooled=False
+            joint,
+            teacher,
+            maps,
+            select="random",
+            generator=torch.Generator().manual_seed(seed),
+            pooled=False,
         )
 
     assert torch.equal(drawn(0), drawn(0))
@@ -121,11 +144,19 @@ def test_confidence() -> None:
     teacher = torch.log(torch.tensor([[0.8, 0.2], [0.4, 0.6]]))
     truth, student = torch.tensor([0, 0]), torch.tensor([0.2, 0.4])
     assert confidence("none", teacher, truth, student).tolist() == [1, 1]
-    assert confidence("label", teacher, truth, student).tolist() == pytest.approx([0.8 / 0.6, 0.4 / 0.6])
-    assert confidence("max", teacher, truth, student).tolist() == pytest.approx([0.8 / 0.7, 0.6 / 0.7])
-    assert confidence("relative", teacher, truth, student).tolist() == pytest.approx([0.8 / 0.65, 0.5 / 0.65])
+    assert confidence("label", teacher, truth, student).tolist() == pytest.approx(
+        [0.8 / 0.6, 0.4 / 0.6]
+    )
+    assert confidence("max", teacher, truth, student).tolist() == pytest.approx(
+        [0.8 / 0.7, 0.6 / 0.7]
+    )
+    assert confidence("relative", teacher, truth, student).tolist() == pytest.approx(
+        [0.8 / 0.65, 0.5 / 0.65]
+    )
     certain = torch.tensor([[0.0, -1000.0], [-1000.0, 0.0]])
-    assert confidence("label", certain, truth, student).tolist() == pytest.approx([1 / 0.525, 0.05 / 0.525])
+    assert confidence("label", certain, truth, student).tolist() == pytest.approx(
+        [1 / 0.525, 0.05 / 0.525]
+    )
 
 
 def test_weighted_mean() -> None:
@@ -138,10 +169,17 @@ def test_weighted_mean() -> None:
 
 def test_controls_differ_from_the_method_in_what_they_say() -> None:
     method = make_config({})
-    assert (method.select, method.confidence, method.pooled, method.distil) == ("relevance", "label", True, True)
+    assert (method.select, method.confidence, method.pooled, method.distil) == (
+        "relevance",
+        "label",
+        True,
+        True,
+    )
     for name, changes in CONTROLS.items():
         config = make_config({"control": name})
-        changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(method, key)}
+        changed = {
+            key for key in type(config).model_fields if getattr(config, key) != getattr(method, key)
+        }
         assert changed == {*changes, *(() if name == "clip-td" else ("control",))}
     assert make_config({"control": "uniform", "confidence": "max"}).confidence == "max"
 
@@ -167,7 +205,9 @@ def test_token_vectors_live_where_the_pooled_ones_do(spec: str, tiny_teacher: Pa
     assert per_token.shape == (2, 8, teacher.dim)
     assert torch.allclose(pooled, normalize(teacher.embed_texts(texts), dim=-1), atol=1e-5)
     end = (tokens.tokenize(texts, 8) == tokens.END).int().argmax(dim=1)
-    assert torch.allclose(per_token[torch.arange(2), end], pooled, atol=1e-5)  # CLIP pools at the end token
+    assert torch.allclose(
+        per_token[torch.arange(2), end], pooled, atol=1e-5
+    )  # CLIP pools at the end token
 
     size = teacher.preprocess.size
     views = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -190,7 +230,13 @@ def test_pictures_come_at_the_students_grid(colours: Path) -> None:
 
 def test_teachers_without_tokens_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "e.npz"
-    np.savez(file, image_ids=["a"], image_vectors=np.ones((1, 4)), class_names=["x", "y"], text_vectors=np.eye(2, 4))
+    np.savez(
+        file,
+        image_ids=["a"],
+        image_vectors=np.ones((1, 4)),
+        class_names=["x", "y"],
+        text_vectors=np.eye(2, 4),
+    )
     with pytest.raises(EdgekdError, match="needs a vector per token"):
         read_tokens(load_teacher(f"embeddings:{file}"))
     plain = load_teacher("toy")

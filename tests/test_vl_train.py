@@ -21,7 +21,9 @@ from edgekd.errors import EdgekdError
 from edgekd.vl import evaluate_vl, export_vl, train_vl
 
 
-def test_a_student_learns_what_only_the_picture_tells(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_student_learns_what_only_the_picture_tells(
+    small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     changes = {"task": "choice", "steps": 60, "width": 32, "lr": 3e-3, "batch_size": 24}
     seeing = train_vl(**small(**changes), out=tmp_path / "seeing")
     blind = train_vl(**small(**changes, **{"control": "question-only"}), out=tmp_path / "blind")
@@ -36,7 +38,10 @@ def test_a_student_learns_what_only_the_picture_tells(small: Callable[..., dict[
 
 @pytest.mark.slow
 def test_train_evaluate_export_on_the_command_line(
-    colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    colours: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
     options = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "heads"]
@@ -64,7 +69,10 @@ def test_train_evaluate_export_on_the_command_line(
     assert "synthetic" in torch_says
     with pytest.raises(EdgekdError, match="exists"):
         export_vl(out)
-    monkeypatch.setattr("edgekd.distill.vl.evaluate.student_answers", lambda *_, **__: pytest.fail("torch was asked"))
+    monkeypatch.setattr(
+        "edgekd.distill.vl.evaluate.student_answers",
+        lambda *_, **__: pytest.fail("torch was asked"),
+    )
     cli.app(["vl", "evaluate", str(out), "--onnx"], standalone_mode=False)
     assert capsys.readouterr().out == torch_says
     record = json.loads((out / "artifacts" / "onnxruntime-fp32" / "vl_artifact.json").read_text())
@@ -75,7 +83,8 @@ def test_train_evaluate_export_on_the_command_line(
 @pytest.mark.parametrize("control", ["pooled-only", "random-tokens", "shuffled-teacher"])
 def test_controls_train(control: str, small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     first, second = (
-        train_vl(**small(control=control, task="choice", fraction=0.1), out=tmp_path / name) for name in "ab"
+        train_vl(**small(control=control, task="choice", fraction=0.1), out=tmp_path / name)
+        for name in "ab"
     )
     assert first.record["train_pictures"] == 6
     for (name, value), other in zip(

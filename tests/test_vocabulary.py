@@ -16,7 +16,10 @@ def test_a_vocabulary_is_a_list_of_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("apple\nPear tree\npear_tree\n", "more than once: pear tree"), ("apple\n", "fewer than two names")],
+    [
+        ("apple\nPear tree\npear_tree\n", "more than once: pear tree"),
+        ("apple\n", "fewer than two names"),
+    ],
 )
 def test_duplicates_and_too_few_names_are_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "v.txt").write_text(text)

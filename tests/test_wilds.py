@@ -71,10 +71,14 @@ def plant(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
 
 
 def write_names(folder: Path) -> None:
-    (folder / "categories.csv").write_text("y,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(NAMES)))
+    (folder / "categories.csv").write_text(
+        "y,name\n" + "".join(f"{n},{name}\n" for n, name in enumerate(NAMES))
+    )
 
 
-def test_the_report_has_the_packages_own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_the_packages_own_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_names(tmp_path)
 
     def get_dataset(dataset: str, root_dir: str, download: bool) -> Plain:
@@ -93,9 +97,13 @@ def test_the_report_has_the_packages_own_metrics(tmp_path: Path, monkeypatch: py
     row = report.own_metrics[0]
     labels = test.labels
     answers = (labels + (test.indices % 3 == 0)) % 3
-    assert row.metrics == {"F1-macro_all": pytest.approx(f1_score(labels, answers, average="macro"))}
+    assert row.metrics == {
+        "F1-macro_all": pytest.approx(f1_score(labels, answers, average="macro"))
+    }
     assert row.told_by == "wilds 2.0.0, iwildcam.eval"
-    assert report.summary[0].ood == {"iwildcam": pytest.approx((labels == answers).mean())}  # id_test enters no mean
+    assert report.summary[0].ood == {
+        "iwildcam": pytest.approx((labels == answers).mean())
+    }  # id_test enters no mean
     assert "F1-macro_all" in markdown(report)
     assert "F1-macro_all" in (tmp_path / "out" / "report.html").read_text()
 
@@ -107,7 +115,9 @@ def test_the_packages_own_base_class_fits(tmp_path: Path, monkeypatch: pytest.Mo
     class Real(Tiny, WILDSDataset):  # type: ignore[misc]
         def __init__(self, folder: Path) -> None:
             self._fill(folder)
-            WILDSDataset.__init__(self, str(folder), False, "official")  # its own checks of every field
+            WILDSDataset.__init__(
+                self, str(folder), False, "official"
+            )  # its own checks of every field
 
     write_names(tmp_path)
     real = Real(tmp_path)
@@ -121,15 +131,22 @@ def test_the_packages_own_base_class_fits(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.asarray(inside.images.read(4)).shape == (8, 8, 3)
 
 
-def test_classes_are_numbers_where_wilds_names_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_are_numbers_where_wilds_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch, lambda dataset, root_dir, download: Plain(tmp_path))
     assert wilds_suites("rxrx1", "x", ("0", "1", "2"))[0].images.classes == ("0", "1", "2")
     with pytest.raises(EdgekdError, match="does not know"):
         wilds_suites("rxrx1", "x", NAMES)
 
 
-def test_what_is_missing_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"]) == ([("fmow", "d"), ("iwildcam", "data")], ["a=b"])
+def test_what_is_missing_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"]) == (
+        [("fmow", "d"), ("iwildcam", "data")],
+        ["a=b"],
+    )
     with pytest.raises(EdgekdError, match='no images "amazon"'):
         wilds_named(["wilds:amazon"])
 

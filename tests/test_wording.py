@@ -9,7 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from benchmark_fakes import CLASSES, fake_measurements, four_subjects, id_and_ood, model, paint_images, subject
+from benchmark_fakes import (
+    CLASSES,
+    fake_measurements,
+    four_subjects,
+    id_and_ood,
+    model,
+    paint_images,
+    subject,
+)
 from test_report import SCHEMA, violations
 
 from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
@@ -58,7 +66,9 @@ def test_own_vectors_stay_and_new_templates_make_new_ones(teacher: ClipTeacher) 
     assert torch.allclose(longer.vectors[2:], teacher.text_bank(("ring",), own.templates).vectors)
     assert longer.text_centre is described.text_centre
     other = _bank(teacher, described, (), ("a drawing of a {}",))
-    assert torch.allclose(other.vectors, teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors)
+    assert torch.allclose(
+        other.vectors, teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors
+    )
     assert not torch.allclose(other.vectors, own.vectors)
 
 
@@ -88,11 +98,18 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     run = SimpleNamespace(name="r", teacher="toy")
     loaded = SimpleNamespace(run=run, bank=bank, student=Embedding(bird))
     suites = [*id_and_ood(paint_images()), Suite("val", paint_images(), np.arange(9))]
-    subjects = [subject("torch", "torch", model(0)), subject("fp32", "artifact", model(0), folder=tmp_path)]
+    subjects = [
+        subject("torch", "torch", model(0)),
+        subject("fp32", "artifact", model(0), folder=tmp_path),
+    ]
     path = words(tmp_path / "w.txt", "Cat\nbird\n")
     spec = f"new={path}"
     found, again = in_other_words([loaded], subjects, suites, [spec])  # type: ignore[list-item]
-    assert [suite.name for suite in again[4:]] == ["vocab:new", "vocab:new/photo", "vocab:new/sketch"]
+    assert [suite.name for suite in again[4:]] == [
+        "vocab:new",
+        "vocab:new/photo",
+        "vocab:new/sketch",
+    ]
     assert again[4].images.classes == (*CLASSES, "bird")  # "Cat" is a class already
     assert again[4].kind == "vocabulary"
     assert again[4].remarks == ("the images of id, with 1 class name added that no image has.",)
@@ -122,7 +139,14 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     suites = id_and_ood(paint_images())
     longer = replace(suites[0].images, classes=(*CLASSES, "bird"))
     suites.append(
-        replace(suites[0], name="vocab:new", images=longer, family="vocabulary", wording="vocab:new", base="id")
+        replace(
+            suites[0],
+            name="vocab:new",
+            images=longer,
+            family="vocabulary",
+            wording="vocab:new",
+            base="id",
+        )
     )
 
     def asked(pixels: np.ndarray) -> np.ndarray:
@@ -137,11 +161,21 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
     rows = {row.subject: row for row in report.vocabularies}
     torch_row = rows["torch"]
-    assert (torch_row.top1, torch_row.base_top1, torch_row.to_added, torch_row.added) == (0.8, 0.5, 0.2, 1)
-    assert (rows["onnxruntime-int8"].top1, rows["onnxruntime-int8"].reason) == (None, FIXED["artifact"])
+    assert (torch_row.top1, torch_row.base_top1, torch_row.to_added, torch_row.added) == (
+        0.8,
+        0.5,
+        0.2,
+        1,
+    )
+    assert (rows["onnxruntime-int8"].top1, rows["onnxruntime-int8"].reason) == (
+        None,
+        FIXED["artifact"],
+    )
     assert report.summary[1].ood_avg == pytest.approx(0.5)  # counts for nothing else
     text = markdown(report)
-    told = [line for line in text.splitlines() if line.startswith("| r | torch | vocab:new | 80.0 [")]
+    told = [
+        line for line in text.splitlines() if line.startswith("| r | torch | vocab:new | 80.0 [")
+    ]
     assert any(line.endswith(" | 50.0 | -30.0 | 20.0 | 1 | 60 |") for line in told), told
     assert "n/a: classes are in the file" in text
     assert "In other words" in (tmp_path / "out" / "report.html").read_text()

@@ -14,7 +14,14 @@ from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
 from edgekd.errors import EdgekdError
 
 BRIEF = replace(
-    QUICK, warmup_runs=4, warmup_s=0.01, warmup_limit_s=0.1, runs=20, seconds=0.05, limit_s=2.0, block_s=0.01
+    QUICK,
+    warmup_runs=4,
+    warmup_s=0.01,
+    warmup_limit_s=0.1,
+    runs=20,
+    seconds=0.05,
+    limit_s=2.0,
+    block_s=0.01,
 )
 PLANTED = '''
 import os, sys, time, types
@@ -51,7 +58,9 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
 
 
-def measured(*names: str, processes: int = 1, threads: int | None = None) -> dict[str, list[ArtifactLatency]]:
+def measured(
+    *names: str, processes: int = 1, threads: int | None = None
+) -> dict[str, list[ArtifactLatency]]:
     buffers = {name: np.zeros((64, 4, 4, 3), dtype=np.uint8) for name in names}
     folders = {name: Path(name) for name in names}
     return measure_artifacts(folders, buffers, replace(BRIEF, processes=processes), threads=threads)
@@ -80,13 +89,18 @@ def test_several_processes_are_each_fresh() -> None:
     assert {one.threads for parts in found.values() for one in parts} == {3}
 
 
-def test_what_the_session_says_reaches_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_session_says_reaches_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     with pytest.raises(EdgekdError) as caught:
         measured("fast", "altered")
-    assert (caught.value.message, caught.value.hint) == ("The artifact was altered.", "Export it again.")
+    assert (caught.value.message, caught.value.hint) == (
+        "The artifact was altered.",
+        "Export it again.",
+    )
     assert list(scratch.iterdir()) == []
 
 
@@ -95,7 +109,9 @@ def test_a_process_that_dies_is_reported_with_its_last_words() -> None:
         measured("fatal")
 
 
-def test_files_in_the_working_folder_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_in_the_working_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "numpy.py").write_text("raise RuntimeError('the wrong numpy')")
     monkeypatch.chdir(tmp_path)
     assert len(measured("fast")["fast"]) == 1

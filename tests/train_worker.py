@@ -45,11 +45,15 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             die_after(step)
-            train(TrainConfig.model_validate(settings | {"out": f"{settings['out']}-killed-{step}"}))
+            train(
+                TrainConfig.model_validate(settings | {"out": f"{settings['out']}-killed-{step}"})
+            )
             os._exit(1)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
-            raise SystemExit(f"the training to be killed after step {step} ended with status {status}")
+            raise SystemExit(
+                f"the training to be killed after step {step} ended with status {status}"
+            )
 
 
 if __name__ == "__main__":

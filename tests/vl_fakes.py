@@ -22,7 +22,9 @@ def draw_colours(root: Path, count: int = 12) -> Path:
             (root / domain / name).mkdir(parents=True)
             for number in range(count):
                 pixels = np.clip(light * np.array(colour) + rng.normal(0, 12, (24, 24, 3)), 0, 255)
-                Image.fromarray(pixels.astype(np.uint8)).save(root / domain / name / f"{number:04d}.png")
+                Image.fromarray(pixels.astype(np.uint8)).save(
+                    root / domain / name / f"{number:04d}.png"
+                )
     return root
 
 
@@ -45,4 +47,10 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(colours: Path) -> Callable[..., dict[str, Any]]:
     """`small(**changes)` gives settings for a three-step run."""
-    return lambda **changes: {**SMALL, "task": "ve", "data": str(colours), "control": "none", **changes}
+    return lambda **changes: {
+        **SMALL,
+        "task": "ve",
+        "data": str(colours),
+        "control": "none",
+        **changes,
+    }

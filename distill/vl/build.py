@@ -41,15 +41,22 @@ def build_student(
         size=config.size,
         classes=1,
     )
-    preprocess = whole.preprocess.model_copy(update={"resize": "squash", "interpolation": "bicubic"})
+    preprocess = whole.preprocess.model_copy(
+        update={"resize": "squash", "interpolation": "bicubic"}
+    )
     backbone = whole.backbone.eval()
     if not hasattr(backbone, "forward_features"):
-        raise EdgekdError(f"{config.student} gives no map of features.", "Choose a convolution network or a ViT.")
+        raise EdgekdError(
+            f"{config.student} gives no map of features.", "Choose a convolution network or a ViT."
+        )
     with torch.inference_mode():
         found = patch_rows(backbone, torch.zeros(1, 3, config.size, config.size))  # [1, P, c]
     side = math.isqrt(found.shape[1])
     if side * side != found.shape[1]:
-        raise EdgekdError(f"{config.student} gives {found.shape[1]} patches, which are no square.", "Choose another.")
+        raise EdgekdError(
+            f"{config.student} gives {found.shape[1]} patches, which are no square.",
+            "Choose another.",
+        )
     student = VlStudent(
         backbone,
         found.shape[2],
@@ -85,7 +92,15 @@ class VlRun:
 
 def save_weights(student: VlStudent, path: Path) -> None:
     """Write the student, and nothing of the teacher, as safetensors."""
-    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}))
+    write_bytes(
+        path,
+        save(
+            {
+                name: value.detach().cpu().contiguous()
+                for name, value in student.state_dict().items()
+            }
+        ),
+    )
 
 
 def load_vl_run(folder: Path) -> VlRun:
@@ -100,10 +115,13 @@ def load_vl_run(folder: Path) -> VlRun:
     try:
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
         outputs = len(record["answers"])
-        student, preprocess, _ = build_student(config, state["rows"].numpy(), record["length"], outputs, fresh=False)
+        student, preprocess, _ = build_student(
+            config, state["rows"].numpy(), record["length"], outputs, fresh=False
+        )
         student.load_state_dict(state)
     except (OSError, RuntimeError, KeyError) as error:
         raise EdgekdError(
-            f"The weights in {folder} cannot be loaded ({str(error).splitlines()[0]}).", "Train the student again."
+            f"The weights in {folder} cannot be loaded ({str(error).splitlines()[0]}).",
+            "Train the student again.",
         ) from error
     return VlRun(folder, config, record, student.eval(), preprocess)

@@ -88,13 +88,18 @@ def make_config(given: dict[str, Any]) -> VlConfig:
             "See edgekd vl train --help.",
         ) from error
     if config.width % config.heads:
-        raise EdgekdError(f"The width {config.width} does not divide by {config.heads} heads.", "Change one of them.")
+        raise EdgekdError(
+            f"The width {config.width} does not divide by {config.heads} heads.",
+            "Change one of them.",
+        )
     if config.freeze_backbone and config.pretrained == "scratch" and config.student_weights is None:
         raise EdgekdError(
-            "A frozen backbone with random weights sees nothing.", "Give --student-weights or --pretrained hub."
+            "A frozen backbone with random weights sees nothing.",
+            "Give --student-weights or --pretrained hub.",
         )
     if config.distil and config.select == "none" and not config.pooled:
         raise EdgekdError(
-            "With --select none and without the pooled vectors nothing is distilled.", "Use --control none."
+            "With --select none and without the pooled vectors nothing is distilled.",
+            "Use --control none.",
         )
     return config

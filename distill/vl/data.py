@@ -91,4 +91,8 @@ def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:
             "Use --task vqa, or give a folder of images.",
         )
     images = load_images(data)
-    return make_entailment(images, styles=not shifted) if known == "ve" else make_choice(images, styles=not shifted)
+    return (
+        make_entailment(images, styles=not shifted)
+        if known == "ve"
+        else make_choice(images, styles=not shifted)
+    )

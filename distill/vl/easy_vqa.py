@@ -22,7 +22,10 @@ from edgekd.files import sha256_file
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 HELD_OUT = tuple(
-    f"{colour} {shape}" for s, shape in enumerate(SHAPES) for c, colour in enumerate(COLOURS) if (c + s) % 4 == 0
+    f"{colour} {shape}"
+    for s, shape in enumerate(SHAPES)
+    for c, colour in enumerate(COLOURS)
+    if (c + s) % 4 == 0
 )
 """The six combinations left out for the shifted setting: two colours of every shape, no colour in two shapes."""
 _UNKNOWN = "unknown"
@@ -42,7 +45,10 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
     rows: list[tuple[str, str, str]] = []  # picture, question, answer
     for part in ("train", "test"):
         texts, answers, numbers = _questions(root / part / "questions.json")
-        rows += [(f"{part}/images/{n}.png", q, a) for q, a, n in zip(texts, answers, numbers, strict=True)]
+        rows += [
+            (f"{part}/images/{n}.png", q, a)
+            for q, a, n in zip(texts, answers, numbers, strict=True)
+        ]
     told: dict[str, list[tuple[str, str]]] = {}
     for path, question, answer in rows:
         told.setdefault(path, []).append((question, answer))
@@ -67,7 +73,9 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
         text_of=question_of,
         labels=labels,
         answers=names,
-        statements=tuple(tuple(f"{question} {answer}" for answer in names) for question in questions),
+        statements=tuple(
+            tuple(f"{question} {answer}" for answer in names) for question in questions
+        ),
         statements_of=question_of,
         truth=labels,
     )
@@ -92,7 +100,9 @@ def combination_of(told: Sequence[tuple[str, str]]) -> str:
 def _package_folder() -> Path:
     found = importlib.util.find_spec("easy_vqa")
     if found is None or found.origin is None:
-        raise EdgekdError("The package easy-vqa is not installed.", 'Install it: pip install "edgekd[vqa]".')
+        raise EdgekdError(
+            "The package easy-vqa is not installed.", 'Install it: pip install "edgekd[vqa]".'
+        )
     return Path(found.origin).parent
 
 
@@ -110,7 +120,9 @@ def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: b
     domains = ("held-out", "seen") if shifted else ("all",)
     held = [0 if not shifted or name in HELD_OUT else 1 for name in combinations]
     with ThreadPoolExecutor() as pool:
-        keys = tuple(digest[:32] for digest in pool.map(lambda path: sha256_file(root / path), paths))
+        keys = tuple(
+            digest[:32] for digest in pool.map(lambda path: sha256_file(root / path), paths)
+        )
     return ImageSet(
         name="easy-vqa",
         classes=classes,

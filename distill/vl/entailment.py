@@ -103,17 +103,26 @@ def make_choice(images: ImageSet, *, styles: bool) -> VlData:
 
 def _class_statements(images: ImageSet) -> tuple[str, ...]:
     if len(set(map(readable, images.classes))) != len(images.classes):
-        raise EdgekdError(f"Two classes of {images.name} read the same.", "Rename one of their folders.")
+        raise EdgekdError(
+            f"Two classes of {images.name} read the same.", "Rename one of their folders."
+        )
     return tuple(f"a picture of {article(readable(name))}" for name in images.classes)
 
 
 def _sentence(
-    images: ImageSet, rng: np.random.Generator, name: int, domain: int, styles: bool, about_style: bool | None = None
+    images: ImageSet,
+    rng: np.random.Generator,
+    name: int,
+    domain: int,
+    styles: bool,
+    about_style: bool | None = None,
 ) -> str:
     if about_style is None:
         about_style = styles and rng.random() < 0.5
     template = str(rng.choice(_ABOUT_STYLE if about_style else _ABOUT_CLASS))
-    return template.format(a=article(readable(images.classes[name])), style=article(readable(images.domains[domain])))
+    return template.format(
+        a=article(readable(images.classes[name])), style=article(readable(images.domains[domain]))
+    )
 
 
 def _own_rng(images: ImageSet, index: int, what: str) -> np.random.Generator:

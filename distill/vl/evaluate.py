@@ -38,7 +38,9 @@ def predictions(
     asked, answered = [], []
     for part in reader.parts(indices):
         asked.append(part)
-        answered.append(predict(reader.pictures(part).numpy(), reader.texts(part).numpy()).argmax(axis=1))
+        answered.append(
+            predict(reader.pictures(part).numpy(), reader.texts(part).numpy()).argmax(axis=1)
+        )
     return np.concatenate(asked), np.concatenate(answered)
 
 
@@ -56,13 +58,23 @@ def student_answers(
     asked, answered = [], []
     for part in reader.parts(indices):
         own, back = np.unique(reader.data.image_of[part], return_inverse=True)
-        looked = student.look(reader.pixels(own)) if maps is None else maps[np.searchsorted(pictures, own)]
+        looked = (
+            student.look(reader.pixels(own))
+            if maps is None
+            else maps[np.searchsorted(pictures, own)]
+        )
         asked.append(part)
-        answered.append(student.read(looked[torch.from_numpy(back)], reader.texts(part)).logits.argmax(dim=1).numpy())
+        answered.append(
+            student.read(looked[torch.from_numpy(back)], reader.texts(part))
+            .logits.argmax(dim=1)
+            .numpy()
+        )
     return np.concatenate(asked), np.concatenate(answered)
 
 
-def accuracy(student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool) -> float | None:
+def accuracy(
+    student: VlStudent, reader: Reader, indices: NDArray[np.int64], *, frozen: bool
+) -> float | None:
     """Share of right answers, 0–1; None without examples."""
     if len(indices) == 0:
         return None
@@ -84,10 +96,18 @@ def evaluate_vl(
     """
     config = run.config
     shifted = config.test_domain != "none"
-    known = data if isinstance(data, VlData) else load_vl_data(config.task, data or config.data, shifted=shifted)
+    known = (
+        data
+        if isinstance(data, VlData)
+        else load_vl_data(config.task, data or config.data, shifted=shifted)
+    )
     if list(known.answers) != run.record["answers"]:
-        raise EdgekdError(f"{known.name} has other answers than the run was trained on.", "Give the same data.")
-    split = split_examples(known, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed)
+        raise EdgekdError(
+            f"{known.name} has other answers than the run was trained on.", "Give the same data."
+        )
+    split = split_examples(
+        known, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
+    )
     reader = make_reader(known, run.preprocess, run.length)
     common = int(np.bincount(known.labels[split.train]).argmax())
     rows = []
@@ -97,7 +117,9 @@ def evaluate_vl(
             if predict:
                 asked, answered = predictions(predict, reader, shown)
             else:
-                asked, answered = student_answers(run.student, reader, shown, frozen=config.freeze_backbone)
+                asked, answered = student_answers(
+                    run.student, reader, shown, frozen=config.freeze_backbone
+                )
             right = known.labels[asked]
             rows.append(
                 {

@@ -60,5 +60,9 @@ def order(count: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
     """Positions 0…count−1 of the step's batch: one permutation after the other, a function of (seed, step)."""
     places = np.arange(step * batch, (step + 1) * batch)
     rounds = places // count
-    permutations = {r: np.random.default_rng([seed, int(r)]).permutation(count) for r in np.unique(rounds)}
-    return np.array([permutations[r][p % count] for r, p in zip(rounds, places, strict=True)], dtype=np.int64)
+    permutations = {
+        r: np.random.default_rng([seed, int(r)]).permutation(count) for r in np.unique(rounds)
+    }
+    return np.array(
+        [permutations[r][p % count] for r, p in zip(rounds, places, strict=True)], dtype=np.int64
+    )

@@ -16,7 +16,9 @@ from edgekd.console import warn
 from edgekd.files import cache_root, disk_errors, short_hash, write_bytes
 
 
-def kept(kind: str, facts: tuple[str, ...], ask: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def kept(
+    kind: str, facts: tuple[str, ...], ask: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """`ask()`, or what it gave when it was last called for the same `kind` and `facts`.
 
     Args:

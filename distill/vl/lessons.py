@@ -107,16 +107,30 @@ def ask_teacher(
     )
 
 
-def _seen(teacher: TokenTeacher, data: VlData, pictures: NDArray[np.int64], grid: tuple[int, int]) -> dict[str, Tensor]:
+def _seen(
+    teacher: TokenTeacher, data: VlData, pictures: NDArray[np.int64], grid: tuple[int, int]
+) -> dict[str, Tensor]:
     """The teacher's `patches` and `pooled` vectors of pictures, as `TokenTeacher.images`."""
-    facts = (teacher.teacher.id, f"{grid[0]}x{grid[1]}", *(data.images.keys[int(i)] for i in pictures))
+    facts = (
+        teacher.teacher.id,
+        f"{grid[0]}x{grid[1]}",
+        *(data.images.keys[int(i)] for i in pictures),
+    )
     names = ("patches", "pooled")
-    return kept("seen-1", facts, lambda: dict(zip(names, teacher.images(data.images, pictures, grid), strict=True)))
+    return kept(
+        "seen-1",
+        facts,
+        lambda: dict(zip(names, teacher.images(data.images, pictures, grid), strict=True)),
+    )
 
 
 def _statements(teacher: TokenTeacher, data: VlData) -> tuple[Tensor, ...]:
     """Unit vectors of every group of statements."""
     texts = [text for group in data.statements for text in group]
     facts = (teacher.teacher.id, *texts)
-    vectors = kept("statements-1", facts, lambda: {"text": normalize(teacher.teacher.embed_texts(texts), dim=-1)})
+    vectors = kept(
+        "statements-1",
+        facts,
+        lambda: {"text": normalize(teacher.teacher.embed_texts(texts), dim=-1)},
+    )
     return torch.split(vectors["text"], [len(group) for group in data.statements])

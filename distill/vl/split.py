@@ -27,7 +27,9 @@ class VlSplit:
     train_images: int
 
 
-def split_examples(data: VlData, *, test_domain: str, fraction: float = 1.0, seed: int = 0) -> VlSplit:
+def split_examples(
+    data: VlData, *, test_domain: str, fraction: float = 1.0, seed: int = 0
+) -> VlSplit:
     """Divide the examples as `make_split` divides their pictures, then keep a share of those that train.
 
     Args:
@@ -39,11 +41,16 @@ def split_examples(data: VlData, *, test_domain: str, fraction: float = 1.0, see
         EdgekdError: a fraction outside 0–1, an unknown domain, nothing left to train on.
     """
     if not 0 < fraction <= 1:
-        raise EdgekdError(f"The fraction {fraction} is not above 0 and at most 1.", "Give 0.01, 0.1 or 1, for example.")
+        raise EdgekdError(
+            f"The fraction {fraction} is not above 0 and at most 1.",
+            "Give 0.01, 0.1 or 1, for example.",
+        )
     images = make_split(data.images, test_domain=test_domain, seed=seed)
     kept = low_shot(data.images, images.train, fraction, seed)
     if len(kept) == 0 or len(images.val) == 0:
-        raise EdgekdError(f"{data.name} leaves no pictures to train or to select on.", "Give more images.")
+        raise EdgekdError(
+            f"{data.name} leaves no pictures to train or to select on.", "Give more images."
+        )
 
     def examples_of(part: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(data.image_of, part))
@@ -68,13 +75,19 @@ def spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))
 
 
-def low_shot(images: ImageSet, pool: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
+def low_shot(
+    images: ImageSet, pool: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.int64]:
     """⌈fraction · n⌉ pictures of every class of every domain in `pool`, by the order of a hash of their content."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index in pool.tolist():
-        groups.setdefault((int(images.domain_of[index]), int(images.labels[index])), []).append(index)
+        groups.setdefault((int(images.domain_of[index]), int(images.labels[index])), []).append(
+            index
+        )
     kept: list[int] = []
     for own in groups.values():
-        own.sort(key=lambda i: hashlib.sha256(f"low-shot-1 {seed} {images.keys[i]}".encode()).digest())
+        own.sort(
+            key=lambda i: hashlib.sha256(f"low-shot-1 {seed} {images.keys[i]}".encode()).digest()
+        )
         kept += own[: math.ceil(fraction * len(own) - 1e-9)]
     return np.array(sorted(kept), dtype=np.int64)

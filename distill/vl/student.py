@@ -37,13 +37,17 @@ class Block(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """float `[B, N, d]`, and what is added to attention scores, `[B, 1, 1, N]` → `[B, N, d]`."""
         rows = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, h, d/h]
         q, k, v = rows.permute(2, 0, 3, 1, 4).unbind(0)  # [B, h, N, d/h]
-        x = x + self.out(scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        x = x + self.out(
+            scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        )
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
@@ -128,9 +132,15 @@ class VlStudent(nn.Module):
             seen = seen.unsqueeze(1).expand(-1, count, -1, -1).flatten(0, 1)  # [B · K, P, d]
             tokens = tokens.flatten(0, 1)  # [B · K, L]
         text = self.embed(self.rows[tokens]) + self.text_place  # [B, L, d]
-        x = torch.cat([self.first.expand(len(tokens), 1, -1), seen, text], dim=1)  # [B, 1 + P + L, d]
-        padding = ((tokens == END).int().cumsum(dim=1) - (tokens == END).int()) > 0  # behind the end, [B, L]
-        bias = torch.cat([torch.zeros_like(x[:, : 1 + self.patches, 0]), -1e4 * padding.to(x.dtype)], dim=1)
+        x = torch.cat(
+            [self.first.expand(len(tokens), 1, -1), seen, text], dim=1
+        )  # [B, 1 + P + L, d]
+        padding = (
+            (tokens == END).int().cumsum(dim=1) - (tokens == END).int()
+        ) > 0  # behind the end, [B, L]
+        bias = torch.cat(
+            [torch.zeros_like(x[:, : 1 + self.patches, 0]), -1e4 * padding.to(x.dtype)], dim=1
+        )
         for block in self.blocks:
             x = block(x, bias[:, None, None, :])
         x = self.norm(x)

@@ -46,18 +46,28 @@ class TokenTeacher:
         pooled = []
         try:
             for start in range(0, len(texts), _CHUNK):
-                pooled.append(model.encode_text(tokens.tokenize(texts[start : start + _CHUNK], self.context)).float())
+                pooled.append(
+                    model.encode_text(
+                        tokens.tokenize(texts[start : start + _CHUNK], self.context)
+                    ).float()
+                )
         finally:
             hook.remove()
         hidden = torch.cat(held)[:, :length].float()  # [N, length, w]
-        return normalize(_projected(hidden, tower.text_projection), dim=-1), normalize(torch.cat(pooled), dim=-1)
+        return normalize(_projected(hidden, tower.text_projection), dim=-1), normalize(
+            torch.cat(pooled), dim=-1
+        )
 
     def words(self, ids: Sequence[int]) -> Tensor:
         """Unit vectors of "a photo of WORD" for tokens, float32 `[N, D]`: what a causal tower's states do not give."""
-        return normalize(self.teacher.embed_texts([f"a photo of {tokens.word(i)}" for i in ids]), dim=-1)
+        return normalize(
+            self.teacher.embed_texts([f"a photo of {tokens.word(i)}" for i in ids]), dim=-1
+        )
 
     @torch.inference_mode()
-    def images(self, images: ImageSet, indices: NDArray[np.int64], grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def images(
+        self, images: ImageSet, indices: NDArray[np.int64], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """Pictures → unit vectors: per cell of the student's grid float16 `[n, h · w, D]`, pooled float32 `[n, D]`.
 
         The teacher's own grid is averaged onto the student's (our choice).
@@ -69,13 +79,21 @@ class TokenTeacher:
                 "Train on a --fraction of them, or with --select none, which reads no patches.",
             )
         preprocess = self.teacher.preprocess
-        mean, std = (torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std))
+        mean, std = (
+            torch.tensor(value)[:, None, None] for value in (preprocess.mean, preprocess.std)
+        )
         patches, pooled = [], []
         for start in range(0, len(indices), _CHUNK):
-            pixels = np.stack([preprocess.pixels(images.read(int(i))) for i in indices[start : start + _CHUNK]])
-            views = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std  # [b, 3, S, S]
+            pixels = np.stack(
+                [preprocess.pixels(images.read(int(i))) for i in indices[start : start + _CHUNK]]
+            )
+            views = (
+                torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean
+            ) / std  # [b, 3, S, S]
             found, whole = patch_map(self.teacher, views)
-            cells = adaptive_avg_pool2d(normalize(found, dim=1), grid).flatten(2).transpose(1, 2)  # [b, h · w, D]
+            cells = (
+                adaptive_avg_pool2d(normalize(found, dim=1), grid).flatten(2).transpose(1, 2)
+            )  # [b, h · w, D]
             patches.append(normalize(cells, dim=-1).half())
             pooled.append(normalize(whole, dim=-1))
         return torch.cat(patches), torch.cat(pooled)
@@ -95,14 +113,20 @@ def read_tokens(teacher: Teacher) -> TokenTeacher:
     from open_clip import SimpleTokenizer
 
     model: Any = teacher.model
-    if not isinstance(teacher.tokenizer, SimpleTokenizer) or teacher.tokenizer.vocab_size != tokens.VOCABULARY:
+    if (
+        not isinstance(teacher.tokenizer, SimpleTokenizer)
+        or teacher.tokenizer.vocab_size != tokens.VOCABULARY
+    ):
         raise EdgekdError(
             f"The teacher {teacher.spec} does not use CLIP's tokenizer, so its tokens match no student token.",
             "Choose one that does: OpenAI's and LAION's ViT models do.",
         )
     tower = getattr(model, "text", model)
     if not hasattr(tower, "ln_final") or getattr(tower, "cls_emb", None) is not None:
-        raise EdgekdError(f"The text tower of {teacher.spec} gives no token vectors.", "Choose a plain CLIP teacher.")
+        raise EdgekdError(
+            f"The text tower of {teacher.spec} gives no token vectors.",
+            "Choose a plain CLIP teacher.",
+        )
     patch_map(teacher, torch.zeros(1, 3, teacher.preprocess.size, teacher.preprocess.size))
     return TokenTeacher(teacher)
 
@@ -118,7 +142,12 @@ def patch_map(teacher: ClipTeacher, views: Tensor) -> tuple[Tensor, Tensor]:
             rows = visual.head(found.permute(0, 2, 3, 1))  # [B, h, w, D]
             pooled = visual.head(trunk.forward_head(found, pre_logits=True))
             return rows.permute(0, 3, 1, 2).float(), pooled.float()
-    elif trunk is None and hasattr(visual, "ln_post") and visual.attn_pool is None and not visual.final_ln_after_pool:
+    elif (
+        trunk is None
+        and hasattr(visual, "ln_post")
+        and visual.attn_pool is None
+        and not visual.final_ln_after_pool
+    ):
         held: list[Tensor] = []
         hook = visual.ln_post.register_forward_hook(lambda _module, _args, out: held.append(out))
         try:
@@ -142,5 +171,7 @@ def _ends_in_average(visual: Any) -> bool:
 def _projected(hidden: Tensor, projection: Any) -> Tensor:
     if projection is None:
         return hidden
-    out: Tensor = projection(hidden) if isinstance(projection, nn.Module) else hidden @ projection.float()
+    out: Tensor = (
+        projection(hidden) if isinstance(projection, nn.Module) else hidden @ projection.float()
+    )
     return out

@@ -61,7 +61,11 @@ def distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
 
 def chosen(scores: Tensor, allowed: Tensor, ratio: float) -> Tensor:
     """The `max(1, ⌈ratio · n⌉)` best of a row's n allowed places, bool `[B, N]`; none where none is allowed."""
-    ranked = scores.masked_fill(~allowed, -math.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    ranked = (
+        scores.masked_fill(~allowed, -math.inf)
+        .argsort(dim=1, descending=True, stable=True)
+        .argsort(dim=1)
+    )
     count = allowed.sum(dim=1, keepdim=True)  # [B, 1]
     wanted = torch.ceil(ratio * count - 1e-6).clamp(min=1)
     return (ranked < wanted) & allowed
@@ -101,7 +105,9 @@ def token_td(
             _places(select, teacher.relevance, teacher.content, ratio, generator),
         )
         if teacher.patches.shape[1] and joint.patches.shape[1]:
-            fit = (teacher.patches * teacher.pooled_text[:, None]).sum(dim=-1)  # cos(v_q, e), [B, P]
+            fit = (teacher.patches * teacher.pooled_text[:, None]).sum(
+                dim=-1
+            )  # cos(v_q, e), [B, P]
             every = torch.ones_like(fit, dtype=torch.bool)
             total = total + beta * masked_mean(
                 distance(maps.patches(joint.patches), teacher.patches, kind),
@@ -114,7 +120,9 @@ def token_td(
     return total
 
 
-def _places(select: Select, scores: Tensor, allowed: Tensor, ratio: float, generator: torch.Generator | None) -> Tensor:
+def _places(
+    select: Select, scores: Tensor, allowed: Tensor, ratio: float, generator: torch.Generator | None
+) -> Tensor:
     if select == "all":
         return allowed
     if select == "random":
@@ -122,7 +130,9 @@ def _places(select: Select, scores: Tensor, allowed: Tensor, ratio: float, gener
     return chosen(scores, allowed, ratio)
 
 
-def confidence(kind: Confidence, teacher: Tensor, truth: Tensor, student: Tensor, floor: float = 0.05) -> Tensor:
+def confidence(
+    kind: Confidence, teacher: Tensor, truth: Tensor, student: Tensor, floor: float = 0.05
+) -> Tensor:
     """How much each example's term counts, float `[B]`, mean 1 over the batch so that λ keeps its meaning.
 
     Args:
@@ -135,6 +145,10 @@ def confidence(kind: Confidence, teacher: Tensor, truth: Tensor, student: Tensor
         return torch.ones_like(student).detach()
     probabilities = softmax(teacher.float(), dim=-1)  # [B, M]
     own = probabilities.gather(1, truth[:, None]).squeeze(1)
-    found = {"label": own, "max": probabilities.amax(dim=-1), "relative": own / (own + student).clamp(min=1e-12)}[kind]
+    found = {
+        "label": own,
+        "max": probabilities.amax(dim=-1),
+        "relative": own / (own + student).clamp(min=1e-12),
+    }[kind]
     found = found.detach().clamp(floor, 1)
     return found / found.mean()

@@ -55,7 +55,9 @@ def tokenize(texts: Sequence[str], length: int) -> Tensor:
 def content_tokens(ids: Tensor) -> Tensor:
     """Where a token can carry meaning: not begin, end, padding, punctuation or a stop word. bool `[…, L]`."""
     after_end = (ids == END).int().cumsum(dim=-1) > 0
-    plain = torch.tensor([_is_content(i) for i in ids.flatten().tolist()], dtype=torch.bool).reshape(ids.shape)
+    plain = torch.tensor(
+        [_is_content(i) for i in ids.flatten().tolist()], dtype=torch.bool
+    ).reshape(ids.shape)
     return plain & ~after_end
 
 
@@ -66,7 +68,11 @@ def word(token: int) -> str:
 
 @cache
 def _is_content(token: int) -> bool:
-    return token < BEGIN and word(token) not in _STOP_WORDS and re.search(r"\w", word(token)) is not None
+    return (
+        token < BEGIN
+        and word(token) not in _STOP_WORDS
+        and re.search(r"\w", word(token)) is not None
+    )
 
 
 def token_rows(ids: Tensor) -> NDArray[np.int64]:

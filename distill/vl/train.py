@@ -62,7 +62,9 @@ def train_vl(
     if out.exists() and not overwrite:
         raise EdgekdError(f"{out} exists.", "Give another --out, or --overwrite.")
     data = data or load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
-    split = split_examples(data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed)
+    split = split_examples(
+        data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
+    )
     if not config.distil:
         teacher = None
     elif teacher is None:
@@ -102,19 +104,27 @@ def train_vl(
         "length": length,
         "preprocess": preprocess.model_dump(mode="json"),
         "teacher_id": teacher.teacher.id if teacher else None,
-        "counts": {part: len(getattr(split, part)) for part in ("train", "val", "id_test", "ood_test")},
+        "counts": {
+            part: len(getattr(split, part)) for part in ("train", "val", "id_test", "ood_test")
+        },
         "train_pictures": split.train_images,
         "teacher_seconds": round(ready - started, 2),
         "train_seconds": round(seconds, 2),
         "selection": "last weights",
-        "val_accuracy": accuracy(student, reader, spread(split.val, _VAL_EXAMPLES), frozen=config.freeze_backbone),
+        "val_accuracy": accuracy(
+            student, reader, spread(split.val, _VAL_EXAMPLES), frozen=config.freeze_backbone
+        ),
     }
     write_json(out / RECORD, record)
     return load_vl_run(out)
 
 
 def _lessons(
-    config: VlConfig, teacher: TokenTeacher | None, reader: Reader, split: VlSplit, grid: tuple[int, int]
+    config: VlConfig,
+    teacher: TokenTeacher | None,
+    reader: Reader,
+    split: VlSplit,
+    grid: tuple[int, int],
 ) -> Lessons | None:
     if teacher is None:
         return None
@@ -123,16 +133,26 @@ def _lessons(
 
 
 def _fit(
-    config: VlConfig, student: VlStudent, reader: Reader, split: VlSplit, lessons: Lessons | None, metrics: Path
+    config: VlConfig,
+    student: VlStudent,
+    reader: Reader,
+    split: VlSplit,
+    lessons: Lessons | None,
+    metrics: Path,
 ) -> None:
     maps = TokenMaps(config.width, lessons.pooled_image.shape[1]) if lessons else None
     trained = nn.ModuleList([student, *([maps] if maps else [])])
     if config.freeze_backbone and student.backbone is not None:
         student.backbone.requires_grad_(False)
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(trained, 0.05), lr=config.lr, fused=True)
+    optimizer = torch.optim.AdamW(
+        param_groups_weight_decay(trained, 0.05), lr=config.lr, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
     look = _looks(config, student, reader, split)
-    train_mode(student, frozen_statistics=config.pretrained != "scratch" or config.student_weights is not None)
+    train_mode(
+        student,
+        frozen_statistics=config.pretrained != "scratch" or config.student_weights is not None,
+    )
     random = torch.Generator().manual_seed(config.seed)
     with open(metrics, "w", encoding="utf-8") as log:
         for step in range(config.steps):
@@ -142,9 +162,12 @@ def _fit(
             loss, values = _loss(config, joint, labels, indices, reader.data, lessons, maps, random)
             for name, value in values.items():
                 if not math.isfinite(value):
-                    files = ", ".join(reader.data.images.ids[i] for i in reader.data.image_of[indices][:3])
+                    files = ", ".join(
+                        reader.data.images.ids[i] for i in reader.data.image_of[indices][:3]
+                    )
                     raise EdgekdError(
-                        f"The term {name} is {value} at step {step} (pictures {files}, …).", "Lower --lr."
+                        f"The term {name} is {value} at step {step} (pictures {files}, …).",
+                        "Lower --lr.",
                     )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -152,7 +175,10 @@ def _fit(
             optimizer.step()
             schedule.step()
             if (step + 1) % _LOG_EVERY == 0 or step + 1 == config.steps:
-                log.write(json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in values.items()}}) + "\n")
+                log.write(
+                    json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in values.items()}})
+                    + "\n"
+                )
     student.eval()
 
 

@@ -14,7 +14,17 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
-    from edgekd.api import add_class, benchmark, evaluate, export, remove_class, report, study, train, verify
+    from edgekd.api import (
+        add_class,
+        benchmark,
+        evaluate,
+        export,
+        remove_class,
+        report,
+        study,
+        train,
+        verify,
+    )
 
 __all__ = [
     "EdgekdError",

@@ -30,7 +30,11 @@ YARDSTICK_IMAGES = 256
 
 
 def train(
-    student: str | None = None, *, config: str | Path | None = None, settings: Iterable[str] = (), **options: Any
+    student: str | None = None,
+    *,
+    config: str | Path | None = None,
+    settings: Iterable[str] = (),
+    **options: Any,
 ) -> Run:
     """Distil a student and write its run folder.
 
@@ -47,7 +51,11 @@ def train(
     from edgekd.distill.train import train as run_training
 
     return run_training(
-        load_config({"student": student, **options}, file=Path(config) if config else None, settings=settings)
+        load_config(
+            {"student": student, **options},
+            file=Path(config) if config else None,
+            settings=settings,
+        )
     )
 
 
@@ -106,14 +114,22 @@ def export(
         GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
             beside the others as `<name>.failed`.
     """
-    from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, check_calibrator, check_input, get_target
+    from edgekd.targets.registry import (
+        DEFAULT_TARGET,
+        artifact_name,
+        check_calibrator,
+        check_input,
+        get_target,
+    )
 
     if head not in ("classes", "embedding"):
         raise EdgekdError(f'There is no head "{head}".', "Give --head classes or --head embedding.")
     embedding = head == "embedding"
     known = get_target(target)
     if precision not in known.precisions:
-        raise EdgekdError(f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}.")
+        raise EdgekdError(
+            f"{target} takes no {precision}.", f"It takes: {', '.join(known.precisions)}."
+        )
     check_calibrator(known, precision, calibrator)
     check_input(known, input)
     gated = max_drop_id is not None or max_drop_ood is not None
@@ -130,10 +146,13 @@ def export(
             f"Add --int8, with --target {' or '.join(SEARCHED)}.",
         )
     if qat_steps is not None and (not qat or qat_steps < 1):
-        raise EdgekdError("The steps of quantization-aware training go with it, at least 1.", "Add --qat.")
+        raise EdgekdError(
+            "The steps of quantization-aware training go with it, at least 1.", "Add --qat."
+        )
     if qat and (precision != "int8" or target not in TRAINED):
         raise EdgekdError(
-            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.", "Add --int8, or leave out --qat."
+            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.",
+            "Add --int8, or leave out --qat.",
         )
     if qat and gated:
         raise EdgekdError(
@@ -147,13 +166,23 @@ def export(
     base = folder / artifact_name(DEFAULT_TARGET, "fp32", embedding=embedding)
     beside = folder / artifact_name(DEFAULT_TARGET, "fp32", embedding=embedding, input=input)
     for place in {base, beside}:
-        if place.exists() and read_artifact(place).source.get("student_sha256") != loaded.run.student_sha256:
-            raise EdgekdError(f"{place} was exported from another student.", f"Remove {folder} and export again.")
+        if (
+            place.exists()
+            and read_artifact(place).source.get("student_sha256") != loaded.run.student_sha256
+        ):
+            raise EdgekdError(
+                f"{place} was exported from another student.", f"Remove {folder} and export again."
+            )
     wanted: list[Precision] = (
-        ["fp32"] if precision == "fp32" or (target == DEFAULT_TARGET and not beside.exists()) else []
+        ["fp32"]
+        if precision == "fp32" or (target == DEFAULT_TARGET and not beside.exists())
+        else []
     )
     wanted += [precision] if precision != "fp32" else []
-    folders = {name: folder / artifact_name(target, name, embedding=embedding, input=input) for name in wanted}
+    folders = {
+        name: folder / artifact_name(target, name, embedding=embedding, input=input)
+        for name in wanted
+    }
     for place in folders.values():
         if place.exists() and not overwrite:
             raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
@@ -176,7 +205,9 @@ def export(
             classes=loaded.run.classes,
             preprocess=loaded.run.preprocess,
             calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
-            calibration_ids=[images.ids[i] for i in calibration] if name in known.calibrated else (),
+            calibration_ids=[images.ids[i] for i in calibration]
+            if name in known.calibrated
+            else (),
             parity_images=shown,
             parity_keys=shown_keys,
             source=_source(loaded, images, split),
@@ -185,7 +216,9 @@ def export(
             yardstick=yardstick if name == "int8" else None,
             calibrator=calibrator if name == precision else None,
             min_agreement=least if name == precision else None,
-            tuner=make_tuner(loaded, data, qat_steps, model, bank) if qat and name == "int8" else None,
+            tuner=make_tuner(loaded, data, qat_steps, model, bank)
+            if qat and name == "int8"
+            else None,
             fp32_path=base / "model.onnx" if base.exists() and folders[name] != base else None,
             bank=bank,
             input=input,
@@ -327,20 +360,32 @@ def benchmark(
     subjects = found.subjects
     if grid and result is not None:
         raise EdgekdError(
-            "A result has the throughput that its bundle asked for.", "Leave --batch-sizes and --thread-counts out."
+            "A result has the throughput that its bundle asked for.",
+            "Leave --batch-sizes and --thread-counts out.",
         )
     if grid and all(subject.folder is None for subject in subjects):
-        raise EdgekdError("There is no exported file to take the throughput of.", "Make one: edgekd export.")
+        raise EdgekdError(
+            "There is no exported file to take the throughput of.", "Make one: edgekd export."
+        )
     if specs or result is not None:
         from edgekd.benchmark.device import from_result, on_devices
 
         if compare or (specs and result is not None):
-            raise EdgekdError("--compare, --device and --import do not go together.", "Give one of them.")
+            raise EdgekdError(
+                "--compare, --device and --import do not go together.", "Give one of them."
+            )
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
         else:
             subjects = on_devices(
-                subjects, found.suites, specs, quick=quick, threads=threads, keep=keep, energy=energy, grid=grid
+                subjects,
+                found.suites,
+                specs,
+                quick=quick,
+                threads=threads,
+                keep=keep,
+                energy=energy,
+                grid=grid,
             )
     return run_benchmark(
         subjects,
@@ -372,7 +417,9 @@ def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool =
     from edgekd.benchmark.comparison import write_comparison
     from edgekd.distill.plan import newest_run
 
-    return write_comparison([Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite)
+    return write_comparison(
+        [Path(path) for path in paths] or [newest_run()], Path(out), overwrite=overwrite
+    )
 
 
 def make_bundle(
@@ -404,8 +451,18 @@ def make_bundle(
 
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
-    found = gather(places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape, elsewhere=True)
-    return bundle(found.subjects, found.suites, Path(folder), quick=quick, threads=threads, energy=energy, grid=grid)
+    found = gather(
+        places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape, elsewhere=True
+    )
+    return bundle(
+        found.subjects,
+        found.suites,
+        Path(folder),
+        quick=quick,
+        threads=threads,
+        energy=energy,
+        grid=grid,
+    )
 
 
 def evaluate(
@@ -454,7 +511,8 @@ def evaluate(
 
     if keys != "student" and shots is None:
         raise EdgekdError(
-            "Keys are those of a few images, and none are shown.", "Say how many of each class: --shots 4."
+            "Keys are those of a few images, and none are shown.",
+            "Say how many of each class: --shots 4.",
         )
     if agreement or probe or shots is not None:
         if (
@@ -498,10 +556,14 @@ def evaluate(
         space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
         if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
             # In the space the student learned, which may be the teacher's less its common part.
-            vectors = dataclasses.replace(space, text_centre=loaded.bank.text_centre if loaded.bank else None).head
+            vectors = dataclasses.replace(
+                space, text_centre=loaded.bank.text_centre if loaded.bank else None
+            ).head
         else:
             columns = columns_among(loaded.run.classes, images.classes, "the student").tolist()
-        scores = predict_all(student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess)
+        scores = predict_all(
+            student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess
+        )
         rows += accuracy_rows("student", scores[:, columns], images, everything)
     return rows
 
@@ -555,7 +617,11 @@ def study(
     from edgekd.studies.study import run_study
 
     def names(given: str | Sequence[str]) -> list[str]:
-        return [name.strip() for name in (given.split(",") if isinstance(given, str) else given) if name.strip()]
+        return [
+            name.strip()
+            for name in (given.split(",") if isinstance(given, str) else given)
+            if name.strip()
+        ]
 
     if jobs < 1:
         raise EdgekdError(f"{jobs} jobs run nothing.", "Give --jobs 1 or more.")
@@ -565,7 +631,8 @@ def study(
         protocol=protocol,
         seeds=seeds,
         test_domains=names(test_domains),
-        unseen_classes=names(unseen_classes) or (["50%"] if protocol in ("class-disjoint", "k-shot") else []),
+        unseen_classes=names(unseen_classes)
+        or (["50%"] if protocol in ("class-disjoint", "k-shot") else []),
         fractions=_numbers(fractions),
         shots=_numbers(shots),
         baseline=baseline,
@@ -583,10 +650,14 @@ def _numbers(given: str | Sequence[float]) -> list[float]:
     try:
         return [float(number) for number in (given.split(",") if isinstance(given, str) else given)]
     except ValueError as error:
-        raise EdgekdError(f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1.") from error
+        raise EdgekdError(
+            f'"{given}" is not a list of numbers.', "Write them with commas: 0.01,0.1,1."
+        ) from error
 
 
-def _grid(batch_sizes: str | Sequence[int], thread_counts: str | Sequence[int], threads: int | None) -> Grid | None:
+def _grid(
+    batch_sizes: str | Sequence[int], thread_counts: str | Sequence[int], threads: int | None
+) -> Grid | None:
     from edgekd.benchmark.throughput import Grid
 
     if not batch_sizes and not thread_counts:
@@ -596,11 +667,17 @@ def _grid(batch_sizes: str | Sequence[int], thread_counts: str | Sequence[int], 
 
 def _counts(given: str | Sequence[int]) -> tuple[int, ...]:
     try:
-        found = dict.fromkeys(int(number) for number in (given.split(",") if isinstance(given, str) else given))
+        found = dict.fromkeys(
+            int(number) for number in (given.split(",") if isinstance(given, str) else given)
+        )
     except ValueError as error:
-        raise EdgekdError(f'"{given}" is not a list of whole numbers.', "Write them with commas: 1,8,32.") from error
+        raise EdgekdError(
+            f'"{given}" is not a list of whole numbers.', "Write them with commas: 1,8,32."
+        ) from error
     if any(number < 1 for number in found):
-        raise EdgekdError(f'"{given}" has a number below 1.', "Batch sizes and thread counts start at 1.")
+        raise EdgekdError(
+            f'"{given}" has a number below 1.', "Batch sizes and thread counts start at 1."
+        )
     return tuple(found)
 
 
@@ -611,7 +688,11 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
         INT8, FP32, and the FP32 artifact's name: the same target's, else ONNX Runtime's; None without either, or for a
         format whose runtime may be elsewhere.
     """
-    if artifact.folder is None or artifact.precision != "int8" or artifact.format not in ("onnx", "openvino"):
+    if (
+        artifact.folder is None
+        or artifact.precision != "int8"
+        or artifact.format not in ("onnx", "openvino")
+    ):
         return None
     from edgekd.targets.registry import DEFAULT_TARGET
 
@@ -630,13 +711,21 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     folders = {"int8": artifact.folder, "fp32": beside}
     found = interleaved_ms(
-        {name: open_session(folder, threads=1, spinning=False).run for name, folder in folders.items()}, image
+        {
+            name: open_session(folder, threads=1, spinning=False).run
+            for name, folder in folders.items()
+        },
+        image,
     )
     return found["int8"], found["fp32"], beside.name
 
 
 def _yardstick(
-    loaded: LoadedRun, data: str | None, drops: tuple[float | None, ...], seconds: float, agreement: float
+    loaded: LoadedRun,
+    data: str | None,
+    drops: tuple[float | None, ...],
+    seconds: float,
+    agreement: float,
 ) -> Yardstick:
     """Validation images of the training domains, and the same corrupted: every corruption in turn, severity 3."""
     import math
@@ -650,7 +739,10 @@ def _yardstick(
     images, split = loaded.data(data)
     chosen = _spread(split.val, YARDSTICK_IMAGES, images)
     if len(chosen) == 0:
-        raise EdgekdError("The run has no validation images to measure the drop on.", "Leave out --max-drop-id, -ood.")
+        raise EdgekdError(
+            "The run has no validation images to measure the drop on.",
+            "Leave out --max-drop-id, -ood.",
+        )
     pixels = _pixels(loaded, images, chosen)
 
     def corrupted(number: int) -> NDArray[np.uint8]:
@@ -662,7 +754,9 @@ def _yardstick(
     proxy = np.stack([corrupted(number) for number in range(len(pixels))])
     limit_id, limit_ood = (math.inf if drop is None else drop for drop in drops)
     labels = images.labels[chosen]
-    return Yardstick(pixels, labels, proxy, limit_id, limit_ood, search_seconds=seconds, min_agreement=agreement)
+    return Yardstick(
+        pixels, labels, proxy, limit_id, limit_ood, search_seconds=seconds, min_agreement=agreement
+    )
 
 
 def deployable(loaded: LoadedRun) -> Deployable:
@@ -687,7 +781,10 @@ def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray
     import numpy as np
 
     rng = np.random.Generator(np.random.Philox(0))
-    queues = [rng.permutation(indices[images.domain_of[indices] == d]).tolist() for d in range(len(images.domains))]
+    queues = [
+        rng.permutation(indices[images.domain_of[indices] == d]).tolist()
+        for d in range(len(images.domains))
+    ]
     chosen: list[int] = []
     while any(queues) and len(chosen) < count:
         for queue in queues:
@@ -728,6 +825,8 @@ def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]
         "split_hash": run.split_hash,
         "split_seed": split.seed,
         "test_domain": run.test_domain,
-        "train_domains": sorted({images.domains[d] for d in images.domain_of[split.train].tolist()}),
+        "train_domains": sorted(
+            {images.domains[d] for d in images.domain_of[split.train].tolist()}
+        ),
         "student_sha256": run.student_sha256,
     }

@@ -61,8 +61,12 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
 
     loaded = load_run(folder.parent.parent)
     if artifact.source.get("student_sha256") != loaded.run.student_sha256:
-        raise EdgekdError(f"{folder} was exported from another student.", "Export again with --overwrite.")
-    if (artifact.quantization or {}).get("qat"):  # its weights are its own: what torch said of them was kept
+        raise EdgekdError(
+            f"{folder} was exported from another student.", "Export again with --overwrite."
+        )
+    if (artifact.quantization or {}).get(
+        "qat"
+    ):  # its weights are its own: what torch said of them was kept
         return _alone(folder, artifact, data or loaded.run.data)
     pixels, _ = parity_images(loaded, data)
     model: Deployable = deployable(loaded)
@@ -78,8 +82,14 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
         return [whole]
     embeds = artifact.bank is not None
-    names = [artifact_name(DEFAULT_TARGET, "fp32", embedding=embeds, input=kind) for kind in (artifact.input, "uint8")]
-    beside = next((folder.parent / name for name in names if (folder.parent / name).is_dir()), folder.parent / names[0])
+    names = [
+        artifact_name(DEFAULT_TARGET, "fp32", embedding=embeds, input=kind)
+        for kind in (artifact.input, "uint8")
+    ]
+    beside = next(
+        (folder.parent / name for name in names if (folder.parent / name).is_dir()),
+        folder.parent / names[0],
+    )
     onnx = _exported(_fp32_onnx(beside, loaded.run, model, to_logits, pixels), student)
     return [
         _link("torch student → fp32 ONNX", student, onnx, "fp32"),
@@ -97,7 +107,10 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
             "Verify it inside its run, or export it again.",
         )
     if data is None:
-        raise EdgekdError(f"{folder} lies outside its run, so its images cannot be found.", "Say where: --data DIR.")
+        raise EdgekdError(
+            f"{folder} lies outside its run, so its images cannot be found.",
+            "Say where: --data DIR.",
+        )
     keys, student = read_reference(folder / REFERENCE_FILE)
     images = load_images(data)
     place = {key: index for index, key in enumerate(images.keys)}
@@ -109,12 +122,18 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
     candidate = _exported(_logits(_runner(folder, artifact), pixels), student)
-    trained = "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
+    trained = (
+        "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
+    )
     least = artifact.parity.get("min_agreement")
-    return [_link(f"{trained} → {artifact.name}", student[known], candidate, artifact.precision, least)]
+    return [
+        _link(f"{trained} → {artifact.name}", student[known], candidate, artifact.precision, least)
+    ]
 
 
-def _exported(candidate: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+def _exported(
+    candidate: NDArray[np.float32], reference: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Logits of the classes that the artifact was exported with: those that were added since stand behind them."""
     return candidate[:, : reference.shape[1]]
 
@@ -144,7 +163,11 @@ def _runner(folder: Path, artifact: Artifact) -> Run:
 
 
 def _fp32_onnx(
-    beside: Path, run: TrainingRun, model: Deployable, to_logits: ToLogits, pixels: NDArray[np.uint8]
+    beside: Path,
+    run: TrainingRun,
+    model: Deployable,
+    to_logits: ToLogits,
+    pixels: NDArray[np.uint8],
 ) -> NDArray[np.float32]:
     """Logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
     if (beside / "artifact.json").is_file():
@@ -161,7 +184,9 @@ def _fp32_onnx(
 
 
 def _logits(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate([run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)])
+    return np.concatenate(
+        [run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
+    )
 
 
 def _link(

@@ -30,9 +30,14 @@ def add(
 ) -> Artifact:
     """See `edgekd.api.add_class`."""
     if descriptions and (images or text_vector is not None):
-        raise EdgekdError("Descriptions stand behind the class's name, and its name is not asked.", "Leave them out.")
+        raise EdgekdError(
+            "Descriptions stand behind the class's name, and its name is not asked.",
+            "Leave them out.",
+        )
     if bool(images) + (text_vector is not None) + (teacher is not None) > 1:
-        raise EdgekdError("A class comes from one source.", "Give --images, --text-vector or --teacher.")
+        raise EdgekdError(
+            "A class comes from one source.", "Give --images, --text-vector or --teacher."
+        )
     artifact = read_artifact(folder)
     if artifact.bank is None:
         raise EdgekdError(
@@ -45,7 +50,10 @@ def add(
         else:
             bank = read_bank(folder / artifact.bank)
             if text_vector is not None:
-                vector, how = bank.of_text(_read_vector(text_vector)), provenance("text vector", file=text_vector.name)
+                vector, how = (
+                    bank.of_text(_read_vector(text_vector)),
+                    provenance("text vector", file=text_vector.name),
+                )
             else:
                 vector, how = _from_teacher(bank, name, teacher, descriptions)
             change_bank(folder, lambda current: current.with_class(name, vector, how))
@@ -69,7 +77,9 @@ def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
         try:
             pixels = session.artifact.preprocess.pixels(decode(encoded))
         except UnreadableImage as error:
-            raise EdgekdError(f"An image cannot be read: {error.reason}.", "Leave it out.") from error
+            raise EdgekdError(
+                f"An image cannot be read: {error.reason}.", "Leave it out."
+            ) from error
         embedding: NDArray[np.float32] = session.embed(pixels[None])[0]
         return embedding
 
@@ -91,10 +101,14 @@ def _from_teacher(
         )
     described = descriptions_for(descriptions, [name]) if descriptions else None
     if bank.facts["described"] and not described:
-        warn(f"the other classes' prompts end in descriptions, that of {name} does not: --descriptions gives it one.")
+        warn(
+            f"the other classes' prompts end in descriptions, that of {name} does not: --descriptions gives it one."
+        )
     made = model.text_bank([name], bank.facts["templates"], described)
     told = {"descriptions": list(described[name])} if described else {}
-    return bank.of_text(made.vectors[0].numpy()), provenance("text", templates=bank.facts["templates"], **told)
+    return bank.of_text(made.vectors[0].numpy()), provenance(
+        "text", templates=bank.facts["templates"], **told
+    )
 
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
@@ -102,9 +116,12 @@ def _read_vector(path: Path) -> NDArray[np.float32]:
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
-        raise EdgekdError(f"{path} is no readable .npy file.", "Write it with numpy.save.") from error
+        raise EdgekdError(
+            f"{path} is no readable .npy file.", "Write it with numpy.save."
+        ) from error
     if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(
-            f"{path} holds no vector of floats.", "Write [D], or [prompts, D], with numpy.save into a .npy file."
+            f"{path} holds no vector of floats.",
+            "Write [D], or [prompts, D], with numpy.save into a .npy file.",
         )
     return found.astype(np.float32)

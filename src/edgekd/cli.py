@@ -31,17 +31,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 known = typer.Typer(
-    help="What edgekd knows: students, teachers, recipes, targets.", no_args_is_help=True, rich_markup_mode=None
+    help="What edgekd knows: students, teachers, recipes, targets.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(known, name="list")
 app.add_typer(classes, name="classes")
 app.add_typer(vl, name="vl")
 
 RunArgument = Annotated[
-    Path | None, typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False)
+    Path | None,
+    typer.Argument(help="Run folder. [default: the newest under runs/]", show_default=False),
 ]
 DataOption = Annotated[
-    str | None, typer.Option(help="Images: toy, a folder, or a .csv/.parquet manifest.", show_default=False)
+    str | None,
+    typer.Option(help="Images: toy, a folder, or a .csv/.parquet manifest.", show_default=False),
 ]
 
 
@@ -63,7 +67,8 @@ def _options(
 @app.command()
 def train(
     student: Annotated[
-        str | None, typer.Option(help="Friendly or timm name: mobilenetv3, vit_tiny, … [default: mobilenetv3]")
+        str | None,
+        typer.Option(help="Friendly or timm name: mobilenetv3, vit_tiny, … [default: mobilenetv3]"),
     ] = None,
     data: Annotated[
         str | None,
@@ -78,75 +83,122 @@ def train(
             help="toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz. [default: toy]"
         ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="See edgekd list recipes. [default: vl2v-adip]")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="See edgekd list recipes. [default: vl2v-adip]")
+    ] = None,
     test_domain: Annotated[
         str | None,
         typer.Option(
             help="Domain to leave out as unseen; auto is the last by name, none leaves none out. [default: auto]"
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of all stages together.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of all stages together.")
+    ] = None,
     epochs: Annotated[
         float | None,
         typer.Option(
             help="Passes over the training images, instead of steps. [default: 20; toy: a fixed number of steps]"
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step over all processes. [default: 64]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step over all processes. [default: 64]")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Input side in pixels. [default: the student's own; toy: 48]")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate. [default: 3e-4; on toy data 1e-3; from scratch 2e-3]")
+        float | None,
+        typer.Option(
+            help="Peak learning rate. [default: 3e-4; on toy data 1e-3; from scratch 2e-3]"
+        ),
     ] = None,
-    views: Annotated[int | None, typer.Option(help="Cached augmented views per image. [default: 4]")] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Cached augmented views per image. [default: 4]")
+    ] = None,
     online_teacher: Annotated[
-        bool | None, typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching.")
+        bool | None,
+        typer.Option("--online-teacher", help="Ask the teacher at every step instead of caching."),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the recipe's]"),
+        typer.Option(
+            help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the recipe's]"
+        ),
     ] = None,
     descriptions: Annotated[
         str | None,
-        typer.Option(help="Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."),
+        typer.Option(
+            help="Sentences about each class for its prompts: a .json or text file, or command:PROGRAM."
+        ),
     ] = None,
-    captions: Annotated[Path | None, typer.Option(help="A caption per training image: .json or .csv.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="A caption per training image: .json or .csv.")
+    ] = None,
     vocabulary: Annotated[
-        Path | None, typer.Option(help="Names to distil for, one per line, with a recipe that uses no labels.")
+        Path | None,
+        typer.Option(help="Names to distil for, one per line, with a recipe that uses no labels."),
     ] = None,
     pretrained: Annotated[
         str | None,
         typer.Option(help="hub, scratch or toy (shipped). [default: hub; on toy data toy]"),
     ] = None,
-    student_weights: Annotated[Path | None, typer.Option(help="Start from this safetensors or torch file.")] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option(help="Start from this safetensors or torch file.")
+    ] = None,
     bn: Annotated[
-        str | None, typer.Option(help="BatchNorm statistics: frozen or train. [default: frozen; from scratch: train]")
+        str | None,
+        typer.Option(
+            help="BatchNorm statistics: frozen or train. [default: frozen; from scratch: train]"
+        ),
     ] = None,
     ema: Annotated[
-        float | None, typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]")
+        float | None,
+        typer.Option(help="Decay of the averaged weights, 0 for none. [default: 0.99]"),
     ] = None,
     average: Annotated[
         str | None, typer.Option(help="Weights to keep: ema, swad, wise-ft or none. [default: ema]")
     ] = None,
-    select: Annotated[str | None, typer.Option(help="last, or best on source validation. [default: last]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")] = None,
-    compile: Annotated[bool | None, typer.Option("--compile", help="Compile the student with torch.compile.")] = None,
-    accelerator: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
-    devices: Annotated[int | None, typer.Option(help="Processes on this machine. [default: 1]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. [default: runs/STUDENT-RECIPE-DATA]")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="last, or best on source validation. [default: last]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, order and dropout. [default: 0]")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed. [default: 32-true]")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the student with torch.compile.")
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="Processes on this machine. [default: 1]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. [default: runs/STUDENT-RECIPE-DATA]")
+    ] = None,
     resume: Annotated[
         bool | None,
         typer.Option(
-            "--resume", help="Go on where a killed run stopped: the one in --out, else the newest unfinished."
+            "--resume",
+            help="Go on where a killed run stopped: the one in --out, else the newest unfinished.",
         ),
     ] = None,
-    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = None,
-    smoke: Annotated[bool | None, typer.Option("--smoke", help="A few steps: does it run at all?")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace an earlier run in --out.")
+    ] = None,
+    smoke: Annotated[
+        bool | None, typer.Option("--smoke", help="A few steps: does it run at all?")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with any of these settings.")
+    ] = None,
     set: Annotated[
-        list[str] | None, typer.Option(help="Any setting as name=value or a.b=value; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Any setting as name=value or a.b=value; may be repeated."),
     ] = None,
 ) -> None:
     """Distil a compact student from a CLIP teacher."""
@@ -167,17 +219,26 @@ def train(
 def export(
     run: RunArgument = None,
     target: Annotated[str, typer.Option(help="See edgekd list targets.")] = "onnxruntime",
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit integers, calibrated on training images.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="8-bit integers, calibrated on training images.")
+    ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="16-bit floats.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="32-bit floats (the default).")] = False,
     w8a8: Annotated[
-        bool, typer.Option("--w8a8", help="Core ML: 8-bit activations too, where --int8 means 8-bit weights.")
+        bool,
+        typer.Option(
+            "--w8a8", help="Core ML: 8-bit activations too, where --int8 means 8-bit weights."
+        ),
     ] = False,
     palettize: Annotated[
-        str | None, typer.Option(help="Core ML: weights as indices of 4 or 6 bits into a palette.", metavar="4|6")
+        str | None,
+        typer.Option(
+            help="Core ML: weights as indices of 4 or 6 bits into a palette.", metavar="4|6"
+        ),
     ] = None,
     deployment_target: Annotated[
-        str | None, typer.Option(help="Core ML: oldest system to run on. [default: iOS17]", show_default=False)
+        str | None,
+        typer.Option(help="Core ML: oldest system to run on. [default: iOS17]", show_default=False),
     ] = None,
     data: DataOption = None,
     calibration_images: Annotated[
@@ -192,13 +253,17 @@ def export(
     ] = None,
     max_drop_id: Annotated[
         float | None,
-        typer.Option(help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.", min=0),
+        typer.Option(
+            help="INT8: points of top-1 it may lose on ID validation; the worst layers stay in float.",
+            min=0,
+        ),
     ] = None,
     max_drop_ood: Annotated[
         float | None, typer.Option(help="INT8: the same on corrupted ID validation images.", min=0)
     ] = None,
     search_seconds: Annotated[
-        float, typer.Option(help="INT8 with --max-drop-…: time for finding the layers to keep.", min=0)
+        float,
+        typer.Option(help="INT8 with --max-drop-…: time for finding the layers to keep.", min=0),
     ] = 300,
     min_agreement: Annotated[
         float | None,
@@ -210,17 +275,27 @@ def export(
         ),
     ] = None,
     qat: Annotated[
-        bool, typer.Option("--qat", help="INT8: train on with its rounding in place, by the run's recipe and teacher.")
+        bool,
+        typer.Option(
+            "--qat",
+            help="INT8: train on with its rounding in place, by the run's recipe and teacher.",
+        ),
     ] = False,
     qat_steps: Annotated[
-        int | None, typer.Option(help="Steps of --qat. [default: 200; toy: 60]", min=1, show_default=False)
+        int | None,
+        typer.Option(help="Steps of --qat. [default: 200; toy: 60]", min=1, show_default=False),
     ] = None,
     compute_capability: Annotated[
-        str | None, typer.Option(help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False)
+        str | None,
+        typer.Option(
+            help="TensorRT: the GPUs to build for, for example 8.6,8.9.", show_default=False
+        ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Device profile, by name or .toml file: its compute capability, its deployment target."),
+        typer.Option(
+            help="Device profile, by name or .toml file: its compute capability, its deployment target."
+        ),
     ] = None,
     head: Annotated[
         str,
@@ -238,14 +313,18 @@ def export(
             show_default=False,
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace artifacts of the same name.")
+    ] = False,
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
     from edgekd import api
     from edgekd.console import result
 
     if palettize not in (None, "4", "6"):
-        raise EdgekdError(f"There are no palettes of {palettize} bits.", "Give --palettize 4 or --palettize 6.")
+        raise EdgekdError(
+            f"There are no palettes of {palettize} bits.", "Give --palettize 4 or --palettize 6."
+        )
     flags: dict[Precision, bool] = {
         "int8": int8,
         "fp16": fp16,
@@ -262,7 +341,9 @@ def export(
         )
     switches = {"compute_capability": compute_capability, "deployment_target": deployment_target}
     if profile is not None:
-        switches = _profile_switches(profile, target) | {name: value for name, value in switches.items() if value}
+        switches = _profile_switches(profile, target) | {
+            name: value for name, value in switches.items() if value
+        }
         input = input or _profile_input(profile)
     artifacts = api.export(
         run,
@@ -291,7 +372,11 @@ def export(
             f"on {parity['n']} images)"
         )
         if trained:
-            chosen = f"step {trained['chosen_step']}" if trained["chosen_step"] else "INT8 as it was before training"
+            chosen = (
+                f"step {trained['chosen_step']}"
+                if trained["chosen_step"]
+                else "INT8 as it was before training"
+            )
             result(
                 f"qat:      {chosen}; validation top-1 {100 * trained['validation_fp32']:.1f} % in FP32, INT8 "
                 f"{100 * trained['validation_before']:.1f} % before, {100 * trained['validation_after']:.1f} % after; "
@@ -319,12 +404,16 @@ def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
 
     profile = load_profile(spec)
     found = {name: getattr(profile, name) for name in get_target(target).options}
-    sources = {str(field): profile.sources[source].named for field, source in profile.because.items()}
+    sources = {
+        str(field): profile.sources[source].named for field, source in profile.because.items()
+    }
     for name, value in found.items():
         if value is not None:
             say(f"{profile.name}: {name.replace('_', ' ')} {value} ({sources[name]})")
     if not any(found.values()):
-        say(f"{profile.name}: says nothing about --target {target}; the device runs {profile.runtime}")
+        say(
+            f"{profile.name}: says nothing about --target {target}; the device runs {profile.runtime}"
+        )
     return found
 
 
@@ -335,13 +424,17 @@ def _profile_input(spec: str) -> str | None:
 
     profile = load_profile(spec)
     if profile.input is not None:
-        say(f"{profile.name}: input {profile.input} ({profile.sources[profile.because['input']].named})")
+        say(
+            f"{profile.name}: input {profile.input} ({profile.sources[profile.because['input']].named})"
+        )
     return profile.input
 
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")],
+    artifact: Annotated[
+        Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")
+    ],
     data: DataOption = None,
 ) -> None:
     """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
@@ -369,7 +462,8 @@ def benchmark(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Run folders (all their artifacts) or artifact folders. [default: the newest run]", show_default=False
+            help="Run folders (all their artifacts) or artifact folders. [default: the newest run]",
+            show_default=False,
         ),
     ] = None,
     data: DataOption = None,
@@ -387,10 +481,12 @@ def benchmark(
         ),
     ] = None,
     suites: Annotated[
-        list[str] | None, typer.Option(help="Suites made from the in-domain test images: corruptions.")
+        list[str] | None,
+        typer.Option(help="Suites made from the in-domain test images: corruptions."),
     ] = None,
     texture_shape: Annotated[
-        str | None, typer.Option(help="Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias.")
+        str | None,
+        typer.Option(help="Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias."),
     ] = None,
     vocabulary: Annotated[
         list[str] | None,
@@ -400,7 +496,10 @@ def benchmark(
         ),
     ] = None,
     corruption_images: Annotated[
-        int | None, typer.Option(help="Images in each of the 75 cells of the corruptions. [default: 200]", min=1)
+        int | None,
+        typer.Option(
+            help="Images in each of the 75 cells of the corruptions. [default: 200]", min=1
+        ),
     ] = None,
     gate: Annotated[
         list[str] | None,
@@ -410,16 +509,29 @@ def benchmark(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a [gates] table.")] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Set two artifacts beside each other: latency ratio, paired accuracy.")
+        bool,
+        typer.Option(
+            "--compare", help="Set two artifacts beside each other: latency ratio, paired accuracy."
+        ),
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Short latency measurement, marked as such.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short latency measurement, marked as such.")
+    ] = False,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1)
+        int | None,
+        typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")
+    ] = False,
     examples: Annotated[
-        bool, typer.Option("--examples/--no-examples", help="Show copies of misclassified images in report.html.")
+        bool,
+        typer.Option(
+            "--examples/--no-examples", help="Show copies of misclassified images in report.html."
+        ),
     ] = True,
     device: Annotated[
         list[str] | None,
@@ -429,24 +541,40 @@ def benchmark(
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave agent, artifacts and images on the device for the next time.")
+        bool,
+        typer.Option(
+            "--keep", help="Leave agent, artifacts and images on the device for the next time."
+        ),
     ] = False,
     energy: Annotated[
         str | None,
-        typer.Option(help="Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."),
+        typer.Option(
+            help="Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."
+        ),
     ] = None,
     batch_sizes: Annotated[
-        str | None, typer.Option(help="Images per second at these batch sizes too, such as 1,8,32. [default: none]")
+        str | None,
+        typer.Option(
+            help="Images per second at these batch sizes too, such as 1,8,32. [default: none]"
+        ),
     ] = None,
     thread_counts: Annotated[
-        str | None, typer.Option(help="Images per second at these thread counts too, such as 1,2. [default: none]")
+        str | None,
+        typer.Option(
+            help="Images per second at these thread counts too, such as 1,2. [default: none]"
+        ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."),
+        typer.Option(
+            help="Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."
+        ),
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="RESULT", help="Take in what a device wrote for a bundle.")
+        Path | None,
+        typer.Option(
+            "--import", metavar="RESULT", help="Take in what a device wrote for a bundle."
+        ),
     ] = None,
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
@@ -459,9 +587,14 @@ def benchmark(
     where = device or []
     if bundles := [spec.removeprefix("bundle:") for spec in where if spec.startswith("bundle:")]:
         if len(where) > 1 or import_:
-            raise EdgekdError("A bundle is made alone.", "Measure on other devices with another command.")
+            raise EdgekdError(
+                "A bundle is made alone.", "Measure on other devices with another command."
+            )
         if compare or suites:
-            raise EdgekdError("A bundle holds no corruptions and no comparison.", "Leave --suites and --compare out.")
+            raise EdgekdError(
+                "A bundle holds no corruptions and no comparison.",
+                "Leave --suites and --compare out.",
+            )
         line = api.make_bundle(
             *(paths or []),
             folder=bundles[0],
@@ -477,9 +610,16 @@ def benchmark(
         )
         result(f"bundle:  {bundles[0]}  (copy it to the device)", f"there:   {line}")
         words = [str(path) for path in paths or []]
-        named = {"--data": [data], "--ood": ood, "--unknown": unknown, "--texture-shape": [texture_shape]}
+        named = {
+            "--data": [data],
+            "--ood": ood,
+            "--unknown": unknown,
+            "--texture-shape": [texture_shape],
+        }
         for option, given in named.items():
-            words += [word for value in given or () if value is not None for word in (option, value)]
+            words += [
+                word for value in given or () if value is not None for word in (option, value)
+            ]
         result(f"then:    edgekd benchmark {shlex.join([*words, '--import', 'RESULT'])}")
         return
     report = api.benchmark(
@@ -508,7 +648,9 @@ def benchmark(
     )
     print_table(report)
     folder = report.folder
-    result(f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)")
+    result(
+        f"report: {folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
+    )
     print_gates(report)
 
 
@@ -527,10 +669,15 @@ def _follow_profile(spec: str, threads: int | None) -> int | None:
 def report(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Report folders, or runs with a report. [default: the newest run]", show_default=False),
+        typer.Argument(
+            help="Report folders, or runs with a report. [default: the newest run]",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the comparison.")] = Path("comparison"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison in --out.")
+    ] = False,
 ) -> None:
     """Set finished benchmarks beside each other on one page; nothing is measured again."""
     from edgekd import api
@@ -542,28 +689,47 @@ def report(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Run folder whose student to evaluate beside the teacher.")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run folder whose student to evaluate beside the teacher.")
+    ] = None,
     data: DataOption = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher spec. [default: the run's, or toy]")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher spec. [default: the run's, or toy]")
+    ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the run's]"),
+        typer.Option(
+            help="photo, imagenet7, imagenet80, domain, or a file of templates. [default: the run's]"
+        ),
     ] = None,
     descriptions: Annotated[
-        str | None, typer.Option(help="Sentences about each class for its prompts, as for edgekd train.")
+        str | None,
+        typer.Option(help="Sentences about each class for its prompts, as for edgekd train."),
     ] = None,
     agreement: Annotated[
-        bool, typer.Option("--agreement", help="How alike teacher, student and artifacts are, on the test images.")
+        bool,
+        typer.Option(
+            "--agreement", help="How alike teacher, student and artifacts are, on the test images."
+        ),
     ] = False,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Linear probe and nearest neighbours on the student's features.")
+        bool,
+        typer.Option(
+            "--probe", help="Linear probe and nearest neighbours on the student's features."
+        ),
     ] = False,
     shots: Annotated[
         int | None,
-        typer.Option(help="New classes from so many images of each: those the run left out, or --data's.", min=1),
+        typer.Option(
+            help="New classes from so many images of each: those the run left out, or --data's.",
+            min=1,
+        ),
     ] = None,
     keys: Annotated[
-        str, typer.Option(help="With --shots, whose embeddings of these images are kept: student or teacher.")
+        str,
+        typer.Option(
+            help="With --shots, whose embeddings of these images are kept: student or teacher."
+        ),
     ] = "student",
 ) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
@@ -588,7 +754,11 @@ def evaluate(
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
-            number = "–" if row[name] is None else format(factor * row[name], ".1f" if factor > 1 else ".2f")
+            number = (
+                "–"
+                if row[name] is None
+                else format(factor * row[name], ".1f" if factor > 1 else ".2f")
+            )
             cells += f"{number:>{len(title) + 2}}"
         line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
         out.print(line, markup=False)
@@ -598,7 +768,9 @@ def evaluate(
 def study(
     recipes: Annotated[
         str,
-        typer.Option(help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."),
+        typer.Option(
+            help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."
+        ),
     ] = "erm,kd,vl2v-adip",
     protocol: Annotated[
         str,
@@ -610,18 +782,26 @@ def study(
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
     test_domains: Annotated[
         str | None,
-        typer.Option(help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"),
+        typer.Option(
+            help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"
+        ),
     ] = None,
     unseen_classes: Annotated[
         str | None,
-        typer.Option(help="class-disjoint, k-shot: classes with commas, or a part such as 30%. [default: 50%]"),
+        typer.Option(
+            help="class-disjoint, k-shot: classes with commas, or a part such as 30%. [default: 50%]"
+        ),
     ] = None,
     fractions: Annotated[
-        str | None, typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]")
+        str | None,
+        typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]"),
     ] = None,
-    shots: Annotated[str | None, typer.Option(help="k-shot: images of each unseen class. [default: 1,4,16]")] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="k-shot: images of each unseen class. [default: 1,4,16]")
+    ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]")
+        str | None,
+        typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]"),
     ] = None,
     oracle: Annotated[
         bool,
@@ -630,26 +810,47 @@ def study(
             help="lodo, low-shot: beside each result the best on the way, chosen by looking at the unseen images.",
         ),
     ] = False,
-    jobs: Annotated[int, typer.Option(help="Cells side by side, in processes that share cores and GPUs.")] = 1,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the run folders of finished cells.")] = False,
+    jobs: Annotated[
+        int, typer.Option(help="Cells side by side, in processes that share cores and GPUs.")
+    ] = 1,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the run folders of finished cells.")
+    ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Study folder; one that stopped goes on. [default: studies/PROTOCOL-DATA]")
+        Path | None,
+        typer.Option(
+            help="Study folder; one that stopped goes on. [default: studies/PROTOCOL-DATA]"
+        ),
     ] = None,
     data: DataOption = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher spec, as for edgekd train. [default: toy]")] = None,
-    student: Annotated[str | None, typer.Option(help="Friendly or timm name. [default: mobilenetv3]")] = None,
-    student_weights: Annotated[Path | None, typer.Option(help="Start from this safetensors or torch file.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="hub, scratch or toy, as for edgekd train.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher spec, as for edgekd train. [default: toy]")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Friendly or timm name. [default: mobilenetv3]")
+    ] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option(help="Start from this safetensors or torch file.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="hub, scratch or toy, as for edgekd train.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 64]")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training images, instead of steps.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with any setting of edgekd train.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the training images, instead of steps.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with any setting of edgekd train.")
+    ] = None,
     set: Annotated[
-        list[str] | None, typer.Option(help="Setting of every recipe as name=value or a.b=value; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Setting of every recipe as name=value or a.b=value; may be repeated."),
     ] = None,
     recipe_set: Annotated[
-        list[str] | None, typer.Option(help="Setting of one recipe as RECIPE:name=value; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Setting of one recipe as RECIPE:name=value; may be repeated."),
     ] = None,
 ) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
@@ -677,7 +878,10 @@ def study(
         recipe_settings=recipe_set or (),
         **options,
     )
-    result(*console_lines(made.tables), f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
+    result(
+        *console_lines(made.tables),
+        f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)",
+    )
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(
@@ -714,7 +918,9 @@ def doctor() -> None:
 
 @known.command()
 def students(
-    pattern: Annotated[str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(help='Search timm\'s names, for example "*mobilenet*".')
+    ] = None,
 ) -> None:
     """Friendly names, or timm's names that match a pattern."""
     from edgekd.doctor import student_lines
@@ -724,7 +930,9 @@ def students(
 
 @known.command()
 def teachers(
-    pattern: Annotated[str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(help='Search open_clip\'s names, for example "*B-32*".')
+    ] = None,
 ) -> None:
     """Kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
     from edgekd.doctor import teacher_lines
@@ -758,12 +966,17 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         app(arguments)
     except EdgekdError as error:
-        typer.echo(f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True)
+        typer.echo(
+            f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True
+        )
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
         if leaving.code == 130:
-            typer.echo("stopped; a training run goes on with --resume, a study with the same command", err=True)
+            typer.echo(
+                "stopped; a training run goes on with --resume, a study with the same command",
+                err=True,
+            )
         raise
 
 

@@ -13,7 +13,9 @@ classes = typer.Typer(
     rich_markup_mode=None,
 )
 
-ArtifactFolder = Annotated[Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")]
+ArtifactFolder = Annotated[
+    Path, typer.Argument(help="Artifact folder, in its run or copied anywhere.")
+]
 ClassName = Annotated[str, typer.Argument(help='Name of the class, for example "fire hydrant".')]
 
 
@@ -23,16 +25,25 @@ def add(
     name: ClassName,
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="By a few images of it, embedded by the artifact: an image or a folder; may be repeated."),
+        typer.Option(
+            help="By a few images of it, embedded by the artifact: an image or a folder; may be repeated."
+        ),
     ] = None,
     text_vector: Annotated[
-        Path | None, typer.Option(help="By the teacher's text vectors of it, in a .npy file: [D] or [prompts, D].")
+        Path | None,
+        typer.Option(
+            help="By the teacher's text vectors of it, in a .npy file: [D] or [prompts, D]."
+        ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Where the teacher lies now, which is asked otherwise. [default: the run's]")
+        str | None,
+        typer.Option(
+            help="Where the teacher lies now, which is asked otherwise. [default: the run's]"
+        ),
     ] = None,
     descriptions: Annotated[
-        str | None, typer.Option(help="Sentences about the class behind its prompts, as for edgekd train.")
+        str | None,
+        typer.Option(help="Sentences about the class behind its prompts, as for edgekd train."),
     ] = None,
 ) -> None:
     """Add a class: by its name, asked of the teacher with the run's prompts, by a text vector, or by a few images."""
@@ -42,10 +53,18 @@ def add(
     from edgekd.targets.new_class import told
 
     changed = api.add_class(
-        artifact, name, images=images or (), text_vector=text_vector, teacher=teacher, descriptions=descriptions
+        artifact,
+        name,
+        images=images or (),
+        text_vector=text_vector,
+        teacher=teacher,
+        descriptions=descriptions,
     )
     assert changed.bank is not None
-    result(f"classes: {', '.join(changed.classes)}", f"{name}: {told(read_bank(artifact / changed.bank))}")
+    result(
+        f"classes: {', '.join(changed.classes)}",
+        f"{name}: {told(read_bank(artifact / changed.bank))}",
+    )
 
 
 @classes.command()

@@ -123,7 +123,9 @@ def read_config(path: Path) -> TrainConfig:
         ) from error
 
 
-def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
+def load_config(
+    flags: Mapping[str, Any], *, file: Path | None = None, settings: Iterable[str] = ()
+) -> TrainConfig:
     """Merge a TOML file, flags that were given (not None) and `a.b=c` settings into one validated configuration.
 
     Raises:
@@ -142,11 +144,14 @@ def load_config(flags: Mapping[str, Any], *, file: Path | None = None, settings:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                problems.append(f'unknown setting "{name}". {did_you_mean(name, TrainConfig.model_fields)}')
+                problems.append(
+                    f'unknown setting "{name}". {did_you_mean(name, TrainConfig.model_fields)}'
+                )
             else:
                 problems.append(f"{name}: {problem['msg'].lower()}")
         raise EdgekdError(
-            "The configuration does not hold: " + "; ".join(problems) + ".", "See: edgekd train --help."
+            "The configuration does not hold: " + "; ".join(problems) + ".",
+            "See: edgekd train --help.",
         ) from error
     if config.steps and config.epochs:
         raise EdgekdError("Both steps and epochs are set.", "Give one of them.")
@@ -161,7 +166,9 @@ def gates_of_file(path: Path) -> dict[str, Any]:
     """
     table = _read_toml(path).get("gates")
     if not isinstance(table, dict) or not table:
-        raise EdgekdError(f"{path} has no [gates].", 'Write a table: [gates], then lines such as p90_ms = "<=20".')
+        raise EdgekdError(
+            f"{path} has no [gates].", 'Write a table: [gates], then lines such as p90_ms = "<=20".'
+        )
     return table
 
 
@@ -178,15 +185,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
     except OSError as error:
-        raise EdgekdError(f"{path} cannot be read ({error.strerror}).", "Check --config.") from error
+        raise EdgekdError(
+            f"{path} cannot be read ({error.strerror}).", "Check --config."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(f"{path} is not valid TOML: {error}.", "See docs/train.md for an example.") from error
+        raise EdgekdError(
+            f"{path} is not valid TOML: {error}.", "See docs/train.md for an example."
+        ) from error
 
 
 def _put(target: dict[str, Any], setting: str) -> None:
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise EdgekdError(f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value.")
+        raise EdgekdError(
+            f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value."
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -195,6 +208,8 @@ def _put(target: dict[str, Any], setting: str) -> None:
     for parent in parents:
         inner = target.setdefault(parent, {})
         if not isinstance(inner, dict):
-            raise EdgekdError(f'"{setting}" cannot be set: {parent} is a value, not a table.', "Check the name.")
+            raise EdgekdError(
+                f'"{setting}" cannot be set: {parent} is a value, not a table.', "Check the name."
+            )
         target = inner
     target[last] = value

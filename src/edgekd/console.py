@@ -33,7 +33,10 @@ def warn(text: str) -> None:
 def warn_counted(what: str, reasons: Counter[str], examples: dict[str, str]) -> None:
     """`what`, with how many for which reason and one example each; silent when nothing happened."""
     if reasons:
-        parts = [f"{count} × {reason} (for example {examples[reason]})" for reason, count in reasons.most_common()]
+        parts = [
+            f"{count} × {reason} (for example {examples[reason]})"
+            for reason, count in reasons.most_common()
+        ]
         warn(f"{what}: " + "; ".join(parts) + ".")
 
 

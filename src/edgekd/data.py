@@ -64,7 +64,9 @@ class ImageSet:
         """
         for name in names:
             if name not in self.classes:
-                raise EdgekdError(f'{self.name} has no class "{name}".', did_you_mean(name, self.classes))
+                raise EdgekdError(
+                    f'{self.name} has no class "{name}".', did_you_mean(name, self.classes)
+                )
         place = np.full(len(self.classes), -1, dtype=np.int64)
         place[[self.classes.index(name) for name in names]] = np.arange(len(names))
         kept = np.flatnonzero(place[self.labels] >= 0)
@@ -156,7 +158,9 @@ def load_images(spec: str | Path) -> ImageSet:
     elif path.exists():
         raise EdgekdError(f"{path} is a file where a folder is expected.", scan.CONVENTIONS)
     else:
-        raise EdgekdError(f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy.")
+        raise EdgekdError(
+            f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
+        )
     return _assemble(path, listing)
 
 
@@ -198,7 +202,9 @@ def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
             f"A classifier needs two; {scan.CONVENTIONS}",
         )
     class_order = scan.order_classes(labels)
-    domain_order = sorted({entry.domain for entry in entries if entry.domain is not None}) or ["all"]
+    domain_order = sorted({entry.domain for entry in entries if entry.domain is not None}) or [
+        "all"
+    ]
     classes = class_names(domain_order, scan.display_names(listing.root, class_order))
     images = ImageSet(
         name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
@@ -227,7 +233,9 @@ def _warn_gaps(images: ImageSet) -> None:
     for d, domain in enumerate(images.domains):
         lacking = [name for c, name in enumerate(images.classes) if (d, c) not in present]
         if lacking:
-            warn(f"domain {domain} has no image of {len(lacking)} of {len(images.classes)} classes: {_some(lacking)}.")
+            warn(
+                f"domain {domain} has no image of {len(lacking)} of {len(images.classes)} classes: {_some(lacking)}."
+            )
 
 
 def _warn_contradictions(images: ImageSet) -> None:
@@ -239,7 +247,9 @@ def _warn_contradictions(images: ImageSet) -> None:
         other = first.setdefault(key, index)
         if images.labels[index] != images.labels[other]:
             found["same content, different label"] += 1
-            examples.setdefault("same content, different label", f"{images.ids[other]} and {images.ids[index]}")
+            examples.setdefault(
+                "same content, different label", f"{images.ids[other]} and {images.ids[index]}"
+            )
     warn_counted(f"{images.name} contradicts itself", found, examples)
 
 
@@ -272,7 +282,9 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     if len(pending) >= _WORTH_SAYING:
         say(f"Looking once at {len(pending):,} images of {listing.root} …")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = dict(zip(pending, pool.map(lambda path: _look(listing.root / path), pending), strict=True))
+        outcomes = dict(
+            zip(pending, pool.map(lambda path: _look(listing.root / path), pending), strict=True)
+        )
     keys |= {path: key for path, (key, _) in outcomes.items() if key}
     fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
@@ -298,7 +310,8 @@ def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
         if stored["version"] != _INDEX_VERSION:
             return {}
         return {
-            str(name): (int(size), int(time_ns), str(key)) for name, (size, time_ns, key) in stored["files"].items()
+            str(name): (int(size), int(time_ns), str(key))
+            for name, (size, time_ns, key) in stored["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # Absent or torn: the images are looked at again.
@@ -308,6 +321,10 @@ def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
 def _write_index(path: Path, files: dict[str, tuple[int, int, str]]) -> None:
     try:
         with replacing(path) as scratch:
-            scratch.write_text(json.dumps({"version": _INDEX_VERSION, "files": files}), encoding="utf-8")
+            scratch.write_text(
+                json.dumps({"version": _INDEX_VERSION, "files": files}), encoding="utf-8"
+            )
     except (EdgekdError, OSError) as error:
-        warn(f"the images will be checked again next time, since {path} could not be written ({error}).")
+        warn(
+            f"the images will be checked again next time, since {path} could not be written ({error})."
+        )

@@ -44,7 +44,9 @@ def examine() -> list[str]:
         "providers": ", ".join(onnxruntime.get_available_providers()),
         "TensorRT": tensorrt_builder(),
         "cache": str(cache_root()),
-        "hub": "reachable" if hub_reachable() else "out of reach: use local weights and local-dir: teachers",
+        "hub": "reachable"
+        if hub_reachable()
+        else "out of reach: use local weights and local-dir: teachers",
     }
     return [f"{name:<18}{fact}" for name, fact in facts.items()]
 
@@ -65,7 +67,11 @@ def student_lines(pattern: str | None) -> list[str]:
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
         lines.append(f"{TEACHERS_TOWER:<20}the teacher's own image tower (vl2v-sd)")
-        return [*lines, "", 'Any timm name works too; search with: edgekd list students "*pattern*"']
+        return [
+            *lines,
+            "",
+            'Any timm name works too; search with: edgekd list students "*pattern*"',
+        ]
     names: list[str] = timm.list_models(pattern)
     return names or _nothing("student", pattern, timm.list_models())
 
@@ -85,7 +91,9 @@ def teacher_lines(pattern: str | None) -> list[str]:
             "",
             f'open_clip knows {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
         ]
-    return [name for name in names if fnmatch.fnmatch(name, pattern)] or _nothing("teacher", pattern, names)
+    return [name for name in names if fnmatch.fnmatch(name, pattern)] or _nothing(
+        "teacher", pattern, names
+    )
 
 
 def recipe_lines() -> list[str]:
@@ -110,16 +118,25 @@ def target_lines() -> list[str]:
     from edgekd.targets.registry import TARGETS
 
     width = max(len(", ".join(target.precisions)) for target in TARGETS.values()) + 2
-    lines = [f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}" for target in TARGETS.values()]
+    lines = [
+        f"{target.name:<14}{', '.join(target.precisions):<{width}}{target.summary}"
+        for target in TARGETS.values()
+    ]
     lines += [
         "",
         "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
     ]
-    lines += ["other input is named. After each claim its page; where nobody has looked for it there, it says so:"]
+    lines += [
+        "other input is named. After each claim its page; where nobody has looked for it there, it says so:"
+    ]
     for name in profile_names():
         profile = load_profile(name)
         facts = [profile.runtime, " ".join(profile.precisions)]
-        facts += [f"compute capability {profile.compute_capability}"] if profile.compute_capability else []
+        facts += (
+            [f"compute capability {profile.compute_capability}"]
+            if profile.compute_capability
+            else []
+        )
         facts += [profile.deployment_target] if profile.deployment_target else []
         facts += [f"{profile.threads} threads"] if profile.threads else []
         facts += [f"input {profile.input}"] if profile.input else []
@@ -127,8 +144,14 @@ def target_lines() -> list[str]:
         because: dict[str, list[str]] = {}
         for field, source in profile.because.items():
             because.setdefault(source, []).append(field.replace("_", " "))
-        lines += [f"    {' and '.join(fields)}: {profile.sources[name].named}" for name, fields in because.items()]
-        lines += [f"    {caution.text} [{profile.sources[caution.source].named}]" for caution in profile.cautions]
+        lines += [
+            f"    {' and '.join(fields)}: {profile.sources[name].named}"
+            for name, fields in because.items()
+        ]
+        lines += [
+            f"    {caution.text} [{profile.sources[caution.source].named}]"
+            for caution in profile.cautions
+        ]
     return lines
 
 

@@ -48,7 +48,9 @@ def student_scores(
     """float32 `[len(indices), C]`, on the accelerator that the run may use."""
     on_gpu = loaded.config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    predict = student_predict(loaded.student.to(device), vectors.to(device) if vectors is not None else None)
+    predict = student_predict(
+        loaded.student.to(device), vectors.to(device) if vectors is not None else None
+    )
     return predict_all(predict, images, indices, loaded.run.preprocess)
 
 
@@ -76,7 +78,9 @@ def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) 
     pixels = PixelStore(images, store_side(size), None).batch(shots)
     keys = [images.keys[i] for i in shots]
     for copy in range(COPIES - 1):
-        views = render(torch.from_numpy(pixels), view_params(keys, [copy] * len(keys), policy), size)
+        views = render(
+            torch.from_numpy(pixels), view_params(keys, [copy] * len(keys), policy), size
+        )
         found.append(torch.cat([teacher.embed_images(part) for part in torch.split(views, 64)]))
     return loaded.bank.image_target(torch.cat(found))
 
@@ -111,7 +115,9 @@ def cached_scores(
     return retrieval_scores(queries, cached, labels, len(classes), texts).numpy()
 
 
-def few_rows(loaded: LoadedRun, data: str | None, count: int, keys: str = "student") -> list[dict[str, Any]]:
+def few_rows(
+    loaded: LoadedRun, data: str | None, count: int, keys: str = "student"
+) -> list[dict[str, Any]]:
     """Accuracy per domain on new classes, of zero-shot and of retrieval from `count` images of each.
 
     The classes are those that the run left out, or all of `data`; which images are cached follows from their contents
@@ -133,7 +139,9 @@ def few_rows(loaded: LoadedRun, data: str | None, count: int, keys: str = "stude
     known = [name for name in classes if name in loaded.run.classes]
     if not classes or known:
         raise EdgekdError(
-            f"{loaded.run.name} trained on the class {known[0]}." if known else f"{loaded.run.name} left no class out.",
+            f"{loaded.run.name} trained on the class {known[0]}."
+            if known
+            else f"{loaded.run.name} left no class out.",
             "Give images of new classes: --data DIR, or train with --set 'unseen_classes=[…]'.",
         )
     shots = take_shots(images, classes, count, loaded.config.split_seed)
@@ -143,6 +151,8 @@ def few_rows(loaded: LoadedRun, data: str | None, count: int, keys: str = "stude
     texts = new_vectors(loaded, classes) if can_zero_shot(loaded) else None
     rows = []
     if texts is not None:
-        rows += accuracy_rows("zero-shot", student_scores(loaded, asked, everything, texts), asked, everything)
+        rows += accuracy_rows(
+            "zero-shot", student_scores(loaded, asked, everything, texts), asked, everything
+        )
     scores = cached_scores(loaded, images, shots, left, classes, texts, cast(Keys, keys))
     return rows + accuracy_rows("retrieval", scores, asked, everything)

@@ -38,10 +38,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         number = _number(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise EdgekdError(
-                f"The disk holding {path} is full.", "Free some space and run again; nothing half-written was kept."
+                f"The disk holding {path} is full.",
+                "Free some space and run again; nothing half-written was kept.",
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise EdgekdError(f"{path} cannot be written.", "Choose another folder or mend its permissions.") from error
+            raise EdgekdError(
+                f"{path} cannot be written.", "Choose another folder or mend its permissions."
+            ) from error
         raise
 
 
@@ -54,7 +57,10 @@ def _number(error: OSError) -> int | None:
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
-    with disk_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="edgekd-") as name:
+    with (
+        disk_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="edgekd-") as name,
+    ):
         yield Path(name)
 
 
@@ -128,7 +134,9 @@ def read_json(path: Path, what: str) -> Any:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise EdgekdError(f"There is no {what} at {path}.", "Check the path.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(f"The {what} at {path} is not readable JSON.", "Make it again, or restore it.") from error
+        raise EdgekdError(
+            f"The {what} at {path} is not readable JSON.", "Make it again, or restore it."
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

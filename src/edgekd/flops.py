@@ -18,7 +18,9 @@ def count_torch(predict: Predict, module: nn.Module, size: int) -> Counted:
         predict: uint8 `[1, size, size, 3]` → scores; works with `module`.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter takes for no work at all
+    torch.backends.mha.set_fastpath_enabled(
+        False
+    )  # one fused operator, which the counter takes for no work at all
     try:
         with FlopCounterMode(display=False) as counter:
             predict(np.zeros((1, size, size, 3), dtype=np.uint8))

@@ -100,7 +100,9 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {MAX_MEGAPIXELS} megapixels") from None
     except UnidentifiedImageError as error:
-        raise UnreadableImage("truncated" if data.startswith(_SIGNATURES) else "not an image") from error
+        raise UnreadableImage(
+            "truncated" if data.startswith(_SIGNATURES) else "not an image"
+        ) from error
     except MemoryError:
         raise
     # Pillow's parsers meet hostile bytes with OSError, SyntaxError, struct.error, ValueError, IndexError and more.
@@ -139,7 +141,9 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _opaque_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion clips at 255. The high byte is what it keeps of 16-bit colour, so grey does the same.
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.mode in ("I", "F"):
         raise UnreadableImage("pixels of unknown range")
     if image.mode == "CMYK":

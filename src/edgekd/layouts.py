@@ -83,10 +83,16 @@ def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
     """
     found = set(folders)
     layout = known_layout({domain for domain, _ in found})
-    if layout is None or not layout.other_names or any(part.lower() not in _PARTS for _, part in found):
+    if (
+        layout is None
+        or not layout.other_names
+        or any(part.lower() not in _PARTS for _, part in found)
+    ):
         return set()
     complete = {domain for domain, part in found if part.lower() == "full"}
-    return {(domain, part) for domain, part in found if domain not in complete or part.lower() == "full"}
+    return {
+        (domain, part) for domain, part in found if domain not in complete or part.lower() == "full"
+    }
 
 
 def unwrapped(spec: str) -> str:
@@ -101,7 +107,11 @@ def unwrapped(spec: str) -> str:
 
 def _folders(root: Path) -> list[str]:
     try:
-        return [item.name for item in os.scandir(root) if item.is_dir() and not item.name.startswith((".", "__"))]
+        return [
+            item.name
+            for item in os.scandir(root)
+            if item.is_dir() and not item.name.startswith((".", "__"))
+        ]
     except OSError:
         return []
 

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.agreement import angle_degrees, m_neigh, m_rel, m_vlalign, recall_at, squared_distance
+from edgekd.benchmark.agreement import (
+    angle_degrees,
+    m_neigh,
+    m_rel,
+    m_vlalign,
+    recall_at,
+    squared_distance,
+)
 from edgekd.benchmark.metrics import macro, top1
 from edgekd.console import warn
 from edgekd.data import ImageSet
@@ -34,7 +41,11 @@ RECALL = 5
 
 
 def image_bank(
-    loaded: LoadedRun | None, teacher: Teacher, images: ImageSet, prompts: str | None, descriptions: str | None
+    loaded: LoadedRun | None,
+    teacher: Teacher,
+    images: ImageSet,
+    prompts: str | None,
+    descriptions: str | None,
 ) -> TextBank:
     """Text vectors for these images' classes: the run's own, or made as those were, unless told otherwise.
 
@@ -51,7 +62,9 @@ def image_bank(
     described = descriptions_for(descriptions, images.classes) if descriptions else None
     if own and loaded and not prompts and not descriptions:
         described = loaded.described(images.classes)
-    templates = own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
+    templates = (
+        own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
+    )
     return teacher.text_bank(images.classes, templates, described)
 
 
@@ -81,15 +94,20 @@ def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
     images, split = loaded.data()
     test = np.concatenate([split.id_test if len(split.id_test) else split.val, split.ood_test])
     scores = probe_scores(loaded.student, images, split.train, test)
-    return [row for kind, found in scores.items() for row in accuracy_rows(kind, found, images, test)]
+    return [
+        row for kind, found in scores.items() for row in accuracy_rows(kind, found, images, test)
+    ]
 
 
-def agreement_rows(loaded: LoadedRun, data: str | None, teacher: str | None) -> list[dict[str, Any]]:
+def agreement_rows(
+    loaded: LoadedRun, data: str | None, teacher: str | None
+) -> list[dict[str, Any]]:
     """The student and every artifact of the run against the teacher, on its test images or all of `data`."""
     run = loaded.run
     if (teacher or run.teacher) == "none":
         raise EdgekdError(
-            f"The recipe {run.recipe} has no teacher to agree with.", "Say which one to compare with: --teacher SPEC."
+            f"The recipe {run.recipe} has no teacher to agree with.",
+            "Say which one to compare with: --teacher SPEC.",
         )
     model = load_teacher(teacher) if teacher else own_teacher(loaded)
     rows = []
@@ -174,13 +192,19 @@ def own_teacher(loaded: LoadedRun) -> Teacher:
     """
     model, run = load_teacher(loaded.run.teacher), loaded.run
     if model.id != run.teacher_id:
-        raise EdgekdError(f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights.")
+        raise EdgekdError(
+            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
+        )
     return model
 
 
-def teacher_vectors(model: Teacher, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def teacher_vectors(
+    model: Teacher, images: ImageSet, indices: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """The teacher's embeddings of the plain images, `[len(indices), D]`."""
     if not isinstance(model, ClipTeacher):
         return model.lookup([images.ids[i] for i in indices]).numpy()
     batches = pixel_batches(images, indices, model.preprocess)
-    return np.concatenate([model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches])
+    return np.concatenate(
+        [model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches]
+    )

@@ -98,13 +98,17 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
         artifact = Artifact.model_validate(data)
     except ValidationError as error:
         raise EdgekdError(
-            f"The artifact at {folder} is damaged: {first_problem(error)}.", "Export it again with --overwrite."
+            f"The artifact at {folder} is damaged: {first_problem(error)}.",
+            "Export it again with --overwrite.",
         ) from error
     if check_hashes:
         for name, expected in artifact.files.items():
             path = folder / name
             if not path.is_file():
-                raise EdgekdError(f"The artifact at {folder} lacks its file {name}.", "Copy the whole folder again.")
+                raise EdgekdError(
+                    f"The artifact at {folder} lacks its file {name}.",
+                    "Copy the whole folder again.",
+                )
             if sha256_file(path) != expected:
                 raise EdgekdError(
                     f"{path} is not the file that was exported: its SHA-256 differs from artifact.json.",
@@ -157,13 +161,21 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise EdgekdError(f"There is no run at {folder}.", "Train one: edgekd train.")
     if not (folder / "run.json").is_file():
-        hint = "Finish it: edgekd train --resume --out " + str(folder) if (folder / "config.json").is_file() else ""
-        raise EdgekdError(f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote.")
+        hint = (
+            "Finish it: edgekd train --resume --out " + str(folder)
+            if (folder / "config.json").is_file()
+            else ""
+        )
+        raise EdgekdError(
+            f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
+        )
     try:
         run = Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
     except ValueError as error:  # of pydantic, JSON or UTF-8
         detail = first_problem(error) if isinstance(error, ValidationError) else "not JSON"
-        raise EdgekdError(f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite.") from error
+        raise EdgekdError(
+            f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite."
+        ) from error
     if run.schema_version != 1:
         raise EdgekdError(
             f"The run at {folder} has schema version {run.schema_version}; this edgekd reads version 1.",

@@ -44,7 +44,9 @@ def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suit
     except EdgekdError:
         if data is None:
             raise
-        say(f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite")
+        say(
+            f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite"
+        )
         return _foreign(data, loaded, run)
     return split_suites(images, split, run)
 
@@ -52,9 +54,14 @@ def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suit
 def _foreign(data: str, loaded: LoadedRun, run: str | None) -> list[Suite]:
     """Every domain of images that the run was not split on; what it trained on all the same is left out."""
     images = load_images(data)
-    suites = folder_suites(images.name, data, loaded.run.classes, trained_on=trained_on([loaded]), run=run)
+    suites = folder_suites(
+        images.name, data, loaded.run.classes, trained_on=trained_on([loaded]), run=run
+    )
     # Domains are called by their own names here, as there is only one set of images.
-    return [replace(suite, name=suite.name.replace(f"ood:{images.name}/", "ood:", 1)) for suite in suites]
+    return [
+        replace(suite, name=suite.name.replace(f"ood:{images.name}/", "ood:", 1))
+        for suite in suites
+    ]
 
 
 def trained_on(runs: Sequence[LoadedRun]) -> set[str]:
@@ -119,10 +126,14 @@ def gather(
     """
     for name in suites:
         if name not in COMPUTED:
-            raise EdgekdError(f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED))
+            raise EdgekdError(
+                f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
+            )
     benches, plain = wilds_named(ood)
     folders = named_folders(plain, "--ood")
-    strangers = [(name, load_unlabelled(folder)) for name, folder in named_folders(unknown, "--unknown")]
+    strangers = [
+        (name, load_unlabelled(folder)) for name, folder in named_folders(unknown, "--unknown")
+    ]
     runs: dict[Path, list[str]] = {}
     alone: list[Path] = []
     for place in places:
@@ -132,10 +143,16 @@ def gather(
             folder, artifacts = run_of(place)
             runs.setdefault(folder, []).extend(artifacts)
     loaded = [load_run(folder) for folder in runs]
-    subjects = [subject for one in loaded for subject in subjects_of(one, runs[one.folder], elsewhere=elsewhere)]
+    subjects = [
+        subject
+        for one in loaded
+        for subject in subjects_of(one, runs[one.folder], elsewhere=elsewhere)
+    ]
     given = bool(data or folders or benches or texture_shape)
     for place in alone:
-        subjects.append(distinct(lone_artifact(place, given, elsewhere=elsewhere), subjects, loaded))
+        subjects.append(
+            distinct(lone_artifact(place, given, elsewhere=elsewhere), subjects, loaded)
+        )
     same_split = len({one.run.split_hash for one in loaded}) <= 1
     measured: list[Suite] = []
     if loaded:
@@ -147,8 +164,14 @@ def gather(
     seen = trained_on(loaded)
     measured += _further(subjects, folders, benches, texture_shape, seen)
     for inside in [suite for suite in measured if suite.kind == "id"]:
-        subsets = [suite for suite in measured if suite.kind == "subset" and suite.run in (None, inside.run)]
-        measured += [clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None]
+        subsets = [
+            suite
+            for suite in measured
+            if suite.kind == "subset" and suite.run in (None, inside.run)
+        ]
+        measured += [
+            clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None
+        ]
         classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
         for name, images in strangers:
             measured += unknown_suites(name, images, inside, classes, trained_on=seen)
@@ -166,7 +189,12 @@ def gather(
         )
     if vocabulary:
         subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
-    return Gathered(subjects, measured, [context_of(one) for one in loaded], loaded[0].folder if loaded else alone[0])
+    return Gathered(
+        subjects,
+        measured,
+        [context_of(one) for one in loaded],
+        loaded[0].folder if loaded else alone[0],
+    )
 
 
 def _further(
@@ -194,7 +222,10 @@ def _further(
 def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
     """An artifact far from its run may be measured on another run's images only if these were split alike."""
     for place in alone:
-        if read_artifact(place, check_hashes=False).source.get("split_hash") != runs[0].run.split_hash:
+        if (
+            read_artifact(place, check_hashes=False).source.get("split_hash")
+            != runs[0].run.split_hash
+        ):
             raise EdgekdError(
                 f"{place} was trained on another split than {runs[0].run.name}, so it may have seen its test images.",
                 "Measure it alone: with --data, or with --ood on images that it has not seen.",

@@ -22,7 +22,11 @@ VALIDATION_IMAGES = 512
 
 
 def make_tuner(
-    loaded: LoadedRun, data: str | None, steps: int | None, model: Deployable, bank: ClassBank | None = None
+    loaded: LoadedRun,
+    data: str | None,
+    steps: int | None,
+    model: Deployable,
+    bank: ClassBank | None = None,
 ) -> Tuner:
     """What trains the INT8 network of this run's student.
 
@@ -50,7 +54,10 @@ def make_tuner(
     images, split = loaded.data(data)
     chosen = _spread(split.val, VALIDATION_IMAGES, images)
     if len(chosen) == 0:
-        raise EdgekdError("The run has no validation images to choose the trained INT8 by.", "Export without --qat.")
+        raise EdgekdError(
+            "The run has no validation images to choose the trained INT8 by.",
+            "Export without --qat.",
+        )
     tuning = prepare(loaded, data)
     trained = dataclasses.replace(loaded, student=tuning.student)
 

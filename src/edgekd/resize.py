@@ -13,7 +13,9 @@ _RESAMPLING = {
 }
 
 
-def resize_rgb(image: Image.Image, *, size: int, resize: str, crop_pct: float, interpolation: str) -> NDArray[np.uint8]:
+def resize_rgb(
+    image: Image.Image, *, size: int, resize: str, crop_pct: float, interpolation: str
+) -> NDArray[np.uint8]:
     """RGB image of any size → uint8 `[size, size, 3]`; the arguments are fields of `edgekd.preprocess.Preprocess`."""
     resampling = _RESAMPLING[interpolation]
     if resize == "squash":

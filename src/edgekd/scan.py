@@ -65,7 +65,11 @@ def list_folder(root: Path) -> Listing:
             if parts and ending in EXTENSIONS:
                 kept.append(name)
             elif parts or ending in EXTENSIONS:
-                reason = f"file ending {ending or 'in nothing'}" if parts else "image outside a class folder"
+                reason = (
+                    f"file ending {ending or 'in nothing'}"
+                    if parts
+                    else "image outside a class folder"
+                )
                 passed_over[reason] += 1
                 examples.setdefault(reason, shown("/".join((*parts, name))))
     depths: dict[int, str] = {}
@@ -80,10 +84,16 @@ def list_folder(root: Path) -> Listing:
             f"Bring them to one depth; {CONVENTIONS}",
         )
     depth, example = next(iter(depths.items()))
-    if depth == 3 and (whole := whole_parts((parts[0], parts[1]) for parts, kept in images.items() if kept)):
-        images = {parts: kept for parts, kept in images.items() if kept and (parts[0], parts[1]) in whole}
+    if depth == 3 and (
+        whole := whole_parts((parts[0], parts[1]) for parts, kept in images.items() if kept)
+    ):
+        images = {
+            parts: kept for parts, kept in images.items() if kept and (parts[0], parts[1]) in whole
+        }
     elif depth > 2:
-        raise EdgekdError(f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS)
+        raise EdgekdError(
+            f"Images in {root} lie {depth} folders deep, such as {example}.", CONVENTIONS
+        )
     tops = sorted({parts[0] for parts in images if len(parts) == depth})
     for parts in images:
         if len(parts) == 1 and parts[0] not in tops:
@@ -112,7 +122,11 @@ def shown(path: str) -> str:
 
 
 def walk(
-    folder: Path, *, deepest: int = _DEEPEST, parts: tuple[str, ...] = (), above: tuple[str, ...] = ()
+    folder: Path,
+    *,
+    deepest: int = _DEEPEST,
+    parts: tuple[str, ...] = (),
+    above: tuple[str, ...] = (),
 ) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yield (folder names below the first one, file names), sorted; `above` are the real paths of those around."""
     above = above or (os.path.realpath(folder),)
@@ -120,7 +134,11 @@ def walk(
     try:
         with os.scandir(folder) as found:
             for item in found:
-                if item.name.startswith(".") or item.name.lower() in ("thumbs.db", "desktop.ini", "__macosx"):
+                if item.name.startswith(".") or item.name.lower() in (
+                    "thumbs.db",
+                    "desktop.ini",
+                    "__macosx",
+                ):
                     continue
                 # os.path, unlike the entry, bears a link that points at itself.
                 if os.path.isdir(item.path) if item.is_symlink() else item.is_dir():
@@ -131,19 +149,26 @@ def walk(
                     # A dangling link is reported as missing when it is opened; pipes and devices are never opened.
                     names.append(item.name)
     except PermissionError as error:
-        raise EdgekdError(f"The folder {folder} cannot be read.", "Mend its permissions.") from error
+        raise EdgekdError(
+            f"The folder {folder} cannot be read.", "Mend its permissions."
+        ) from error
     yield parts, sorted(names)
     if len(parts) == deepest:
         return
     for name in sorted(folders):
         real = os.path.realpath(folder / name)
         if real not in above:
-            yield from walk(folder / name, deepest=deepest, parts=(*parts, name), above=(*above, real))
+            yield from walk(
+                folder / name, deepest=deepest, parts=(*parts, name), above=(*above, real)
+            )
 
 
 def _refuse_empty(root: Path, passed_over: Counter[str]) -> None:
     if "image outside a class folder" in passed_over:
-        raise EdgekdError(f"The images in {root} lie in no class folder.", f"Make one folder per class; {CONVENTIONS}")
+        raise EdgekdError(
+            f"The images in {root} lie in no class folder.",
+            f"Make one folder per class; {CONVENTIONS}",
+        )
     if passed_over:
         kinds = ", ".join(f"{count} × {reason}" for reason, count in passed_over.most_common(3))
         raise EdgekdError(f"{root} holds no image ({kinds}).", CONVENTIONS)
@@ -162,7 +187,9 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
             "Move it away, or describe domains and splits in a manifest with the columns path,label,domain,split.",
         )
     if len(set(roles.values())) < len(roles):
-        raise EdgekdError(f"{root} has two folders for one role: {', '.join(sorted(roles))}.", "Keep one of them.")
+        raise EdgekdError(
+            f"{root} has two folders for one role: {', '.join(sorted(roles))}.", "Keep one of them."
+        )
     return roles
 
 
@@ -179,17 +206,24 @@ def list_manifest(path: Path) -> Listing:
         place = f"Row {number} of {path}"
         image, label = row["path"], row["label"]
         if not image or not label:
-            raise EdgekdError(f"{place} has no {'label' if image else 'path'}.", "Fill it in, or remove the row.")
+            raise EdgekdError(
+                f"{place} has no {'label' if image else 'path'}.", "Fill it in, or remove the row."
+            )
         if "domain" in columns and not row["domain"]:
             raise EdgekdError(f"{place} has no domain.", "Fill it in, or remove the column.")
         role = ROLES.get(row["split"].lower()) if "split" in columns else None
         if "split" in columns and role is None:
-            raise EdgekdError(f'{place} has the split "{row["split"]}".', did_you_mean(row["split"].lower(), ROLES))
+            raise EdgekdError(
+                f'{place} has the split "{row["split"]}".',
+                did_you_mean(row["split"].lower(), ROLES),
+            )
         if image in entries:
             raise EdgekdError(f"{place} lists {image} a second time.", "Keep one row per image.")
         entries[image] = Entry(image, label, row["domain"] if "domain" in columns else None, role)
     if not entries:
-        raise EdgekdError(f"The manifest {path} has no rows.", "List one image per row: path,label.")
+        raise EdgekdError(
+            f"The manifest {path} has no rows.", "List one image per row: path,label."
+        )
     return Listing(path.parent, tuple(entries[image] for image in sorted(entries)))
 
 
@@ -199,7 +233,9 @@ def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]
         with open(path, encoding="utf-8-sig", newline="") as handle:
             lines = list(csv.reader(handle))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise EdgekdError(f"{path} is not UTF-8 CSV.", "Save it as comma-separated UTF-8 text.") from error
+        raise EdgekdError(
+            f"{path} is not UTF-8 CSV.", "Save it as comma-separated UTF-8 text."
+        ) from error
     except OSError as error:
         raise EdgekdError(f"{path} cannot be read.", "Mend its permissions.") from error
     columns = [name.strip() for name in lines[0]] if lines else []
@@ -235,15 +271,21 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     for name in ("path", "label"):
         if name not in columns:
             close = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
-            found = f'rename "{close[0]}" to "{name}"' if close else f"its columns are {', '.join(columns) or 'none'}"
+            found = (
+                f'rename "{close[0]}" to "{name}"'
+                if close
+                else f"its columns are {', '.join(columns) or 'none'}"
+            )
             raise EdgekdError(
-                f'The manifest {path} has no column "{name}".', f"A manifest has path,label[,domain][,split]; {found}."
+                f'The manifest {path} has no column "{name}".',
+                f"A manifest has path,label[,domain][,split]; {found}.",
             )
     for name in unknown:
         # A misspelt optional column would silently change the split.
         if difflib.get_close_matches(name.lower(), set(_COLUMNS) - set(columns), n=1, cutoff=0.6):
             raise EdgekdError(
-                f'The manifest {path} has an unknown column "{name}".', did_you_mean(name.lower(), _COLUMNS)
+                f'The manifest {path} has an unknown column "{name}".',
+                did_you_mean(name.lower(), _COLUMNS),
             )
     if unknown:
         warn(f"columns of {path} that edgekd does not use: {', '.join(unknown)}.")
@@ -269,7 +311,11 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     if not path.is_file():
         return tuple(shown(name) for name in classes)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise EdgekdError(
             f"{path} is not readable UTF-8 text.", "Save it as UTF-8, one class name per line."
@@ -290,7 +336,11 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
                     if len(pair) == 1
                     else f'names "{folder}" {"again" if folder in names else ""}'.rstrip()
                 )
-                hint = "Write folder<TAB>name on every line." if len(pair) == 1 else did_you_mean(folder, classes)
+                hint = (
+                    "Write folder<TAB>name on every line."
+                    if len(pair) == 1
+                    else did_you_mean(folder, classes)
+                )
                 raise EdgekdError(f"Line {number} of {path} {wrong}.", hint)
             names[folder] = pair[1].strip()
         chosen = tuple(names[folder] for folder in classes)
@@ -298,5 +348,7 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         chosen = tuple(lines)
     twice = [name for name, count in Counter(chosen).items() if count > 1]
     if twice:
-        raise EdgekdError(f'{path} gives two classes the name "{twice[0]}".', "Name every class differently.")
+        raise EdgekdError(
+            f'{path} gives two classes the name "{twice[0]}".', "Name every class differently."
+        )
     return chosen

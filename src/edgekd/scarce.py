@@ -41,7 +41,9 @@ def check_unseen(config: TrainConfig, images: ImageSet) -> None:
         return
     for name in config.unseen_classes:
         if name not in images.classes:
-            raise EdgekdError(f'{images.name} has no class "{name}".', did_you_mean(name, images.classes))
+            raise EdgekdError(
+                f'{images.name} has no class "{name}".', did_you_mean(name, images.classes)
+            )
     if len(set(images.classes) - set(config.unseen_classes)) < 2:
         raise EdgekdError(
             f"{len(set(config.unseen_classes))} of {len(images.classes)} classes are unseen, and two must train.",
@@ -63,16 +65,22 @@ def run_split(config: TrainConfig, images: ImageSet) -> Split:
         return _with_shots(config, images)
     domain = "none" if config.unseen_classes else config.test_domain
     split = make_split(images, test_domain=domain, seed=config.split_seed)
-    return split if config.label_fraction == 1 else fewer_labels(images, split, config.label_fraction)
+    return (
+        split if config.label_fraction == 1 else fewer_labels(images, split, config.label_fraction)
+    )
 
 
 def _with_shots(config: TrainConfig, images: ImageSet) -> Split:
     is_shot = np.isin(images.labels, class_places(images, config.unseen_classes))
     seen = np.flatnonzero(~is_shot)
-    inner = run_split(config.model_copy(update={"shots": 0}), without_classes(images, config.unseen_classes))
+    inner = run_split(
+        config.model_copy(update={"shots": 0}), without_classes(images, config.unseen_classes)
+    )
     chosen = {role: seen[getattr(inner, role)].tolist() for role in ROLES}
     chosen["train"] += np.flatnonzero(is_shot).tolist()
-    rule = f"{inner.rule} Of each unseen class {shots_text(config.shots)}, the first by content hash."
+    rule = (
+        f"{inner.rule} Of each unseen class {shots_text(config.shots)}, the first by content hash."
+    )
     return build_split(images, chosen, test_domain=None, rule=rule, seed=inner.seed)
 
 
@@ -126,13 +134,20 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
             raise EdgekdError(
                 f'{count} images of the class "{name}" are to be shown, and it has {len(first)} different ones; '
                 "one must be left to test.",
-                f"Ask for fewer: {len(first) - 1} at most." if len(first) > 1 else "Leave this class out.",
+                f"Ask for fewer: {len(first) - 1} at most."
+                if len(first) > 1
+                else "Leave this class out.",
             )
         chosen += shuffled(images, first.values(), seed)[:count]
     return np.array(sorted(chosen), dtype=np.int64)
 
 
-def left_to_test(images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]) -> NDArray[np.int64]:
+def left_to_test(
+    images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Sorted indices of what `unseen_test` has besides the contents of the shots."""
     shown = {images.keys[index] for index in shots.tolist()}
-    return np.array([i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown], dtype=np.int64)
+    return np.array(
+        [i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown],
+        dtype=np.int64,
+    )

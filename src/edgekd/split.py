@@ -86,21 +86,38 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
     out_index = -1 if left_out is None else images.domains.index(left_out)
     is_ood = images.domain_of == out_index
     ood_keys = {key for key, out in zip(images.keys, is_ood.tolist(), strict=True) if out}
-    source = [index for index in range(len(images)) if not is_ood[index] and images.keys[index] not in ood_keys]
-    clashing = [index for index in range(len(images)) if not is_ood[index] and images.keys[index] in ood_keys]
+    source = [
+        index
+        for index in range(len(images))
+        if not is_ood[index] and images.keys[index] not in ood_keys
+    ]
+    clashing = [
+        index
+        for index in range(len(images))
+        if not is_ood[index] and images.keys[index] in ood_keys
+    ]
     _warn_dropped(images, clashing, f"content that is also in {left_out}")
     if images.roles is None:
-        chosen, cut = _cut_groups(images, source, seed), "each class of each domain is cut 80/10/10 by content hash"
+        chosen, cut = (
+            _cut_groups(images, source, seed),
+            "each class of each domain is cut 80/10/10 by content hash",
+        )
         if len(images.domains) == 1:
             cut = "each class is cut 80/10/10 by content hash"
         elif left_out is not None:
             cut = cut.replace("each domain", "each other domain")
     else:
         chosen, cut = _as_given(images, source, seed)
-    outside = f"All of domain {left_out} is ood_test" if left_out is not None else "No domain is left out"
+    outside = (
+        f"All of domain {left_out} is ood_test" if left_out is not None else "No domain is left out"
+    )
     chosen["ood_test"] = np.flatnonzero(is_ood).tolist()
     split = build_split(
-        images, chosen, test_domain=left_out, rule=f"{outside}; {cut} into train, val and id_test.", seed=seed
+        images,
+        chosen,
+        test_domain=left_out,
+        rule=f"{outside}; {cut} into train, val and id_test.",
+        seed=seed,
     )
     _check(images, split)
     return split
@@ -114,9 +131,12 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
     if wanted != "auto" and wanted not in images.domains:
         if not layered:
             raise EdgekdError(
-                f'{images.name} has no domains, so "{wanted}" cannot be left out.', "Use --test-domain none."
+                f'{images.name} has no domains, so "{wanted}" cannot be left out.',
+                "Use --test-domain none.",
             )
-        raise EdgekdError(f'{images.name} has no domain "{wanted}".', did_you_mean(wanted, images.domains))
+        raise EdgekdError(
+            f'{images.name} has no domain "{wanted}".', did_you_mean(wanted, images.domains)
+        )
     if len(images.domains) == 1:
         raise EdgekdError(
             f"{images.name} has only one domain, {images.domains[0]}; leaving it out leaves nothing to train on.",
@@ -127,7 +147,9 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
 
 def shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
     """The indices in the order of SHA-256(seed, content key)."""
-    return sorted(indices, key=lambda i: (hashlib.sha256(f"{seed}:{images.keys[i]}".encode()).digest(), i))
+    return sorted(
+        indices, key=lambda i: (hashlib.sha256(f"{seed}:{images.keys[i]}".encode()).digest(), i)
+    )
 
 
 def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
@@ -141,7 +163,9 @@ def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
     return [groups[place] for place in sorted(groups)]
 
 
-def _with_copies(images: ImageSet, pool: list[int], role_of: dict[str, str]) -> dict[str, list[int]]:
+def _with_copies(
+    images: ImageSet, pool: list[int], role_of: dict[str, str]
+) -> dict[str, list[int]]:
     """Role → indices of `pool`, by the role of each one's content."""
     chosen: dict[str, list[int]] = {role: [] for role in ROLES}
     for index in pool:
@@ -185,7 +209,9 @@ def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str,
     missing = [role for role in ("val", "test") if not given[role]]
     for role in missing:
         name = "id_test" if role == "test" else role
-        for group in grouped(images, (i for i in given["train"] if role_of[images.keys[i]] == "train")):
+        for group in grouped(
+            images, (i for i in given["train"] if role_of[images.keys[i]] == "train")
+        ):
             if len(group) > 1:
                 held = shuffled(images, group, seed)[: _portion(len(group))]
                 role_of |= {images.keys[index]: name for index in held}
@@ -210,8 +236,17 @@ def build_split(
 ) -> Split:
     """A split of these indices per role, with its hash."""
     arrays = {role: np.array(sorted(chosen[role]), dtype=np.int64) for role in ROLES}
-    entries = {role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES}
-    return Split(**arrays, test_domain=test_domain, rule=rule, seed=seed, hash=_hash(entries), entries=entries)
+    entries = {
+        role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES
+    }
+    return Split(
+        **arrays,
+        test_domain=test_domain,
+        rule=rule,
+        seed=seed,
+        hash=_hash(entries),
+        entries=entries,
+    )
 
 
 def _hash(entries: dict[str, dict[str, str]]) -> str:
@@ -226,7 +261,8 @@ def _check(images: ImageSet, split: Split) -> None:
         raise EdgekdError(
             f"No training image is left{where} for {len(untrained)} of {len(images.classes)} classes: "
             f"{_some(untrained)}.",
-            "Add images of them, remove them" + (", or leave out another domain with --test-domain." if where else "."),
+            "Add images of them, remove them"
+            + (", or leave out another domain with --test-domain." if where else "."),
         )
     for role, indices in (("val", split.val), ("id_test", split.id_test)):
         if not len(indices):
@@ -253,12 +289,25 @@ def read_split(path: Path, images: ImageSet) -> Split:
                 f"The split at {path} has schema version {data['schema_version']}, not {_SCHEMA_VERSION}.",
                 "Use the edgekd that wrote it.",
             )
-        stored = {role: {str(name): str(key) for name, key in data["roles"][role].items()} for role in ROLES}
-        rule, seed, test_domain, expected = str(data["rule"]), int(data["seed"]), data["test_domain"], data["hash"]
+        stored = {
+            role: {str(name): str(key) for name, key in data["roles"][role].items()}
+            for role in ROLES
+        }
+        rule, seed, test_domain, expected = (
+            str(data["rule"]),
+            int(data["seed"]),
+            data["test_domain"],
+            data["hash"],
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EdgekdError(f"The split at {path} is damaged.", "Restore it, or train again with --overwrite.") from error
+        raise EdgekdError(
+            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
+        ) from error
     if _hash(stored) != expected:
-        raise EdgekdError(f"The split at {path} was altered: its hash differs.", "Restore the file that was written.")
+        raise EdgekdError(
+            f"The split at {path} was altered: its hash differs.",
+            "Restore the file that was written.",
+        )
     chosen = _located(path, images, stored)
     unused = len(images) - len({index for indices in chosen.values() for index in indices})
     if unused:
@@ -266,8 +315,13 @@ def read_split(path: Path, images: ImageSet) -> Split:
     return build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
 
 
-def _located(path: Path, images: ImageSet, stored: dict[str, dict[str, str]]) -> dict[str, list[int]]:
-    by_name = {(name, key): index for index, (name, key) in enumerate(zip(images.ids, images.keys, strict=True))}
+def _located(
+    path: Path, images: ImageSet, stored: dict[str, dict[str, str]]
+) -> dict[str, list[int]]:
+    by_name = {
+        (name, key): index
+        for index, (name, key) in enumerate(zip(images.ids, images.keys, strict=True))
+    }
     free: dict[str, list[int]] = defaultdict(list)
     named = {(name, key) for names in stored.values() for name, key in names.items()}
     for place, index in by_name.items():
@@ -286,7 +340,9 @@ def _located(path: Path, images: ImageSet, stored: dict[str, dict[str, str]]) ->
                 lost.append((name, "altered" if name in names_now else "gone"))
     if lost:
         count = Counter(state for _, state in lost)
-        kinds = " and ".join(f"{count[state]} {state}" for state in ("gone", "altered") if count[state])
+        kinds = " and ".join(
+            f"{count[state]} {state}" for state in ("gone", "altered") if count[state]
+        )
         raise EdgekdError(
             f"The split at {path} does not fit {images.name}: {kinds}, for example {lost[0][0]} ({lost[0][1]}).",
             "Restore those images, or start a new run on the data as it is now.",

@@ -34,7 +34,9 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     found = (p.parent.name for p in path.glob("artifacts/*/artifact.json"))
     artifacts = sorted(name for name in found if not name.endswith(".failed"))
     if not artifacts:
-        warn(f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}")
+        warn(
+            f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}"
+        )
     return path, artifacts
 
 
@@ -52,7 +54,9 @@ def lone_artifact(path: Path, given: bool, *, elsewhere: bool = False) -> Subjec
     return _artifact_subject(path, elsewhere)
 
 
-def subjects_of(loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool = False) -> list[Subject]:
+def subjects_of(
+    loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool = False
+) -> list[Subject]:
     """The run's teacher (where it can be asked), its torch student, and the named artifacts.
 
     Args:
@@ -80,7 +84,9 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool 
                     classes=run.classes,
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
-                    counted=count_torch(answer, cast(Any, teacher.model).visual, teacher.preprocess.size),
+                    counted=count_torch(
+                        answer, cast(Any, teacher.model).visual, teacher.preprocess.size
+                    ),
                 )
             )
         else:
@@ -103,7 +109,10 @@ def subjects_of(loaded: LoadedRun, artifacts: Sequence[str], *, elsewhere: bool 
     )
     for name in artifacts:
         folder = loaded.folder / "artifacts" / name
-        if read_artifact(folder, check_hashes=False).source.get("student_sha256") != run.student_sha256:
+        if (
+            read_artifact(folder, check_hashes=False).source.get("student_sha256")
+            != run.student_sha256
+        ):
             raise EdgekdError(
                 f"{folder} was exported from another student.",
                 f"Export again: edgekd export {loaded.folder} --overwrite.",
@@ -200,7 +209,10 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
     def place_of(subject: Subject) -> int:
         assert subject.folder is not None
         folder = subject.folder.resolve()
-        return next((i for i, place in enumerate(places) if folder.is_relative_to(place.resolve())), len(places))
+        return next(
+            (i for i, place in enumerate(places) if folder.is_relative_to(place.resolve())),
+            len(places),
+        )
 
     first, second = sorted(artifacts, key=place_of)
     return first, second
@@ -214,9 +226,12 @@ def artifact_facts(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
             continue
         artifact = read_artifact(subject.folder, check_hashes=False)
         known = artifact.model_dump(
-            mode="json", include={"target", "format", "files", "inputs", "parity", "versions", "created"}
+            mode="json",
+            include={"target", "format", "files", "inputs", "parity", "versions", "created"},
         )
-        quantization = {key: value for key, value in (artifact.quantization or {}).items() if key != "ids"} or None
+        quantization = {
+            key: value for key, value in (artifact.quantization or {}).items() if key != "ids"
+        } or None
         named = {"run": subject.run, "name": subject.name, "source": artifact.source}
         facts.append(named | known | {"quantization": quantization})
     return facts

@@ -58,14 +58,18 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> list[Suite]:
         indices = np.flatnonzero(images.domain_of == d)
         if trained is None:
             remark = "The artifact does not say which domains it was trained on, so training images may be among these."
-            suites.append(Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,)))
+            suites.append(
+                Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,))
+            )
         elif domain in trained and images.domains != ("all",):
             suites.append(Suite(f"seen:{domain}", images, indices, None, "seen", (SEEN,)))
         elif domain == source.get("test_domain"):
             suites.append(Suite(f"ood:{domain}", images, indices))
         else:
             remark = "Whether the artifact was trained on some of these images cannot be told without its split."
-            suites.append(Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,)))
+            suites.append(
+                Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,))
+            )
     return suites
 
 
@@ -73,7 +77,9 @@ def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
     if "split_seed" not in source or source.get("split_hash") is None:
         return None
     try:
-        split = make_split(images, test_domain=source.get("test_domain") or "none", seed=source["split_seed"])
+        split = make_split(
+            images, test_domain=source.get("test_domain") or "none", seed=source["split_seed"]
+        )
     except EdgekdError:
         return None  # other images, which that rule cannot split
     return split if split.hash == source["split_hash"] else None
@@ -101,12 +107,19 @@ def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise EdgekdError(f'The suite "{name}" is given twice.', f"Give each {option} another name.")
+            raise EdgekdError(
+                f'The suite "{name}" is given twice.', f"Give each {option} another name."
+            )
     return pairs
 
 
 def folder_suites(
-    name: str, spec: str, classes: tuple[str, ...], *, trained_on: Collection[str] = (), run: str | None = None
+    name: str,
+    spec: str,
+    classes: tuple[str, ...],
+    *,
+    trained_on: Collection[str] = (),
+    run: str | None = None,
 ) -> list[Suite]:
     """Every domain of any images as an `ood:` suite, `ood:NAME` where they have no domains.
 
@@ -135,16 +148,21 @@ def folder_suites(
         remarks.append("only its test folder is measured.")
     known = np.asarray([key in trained_on for key in images.keys])
     if (held & known).any():
-        remarks.append(f"{int((held & known).sum())} images left out, since the run trained or selected on them.")
+        remarks.append(
+            f"{int((held & known).sum())} images left out, since the run trained or selected on them."
+        )
     kept = held & ~known
     if not kept.any():
         raise EdgekdError(
-            f"All images of {spec} are training or validation images of the run.", "Give images that it did not see."
+            f"All images of {spec} are training or validation images of the run.",
+            "Give images that it did not see.",
         )
     family: Family = "folder"
     if len(images.classes) < len(classes):
         family = "subset"
-        remarks.append(f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known.")
+        remarks.append(
+            f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
+        )
     suites = []
     for d, domain in enumerate(images.domains):
         indices = np.flatnonzero(kept & (images.domain_of == d))
@@ -170,12 +188,19 @@ def _of_classes(inside: Suite, names: Collection[str], suite: str) -> Suite | No
     labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
     fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
     title = suite.partition(":")[2]
-    remark = f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
+    remark = (
+        f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
+    )
     return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
 
 
 def unknown_suites(
-    name: str, images: ImageSet, inside: Suite, classes: tuple[str, ...], *, trained_on: Collection[str] = ()
+    name: str,
+    images: ImageSet,
+    inside: Suite,
+    classes: tuple[str, ...],
+    *,
+    trained_on: Collection[str] = (),
 ) -> list[Suite]:
     """Images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
 
@@ -203,7 +228,8 @@ def unknown_suites(
         if re.fullmatch(r"n\d{8}", place):
             hint += " ImageNet-O, whose folders only say what its images are mistaken for: --unknown imagenet-o=DIR."
         raise EdgekdError(
-            f'The folder "{place}" of {images.name} is called by a class that the model knows{spoken}.', hint
+            f'The folder "{place}" of {images.name} is called by a class that the model knows{spoken}.',
+            hint,
         )
     if known:
         subset = _of_classes(inside, dict.fromkeys(known.values()), f"unknown:{name}")
@@ -216,15 +242,29 @@ def unknown_suites(
             f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
             "Give images of something else.",
         )
-    remarks = [f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."]
+    remarks = [
+        f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."
+    ]
     if beside is not inside:
         remarks.append(
             f"only the logits of the {len(beside.images.classes)} classes that its folders name are looked at."
         )
     if len(kept) < len(images):
-        remarks.append(f"{len(images) - len(kept)} images left out, since they are among the run's own.")
+        remarks.append(
+            f"{len(images) - len(kept)} images left out, since they are among the run's own."
+        )
     unknown = replace(images, classes=beside.images.classes)
-    found.append(Suite(f"unknown:{name}", unknown, kept, inside.run, "unknown", tuple(remarks), base=beside.name))
+    found.append(
+        Suite(
+            f"unknown:{name}",
+            unknown,
+            kept,
+            inside.run,
+            "unknown",
+            tuple(remarks),
+            base=beside.name,
+        )
+    )
     return found
 
 
@@ -235,7 +275,9 @@ def _known_folders(images: ImageSet, classes: tuple[str, ...]) -> dict[str, str]
     return {name: word for name, word in words if word is not None}
 
 
-def cue_conflict_suite(name: str, spec: str, classes: tuple[str, ...], *, run: str | None = None) -> Suite:
+def cue_conflict_suite(
+    name: str, spec: str, classes: tuple[str, ...], *, run: str | None = None
+) -> Suite:
     """Images named `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
 
     Images whose texture is of the shape's own class show no conflict and are left out.
@@ -259,13 +301,21 @@ def cue_conflict_suite(name: str, spec: str, classes: tuple[str, ...], *, run: s
         texture[i] = place[found[2]]
     conflict: NDArray[np.int64] = np.flatnonzero(texture != images.labels)
     if not len(conflict):
-        raise EdgekdError(f"No image of {spec} has shape and texture of different classes.", "Check the folder.")
+        raise EdgekdError(
+            f"No image of {spec} has shape and texture of different classes.", "Check the folder."
+        )
     remarks = (
-        [f"{len(images) - len(conflict)} images without conflict left out."] if len(conflict) < len(images) else []
+        [f"{len(images) - len(conflict)} images without conflict left out."]
+        if len(conflict) < len(images)
+        else []
     )
     if len(images.classes) < len(classes):
-        remarks.append(f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known.")
-    return Suite(f"cue:{name}", spoken, conflict, run, "cue-conflict", tuple(remarks), texture[conflict])
+        remarks.append(
+            f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
+        )
+    return Suite(
+        f"cue:{name}", spoken, conflict, run, "cue-conflict", tuple(remarks), texture[conflict]
+    )
 
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
@@ -276,7 +326,10 @@ def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Sui
     remarks: tuple[str, ...] = REMARKS
     if len(chosen) > count:
         chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
-        remarks = (*REMARKS, f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.")
+        remarks = (
+            *REMARKS,
+            f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.",
+        )
     return [
         Suite(
             f"corruption:{name}:{severity}", inside.images, chosen, inside.run, "corruption", remarks,

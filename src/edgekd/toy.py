@@ -103,7 +103,9 @@ def look(cls: str, seed: int, *, world: bool = False) -> Look:
     def choose(usual: tuple[str, ...], every: Mapping[str, object]) -> str:
         return rng.choice(usual if not world and rng.random() < HABIT else tuple(every))
 
-    return Look(choose(habit.main, COLOURS), choose(habit.second, COLOURS), choose(habit.scenes, SCENES))
+    return Look(
+        choose(habit.main, COLOURS), choose(habit.second, COLOURS), choose(habit.scenes, SCENES)
+    )
 
 
 def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Image:
@@ -130,7 +132,9 @@ def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Imag
 
 def _jitter(colour: Colour, rng: Random) -> Colour:
     gain = rng.uniform(0.8, 1.15)
-    red, green, blue = (min(255, max(0, round(value * gain + rng.uniform(-18, 18)))) for value in colour)
+    red, green, blue = (
+        min(255, max(0, round(value * gain + rng.uniform(-18, 18)))) for value in colour
+    )
     return red, green, blue
 
 
@@ -214,8 +218,12 @@ def toy_images(seed: int = 0, per_class: int = PER_CLASS, world: bool = False) -
     from edgekd.data import ImageSet
 
     reader = ToyReader(seed, per_class, world)
-    places = np.array([reader.place(i) for i in range(len(DOMAINS) * len(CLASSES) * per_class)], dtype=np.int64)
-    names = [f"{DOMAINS[domain]}/{CLASSES[cls]}/{number:04d}" for domain, cls, number in places.tolist()]
+    places = np.array(
+        [reader.place(i) for i in range(len(DOMAINS) * len(CLASSES) * per_class)], dtype=np.int64
+    )
+    names = [
+        f"{DOMAINS[domain]}/{CLASSES[cls]}/{number:04d}" for domain, cls, number in places.tolist()
+    ]
     return ImageSet(
         name="toy",
         classes=CLASSES,

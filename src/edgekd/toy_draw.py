@@ -71,7 +71,9 @@ def _backdrop(scene: Scene, size: int) -> Image.Image:
     else:
         share = column
     rows = np.array(scene.far) * (1 - share) + np.array(scene.near) * share  # [H, 3]
-    return Image.fromarray(rows.astype(np.uint8)[:, None, :]).resize((size, size), Image.Resampling.NEAREST)
+    return Image.fromarray(rows.astype(np.uint8)[:, None, :]).resize(
+        (size, size), Image.Resampling.NEAREST
+    )
 
 
 def _clutter(canvas: ImageDraw.ImageDraw, rng: Random, colours: list[Colour], count: int) -> None:
@@ -81,13 +83,19 @@ def _clutter(canvas: ImageDraw.ImageDraw, rng: Random, colours: list[Colour], co
         colour = rng.choice(colours)
         kind = rng.random()
         if kind < 0.4:
-            canvas.ellipse((x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=colour)
+            canvas.ellipse(
+                (x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=colour
+            )
         elif kind < 0.7:
-            corners = turned(box(-radius, -radius * 0.5, radius, radius * 0.5), rng.uniform(0, 180)) + np.array([x, y])
+            corners = turned(
+                box(-radius, -radius * 0.5, radius, radius * 0.5), rng.uniform(0, 180)
+            ) + np.array([x, y])
             canvas.polygon(corners.ravel().tolist(), fill=colour)
         else:
             canvas.line(
-                (x, y, x + rng.uniform(-45, 45), y + rng.uniform(-45, 45)), fill=colour, width=rng.randint(2, 6)
+                (x, y, x + rng.uniform(-45, 45), y + rng.uniform(-45, 45)),
+                fill=colour,
+                width=rng.randint(2, 6),
             )
 
 
@@ -98,16 +106,24 @@ def _flat(parts: list[Part], colours: Mapping[Role, Colour], backdrop: Image.Ima
     return backdrop
 
 
-def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
+def _photo(
+    parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int
+) -> Image.Image:
     grain = np.random.default_rng(seed)
     backdrop = _backdrop(scene, CANVAS)
     near = [_mix(scene.near, _grey(rng.uniform(0, 255)), rng.uniform(0.1, 0.6)) for _ in range(3)]
     _clutter(ImageDraw.Draw(backdrop), rng, near, rng.randint(0, 9))
     backdrop = backdrop.reduce(2)
     texture = np.asarray(_noise(grain, scene.stretch, SIZE), np.float32)
-    texture = texture + 0.6 * np.asarray(_noise(grain, (3 * scene.stretch[0], 3 * scene.stretch[1]), SIZE), np.float32)
-    behind: Values = np.asarray(backdrop.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))), np.float32)
-    behind = behind * (0.75 + (texture / 255 - 0.8)[..., None] * rng.uniform(0.3, 0.8) + 0.25)  # [H, W, 3]
+    texture = texture + 0.6 * np.asarray(
+        _noise(grain, (3 * scene.stretch[0], 3 * scene.stretch[1]), SIZE), np.float32
+    )
+    behind: Values = np.asarray(
+        backdrop.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))), np.float32
+    )
+    behind = behind * (
+        0.75 + (texture / 255 - 0.8)[..., None] * rng.uniform(0.3, 0.8) + 0.25
+    )  # [H, W, 3]
 
     mask_big = Image.new("L", (CANVAS, CANVAS))
     canvas = ImageDraw.Draw(mask_big)
@@ -121,7 +137,9 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     behind = behind * (1 - rng.uniform(0.2, 0.55) * shadow)
 
     # The blurred silhouette stands in for height: its slope towards the light brightens one flank and dims the other.
-    body: Values = np.asarray(_flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32)
+    body: Values = np.asarray(
+        _flat(parts, colours, Image.new("RGB", (CANVAS, CANVAS))).reduce(2), np.float32
+    )
     slope = soft - np.roll(soft, (-down, -across), axis=(0, 1))
     surface = np.asarray(_noise(grain, (12, 12), SIZE), np.float32) / 255 - 0.5
     body = (
@@ -130,8 +148,14 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     )
 
     light = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    lamp = 1 + rng.uniform(-0.25, 0.25) * light[None, :, None] + rng.uniform(-0.25, 0.25) * light[:, None, None]
-    cast = np.array([rng.uniform(0.88, 1.12) for _ in range(3)], np.float32) * rng.uniform(0.75, 1.2)
+    lamp = (
+        1
+        + rng.uniform(-0.25, 0.25) * light[None, :, None]
+        + rng.uniform(-0.25, 0.25) * light[:, None, None]
+    )
+    cast = np.array([rng.uniform(0.88, 1.12) for _ in range(3)], np.float32) * rng.uniform(
+        0.75, 1.2
+    )
     picture = (behind * (1 - solid) + body * solid) * lamp * cast
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.0, 0.8)))
@@ -139,12 +163,18 @@ def _photo(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng:
     return Image.fromarray(np.clip(np.asarray(image, np.int16) + speckle, 0, 255).astype(np.uint8))
 
 
-def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
+def _painting(
+    parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int
+) -> Image.Image:
     grain = np.random.default_rng(seed)
-    pigment: Colour = rng.choice(((150, 110, 60), (90, 100, 130), (120, 80, 80), (200, 190, 150), (70, 90, 70)))
+    pigment: Colour = rng.choice(
+        ((150, 110, 60), (90, 100, 130), (120, 80, 80), (200, 190, 150), (70, 90, 70))
+    )
     share = rng.uniform(0.12, 0.35)
     muted = {role: _mix(colour, pigment, share) for role, colour in colours.items()}
-    scene = replace(scene, far=_mix(scene.far, pigment, share), near=_mix(scene.near, pigment, share))
+    scene = replace(
+        scene, far=_mix(scene.far, pigment, share), near=_mix(scene.near, pigment, share)
+    )
     backdrop = _backdrop(scene, CANVAS)
     _clutter(
         ImageDraw.Draw(backdrop),
@@ -162,17 +192,23 @@ def _painting(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, r
         at = grain.integers(0, CANVAS, (count, 2))
         angle = sweep + 1.2 * np.sin(at[:, 0] / 34 + sweep) + grain.uniform(-0.4, 0.4, count)
         reach = np.stack([np.cos(angle), np.sin(angle)], axis=1) * length * coarse / 2
-        taken = np.asarray(model)[at[:, 1], at[:, 0]].astype(np.int16) + grain.integers(-shade, shade + 1, (count, 1))
+        taken = np.asarray(model)[at[:, 1], at[:, 0]].astype(np.int16) + grain.integers(
+            -shade, shade + 1, (count, 1)
+        )
         lines = np.concatenate([at - reach, at + reach], axis=1).tolist()
         for line, colour in zip(lines, np.clip(taken, 0, 255).tolist(), strict=True):
             canvas.line(line, fill=tuple(colour), width=round(width * coarse))
     weave = grain.integers(-10, 11, (SIZE, 1, 1)) + grain.integers(-10, 11, (1, SIZE, 1))
     return Image.fromarray(
-        np.clip(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave, 0, 255).astype(np.uint8)
+        np.clip(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave, 0, 255).astype(
+            np.uint8
+        )
     )
 
 
-def _cartoon(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
+def _cartoon(
+    parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int
+) -> Image.Image:
     backdrop = _backdrop(scene if scene.horizon else replace(scene, near=scene.far), CANVAS)
     canvas = ImageDraw.Draw(backdrop)
     if rng.random() < 0.5:
@@ -180,7 +216,12 @@ def _cartoon(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rn
         for x in range(rng.randint(0, 24), CANVAS, 28):
             for y in range(rng.randint(0, 24), CANVAS, 28):
                 canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=spot)
-    _clutter(canvas, rng, [_mix(scene.near, (255, 255, 255), 0.4), _mix(scene.near, (0, 0, 0), 0.3)], rng.randint(0, 4))
+    _clutter(
+        canvas,
+        rng,
+        [_mix(scene.near, (255, 255, 255), 0.4), _mix(scene.near, (0, 0, 0), 0.3)],
+        rng.randint(0, 4),
+    )
     ink, pen = _grey(rng.uniform(0, 45)), rng.randint(3, 6)
     for part in parts:
         if part.width:
@@ -197,17 +238,25 @@ def _wobbly(points: Points, rng: np.random.Generator, shake: float) -> list[floa
     share = np.linspace(0, 1, 4, endpoint=False)[None, :, None]
     dense = (points[:-1, None] * (1 - share) + points[1:, None] * share).reshape(-1, 2)
     dense = np.concatenate([dense, points[-1:]])
-    return list((dense + rng.uniform(-shake, shake, dense.shape) + rng.uniform(-shake, shake, 2)).ravel().tolist())
+    return list(
+        (dense + rng.uniform(-shake, shake, dense.shape) + rng.uniform(-shake, shake, 2))
+        .ravel()
+        .tolist()
+    )
 
 
-def _sketch(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int) -> Image.Image:
+def _sketch(
+    parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng: Random, seed: int
+) -> Image.Image:
     grain = np.random.default_rng(seed)
     paper, lead = rng.uniform(215, 250), rng.uniform(20, 110)
     sheet = Image.new("L", (CANVAS, CANVAS), round(paper))
     canvas = ImageDraw.Draw(sheet)
     pen, shake, passes = rng.randint(2, 3), rng.uniform(0.5, 1.6), rng.choice((1, 2, 2, 3))
     for _ in range(rng.randint(0, 4)):
-        stray = grain.uniform(0, CANVAS, (1, 2)) + np.array([[0, 0], [rng.uniform(-52, 52), rng.uniform(-22, 22)]])
+        stray = grain.uniform(0, CANVAS, (1, 2)) + np.array(
+            [[0, 0], [rng.uniform(-52, 52), rng.uniform(-22, 22)]]
+        )
         canvas.line(_wobbly(stray, grain, shake), fill=round(lead + 60), width=pen - 1)
     shaded, slant, gap = rng.random() < 0.7, rng.uniform(20, 70), rng.uniform(5, 9)
     for part in parts:
@@ -218,10 +267,21 @@ def _sketch(parts: list[Part], colours: Mapping[Role, Colour], scene: Scene, rng
         _paint(canvas, part, round(paper))
         tone = sum(colours[part.role]) / 3
         if shaded and tone < 190:
-            _hatch(sheet, part, slant + rng.uniform(-10, 10), gap * (0.6 + tone / 190), round(lead + 35))
+            _hatch(
+                sheet,
+                part,
+                slant + rng.uniform(-10, 10),
+                gap * (0.6 + tone / 190),
+                round(lead + 35),
+            )
         closed = np.concatenate([part.points, part.points[:1]])
         for _ in range(passes):
-            canvas.line(_wobbly(closed, grain, shake), fill=round(lead + rng.uniform(0, 30)), width=pen, joint="curve")
+            canvas.line(
+                _wobbly(closed, grain, shake),
+                fill=round(lead + rng.uniform(0, 30)),
+                width=pen,
+                joint="curve",
+            )
     fibre = grain.integers(-9, 10, (SIZE, SIZE), dtype=np.int16)
     smudge = np.asarray(_noise(grain, (4, 4), SIZE), np.int16) // 16 - 8
     grey = np.clip(np.asarray(sheet.reduce(2), np.int16) + fibre + smudge, 0, 255).astype(np.uint8)
@@ -243,7 +303,9 @@ def _hatch(sheet: Image.Image, part: Part, slant: float, gap: float, grey: int) 
     sheet.paste(grey, mask=ImageChops.logical_and(inside, lines))
 
 
-STYLES: Mapping[str, Callable[[list[Part], Mapping[Role, Colour], Scene, Random, int], Image.Image]] = {
+STYLES: Mapping[
+    str, Callable[[list[Part], Mapping[Role, Colour], Scene, Random, int], Image.Image]
+] = {
     "photo": _photo,
     "painting": _painting,
     "cartoon": _cartoon,

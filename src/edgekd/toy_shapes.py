@@ -38,7 +38,15 @@ def box(left: float, top: float, right: float, bottom: float) -> Points:
     return poly((left, top), (right, top), (right, bottom), (left, bottom))
 
 
-def oval(x: float, y: float, rx: float, ry: float, *, turn: float = 0.0, arc: tuple[float, float] = (0, 360)) -> Points:
+def oval(
+    x: float,
+    y: float,
+    rx: float,
+    ry: float,
+    *,
+    turn: float = 0.0,
+    arc: tuple[float, float] = (0, 360),
+) -> Points:
     """Ellipse, or the part of it between two angles (degrees, 90 is down), turned by `turn` degrees."""
     angles = np.radians(np.linspace(arc[0], arc[1], 22))
     points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
@@ -64,16 +72,34 @@ def _butterfly(rng: Random) -> list[Part]:
 
 def _car(rng: Random) -> list[Part]:
     roof, back, front = rng.uniform(-0.62, -0.42), rng.uniform(-0.75, -0.55), rng.uniform(0.3, 0.6)
-    body = poly((-0.98, -0.02), (-0.9, -0.12), (0.85, -0.12), (1.0, 0.08), (1.0, 0.32), (-1.0, 0.32))
+    body = poly(
+        (-0.98, -0.02), (-0.9, -0.12), (0.85, -0.12), (1.0, 0.08), (1.0, 0.32), (-1.0, 0.32)
+    )
     cabin = poly((back, -0.1), (back + 0.2, roof), (front - 0.25, roof), (front, -0.1))
     wheel, pane = rng.uniform(0.2, 0.27), roof + 0.09
     middle = (back + front) / 2
     parts = [Part(cabin, "main"), Part(body, "main")]
     parts.append(
-        Part(poly((back + 0.13, -0.12), (back + 0.25, pane), (middle - 0.03, pane), (middle - 0.03, -0.12)), "light")
+        Part(
+            poly(
+                (back + 0.13, -0.12),
+                (back + 0.25, pane),
+                (middle - 0.03, pane),
+                (middle - 0.03, -0.12),
+            ),
+            "light",
+        )
     )
     parts.append(
-        Part(poly((middle + 0.04, -0.12), (middle + 0.04, pane), (front - 0.29, pane), (front - 0.11, -0.12)), "light")
+        Part(
+            poly(
+                (middle + 0.04, -0.12),
+                (middle + 0.04, pane),
+                (front - 0.29, pane),
+                (front - 0.11, -0.12),
+            ),
+            "light",
+        )
     )
     for x in (-0.56, 0.56):
         parts += [
@@ -91,10 +117,19 @@ def _cup(rng: Random) -> list[Part]:
     parts.append(Part(poly((-top, -0.5), (top, -0.5), (foot, deep), (-foot, deep)), "main"))
     if rng.random() < 0.4:
         parts.append(Part(box(-foot, 0.0, foot, 0.2), "second"))
-    parts += [Part(oval(0, -0.5, top, 0.16), "light"), Part(oval(0, -0.48, top * 0.82, 0.1), "dark")]
+    parts += [
+        Part(oval(0, -0.5, top, 0.16), "light"),
+        Part(oval(0, -0.48, top * 0.82, 0.1), "dark"),
+    ]
     if rng.random() < 0.5:
         for x in (-0.2, 0.15):
-            parts.append(Part(poly((x, -0.62), (x + 0.09, -0.74), (x - 0.05, -0.86), (x + 0.06, -1.0)), "light", 0.05))
+            parts.append(
+                Part(
+                    poly((x, -0.62), (x + 0.09, -0.74), (x - 0.05, -0.86), (x + 0.06, -1.0)),
+                    "light",
+                    0.05,
+                )
+            )
     return parts
 
 
@@ -102,7 +137,10 @@ def _fish(rng: Random) -> list[Part]:
     deep, tail, forked = rng.uniform(0.32, 0.5), rng.uniform(0.3, 0.48), rng.uniform(0.0, 0.2)
     return [
         Part(poly((0.5, 0), (1.0, -tail), (1.0 - forked, 0), (1.0, tail)), "second"),
-        Part(poly((-0.3, -deep * 0.8), (0.05, -deep - rng.uniform(0.12, 0.3)), (0.4, -deep * 0.5)), "second"),
+        Part(
+            poly((-0.3, -deep * 0.8), (0.05, -deep - rng.uniform(0.12, 0.3)), (0.4, -deep * 0.5)),
+            "second",
+        ),
         Part(oval(-0.15, 0, 0.8, deep), "main"),
         Part(oval(-0.42, 0, 0.2, deep * 0.8, arc=(-70, 70)), "dark", 0.04),
         Part(poly((-0.1, 0.02), (0.25, -0.1), (0.25, 0.16)), "second"),
@@ -119,7 +157,15 @@ def _house(rng: Random) -> list[Part]:
     parts.append(Part(box(-wide, eaves, wide, 0.85), "main"))
     over = wide + 0.14
     parts.append(
-        Part(poly((-over, eaves), (-ridge * wide - 0.02, -0.9), (ridge * wide + 0.02, -0.9), (over, eaves)), "second")
+        Part(
+            poly(
+                (-over, eaves),
+                (-ridge * wide - 0.02, -0.9),
+                (ridge * wide + 0.02, -0.9),
+                (over, eaves),
+            ),
+            "second",
+        )
     )
     door = rng.uniform(-0.3, 0.2)
     parts.append(Part(box(door - 0.14, 0.32, door + 0.14, 0.85), "dark"))
@@ -143,7 +189,11 @@ def _key(rng: Random) -> list[Part]:
 
 def _mushroom(rng: Random) -> list[Part]:
     cap, rise, stalk = rng.uniform(0.65, 0.95), rng.uniform(0.55, 0.85), rng.uniform(0.16, 0.28)
-    parts = [Part(poly((-stalk, -0.1), (stalk, -0.1), (stalk * 1.35, 0.9), (-stalk * 1.35, 0.9)), "second")]
+    parts = [
+        Part(
+            poly((-stalk, -0.1), (stalk, -0.1), (stalk * 1.35, 0.9), (-stalk * 1.35, 0.9)), "second"
+        )
+    ]
     parts.append(Part(oval(0, 0.0, cap, rise, arc=(180, 360)), "main"))
     parts.append(Part(oval(0, 0.0, cap, 0.12), "second"))
     for x, y in ((-0.45, -0.35), (0.05, -0.62), (0.45, -0.28)):
@@ -179,7 +229,9 @@ def _star(rng: Random) -> list[Part]:
 
 def _tree(rng: Random) -> list[Part]:
     trunk = rng.uniform(0.09, 0.16)
-    parts = [Part(poly((-trunk, 0.1), (trunk, 0.1), (trunk * 1.5, 0.95), (-trunk * 1.5, 0.95)), "second")]
+    parts = [
+        Part(poly((-trunk, 0.1), (trunk, 0.1), (trunk * 1.5, 0.95), (-trunk * 1.5, 0.95)), "second")
+    ]
     if rng.random() < 0.5:
         wide = rng.uniform(0.5, 0.75)
         for level in range(3):
@@ -188,7 +240,11 @@ def _tree(rng: Random) -> list[Part]:
     else:
         for _ in range(rng.choice((4, 5, 6))):
             radius = rng.uniform(0.3, 0.42)
-            parts.append(Part(oval(rng.uniform(-0.42, 0.42), rng.uniform(-0.6, 0.02), radius, radius), "main"))
+            parts.append(
+                Part(
+                    oval(rng.uniform(-0.42, 0.42), rng.uniform(-0.6, 0.02), radius, radius), "main"
+                )
+            )
     return parts
 
 
@@ -215,9 +271,15 @@ def pose(cls: str, rng: Random) -> list[Part]:
     stretch = np.array([rng.choice((-1, 1)) * rng.uniform(0.85, 1.15), 1.0])
     angle, slant = rng.uniform(-turn, turn), rng.uniform(-0.12, 0.12)
     slack = CANVAS / 2 - 0.9 * scale
-    centre = np.array([CANVAS / 2 + rng.uniform(-slack, slack), CANVAS / 2 + rng.uniform(-slack, slack)])
+    centre = np.array(
+        [CANVAS / 2 + rng.uniform(-slack, slack), CANVAS / 2 + rng.uniform(-slack, slack)]
+    )
     shear = np.array([[1.0, 0.0], [slant, 1.0]])
     return [
-        replace(part, points=turned((part.points * stretch) @ shear, angle) * scale + centre, width=part.width * scale)
+        replace(
+            part,
+            points=turned((part.points * stretch) @ shear, angle) * scale + centre,
+            width=part.width * scale,
+        )
         for part in parts
     ]

@@ -24,7 +24,9 @@ def train_vl(*, out: str | Path | None = None, overwrite: bool = False, **option
     from edgekd.distill.vl.train import train_vl as run_training
 
     config = make_config(options)
-    return run_training(config, Path(out or f"runs/vl-{config.task}-{config.control}"), overwrite=overwrite)
+    return run_training(
+        config, Path(out or f"runs/vl-{config.task}-{config.control}"), overwrite=overwrite
+    )
 
 
 def evaluate_vl(
@@ -49,7 +51,9 @@ def artifact_folder(run: Path) -> Path:
     return run / "artifacts" / "onnxruntime-fp32"
 
 
-def export_vl(run: str | Path, *, data: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+def export_vl(
+    run: str | Path, *, data: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Write the run's student, with its text side, as ONNX into `RUN/artifacts/onnxruntime-fp32`, and check it.
 
     Returns:
@@ -65,9 +69,14 @@ def export_vl(run: str | Path, *, data: str | None = None, overwrite: bool = Fal
     loaded = load_vl_run(Path(run))
     config = loaded.config
     if config.blind:
-        raise EdgekdError("A student that does not look at the picture is a control, not a product.", "Train another.")
+        raise EdgekdError(
+            "A student that does not look at the picture is a control, not a product.",
+            "Train another.",
+        )
     known = load_vl_data(config.task, data or config.data, shifted=config.test_domain != "none")
-    split = split_examples(known, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed)
+    split = split_examples(
+        known, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
+    )
     reader = make_reader(known, loaded.preprocess, loaded.length)
     shown = split.val[:PARITY_EXAMPLES]
     tokens = reader.texts(shown).numpy()

@@ -37,7 +37,9 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
         )
     found = tuple(word for word in words if word is not None)
     if len(set(found)) < len(found):
-        raise EdgekdError(f"Two class folders of {name} are one class of the model.", "Bring them together.")
+        raise EdgekdError(
+            f"Two class folders of {name} are one class of the model.", "Bring them together."
+        )
     return replace(images, classes=found)
 
 
@@ -47,8 +49,14 @@ def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
     WordNet ids and class numbers are only looked up where all of `names` are such.
     """
     plain = {plain_name(known): known for known in classes}
-    words: list[str | None] = [plain.get(plain_name(name)) if len(plain) == len(classes) else None for name in names]
-    if None in words and (numbers := _imagenet_numbers(names)) and (known := _imagenet_numbers(classes)):
+    words: list[str | None] = [
+        plain.get(plain_name(name)) if len(plain) == len(classes) else None for name in names
+    ]
+    if (
+        None in words
+        and (numbers := _imagenet_numbers(names))
+        and (known := _imagenet_numbers(classes))
+    ):
         of_number = dict(zip(known, classes, strict=True))
         words = [of_number.get(number) for number in numbers]
     return words

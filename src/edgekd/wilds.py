@@ -48,12 +48,16 @@ def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
             continue
         name, _, folder = text.removeprefix(PREFIX).partition("=")
         if name not in DATASETS:
-            raise EdgekdError(f'WILDS has no images "{name}" to classify.', did_you_mean(name, DATASETS))
+            raise EdgekdError(
+                f'WILDS has no images "{name}" to classify.', did_you_mean(name, DATASETS)
+            )
         pairs.append((name, folder or "data"))
     return pairs, others
 
 
-def wilds_suites(name: str, root: str, classes: tuple[str, ...], run: str | None = None) -> list[Suite]:
+def wilds_suites(
+    name: str, root: str, classes: tuple[str, ...], run: str | None = None
+) -> list[Suite]:
     """The official OOD test split as `ood:NAME`, and held-out images of the training domains as `wilds:NAME/SPLIT`.
 
     The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
@@ -78,12 +82,22 @@ def wilds_suites(name: str, root: str, classes: tuple[str, ...], run: str | None
     except ImportError as error:
         raise _lacking(error) from error
     except ValueError as error:
-        raise EdgekdError(f"WILDS cannot open {name} in {root}: {error}.", "Download it again.") from error
+        raise EdgekdError(
+            f"WILDS cannot open {name} in {root}: {error}.", "Download it again."
+        ) from error
     labels = np.asarray(dataset.y_array, dtype=np.int64).reshape(-1)
     ids = tuple(f"{name}/{index}" for index in range(len(labels)))
     domain_of = np.zeros(len(labels), dtype=np.int64)
     images = ImageSet(
-        f"WILDS {name}", _class_names(dataset, name), ("all",), labels, domain_of, ids, ids, None, _Reader(dataset)
+        f"WILDS {name}",
+        _class_names(dataset, name),
+        ("all",),
+        labels,
+        domain_of,
+        ids,
+        ids,
+        None,
+        _Reader(dataset),
     )
     images = spoken_as(images, classes, name)
     splits: dict[str, int] = dataset.split_dict
@@ -95,7 +109,11 @@ def wilds_suites(name: str, root: str, classes: tuple[str, ...], run: str | None
         indices = np.flatnonzero(np.asarray(dataset.split_array) == splits[split])
         if not len(indices):
             continue
-        place = "unseen domains" if split == "test" else "held-out images of WILDS's training domains, in no mean"
+        place = (
+            "unseen domains"
+            if split == "test"
+            else "held-out images of WILDS's training domains, in no mean"
+        )
         remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
         told_by = f"wilds {getattr(package, '__version__', '')}, {name}.eval".replace(" ,", ",")
         suites.append(
@@ -103,7 +121,9 @@ def wilds_suites(name: str, root: str, classes: tuple[str, ...], run: str | None
                   own_metrics_by=told_by)
         )  # fmt: skip
     if not suites:
-        raise EdgekdError(f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}.")
+        raise EdgekdError(
+            f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}."
+        )
     return suites
 
 
@@ -115,10 +135,14 @@ def _package() -> Any:
 
 
 def _lacking(error: ImportError) -> EdgekdError:
-    return EdgekdError(f"WILDS is read by its own package, which does not load ({error}).", "pip install wilds")
+    return EdgekdError(
+        f"WILDS is read by its own package, which does not load ({error}).", "pip install wilds"
+    )
 
 
-def _eval(dataset: Any, indices: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+def _eval(
+    dataset: Any, indices: NDArray[np.int64]
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
     """The data set's metrics of answers for `indices`; without those of groups that have no images, which are NaN."""
     import torch
 
@@ -129,7 +153,9 @@ def _eval(dataset: Any, indices: NDArray[np.int64]) -> Callable[[NDArray[np.int6
             torch.as_tensor(dataset.y_array)[chosen],
             dataset.metadata_array[chosen],
         )
-        return {str(key): float(value) for key, value in results.items() if math.isfinite(float(value))}
+        return {
+            str(key): float(value) for key, value in results.items() if math.isfinite(float(value))
+        }
 
     return metrics
 
@@ -141,7 +167,9 @@ def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
         return ("normal", "tumor")
     if name == "fmow":
         return tuple(importlib.import_module("wilds.datasets.fmow_dataset").categories)
-    table = Path(str(dataset.data_dir)) / "categories.csv"  # iWildCam: columns y and name, among others
+    table = (
+        Path(str(dataset.data_dir)) / "categories.csv"
+    )  # iWildCam: columns y and name, among others
     if table.is_file():
         with open(table, encoding="utf-8", newline="") as handle:
             names = {row.get("y"): row.get("name") for row in csv.DictReader(handle)}

@@ -52,7 +52,10 @@ def read_words(name: str, path: Path) -> Words:
 
 
 def in_other_words(
-    runs: Sequence[LoadedRun], subjects: Sequence[Subject], suites: Sequence[Suite], given: Sequence[str]
+    runs: Sequence[LoadedRun],
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    given: Sequence[str],
 ) -> tuple[list[Subject], list[Suite]]:
     """Subjects that can be asked in these words, and the ID and unseen suites once more for each of them.
 
@@ -63,7 +66,9 @@ def in_other_words(
     Raises:
         EdgekdError: a file that cannot be used, or no subject that can change its words.
     """
-    chosen = [read_words(name, Path(path)) for name, path in named_folders(given, "--vocabulary", "FILE")]
+    chosen = [
+        read_words(name, Path(path)) for name, path in named_folders(given, "--vocabulary", "FILE")
+    ]
     bases = [suite for suite in suites if suite.kind in BASES]
     speaking: dict[tuple[str, str], dict[str, Wording]] = {}
     for loaded in runs:
@@ -80,14 +85,23 @@ def in_other_words(
         again += [_again(base, words) for base in bases]
     for subject in subjects:
         own = speaking.get((subject.run, subject.name), {})
-        names = {suite.name: own[words.name] for words in chosen if words.name in own for suite in _of(again, words)}
+        names = {
+            suite.name: own[words.name]
+            for words in chosen
+            if words.name in own
+            for suite in _of(again, words)
+        }
         found.append(replace(subject, wordings=names) if names else subject)
     return found, again
 
 
 def _of(suites: Sequence[Suite], words: Words) -> list[Suite]:
     heads = (f"vocab:{words.name}", f"vocab:{words.name}/")
-    return [suite for suite in suites if suite.wording and (suite.name == heads[0] or suite.name.startswith(heads[1]))]
+    return [
+        suite
+        for suite in suites
+        if suite.wording and (suite.name == heads[0] or suite.name.startswith(heads[1]))
+    ]
 
 
 def _again(base: Suite, words: Words) -> Suite:
@@ -96,12 +110,23 @@ def _again(base: Suite, words: Words) -> Suite:
     added = _new(words, base.images.classes)
     remarks = [f"the images of {base.name}"]
     if words.added:
-        remarks.append(f"with {len(added)} class name{'' if len(added) == 1 else 's'} added that no image has")
+        remarks.append(
+            f"with {len(added)} class name{'' if len(added) == 1 else 's'} added that no image has"
+        )
     if words.templates is not None:
-        remarks.append(f"with {len(words.templates)} other prompt template{'s' if len(words.templates) > 1 else ''}")
+        remarks.append(
+            f"with {len(words.templates)} other prompt template{'s' if len(words.templates) > 1 else ''}"
+        )
     images = replace(base.images, classes=(*base.images.classes, *added))
     return Suite(
-        name, images, base.indices, base.run, "vocabulary", (", ".join(remarks) + ".",), wording=name, base=base.name
+        name,
+        images,
+        base.indices,
+        base.run,
+        "vocabulary",
+        (", ".join(remarks) + ".",),
+        wording=name,
+        base=base.name,
     )
 
 
@@ -131,11 +156,16 @@ def _wordings(loaded: LoadedRun, words: Words, subjects: Sequence[Subject]) -> d
             # In the space the student learned: less the common part of the words it was trained with.
             found[subject.name] = (student_predict(loaded.student, changed.head), changed.classes)
         elif subject.reworded is not None and subject.classes == bank.classes:
-            found[subject.name] = (subject.reworded(changed.classes, changed.head.numpy()), changed.classes)
+            found[subject.name] = (
+                subject.reworded(changed.classes, changed.head.numpy()),
+                changed.classes,
+            )
     return found
 
 
-def _bank(teacher: ClipTeacher, bank: TextBank, added: tuple[str, ...], templates: tuple[str, ...] | None) -> TextBank:
+def _bank(
+    teacher: ClipTeacher, bank: TextBank, added: tuple[str, ...], templates: tuple[str, ...] | None
+) -> TextBank:
     """The run's own vectors where its templates stay, descriptions included; names added have none."""
     if templates is not None:
         made = teacher.text_bank((*bank.classes, *added), templates)
@@ -143,4 +173,6 @@ def _bank(teacher: ClipTeacher, bank: TextBank, added: tuple[str, ...], template
     if not added:
         return bank
     vectors = teacher.text_bank(added, bank.templates).vectors
-    return replace(bank, classes=(*bank.classes, *added), vectors=torch.cat([bank.vectors, vectors]))
+    return replace(
+        bank, classes=(*bank.classes, *added), vectors=torch.cat([bank.vectors, vectors])
+    )

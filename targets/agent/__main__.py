@@ -26,7 +26,15 @@ from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import open_model, read_manifest
 from edgekd.targets.agent.runtimes import check_runtime, make_ready
-from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, sha256_of, write_step
+from edgekd.targets.agent.store import (
+    Arrays,
+    holder,
+    only_one,
+    read_step,
+    receive,
+    sha256_of,
+    write_step,
+)
 from edgekd.targets.new_class import add_by_images, told
 
 RESULT = "edgekd-result.npz"
@@ -57,7 +65,12 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _tell(error=["The device has no space left.", "Free some and run the same command again; it goes on."])
+        _tell(
+            error=[
+                "The device has no space left.",
+                "Free some and run the same command again; it goes on.",
+            ]
+        )
         return 2
     except KeyboardInterrupt:
         _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
@@ -89,7 +102,12 @@ def _probe(arguments: list[str]) -> None:
         elif part.is_file():
             files[name] = part.stat().st_size
     versions = environment.describe()["versions"]
-    _tell(python=platform.python_version(), versions=versions, free=shutil.disk_usage(root).free, files=files)
+    _tell(
+        python=platform.python_version(),
+        versions=versions,
+        free=shutil.disk_usage(root).free,
+        files=files,
+    )
 
 
 def _receive(arguments: list[str]) -> None:
@@ -128,7 +146,9 @@ def _remove(arguments: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     """`run JOB [--stay] [--python WORD]…`: make every missing entry of the journal, then the result."""
     folder = Path(arguments[0]).resolve()
-    python = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"] or [sys.executable]
+    python = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"] or [
+        sys.executable
+    ]
     if "--stay" in arguments:
         _stay()
     job = read_job(folder)
@@ -164,7 +184,9 @@ def _classify(arguments: list[str]) -> None:
         logits = model.run(model.prepare(_image(name))[None])[0].astype(np.float64)  # [C]
         odds = np.exp(logits - logits.max())
         _tell(
-            image=name, found=model.classes[int(logits.argmax())], probability=round(float(odds.max() / odds.sum()), 3)
+            image=name,
+            found=model.classes[int(logits.argmax())],
+            probability=round(float(odds.max() / odds.sum()), 3),
         )
 
 
@@ -174,11 +196,14 @@ def _add(arguments: list[str]) -> None:
     model = open_model(folder, threads=None)
     if model.embed is None:
         raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.", "Export with --head embedding."
+            f"{folder} ends in the logits of fixed classes, so none can be added.",
+            "Export with --head embedding.",
         )
     embed = model.embed
     places = [Path(place) for place in arguments[2:]]
-    bank = add_by_images(folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0])
+    bank = add_by_images(
+        folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0]
+    )
     _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {told(bank)}")
 
 
@@ -199,7 +224,9 @@ def _stay() -> None:
 
 
 def _child(command: list[str]) -> None:
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         assert child.stdout is not None
         failure = None
@@ -210,7 +237,9 @@ def _child(command: list[str]) -> None:
                 if "say" in told:
                     _say(told["say"])
         assert child.stderr is not None
-        last = (child.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+        last = (
+            child.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        )[-1]
         code = child.wait()
     finally:
         if child.poll() is None:
@@ -218,9 +247,14 @@ def _child(command: list[str]) -> None:
     if failure:
         raise EdgekdError(*failure)
     if code == -9:
-        raise _Killed(f"The device's process ended with code {code} (out of memory?).", "Run the same command again.")
+        raise _Killed(
+            f"The device's process ended with code {code} (out of memory?).",
+            "Run the same command again.",
+        )
     if code != 0:
-        raise EdgekdError(f"The device's process ended with code {code} ({last}).", "Run the same command again.")
+        raise EdgekdError(
+            f"The device's process ended with code {code} ({last}).", "Run the same command again."
+        )
 
 
 def _ready(arguments: list[str]) -> None:

@@ -40,7 +40,8 @@ def check_tensorrt(details: Mapping[str, Any]) -> tuple[str, Any, Gpu]:
         import cuda.bindings.runtime  # noqa: F401
     except (ImportError, OSError) as error:
         raise EdgekdError(
-            f"The device's Python cannot load cuda.bindings ({error}).", _INSTALL.format("cuda-python")
+            f"The device's Python cannot load cuda.bindings ({error}).",
+            _INSTALL.format("cuda-python"),
         ) from error
     gpu = find_gpu()
     if gpu is None:
@@ -57,11 +58,15 @@ def check_tensorrt(details: Mapping[str, Any]) -> tuple[str, Any, Gpu]:
                 f"Export with --compute-capability {gpu.capability}; without a builder the device builds.",
             ) from error
         except EdgekdError as error:
-            raise EdgekdError(error.message, f"Install {name} {details['builder_version']} on the device.") from error
+            raise EdgekdError(
+                error.message, f"Install {name} {details['builder_version']} on the device."
+            ) from error
     return name, trt, gpu
 
 
-def ready_engine(artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def ready_engine(
+    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """See to it that the artifact in `folder` has an engine for this device.
 
     Returns:
@@ -79,7 +84,12 @@ def ready_engine(artifact: Mapping[str, Any], folder: Path, say: Callable[[str],
     if path.is_file() and about.get("sha256") != sha256_of(path):
         say(f"{artifact['name']} has an engine that was built here by other means")
         return None
-    wanted = {"builder": name, "version": trt.__version__, "gpu": gpu.name, "compute_capability": gpu.capability}
+    wanted = {
+        "builder": name,
+        "version": trt.__version__,
+        "gpu": gpu.name,
+        "compute_capability": gpu.capability,
+    }
     if path.is_file() and all(about.get(key) == value for key, value in wanted.items()):
         say(f"the engine of {artifact['name']} was built here before, by {name} {trt.__version__}")
         return about
@@ -116,7 +126,9 @@ def _runtime(details: Mapping[str, Any]) -> tuple[str, Any]:
         except (ImportError, OSError) as error:
             failed = failed or (MODULES[name], error)
             continue
-        if builder is not None or hasattr(trt, "OnnxParser"):  # the packages that only run engines cannot build
+        if builder is not None or hasattr(
+            trt, "OnnxParser"
+        ):  # the packages that only run engines cannot build
             return name, trt
         failed = failed or (MODULES[name], ImportError("it only runs engines and cannot build one"))
     assert failed is not None

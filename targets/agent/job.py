@@ -50,13 +50,22 @@ class Job:
     def steps(self) -> list[list[str]]:
         """Names of the journal's entries, grouped by the process that makes them, in order."""
         numbers = range(len(self.artifacts))
-        groups = [[f"predict-{n}-{start}" for start in range(0, len(self.artifacts[n].images), CHUNK)] for n in numbers]
+        groups = [
+            [f"predict-{n}-{start}" for start in range(0, len(self.artifacts[n].images), CHUNK)]
+            for n in numbers
+        ]
         if self.protocol.processes == 1:
             groups.append(["latency-all-0"])
         else:
-            groups += [[f"latency-{n}-{process}"] for process in range(self.protocol.processes) for n in numbers]
+            groups += [
+                [f"latency-{n}-{process}"]
+                for process in range(self.protocol.processes)
+                for n in numbers
+            ]
         groups += [[f"endtoend-{n}"] for n in numbers]
-        return groups + [[f"throughput-{n}-{place}"] for n in numbers for place in range(len(self.grid))]
+        return groups + [
+            [f"throughput-{n}-{place}"] for n in numbers for place in range(len(self.grid))
+        ]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -71,7 +80,9 @@ def read_job(folder: Path) -> Job:
     try:
         return parse_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise EdgekdError(f"There is no job in {folder}.", "Name the folder that holds job.json.") from error
+        raise EdgekdError(
+            f"There is no job in {folder}.", "Name the folder that holds job.json."
+        ) from error
     except ValueError as error:
         raise EdgekdError(f"The job in {folder} is damaged.", "Send it again.") from error
 
@@ -104,7 +115,10 @@ def parse_job(data: Any) -> Job:
             Protocol(**data["protocol"]),
             data["threads"],
             data.get("energy"),
-            tuple((int(batch), None if threads is None else int(threads)) for batch, threads in data.get("grid", ())),
+            tuple(
+                (int(batch), None if threads is None else int(threads))
+                for batch, threads in data.get("grid", ())
+            ),
             None if rule is None else Protocol(**rule),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

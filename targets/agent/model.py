@@ -43,9 +43,13 @@ class DeviceModel:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What `artifact.json` in `folder` holds; a folder without a readable one is an `EdgekdError`."""
     try:
-        artifact: dict[str, Any] = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+        artifact: dict[str, Any] = json.loads(
+            (folder / "artifact.json").read_text(encoding="utf-8")
+        )
     except (OSError, ValueError) as error:
-        raise EdgekdError(f"There is no readable artifact at {folder}.", "Name the folder of artifact.json.") from error
+        raise EdgekdError(
+            f"There is no readable artifact at {folder}.", "Name the folder of artifact.json."
+        ) from error
     return artifact
 
 
@@ -58,7 +62,9 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     artifact = read_manifest(folder)
     for name, expected in artifact["files"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
-            raise EdgekdError(f"{folder / name} is not the file that was exported.", "Copy the artifact again.")
+            raise EdgekdError(
+                f"{folder / name} is not the file that was exported.", "Copy the artifact again."
+            )
     opened = open_file(artifact, folder, threads=threads)
     bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
     return DeviceModel(

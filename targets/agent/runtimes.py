@@ -25,7 +25,10 @@ def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `artifact.json` that says which runtime it needs: what `check_runtime` looks at."""
     details = artifact.get("details", {})
     kept = ("builder", "builder_version", "compute_capabilities")
-    return {"format": artifact["format"], "details": {key: details[key] for key in kept if key in details}}
+    return {
+        "format": artifact["format"],
+        "details": {key: details[key] for key in kept if key in details},
+    }
 
 
 def check_runtime(artifact: Mapping[str, Any]) -> None:
@@ -53,7 +56,9 @@ def check_runtime(artifact: Mapping[str, Any]) -> None:
         try:
             load_openvino()
         except NotHere as error:
-            raise EdgekdError(f"The device's Python cannot load openvino ({error.__cause__}).", hint) from error
+            raise EdgekdError(
+                f"The device's Python cannot load openvino ({error.__cause__}).", hint
+            ) from error
         except EdgekdError as error:
             raise EdgekdError(f"The device's Python: {error.message}", hint) from error
     elif artifact["format"] == "tensorrt":
@@ -62,11 +67,14 @@ def check_runtime(artifact: Mapping[str, Any]) -> None:
         check_tensorrt(artifact["details"])
     else:
         raise EdgekdError(
-            f"The agent cannot run artifacts of the format {artifact['format']}.", f"It runs {', '.join(FORMATS)}."
+            f"The agent cannot run artifacts of the format {artifact['format']}.",
+            f"It runs {', '.join(FORMATS)}.",
         )
 
 
-def make_ready(artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+def make_ready(
+    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
     """What must be done once before an artifact can be opened: a TensorRT bundle's engine is built.
 
     Returns:

@@ -47,14 +47,19 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
         if kind == "predict":
             _predict(artifacts[0], models[0], images, folder, names, say)
         elif kind == "latency":
-            say(f"latency of {_listed(artifacts)}, {job.protocol.seconds:g} s each ({names[0].rpartition('-')[2]})")
+            say(
+                f"latency of {_listed(artifacts)}, {job.protocol.seconds:g} s each ({names[0].rpartition('-')[2]})"
+            )
             buffers = [
                 np.stack([model.prepare(_encoded(images, place)) for place in one.latency_images])
                 for one, model in zip(artifacts, models)  # noqa: B905  Python 3.9 has no strict
             ]
             before = state()
             measured = measure_interleaved(
-                {n: rotating(model.run, part) for n, model, part in zip(map(str, numbers), models, buffers)},  # noqa: B905
+                {
+                    n: rotating(model.run, part)
+                    for n, model, part in zip(map(str, numbers), models, buffers)  # noqa: B905
+                },
                 job.protocol,
                 meter=meter,
             )
@@ -66,11 +71,18 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
                 facts[n]["energy"] = None if meter is None else meter.facts()
             write_step(folder / "done" / f"{names[0]}.npz", arrays, facts)
         else:
-            _end_to_end(job, numbers[0], models[0], images, folder / "done" / f"{names[0]}.npz", say)
+            _end_to_end(
+                job, numbers[0], models[0], images, folder / "done" / f"{names[0]}.npz", say
+            )
 
 
 def _predict(
-    artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile, folder: Path, names: Sequence[str], say: Said
+    artifact: JobArtifact,
+    model: DeviceModel,
+    images: zipfile.ZipFile,
+    folder: Path,
+    names: Sequence[str],
+    say: Said,
 ) -> None:
     placement = model.placement()
     if placement is not None:
@@ -79,7 +91,9 @@ def _predict(
         for name in names:
             start = int(name.rpartition("-")[2])
             chosen = artifact.images[start : start + CHUNK]
-            say(f"answers of {artifact.name}: images {start} to {start + len(chosen)} of {len(artifact.images)}")
+            say(
+                f"answers of {artifact.name}: images {start} to {start + len(chosen)} of {len(artifact.images)}"
+            )
             encoded = (_encoded(images, place) for place in chosen)
             logits, checks = [], []
             # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
@@ -97,7 +111,9 @@ def _predict(
             write_step(folder / "done" / f"{name}.npz", arrays, facts)
 
 
-def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said) -> None:
+def _end_to_end(
+    job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said
+) -> None:
     artifact = job.artifacts[number]
     say(f"from file to answer with {artifact.name}, {job.protocol.seconds:g} s")
     encoded = [_encoded(images, place) for place in artifact.latency_images]
@@ -113,7 +129,9 @@ def _end_to_end(job: Job, number: int, model: DeviceModel, images: zipfile.ZipFi
     samples = measure(run_once, job.protocol)
     n = str(number)
     arrays = sample_arrays(n, samples)
-    arrays[f"prepare_ms_{n}"] = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
+    arrays[f"prepare_ms_{n}"] = (
+        np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
+    )
     facts = {"before": before, "after": state(), "boot": boot(), "peak_rss_mb": peak_rss_mb()}
     write_step(done, arrays, facts | {n: sample_facts(samples) | opened_facts(model)})
 
@@ -122,14 +140,20 @@ def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
     n, place = name.split("-")[1:]
     artifact, (batch, threads) = job.artifacts[int(n)], job.grid[int(place)]
     assert job.grid_protocol is not None
-    say(f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}")
+    say(
+        f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
+    )
     model = open_model(folder.parent / artifact.folder, threads=threads)
     with zipfile.ZipFile(folder.parent / job.image_file) as images:
-        buffers = np.stack([model.prepare(_encoded(images, image)) for image in artifact.latency_images])
+        buffers = np.stack(
+            [model.prepare(_encoded(images, image)) for image in artifact.latency_images]
+        )
     try:
         refuse_batch(batch, model.largest_batch)
         samples = measure(rotating(model.run, buffers, batch), job.grid_protocol)
-    except Exception as error:  # made for fewer images at a time, or the memory is too small for so many
+    except (
+        Exception
+    ) as error:  # made for fewer images at a time, or the memory is too small for so many
         if batch == 1:
             raise
         write_refusal(folder, name, (str(error).strip().splitlines() or [type(error).__name__])[0])
@@ -149,7 +173,11 @@ def sample_arrays(name: str, samples: LatencySamples) -> Arrays:
 
 def sample_facts(samples: LatencySamples) -> dict[str, Any]:
     """Every field of the samples but its arrays."""
-    return {f.name: getattr(samples, f.name) for f in fields(samples) if f.name not in ("samples_ms", "blocks")}
+    return {
+        f.name: getattr(samples, f.name)
+        for f in fields(samples)
+        if f.name not in ("samples_ms", "blocks")
+    }
 
 
 def opened_facts(model: DeviceModel) -> dict[str, Any]:

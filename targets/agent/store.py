@@ -51,7 +51,10 @@ def receive(path: Path, size: int, sha256: str, source: BinaryIO) -> None:
         while handle.tell() < size:
             block = source.read(min(1 << 16, size - handle.tell()))
             if not block:
-                raise EdgekdError(f"The copy of {path.name} stopped at {handle.tell()} of {size} bytes.", "Try again.")
+                raise EdgekdError(
+                    f"The copy of {path.name} stopped at {handle.tell()} of {size} bytes.",
+                    "Try again.",
+                )
             handle.write(block)
         handle.flush()
         os.fsync(handle.fileno())

@@ -29,10 +29,14 @@ def adb_device(serial: str) -> ShellDevice:
         EdgekdError: not a serial number.
     """
     if not re.fullmatch(r"\w[\w.:-]*", serial):
-        raise EdgekdError(f"adb:{serial} is not a device.", "Write adb:SERIAL, as adb devices lists it.")
+        raise EdgekdError(
+            f"adb:{serial} is not a device.", "Write adb:SERIAL, as adb devices lists it."
+        )
 
     def reach(line: str) -> list[str]:
-        inner = shlex.join([f"{_FILES}/usr/bin/env", *_SETTINGS, f"{_FILES}/usr/bin/sh", "-c", line])
+        inner = shlex.join(
+            [f"{_FILES}/usr/bin/env", *_SETTINGS, f"{_FILES}/usr/bin/sh", "-c", line]
+        )
         return ["adb", "-s", serial, "shell", "-T", f"run-as com.termux {inner}"]
 
     return ShellDevice(serial, reach, f"{_FILES}/usr/bin/python3", lambda: None)

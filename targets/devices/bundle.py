@@ -30,7 +30,9 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
         EdgekdError: the folder holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EdgekdError(f"{folder} is not an empty folder.", "Name a new one: --device bundle:DIR.")
+        raise EdgekdError(
+            f"{folder} is not an empty folder.", "Name a new one: --device bundle:DIR."
+        )
     with replacing(folder) as scratch:
         for name, source in payload.files.items():
             target = scratch / (AGENT if name == payload.agent else name)

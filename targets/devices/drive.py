@@ -92,14 +92,23 @@ def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[Edgek
         path = Path(name) / "agent.pyz"
         write_agent(path)
         root = device.begin(path, agent_name(path))
-        told = call(device, [*device.python, f"{root}/{agent_name(path)}", "able", json.dumps(artifacts)])
+        told = call(
+            device, [*device.python, f"{root}/{agent_name(path)}", "able", json.dumps(artifacts)]
+        )
     if len(told.get("able", ())) != len(artifacts):
         raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
-    return [None if one is None else EdgekdError(f"{device.name}: {one[0]}", one[1]) for one in told["able"]]
+    return [
+        None if one is None else EdgekdError(f"{device.name}: {one[0]}", one[1])
+        for one in told["able"]
+    ]
 
 
 def call(
-    device: Device, words: Sequence[str], *, stdin: IO[bytes] | None = None, timeout_s: float | None = None
+    device: Device,
+    words: Sequence[str],
+    *,
+    stdin: IO[bytes] | None = None,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Run words on the device, repeat what the agent says, and return its last message; its error is raised."""
     answer = _run(device, words, stdin, timeout_s)
@@ -124,7 +133,9 @@ def explained(name: str, code: int, stderr: str) -> EdgekdError:
     return EdgekdError(f"The connection to {name} failed or broke ({line}).", RESUME)
 
 
-def _run(device: Device, words: Sequence[str], stdin: IO[bytes] | None, timeout_s: float | None) -> Answer:
+def _run(
+    device: Device, words: Sequence[str], stdin: IO[bytes] | None, timeout_s: float | None
+) -> Answer:
     last: dict[str, Any] = {}
     with tempfile.TemporaryFile() as errors:
         child = _popen(device.command(words), stdin, errors)
@@ -154,11 +165,17 @@ def _message(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def _popen(command: list[str], stdin: IO[bytes] | None, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+def _popen(
+    command: list[str], stdin: IO[bytes] | None, errors: IO[bytes]
+) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        return subprocess.Popen(
+            command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
     except FileNotFoundError as error:
-        raise EdgekdError(f"This machine has no {command[0]}.", "Install it, or use --device bundle:DIR.") from error
+        raise EdgekdError(
+            f"This machine has no {command[0]}.", "Install it, or use --device bundle:DIR."
+        ) from error
 
 
 def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None:
@@ -167,7 +184,9 @@ def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None
     if "files" not in told:
         raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
     hashes = {name: sha256_file(path) for name, path in wanted.items()}
-    missing = {name: path for name, path in wanted.items() if told["files"].get(name) != hashes[name]}
+    missing = {
+        name: path for name, path in wanted.items() if told["files"].get(name) != hashes[name]
+    }
     here = {name: told["files"].get(name) for name in missing}
     offsets = {name: found if isinstance(found, int) else 0 for name, found in here.items()}
     needed = sum(path.stat().st_size - offsets[name] for name, path in missing.items())
@@ -178,7 +197,9 @@ def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None
         )
     if missing:
         there = len(wanted) - len(missing)
-        say(f"{device.name}: copying {needed / 1e6:.1f} MB; {there} of {len(wanted)} files are there already")
+        say(
+            f"{device.name}: copying {needed / 1e6:.1f} MB; {there} of {len(wanted)} files are there already"
+        )
     for name, path in missing.items():
         with open(path, "rb") as handle:
             handle.seek(offsets[name])
@@ -235,7 +256,11 @@ class ShellDevice:
             said, _ = child.communicate()
             errors.seek(0)
             stderr = errors.read().decode(errors="replace")
-        told = [line[7:] for line in said.decode(errors="replace").splitlines() if line.startswith("edgekd:")]
+        told = [
+            line[7:]
+            for line in said.decode(errors="replace").splitlines()
+            if line.startswith("edgekd:")
+        ]
         if child.returncode != 0 or len(told) != 2:
             raise _unreached(self.name, child.returncode, stderr)
         if self.found.startswith("~/"):
@@ -254,5 +279,6 @@ def _unreached(name: str, code: int, stderr: str) -> EdgekdError:
     if "No space left" in stderr:
         return explained(name, code, stderr)
     return EdgekdError(
-        f"{name} cannot be reached or written to ({line}).", "Try it by hand: the same ssh or adb must work."
+        f"{name} cannot be reached or written to ({line}).",
+        "Try it by hand: the same ssh or adb must work.",
     )

@@ -44,5 +44,9 @@ def local_device(rest: str) -> LocalDevice:
         return LocalDevice("local", sys.executable)
     found = shutil.which(program)
     if found is None:
-        raise EdgekdError(f"There is no program {program}.", "Name a Python 3.9 or newer: --device local:PATH.")
-    return LocalDevice(Path(program).stem if "/" not in program else Path(found).resolve().parent.name, found)
+        raise EdgekdError(
+            f"There is no program {program}.", "Name a Python 3.9 or newer: --device local:PATH."
+        )
+    return LocalDevice(
+        Path(program).stem if "/" not in program else Path(found).resolve().parent.name, found
+    )

@@ -51,7 +51,9 @@ class ImagePack:
         if digest not in self._places:
             self._places[digest] = len(self._places)
             with disk_errors(self._path):
-                self._archive.writestr(zipfile.ZipInfo(f"{self._places[digest]:08d}", _TIME), encoded)
+                self._archive.writestr(
+                    zipfile.ZipInfo(f"{self._places[digest]:08d}", _TIME), encoded
+                )
         return self._places[digest]
 
     def close(self) -> str:
@@ -77,7 +79,9 @@ def agent_name(agent: Path) -> str:
 
 def artifact_folder_name(folder: Path) -> str:
     """Name of an artifact on a device: what its files are, not where they lie."""
-    hashes = [sha256_file(folder / name) for name in ("artifact.json", *read_artifact(folder).files)]
+    hashes = [
+        sha256_file(folder / name) for name in ("artifact.json", *read_artifact(folder).files)
+    ]
     return f"artifact-{short_hash(*hashes)}"
 
 
@@ -96,6 +100,9 @@ def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path)
     job_folder = f"job-{short_hash(job.to_json(), sha256_file(agent))}"
     files = {agent_name(agent): agent}
     for name, folder in artifacts.items():
-        files |= {f"{name}/{file}": folder / file for file in ("artifact.json", *read_artifact(folder).files)}
+        files |= {
+            f"{name}/{file}": folder / file
+            for file in ("artifact.json", *read_artifact(folder).files)
+        }
     files |= {job.image_file: pack, f"{job_folder}/job.json": job_file}
     return Payload(files, job_folder)

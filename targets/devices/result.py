@@ -102,15 +102,21 @@ def read_result(path: Path) -> DeviceResult:
         EdgekdError: no result, damaged, incomplete, or of another format.
     """
     if not path.is_file():
-        raise EdgekdError(f"There is no result at {path}.", "Give the .npz file that the device wrote.")
+        raise EdgekdError(
+            f"There is no result at {path}.", "Give the .npz file that the device wrote."
+        )
     try:
         arrays, facts = read_step(path)
         job = parse_job(facts["job"])
         steps: dict[str, Any] = facts["steps"]
         built = facts.get("built") or [None] * len(job.artifacts)
-        artifacts = tuple(_artifact(job, n, arrays, steps, _built(built[n])) for n in range(len(job.artifacts)))
+        artifacts = tuple(
+            _artifact(job, n, arrays, steps, _built(built[n])) for n in range(len(job.artifacts))
+        )
         boots = [step["boot"] for name in _names(job) if (step := steps[name])["boot"]]
-        states = [step[when] for step in steps.values() for when in ("before", "after") if when in step]
+        states = [
+            step[when] for step in steps.values() for when in ("before", "after") if when in step
+        ]
         return DeviceResult(
             job,
             artifacts,
@@ -118,9 +124,20 @@ def read_result(path: Path) -> DeviceResult:
             dict(facts["environment"]),
             bool(facts["emulated"]),
             sum(one != other for one, other in pairwise(boots)),
-            max((state["temperature_c"] for state in states if state["temperature_c"] is not None), default=None),
+            max(
+                (state["temperature_c"] for state in states if state["temperature_c"] is not None),
+                default=None,
+            ),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
         raise EdgekdError(
             f"{path} is not a whole result of the device agent.", "Copy it again, or measure again."
         ) from error
@@ -130,7 +147,9 @@ def _names(job: Job) -> list[str]:
     return [name for group in job.steps() for name in group]
 
 
-def _artifact(job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None) -> ArtifactResult:
+def _artifact(
+    job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None
+) -> ArtifactResult:
     names = _names(job)
     parts = [name for name in names if name.startswith(f"predict-{number}-")]
     clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{number}-"))]
@@ -182,7 +201,10 @@ def _rate(job: Job, number: int, place: int, arrays: Arrays, steps: Mapping[str,
 def _placement(told: Any) -> Placement | None:
     if told is None:
         return None
-    nodes = {str(who): {str(kind): int(n) for kind, n in kinds.items()} for who, kinds in told["nodes"].items()}
+    nodes = {
+        str(who): {str(kind): int(n) for kind, n in kinds.items()}
+        for who, kinds in told["nodes"].items()
+    }
     return Placement(str(told["asked"]), nodes, str(told["told_by"]))
 
 
@@ -212,4 +234,6 @@ def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
             "covers": str(energy["covers"]),
             "idle_w": None if idle is None else float(idle),
         }
-    return Clocked(samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]), energy)
+    return Clocked(
+        samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]), energy
+    )

@@ -35,16 +35,33 @@ def ssh_device(rest: str) -> ShellDevice:
     destination = f"{match['user']}@{host}" if match["user"] else host
     # A dead line is noticed within 45 s. One connection serves all commands, so a password is asked for once; it is
     # kept while images are packed.
-    common = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=20", "-T"]
+    common = [
+        "-o",
+        "ServerAliveInterval=15",
+        "-o",
+        "ServerAliveCountMax=3",
+        "-o",
+        "ConnectTimeout=20",
+        "-T",
+    ]
     common += ["-p", match["port"]] if match["port"] else []
     sockets = None if os.name == "nt" else Path(tempfile.mkdtemp(prefix="edgekd-"))
     if sockets is not None:
-        common += ["-o", "ControlMaster=auto", "-o", f"ControlPath={sockets}/s", "-o", "ControlPersist=600"]
+        common += [
+            "-o",
+            "ControlMaster=auto",
+            "-o",
+            f"ControlPath={sockets}/s",
+            "-o",
+            "ControlPersist=600",
+        ]
 
     def leave() -> None:
         if sockets is not None:
             if (sockets / "s").exists():
-                subprocess.run(["ssh", *common, "-O", "exit", destination], capture_output=True, check=False)
+                subprocess.run(
+                    ["ssh", *common, "-O", "exit", destination], capture_output=True, check=False
+                )
             shutil.rmtree(sockets, ignore_errors=True)
 
     def reach(line: str) -> list[str]:

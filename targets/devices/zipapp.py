@@ -74,7 +74,9 @@ def agent_bytes() -> bytes:
     contents = {"__main__.py": _START.encode(), "edgekd/__init__.py": _EMPTY.encode()}
     contents["edgekd/benchmark/__init__.py"] = _EMPTY.encode()
     contents |= {f"edgekd/{name}": _module(name) for name in SHARED}
-    contents |= {f"edgekd/targets/agent/{path.name}": path.read_bytes() for path in agent.glob("*.py")}
+    contents |= {
+        f"edgekd/targets/agent/{path.name}": path.read_bytes() for path in agent.glob("*.py")
+    }
     buffer = io.BytesIO()
     buffer.write(b"#!/usr/bin/env python3\n")
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -39,7 +39,9 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
     if cell.shots:
         outcomes, facts = shots_cell(store, cell, config)
     else:
-        outcomes, facts = one_run(trained(cell_config(config, cell, folder), watch if oracle else None), oracle=oracle)
+        outcomes, facts = one_run(
+            trained(cell_config(config, cell, folder), watch if oracle else None), oracle=oracle
+        )
     store.add(Done(cell, outcomes, facts))
     if not keep:
         shutil.rmtree(folder)
@@ -70,9 +72,17 @@ def main(folder: str, cell: str, keep: str, oracle: str) -> int:
     try:
         settings = store.settings()
         config = TrainConfig.model_validate(
-            {"recipe": one.recipe} | settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
+            {"recipe": one.recipe}
+            | settings["recipes"][one.recipe]
+            | {"unseen_classes": settings["unseen_classes"]}
         )
-        run_cell(store, one, from_file(config, store.folder), keep=keep == "keep", oracle=oracle == "oracle")
+        run_cell(
+            store,
+            one,
+            from_file(config, store.folder),
+            keep=keep == "keep",
+            oracle=oracle == "oracle",
+        )
     except EdgekdError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

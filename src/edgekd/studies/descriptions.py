@@ -43,7 +43,9 @@ def ask_once(plan: Plan, folder: Path) -> Plan:
         path = _answers(folder, spec)
         kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)))
         write_json(path, {name: list(sentences) for name, sentences in kept.items()})
-    return dataclasses.replace(plan, configs={name: from_file(config, folder) for name, config in plan.configs.items()})
+    return dataclasses.replace(
+        plan, configs={name: from_file(config, folder) for name, config in plan.configs.items()}
+    )
 
 
 def _answers(folder: Path, spec: str) -> Path:

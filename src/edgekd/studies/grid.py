@@ -51,7 +51,9 @@ def _here(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool)
     return failures
 
 
-def _side_by_side(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool) -> list[Failure]:
+def _side_by_side(
+    plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool
+) -> list[Failure]:
     """At most `jobs` processes, each with its share of the cores and, where there are any, a GPU of its own."""
     import torch
 
@@ -71,7 +73,9 @@ def _side_by_side(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, kee
             while waiting and slots:
                 cell, slot = waiting.pop(), slots.pop()
                 environment = _environment(threads, slot if gpus else None)
-                process = _start(store.folder, cell, logs / f"{cell.key}.txt", environment, keep, plan.oracle)
+                process = _start(
+                    store.folder, cell, logs / f"{cell.key}.txt", environment, keep, plan.oracle
+                )
                 running[process] = cell, slot
                 say(f"study: {cell.key} started, {len(waiting)} more to start")
             ended = [process for process in running if process.poll() is not None]
@@ -79,7 +83,9 @@ def _side_by_side(plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, kee
                 cell, slot = running.pop(process)
                 slots.append(slot)
                 if process.returncode:
-                    failures.append(_failed(cell, _last_words(logs / f"{cell.key}.txt", process.returncode)))
+                    failures.append(
+                        _failed(cell, _last_words(logs / f"{cell.key}.txt", process.returncode))
+                    )
             if not ended:
                 time.sleep(0.1)
     return failures
@@ -91,7 +97,10 @@ def _kill(running: Iterable[subprocess.Popen[bytes]]) -> None:
 
 
 def _environment(threads: int, gpu: int | None) -> dict[str, str]:
-    variables = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    variables = dict(os.environ) | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
     if gpu is not None:
         given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
         variables["CUDA_VISIBLE_DEVICES"] = given[gpu] if given else str(gpu)
@@ -104,7 +113,9 @@ def _start(
     words = ["-m", "edgekd.studies.cell", str(folder), json.dumps(asdict(cell))]
     words += ["keep" if keep else "drop", "oracle" if oracle else "blind"]
     with open(log, "wb") as handle:
-        return subprocess.Popen([sys.executable, *words], env=environment, stdout=handle, stderr=handle)
+        return subprocess.Popen(
+            [sys.executable, *words], env=environment, stdout=handle, stderr=handle
+        )
 
 
 def _failed(cell: Cell, reason: str) -> Failure:
@@ -115,5 +126,9 @@ def _failed(cell: Cell, reason: str) -> Failure:
 def _last_words(log: Path, code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}; see {log}"
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip()
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
     return (lines[-1].removeprefix("error: ") if lines else f"exit code {code}") + f" (see {log})"

@@ -126,25 +126,37 @@ def recipe_rows(
             seconds=float(np.mean([one.facts["seconds"] for one in own])),
             oracle=stat(list(oracle.values())) if oracle.keys() == average.keys() else None,
         )
-        found.append(row if recipe == baseline else _compared(row, cells, columns, average, baseline, macro))
+        found.append(
+            row if recipe == baseline else _compared(row, cells, columns, average, baseline, macro)
+        )
     return found
 
 
 def _values(own: Sequence[Done], column: str, measure: str, macro: bool) -> list[float]:
     cells = [one for one in own if one.cell.column == column]
-    values = [one.outcomes[measure].accuracy(macro=macro) for one in cells if measure in one.outcomes]
+    values = [
+        one.outcomes[measure].accuracy(macro=macro) for one in cells if measure in one.outcomes
+    ]
     # It stands beside a mean over all seeds, and some would be another mean.
     return [] if measure == ORACLE and len(values) < len(cells) else values
 
 
 def _averages(
-    cells: Mapping[tuple[str, str, int], Done], recipe: str, columns: Sequence[str], measure: str, macro: bool
+    cells: Mapping[tuple[str, str, int], Done],
+    recipe: str,
+    columns: Sequence[str],
+    measure: str,
+    macro: bool,
 ) -> dict[int, float]:
     """Seed → unweighted mean over the columns, for the seeds that have every column."""
     averages = {}
     for seed in sorted({seed for name, _, seed in cells if name == recipe}):
         found = [cells.get((recipe, column, seed)) for column in columns]
-        values = [one.outcomes[measure].accuracy(macro=macro) for one in found if one and measure in one.outcomes]
+        values = [
+            one.outcomes[measure].accuracy(macro=macro)
+            for one in found
+            if one and measure in one.outcomes
+        ]
         if len(values) == len(columns):
             averages[seed] = float(np.mean(values))
     return averages
@@ -165,7 +177,10 @@ def _compared(
     differences = [average[seed] - other[seed] for seed in seeds]
     groups = []
     for column in columns:
-        pair = [[cells[name, column, seed].outcomes[OOD] for seed in seeds] for name in (row.name, baseline)]
+        pair = [
+            [cells[name, column, seed].outcomes[OOD] for seed in seeds]
+            for name in (row.name, baseline)
+        ]
         groups += _groups(pair[0], pair[1], macro)
     low, high = paired_seeds_interval(groups)
     return dataclasses.replace(
@@ -180,7 +195,9 @@ def _groups(
     first: Sequence[Outcome], second: Sequence[Outcome], macro: bool
 ) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     """What an accuracy is an unweighted mean of: all images of a column, or those of each of its classes."""
-    a, b = (np.stack([outcome.correct for outcome in side]) for side in (first, second))  # [seeds, n]
+    a, b = (
+        np.stack([outcome.correct for outcome in side]) for side in (first, second)
+    )  # [seeds, n]
     if not macro:
         return [(a, b)]
     labels = first[0].labels

@@ -29,7 +29,10 @@ def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> Non
     weights.
     """
     indices = job.split.ood_test
-    right = scores_on(student, job.bank, job.images, indices).argmax(axis=1) == job.images.labels[indices]
+    right = (
+        scores_on(student, job.bank, job.images, indices).argmax(axis=1)
+        == job.images.labels[indices]
+    )
     assert job.config.out is not None
     path = job.config.out / _FILE
     best = {"step": np.int64(done), "correct": right}

@@ -18,7 +18,18 @@ from edgekd.studies.write import group_titles, group_values
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HUES = ("#3182bd", "#e6550d", "#31a354", "#756bb1", "#d6a500", "#c51b8a", "#17becf", "#8c6d31", "#636363", "#843c39")
+_HUES = (
+    "#3182bd",
+    "#e6550d",
+    "#31a354",
+    "#756bb1",
+    "#d6a500",
+    "#c51b8a",
+    "#17becf",
+    "#8c6d31",
+    "#636363",
+    "#843c39",
+)
 _TEACHER = "#525252"
 
 
@@ -27,19 +38,33 @@ def draw_study(tables: Sequence[Table], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tables = [dataclasses.replace(t, measures=tuple(m for m in t.measures if m != ORACLE)) for t in tables]
+    tables = [
+        dataclasses.replace(t, measures=tuple(m for m in t.measures if m != ORACLE)) for t in tables
+    ]
     groups = max(len(group_titles(table)) for table in tables)
-    figure = Figure(figsize=(max(7.0, 2.2 + 1.5 * groups), 1.0 + 3.6 * len(tables)), dpi=160, layout="constrained")
+    figure = Figure(
+        figsize=(max(7.0, 2.2 + 1.5 * groups), 1.0 + 3.6 * len(tables)),
+        dpi=160,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(tables), 1, squeeze=False, sharey=True)
-    names = list(dict.fromkeys(row.name for table in tables for row in table.rows if row.name != TEACHER))
+    names = list(
+        dict.fromkeys(row.name for table in tables for row in table.rows if row.name != TEACHER)
+    )
     for axes, table in zip(panels[:, 0], tables, strict=True):
         _draw(axes, table, names)
     handles: dict[str, Any] = {}
     for axes in panels[:, 0]:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        handles |= {
+            label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)), frameon=False
+        handles.values(),
+        handles.keys(),
+        loc="outside upper center",
+        ncols=min(5, len(handles)),
+        frameon=False,
     )
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png")
@@ -52,7 +77,14 @@ def _draw(axes: Axes, table: Table, names: Sequence[str]) -> None:
         if row.name == TEACHER:
             for place, value in enumerate(values):
                 if value is not None:
-                    axes.hlines(value.mean, place - 0.4, place + 0.4, _TEACHER, linestyles="dashed", label=row.name)
+                    axes.hlines(
+                        value.mean,
+                        place - 0.4,
+                        place + 0.4,
+                        _TEACHER,
+                        linestyles="dashed",
+                        label=row.name,
+                    )
             continue
         number = names.index(row.name)
         shift = 0.7 * ((number + 0.5) / len(names) - 0.5)

@@ -66,7 +66,9 @@ class Cell:
         """A file name, different for every cell."""
         part = "" if self.fraction == 1 else f"{self.fraction:g}"
         shots = f"{self.shots}shot" if self.shots else ""
-        name = "-".join(word for word in (self.recipe, self.column, part, shots, str(self.seed)) if word)
+        name = "-".join(
+            word for word in (self.recipe, self.column, part, shots, str(self.seed)) if word
+        )
         plain = re.sub(r"[^\w.+-]", "_", name)
         return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
 
@@ -122,7 +124,8 @@ class Plan:
             "images": self.fingerprint,
             "unseen_classes": list(self.unseen),
             "recipes": {
-                name: plain_settings(config) | ({"recipe": config.recipe} if config.recipe != name else {})
+                name: plain_settings(config)
+                | ({"recipe": config.recipe} if config.recipe != name else {})
                 for name, config in self.configs.items()
             },
         }
@@ -178,12 +181,16 @@ def make_plan(
     named = named_recipes(recipes, baseline)
     names = tuple(named)
     if seeds < 1:
-        raise EdgekdError(f"A study over {seeds} seeds has no runs.", "Give --seeds 1 or more; 3 are usual.")
+        raise EdgekdError(
+            f"A study over {seeds} seeds has no runs.", "Give --seeds 1 or more; 3 are usual."
+        )
     own = settings_by_recipe(recipe_settings, names)
     settings = list(settings)
     configs = {
         name: _settled(
-            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]), recipe, out / "runs" / name
+            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]),
+            recipe,
+            out / "runs" / name,
         )
         for name, recipe in named.items()
     }
@@ -192,7 +199,8 @@ def make_plan(
         for field in ("data", "split_seed"):
             if getattr(config, field) != getattr(first, field):
                 raise EdgekdError(
-                    f"{name} would run with another {field} than {names[0]}.", "One study compares on the same images."
+                    f"{name} would run with another {field} than {names[0]}.",
+                    "One study compares on the same images.",
                 )
     images = load_images(first.data)
     by_class = protocol in ("class-disjoint", "k-shot")
@@ -202,18 +210,33 @@ def make_plan(
             "Use --protocol class-disjoint or k-shot.",
         )
     if by_class and test_domains:
-        raise EdgekdError(f"{protocol} tests on unseen classes, and unseen domains were named.", "Use --protocol lodo.")
+        raise EdgekdError(
+            f"{protocol} tests on unseen classes, and unseen domains were named.",
+            "Use --protocol lodo.",
+        )
     if protocol != "low-shot" and fractions:
-        raise EdgekdError(f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them.")
+        raise EdgekdError(
+            f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them."
+        )
     if protocol != "k-shot" and shots:
-        raise EdgekdError(f"{protocol} shows no images of unseen classes.", "Use --protocol k-shot for some of them.")
+        raise EdgekdError(
+            f"{protocol} shows no images of unseen classes.",
+            "Use --protocol k-shot for some of them.",
+        )
     if by_class and oracle:
-        raise EdgekdError(f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot.")
+        raise EdgekdError(
+            f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
+        )
     unseen = unseen_names(images, unseen_classes, first.split_seed) if by_class else ()
-    configs = {name: config.model_copy(update={"unseen_classes": unseen}) for name, config in configs.items()}
+    configs = {
+        name: config.model_copy(update={"unseen_classes": unseen})
+        for name, config in configs.items()
+    }
     domains: tuple[str | None, ...] = (None,)
     if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
-        domains = domain_names(images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:]))
+        domains = domain_names(
+            images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:])
+        )
     if oracle and domains == (None,):
         raise EdgekdError(
             f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
@@ -232,7 +255,9 @@ def make_plan(
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:
         if (cell.table, cell.column) not in tests:
-            tests[cell.table, cell.column] = _test(images, cell_config(configs[names[0]], cell, out), max(counts))
+            tests[cell.table, cell.column] = _test(
+                images, cell_config(configs[names[0]], cell, out), max(counts)
+            )
     return Plan(
         protocol=protocol,
         recipes=names,
@@ -265,10 +290,14 @@ def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
     """The configuration checked as a run's would be, with full paths."""
     for field, instead in _OWN.items():
         if field in config.model_fields_set:
-            raise EdgekdError(f"A study decides {field} itself, and it is set.", f"Take it out; give {instead}.")
+            raise EdgekdError(
+                f"A study decides {field} itself, and it is set.", f"Take it out; give {instead}."
+            )
     whole = settle(config.model_copy(update={"recipe": recipe, "out": folder, "overwrite": True}))
     paths = ("data", "teacher", "student_weights", "captions", "vocabulary", "descriptions")
-    return config.model_copy(update={"recipe": recipe} | {field: getattr(whole, field) for field in paths})
+    return config.model_copy(
+        update={"recipe": recipe} | {field: getattr(whole, field) for field in paths}
+    )
 
 
 def _test(images: ImageSet, config: TrainConfig, shots: int) -> Test:
@@ -287,6 +316,8 @@ def _test(images: ImageSet, config: TrainConfig, shots: int) -> Test:
 def _fingerprint(images: ImageSet) -> str:
     digest = hashlib.sha256("\0".join(images.classes).encode())
     for index in sorted(range(len(images)), key=lambda i: (images.keys[i], images.ids[i])):
-        place = f"{images.keys[index]}:{images.labels[index]}:{images.domains[images.domain_of[index]]}"
+        place = (
+            f"{images.keys[index]}:{images.labels[index]}:{images.domains[images.domain_of[index]]}"
+        )
         digest.update(place.encode())
     return digest.hexdigest()[:16]

@@ -44,7 +44,10 @@ def asked(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> Ou
 
 
 def chosen_among(
-    scores: NDArray[np.float32], images: ImageSet, indices: NDArray[np.int64], classes: Sequence[str]
+    scores: NDArray[np.float32],
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    classes: Sequence[str],
 ) -> Outcome:
     """Which of these images have their highest score, float `[len(indices), classes]`, at their own class."""
     place = np.array([classes.index(name) if name in classes else -1 for name in images.classes])

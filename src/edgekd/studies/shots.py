@@ -33,7 +33,9 @@ TUNING = 20 / 90
 """Steps of fine-tuning for each step before it."""
 
 
-def shots_cell(store: Store, cell: Cell, config: TrainConfig) -> tuple[dict[str, Outcome], dict[str, Any]]:
+def shots_cell(
+    store: Store, cell: Cell, config: TrainConfig
+) -> tuple[dict[str, Outcome], dict[str, Any]]:
     """What came of a cell, and the facts of its two runs."""
     base = _base(store, cell, config)
     whole = load_images(config.data)
@@ -44,7 +46,9 @@ def shots_cell(store: Store, cell: Cell, config: TrainConfig) -> tuple[dict[str,
     outcomes = {ID: asked(base, images, split.id_test)}
     texts = new_vectors(base, unseen) if can_zero_shot(base) else None
     if texts is not None:
-        outcomes[ZERO_SHOT] = chosen_among(student_scores(base, whole, left, texts), whole, left, unseen)
+        outcomes[ZERO_SHOT] = chosen_among(
+            student_scores(base, whole, left, texts), whole, left, unseen
+        )
     cached = cached_scores(base, whole, shots, left, unseen, texts)
     outcomes[RETRIEVAL] = chosen_among(cached, whole, left, unseen)
     if texts is not None:
@@ -58,7 +62,9 @@ def shots_cell(store: Store, cell: Cell, config: TrainConfig) -> tuple[dict[str,
         "student_weights": None,
         "pretrained": None,
     }
-    tuned = trained(cell_config(config, cell, store.folder / "runs" / cell.key).model_copy(update=changes))
+    tuned = trained(
+        cell_config(config, cell, store.folder / "runs" / cell.key).model_copy(update=changes)
+    )
     outcomes[OOD] = _among(tuned, whole, left, unseen)
     outcomes[ID_TUNED] = _among(tuned, images, split.id_test, base.run.classes)
     facts = facts_of(base.run)
@@ -77,7 +83,9 @@ def _base(store: Store, cell: Cell, config: TrainConfig) -> LoadedRun:
         return trained(cell_config(config, before, folder))
 
 
-def _among(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64], classes: Sequence[str]) -> Outcome:
+def _among(
+    loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64], classes: Sequence[str]
+) -> Outcome:
     columns = [loaded.run.classes.index(name) for name in classes]
     scores = student_scores(loaded, images, indices, loaded.vectors)[:, columns]
     return chosen_among(scores, images, indices, classes)
@@ -97,7 +105,9 @@ def on_common_images(plan: Plan, done: Done) -> Done:
     if not done.cell.shots:
         return done
     seed = plan.configs[done.cell.recipe].split_seed
-    left = left_to_test(plan.images, plan.unseen, take_shots(plan.images, plan.unseen, done.cell.shots, seed))
+    left = left_to_test(
+        plan.images, plan.unseen, take_shots(plan.images, plan.unseen, done.cell.shots, seed)
+    )
     common = np.isin(left, plan.tests[done.cell.table, done.cell.column].ood)
     outcomes = {
         name: outcome

@@ -37,7 +37,9 @@ class Outcome:
         """Per cent of the images, or the unweighted mean over classes (`macro`)."""
         if not macro:
             return 100 * float(self.correct.mean())
-        return 100 * float(np.mean([self.correct[self.labels == c].mean() for c in np.unique(self.labels)]))
+        return 100 * float(
+            np.mean([self.correct[self.labels == c].mean() for c in np.unique(self.labels)])
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,8 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise EdgekdError(
-                f"A study is running in {self.folder} already.", "Wait for it, or choose another --out."
+                f"A study is running in {self.folder} already.",
+                "Wait for it, or choose another --out.",
             ) from error
         try:
             yield
@@ -84,7 +87,9 @@ class Store:
             raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
         held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         if held and "study.json" not in held and set(held) - {".running.lock"}:
-            raise EdgekdError(f"{self.folder} holds something that is not a study.", "Choose another --out.")
+            raise EdgekdError(
+                f"{self.folder} holds something that is not a study.", "Choose another --out."
+            )
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Write the settings down; with a study already there, go on with it if they are the same.
@@ -98,7 +103,10 @@ class Store:
         if path.exists():
             stored = read_json(path, "study")
             if not isinstance(stored, dict) or stored.get("schema_version") != _SCHEMA_VERSION:
-                raise EdgekdError(f"The study at {self.folder} was written by another edgekd.", "Choose another --out.")
+                raise EdgekdError(
+                    f"The study at {self.folder} was written by another edgekd.",
+                    "Choose another --out.",
+                )
             differing = list(differences(stored, settings))
             if differing:
                 more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -129,7 +137,9 @@ class Store:
             }
             for name, outcome in done.outcomes.items()
         }
-        line = json.dumps({"cell": asdict(done.cell), "scores": numbers, **done.facts}, ensure_ascii=False)
+        line = json.dumps(
+            {"cell": asdict(done.cell), "scores": numbers, **done.facts}, ensure_ascii=False
+        )
         with FileLock(self.folder / ".cells.lock"):
             before = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
             write_text(self._lines, before + line + "\n")
@@ -144,7 +154,8 @@ class Store:
                 facts[Cell(**record.pop("cell"))] = record
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise EdgekdError(
-                    f"Line {number} of {self._lines} is damaged.", "Remove the line; its cell then runs again."
+                    f"Line {number} of {self._lines} is damaged.",
+                    "Remove the line; its cell then runs again.",
                 ) from error
         return [Done(cell, self._read(cell), facts[cell]) for cell in cells if cell in facts]
 
@@ -164,7 +175,9 @@ class Store:
             ) from error
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str = "") -> Iterator[str]:
+def differences(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str = ""
+) -> Iterator[str]:
     """Sentences about every setting that is not the same; recipes that only one side has are none."""
     for name, value in wanted.items():
         before = stored.get(name)

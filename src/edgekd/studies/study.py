@@ -50,7 +50,8 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
         done = store.done(plan.cells)
         if not done:
             raise EdgekdError(
-                f"None of the {len(plan.cells)} cells finished: {failures[0].reason}", "Mend this and run it again."
+                f"None of the {len(plan.cells)} cells finished: {failures[0].reason}",
+                "Mend this and run it again.",
             )
         tables = make_tables(plan, done, teacher_scores(plan, store))
         write_text(folder / "table.md", markdown(folder.name, tables))

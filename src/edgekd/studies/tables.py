@@ -17,7 +17,9 @@ from edgekd.studies.teacher import uses_teacher
 TEACHER = "teacher zero-shot"
 
 
-def make_tables(plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None) -> list[Table]:
+def make_tables(
+    plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None
+) -> list[Table]:
     """The study's tables from the cells that are finished.
 
     Args:
@@ -66,7 +68,9 @@ def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]
     # With shots this stands beside the students' zero-shot: the teacher's classifier has seen none of them.
     measure = ZERO_SHOT if plan.protocol == "k-shot" else OOD
     outside = {
-        (column, measure): accuracy(test.ood, test.ood_classes) for column, test in tests.items() if len(test.ood)
+        (column, measure): accuracy(test.ood, test.ood_classes)
+        for column, test in tests.items()
+        if len(test.ood)
     }
     means = [stat([value.mean for value in found.values()]) for found in (inside, outside)]
     # Its spread over domains is not an error over seeds, of which it has none.
@@ -87,14 +91,20 @@ def _protocol(plan: Plan) -> str:
     if plan.unseen:
         linear = [name for name in plan.recipes if recipe_of(plan.configs[name]).head != "text"]
         without = (
-            f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}." if linear else ""
+            f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}."
+            if linear
+            else ""
         )
         return (
             f"Protocol: class-disjoint. The classes {', '.join(plan.unseen)} never train. Unseen classes: all their "
             "images, zero-shot through the text head, chosen among the unseen classes; seen classes: their test "
             f"images, chosen among the seen ones. Macro accuracy, the mean over classes, in %.{without}"
         )
-    what = "leave one domain out" if plan.protocol == "lodo" else "low-shot, the tests are those of all labels"
+    what = (
+        "leave one domain out"
+        if plan.protocol == "lodo"
+        else "low-shot, the tests are those of all labels"
+    )
     return (
         f"Protocol: {what}. OOD: all images of the unseen domain, top-1 %; ID: the test images of the source domains"
         f"{', averaged over the unseen domains' if len(plan.tests) > 1 else ''}."
@@ -127,7 +137,9 @@ def _oracle(done: Sequence[Done]) -> str:
 def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
     """Protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
     config = plan.configs[plan.recipes[0]]
-    sizes = ", ".join(f"{column} {len(test.id):,} / {len(test.ood):,}".strip() for column, test in tests.items())
+    sizes = ", ".join(
+        f"{column} {len(test.id):,} / {len(test.ood):,}".strip() for column, test in tests.items()
+    )
     hashes = ", ".join(f"{column} {test.hash}".strip() for column, test in tests.items())
     rule = next(iter(tests.values())).rule.partition("; ")[2]
     selections: dict[str, list[str]] = {}
@@ -138,7 +150,9 @@ def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str
     named_apart = [f"{how} ({', '.join(names)})" for how, names in selections.items()]
     chosen = "; ".join(named_apart if len(selections) > 1 else selections)
     budget = sorted({(one.facts["steps"], one.facts["size"]) for one in done})
-    steps = ", ".join(f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget)
+    steps = ", ".join(
+        f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget
+    )
     tuning = sorted({one.facts["tuning_steps"] for one in done if "tuning_steps" in one.facts})
     if tuning:
         steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"

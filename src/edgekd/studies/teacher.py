@@ -28,7 +28,9 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
     # One classifier for all cells, so no templates that differ with the domain left out.
     templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)
     spec = config.descriptions
-    bank = teacher.text_bank(images.classes, templates, descriptions_for(spec, images.classes) if spec else None)
+    bank = teacher.text_bank(
+        images.classes, templates, descriptions_for(spec, images.classes) if spec else None
+    )
     wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
     path = store.folder / "teacher.npz"
     if path.exists():

@@ -27,18 +27,26 @@ def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]
         recipe = recipe if equals else name
         if recipe not in RECIPES:
             raise EdgekdError(
-                f'There is no recipe "{recipe}".', did_you_mean(recipe, RECIPES) + " See: edgekd list recipes."
+                f'There is no recipe "{recipe}".',
+                did_you_mean(recipe, RECIPES) + " See: edgekd list recipes.",
             )
         if not re.fullmatch(r"\w[\w.+ -]*", name):
-            raise EdgekdError(f'"{name}" cannot name a row of a study.', "Use letters, digits, and . _ + - between.")
+            raise EdgekdError(
+                f'"{name}" cannot name a row of a study.',
+                "Use letters, digits, and . _ + - between.",
+            )
         if name in names or (name in RECIPES and name != recipe):
-            raise EdgekdError(f'The name "{name}" is taken by another recipe.', "Write NAME=RECIPE with a new name.")
+            raise EdgekdError(
+                f'The name "{name}" is taken by another recipe.',
+                "Write NAME=RECIPE with a new name.",
+            )
         names[name] = recipe
     if not names:
         raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
     if baseline is not None and baseline not in names:
         raise EdgekdError(
-            f'The baseline "{baseline}" is not among the recipes.', did_you_mean(baseline, names) + " Add it to them."
+            f'The baseline "{baseline}" is not among the recipes.',
+            did_you_mean(baseline, names) + " Add it to them.",
         )
     return names
 
@@ -50,7 +58,8 @@ def settings_by_recipe(texts: Iterable[str], names: Sequence[str]) -> dict[str, 
         name, colon, setting = text.partition(":")
         if not colon or "=" in name:
             raise EdgekdError(
-                f'"{text}" is not a setting of one recipe.', "Write --recipe-set RECIPE:name=value, or --set for all."
+                f'"{text}" is not a setting of one recipe.',
+                "Write --recipe-set RECIPE:name=value, or --set for all.",
             )
         if name not in names:
             raise EdgekdError(f'The study has no recipe "{name}".', did_you_mean(name, names))
@@ -70,7 +79,9 @@ def domain_names(images: ImageSet, wanted: Sequence[str]) -> tuple[str, ...]:
         return images.domains
     for name in wanted:
         if name not in images.domains:
-            raise EdgekdError(f'{images.name} has no domain "{name}".', did_you_mean(name, images.domains))
+            raise EdgekdError(
+                f'{images.name} has no domain "{name}".', did_you_mean(name, images.domains)
+            )
     return tuple(dict.fromkeys(wanted))
 
 
@@ -78,7 +89,9 @@ def unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[st
     """Class names as given, or a percentage of the classes, drawn by a hash of the seed and the name."""
     if len(wanted) == 1 and (number := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", wanted[0])):
         count = round(float(number[1]) / 100 * len(images.classes))
-        drawn = sorted(images.classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:count]
+        drawn = sorted(
+            images.classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        )[:count]
         wanted = sorted(drawn, key=images.classes.index)
     names = tuple(dict.fromkeys(wanted))
     check_unseen(TrainConfig(unseen_classes=names), images)
@@ -94,7 +107,10 @@ def label_fractions(given: Sequence[float]) -> tuple[float, ...]:
     """The parts of the labels in rising order; none given takes `FRACTIONS`."""
     for value in given:
         if not 0 < value <= 1:
-            raise EdgekdError(f"{value:g} is not a part of the labels.", "Give numbers above 0, up to 1: 0.01,0.1,1.")
+            raise EdgekdError(
+                f"{value:g} is not a part of the labels.",
+                "Give numbers above 0, up to 1: 0.01,0.1,1.",
+            )
     return tuple(sorted(set(given))) or FRACTIONS
 
 
@@ -102,5 +118,7 @@ def shot_counts(given: Sequence[float]) -> tuple[int, ...]:
     """Images of each unseen class in rising order; none given takes `SHOTS`."""
     for value in given:
         if value < 1 or value != int(value):
-            raise EdgekdError(f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16.")
+            raise EdgekdError(
+                f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
+            )
     return tuple(sorted({int(value) for value in given})) or SHOTS

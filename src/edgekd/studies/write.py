@@ -18,7 +18,11 @@ ALWAYS = ("Split:", "Selection:", "Oracle:")
 def group_titles(table: Table) -> list[str]:
     """What accuracies a row has: in domain, per column, and on average where there are several columns."""
     inside, outside = table.names[ID], table.names[OOD]
-    names = [f"{table.names[measure]} {column}".strip() for column in table.columns for measure in table.measures]
+    names = [
+        f"{table.names[measure]} {column}".strip()
+        for column in table.columns
+        for measure in table.measures
+    ]
     if len(table.columns) == 1:
         return [inside, *names]
     oracle = [f"{table.names[ORACLE]} avg"] if ORACLE in table.measures else []
@@ -27,7 +31,9 @@ def group_titles(table: Table) -> list[str]:
 
 def group_values(table: Table, row: Row) -> list[Stat | None]:
     """The accuracies of `group_titles`."""
-    inner = [row.columns.get((column, measure)) for column in table.columns for measure in table.measures]
+    inner = [
+        row.columns.get((column, measure)) for column in table.columns for measure in table.measures
+    ]
     if len(table.columns) == 1:
         return [row.id, *inner]
     return [row.id, *inner, row.average, *([row.oracle] if ORACLE in table.measures else [])]
@@ -35,7 +41,14 @@ def group_values(table: Table, row: Row) -> list[Stat | None]:
 
 def header(table: Table) -> list[str]:
     """Titles of the columns."""
-    return ["", *group_titles(table), f"− {table.baseline}", "over seeds", "over images", "s per run"]
+    return [
+        "",
+        *group_titles(table),
+        f"− {table.baseline}",
+        "over seeds",
+        "over images",
+        "s per run",
+    ]
 
 
 def cells(table: Table, row: Row) -> list[str]:
@@ -49,7 +62,11 @@ def cells(table: Table, row: Row) -> list[str]:
 def _stat(value: Stat | None, alone: bool) -> str:
     if value is None:
         return NONE
-    return f"{value.mean:.1f}" if alone or value.seeds == 1 else f"{value.mean:.1f} ± {value.error:.1f}"
+    return (
+        f"{value.mean:.1f}"
+        if alone or value.seeds == 1
+        else f"{value.mean:.1f} ± {value.error:.1f}"
+    )
 
 
 def _interval(value: Interval | None) -> str:
@@ -66,8 +83,15 @@ def console_lines(tables: Sequence[Table]) -> Iterator[str]:
             yield table.title
         for line in lines:
             first, *others = line
-            yield "  ".join([f"{first:<{widths[0]}}", *(f"{t:>{w}}" for t, w in zip(others, widths[1:], strict=True))])
-        yield from (n for n in table.notes if n not in common or (len(tables) > 1 and n.startswith(ALWAYS)))
+            yield "  ".join(
+                [
+                    f"{first:<{widths[0]}}",
+                    *(f"{t:>{w}}" for t, w in zip(others, widths[1:], strict=True)),
+                ]
+            )
+        yield from (
+            n for n in table.notes if n not in common or (len(tables) > 1 and n.startswith(ALWAYS))
+        )
         yield ""
     yield from (note for note in common if len(tables) == 1 or not note.startswith(ALWAYS))
 
@@ -79,7 +103,12 @@ def markdown(name: str, tables: Sequence[Table]) -> str:
         if table.title:
             parts += [f"## {table.title}", ""]
         titles = header(table)
-        parts += [_line(titles), "|" + "---|" * len(titles), *(_line(cells(table, row)) for row in table.rows), ""]
+        parts += [
+            _line(titles),
+            "|" + "---|" * len(titles),
+            *(_line(cells(table, row)) for row in table.rows),
+            "",
+        ]
         parts += [f"- {note}" for note in table.notes] + [""]
     return "\n".join(parts)
 
@@ -92,7 +121,9 @@ def csv_text(tables: Sequence[Table]) -> str:
     """`table.csv`: a line per number, with ID per column as well; per cent and points, not rounded."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(("table", "recipe", "column", "measure", "value", "standard_error", "low", "high", "seeds"))
+    writer.writerow(
+        ("table", "recipe", "column", "measure", "value", "standard_error", "low", "high", "seeds")
+    )
     for table in tables:
         for row in table.rows:
             for (column, measure), value in row.columns.items():
@@ -104,9 +135,13 @@ def csv_text(tables: Sequence[Table]) -> str:
                 if row.difference is not None:
                     low, high = interval or ("", "")
                     name = f"ood less {table.baseline}, 95 % over {kind}"
-                    writer.writerow((table.title, row.name, "average", name, row.difference, "", low, high, ""))
+                    writer.writerow(
+                        (table.title, row.name, "average", name, row.difference, "", low, high, "")
+                    )
             if row.seconds is not None:
-                writer.writerow((table.title, row.name, "", "train_seconds", row.seconds, "", "", "", ""))
+                writer.writerow(
+                    (table.title, row.name, "", "train_seconds", row.seconds, "", "", "", "")
+                )
     return buffer.getvalue()
 
 
