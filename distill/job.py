@@ -9,7 +9,7 @@ from typing import cast
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet
 from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from edgekd.config import TrainConfig, read_config
+from edgekd.configs.train import TrainConfig, read_config
 from edgekd.console import is_main_process, say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions

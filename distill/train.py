@@ -20,7 +20,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from typer.main import get_command
 from edgekd.cli import app, main
 from edgekd.errors import EdgekdError, GateFailed
 
-HELP_SECONDS = 0.3
+HELP_RATIO = 2.5
 
 
 def commands(
@@ -59,26 +59,28 @@ def fails(
     return run
 
 
-def test_help_is_quick() -> None:
-    """User CPU time of a whole `edgekd --help` process, interpreter start included; the best of five.
+def user_seconds(*arguments: str) -> float:
+    """User CPU time of a Python process; user time and not wall time, so that a busy machine does not decide."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
-    User time and not wall time, so that a busy machine does not decide.
-    """
-    times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run(
-            [sys.executable, "-m", "edgekd.cli", "--help"], check=True, stdout=subprocess.DEVNULL
-        )
-        times.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    assert min(times) < HELP_SECONDS
+
+def test_help_is_quick() -> None:
+    """`edgekd --help` beside importing typer and rich alone, the best of five that take turns."""
+    pairs = [
+        (user_seconds("-m", "edgekd.cli", "--help"), user_seconds("-c", "import typer, rich"))
+        for _ in range(5)
+    ]
+    own, bare = (min(times) for times in zip(*pairs, strict=True))
+    assert own < HELP_RATIO * bare
 
 
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys\nfrom edgekd.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit as leaving:\n"
         "    assert leaving.code == 0\n"
-        "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnxruntime', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'timm', 'open_clip', 'numpy', 'onnx', 'PIL', 'matplotlib'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
@@ -307,7 +309,7 @@ def test_train_hands_over_what_was_given_and_nothing_else(monkeypatch: pytest.Mo
                 "x.toml",
             ]
         )
-    assert {name: value for name, value in seen.items() if value is not None} == {
+    assert seen == {
         "steps": 3,
         "smoke": True,
         "settings": ["a=1", "b.c=2"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
 from edgekd.errors import EdgekdError
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from edgekd.configs.vl import VlConfig
 from edgekd.distill.students import make_student
-from edgekd.distill.vl.config import VlConfig, make_config
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.errors import EdgekdError
@@ -111,7 +111,7 @@ def load_vl_run(folder: Path) -> VlRun:
     """
     folder = Path(folder)
     record = read_json(folder / RECORD, "vision-language run")
-    config = make_config(record["config"])
+    config = VlConfig.restore(record["config"], folder / RECORD)
     try:
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
         outputs = len(record["answers"])

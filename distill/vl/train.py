@@ -19,12 +19,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from edgekd.configs.vl import VlConfig
 from edgekd.console import say
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.terms import weighted_mean
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.build import RECORD, WEIGHTS, VlRun, build_student, load_vl_run, save_weights
-from edgekd.distill.vl.config import VlConfig
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import accuracy
 from edgekd.distill.vl.examples import Reader, make_reader, order, training_store
