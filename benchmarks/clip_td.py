@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cells import Cell, finished
 
-from edgekd.configs.vl import VlConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import evaluate_vl
@@ -45,7 +45,7 @@ def run_cell(
     """Train one student and test it."""
     assets = Path(arguments.assets)
     own = task == "vqa"
-    config = VlConfig.load(
+    config = VlTrainConfig.load(
         **{
             "task": task,
             "data": "easy-vqa" if own else str(assets / "pacs"),

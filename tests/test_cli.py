@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from edgekd.cli import app, main
+from edgekd.configs.train import TrainConfig
 from edgekd.errors import EdgekdError, GateFailed
 
 HELP_RATIO = 2.5
@@ -253,14 +254,14 @@ def _raises(error: BaseException) -> Callable[..., Any]:
 def test_failed_gate_is_exit_code_1(
     fails: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgekd.api.export", _raises(GateFailed("It differs.", "Look.")))
+    monkeypatch.setattr("edgekd.export.run.export_run", _raises(GateFailed("It differs.", "Look.")))
     assert fails(1, "export") == ("It differs.", "Look.")
 
 
 def test_error_without_a_hint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgekd.api.evaluate", _raises(EdgekdError("It is so.")))
+    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(EdgekdError("It is so.")))
     with pytest.raises(SystemExit) as leaving:
         main(["evaluate"])
     assert leaving.value.code == 2
@@ -270,7 +271,7 @@ def test_error_without_a_hint(
 def test_interrupt_is_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgekd.api.train", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("edgekd.distill.train.train", _raises(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
     assert leaving.value.code == 130
@@ -281,40 +282,29 @@ def test_interrupt_is_exit_code_130(
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekd.api.evaluate", _raises(ZeroDivisionError()))
+    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         main(["evaluate"])
 
 
-def test_train_hands_over_what_was_given_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+def test_train_hands_over_what_was_given_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[TrainConfig] = []
 
-    def train(**options: Any) -> Any:
-        seen.update(options)
+    def train(config: TrainConfig) -> Any:
+        seen.append(config)
         raise typer.Exit
 
-    monkeypatch.setattr("edgekd.api.train", train)
+    monkeypatch.setattr("edgekd.distill.train.train", train)
+    (tmp_path / "x.toml").write_text("lr = 0.5\nsteps = 9\n")
+    words = ["--steps", "3", "--smoke", "--set", "ema=0", "--set", "swad.ratio=1"]
     with pytest.raises(SystemExit):
-        main(
-            [
-                "train",
-                "--steps",
-                "3",
-                "--smoke",
-                "--set",
-                "a=1",
-                "--set",
-                "b.c=2",
-                "--config",
-                "x.toml",
-            ]
-        )
-    assert seen == {
-        "steps": 3,
-        "smoke": True,
-        "settings": ["a=1", "b.c=2"],
-        "config": Path("x.toml"),
-    }
+        main(["train", *words, "--config", str(tmp_path / "x.toml")])
+    [config] = seen
+    assert config.model_dump(exclude_unset=True) == {
+        "steps": 3, "smoke": True, "ema": 0, "lr": 0.5, "swad": {"ratio": 1}
+    }  # fmt: skip
 
 
 def test_real_process(tmp_path: Path) -> None:

@@ -154,18 +154,14 @@ def test_a_study_takes_the_settings_of_a_run(tmp_path: Path) -> None:
 class PaintOptions(Config):
     """A heading of its own."""
 
-    group = "Paint"
-
     colours: Words = option(default=("red",))
     """Colours, with commas."""
     layers: Counts = option(default=())
     """Layers of each."""
 
 
-class Scratch(PaintOptions):
+class ScratchConfig(PaintOptions):
     """A verb that no room has."""
-
-    verb = "scratch"
 
     wall: OptionalPath = option(default=None, kw_only=False)
     """What is painted."""
@@ -180,8 +176,8 @@ class Scratch(PaintOptions):
             raise EdgekdError("Only one colour can shine.", "Name one.")
 
 
-@verb(Scratch)
-def paint(config: Scratch) -> Scratch:
+@verb(ScratchConfig)
+def paint(config: ScratchConfig) -> ScratchConfig:
     """Paint a wall."""
     return config
 
@@ -190,10 +186,10 @@ def test_an_option_is_declared_once(tmp_path: Path) -> None:
     """The class above is all there is to `gloss`; flag, file, setting, call, help and refusals follow."""
     app, painted = typer.Typer(), []
 
-    @command(app, f"{__name__}:Scratch")
-    def scratch(given: Given) -> None:
+    @command(app, f"{__name__}:paint")
+    def scratch(result: ScratchConfig, _: Given) -> None:
         """Paint."""
-        painted.append(paint(**given))
+        painted.append(result)
 
     def run(*words: str) -> Any:
         return CliRunner().invoke(app, words, env={"COLUMNS": "120"})
@@ -209,7 +205,7 @@ def test_an_option_is_declared_once(tmp_path: Path) -> None:
     painted.append(paint(gloss=0.5))
     assert [config.gloss for config in painted] == [0.5] * 5
     run("here", "--colours", "red,blue", "--colours", "green", "--layers", "1,2", "--no-dry")
-    assert painted[-1] == Scratch(
+    assert painted[-1] == ScratchConfig(
         wall=Path("here"), colours=("red", "blue", "green"), layers=(1, 2), dry=False
     )
     assert paint("there").wall == Path("there")

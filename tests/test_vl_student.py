@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.configs.vl import VlConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.build import build_student
 from edgekd.distill.vl.student import VlStudent
@@ -22,7 +22,7 @@ TEXTS = ["red dog", "is there a red dog", "blue"]
 
 def small_student(**changes: Any) -> VlStudent:
     torch.manual_seed(0)
-    config = VlConfig.load(
+    config = VlTrainConfig.load(
         **{
             "student": "test_resnet",
             "size": 64,

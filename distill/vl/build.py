@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from edgekd.configs.vl import VlConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.students import make_student
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
@@ -26,7 +26,7 @@ WEIGHTS = "student.safetensors"
 
 
 def build_student(
-    config: VlConfig, rows: NDArray[np.int64], length: int, outputs: int, *, fresh: bool = True
+    config: VlTrainConfig, rows: NDArray[np.int64], length: int, outputs: int, *, fresh: bool = True
 ) -> tuple[VlStudent, Preprocess, tuple[int, int]]:
     """A student, how its pictures are prepared, and its grid of patches (height, width).
 
@@ -79,7 +79,7 @@ class VlRun:
     """A finished run."""
 
     folder: Path
-    config: VlConfig
+    config: VlTrainConfig
     record: dict[str, Any]
     student: VlStudent
     preprocess: Preprocess
@@ -111,7 +111,7 @@ def load_vl_run(folder: Path) -> VlRun:
     """
     folder = Path(folder)
     record = read_json(folder / RECORD, "vision-language run")
-    config = VlConfig.restore(record["config"], folder / RECORD)
+    config = VlTrainConfig.restore(record["config"], folder / RECORD)
     try:
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
         outputs = len(record["answers"])

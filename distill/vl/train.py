@@ -19,7 +19,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from edgekd.configs.vl import VlConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.console import say
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.terms import weighted_mean
@@ -44,7 +44,7 @@ _VAL_EXAMPLES = 1000
 
 
 def train_vl(
-    config: VlConfig,
+    config: VlTrainConfig,
     out: Path,
     *,
     overwrite: bool = False,
@@ -120,7 +120,7 @@ def train_vl(
 
 
 def _lessons(
-    config: VlConfig,
+    config: VlTrainConfig,
     teacher: TokenTeacher | None,
     reader: Reader,
     split: VlSplit,
@@ -133,7 +133,7 @@ def _lessons(
 
 
 def _fit(
-    config: VlConfig,
+    config: VlTrainConfig,
     student: VlStudent,
     reader: Reader,
     split: VlSplit,
@@ -183,7 +183,7 @@ def _fit(
 
 
 def _looks(
-    config: VlConfig, student: VlStudent, reader: Reader, split: VlSplit
+    config: VlTrainConfig, student: VlStudent, reader: Reader, split: VlSplit
 ) -> Callable[[NDArray[np.int64]], Tensor]:
     """Pictures of a batch → what the backbone sees, float `[B, P, c]`."""
     if config.freeze_backbone:
@@ -195,7 +195,7 @@ def _looks(
 
 
 def _loss(
-    config: VlConfig,
+    config: VlTrainConfig,
     joint: Joint,
     labels: Tensor,
     indices: NDArray[np.int64],

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.configs.benchmark import (
     BenchmarkConfig,
-    BundleConfig,
     EvaluateConfig,
-    MeasureOptions,
     ReportConfig,
 )
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
@@ -17,11 +15,12 @@ from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.errors import EdgekdError
-from edgekd.manifest import Artifact, Run
 
 if TYPE_CHECKING:
     from edgekd.benchmark.rows import Report
     from edgekd.benchmark.throughput import Grid
+    from edgekd.manifest import Artifact, Run
+    from edgekd.measure import Gathered
     from edgekd.studies.study import Study
 
 
@@ -96,25 +95,39 @@ def benchmark(config: BenchmarkConfig) -> Report:
     Returns:
         The report, as `report.json` has it. For a device `bundle:DIR` there is `edgekd.api.make_bundle`.
     """
+    if config.bundle:
+        raise EdgekdError("A bundle is no measurement.", "Write it with edgekd.api.make_bundle.")
+    return _measure(config)
+
+
+@verb_of_paths(BenchmarkConfig)
+def make_bundle(config: BenchmarkConfig) -> str:
+    """Write a folder, `device="bundle:DIR"`, with which a machine that nobody can reach measures the artifacts.
+
+    Returns:
+        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
+    """
+    if not config.bundle:
+        raise EdgekdError("The bundle has no folder.", 'Name it: device="bundle:DIR".')
+    return _bundle(config)
+
+
+@verb_of_paths(BenchmarkConfig)
+def benchmark_or_bundle(config: BenchmarkConfig) -> Report | str:
+    """Do what `edgekd benchmark` does: `make_bundle` where a device is a bundle, else `benchmark`."""
+    return _bundle(config) if config.bundle else _measure(config)
+
+
+def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
-    from edgekd.distill.plan import newest_run
-    from edgekd.measure import gather
     from edgekd.subjects import artifact_facts, compared_of
     from edgekd.targets.profiles import follow_profile
 
-    if config.bundles:
-        raise EdgekdError("A bundle is no measurement.", "Write it with edgekd.api.make_bundle.")
     config = follow_profile(config, {"threads"}, cautions=True)
     gates, grid = parse_gates(config.gates), _grid(config)
-    places = list(config.paths) or [newest_run()]
-    elsewhere = bool(config.device) or config.result is not None
-    found = gather(
-        places, data=config.data, ood=config.ood, unknown=config.unknown, suites=config.suites,
-        texture_shape=config.texture_shape, corruption_images=config.corruption_images,
-        vocabulary=config.vocabulary, elsewhere=elsewhere,
-    )  # fmt: skip
+    found, places = _gathered(config)
     subjects, quick, threads = found.subjects, config.quick, config.threads
     if grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError(
@@ -143,27 +156,16 @@ def benchmark(config: BenchmarkConfig) -> Report:
     )
 
 
-@verb_of_paths(BundleConfig)
-def make_bundle(config: BundleConfig) -> str:
-    """Write a folder with which a machine that nobody can reach measures the artifacts.
-
-    Returns:
-        The line to run inside the folder, there. Its result goes to `benchmark(…, result=FILE)`.
-    """
+def _bundle(config: BenchmarkConfig) -> str:
     from edgekd.benchmark.device import bundle
-    from edgekd.distill.plan import newest_run
-    from edgekd.measure import gather
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
-    found = gather(
-        list(config.paths) or [newest_run()], data=config.data, ood=config.ood, unknown=config.unknown,
-        texture_shape=config.texture_shape, elsewhere=True,
-    )  # fmt: skip
+    found, _ = _gathered(config)
     return bundle(
         found.subjects,
         found.suites,
-        config.folder,
+        Path(str(config.bundle)),
         quick=config.quick,
         threads=config.threads,
         energy=config.energy,
@@ -171,7 +173,21 @@ def make_bundle(config: BundleConfig) -> str:
     )
 
 
-def _grid(config: MeasureOptions) -> Grid | None:
+def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
+    """Return what is measured on what, and the runs and artifacts that were named."""
+    from edgekd.distill.plan import newest_run
+    from edgekd.measure import gather
+
+    places = list(config.paths) or [newest_run()]
+    found = gather(
+        places, data=config.data, ood=config.ood, unknown=config.unknown, suites=config.suites,
+        texture_shape=config.texture_shape, corruption_images=config.corruption_images,
+        vocabulary=config.vocabulary, elsewhere=bool(config.device) or config.result is not None,
+    )  # fmt: skip
+    return found, places
+
+
+def _grid(config: BenchmarkConfig) -> Grid | None:
     from edgekd.benchmark.throughput import Grid
 
     if not config.batch_sizes and not config.thread_counts:

@@ -38,6 +38,13 @@ app.add_typer(classes, name="classes")
 app.add_typer(vl, name="vl")
 
 
+def result(*lines: str) -> None:
+    """Print the last lines of a command; see `edgekd.console.result`."""
+    from edgekd.console import result
+
+    result(*lines)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgekd {__version__}")
@@ -53,13 +60,9 @@ def _options(
     pass
 
 
-@command(app, "edgekd.configs.train:TrainConfig")
-def train(given: Given) -> None:
+@command(app, "edgekd.api:train")
+def train(run: Any, _: Given) -> None:
     """Distil a compact student from a CLIP teacher."""
-    from edgekd import api
-    from edgekd.console import result
-
-    run = api.train(**given)
     result(
         f"student: {run.folder}  ({run.steps} steps in {run.train_seconds:.0f} s, "
         f"{run.images_per_second:.0f} images/s, data_wait {run.data_wait_percent:.0f} %)",
@@ -67,13 +70,9 @@ def train(given: Given) -> None:
     )
 
 
-@command(app, "edgekd.configs.export:ExportConfig")
-def export(given: Given) -> None:
+@command(app, "edgekd.api:export")
+def export(artifacts: Any, _: Given) -> None:
     """Write the file a device runs, and check it against the torch student."""
-    from edgekd import api
-    from edgekd.console import result
-
-    artifacts = api.export(**given)
     for artifact in artifacts:
         parity = artifact.parity
         result(
@@ -91,18 +90,12 @@ def export(given: Given) -> None:
             f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
             f"({speed[2]}), one image, one thread"
         )
-    folder = artifacts[-1].folder
-    assert folder is not None
-    result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+    result(f"next:     edgekd benchmark {artifacts[-1].folder.parent.parent} --quick")
 
 
-@command(app, "edgekd.configs.export:VerifyConfig")
-def verify(given: Given) -> None:
+@command(app, "edgekd.api:verify")
+def verify(links: Any, given: Given) -> None:
     """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
-    from edgekd import api
-    from edgekd.console import result
-
-    links = api.verify(**given)
     for link in links:
         word = "holds" if link["passed"] else "BROKEN"
         result(
@@ -118,19 +111,14 @@ def verify(given: Given) -> None:
         )
 
 
-@command(app, "edgekd.configs.benchmark:BenchmarkConfig")
-def benchmark(given: Given) -> None:
+@command(app, "edgekd.api:benchmark_or_bundle")
+def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
-    from edgekd import api
     from edgekd.benchmark.report import print_gates, print_table
-    from edgekd.configs.benchmark import BenchmarkConfig
-    from edgekd.console import result
 
-    config = BenchmarkConfig.load(**given)
-    if config.bundles:
-        _bundle(config, config.bundles[0])
+    if isinstance(report, str):
+        _bundle(report, given)
         return
-    report = api.benchmark(**given)
     print_table(report)
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
@@ -138,56 +126,35 @@ def benchmark(given: Given) -> None:
     print_gates(report)
 
 
-def _bundle(config: Any, folder: str) -> None:
-    from edgekd import api
-    from edgekd.configs.benchmark import BundleConfig, SuiteOptions
-    from edgekd.console import result
+def _bundle(line: str, given: Given) -> None:
+    """Print how a bundle goes on: the line to run there, and the command that reads its result."""
+    from edgekd.configs.benchmark import SuiteOptions
 
-    shared = config.model_dump(include=set(BundleConfig.model_fields), exclude_unset=True)
-    line = api.make_bundle(**shared, folder=folder)
-    result(f"bundle:  {folder}  (copy it to the device)", f"there:   {line}")
-    words = [str(path) for path in config.paths]
-    for name in SuiteOptions.model_fields.keys() - {"paths", "config", "settings"}:
-        given = getattr(config, name)
-        values = given if isinstance(given, tuple) else (given,) if given is not None else ()
-        words += [word for value in values for word in (f"--{name.replace('_', '-')}", value)]
-    result(f"then:    edgekd benchmark {shlex.join([*words, '--import', 'RESULT'])}")
+    folder = given["device"][0].removeprefix("bundle:")
+    words = [str(path) for path in given.get("paths", ())]
+    for name in SuiteOptions.model_fields.keys() & given.keys() - {"paths"}:
+        flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+        values = given[name] if isinstance(given[name], list) else [given[name]]
+        words += [word for value in values for word in (flag, str(value))]
+    result(
+        f"bundle:  {folder}  (copy it to the device)",
+        f"there:   {line}",
+        f"then:    edgekd benchmark {shlex.join([*words, '--import', 'RESULT'])}",
+    )
 
 
-@command(app, "edgekd.configs.benchmark:ReportConfig")
-def report(given: Given) -> None:
+@command(app, "edgekd.api:report")
+def report(page: Any, _: Given) -> None:
     """Compare finished benchmarks on one page; nothing is measured again."""
-    from edgekd import api
-    from edgekd.console import result
-
-    result(f"comparison: {api.report(**given)}  (also comparison.md)")
+    result(f"comparison: {page}  (also comparison.md)")
 
 
-@command(app, "edgekd.configs.benchmark:EvaluateConfig")
-def evaluate(given: Given) -> None:
+@command(app, "edgekd.api:evaluate")
+def evaluate(rows: Any, given: Given) -> None:
     """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
-    from edgekd import api
-
-    rows = api.evaluate(**given)
-    _print_rows(rows, _AGREEMENT if given.get("agreement") else _ACCURACY)
-
-
-_ACCURACY = {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
-_AGREEMENT = {
-    "top1_agreement": ("same class %", 100),
-    "m_rel": ("M_rel %", 100),
-    "recall": ("recall@5 %", 100),
-    "m_neigh": ("M_neigh@10 %", 100),
-    "m_vlalign": ("M_vlalign@5", 1),
-    "angle": ("angle °", 1),
-    "distance": ("distance²", 1),
-}
-"""Key of a row → its column's title and the factor on its numbers."""
-
-
-def _print_rows(rows: list[dict[str, Any]], columns: dict[str, tuple[str, int]]) -> None:
     from edgekd.console import out
 
+    columns = _AGREEMENT if given.get("agreement") else _ACCURACY
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
     out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
@@ -203,14 +170,24 @@ def _print_rows(rows: list[dict[str, Any]], columns: dict[str, tuple[str, int]])
         out.print(line, markup=False)
 
 
-@command(app, "edgekd.configs.study:StudyConfig")
-def study(given: Given) -> None:
+_ACCURACY = {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
+_AGREEMENT = {
+    "top1_agreement": ("same class %", 100),
+    "m_rel": ("M_rel %", 100),
+    "recall": ("recall@5 %", 100),
+    "m_neigh": ("M_neigh@10 %", 100),
+    "m_vlalign": ("M_vlalign@5", 1),
+    "angle": ("angle °", 1),
+    "distance": ("distance²", 1),
+}
+"""Key of a row → its column's title and the factor on its numbers."""
+
+
+@command(app, "edgekd.api:study")
+def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    from edgekd import api
-    from edgekd.console import result
     from edgekd.studies.write import console_lines
 
-    made = api.study(**given)
     result(
         *console_lines(made.tables),
         f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)",
@@ -223,38 +200,27 @@ def study(given: Given) -> None:
         )
 
 
-@command(classes, "edgekd.configs.export:AddClassConfig")
-def add(given: Given) -> None:
+@command(classes, "edgekd.api:add_class")
+def add(changed: Any, given: Given) -> None:
     """Add a class: by its name and the run's prompts, by a text vector, or by a few images."""
-    from edgekd import api
-    from edgekd.console import result
     from edgekd.targets.bank import read_bank
     from edgekd.targets.new_class import told
 
-    changed = api.add_class(**given)
-    assert changed.bank is not None
     result(
         f"classes: {', '.join(changed.classes)}",
         f"{given['name']}: {told(read_bank(given['artifact'] / changed.bank))}",
     )
 
 
-@command(classes, "edgekd.configs.export:ClassConfig")
-def remove(given: Given) -> None:
+@command(classes, "edgekd.api:remove_class")
+def remove(changed: Any, _: Given) -> None:
     """Remove a class that was added since the export."""
-    from edgekd import api
-    from edgekd.console import result
-
-    result(f"classes: {', '.join(api.remove_class(**given).classes)}")
+    result(f"classes: {', '.join(changed.classes)}")
 
 
-@command(vl, "edgekd.configs.vl:VlConfig", "train")
-def vl_train(given: Given) -> None:
+@command(vl, "edgekd.vl:train_vl", "train")
+def vl_train(run: Any, _: Given) -> None:
     """Train a small student that takes an image and a text."""
-    from edgekd.console import result
-    from edgekd.vl import train_vl
-
-    run = train_vl(**given)
     result(
         f"student: {run.folder}  ({run.record['data']}, validation accuracy {100 * run.record['val_accuracy']:.1f} %, "
         f"{run.record['train_seconds']:.0f} s)",
@@ -262,13 +228,11 @@ def vl_train(given: Given) -> None:
     )
 
 
-@command(vl, "edgekd.configs.vl:VlEvaluateConfig", "evaluate")
-def vl_evaluate(given: Given) -> None:
+@command(vl, "edgekd.vl:evaluate_vl", "evaluate")
+def vl_evaluate(rows: Any, _: Given) -> None:
     """Accuracy in domain and on the domain left out, beside the most frequent answer's."""
     from edgekd.console import out
-    from edgekd.vl import evaluate_vl
 
-    rows = evaluate_vl(**given)
     out.print(
         f"{'suite':<24}{'examples':>10}{'accuracy %':>12}{'constant answer %':>19}", markup=False
     )
@@ -281,13 +245,11 @@ def vl_evaluate(given: Given) -> None:
         )
 
 
-@command(vl, "edgekd.configs.vl:VlExportConfig", "export")
-def vl_export(given: Given) -> None:
+@command(vl, "edgekd.vl:export_vl", "export")
+def vl_export(record: Any, given: Given) -> None:
     """Write the student as ONNX, picture and token ids in, and check it against torch."""
-    from edgekd.console import result
-    from edgekd.vl import artifact_folder, export_vl
+    from edgekd.vl import artifact_folder
 
-    record = export_vl(**given)
     parity = record["parity"]
     result(
         f"artifact: {artifact_folder(given['run'])}  (same answer as the torch student on "

@@ -23,23 +23,21 @@ if TYPE_CHECKING:
 
 Given = dict[str, Any]
 """The options on a command line, by field; those that were not given are left out."""
+Show = Callable[[Any, Given], None]
 
 
-def command(
-    app: typer.Typer, model: str, name: str | None = None
-) -> Callable[[Callable[[Given], None]], Callable[[Given], None]]:
-    """Register the decorated function as a command that takes the fields of a `Config`.
+def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[Show], Show]:
+    """Register a command that calls a verb; the decorated function prints what it returns.
 
     Args:
-        model: `module:Class` of the configuration.
+        verb: `module:function` decorated with `edgekd.configs.verbs.verb`; imported when it is needed.
         name: the command; None takes the function's name.
     """
 
-    def register(run: Callable[[Given], None]) -> Callable[[Given], None]:
+    def register(show: Show) -> Show:
         @functools.cache
         def made() -> Any:
-            module, _, kind = model.partition(":")
-            return _command(getattr(importlib.import_module(module), kind), run)
+            return _command(verb, show)
 
         class Lazy(TyperCommand):
             """Takes parameters, help page and callback of the command made from the configuration."""
@@ -58,16 +56,17 @@ def command(
             def invoke(self, ctx: Any) -> Any:
                 return made().invoke(ctx)
 
-        app.command(name or run.__name__, cls=Lazy, help=inspect.getdoc(run))(lambda: None)
-        return run
+        app.command(name or show.__name__, cls=Lazy, help=inspect.getdoc(show))(lambda: None)
+        return show
 
     return register
 
 
-def _command(model: Any, run: Callable[[Given], None]) -> Any:
+def _command(verb: str, show: Show) -> Any:
     from edgekd.configs.base import COMMAS, options_of
 
-    options = options_of(model)
+    module, _, function = verb.partition(":")
+    options = options_of(getattr(importlib.import_module(module), function).config)
     parameters, switches = [], {}
     for name, (field, panel, extra) in options.items():
         kind = _kind(field.annotation)
@@ -86,17 +85,18 @@ def _command(model: Any, run: Callable[[Given], None]) -> Any:
                 continue
             name, value = _switched(switches[name], value) if name in switches else (name, value)
             if name in given:
+                flags = ", ".join(options[name][2]["switches"])
                 raise EdgekdError(
                     f"More than one {name} was given.",
-                    f"Give one of {_alternatives(options[name][2])}, and run the command again for another.",
+                    f"Give one of {flags}, and repeat the command for another.",
                 )
             given[name] = ",".join(value) if COMMAS in options[name][0].metadata else value
-        run(given)
+        show(getattr(importlib.import_module(module), function)(**given), given)
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-    app.command(help=_escaped(inspect.getdoc(run) or ""))(callback)
+    app.command(help=_escaped(inspect.getdoc(show) or ""))(callback)
     return typer.main.get_command(app)
 
 
@@ -153,10 +153,6 @@ def _switched(switch: tuple[str, Any], given: Any) -> tuple[str, Any]:
     if isinstance(value, dict) and given not in value:
         raise EdgekdError(f'There is no {name} "{given}" here.', f"Give {' or '.join(value)}.")
     return name, value[given] if isinstance(value, dict) else value
-
-
-def _alternatives(extra: Any) -> str:
-    return ", ".join(extra["switches"])
 
 
 def _choices(annotation: Any) -> Iterator[str]:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import EdgekdError
 from edgekd.files import read_json, sha256_file, write_json
+from edgekd.formats import Input as Input
+from edgekd.formats import Precision as Precision
 from edgekd.preprocess import Preprocess
-
-Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
-"""`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
-and `pal6` are weights as indices into a palette."""
-
-Input = Literal["uint8", "float"]
-"""What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
 
 
 class TensorSpec(BaseModel):

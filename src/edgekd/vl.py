@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.configs.verbs import verb
-from edgekd.configs.vl import VlConfig, VlEvaluateConfig, VlExportConfig
+from edgekd.configs.vl import VlEvaluateConfig, VlExportConfig, VlTrainConfig
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 PARITY_EXAMPLES = 256
 
 
-@verb(VlConfig)
-def train_vl(config: VlConfig) -> VlRun:
+@verb(VlTrainConfig)
+def train_vl(config: VlTrainConfig) -> VlRun:
     """Train a vision-language student and write its run folder."""
     from edgekd.distill.vl.train import train_vl
 

@@ -64,6 +64,8 @@ def _numbers(kind: type, what: str, example: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+SETTINGS = "Settings"
+"""Heading over the ways to give any option."""
 COMMAS = BeforeValidator(_words)
 """Marks a field that takes one string with commas as well as a sequence."""
 
@@ -145,17 +147,18 @@ class Config(BaseModel, metaclass=_Meta):
     """The options of one verb. `None` means: chosen from the others when the verb runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    verb: ClassVar[str] = ""
-    """Name of the command, and of its table in a configuration file."""
     whole_file: ClassVar[bool] = False
-    """Whether a file without that table holds nothing but this verb's settings."""
-    group: ClassVar[str] = "Options"
-    """Heading in `--help` over the fields that a class declares itself."""
+    """Whether a file without a table of the verb holds nothing but its settings."""
 
-    config: OptionalPath = option(default=None, group="Settings", exclude=True)
+    config: OptionalPath = option(default=None, group=SETTINGS, exclude=True)
     """TOML or YAML file with any of these settings."""
-    settings: Items = option(default=(), group="Settings", flag="--set", exclude=True)
+    settings: Items = option(default=(), group=SETTINGS, flag="--set", exclude=True)
     """Any setting as name=value or a.b=value; may be repeated."""
+
+    @classmethod
+    def verb(cls) -> str:
+        """Return the command, which is also the table in a file: `vl train` of `VlTrainConfig`."""
+        return " ".join(re.findall("[A-Z][a-z]+", cls.__name__.removesuffix("Config"))).lower()
 
     @classmethod
     def load(cls, **given: Any) -> Self:
@@ -182,7 +185,7 @@ class Config(BaseModel, metaclass=_Meta):
             problems.append(error)
         except ValidationError:
             pass
-        raise _together(problems, cls.verb)
+        raise _together(problems, cls.verb())
 
     @classmethod
     def restore(cls, values: Any, path: Path) -> Self:
@@ -198,12 +201,12 @@ class Config(BaseModel, metaclass=_Meta):
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return this verb's settings of a file."""
-        table = values.get(cls.verb)
+        table = values.get(cls.verb())
         if table is None and cls.whole_file:
             return {name: value for name, value in values.items() if name != "gates"}
         if not isinstance(table, dict):
             raise EdgekdError(
-                f"{path} has no table [{cls.verb}].", f"Write the settings under [{cls.verb}]."
+                f"{path} has no table [{cls.verb()}].", f"Write the settings under [{cls.verb()}]."
             )
         return dict(table)
 
@@ -212,7 +215,7 @@ class Config(BaseModel, metaclass=_Meta):
         for name in (info.context or {}).get("wrong", ()):
             self.__dict__.pop(name, None)
         if problems := list(self._contradictions()):
-            raise _together(problems, self.verb)
+            raise _together(problems, self.verb())
         return self
 
     def _contradictions(self) -> Iterator[EdgekdError]:
@@ -233,32 +236,27 @@ class Config(BaseModel, metaclass=_Meta):
 
 
 def options_of(model: type[Config]) -> dict[str, tuple[FieldInfo, str, Mapping[str, Any]]]:
-    """Return name → field, heading, and the arguments of `option`.
+    """Return name → field, heading in `--help`, and the arguments of `option`.
 
-    What is taken by position comes first. Headings follow the bases, or the model where it has one of its own.
+    The heading is the name of the class that declares the field, `Data` of `DataOptions`. What is taken by position
+    comes first; headings have the order of the fields, which is that of a dataclass: the last base first.
     """
-    bases = model.__mro__[1 : model.__mro__.index(Config)]
-    kinds = [model, *bases] if "group" in vars(model) else [*bases, model]
-    headings = list(dict.fromkeys(vars(kind)["group"] for kind in kinds if "group" in vars(kind)))
-    found = []
+    rows = {}
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         owner = next(
-            kind
-            for kind in reversed(model.__mro__)
-            if name in vars(kind).get("__annotations__", {})
+            kind for kind in model.__mro__[::-1] if name in vars(kind).get("__annotations__", {})
         )
-        heading = str(extra.get("group") or vars(owner).get("group", "Options"))
-        if heading not in headings and owner is not Config:
-            headings.append(heading)
-        found.append((name, field, heading, extra, owner))
-    kinds, headings = [*kinds, Config], [*headings, "Settings"]
-    found.sort(
-        key=lambda one: (
-            not one[3].get("positional"), headings.index(one[2]), kinds.index(one[4])
+        words = re.findall("[A-Z][a-z]+", owner.__name__)
+        heading = extra.get("group") or (words[-2] if words[-1] == "Options" else "Options")
+        rows[name] = (field, str(heading), extra)
+    headings = [*dict.fromkeys(row[1] for row in rows.values() if row[1] != SETTINGS), SETTINGS]
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda row: (not row[1][2].get("positional"), headings.index(row[1][1])),
         )
-    )  # fmt: skip
-    return {name: (field, heading, extra) for name, field, heading, extra, _ in found}
+    )
 
 
 def _problem(model: type[BaseModel], error: Any) -> EdgekdError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from edgekd.configs.base import (
     AnyPath,
@@ -23,8 +23,6 @@ from edgekd.errors import EdgekdError
 class SuiteOptions(Config):
     """What is measured on which images."""
 
-    group: ClassVar[str] = "Images"
-
     paths: Paths = option(default=(), kw_only=False)
     """Run folders (all their artifacts) or artifact folders. Default: the newest run."""
     data: OptionalSpec = option(default=None)
@@ -38,10 +36,8 @@ class SuiteOptions(Config):
     """Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias."""
 
 
-class MeasureOptions(Config):
+class SpeedOptions(Config):
     """How speed is measured."""
-
-    group: ClassVar[str] = "Speed"
 
     quick: bool = False
     """Short latency measurement, marked as such."""
@@ -66,25 +62,14 @@ class MeasureOptions(Config):
                 )
 
 
-class BundleConfig(SuiteOptions, MeasureOptions):
-    """A folder with which a machine that nobody can reach measures artifacts."""
-
-    verb: ClassVar[str] = "benchmark"
-
-    folder: AnyPath = option()
-    """New folder."""
-
-
-class BenchmarkConfig(SuiteOptions, MeasureOptions):
+class BenchmarkConfig(SpeedOptions, SuiteOptions):
     """A measurement of runs and artifacts."""
 
-    verb: ClassVar[str] = "benchmark"
-
-    suites: Words = option(default=(), group="Images")
+    suites: Words = option(default=(), group="Suite")
     """Suites made from the in-domain test images: corruptions."""
-    corruption_images: int | None = option(default=None, ge=1, group="Images")
+    corruption_images: int | None = option(default=None, ge=1, group="Suite")
     """Images in each of the 75 cells of the corruptions. Default: 200."""
-    vocabulary: Items = option(default=(), group="Images")
+    vocabulary: Items = option(default=(), group="Suite")
     """Classify the same images with other prompts or further class names, NAME=FILE: lines with {} are templates,
     others class names to add; may be repeated."""
     device: Items = option(default=(), group="Devices")
@@ -111,14 +96,14 @@ class BenchmarkConfig(SuiteOptions, MeasureOptions):
         from edgekd.benchmark.gates import gates_of_table
 
         gates = values.get("gates")
-        if gates is None and cls.verb in values:
+        if gates is None and cls.verb() in values:
             return super().from_file(values, path)
         if not isinstance(gates, dict) or not gates:
             raise EdgekdError(
                 f"{path} has no [gates].",
                 'Write a table: [gates], then lines such as p90_ms = "<=20".',
             )
-        own = super().from_file(values, path) if cls.verb in values else {}
+        own = super().from_file(values, path) if cls.verb() in values else {}
         return own | {"gates": (*gates_of_table(gates), *own.get("gates", ()))}
 
     @classmethod
@@ -129,13 +114,14 @@ class BenchmarkConfig(SuiteOptions, MeasureOptions):
         return config.model_copy(update={"gates": (*config.gates, *gates)})
 
     @property
-    def bundles(self) -> list[str]:
-        """Folders of the bundles among the devices."""
-        return [spec.removeprefix("bundle:") for spec in self.device if spec.startswith("bundle:")]
+    def bundle(self) -> str | None:
+        """Folder of the bundle, if a device is one."""
+        specs = [spec for spec in self.device if spec.startswith("bundle:")]
+        return specs[0].removeprefix("bundle:") if specs else None
 
     @check
     def _devices(self) -> None:
-        if self.bundles:
+        if self.bundle:
             if len(self.device) > 1 or self.result:
                 raise EdgekdError(
                     "A bundle is made alone.", "Measure on other devices with another command."
@@ -159,8 +145,6 @@ class BenchmarkConfig(SuiteOptions, MeasureOptions):
 class ReportConfig(Config):
     """A comparison of finished benchmarks."""
 
-    verb: ClassVar[str] = "report"
-
     paths: Paths = option(default=(), kw_only=False)
     """Report folders, or runs with a report in `benchmark/`. Default: the newest run."""
     out: AnyPath = option(default=Path("comparison"))
@@ -171,8 +155,6 @@ class ReportConfig(Config):
 
 class EvaluateConfig(Config):
     """An accuracy of a teacher, and of a run's student."""
-
-    verb: ClassVar[str] = "evaluate"
 
     run: OptionalPath = option(default=None, kw_only=False)
     """Run folder whose student to evaluate beside the teacher. Default: the teacher alone; with --agreement, --probe or

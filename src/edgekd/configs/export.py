@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
 from edgekd.errors import EdgekdError
-from edgekd.manifest import Input, Precision
+from edgekd.formats import Input, Precision
 
 
 class FileOptions(Config):
     """What the file is."""
-
-    group: ClassVar[str] = "File"
 
     run: OptionalPath = option(default=None, kw_only=False)
     """Run folder. Default: the newest under runs/."""
@@ -51,8 +49,6 @@ class FileOptions(Config):
 class QuantizationOptions(Config):
     """How the file is calibrated, and how far it may differ from the student."""
 
-    group: ClassVar[str] = "Quantization"
-
     data: OptionalSpec = option(default=None)
     """Where the run's images are now, if they have moved: toy, a folder, or a .csv/.parquet manifest."""
     calibration_images: int = option(default=300, ge=1)
@@ -69,10 +65,8 @@ class QuantizationOptions(Config):
     """Percent of images on which the file must predict the torch student's class. Default: the precision's; INT8 97."""
 
 
-class ExportConfig(FileOptions, QuantizationOptions):
+class ExportConfig(QuantizationOptions, FileOptions):
     """An export of a run's student."""
-
-    verb: ClassVar[str] = "export"
 
     @property
     def limited(self) -> bool:
@@ -127,8 +121,6 @@ class ExportConfig(FileOptions, QuantizationOptions):
 class VerifyConfig(Config):
     """A repetition of an artifact's parity check."""
 
-    verb: ClassVar[str] = "verify"
-
     artifact: AnyPath = option(kw_only=False)
     """Artifact folder, in its run or copied anywhere."""
     data: OptionalSpec = option(default=None)
@@ -137,8 +129,6 @@ class VerifyConfig(Config):
 
 class ClassConfig(Config):
     """A class of an artifact that ends in an embedding."""
-
-    verb: ClassVar[str] = "classes"
 
     artifact: AnyPath = option(kw_only=False)
     """Artifact folder, in its run or copied anywhere."""

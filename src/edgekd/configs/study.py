@@ -20,10 +20,8 @@ DECIDED = {
 """Settings of a run that a study decides, and what to give instead."""
 
 
-class GridOptions(Config):
+class StudyOptions(Config):
     """What a study compares, and on what."""
-
-    group: ClassVar[str] = "Study"
 
     recipes: Words = option(default=("erm", "kd", "vl2v-adip"), kw_only=False, flag="--recipes")
     """Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."""
@@ -53,12 +51,10 @@ class GridOptions(Config):
     """Setting of one recipe as RECIPE:name=value or RECIPE:a.b=value; may be repeated."""
 
 
-class StudyConfig(RunOptions, GridOptions):
+class StudyConfig(RunOptions, StudyOptions):
     """A comparison of recipes; what a single run can be given holds for every recipe."""
 
-    verb: ClassVar[str] = "study"
     whole_file: ClassVar[bool] = True
-    group: ClassVar[str] = "Study"
 
     @model_validator(mode="before")
     @classmethod
@@ -135,8 +131,8 @@ class StudyConfig(RunOptions, GridOptions):
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the settings of `edgekd train` in the file, and the table [study]."""
-        own = values.pop(cls.verb, {})
-        return TrainConfig.from_file(values, path) | super().from_file({cls.verb: own}, path)
+        own = values.pop(cls.verb(), {})
+        return TrainConfig.from_file(values, path) | super().from_file({cls.verb(): own}, path)
 
 
 def decided(name: str) -> EdgekdError:

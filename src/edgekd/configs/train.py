@@ -28,8 +28,6 @@ class SwadRule(BaseModel):
 class DataOptions(Config):
     """Images."""
 
-    group: ClassVar[str] = "Data"
-
     data: Spec = option(default="toy")
     """Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet manifest."""
     split_seed: int = option(default=0, ge=0)
@@ -38,8 +36,6 @@ class DataOptions(Config):
 
 class TeacherOptions(Config):
     """The teacher, and the texts that it embeds."""
-
-    group: ClassVar[str] = "Teacher"
 
     teacher: str = "toy"
     """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz."""
@@ -63,8 +59,6 @@ class TeacherOptions(Config):
 class StudentOptions(Config):
     """The student, and where its weights start."""
 
-    group: ClassVar[str] = "Student"
-
     student: str = option(default="mobilenetv3", kw_only=False, flag="--student")
     """Friendly or timm name: mobilenetv3, vit_tiny, …"""
     pretrained: Literal["hub", "scratch", "toy"] | None = None
@@ -81,8 +75,6 @@ class StudentOptions(Config):
 
 class RecipeOptions(Config):
     """The method, and which weights it keeps."""
-
-    group: ClassVar[str] = "Recipe"
 
     stages: dict[str, Any] = option(default_factory=dict)
     """Changes to the recipe's numbers, `{stage: {field: value}}`."""
@@ -102,8 +94,6 @@ class RecipeOptions(Config):
 
 class ScheduleOptions(Config):
     """Steps, batches and learning rate."""
-
-    group: ClassVar[str] = "Schedule"
 
     steps: int | None = option(default=None, ge=1)
     """Optimizer steps of all stages together."""
@@ -129,8 +119,6 @@ class ScheduleOptions(Config):
 class HardwareOptions(Config):
     """Devices and precision."""
 
-    group: ClassVar[str] = "Hardware"
-
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """32-true, bf16-mixed or 16-mixed."""
     compile: bool = False
@@ -146,7 +134,7 @@ class HardwareOptions(Config):
 
 
 class RunOptions(
-    DataOptions, TeacherOptions, StudentOptions, RecipeOptions, ScheduleOptions, HardwareOptions
+    HardwareOptions, ScheduleOptions, RecipeOptions, StudentOptions, TeacherOptions, DataOptions
 ):
     """What a single training and every training of a study can be given."""
 
@@ -162,7 +150,6 @@ class RunOptions(
 class TrainConfig(RunOptions):
     """A training run. `None` means: chosen from data and student when the run starts, printed and written down."""
 
-    verb: ClassVar[str] = "train"
     whole_file: ClassVar[bool] = True
 
     recipe: str = option(default="vl2v-adip", group="Recipe")

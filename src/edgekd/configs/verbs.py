@@ -41,6 +41,7 @@ def verb(model: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
             return function(cast(C, kind.load(**_named(call, args), **options)))
 
         options = options_of(kind)
+        call.config = kind  # type: ignore[attr-defined]
         call.__signature__ = _signature(kind, function)  # type: ignore[attr-defined]
         told = [
             f"    {name}: {' '.join((field.description or '').split())}"

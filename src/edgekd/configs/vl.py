@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -36,8 +36,6 @@ CONTROLS: dict[str, dict[str, Any]] = {
 class VlDataOptions(Config):
     """The task and its examples."""
 
-    group: ClassVar[str] = "Data"
-
     task: Literal["vqa", "ve", "choice"] = "vqa"
     """vqa, ve (entailment) or choice (multiple choice)."""
     data: Spec = option(default="easy-vqa")
@@ -53,8 +51,6 @@ class VlDataOptions(Config):
 
 class VlMethodOptions(Config):
     """The teacher, and what of it is matched."""
-
-    group: ClassVar[str] = "Method"
 
     teacher: str = "toy"
     """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER."""
@@ -84,8 +80,6 @@ class VlMethodOptions(Config):
 class VlStudentOptions(Config):
     """The student, and where its weights start."""
 
-    group: ClassVar[str] = "Student"
-
     student: str = "mobilenetv3"
     """Friendly or timm name."""
     pretrained: Literal["hub", "scratch", "toy"] = "scratch"
@@ -109,8 +103,6 @@ class VlStudentOptions(Config):
 class VlScheduleOptions(Config):
     """Steps, batches and learning rate."""
 
-    group: ClassVar[str] = "Schedule"
-
     steps: int = option(default=600, ge=1)
     """Optimizer steps."""
     batch_size: int = option(default=64, ge=2)
@@ -121,10 +113,8 @@ class VlScheduleOptions(Config):
     """Seed of weights and order."""
 
 
-class VlConfig(VlDataOptions, VlMethodOptions, VlStudentOptions, VlScheduleOptions):
+class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlDataOptions):
     """A training of a small student that takes an image and a text."""
-
-    verb: ClassVar[str] = "vl train"
 
     out: OptionalPath = option(default=None, group="Output", exclude=True)
     """Run folder. Default: runs/vl-TASK-CONTROL."""
@@ -186,8 +176,6 @@ class VlRunConfig(Config):
 class VlEvaluateConfig(VlRunConfig):
     """An accuracy of a vision-language student."""
 
-    verb: ClassVar[str] = "vl evaluate"
-
     onnx: bool = False
     """Evaluate the exported file instead of the torch student."""
     most: int = option(default=10**9, ge=1, flag="")
@@ -196,8 +184,6 @@ class VlEvaluateConfig(VlRunConfig):
 
 class VlExportConfig(VlRunConfig):
     """An export of a vision-language student."""
-
-    verb: ClassVar[str] = "vl export"
 
     overwrite: bool = False
     """Replace an earlier export."""
