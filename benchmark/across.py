@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.kept import Kept, read_arrays
-from edgekd.benchmark.report import read_report
+from edgekd.benchmark.kept import Kept
+from edgekd.benchmark.report import read_kept
 from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
 from edgekd.benchmark.stats import mcnemar_p, paired_interval
 from edgekd.benchmark.table import label
@@ -76,10 +76,8 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     sources = []
     for number, folder in enumerate(folders):
-        arrays = read_arrays(folder / "predictions.npz"), read_arrays(folder / "latency.npz")
-        sources.append(
-            Source(_letter(number) if len(folders) > 1 else "", Kept(read_report(folder), *arrays))
-        )
+        letter = _letter(number) if len(folders) > 1 else ""
+        sources.append(Source(letter, read_kept(folder, clock=True)))
     return sources
 
 
