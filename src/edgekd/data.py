@@ -136,11 +136,14 @@ class _Chosen:
         return self.reader(self.indices[index])
 
 
-def load_images(spec: str | Path) -> ImageSet:
+def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load the data named by `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.scan`).
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
+
+    Args:
+        one_class: images of a single class will do, as a test set may hold them.
 
     Raises:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
@@ -162,7 +165,7 @@ def load_images(spec: str | Path) -> ImageSet:
         raise EdgekdError(
             f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
         )
-    return _assemble(path, listing)
+    return _assemble(path, listing, one_class)
 
 
 def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
@@ -187,7 +190,7 @@ def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[
     return [entry for entry in listing.entries if entry.path in keys], keys
 
 
-def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
+def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
     entries, keys = readable(path, listing)
     labels = {entry.label for entry in entries}
     empty = [name for name in listing.folders if name not in labels]
@@ -197,7 +200,7 @@ def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
             f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
             "Add images, or remove the folder.",
         )
-    if len(labels) < 2:
+    if len(labels) < 2 and not one_class:
         raise EdgekdError(
             f'{path} has only one class, "{scan.shown(entries[0].label)}".',
             f"A classifier needs two; {scan.CONVENTIONS}",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file, write_json
 from edgekd.preprocess import Preprocess
@@ -187,7 +188,7 @@ def read_run(folder: Path) -> Run:
         raise EdgekdError(f"There is no run at {folder}.", "Train one: edgekd train.")
     if not (folder / "run.json").is_file():
         hint = (
-            "Finish it: edgekd train --resume --out " + str(folder)
+            "Finish it: edgekd train --resume --out " + shell_word(folder)
             if (folder / "config.json").is_file()
             else ""
         )

@@ -13,17 +13,15 @@ import math
 import os
 import re
 import stat
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _RESTORE = "Make it again, or restore it."
@@ -238,6 +236,8 @@ def read_arrays(path: Path, what: str, hint: str = _RESTORE) -> dict[str, NDArra
     Raises:
         EdgekdError: missing, not a zip file, encrypted, truncated, with objects or with impossible shapes.
     """
+    import zipfile
+
     with (
         read_errors(path, what, "npz", hint),
         open_regular(path) as handle,
@@ -268,6 +268,8 @@ def map_array(path: Path, what: str, shape: Sequence[int], dtype: type[Any]) -> 
     Raises:
         EdgekdError: as `read_array`, or an array of another shape or dtype.
     """
+    import numpy as np
+
     with read_errors(path, what, "npy"), open_regular(path) as handle:
         header = _npy_header(handle, os.fstat(handle.fileno()).st_size)
         if header != (tuple(shape), False, np.dtype(dtype)):
@@ -283,6 +285,8 @@ def _npy_header(
     data: Any, size: int, kinds: str = _PLAIN
 ) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, Fortran order and dtype of npy data of `size` bytes, and leave `data` behind its header."""
+    import numpy as np
+
     version = np.lib.format.read_magic(data)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the npy format is not read")
@@ -304,6 +308,8 @@ def _npy_header(
 def _as_array(
     data: bytes, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
+    import numpy as np
+
     flat: NDArray[Any] = np.frombuffer(data, dtype).copy() if data else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
 

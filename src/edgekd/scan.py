@@ -299,7 +299,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def order_classes(names: set[str]) -> list[str]:
     """Sorted names; by value where all are numbers, so that folder 10 is class 10."""
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) < 1000 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
