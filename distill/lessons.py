@@ -96,7 +96,8 @@ def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Description
     assert config.out is not None
     more = read_vocabulary(config.vocabulary) if config.vocabulary else ()
     kept = config.out / DESCRIPTIONS_FILE if config.resume else None
-    return kept_descriptions(kept, config.descriptions, tuple(dict.fromkeys((*classes, *more))))
+    names = tuple(dict.fromkeys((*classes, *more)))
+    return kept_descriptions(kept, config.descriptions, names, may_run=not config.resume)
 
 
 def make_lessons(

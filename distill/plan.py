@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from edgekd.config import TrainConfig, read_config
-from edgekd.console import is_main_process, say
+from edgekd.console import is_main_process, say, shell_word
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
@@ -35,7 +35,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         out = config.out or _newest_unfinished()
         if (out / "run.json").exists():
             raise EdgekdError(
-                f"The run at {out} is finished.", "Export it: edgekd export " + str(out)
+                f"The run at {out} is finished.", "Export it: edgekd export " + shell_word(out)
             )
         if not (out / "config.json").is_file():
             raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")

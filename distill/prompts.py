@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import write_bytes
+from edgekd.readers import printable, read_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 
@@ -83,18 +85,40 @@ class TextBank:
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`."""
-    with safe_open(path, framework="pt") as handle:
-        header = handle.metadata()
-        return TextBank(
-            classes=tuple(header["classes"].split("\n")),
-            templates=tuple(header["templates"].split("\n")),
-            vectors=handle.get_tensor("vectors"),
-            teacher_id=header["teacher_id"],
+    """Load a bank written by `TextBank.write`.
+
+    Raises:
+        EdgekdError: missing, damaged, or arrays that do not fit together.
+    """
+    hint = "Train the run again with --overwrite."
+    tensors, header = read_tensors(path, "text bank", hint)
+    try:
+        bank = TextBank(
+            classes=tuple(printable(name) for name in header["classes"].split("\n")),
+            templates=tuple(printable(text) for text in header["templates"].split("\n")),
+            vectors=tensors.pop("vectors"),
+            teacher_id=printable(header["teacher_id"]),
             logit_scale=float(header["logit_scale"]),
             described=header.get("described") == "1",
-            **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
+            **tensors,
         )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(f"The text bank at {path} is damaged.", hint) from error
+    rows, dim = (*bank.vectors.shape, 0, 0)[:2]
+    centres = [centre for centre in (bank.image_centre, bank.text_centre) if centre is not None]
+    if (
+        not math.isfinite(bank.logit_scale)
+        or bank.vectors.shape != (len(bank.classes), dim)
+        or any(centre.shape != (dim,) for centre in centres)
+        or not all(
+            t.dtype == torch.float32 and t.isfinite().all() for t in (bank.vectors, *centres)
+        )
+        or any(
+            template.count("{}") != 1 for template in bank.templates if template != "precomputed"
+        )
+    ):
+        raise EdgekdError(f"The text bank at {path} is damaged: its {rows} rows do not fit.", hint)
+    return bank
 
 
 def readable(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
+from edgekd.readers import read_arrays
 
 
 @dataclass(frozen=True)
@@ -272,21 +272,19 @@ def weights_hash(model: nn.Module) -> str:
 def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
     if not path.is_file():
         raise EdgekdError(f"There is no embeddings file {path}.", "Write embeddings:FILE.npz.")
+    hint = "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors."
+    arrays = read_arrays(path, "embeddings file", hint)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         images, vectors = arrays["image_ids"], arrays["image_vectors"]
         classes, texts = arrays["class_names"], arrays["text_vectors"]
-    except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise EdgekdError(
-            f"{path} is not an embeddings file ({_first_line(error)}).",
-            "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors.",
-        ) from error
+    except KeyError as error:
+        raise EdgekdError(f"{path} is not an embeddings file: it lacks {error}.", hint) from error
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     numbers = all(array.dtype.kind in "fiu" for array in (vectors, texts, scale))
     if (
         not numbers
         or scale.size != 1
+        or any(array.dtype.kind != "U" for array in (images, classes))
         or images.ndim != 1
         or classes.ndim != 1
         or vectors.ndim != 2
@@ -300,7 +298,7 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             f"texts {texts.shape} for names {classes.shape}.",
             "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )
-    if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
+    if not all(np.isfinite(array).all() for array in (vectors, texts, scale)):
         raise EdgekdError(
             f"{path} holds values that are not finite.", "Compute the embeddings again."
         )

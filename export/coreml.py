@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import platform
 import shutil
 import tempfile
@@ -37,6 +36,7 @@ from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, rea
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
 from edgekd.manifest import TensorSpec
+from edgekd.readers import parse_json
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
 
@@ -275,7 +275,7 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    provenance = json.loads(build.metadata.get("provenance", "{}"))
+    provenance = parse_json(build.metadata.get("provenance", "{}"))
     what = (
         f"Classifies an image into {len(build.classes)} classes"
         if build.bank is None

@@ -204,14 +204,14 @@ def train(
     """Distil a compact student from a CLIP teacher."""
     given = {name: value for name, value in locals().items() if name not in ("config", "set")}
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     run = api.train(config=config, settings=set or [], **given)
     folder = run.folder
     result(
         f"student: {folder}  ({run.steps} steps in {run.train_seconds:.0f} s, {run.images_per_second:.0f} images/s, "
         f"data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {folder} --target onnxruntime --int8",
+        f"next:    edgekd export {shell_word(str(folder))} --target onnxruntime --int8",
     )
 
 
@@ -308,7 +308,7 @@ def export(
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     if palettize not in (None, "4", "6"):
         raise EdgekdError(
@@ -368,7 +368,7 @@ def export(
         )
     folder = artifacts[-1].folder
     assert folder is not None
-    result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+    result(f"next:     edgekd benchmark {shell_word(folder.parent.parent)} --quick")
 
 
 def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
@@ -938,12 +938,14 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    from edgekd.console import clean, open_streams
+
+    open_streams()
     try:
         app(arguments)
     except EdgekdError as error:
-        typer.echo(
-            f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True
-        )
+        hint = f"\nhint:  {error.hint}" if error.hint else ""
+        typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         # typer has turned Ctrl-C into 130, the shell's number for it, without a word.

@@ -7,7 +7,7 @@ a device hands over plain uint8 RGB.
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from edgekd.files import short_hash
 from edgekd.resize import resize_rgb
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class Preprocess(BaseModel):
@@ -34,7 +35,7 @@ class Preprocess(BaseModel):
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
 
     @property
     def hash(self) -> str:

@@ -139,7 +139,7 @@ def folder_suites(
             "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
             f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
         )
-    images = spoken_as(load_images(unwrapped(spec)), classes, name)
+    images = spoken_as(load_images(unwrapped(spec), one_class=True), classes, name)
     layout = known_layout(images.domains)
     remarks = [] if layout is None else [layout.remark]
     held = np.ones(len(images), dtype=bool)
@@ -158,7 +158,12 @@ def folder_suites(
             "Give images that it did not see.",
         )
     family: Family = "folder"
-    if len(images.classes) < len(classes):
+    if len(images.classes) == 1:
+        # Chosen among one class, every answer would be right.
+        labels = np.full(len(images), classes.index(images.classes[0]), dtype=np.int64)
+        images = replace(images, classes=classes, labels=labels)
+        remarks.append(f"all images are of one class, chosen among all {len(classes)}.")
+    elif len(images.classes) < len(classes):
         family = "subset"
         remarks.append(
             f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
