@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_bytes
+from edgekd.files import tensor_facts, write_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 
@@ -62,39 +61,40 @@ class TextBank:
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
-        header = {
-            "classes": "\n".join(self.classes),
-            "templates": "\n".join(self.templates),
+        facts = {
+            "classes": self.classes,
+            "templates": self.templates,
             "teacher_id": self.teacher_id,
-            "logit_scale": repr(self.logit_scale),
-            "described": str(int(self.described)),
+            "logit_scale": self.logit_scale,
+            "described": self.described,
         }
         tensors = {
             "vectors": self.vectors,
             "image_centre": self.image_centre,
             "text_centre": self.text_centre,
         }
-        present = {
-            name: tensor.cpu().contiguous()
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        write_bytes(path, save(present, metadata=header))
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_tensors(path, present, facts)
 
 
 def read_text_bank(path: Path) -> TextBank:
     """Load a bank written by `TextBank.write`."""
     with safe_open(path, framework="pt") as handle:
-        header = handle.metadata()
+        facts = tensor_facts(handle.metadata())
         return TextBank(
-            classes=tuple(header["classes"].split("\n")),
-            templates=tuple(header["templates"].split("\n")),
+            classes=_texts(facts["classes"]),
+            templates=_texts(facts["templates"]),
             vectors=handle.get_tensor("vectors"),
-            teacher_id=header["teacher_id"],
-            logit_scale=float(header["logit_scale"]),
-            described=header.get("described") == "1",
+            teacher_id=facts["teacher_id"],
+            logit_scale=float(facts["logit_scale"]),
+            described=facts.get("described") in (True, "1"),
             **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
         )
+
+
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    """A list of texts; files of edgekd 0.1 hold them as lines."""
+    return tuple(value.split("\n") if isinstance(value, str) else value)
 
 
 def readable(name: str) -> str:

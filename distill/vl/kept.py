@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from edgekd.console import warn
-from edgekd.files import cache_root, disk_errors, short_hash, write_bytes
+from edgekd.files import cache_root, disk_errors, short_hash, write_tensors
 
 
 def kept(
@@ -38,6 +38,6 @@ def kept(
                     return found
                 except (OSError, SafetensorError) as error:
                     warn(f"{path} cannot be read ({str(error).splitlines()[0]}); it is made again.")
-            values = {name: value.contiguous() for name, value in ask().items()}
-            write_bytes(path, save(values))
+            values = ask()
+            write_tensors(path, values)
             return values

@@ -12,15 +12,20 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from edgekd.errors import EdgekdError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _ABANDONED_S = 24 * 3600
+_FACTS = "edgekd"
+"""The one entry of metadata in a safetensors file."""
 
 
 def cache_root() -> Path:
@@ -115,6 +120,34 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """
     with replacing(path) as scratch:
         scratch.write_bytes(data)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
+
+    Args:
+        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
+    """
+    from safetensors.torch import save
+
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = {_FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
+    write_bytes(path, save(data, metadata=told))
+
+
+def tensor_facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return the facts in a safetensors file's metadata; of a file without, its metadata as it is.
+
+    Raises:
+        ValueError: facts that are not a JSON object.
+    """
+    found = dict(metadata or {})
+    facts = json.loads(found[_FACTS]) if _FACTS in found else found
+    if not isinstance(facts, dict):
+        raise ValueError("the metadata are no JSON object")
+    return facts
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.errors import EdgekdError
-from edgekd.files import replacing, write_text
+from edgekd.files import write_text
+from edgekd.folders import BUNDLE, publishing
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.devices.payload import Payload
 
@@ -29,11 +29,7 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
     Raises:
         EdgekdError: the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise EdgekdError(
-            f"{folder} is not an empty folder.", "Name a new one: --device bundle:DIR."
-        )
-    with replacing(folder) as scratch:
+    with publishing(folder, BUNDLE, overwrite=False) as scratch:
         for name, source in payload.files.items():
             target = scratch / (AGENT if name == payload.agent else name)
             target.parent.mkdir(parents=True, exist_ok=True)
