@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet
+from edgekd.distill.launch import Fabric
 from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe

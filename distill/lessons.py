@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,6 +18,7 @@ from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import EmbeddingCache, fill
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
+from edgekd.distill.launch import Fabric
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.teacher import ClipTeacher, Teacher

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_bytes
+from edgekd.files import write_tensors
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
@@ -305,8 +305,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
 
 def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
     """Write all parameters and buffers as safetensors."""
-    state = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
-    write_bytes(path, save(state, metadata=dict(metadata)))
+    write_tensors(path, student.state_dict(), metadata)
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -16,6 +15,7 @@ from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.job import Job, total
+from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import BatchSource, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EdgekdError
+from edgekd.folders import ARTIFACT, REPORT, free_name, publishing
 from edgekd.manifest import Artifact, Input, Precision, Run, read_artifact
 
 if TYPE_CHECKING:
@@ -164,8 +165,7 @@ def export(
         for name in wanted
     }
     for place in folders.values():
-        if place.exists() and not overwrite:
-            raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
+        ARTIFACT.refuse(place, overwrite=overwrite)
     if embedding:
         check_embeds(loaded)
     images, split = loaded.data(data)
@@ -304,8 +304,8 @@ def benchmark(
         compare: set the two artifacts named beside each other.
         quick: a short latency measurement, marked as such everywhere.
         threads: threads of the artifact's runtime; None leaves it to the runtime.
-        out: report folder; None writes `<run>/benchmark`.
-        overwrite: replace an earlier report in `out`.
+        out: report folder; None takes `<run>/benchmark`, or `benchmark-2` and so on beside earlier reports.
+        overwrite: replace an earlier report in `out`, or in `<run>/benchmark`.
         examples: show small copies of misclassified images in report.html.
         device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
             `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
@@ -321,6 +321,7 @@ def benchmark(
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
+    from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
@@ -344,16 +345,16 @@ def benchmark(
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
-    if specs or result is not None:
-        from edgekd.benchmark.device import from_result, on_devices
-
-        if compare or (specs and result is not None):
-            raise EdgekdError(
-                "--compare, --device and --import do not go together.", "Give one of them."
-            )
+    if (compare and (specs or result is not None)) or (specs and result is not None):
+        raise EdgekdError(
+            "--compare, --device and --import do not go together.", "Give one of them."
+        )
+    home = found.home / "benchmark"
+    folder = Path(out) if out else home if overwrite else free_name(home)
+    with publishing(folder, REPORT, overwrite=overwrite) as scratch:
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
-        else:
+        elif specs:
             subjects = on_devices(
                 subjects,
                 found.suites,
@@ -364,27 +365,27 @@ def benchmark(
                 energy=energy,
                 grid=grid,
             )
-    return run_benchmark(
-        subjects,
-        found.suites,
-        Path(out) if out else found.home / "benchmark",
-        quick=quick,
-        threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
-        overwrite=overwrite or out is None,
-        gates=wanted,
-        compared=compared_of(found.subjects, places) if compare else None,
-        examples=examples,
-        energy=energy,
-        grid=grid,
-    )
+        made = run_benchmark(
+            subjects,
+            found.suites,
+            scratch,
+            quick=quick,
+            threads=threads,
+            context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
+            gates=wanted,
+            compared=compared_of(found.subjects, places) if compare else None,
+            examples=examples,
+            energy=energy,
+            grid=grid,
+        )
+    return made.model_copy(update={"folder": folder})
 
 
 def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
     """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
 
     Args:
-        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        *paths: report folders, or run folders, whose newest report is taken; none takes the newest run.
         out: folder for comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `out`.
 

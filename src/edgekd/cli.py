@@ -6,7 +6,9 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +16,7 @@ import typer
 
 from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
@@ -497,10 +499,16 @@ def benchmark(
         typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")
+        Path | None,
+        typer.Option(
+            help="Report folder. [default: RUN/benchmark; beside earlier reports benchmark-2, …]"
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an earlier report in --out, or in RUN/benchmark."
+        ),
     ] = False,
     examples: Annotated[
         bool,
@@ -941,6 +949,7 @@ def main(arguments: list[str] | None = None) -> Any:
     from edgekd.console import clean, open_streams
 
     open_streams()
+    _raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
@@ -948,13 +957,34 @@ def main(arguments: list[str] | None = None) -> Any:
         typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
-            typer.echo(
-                "stopped; a training run goes on with --resume, a study with the same command",
-                err=True,
-            )
+            stopped = _stopped(leaving)
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            if stopped.hint:
+                typer.echo(f"hint:    {stopped.hint}", err=True)
+            sys.exit(stopped.exit_code)
         raise
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(leaving: BaseException) -> Stopped:
+    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    error: BaseException | None = leaving
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return Stopped(signal.SIGINT)
 
 
 if __name__ == "__main__":

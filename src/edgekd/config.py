@@ -105,6 +105,8 @@ class TrainConfig(BaseModel):
     """Steps between evaluations on source validation. None: at the end, and with `select=best` eight times."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(default=3.0, gt=0)
+    """Minutes after which a checkpoint is due, however few steps were made."""
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
