@@ -225,6 +225,10 @@ def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -
         bool(facts["complete"]),
         None if facts.get("joules") is None else float(facts["joules"]),
         float(facts.get("metered_s", 0.0)),
+        *(
+            None if facts.get(name) is None else float(facts[name])
+            for name in ("other_cpu", "stolen_cpu")
+        ),
     )
     energy = facts.get("energy")
     if energy is not None:
