@@ -25,6 +25,7 @@ from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
+from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import (
     QUICK_MARK,
     UNKNOWN_HEADER,
@@ -219,10 +220,9 @@ def print_gates(report: Report) -> None:
 
 def comparison_lines(pair: Comparison) -> list[str]:
     """A against B in a few lines."""
-    low, high = pair.p50_ratio_ci95
     lines = [
         f"A {pair.a_run}/{pair.a}  against  B {pair.b_run}/{pair.b}",
-        f"  p50 A / B: {pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]  ({ms(pair.p50_a_ms)} and {ms(pair.p50_b_ms)} ms, "
+        f"  p50 A / B: {ratio_text(pair)}  ({ms(pair.p50_a_ms)} and {ms(pair.p50_b_ms)} ms, "
         f"{pair.turns} pairs of blocks)",
     ]
     for one in pair.accuracy:

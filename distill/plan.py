@@ -49,6 +49,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
+    _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
@@ -86,6 +87,22 @@ def settle(config: TrainConfig) -> TrainConfig:
         )
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     return config.model_copy(update=chosen)
+
+
+def uses_teacher(config: TrainConfig) -> bool:
+    """Whether the run needs a teacher at all."""
+    recipe = get_recipe(config.recipe, config.stages)
+    texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+    return texts or config.student == TEACHERS_TOWER
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
+    if config.data != "toy" and "teacher" not in config.model_fields_set and uses_teacher(config):
+        raise EdgekdError(
+            f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+        )
 
 
 def _absolute(spec: str) -> str:

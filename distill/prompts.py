@@ -177,6 +177,23 @@ def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] 
     )
 
 
+ALIKE = 0.999
+"""Cosine of two class vectors from which on the classes cannot be told apart."""
+
+
+def warn_of_like_classes(bank: TextBank) -> None:
+    """One line that names the classes whose text vectors are the same, or nearly so: one of each pair never wins."""
+    cosines = (bank.vectors @ bank.vectors.T).triu(diagonal=1)  # [C, C]
+    pairs = (cosines >= ALIKE).nonzero().tolist()
+    if pairs:
+        named = [f'"{bank.classes[a]}" and "{bank.classes[b]}"' for a, b in pairs]
+        more = f", and {len(named) - 5} more pairs" if len(named) > 5 else ""
+        warn(
+            f"the teacher reads these classes alike (text cosine from {ALIKE} on), so one of each pair can hardly win: "
+            f"{'; '.join(named[:5])}{more}. Bring them together, or name them apart in classes.txt."
+        )
+
+
 def warn_of_long_prompts(
     tokenizer: Any, classes: Sequence[str], prompts: Sequence[Sequence[str]]
 ) -> None:

@@ -46,6 +46,7 @@ from edgekd.distill.teaching import (
     batch_source,
     centre_projector,
     centred,
+    say_zero_shot,
     start_head_at_texts,
     teacher_embedding,
 )
@@ -144,6 +145,8 @@ def _train_process(
     checkpoint.visual = lessons.visual
     resume_at = checkpoint.restore(student) if config.resume else 0
     if bank:
+        if resume_at == 0:
+            say_zero_shot(job, source)
         bank = centred(job, source)
         job = dataclasses.replace(job, bank=bank, lessons=lessons.in_space_of(bank))
     if resume_at == 0:

@@ -359,15 +359,9 @@ def export(
             f"{100 * parity['top1_agreement']:.1f} % "
             f"on {parity['n']} images)"
         )
-    speed = api.int8_against_fp32(artifacts[-1])
+    speed = api.int8_speed(artifacts[-1])
     if speed is not None:
-        verdict = "faster than" if speed[0] < speed[1] else "slower than"
-        if abs(speed[0] / speed[1] - 1) < 0.03:
-            verdict = "about as fast as"
-        result(
-            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
-            f"({speed[2]}), one image, one thread"
-        )
+        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {shell_word(folder.parent.parent)} --quick")
@@ -455,6 +449,12 @@ def benchmark(
         typer.Option(
             help="Images that show none of the model's classes, as NAME=DIR: how well its confidence tells them from "
             "in-domain ones; may be repeated."
+        ),
+    ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."
         ),
     ] = None,
     suites: Annotated[
@@ -584,6 +584,7 @@ def benchmark(
             data=data,
             ood=ood or (),
             unknown=unknown or (),
+            test=test or (),
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
@@ -597,6 +598,7 @@ def benchmark(
             "--data": [data],
             "--ood": ood,
             "--unknown": unknown,
+            "--test": test,
             "--texture-shape": [texture_shape],
         }
         for option, given in named.items():
@@ -610,6 +612,7 @@ def benchmark(
         data=data,
         ood=ood or (),
         unknown=unknown or (),
+        test=test or (),
         suites=[name.strip() for given in suites or () for name in given.split(",")],
         texture_shape=texture_shape,
         vocabulary=vocabulary or (),
@@ -715,7 +718,7 @@ def evaluate(
         ),
     ] = "student",
 ) -> None:
-    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
+    """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
     from edgekd import api
     from edgekd.console import out
 
@@ -733,7 +736,7 @@ def evaluate(
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
-    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
@@ -743,7 +746,8 @@ def evaluate(
                 else format(factor * row[name], ".1f" if factor > 1 else ".2f")
             )
             cells += f"{number:>{len(title) + 2}}"
-        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        place = f"{row['domain']:<16}{row['part'] or '–':<12}"
+        line = f"{row['subject']:<{widest}}{place}{row['n']:>8,}{cells}"
         out.print(line, markup=False)
 
 

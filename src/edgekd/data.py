@@ -223,6 +223,7 @@ def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
     )
     _warn_gaps(images)
     _warn_contradictions(images)
+    _warn_like_names(images)
     return images
 
 
@@ -255,6 +256,16 @@ def _warn_contradictions(images: ImageSet) -> None:
                 "same content, different label", f"{images.ids[other]} and {images.ids[index]}"
             )
     warn_counted(f"{images.name} contradicts itself", found, examples)
+
+
+def _warn_like_names(images: ImageSet) -> None:
+    """Name the classes that a teacher reads alike: of each pair one can never win."""
+    groups = [", ".join(f'"{name}"' for name in group) for group in scan.like_names(images.classes)]
+    if groups:
+        warn(
+            f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {_some(groups)}. A "
+            "teacher reads them alike, and of each pair one can never win. Bring them together, or use classes.txt."
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -40,6 +40,7 @@ class Split:
         seed: seed of the order inside a group.
         hash: 16 hex digits over contents and roles; the same wherever the images lie.
         entries: role → image id → content key, as `split.json` stores it.
+        train_domains: names of the domains that train, sorted; empty where the data knows none.
     """
 
     train: NDArray[np.int64]
@@ -51,9 +52,10 @@ class Split:
     seed: int
     hash: str
     entries: dict[str, dict[str, str]]
+    train_domains: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
-        """Write `split.json`: schema_version, rule, seed, test_domain, hash, and per role {image id: content key}."""
+        """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
         write_json(
             path,
             {
@@ -61,6 +63,7 @@ class Split:
                 "rule": self.rule,
                 "seed": self.seed,
                 "test_domain": self.test_domain,
+                "train_domains": list(self.train_domains),
                 "hash": self.hash,
                 "roles": self.entries,
             },
@@ -239,6 +242,7 @@ def build_split(
     entries = {
         role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES
     }
+    trained = {images.domains[d] for d in images.domain_of[arrays["train"]].tolist()} - {"all"}
     return Split(
         **arrays,
         test_domain=test_domain,
@@ -246,6 +250,7 @@ def build_split(
         seed=seed,
         hash=_hash(entries),
         entries=entries,
+        train_domains=tuple(sorted(trained)),
     )
 
 
