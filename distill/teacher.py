@@ -61,9 +61,8 @@ class ClipTeacher:
         device = next(self.model.parameters()).device
         chunks = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
         encode = self.model.encode_text
-        return torch.cat(
-            [encode(self.tokenizer(list(chunk)).to(device)).float().cpu() for chunk in chunks]
-        )  # type: ignore[operator]
+        vectors = (encode(self.tokenizer(list(chunk)).to(device)) for chunk in chunks)  # type: ignore[operator]
+        return torch.cat([rows.float().cpu() for rows in vectors])
 
     def text_bank(
         self,
