@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, first_line
 from edgekd.export.build import Build, Written
 from edgekd.export.coreml_compress import (
     PALETTE_BITS,
@@ -163,7 +163,7 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
             return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(
-            f"The student cannot be captured for Core ML ({_first_line(error)}).",
+            f"The student cannot be captured for Core ML ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -226,7 +226,7 @@ def convert(
         Exception
     ) as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
         raise EdgekdError(
-            f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
+            f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -386,8 +386,3 @@ def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return (text or type(error).__name__).rstrip(".")[:200]

@@ -89,7 +89,7 @@ def subjects_of(
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
                     counted=count_torch(
-                        answer, cast(Any, teacher.model).visual, teacher.preprocess.size
+                        answer, cast(Any, teacher.model).visual, teacher.preprocess.shape
                     ),
                 )
             )
@@ -108,7 +108,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.size),
+            counted=count_torch(answer, loaded.student, run.preprocess.shape),
         )
     )
     for name in artifacts:
