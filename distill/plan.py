@@ -18,6 +18,7 @@ from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, write_json
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
+from edgekd.unlabelled import with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 120
@@ -48,6 +49,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     config = config.model_copy(update=chosen)
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
     start = config.pretrained
@@ -113,15 +115,22 @@ def _absolute(spec: str) -> str:
 
 
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
-    """The images and the run's split: read back when a run is resumed, else made."""
+    """Load the images of a run.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+    """
     assert config.out is not None
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
     path = config.out / "split.json"
-    if config.resume and path.exists():
-        return images, read_split(path, images)
-    return images, run_split(config, images)
+    split = (
+        read_split(path, images) if config.resume and path.exists() else run_split(config, images)
+    )
+    if config.unlabelled:
+        return with_unlabelled(images, split, config.unlabelled, config.unlabelled_images)
+    return images, split
 
 
 def claim_folder(

@@ -6,14 +6,15 @@ A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:ta
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.resources
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import PickleError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from edgekd.benchmark.environment import describe
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import sha256_file, short_hash
@@ -40,6 +42,20 @@ class ClipTeacher:
     dim: int
     model: nn.Module
     tokenizer: Any
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the image encoder; texts are always embedded in float32."""
+
+    @property
+    def cache_id(self) -> str:
+        """Identity of its image embeddings: weights, preprocessing, and the precision they are computed in."""
+        return self.id if self.precision == "fp32" else f"{self.id}-{self.precision}"
+
+    def in_bfloat16(self) -> ClipTeacher:
+        """Return the same teacher with an image encoder whose weights are converted to bfloat16 once."""
+        model = copy.copy(self.model)
+        encoder = copy.deepcopy(self.model.get_submodule("visual")).to(torch.bfloat16)
+        model._modules = {**self.model._modules, "visual": encoder}
+        return replace(self, model=model, precision="bf16")
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
@@ -52,7 +68,10 @@ class ClipTeacher:
             torch.tensor(v, device=views.device)[:, None, None]
             for v in (self.preprocess.mean, self.preprocess.std)
         )
-        features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
+        pixels = (views - mean) / std
+        if self.precision == "bf16":
+            pixels = pixels.bfloat16()
+        features: Tensor = self.model.encode_image(pixels)  # type: ignore[operator]
         return features.float()
 
     @torch.inference_mode()
@@ -258,6 +277,11 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         model=model.to(memory_format=torch.channels_last),
         tokenizer=tokenizer,
     )
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(describe()["features"]))
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -10,8 +10,9 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
+from edgekd.config import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
@@ -21,13 +22,17 @@ from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
+from edgekd.distill.restyle import RestylePolicy
 from edgekd.distill.sampling import Sampler
 from edgekd.distill.students import TEACHERS_TOWER
-from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
+from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
 
 CONE = 0.5
 """Length of the mean of unit vectors from which on they lie in a cone: a quarter of their energy is common."""
+LEAST_COSINE = 0.999
+"""Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
+_CHECKED_IMAGES = 16
 _CENTRE_IMAGES = 512
 """Enough for a mean, where asking the teacher costs."""
 
@@ -50,14 +55,13 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         def by_id(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
             return black_box.lookup([images.ids[i] for i in indices]).numpy()
 
-        by_id(
-            job.split.train, job.split.train
-        )  # every training image must be there, before training
+        by_id(job.trained, job.trained)  # every training image must be there, before training
         embeddings = by_id
     elif asks_teacher:
         assert isinstance(teacher, ClipTeacher)
-        cache = EmbeddingCache(teacher.id, policy.id, teacher.dim)
-        fill_cache(fabric, cache, teacher, policy, images, job.split.train, config.views)
+        teacher = caching_teacher(fabric, config, teacher, images, job.trained, policy)
+        cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+        fill_cache(fabric, cache, teacher, policy, images, job.trained, config.views)
         embeddings = cached(images.keys, cache, plain=False)
     fixed_views = (
         config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
@@ -71,7 +75,45 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         teacher_store,
         fabric.global_rank,
         fabric.world_size,
+        RestylePolicy() if config.augment == "restyle" else None,
     )
+
+
+def caching_teacher(
+    fabric: Fabric,
+    config: TrainConfig,
+    teacher: ClipTeacher,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    policy: ViewPolicy,
+) -> ClipTeacher:
+    """Return the teacher that fills the cache: in bfloat16 where the processor has it and the embeddings stay the same.
+
+    What is cached in float32 already is used as it is. The check is the smallest cosine between the two precisions on
+    the first images; less than `LEAST_COSINE` keeps float32.
+    """
+    wanted = config.teacher_precision
+    if wanted == "fp32" or (
+        wanted == "auto" and not (fabric.device.type == "cpu" and has_bfloat16())
+    ):
+        return teacher
+    keys = [images.keys[i] for i in indices]
+    before = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+    if wanted == "auto" and not fabric.broadcast(bool(before.missing(keys, range(config.views)))):
+        return teacher
+    half = teacher.in_bfloat16()
+    if wanted == "bf16" or len(EmbeddingCache(half.cache_id, policy.id, teacher.dim)):
+        return half
+    some = indices[:_CHECKED_IMAGES]
+    pixels = next(pixel_batches(images, some, teacher.preprocess, batch=len(some)))
+    views = plain(torch.from_numpy(pixels))
+    cosine = float(
+        cosine_similarity(teacher.embed_images(views), half.embed_images(views), dim=-1).min()
+    )
+    fits = fabric.broadcast(cosine >= LEAST_COSINE)
+    shown = f"smallest cosine to float32 {cosine:.5f} on {len(some)} images"
+    say(f"teacher: embeds in {'bfloat16' if fits else 'float32, not bfloat16'} ({shown})")
+    return half if fits else teacher
 
 
 def fill_cache(
@@ -148,7 +190,7 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     """
     images, train, teacher, bank, wanted = (
         job.images,
-        job.split.train,
+        job.trained,
         job.teacher,
         job.bank,
         job.config.centre,
@@ -205,7 +247,10 @@ def centre_projector(job: Job, raw: RawBatch) -> None:
     student.to(fabric.device).eval()
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
     length = student.body(student.normalised(views)).norm(dim=-1).mean()
-    targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
+    labels = raw.labels.to(fabric.device)
+    # Unlabelled images have no text, and the rest of the batch stands for them.
+    texts = bank.vectors.to(fabric.device)[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
+    targets = texts
     embedding = teacher_embedding(raw, job.teacher, fabric.device)
     if embedding is not None:
         if any("feat_mse" in stage.terms for stage in job.recipe.stages):

@@ -36,7 +36,8 @@ from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import Sampler, make_sampler
+from edgekd.distill.restyle import restyle
+from edgekd.distill.sampling import MixedSampler, Sampler, make_sampler, mix
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -132,7 +133,7 @@ def _train_process(
     fabric.barrier()
     _say_plan(job)
 
-    sampler = run_sampler(config, images, split)
+    sampler = run_sampler(job)
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config.out, fabric)
@@ -247,12 +248,15 @@ def _run_stage(
         checkpoint.save(span.stop, student, None, None, progress.seconds)
 
 
-def run_sampler(config: TrainConfig, images: ImageSet, split: Split) -> Sampler:
-    """Which training images each step sees: the same number of every domain, and shots of unseen classes apart."""
+def run_sampler(job: Job) -> Sampler:
+    """Return what deals the batches: as many of every domain, shots of unseen classes and unlabelled images apart."""
+    config, images, split = job.config, job.images, job.split
     is_shot = np.isin(
         images.labels, class_places(images, config.unseen_classes if config.shots else ())
     )
-    return make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
+    batch, others = mix(job.unlabelled, config.unlabelled_share, config.batch_size, config.seed)
+    labelled = make_sampler(split.train, images.domain_of, is_shot, batch, config.seed)
+    return labelled if others is None else MixedSampler(labelled, others)
 
 
 def step_loss(
@@ -274,6 +278,8 @@ def step_loss(
         raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size
     )
     taught = teacher_embedding(raw, job.teacher, fabric.device)
+    if raw.restyle is not None:
+        views = restyle(views, raw.restyle)
     fields = job.lessons.fields(raw.indices, fabric.device)
     loss, values = stage_loss(
         fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields

@@ -27,6 +27,7 @@ from edgekd.distill.teacher import load_teacher
 from edgekd.distill.teaching import batch_source
 from edgekd.distill.train import make_fabric, run_sampler, schedule, step_loss
 from edgekd.errors import EdgekdError
+from edgekd.unlabelled import with_unlabelled
 
 LR = 0.1
 """Times the run's own: the weights need to move by about their rounding, no further."""
@@ -85,6 +86,8 @@ def prepare(loaded: LoadedRun, data: str | None = None) -> Tuning:
     recipe = get_recipe(config.recipe, config.stages)
     check_needs(recipe, config)
     images, split = loaded.data(data)
+    if config.unlabelled:
+        images, split = with_unlabelled(images, split, config.unlabelled, config.unlabelled_images)
     fabric = make_fabric(config)
     fabric.launch()
     fabric.seed_everything(config.seed, verbose=False)
@@ -100,7 +103,7 @@ def prepare(loaded: LoadedRun, data: str | None = None) -> Tuning:
         lessons = lessons.in_space_of(loaded.bank)
     student = copy.deepcopy(loaded.student)
     job = Job(fabric, config, recipe, images, split, student, teacher, loaded.bank, lessons)
-    source = batch_source(job, run_sampler(config, images, split))
+    source = batch_source(job, run_sampler(job))
     return Tuning(job, recipe.stages[-1], source, loaded.run.steps)
 
 

@@ -611,3 +611,53 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
     assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Path:
+    """Six pictures without labels."""
+    (tmp_path / "camera").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(77 + number).integers(0, 255, (32, 40, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "camera" / f"{number}.png")
+    return tmp_path / "camera"
+
+
+@pytest.mark.parametrize("recipe", ["kd", "vl2v-adip", "vlm-ood", "lgd", "edgekd"])
+def test_unlabelled_images_train_beside_labelled_ones(
+    run: Trainer, camera: Path, recipe: str
+) -> None:
+    made = run(recipe=recipe, unlabelled=[str(camera)], augment="restyle", bn="frozen")
+    folder = folder_of(made)
+    stored = json.loads((folder / "split.json").read_text())
+    assert sorted(stored["roles"]["unlabelled"]) == [f"{number}.png" for number in range(6)]
+    assert stored["unlabelled_domains"] == ["camera"]
+    _, split = load_run(folder).data()
+    assert len(split.unlabelled) == 6
+    assert made.split_hash == stored["hash"]
+
+
+def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
+    run: Trainer, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"recipe": "kd", "unlabelled": [str(camera)], "augment": "restyle"}
+    whole = folder_of(run(**settings, out=tmp_path / "whole"))
+    original, calls = training.step_loss, []
+
+    def killed(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "step_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(**settings)
+    monkeypatch.setattr(training, "step_loss", original)
+    again = train(TrainConfig(out=tmp_path / "run", resume=True))
+    assert same_weights(whole, folder_of(again))
+
+
+def test_a_recipe_of_labels_alone_refuses_unlabelled_images(run: Trainer, camera: Path) -> None:
+    with pytest.raises(EdgekdError, match="unlabelled images are of no use"):
+        run(recipe="erm", unlabelled=[str(camera)])

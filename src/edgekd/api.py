@@ -828,5 +828,6 @@ def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]
         "train_domains": sorted(
             {images.domains[d] for d in images.domain_of[split.train].tolist()}
         ),
+        "unlabelled_domains": list(split.unlabelled_domains),
         "student_sha256": run.student_sha256,
     }

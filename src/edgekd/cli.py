@@ -77,6 +77,23 @@ def train(
             "manifest. [default: toy]"
         ),
     ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; "
+            "may be repeated."
+        ),
+    ] = None,
+    unlabelled_share: Annotated[
+        float | None,
+        typer.Option(help="Part of each batch that is unlabelled. [default: 0.5]"),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Student's views: plain, or restyle for half of them in other styles. [default: plain]"
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(

@@ -193,19 +193,30 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
     return roles
 
 
-def list_manifest(path: Path) -> Listing:
+def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     """Read a manifest's rows. Absolute paths are taken as they stand.
+
+    Args:
+        labelled: False where only the column `path` is read.
 
     Raises:
         EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed twice.
     """
     columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    _check_columns(path, columns)
+    if labelled:
+        _check_columns(path, columns)
+    elif "path" not in columns:
+        raise EdgekdError(
+            f'The manifest {path} has no column "path".',
+            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+        )
+    else:
+        columns = ["path"]
     entries: dict[str, Entry] = {}
     for number, row in rows:
         place = f"Row {number} of {path}"
-        image, label = row["path"], row["label"]
-        if not image or not label:
+        image, label = row["path"], row["label"] if labelled else ""
+        if not image or (labelled and not label):
             raise EdgekdError(
                 f"{place} has no {'label' if image else 'path'}.", "Fill it in, or remove the row."
             )
