@@ -71,8 +71,6 @@ def export(
     max_drop_ood: float | None = None,
     search_seconds: float = 300,
     min_agreement: float | None = None,
-    qat: bool = False,
-    qat_steps: int | None = None,
     head: str = "classes",
     input: Input = "uint8",
     overwrite: bool = False,
@@ -89,16 +87,13 @@ def export(
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
-            None takes the target's own default, and `minmax` with `qat`.
+            None takes the target's own default.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
             the layers that cost the most stay in float until it loses no more. ONNX Runtime, OpenVINO and TensorRT.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
             precision's own threshold; not for fp32 and fp16.
-        qat: train on with INT8's rounding in place, by the recipe's last stage and the run's teacher; of the files met
-            on the way, the untrained one included, the best on source validation is kept. ONNX Runtime and TensorRT.
-        qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
         head: what the file ends in: `classes`, their logits, or `embedding`, the image's unit vector in the teacher's
             space, with the class vectors beside it, in `<target>-<precision>-embedding/`; see `add_class`.
         input: what the file takes: `uint8`, RGB pixels `[B, H, W, 3]`, or `float`, float32 `[B, 3, H, W]` that is
@@ -136,28 +131,13 @@ def export(
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.embedding import check_embeds, embedding_with_bank
-    from edgekd.export.export import SEARCHED, TRAINED, export_model
+    from edgekd.export.export import SEARCHED, export_model
     from edgekd.export.parity import MIN_AGREEMENT
-    from edgekd.qat import make_tuner
 
     if gated and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
             f"A largest drop can be set for INT8 on {', '.join(SEARCHED)} only.",
             f"Add --int8, with --target {' or '.join(SEARCHED)}.",
-        )
-    if qat_steps is not None and (not qat or qat_steps < 1):
-        raise EdgekdError(
-            "The steps of quantization-aware training go with it, at least 1.", "Add --qat."
-        )
-    if qat and (precision != "int8" or target not in TRAINED):
-        raise EdgekdError(
-            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.",
-            "Add --int8, or leave out --qat.",
-        )
-    if qat and gated:
-        raise EdgekdError(
-            "A largest drop keeps layers in float, and training keeps them in INT8.",
-            "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
         )
     least = None if min_agreement is None else min_agreement / 100
     agreeing = MIN_AGREEMENT[precision] if least is None else least
@@ -216,9 +196,6 @@ def export(
             yardstick=yardstick if name == "int8" else None,
             calibrator=calibrator if name == precision else None,
             min_agreement=least if name == precision else None,
-            tuner=make_tuner(loaded, data, qat_steps, model, bank)
-            if qat and name == "int8"
-            else None,
             fp32_path=base / "model.onnx" if base.exists() and folders[name] != base else None,
             bank=bank,
             input=input,

@@ -291,17 +291,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    qat: Annotated[
-        bool,
-        typer.Option(
-            "--qat",
-            help="INT8: train on with its rounding in place, by the run's recipe and teacher.",
-        ),
-    ] = False,
-    qat_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps of --qat. [default: 200; toy: 60]", min=1, show_default=False),
-    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
@@ -373,8 +362,6 @@ def export(
         max_drop_ood=max_drop_ood,
         search_seconds=search_seconds,
         min_agreement=min_agreement,
-        qat=qat,
-        qat_steps=qat_steps,
         head=head,
         input=cast("Input", input or "uint8"),
         overwrite=overwrite,
@@ -382,23 +369,11 @@ def export(
     )
     for artifact in artifacts:
         parity = artifact.parity
-        trained = (artifact.quantization or {}).get("qat")
         result(
-            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch "
-            f"{'network that was trained' if trained else 'student'} {100 * parity['top1_agreement']:.1f} % "
+            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
+            f"{100 * parity['top1_agreement']:.1f} % "
             f"on {parity['n']} images)"
         )
-        if trained:
-            chosen = (
-                f"step {trained['chosen_step']}"
-                if trained["chosen_step"]
-                else "INT8 as it was before training"
-            )
-            result(
-                f"qat:      {chosen}; validation top-1 {100 * trained['validation_fp32']:.1f} % in FP32, INT8 "
-                f"{100 * trained['validation_before']:.1f} % before, {100 * trained['validation_after']:.1f} % after; "
-                f"same class as the FP32 student {100 * parity['student_agreement']:.1f} %"
-            )
     speed = api.int8_against_fp32(artifacts[-1])
     if speed is not None:
         verdict = "faster than" if speed[0] < speed[1] else "slower than"
