@@ -106,8 +106,13 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
 
 
 def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
-    if not config.unlabelled:
+    if not (config.unlabelled or config.adapt):
         return
+    if config.unlabelled_filter and not recipe.needs & {"teacher", "bank"}:
+        raise EdgekdError(
+            f"The recipe {recipe.name} has no teacher to filter unlabelled images with.",
+            "Leave unlabelled_filter out.",
+        )
     terms = [item for stage in recipe.stages for item in stage.terms.items()]
     if all(uses_labels(name, spec) for name, spec in terms):
         raise EdgekdError(

@@ -128,8 +128,10 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     split = (
         read_split(path, images) if config.resume and path.exists() else run_split(config, images)
     )
-    if config.unlabelled:
-        return with_unlabelled(images, split, config.unlabelled, config.unlabelled_images)
+    if config.unlabelled or config.adapt:
+        return with_unlabelled(
+            images, split, config.unlabelled, config.unlabelled_images, config.adapt
+        )
     return images, split
 
 

@@ -137,7 +137,8 @@ class EmbeddingsTeacher:
         if missing:
             raise EdgekdError(
                 f"{self.spec} has no embedding for {len(missing):,} of {len(ids):,} images, for example {missing[0]}.",
-                "Its image_ids must be the paths inside the data folder, with forward slashes.",
+                f"List them: edgekd list missing {self.spec} --data DIR --unlabelled DIR. Its image_ids are the paths "
+                "inside those folders, with forward slashes.",
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, normalize, softmax
 
 from edgekd.config import TrainConfig
 from edgekd.console import say
@@ -23,18 +23,41 @@ from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.restyle import RestylePolicy
-from edgekd.distill.sampling import Sampler
+from edgekd.distill.sampling import MixedSampler, Sampler, make_sampler, mix
 from edgekd.distill.students import TEACHERS_TOWER
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
+from edgekd.errors import EdgekdError
+from edgekd.scarce import class_places
+from edgekd.split import Split
+from edgekd.unlabelled import keep_unlabelled
 
 CONE = 0.5
 """Length of the mean of unit vectors from which on they lie in a cone: a quarter of their energy is common."""
 LEAST_COSINE = 0.999
 """Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
 _CHECKED_IMAGES = 16
+_STRANGERS = 0.05
+"""Part of the validation images that the teacher may be less sure of than of an unlabelled image that trains."""
 _CENTRE_IMAGES = 512
 """Enough for a mean, where asking the teacher costs."""
+
+
+def run_sampler(job: Job) -> Sampler:
+    """Return what deals the batches: as many of every domain, shots of unseen classes and unlabelled images apart."""
+    config, images, split = job.config, job.images, job.split
+    is_shot = np.isin(
+        images.labels, class_places(images, config.unseen_classes if config.shots else ())
+    )
+    batch, others = mix(job.unlabelled, config.unlabelled_share, config.batch_size, config.seed)
+    wanted = round(config.unlabelled_share * config.batch_size)
+    if others is not None and others.batch < wanted:
+        say(
+            f"unlabelled: {len(job.unlabelled)} images for the {wanted} places that they may take in a batch; each "
+            "batch holds all of them"
+        )
+    labelled = make_sampler(split.train, images.domain_of, is_shot, batch, config.seed)
+    return labelled if others is None else MixedSampler(labelled, others)
 
 
 def batch_source(job: Job, sampler: Sampler) -> BatchSource:
@@ -176,6 +199,62 @@ def teacher_embedding(
     return teacher.embed_images(views).clone()  # out of inference mode
 
 
+def plain_embeddings(
+    fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
+) -> Tensor:
+    """The teacher's embeddings of images without augmentation, float32 `[len(indices), D]`."""
+    if isinstance(teacher, EmbeddingsTeacher):
+        return teacher.lookup([images.ids[i] for i in indices])
+    teacher.model.to(fabric.device)
+    batches = pixel_batches(images, indices, teacher.preprocess)
+    return torch.cat(
+        [
+            teacher.embed_images(plain(torch.from_numpy(batch).to(fabric.device))).cpu()
+            for batch in batches
+        ]
+    )
+
+
+def without_strangers(
+    fabric: Fabric,
+    teacher: Teacher | None,
+    bank: TextBank | None,
+    images: ImageSet,
+    split: Split,
+) -> tuple[ImageSet, Split]:
+    """Drop unlabelled images that look like none of the classes to the teacher.
+
+    The score is the largest zero-shot probability (maximum concept matching, Ming et al., NeurIPS 2022); the threshold
+    is what a twentieth of the labelled validation images stays below.
+
+    Args:
+        images, split: as `with_unlabelled` returns them.
+
+    Raises:
+        EdgekdError: none is left.
+    """
+    assert teacher is not None
+    assert bank is not None
+
+    def sureness(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = plain_embeddings(fabric, teacher, images, indices)
+        return softmax(bank.zero_shot(found), dim=-1).amax(dim=-1).numpy()
+
+    places = np.arange(len(images) - len(split.unlabelled), len(images))
+    threshold = float(np.quantile(sureness(split.val), _STRANGERS))
+    sure = sureness(places) >= threshold
+    say(
+        f"unlabelled: {int((~sure).sum()):,} of {len(sure):,} images left out; the teacher gives them no class with "
+        f"more than {100 * threshold:.0f} %"
+    )
+    if not sure.any():
+        raise EdgekdError(
+            "The teacher recognises the classes in none of the unlabelled images.",
+            "Check the folder, or leave unlabelled_filter out.",
+        )
+    return keep_unlabelled(images, split, {images.keys[i] for i in places[sure]})
+
+
 def centred(job: Job, source: BatchSource) -> TextBank:
     """The bank with the common part of the teacher's space, which the student then need not learn.
 
@@ -206,16 +285,8 @@ def centred(job: Job, source: BatchSource) -> TextBank:
             found = torch.from_numpy(source.embeddings(train, np.zeros_like(train)))
         else:
             assert isinstance(teacher, ClipTeacher)
-            some = train[
-                np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES)).round().astype(int)
-            ]
-            batches = pixel_batches(images, some, teacher.preprocess)
-            found = torch.cat(
-                [
-                    teacher.embed_images(plain(torch.from_numpy(b).to(job.fabric.device))).cpu()
-                    for b in batches
-                ]
-            )
+            places = np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES))
+            found = plain_embeddings(job.fabric, teacher, images, train[places.round().astype(int)])
     centre = None if found is None else normalize(found, dim=-1).mean(dim=0).clone()
     if wanted is None and (centre is None or centre.norm() <= CONE):
         return bank

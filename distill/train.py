@@ -37,7 +37,6 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.restyle import restyle
-from edgekd.distill.sampling import MixedSampler, Sampler, make_sampler, mix
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -45,15 +44,16 @@ from edgekd.distill.teaching import (
     batch_source,
     centre_projector,
     centred,
+    run_sampler,
     start_head_at_texts,
     teacher_embedding,
+    without_strangers,
 )
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
-from edgekd.scarce import class_places
 from edgekd.split import Split
 
 
@@ -124,6 +124,8 @@ def _train_process(
         if teacher and texts
         else (None, None)
     )
+    if config.unlabelled_filter and not config.resume:
+        images, split = without_strangers(fabric, teacher, bank, images, split)
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
@@ -248,17 +250,6 @@ def _run_stage(
         checkpoint.save(span.stop, student, None, None, progress.seconds)
 
 
-def run_sampler(job: Job) -> Sampler:
-    """Return what deals the batches: as many of every domain, shots of unseen classes and unlabelled images apart."""
-    config, images, split = job.config, job.images, job.split
-    is_shot = np.isin(
-        images.labels, class_places(images, config.unseen_classes if config.shots else ())
-    )
-    batch, others = mix(job.unlabelled, config.unlabelled_share, config.batch_size, config.seed)
-    labelled = make_sampler(split.train, images.domain_of, is_shot, batch, config.seed)
-    return labelled if others is None else MixedSampler(labelled, others)
-
-
 def step_loss(
     job: Job, model: nn.Module, stage: Stage, raw: RawBatch
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
@@ -376,13 +367,14 @@ def _stop_if_not_finite(
 
 def _say_plan(job: Job) -> None:
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
+    unlabelled = f"{len(split.unlabelled):,} unlabelled, " if split.unlabelled else ""
     unseen = (
         f"unseen domain {split.test_domain} ({len(split.ood_test):,})"
         if split.test_domain
         else "no unseen domain"
     )
     say(
-        f"data: {len(images.classes)} classes; {len(split.train):,} train, {len(split.val):,} val, "
+        f"data: {len(images.classes)} classes; {len(split.train):,} train, {unlabelled}{len(split.val):,} val, "
         f"{len(split.id_test):,} ID test; {unseen}"
     )
     stages = " → ".join(f"{stage.name} ({' + '.join(stage.terms)})" for stage in recipe.stages)

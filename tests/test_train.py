@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from edgekd.config import TrainConfig
+from edgekd.data import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate
 from edgekd.distill.load import load_run
@@ -661,3 +662,72 @@ def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
 def test_a_recipe_of_labels_alone_refuses_unlabelled_images(run: Trainer, camera: Path) -> None:
     with pytest.raises(EdgekdError, match="unlabelled images are of no use"):
         run(recipe="erm", unlabelled=[str(camera)])
+
+
+def test_few_unlabelled_images_are_said_to_be_few(
+    run: Trainer, camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(recipe="kd", unlabelled=[str(camera)], unlabelled_share=0.9, steps=1)
+    assert "6 images for the 7 places" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_of_nothing_known_can_be_left_out(
+    run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.distill import teaching
+
+    original = teaching.plain_embeddings
+
+    def clear_cut(
+        fabric: Any, teacher: ClipTeacher, images: ImageSet, indices: np.ndarray
+    ) -> torch.Tensor:
+        """Every labelled image and two of the unlabelled ones lie at a text."""
+        found = original(fabric, teacher, images, indices)
+        texts = teacher.embed_texts(["a photo of a cat", "a photo of a dog"])
+        for row, index in enumerate(indices):
+            known = images.labels[index] >= 0 or images.ids[index] in ("1.png", "4.png")
+            found[row] = (
+                texts[index % 2]
+                if known
+                else texts[0] / texts[0].norm() + texts[1] / texts[1].norm()
+            )
+        return found
+
+    monkeypatch.setattr(teaching, "plain_embeddings", clear_cut)
+    made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
+    _, split = load_run(folder_of(made)).data()
+    assert set(split.unlabelled) == {"1.png", "4.png"}
+    assert "4 of 6 images left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_black_box_must_know_the_unlabelled_images(
+    run: Trainer, base: dict[str, Any], camera: Path, tmp_path: Path
+) -> None:
+    from edgekd.api import missing_embeddings
+
+    images = load_images(base["data"])
+    rng = np.random.default_rng(0)
+
+    def box(ids: tuple[str, ...]) -> str:
+        np.savez(
+            tmp_path / "box.npz",
+            image_ids=np.array(ids),
+            image_vectors=rng.normal(size=(len(ids), 8)).astype(np.float32),
+            class_names=np.array(images.classes),
+            text_vectors=rng.normal(size=(2, 8)).astype(np.float32),
+        )
+        return f"embeddings:{tmp_path / 'box.npz'}"
+
+    settings = {"recipe": "kd", "unlabelled": [str(camera)]}
+    spec = box((*images.ids, "0.png", "1.png"))
+    with pytest.raises(EdgekdError, match="4 of 54 images") as caught:
+        run(**settings, teacher=spec)
+    assert "edgekd list missing" in str(caught.value.hint)
+    assert missing_embeddings(spec, data=base["data"], unlabelled=[str(camera)]) == [
+        f"{number}.png" for number in range(2, 6)
+    ]
+    run(
+        **settings,
+        overwrite=True,
+        teacher=box((*images.ids, *(f"{number}.png" for number in range(6)))),
+    )

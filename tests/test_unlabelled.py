@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgekd.config import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.pixels import open_store
 from edgekd.errors import EdgekdError
+from edgekd.scarce import run_split, untested_half
 from edgekd.split import Split, make_split, read_split
 from edgekd.toy import toy_images
 from edgekd.unlabelled import NO_CLASS, NO_DOMAIN, load_unlabelled, with_unlabelled
@@ -148,7 +150,7 @@ def test_the_split_is_written_and_read_with_its_unlabelled_images(
     )
     with_unlabelled(images, again, [str(source)])
     (source / "27.png").unlink()
-    with pytest.raises(EdgekdError, match="gone or new"):
+    with pytest.raises(EdgekdError, match="unlabelled images are gone"):
         with_unlabelled(images, again, [str(source)])
 
 
@@ -180,3 +182,28 @@ def test_images_of_the_split_do_not_train_without_labels(
     (root / "twice.png").unlink()
     with pytest.raises(EdgekdError, match="No unlabelled image is left"):
         with_unlabelled(images, split, [str(root)])
+
+
+def test_half_of_the_unseen_domain_adapts_and_the_other_half_is_tested(tmp_path: Path) -> None:
+    names = [
+        f"{d}/{c}/{n}.png" for d in ("photo", "sketch") for c in ("cat", "dog") for n in range(10)
+    ]
+    images = load_images(paint(tmp_path / "data", *names))
+    config = TrainConfig(data="x", adapt=4)
+    split = run_split(config, images)
+    half = untested_half(images, split)
+    assert len(split.ood_test) == len(half) == 10
+    sketches = set(np.flatnonzero(images.domain_of == 1).tolist())
+    assert {*split.ood_test.tolist(), *half.tolist()} == sketches
+    joined, made = with_unlabelled(images, split, [], adapt=4)
+    assert joined.keys[-4:] == tuple(images.keys[i] for i in half[:4])
+    assert joined.labels[-4:].tolist() == [NO_CLASS] * 4
+    assert made.unlabelled_domains == ("sketch",)
+    assert not set(made.unlabelled.values()) & set(made.entries["ood_test"].values())
+    assert [joined.read(-4 + len(joined) + i) for i in range(4)] == [
+        images.read(int(i)) for i in half[:4]
+    ]
+    # The tested half does not depend on how many of the others train.
+    assert run_split(TrainConfig(data="x", adapt=0), images).hash == split.hash
+    with pytest.raises(EdgekdError, match="no domain is left out"):
+        run_split(TrainConfig(data="x", adapt=4, test_domain="none"), images)

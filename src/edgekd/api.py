@@ -59,6 +59,32 @@ def train(
     )
 
 
+def missing_embeddings(
+    teacher: str, *, data: str | None = None, unlabelled: Sequence[str] = ()
+) -> list[str]:
+    """List the images that a file of precomputed embeddings lacks.
+
+    Args:
+        teacher: `embeddings:FILE.npz`.
+        data: labelled images as for `train`. unlabelled: sources as for `train`.
+
+    Returns:
+        Names of images, as the file's `image_ids` must have them.
+    """
+    from edgekd.data import load_images
+    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.unlabelled import load_unlabelled
+
+    box = load_teacher(teacher)
+    if not isinstance(box, EmbeddingsTeacher):
+        raise EdgekdError(
+            f"{teacher} embeds any image, so none is missing.", "Name a file: embeddings:FILE.npz."
+        )
+    sets = [load_images(data)] if data is not None else []
+    sets += [load_unlabelled(source) for source in unlabelled]
+    return [name for images in sets for name in images.ids if name not in box.vectors]
+
+
 def export(
     run: str | Path | None = None,
     *,

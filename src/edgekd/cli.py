@@ -941,6 +941,20 @@ def recipes() -> None:
 
 
 @known.command()
+def missing(
+    teacher: Annotated[str, typer.Argument(help="embeddings:FILE.npz")],
+    data: DataOption = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="As for edgekd train; may be repeated.")
+    ] = None,
+) -> None:
+    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    from edgekd import api
+
+    _print(api.missing_embeddings(teacher, data=data, unlabelled=unlabelled or ()))
+
+
+@known.command()
 def targets() -> None:
     """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines

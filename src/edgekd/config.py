@@ -46,6 +46,11 @@ class TrainConfig(BaseModel):
     """Part of each batch that is unlabelled, where there are unlabelled images."""
     unlabelled_images: int | None = Field(default=None, ge=1)
     """Only so many of them, the first by content hash. None: all."""
+    unlabelled_filter: bool = False
+    """Leave out unlabelled images that the teacher is less sure of than of all but a twentieth of the validation
+    images: pictures of nothing that the classes name."""
+    adapt: int | None = Field(default=None, ge=0)
+    """Images of the unseen domain that train without labels. Half of the domain is tested then, whatever the number."""
     augment: Literal["plain", "restyle"] = "plain"
     """Student's views: crops and colours, or with half of them redrawn in other styles (`distill.restyle`)."""
     teacher: str = "toy"

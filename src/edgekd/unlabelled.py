@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from edgekd.console import warn_counted
 from edgekd.data import FileReader, ImageSet, JoinedReader, readable
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
+from edgekd.scarce import untested_half
 from edgekd.split import ROLES, Split
 
 NO_CLASS = -1
@@ -97,18 +98,26 @@ def _toy_style(style: str) -> ImageSet:
     assert isinstance(images.reader, ToyReader)
     images = replace(images, reader=KeptReader(images.reader))
     images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
+    return replace(_without_labels(images), name=style)
+
+
+def _without_labels(images: ImageSet) -> ImageSet:
     return replace(
         images,
-        name=style,
         classes=(),
         domains=("all",),
         labels=np.full(len(images), NO_CLASS, dtype=np.int64),
         domain_of=np.zeros(len(images), dtype=np.int64),
+        roles=None,
     )
 
 
 def with_unlabelled(
-    images: ImageSet, split: Split, sources: Sequence[str], limit: int | None = None
+    images: ImageSet,
+    split: Split,
+    sources: Sequence[str],
+    limit: int | None = None,
+    adapt: int | None = None,
 ) -> tuple[ImageSet, Split]:
     """Join the unlabelled images of a run to its labelled ones.
 
@@ -117,18 +126,19 @@ def with_unlabelled(
 
     Args:
         images: labelled images.
-        split: of `images`; with the unlabelled images of a run that began before, the sources must hold the same ones.
+        split: of `images`; with the unlabelled images of a run that began before, those are taken again.
         sources: as `load_unlabelled` takes them.
         limit: only so many of them, the first by content key.
+        adapt: images of the unseen domain that train without labels, from the half that is not tested.
 
     Returns:
         The labelled images with the unlabelled ones behind them, and the split with their contents and names.
 
     Raises:
-        EdgekdError: a source that cannot be loaded, no image left, or other images than those the run began with.
+        EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
     """
     role_of = {key: role for role in ROLES for key in split.entries[role].values()}
-    parts, names, ids, excluded = [], list[str](), set[str](), Counter[str]()
+    parts, names, ids, excluded = [], list[str](), set(images.ids), Counter[str]()
     examples: dict[str, str] = {}
     seen: set[str] = set()
     for source in sources:
@@ -152,20 +162,44 @@ def with_unlabelled(
         parts.append(part)
     warn_counted("unlabelled images that do not train", excluded, examples)
     parts = _first(parts, limit)
+    if adapt:
+        assert split.test_domain is not None
+        parts.append(_without_labels(images.at(untested_half(images, split)[:adapt])))
+        names.append(split.test_domain)
+    if split.unlabelled:
+        parts = _as_before(parts, split)
     found = {name: key for part in parts for name, key in zip(part.ids, part.keys, strict=True)}
     if not found:
         raise EdgekdError(
             f"No unlabelled image is left: all of {', '.join(sources)} belong to the split of {images.name}.",
             "Give images that are in no part of the labelled data.",
         )
-    if split.unlabelled and set(split.unlabelled.values()) != set(found.values()):
-        changed = len(set(split.unlabelled.values()) ^ set(found.values()))
-        raise EdgekdError(
-            f"{changed:,} of the unlabelled images are gone or new since the run began.",
-            "Restore them, or start a new run.",
-        )
     split = replace(split, unlabelled=found, unlabelled_domains=tuple(dict.fromkeys(names)))
     return join([images, *parts]), split
+
+
+def _as_before(parts: Sequence[ImageSet], split: Split) -> list[ImageSet]:
+    """The images that a run began with."""
+    wanted = set(split.unlabelled.values())
+    there = {key for part in parts for key in part.keys}
+    if gone := wanted - there:
+        raise EdgekdError(
+            f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
+            "Restore them, or start a new run.",
+        )
+    fewer = [part.at(np.flatnonzero([key in wanted for key in part.keys])) for part in parts]
+    return [part for part in fewer if len(part)]
+
+
+def keep_unlabelled(
+    images: ImageSet, split: Split, kept: Collection[str]
+) -> tuple[ImageSet, Split]:
+    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as of `with_unlabelled`."""
+    assert isinstance(images.reader, JoinedReader)
+    found = {name: key for name, key in split.unlabelled.items() if key in kept}
+    first, *others = images.reader.parts
+    split = replace(split, unlabelled=found)
+    return join([first, *(_as_before(others, split) if found else [])]), split
 
 
 _EXCLUDED = {
