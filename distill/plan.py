@@ -20,6 +20,7 @@ from edgekd.files import write_json
 from edgekd.folders import RUN, clear, free_name, growing
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
+from edgekd.unlabelled import with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 120
@@ -51,6 +52,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
     _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
     start = config.pretrained
@@ -118,15 +120,24 @@ def _absolute(spec: str) -> str:
 
 
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
-    """The images and the run's split: read back when a run is resumed, else made."""
+    """Load the images of a run.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+    """
     assert config.out is not None
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
     path = config.out / "split.json"
-    if config.resume and path.exists():
-        return images, read_split(path, images)
-    return images, run_split(config, images)
+    split = (
+        read_split(path, images) if config.resume and path.exists() else run_split(config, images)
+    )
+    if config.unlabelled or config.adapt:
+        return with_unlabelled(
+            images, split, config.unlabelled, config.unlabelled_images, config.adapt
+        )
+    return images, split
 
 
 @contextlib.contextmanager

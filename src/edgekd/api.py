@@ -60,6 +60,32 @@ def train(
     )
 
 
+def missing_embeddings(
+    teacher: str, *, data: str | None = None, unlabelled: Sequence[str] = ()
+) -> list[str]:
+    """List the images that a file of precomputed embeddings lacks.
+
+    Args:
+        teacher: `embeddings:FILE.npz`.
+        data: labelled images as for `train`. unlabelled: sources as for `train`.
+
+    Returns:
+        Names of images, as the file's `image_ids` must have them.
+    """
+    from edgekd.data import load_images
+    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.unlabelled import load_unlabelled
+
+    box = load_teacher(teacher)
+    if not isinstance(box, EmbeddingsTeacher):
+        raise EdgekdError(
+            f"{teacher} embeds any image, so none is missing.", "Name a file: embeddings:FILE.npz."
+        )
+    sets = [load_images(data)] if data is not None else []
+    sets += [load_unlabelled(source) for source in unlabelled]
+    return [name for images in sets for name in images.ids if name not in box.vectors]
+
+
 def export(
     run: str | Path | None = None,
     *,
@@ -811,7 +837,6 @@ def _head(loaded: LoadedRun) -> Any:
 
 def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
     """Where an artifact comes from, and enough of the split to name its test images rightly far from the run."""
-    from edgekd.trained import read_trained
 
     run = loaded.run
     return {
@@ -825,6 +850,6 @@ def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]
         "train_domains": sorted(
             {images.domains[d] for d in images.domain_of[split.train].tolist()}
         ),
-        "unlabelled_domains": sorted(read_trained(loaded.folder / "split.json").unlabelled_domains),
+        "unlabelled_domains": list(split.unlabelled_domains),
         "student_sha256": run.student_sha256,
     }

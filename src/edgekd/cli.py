@@ -79,6 +79,23 @@ def train(
             "manifest. [default: toy]"
         ),
     ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; "
+            "may be repeated."
+        ),
+    ] = None,
+    unlabelled_share: Annotated[
+        float | None,
+        typer.Option(help="Part of each batch that is unlabelled. [default: 0.5]"),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Student's views: plain, or restyle for half of them in other styles. [default: plain]"
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -933,6 +950,20 @@ def recipes() -> None:
     from edgekd.doctor import recipe_lines
 
     _print(recipe_lines())
+
+
+@known.command()
+def missing(
+    teacher: Annotated[str, typer.Argument(help="embeddings:FILE.npz")],
+    data: DataOption = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="As for edgekd train; may be repeated.")
+    ] = None,
+) -> None:
+    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    from edgekd import api
+
+    _print(api.missing_embeddings(teacher, data=data, unlabelled=unlabelled or ()))
 
 
 @known.command()

@@ -98,7 +98,7 @@ class ImageSet:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader):
+        if draft is not None and isinstance(self.reader, FileReader | JoinedReader):
             return self.reader(index, draft)
         return self.reader(index)
 
@@ -134,6 +134,20 @@ class _Chosen:
 
     def __call__(self, index: int) -> Image.Image:
         return self.reader(self.indices[index])
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedReader:
+    """Reads the images of several sets, one set after the other."""
+
+    parts: tuple[ImageSet, ...]
+
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                return part.read(index, draft=draft)
+            index -= len(part)
+        raise IndexError(index)
 
 
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:

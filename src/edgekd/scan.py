@@ -203,20 +203,32 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
     return roles
 
 
-def list_manifest(path: Path) -> Listing:
+def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     """Read a manifest's rows. Absolute paths are taken as they stand.
+
+    Args:
+        labelled: False where only the column `path` is read.
 
     Raises:
         EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
             twice and differently.
     """
     columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    _check_columns(path, columns)
+    if labelled:
+        _check_columns(path, columns)
+    elif "path" not in columns:
+        raise EdgekdError(
+            f'The manifest {path} has no column "path".',
+            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+        )
+    else:
+        columns = ["path"]
     entries: dict[str, Entry] = {}
     merged = 0
     for number, row in rows:
         place = f"Row {number} of {path}"
-        absent = [name for name in _COLUMNS[:3] if name in columns and _is_missing(row[name])]
+        wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
+        absent = [name for name in wanted if name in columns and _is_missing(row[name])]
         if absent:
             raise EdgekdError(
                 f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
@@ -230,7 +242,7 @@ def list_manifest(path: Path) -> Listing:
                 did_you_mean(row["split"].lower(), ROLES),
             )
         domain = printable(row["domain"]) if "domain" in columns else None
-        entry = Entry(row["path"], printable(row["label"]), domain, role)
+        entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
         # One file, however it is spelled: relative, with ./, absolutely.
         file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
         first = entries.setdefault(file, entry)
