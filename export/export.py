@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import json
 import math
 import platform
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
@@ -29,7 +25,8 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
-from edgekd.files import disk_errors, replacing, sha256_file, sweep
+from edgekd.files import sha256_file
+from edgekd.folders import ARTIFACT, publishing
 from edgekd.manifest import Artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
@@ -102,11 +99,9 @@ def export_model(
         raise EdgekdError(
             "There are no images for the parity check.", "Give some real images, 64 or more."
         )
-    _refuse_existing(folder, config.overwrite)
+    ARTIFACT.refuse(folder, overwrite=config.overwrite)
     writer = importlib.import_module(WRITERS[config.target])
-    sweep(folder)
-    with _one_winner(folder), replacing(folder) as scratch:
-        scratch.mkdir()
+    with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
         build = _build(source, scratch, config, fp32_path)
         written: Written = writer.write(build)
         reference = build.logits(torch_logits(source.model, source.parity_images))
@@ -119,7 +114,6 @@ def export_model(
         artifact.write(scratch)
         if not artifact.parity["passed"]:
             _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
-        _refuse_existing(folder, config.overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
 
 
@@ -222,33 +216,11 @@ def _calibrator(target: str) -> Calibrator:
     return cast("Calibrator", get_target(target).default_calibrator)
 
 
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise EdgekdError(
-            f"{folder} exists.", "Add --overwrite to replace it, or choose another folder."
-        )
-
-
-@contextlib.contextmanager
-def _one_winner(folder: Path) -> Iterator[None]:
-    """Two exports that end in the same instant: the loser of the rename gets a sentence, the winner stays whole."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or error.filename == str(folder):
-            raise EdgekdError(
-                f"Another export wrote {folder} at the same time.",
-                "Its result stands; run again to replace it.",
-            ) from error
-        raise
-
-
 def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) -> None:
     parity, failed = artifact.parity, folder.with_name(folder.name + ".failed")
-    with disk_errors(failed):
-        if failed.exists():
-            shutil.rmtree(failed)
-        scratch.rename(failed)
+    with publishing(failed, ARTIFACT, overwrite=True) as place:
+        place.rmdir()
+        scratch.rename(place)
     kept = f"It is kept in {failed} with the report."
     if artifact.precision in EXACT:
         raise GateFailed(

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.benchmark.compare import speed_here
 from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
+from edgekd.benchmark.speed import in_words
 from edgekd.configs.export import ExportConfig
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
@@ -20,8 +22,9 @@ from edgekd.embedding import check_embeds, embedding_with_bank
 from edgekd.errors import EdgekdError
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
-from edgekd.export.mixed import Yardstick, interleaved_ms
+from edgekd.export.mixed import Yardstick
 from edgekd.export.parity import MIN_AGREEMENT
+from edgekd.folders import ARTIFACT
 from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target
@@ -113,8 +116,7 @@ def _folders(config: ExportConfig, loaded: LoadedRun) -> dict[Precision, Path]:
         precision: _folder(config, loaded, config.target, precision, kind) for precision in wanted
     }
     for place in folders.values():
-        if place.exists() and not config.overwrite:
-            raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
+        ARTIFACT.refuse(place, overwrite=config.overwrite)
     return folders
 
 
@@ -201,16 +203,17 @@ def _facts(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
         "split_seed": split.seed,
         "test_domain": run.test_domain,
         "train_domains": sorted(trained),
+        "unlabelled_domains": list(split.unlabelled_domains),
         "student_sha256": run.student_sha256,
     }
 
 
-def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
-    """Return milliseconds of one image, one thread, of an INT8 artifact that runs here and of the FP32 one beside it.
+def int8_speed(artifact: Artifact) -> str | None:
+    """Compare the latency of an INT8 artifact that runs here with the FP32 one beside it: one image, one thread.
 
     Returns:
-        INT8, FP32, and the FP32 artifact's name: the same target's, else ONNX Runtime's; None without either, or for a
-        format whose runtime may be elsewhere.
+        A predicate with its interval, or why no claim is made (`benchmark.speed.in_words`); None without an FP32
+        artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
     """
     if (
         artifact.folder is None
@@ -225,11 +228,9 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
     if beside is None:
         return None
     size = artifact.preprocess.size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    folders = {"int8": artifact.folder, "fp32": beside}
-    runs = {
-        name: open_session(folder, threads=1, spinning=False).run
-        for name, folder in folders.items()
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    models = {
+        folder.name: open_session(folder, threads=1, spinning=False).run
+        for folder in (artifact.folder, beside)
     }
-    found = interleaved_ms(runs, image)
-    return found["int8"], found["fp32"], beside.name
+    return in_words(speed_here(models, images), beside.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typer.main import get_command
 
 from edgekd.cli import app, main
 from edgekd.configs.train import TrainConfig
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.errors import EdgekdError, GateFailed, Stopped
 
 HELP_RATIO = 2.5
 
@@ -122,7 +123,7 @@ def test_every_verb_is_there() -> None:
         *(("classes", what) for what in ("add", "remove")),
         ("doctor",),
         ("list",),
-        *(("list", what) for what in ("students", "teachers", "recipes", "targets")),
+        *(("list", what) for what in ("students", "teachers", "recipes", "missing", "targets")),
     }
 
 
@@ -182,7 +183,7 @@ def test_typos_get_a_suggestion(
 
 
 def test_missing_data_folder(fails: Callable[..., tuple[str, str]]) -> None:
-    error, hint = fails(2, "train", "--data", "nowhere", "--out", "run")
+    error, hint = fails(2, "train", "--data", "nowhere", "--teacher", "toy", "--out", "run")
     assert "nowhere" in error
     assert "--data toy" in hint
     assert not Path("run").exists()
@@ -191,11 +192,10 @@ def test_missing_data_folder(fails: Callable[..., tuple[str, str]]) -> None:
 def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    error, hint = fails(2, "train", "--smoke", "--out", "run")
-    assert "run exists already" in error
-    assert "--overwrite" in hint
-    error, hint = fails(2, "train", "--smoke", "--out", "run", "--overwrite")
-    assert "not a run" in error
+    for more in ([], ["--overwrite"]):
+        error, hint = fails(2, "train", "--smoke", "--out", "run", *more)
+        assert "run exists already and is not a run" in error
+        assert "empty folder" in hint
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -230,14 +230,13 @@ def test_all_problems_of_a_configuration_in_one_message(
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(None, "no configuration file"), ("student =", "not valid TOML"), ("\xff", "student")],
+    [(None, "no configuration file"), ("student =", "not readable TOML"), ("\xff", "not readable")],
 )
 def test_configuration_file_that_cannot_be_read(
     fails: Callable[..., tuple[str, str]], tmp_path: Path, content: str | None, part: str
 ) -> None:
     if content == "\xff":
         (tmp_path / "run.toml").write_bytes(b"\xff")
-        part = "not valid TOML"
     elif content is not None:
         (tmp_path / "run.toml").write_text(content)
     error, _ = fails(2, "train", "--config", "run.toml")
@@ -268,17 +267,29 @@ def test_error_without_a_hint(
     assert capsys.readouterr().err == "error: It is so.\n"
 
 
-def test_interrupt_is_exit_code_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("stop", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: Stopped.\n"),
+        (
+            Stopped(signal.SIGTERM, "It ended.", "Go on."),
+            143,
+            "stopped: It ended.\nhint:    Go on.\n",
+        ),
+    ],
+)
+def test_a_signal_has_the_shells_exit_code(
+    stop: BaseException,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("edgekd.distill.train.train", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("edgekd.distill.train.train", _raises(stop))
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
-    assert leaving.value.code == 130
-    assert (
-        capsys.readouterr().err
-        == "stopped; a training run goes on with --resume, a study with the same command\n"
-    )
+    assert leaving.value.code == code
+    assert capsys.readouterr().err == told
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from edgekd.configs.benchmark import (
 )
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.study import StudyConfig
-from edgekd.configs.train import TrainConfig
+from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.errors import EdgekdError
 
@@ -34,6 +34,28 @@ def train(config: TrainConfig) -> Run:
     from edgekd.distill.train import train
 
     return train(config)
+
+
+@verb(MissingConfig)
+def missing_embeddings(config: MissingConfig) -> list[str]:
+    """List the images that a file of precomputed embeddings lacks.
+
+    Returns:
+        Names of images, as the file's `image_ids` must have them.
+    """
+    from edgekd.data import load_images
+    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.unlabelled import load_unlabelled
+
+    box = load_teacher(config.teacher)
+    if not isinstance(box, EmbeddingsTeacher):
+        raise EdgekdError(
+            f"{config.teacher} embeds any image, so none is missing.",
+            "Name a file: embeddings:FILE.npz.",
+        )
+    sets = [load_images(config.data)] if config.data is not None else []
+    sets += [load_unlabelled(source) for source in config.unlabelled]
+    return [name for images in sets for name in images.ids if name not in box.vectors]
 
 
 @verb(ExportConfig)
@@ -122,6 +144,7 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
+    from edgekd.folders import REPORT, free_name, publishing
     from edgekd.subjects import artifact_facts, compared_of
     from edgekd.targets.profiles import follow_profile
 
@@ -133,27 +156,30 @@ def _measure(config: BenchmarkConfig) -> Report:
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
-    if config.result is not None:
-        subjects, quick = from_result(subjects, found.suites, config.result)
-    elif config.device:
-        subjects = on_devices(
-            subjects, found.suites, list(config.device), quick=quick, threads=threads, keep=config.keep,
-            energy=config.energy, grid=grid,
-        )  # fmt: skip
-    return run_benchmark(
-        subjects,
-        found.suites,
-        config.out or found.home / "benchmark",
-        quick=quick,
-        threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
-        overwrite=config.overwrite or config.out is None,
-        gates=gates,
-        compared=compared_of(found.subjects, places) if config.compare else None,
-        examples=config.examples,
-        energy=config.energy,
-        grid=grid,
-    )
+    home = found.home / "benchmark"
+    folder = config.out or (home if config.overwrite else free_name(home))
+    with publishing(folder, REPORT, overwrite=config.overwrite) as scratch:
+        if config.result is not None:
+            subjects, quick = from_result(subjects, found.suites, config.result)
+        elif config.device:
+            subjects = on_devices(
+                subjects, found.suites, list(config.device), quick=quick, threads=threads, keep=config.keep,
+                energy=config.energy, grid=grid,
+            )  # fmt: skip
+        made = run_benchmark(
+            subjects,
+            found.suites,
+            scratch,
+            quick=quick,
+            threads=threads,
+            context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
+            gates=gates,
+            compared=compared_of(found.subjects, places) if config.compare else None,
+            examples=config.examples,
+            energy=config.energy,
+            grid=grid,
+        )
+    return made.model_copy(update={"folder": folder})
 
 
 def _bundle(config: BenchmarkConfig) -> str:
@@ -180,7 +206,7 @@ def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
 
     places = list(config.paths) or [newest_run()]
     found = gather(
-        places, data=config.data, ood=config.ood, unknown=config.unknown, suites=config.suites,
+        places, data=config.data, ood=config.ood, unknown=config.unknown, test=config.test, suites=config.suites,
         texture_shape=config.texture_shape, corruption_images=config.corruption_images,
         vocabulary=config.vocabulary, elsewhere=bool(config.device) or config.result is not None,
     )  # fmt: skip
@@ -211,16 +237,18 @@ def report(config: ReportConfig) -> Path:
 
 @verb(EvaluateConfig)
 def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Measure accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+    """Measure accuracy per part and domain of a teacher's zero-shot classifier, and of a run's student if one is named.
 
     A student that embeds can be evaluated on classes that it was not trained on: its text head then takes the teacher's
     vectors of their names.
 
     Returns:
-        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
-        the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
-        m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit vectors, 0–4). With
-        `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
+        One mapping per subject, part and domain: subject, domain, part, n, top1 (0–1), macro (0–1). `part` is what the
+        images are to the run: `train`, `val`, `unlabelled`, `test` (held out of domains that trained), `adapted` (of
+        domains seen without labels), `unseen` (other domains or classes), `unused`; None without a run. With
+        `agreement` in place of the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier),
+        m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
+        vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run

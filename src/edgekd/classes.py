@@ -15,6 +15,7 @@ from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors
 from edgekd.images import UnreadableImage, decode
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.readers import printable, read_array
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.bank_change import change_bank
 from edgekd.targets.new_class import add_by_images, provenance
@@ -22,7 +23,7 @@ from edgekd.targets.new_class import add_by_images, provenance
 
 def add(config: AddClassConfig) -> Artifact:
     """Add a class to an artifact; see `edgekd.add_class`."""
-    folder, name = config.artifact, config.name
+    folder, name = config.artifact, printable(config.name)
     artifact = read_artifact(folder)
     if artifact.bank is None:
         raise EdgekdError(
@@ -98,13 +99,8 @@ def _from_teacher(
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
     """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise EdgekdError(
-            f"{path} is no readable .npy file.", "Write it with numpy.save."
-        ) from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.ndim not in (1, 2):
+    found = read_array(path, "text vector", "Write it with numpy.save.")
+    if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(
             f"{path} holds no vector of floats.",
             "Write [D], or [prompts, D], with numpy.save into a .npy file.",

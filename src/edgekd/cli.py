@@ -6,13 +6,15 @@ The options are those of the configurations (`edgekd.configs`); heavy imports ar
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
 
 from edgekd.commands import Given, command
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.errors import EdgekdError, GateFailed, Stopped
 from edgekd.version import __version__
 
 
@@ -45,6 +47,13 @@ def result(*lines: str) -> None:
     result(*lines)
 
 
+def _word(path: Any) -> str:
+    """Return a path as one word of a command line."""
+    from edgekd.console import shell_word
+
+    return shell_word(path)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgekd {__version__}")
@@ -66,7 +75,7 @@ def train(run: Any, _: Given) -> None:
     result(
         f"student: {run.folder}  ({run.steps} steps in {run.train_seconds:.0f} s, "
         f"{run.images_per_second:.0f} images/s, data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {run.folder} --target onnxruntime --int8",
+        f"next:    edgekd export {_word(run.folder)} --target onnxruntime --int8",
     )
 
 
@@ -79,18 +88,12 @@ def export(artifacts: Any, _: Given) -> None:
             f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
             f"{100 * parity['top1_agreement']:.1f} % on {parity['n']} images)"
         )
-    from edgekd.export.run import int8_against_fp32
+    from edgekd.export.run import int8_speed
 
-    speed = int8_against_fp32(artifacts[-1])
+    speed = int8_speed(artifacts[-1])
     if speed is not None:
-        verdict = "faster than" if speed[0] < speed[1] else "slower than"
-        if abs(speed[0] / speed[1] - 1) < 0.03:
-            verdict = "about as fast as"
-        result(
-            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
-            f"({speed[2]}), one image, one thread"
-        )
-    result(f"next:     edgekd benchmark {artifacts[-1].folder.parent.parent} --quick")
+        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
+    result(f"next:     edgekd benchmark {_word(artifacts[-1].folder.parent.parent)} --quick")
 
 
 @command(app, "edgekd.api:verify")
@@ -151,13 +154,13 @@ def report(page: Any, _: Given) -> None:
 
 @command(app, "edgekd.api:evaluate")
 def evaluate(rows: Any, given: Given) -> None:
-    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
+    """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
     from edgekd.console import out
 
     columns = _AGREEMENT if given.get("agreement") else _ACCURACY
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
-    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
@@ -166,7 +169,8 @@ def evaluate(rows: Any, given: Given) -> None:
                 "–" if value is None else format(factor * value, ".1f" if factor > 1 else ".2f")
             )
             cells += f"{number:>{len(title) + 2}}"
-        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        place = f"{row['domain']:<16}{row['part'] or '–':<12}"
+        line = f"{row['subject']:<{widest}}{place}{row['n']:>8,}{cells}"
         out.print(line, markup=False)
 
 
@@ -224,7 +228,7 @@ def vl_train(run: Any, _: Given) -> None:
     result(
         f"student: {run.folder}  ({run.record['data']}, validation accuracy {100 * run.record['val_accuracy']:.1f} %, "
         f"{run.record['train_seconds']:.0f} s)",
-        f"next:    edgekd vl evaluate {run.folder}",
+        f"next:    edgekd vl evaluate {_word(run.folder)}",
     )
 
 
@@ -254,7 +258,7 @@ def vl_export(record: Any, given: Given) -> None:
     result(
         f"artifact: {artifact_folder(given['run'])}  (same answer as the torch student on "
         f"{100 * parity['top1_agreement']:.1f} % of {parity['n']} examples)",
-        f"next:     edgekd vl evaluate {given['run']} --onnx",
+        f"next:     edgekd vl evaluate {_word(given['run'])} --onnx",
     )
 
 
@@ -298,6 +302,12 @@ def recipes() -> None:
     _print(recipe_lines())
 
 
+@command(known, "edgekd.api:missing_embeddings")
+def missing(names: Any, _: Given) -> None:
+    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    _print(names)
+
+
 @known.command()
 def targets() -> None:
     """Export targets with their precisions, and profiles of devices."""
@@ -313,21 +323,45 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    from edgekd.console import clean, open_streams
+
+    open_streams()
+    _raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
-        typer.echo(
-            f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True
-        )
+        hint = f"\nhint:  {error.hint}" if error.hint else ""
+        typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
-            typer.echo(
-                "stopped; a training run goes on with --resume, a study with the same command",
-                err=True,
-            )
+            stopped = _stopped(leaving)
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            if stopped.hint:
+                typer.echo(f"hint:    {stopped.hint}", err=True)
+            sys.exit(stopped.exit_code)
         raise
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(leaving: BaseException) -> Stopped:
+    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    error: BaseException | None = leaving
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return Stopped(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.configs.verbs import verb
 from edgekd.configs.vl import VlEvaluateConfig, VlExportConfig, VlTrainConfig
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
     path = artifact_folder(loaded.folder) / "model.onnx"
     if not path.is_file():
         raise EdgekdError(
-            f"{config.run} has not been exported.", f"First: edgekd vl export {config.run}"
+            f"{config.run} has not been exported.",
+            f"First: edgekd vl export {shell_word(config.run)}",
         )
     return evaluate_vl(loaded, config.data, open_vl(path), config.most)
 

@@ -34,6 +34,7 @@ from pydantic.fields import FieldInfo
 
 from edgekd.configs.files import put, read_settings
 from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.readers import printable
 
 Read = TypeVar("Read")
 Write = TypeVar("Write")
@@ -170,6 +171,11 @@ class Config(BaseModel, metaclass=_Meta):
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
         values = cls.from_file(read_settings(Path(file)), Path(file)) if file is not None else {}
+        if str(values.get("descriptions", "")).startswith("command:"):
+            raise EdgekdError(
+                f"{file} names a command for descriptions; edgekd runs one from the command line only.",
+                "Give it there: --descriptions command:PROGRAM.",
+            )
         values |= given
         for setting in settings:
             put(values, setting)
@@ -194,7 +200,7 @@ class Config(BaseModel, metaclass=_Meta):
             return cls.model_validate(values)
         except ValidationError as error:
             raise EdgekdError(
-                f"The run configuration at {path} is damaged ({error.errors()[0]['msg'].lower()}).",
+                f"The run configuration at {path} is damaged ({printable(error.errors()[0]['msg'].lower())}).",
                 "Restore it, or train again with --overwrite.",
             ) from error
 

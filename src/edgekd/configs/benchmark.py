@@ -28,10 +28,13 @@ class SuiteOptions(Config):
     data: OptionalSpec = option(default=None)
     """Other images, or where the run's own are now: toy, a folder, or a .csv/.parquet manifest."""
     ood: Items = option(default=())
-    """Further unseen images as NAME=DIR, each of their domains a suite, or wilds:NAME=DIR; may be repeated."""
+    """Further unseen images as NAME=DIR, each of their domains a suite (seen: where it trained), or wilds:NAME=DIR;
+    images that trained are left out; may be repeated."""
     unknown: Items = option(default=())
     """Images that show none of the model's classes, as NAME=DIR: how well its confidence tells them from in-domain
     ones; may be repeated."""
+    test: Items = option(default=())
+    """Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."""
     texture_shape: str | None = None
     """Folder of cue-conflict images (SHAPE/SHAPE1-TEXTURE2.png): shape bias."""
 
@@ -84,9 +87,9 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
     compare: bool = option(default=False, group="Report")
     """Compare two artifacts: latency ratio, paired accuracy."""
     out: OptionalPath = option(default=None, group="Report")
-    """Report folder. Default: RUN/benchmark."""
+    """Report folder. Default: RUN/benchmark; beside earlier reports benchmark-2, …"""
     overwrite: bool = option(default=False, group="Report")
-    """Replace an earlier report in --out."""
+    """Replace an earlier report in --out, or in RUN/benchmark."""
     examples: bool = option(default=True, group="Report")
     """Show copies of misclassified images in report.html."""
 
@@ -146,7 +149,7 @@ class ReportConfig(Config):
     """A comparison of finished benchmarks."""
 
     paths: Paths = option(default=(), kw_only=False)
-    """Report folders, or runs with a report in `benchmark/`. Default: the newest run."""
+    """Report folders, or run folders, whose newest report is taken. Default: the newest run."""
     out: AnyPath = option(default=Path("comparison"))
     """Folder of the comparison."""
     overwrite: bool = False
@@ -175,6 +178,14 @@ class EvaluateConfig(Config):
     """New classes from so many images of each: those the run left out, or --data's."""
     keys: Literal["student", "teacher"] = option(default="student", group="Instead of accuracy")
     """With --shots, whose embeddings of these images are kept: student, or teacher (of ten views of each)."""
+
+    @check
+    def _teacher(self) -> None:
+        if self.run is None and self.teacher is None and self.data not in (None, "toy"):
+            raise EdgekdError(
+                f"No teacher was named for {self.data}, and the built-in one knows the toy images alone.",
+                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+            )
 
     @check
     def _one_question(self) -> None:

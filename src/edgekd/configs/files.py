@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import parse_toml, read_toml, read_yaml
+
+_CHECK = "Check --config; docs/train.md has an example."
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -15,38 +17,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         EdgekdError: no such file, or not of its format.
     """
-    kind = "YAML" if path.suffix.lower() in (".yaml", ".yml") else "TOML"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
-    except OSError as error:
-        raise EdgekdError(
-            f"{path} cannot be read ({error.strerror}).", "Check --config."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise EdgekdError(f"{path} is not valid {kind}: {error}.", "Save it as UTF-8.") from error
-    try:
-        found = _parse(kind, text)
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise EdgekdError(
-            f"{path} is not valid {kind}: {reason}.", "See docs/train.md for an example."
-        ) from error
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return read_toml(path, "configuration file", _CHECK)
+    found = read_yaml(path, "configuration file", _CHECK)
     if not isinstance(found, dict):
-        raise EdgekdError(f"{path} holds no settings.", "See docs/train.md for an example.")
+        raise EdgekdError(f"The configuration file at {path} holds no settings.", _CHECK)
     return {str(name): value for name, value in found.items()}
-
-
-def _parse(kind: str, text: str) -> Any:
-    if kind == "TOML":
-        return tomllib.loads(text)
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(error) from error
 
 
 def put(target: dict[str, Any], setting: str) -> None:
@@ -61,8 +37,8 @@ def put(target: dict[str, Any], setting: str) -> None:
             f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value."
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *parents, last = path.strip().split(".")
     for parent in parents:

@@ -7,9 +7,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.configs.base import Config, OptionalPath, Spec, Words, check, option
+from edgekd.configs.base import (
+    Config,
+    Items,
+    OptionalPath,
+    OptionalSpec,
+    Spec,
+    Words,
+    check,
+    option,
+)
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json
+from edgekd.readers import read_object
 
 
 class SwadRule(BaseModel):
@@ -30,6 +39,18 @@ class DataOptions(Config):
 
     data: Spec = option(default="toy")
     """Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet manifest."""
+    unlabelled: Items = option(default=())
+    """Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; may be
+    repeated."""
+    unlabelled_share: float = option(default=0.5, gt=0, lt=1)
+    """Part of each batch that is unlabelled, where there are unlabelled images."""
+    unlabelled_images: int | None = option(default=None, ge=1)
+    """Only so many of them, the first by content hash. Default: all."""
+    unlabelled_filter: bool = False
+    """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
+    validation images: pictures of nothing that the classes name."""
+    augment: Literal["plain", "restyle"] = "plain"
+    """Student's views: plain (crops and colours), or restyle for half of them in other styles."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split; apart from `seed`, so that seeds compare on the same images."""
 
@@ -39,6 +60,8 @@ class TeacherOptions(Config):
 
     teacher: str = "toy"
     """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz."""
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the cached embeddings; auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
     prompts: str | None = None
     """photo, imagenet7, imagenet80, domain, or a file of prompt templates. Default: the recipe's."""
     descriptions: str | None = None
@@ -131,6 +154,8 @@ class HardwareOptions(Config):
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = option(default=50, ge=1, group="Output")
     """Steps between checkpoints."""
+    checkpoint_minutes: float = option(default=3.0, gt=0, group="Output")
+    """Minutes after which a checkpoint is due, however few steps were made."""
 
 
 class RunOptions(
@@ -162,6 +187,8 @@ class TrainConfig(RunOptions):
     """Images of each unseen class that train nevertheless; the run then has all classes."""
     label_fraction: float = option(default=1.0, gt=0, le=1, group="Data")
     """Part of the training images of each class of each domain that trains, at least one; the tests stay whole."""
+    adapt: int | None = option(default=None, ge=0, group="Data")
+    """Images of the unseen domain that train without labels; half of the domain is tested then, whatever the number."""
     start: OptionalPath = option(default=None, group="Student")
     """A finished run to start from: backbone, projector, and the head's rows of known classes."""
     seed: int = option(default=0, ge=0, lt=2**31, group="Schedule")
@@ -192,6 +219,17 @@ class TrainConfig(RunOptions):
             )
 
 
+class MissingConfig(Config):
+    """A search for the images that a file of precomputed embeddings lacks."""
+
+    teacher: str = option(kw_only=False)
+    """embeddings:FILE.npz"""
+    data: OptionalSpec = option(default=None)
+    """Labelled images, as for edgekd train."""
+    unlabelled: Items = option(default=())
+    """Images without labels, as for edgekd train; may be repeated."""
+
+
 def read_config(path: Path) -> TrainConfig:
     """Read the settled configuration that a run wrote down; a missing or damaged one is an `EdgekdError`."""
-    return TrainConfig.restore(read_json(path, "run configuration"), path)
+    return TrainConfig.restore(read_object(path, "run configuration"), path)

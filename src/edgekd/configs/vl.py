@@ -140,6 +140,15 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
         return data | CONTROLS[control] | given
 
     @check
+    def _teacher(self) -> None:
+        named = "teacher" in self.model_fields_set
+        if self.distil and not named and self.data not in ("toy", "easy-vqa"):
+            raise EdgekdError(
+                f"No teacher was named for {self.data}, and the built-in one knows drawn shapes alone.",
+                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+            )
+
+    @check
     def _heads(self) -> None:
         if self.width % self.heads:
             raise EdgekdError(
