@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import SuiteRow
-from edgekd.benchmark.report import read_report
-from edgekd.benchmark.rows import Report
+from edgekd.benchmark.compare import gain_rows
+from edgekd.benchmark.report.rows import SuiteRow
+from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
@@ -58,6 +59,7 @@ def rescore(folder: Path) -> Report:
     found = {
         "accuracy": scores.accuracy,
         "summary": tuple(summary),
+        "gains": tuple(gain_rows(subjects, suites, logits, report.context.get("runs", ()))),
         "corruptions": scores.corruptions,
         "cue_conflicts": scores.cue_conflicts,
         "vocabularies": scores.vocabularies,

@@ -11,8 +11,8 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.rows import Report
 from edgekd.errors import EdgekdError
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekd.benchmark.rows import Report
+    from edgekd.benchmark.report.schema import Report
     from edgekd.benchmark.throughput import Grid
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
@@ -414,7 +414,7 @@ def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool =
     Returns:
         The page, `<out>/comparison.html`.
     """
-    from edgekd.benchmark.comparison import write_comparison
+    from edgekd.benchmark.report.comparison import write_comparison
     from edgekd.distill.plan import newest_run
 
     return write_comparison(

@@ -579,7 +579,7 @@ def benchmark(
 ) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
     from edgekd import api
-    from edgekd.benchmark.report import print_gates, print_table
+    from edgekd.benchmark.report.write import print_gates, print_table
     from edgekd.console import result
 
     if profile is not None:
@@ -857,8 +857,9 @@ def study(
     given = locals()
     options = {name: given[name] for name in _STUDY_TRAINS}
     from edgekd import api
+    from edgekd.benchmark.report.console import print_document
     from edgekd.console import result
-    from edgekd.studies.write import console_lines
+    from edgekd.studies.write import study_document
 
     made = api.study(
         recipes,
@@ -878,10 +879,8 @@ def study(
         recipe_settings=recipe_set or (),
         **options,
     )
-    result(
-        *console_lines(made.tables),
-        f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)",
-    )
+    print_document(study_document(made.folder.name, made.tables))
+    result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from edgekd.benchmark.remarks import _fastest
-from edgekd.benchmark.rows import LatencyRow
+from edgekd.benchmark.report.notes import fastest
+from edgekd.benchmark.report.rows import LatencyRow
 
 
 def row(
@@ -24,7 +24,7 @@ def row(
 
 
 def said(*rows: Any) -> list[str]:
-    return _fastest(cast(list[LatencyRow], rows))
+    return list(fastest(cast(list[LatencyRow], rows)))
 
 
 def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
