@@ -22,7 +22,9 @@ from edgekd.benchmark.report.rows import (
 )
 from edgekd.benchmark.stats import wilson_interval
 
-OOD, ADAPTED = "ood:", "adapted:"
+OOD = "ood:"
+APART = ("test:", "seen:", "adapted:")
+"""Suites that enter no mean and stand beside the others by their full names."""
 Logits = NDArray[np.float32]
 
 
@@ -37,6 +39,7 @@ def suite_row(suite: Suite) -> SuiteRow:
         classes=len(suite.images.classes),
         domains=tuple(suite.images.domains[d] for d in np.unique(suite.domain_of)),
         remarks=suite.remarks,
+        excluded=dict(suite.excluded),
     )
 
 
@@ -109,9 +112,7 @@ def summary_row(
     inside = of.get("id")
     outside = {row.suite.removeprefix(OOD): row for row in rows if row.suite.startswith(OOD)}
     ood = {domain: row.top1 for domain, row in outside.items()}
-    adapted = {
-        row.suite.removeprefix(ADAPTED): row.top1 for row in rows if row.suite.startswith(ADAPTED)
-    }
+    apart = {row.suite: row.top1 for row in rows if row.suite.startswith(APART)}
     ood_avg = _mean(ood.values())
     worst = min(ood, key=lambda domain: ood[domain]) if ood else None
     scaled = inside.scaled if inside else None
@@ -130,8 +131,8 @@ def summary_row(
         ood_avg=ood_avg,
         ood_worst=ood[worst] if worst else None,
         ood_worst_domain=worst,
-        adapted=adapted,
-        adapted_avg=_mean(adapted.values()),
+        apart=apart,
+        adapted_avg=_mean(v for suite, v in apart.items() if suite.startswith("adapted:")),
         gap=inside.top1 - ood_avg if inside and ood_avg is not None else None,
         clean_gap={
             domain: of[f"clean:{domain}"].top1 - top1

@@ -18,7 +18,7 @@ from edgekd.benchmark import metrics
 from edgekd.benchmark.compare import difference
 from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
 from edgekd.benchmark.report.schema import Report, of
-from edgekd.benchmark.report.storage import RawResults, read_results
+from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
 from edgekd.errors import EdgekdError
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
@@ -73,17 +73,13 @@ class Entry:
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """Load the reports in these folders (a report's own, or a run's whose report lies in `benchmark/`).
+    """Load the reports in these folders (a report's own, or a run's, whose newest report is taken).
 
     Raises:
         EdgekdError: no report there, one named twice, a file missing or damaged.
     """
-    folders = [path if (path / "report.json").is_file() else path / "benchmark" for path in paths]
+    folders = [report_folder(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
-        if not (folder / "report.json").is_file():
-            raise EdgekdError(
-                f"There is no report in {path}.", f"Make one: edgekd benchmark {path}."
-            )
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]

@@ -12,9 +12,8 @@ from edgekd.benchmark.report.metric import ms, percent, points
 from edgekd.benchmark.report.rows import Difference, LatencyRow, SummaryRow, UnknownRow
 from edgekd.benchmark.report.schema import GainRow, Report, of
 from edgekd.benchmark.report.sections import Text
+from edgekd.benchmark.speed import WIDE_CV, in_words, speed_between
 
-WIDE_CV = 0.3
-"""A coefficient of variation above which one percentile says little."""
 _PLACES = {"id": "in domain", "ood": "out of domain", "adapted": "on the adapted domains"}
 
 
@@ -43,17 +42,15 @@ def choice(report: Report) -> SummaryRow | None:
     for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
         cost = row.quant_cost_ood or row.quant_cost_id
         lossless = cost is not None and cost.ci95[0] <= 0
-        if row.run == best.run and lossless and _is_faster(report.time(row), report.time(best)):
+        speed = speed_between(report, report.time(row), report.time(best))
+        faster = speed is not None and speed.withheld is None and speed.ratio < 1
+        if row.run == best.run and lossless and faster:
             return row
     return best
 
 
 def _accuracy(row: SummaryRow) -> float:
     return next((v for v in (row.ood_avg, row.adapted_avg, row.id) if v is not None), -1.0)
-
-
-def _is_faster(first: LatencyRow, second: LatencyRow) -> bool:
-    return first.p50_ci95_ms[1] < second.p50_ci95_ms[0]
 
 
 def answers(report: Report) -> list[Text]:
@@ -95,7 +92,7 @@ def _order(row: GainRow) -> int:
 def _no_gain(report: Report, cause: str) -> str:
     if cause == "distillation" and not report.gains:
         return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
-    if cause == "unlabelled" and any(row.adapted for row in report.summary):
+    if cause == "unlabelled" and any(row.adapted_avg is not None for row in report.summary):
         return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
     return ""
 
@@ -143,8 +140,6 @@ def _speed(report: Report, file: SummaryRow | None) -> str:
     env = report.environment
     where = f"{env['cpu']}, {env['usable_cores']} cores" if time.device == "local" else time.device
     text = f"{_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
-    if not time.settled or not time.complete:
-        text += "; it had not settled, so this may drift"
     other = _fp32(report, file)
     return f"{text}. {_beside(report, file, other) if other else ''}".rstrip()
 
@@ -168,23 +163,24 @@ def _name(report: Report, row: SummaryRow) -> str:
 
 
 def _fp32(report: Report, row: SummaryRow) -> SummaryRow | None:
-    if row.precision == "fp32":
-        return None
-    return next((o for o in report.exported if (o.run, o.precision) == (row.run, "fp32")), None)
+    """Return the FP32 file of the same run on the same device, of the same runtime where there is one."""
+    mine = report.time(row)
+    found = [
+        other
+        for other in report.exported
+        if (other.run, other.precision) == (row.run, "fp32")
+        and report.time(other).device == mine.device
+        and row.precision != "fp32"
+    ]
+    return min(found, key=lambda o: report.time(o).provider != mine.provider, default=None)
 
 
 def _beside(report: Report, row: SummaryRow, fp32: SummaryRow) -> str:
-    mine, other = report.time(row), report.time(fp32)
-    if _is_faster(mine, other):
-        speed = f"{other.p50_ms / mine.p50_ms:.2f} times as fast"
-    elif _is_faster(other, mine):
-        speed = f"takes {mine.p50_ms / other.p50_ms:.2f} times as long"
-    else:
-        speed = "latency differs by no more than the intervals"
-    size = (
-        f", {row.size_mb / fp32.size_mb:.2f} times the size" if row.size_mb and fp32.size_mb else ""
-    )
-    return f"Against {fp32.subject}: {speed}{size}."
+    speed = in_words(speed_between(report, report.time(row), report.time(fp32)), fp32.subject)
+    size = ""
+    if row.size_mb and fp32.size_mb:
+        size = f", with {row.size_mb / fp32.size_mb:.2f} times its size"
+    return f"It {speed}{size}."
 
 
 def findings(report: Report) -> Iterator[Text]:
@@ -208,9 +204,10 @@ def findings(report: Report) -> Iterator[Text]:
 
 def _reaches(row: SummaryRow, time: LatencyRow) -> str:
     places = [f"{percent(row.id)} % top-1 in domain"] if row.id is not None else []
+    adapted = {k.partition(":")[2]: v for k, v in row.apart.items() if k.startswith("adapted:")}
     for values, average, what in (
         (row.ood, row.ood_avg, "unseen"),
-        (row.adapted, row.adapted_avg, "adapted"),
+        (adapted, row.adapted_avg, "adapted"),
     ):
         if values:
             worst = min(values, key=lambda domain: values[domain])

@@ -35,16 +35,15 @@ from edgekd.benchmark.report.sections import (
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.robustness import effective_robustness
 from edgekd.errors import EdgekdError
-from edgekd.files import replacing, write_text
-
-FILES = ("comparison.html", "comparison.md")
+from edgekd.files import write_text
+from edgekd.folders import COMPARISON, publishing
 
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
     """Compare the stored reports of `paths`, without measuring anything.
 
     Args:
-        paths: report folders, or run folders with their report in `benchmark/`.
+        paths: report folders, or run folders, whose newest report is taken.
         folder: gets comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `folder`.
 
@@ -58,21 +57,11 @@ def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = F
         raise EdgekdError(
             "There is no report to show.", "Name report folders, or runs that were benchmarked."
         )
-    if folder.exists() and (
-        not folder.is_dir() or any(path.name not in FILES for path in folder.iterdir())
-    ):
-        raise EdgekdError(f"{folder} exists and holds something else.", "Choose another --out.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise EdgekdError(
-            f"{folder} already holds a comparison.", "Choose another --out, or add --overwrite."
-        )
-    page = comparison(read_sources(paths))
-    texts = html(page), markdown(page)
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        for name, text in zip(FILES, texts, strict=True):
-            write_text(scratch / name, text)
-    return folder / FILES[0]
+    with publishing(folder, COMPARISON, overwrite=overwrite) as scratch:
+        page = comparison(read_sources(paths))
+        write_text(scratch / "comparison.html", html(page))
+        write_text(scratch / "comparison.md", markdown(page))
+    return folder / "comparison.html"
 
 
 def comparison(sources: Sequence[Source]) -> Document:

@@ -47,11 +47,10 @@ def model_card(report: Report) -> str:
 
 def _of_run(report: Report, run: str) -> Report:
     """Return the report with one run's rows only."""
-    groups = [
-        name for name in type(report).model_fields if name not in ("notes", "suites", "comparisons")
-    ]
-    groups = [name for name in groups if isinstance(getattr(report, name), tuple)]
-    own = {name: tuple(row for row in getattr(report, name) if row.run == run) for name in groups}
+    tuples = {name: rows for name, rows in report if isinstance(rows, tuple)}
+    apart = ("notes", "suites", "comparisons", "speed")
+    groups = [name for name in tuples if name not in apart]
+    own = {name: tuple(row for row in tuples[name] if row.run == run) for name in groups}
     artifacts = [one for one in report.context.get("artifacts", ()) if one["run"] == run]
     context = {"runs": report.context.get("runs", ()), "artifacts": artifacts}
     suites = tuple(row for row in report.suites if row.run in (None, run))
@@ -157,10 +156,10 @@ def _use(report: Report, run: str) -> list[str]:
         resize = f"image = image.resize(({size}, {size}), Image.Resampling.{interpolation})"
     else:
         resize = (
-            f"scale = {round(size / pixels['crop_pct'])} / min(image.size)\n"
-            f"sides = [max({size}, round(side * scale)) for side in image.size]\n"
+            f"short = {round(size / pixels['crop_pct'])}\n"
+            "sides = [int(short * side / min(image.size)) for side in image.size]\n"
             f"image = image.resize(sides, Image.Resampling.{interpolation})\n"
-            f"left, top = (image.width - {size}) // 2, (image.height - {size}) // 2\n"
+            f"left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)\n"
             f"image = image.crop((left, top, left + {size}, top + {size}))"
         )
     taken = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.benchmark.report.rows import HERE, LatencyRow
+from edgekd.benchmark.report.rows import LatencyRow
 from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.speed import fastest, in_words, speed_between
 from edgekd.benchmark.throttling import throttle_remarks
 
 
 def notes(report: Report) -> list[str]:
-    """Return the fastest runtime, INT8 slower than FP32, unsettled or short measurements, a busy machine."""
+    """Return the fastest runtime, INT8 slower than FP32, excluded images, unsettled measurements, a busy machine."""
     precision = {row.who: row.precision for row in report.exported}
     exported = [row for row in report.latency if row.who in precision]
-    found = [*_slower_int8(exported, precision), *fastest(exported)]
+    found = [*_slower_int8(report, exported, precision), *fastest(report), *_excluded(report)]
     for row in exported:
         if not row.settled:
             found.append(
@@ -39,40 +40,28 @@ def notes(report: Report) -> list[str]:
 
 
 def _slower_int8(
-    rows: Sequence[LatencyRow], precision: Mapping[tuple[str, str], str]
+    report: Report, exported: Sequence[LatencyRow], precision: Mapping[tuple[str, str], str]
 ) -> Iterator[str]:
-    for slow in rows:
-        for fast in rows:
+    for slow in exported:
+        for fast in exported:
             same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
             kinds = precision[slow.who], precision[fast.who]
-            if same and kinds == ("int8", "fp32") and slow.p50_ms > fast.p50_ms:
-                overlap = slow.p50_ci95_ms[0] <= fast.p50_ci95_ms[1]
-                yield (
-                    f"{slow.run}: {slow.subject} is {'no faster' if overlap else 'slower'} than {fast.subject} here "
-                    "(p50 "
-                    f"{slow.p50_ms:.2f} against {fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on "
-                    "this processor INT8 saves space, not time."
-                )
+            if not same or kinds != ("int8", "fp32"):
+                continue
+            speed = speed_between(report, slow, fast)
+            if speed is None or (speed.withheld is None and speed.ratio < 1):
+                continue
+            claim = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
+            yield f"{claim}." if speed.withheld else f"{claim}: here INT8 saves space, not time."
 
 
-def fastest(rows: Sequence[LatencyRow]) -> Iterator[str]:
-    """Yield the fastest file of each run and device that has files of several runtimes."""
-    for run, device in dict.fromkeys((row.run, row.device) for row in rows):
-        own = sorted(
-            (row for row in rows if (row.run, row.device) == (run, device)),
-            key=lambda row: row.p50_ms,
-        )
-        if len({row.provider for row in own}) < 2:
-            continue
-        first = own[0]
-        level = [row.subject for row in own[1:] if row.p50_ci95_ms[0] <= first.p50_ci95_ms[1]]
-        other = next(row for row in own if row.provider != first.provider)
-        where = "here" if device == HERE else f"on {device}"
-        overlap = f", intervals overlap with {', '.join(level)}" if level else ""
+def _excluded(report: Report) -> Iterator[str]:
+    """Yield how many images the suites leave out because training has seen them."""
+    count = {suite.suite: sum(suite.excluded.values()) for suite in report.suites if suite.excluded}
+    if count:
+        each = ", ".join(f"{name} {number:,}" for name, number in count.items())
         yield (
-            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {first.p50_ms:.2f} "
-            f"ms{overlap}); "
-            f"the best of another runtime is {other.subject}, {other.p50_ms / first.p50_ms:.2f} times as long."
+            f"{sum(count.values()):,} images are left out of the suites, since training has seen them: {each}."
         )
 
 

@@ -20,10 +20,10 @@ Family = Literal["id", "seen", "test", "domain", "folder", "subset", "adapted", 
                  "val", "vocabulary", "unknown"]  # fmt: skip
 """What kind of images a suite has.
 
-`id` held-out images of the training domains; `seen` training domains without their split; `test` an in-domain test
-set; `domain` a domain that training left out; `folder` other images; `subset` other images of only some of the
-classes; `adapted` a domain whose unlabelled images took part in training; `clean` ID images of just the classes of a
-subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one class and texture of another;
+`id` held-out images of the training domains; `test` an in-domain hold-out that was given; `seen` other images of
+training domains; `domain` a domain that training left out; `folder` other images; `subset` other images of only some
+of the classes; `adapted` a domain whose unlabelled images took part in training; `clean` ID images of just the
+classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one class and texture of another;
 `vocabulary` images of another suite with other prompts; `unknown` images of none of the classes; `val` ID validation,
 from which only temperatures come.
 """
@@ -38,7 +38,9 @@ _NO_OOD = "no unseen domain was measured"
 _NO_ID = "no in-domain images were measured"
 _NO_TORCH = "the torch student was not measured on such images"
 _NO_VAL = "there were no ID validation images to fit a temperature on"
-_NO_COUNT = "the file holds another kind of graph, or a size shows only while it runs"
+_NO_COUNT = (
+    "the file holds another kind of graph, or this torch version counts known layers wrongly"
+)
 
 
 class Frozen(BaseModel):
@@ -84,6 +86,8 @@ class SuiteRow(Frozen):
     classes: Count
     domains: tuple[str, ...]
     remarks: tuple[str, ...]
+    excluded: dict[str, int] = {}
+    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it."""
 
 
 class Calibration(Frozen):
@@ -209,6 +213,12 @@ class LatencyRow(Row):
     complete: bool
     """Whether the protocol's number of runs was reached before its time limit."""
     energy: EnergyRow | None = None
+    other_cpu: Annotated[Fraction | None, Metric(
+        "other work", "%", LOWER, "share of all cores' time that other processes took while the clock ran",
+        gate=False)] = None  # fmt: skip
+    stolen_cpu: Annotated[Fraction | None, Metric(
+        "stolen", "%", LOWER, "share of all cores' time that a hypervisor gave to other "
+                              "machines", gate=False)] = None  # fmt: skip
     device: str = HERE
 
 
@@ -385,8 +395,8 @@ class SummaryRow(Row):
     ood_worst: Annotated[Fraction | None, Metric("OOD worst", "%", HIGHER, "lowest top-1 of an unseen domain",
                                                  missing=_NO_OOD)]  # fmt: skip
     ood_worst_domain: str | None
-    adapted: dict[str, Fraction] = {}
-    """Domain → top-1 on its `adapted:` suite."""
+    apart: dict[str, Fraction] = {}
+    """Top-1 on the suites `test:`, `seen:` and `adapted:`, which enter no other mean."""
     adapted_avg: Annotated[Fraction | None, Metric(
         "adapted", "%", HIGHER, "unweighted mean of top-1 over the domains whose unlabelled images took part in "
                                 "training "

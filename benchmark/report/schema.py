@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from edgekd.benchmark.report.metric import Metric
 from edgekd.benchmark.report.rows import (
+    HERE,
     HIGHER,
     AccuracyRow,
     CorruptionRow,
@@ -102,6 +103,53 @@ class Comparison(Frozen):
     """Pairs of alternating blocks."""
     processes: Count
     accuracy: tuple[SuiteComparison, ...]
+    withheld: str | None = None
+    """Why no claim about speed is made; null where it holds."""
+
+
+class SpeedRow(Frozen):
+    """Two exported files of one run on one device: p50 of A / p50 of B, and whether it may be stated as a speed."""
+
+    a_run: str
+    a: str
+    b_run: str
+    b: str
+    device: str = HERE
+    ratio: float
+    """Below 1, A is faster."""
+    ci95: Interval
+    withheld: str | None
+    """Why no claim about speed is made; null where it holds."""
+
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+class State(BaseModel):
+    """What changes while measuring (`environment.state`)."""
+
+    load_average: float | None
+    cpu_mhz: float | None
+    temperature_c: float | None = Field(ge=-273, le=1000)
+    throttle_count: int | None
+    throttle_flags: Short | None
+    power_mode: Short | None
+
+
+class Machine(BaseModel):
+    """What was measured on (`environment.describe`), with the states before and after."""
+
+    cpu: Short | None
+    features: list[Short] = Field(max_length=256)
+    cores: int | None = Field(ge=1, le=10**6)
+    usable_cores: int = Field(ge=1, le=10**6)
+    machine: Short
+    system: Short
+    governor: Short | None
+    python: Short
+    versions: dict[Short, Short | None] = Field(max_length=256)
+    before: State
+    after: State
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -129,6 +177,7 @@ class Report(Frozen):
     unknowns: tuple[UnknownRow, ...] = ()
     own_metrics: tuple[OwnMetricsRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    speed: tuple[SpeedRow, ...] = ()
     placements: tuple[PlacementRow, ...] = ()
     protocol: dict[str, Any]
     """Limits of the latency protocol, every preprocessing by its hash, seconds spent."""

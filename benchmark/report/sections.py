@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from edgekd import readers
 from edgekd.benchmark.report.metric import NONE, metrics_of
-
-_BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 
 
 def printable(text: object) -> str:
-    """Return text on one line; control characters and marks that reorder text become `�`."""
-    line = " ".join(str(text).split())
-    return "".join(
-        "�" if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") or c in _BIDI else c
-        for c in line
-    )
+    """Return text on one line, control characters and marks that reorder text written as escapes."""
+    return readers.printable(" ".join(str(text).split()))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from edgekd.benchmark.report.rows import (
 )
 from edgekd.benchmark.report.schema import Comparison, GainRow, GateRow, Report, SuiteComparison
 from edgekd.benchmark.report.sections import Cell, Column, Table, columns, table
+from edgekd.benchmark.speed import ratio_text
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 FEW_SUITES = 3
@@ -83,17 +84,17 @@ def results(report: Report, *, timed: bool = True) -> Table:
 
 
 def _outside(report: Report) -> list[str]:
-    return list(
-        dict.fromkeys(
-            row.suite for row in report.accuracy if row.suite.startswith(("ood:", "adapted:"))
-        )
+    """Return the suites besides `id` that a summary has top-1 of."""
+    names = (
+        name for row in report.summary for name in [*(f"ood:{d}" for d in row.ood), *row.apart]
     )
+    return list(dict.fromkeys(names))
 
 
 def _domains(report: Report) -> Iterator[Column]:
     def column(suite: str) -> Column:
-        kind, _, domain = suite.partition(":")
-        return f"{suite} %", lambda row: percent(getattr(row, kind).get(domain))
+        of = suite.removeprefix("ood:")
+        return f"{suite} %", lambda row: percent((row.ood if of != suite else row.apart).get(of))
 
     return map(column, _outside(report))
 
@@ -177,11 +178,9 @@ def gains(report: Report) -> Table | None:
 
 def comparison(pair: Comparison) -> Table:
     """Two files measured in turns."""
-    low, high = pair.p50_ratio_ci95
     note = (
-        f"Latency A / B: {pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}] (p50 {ms(pair.p50_a_ms)} against "
-        f"{ms(pair.p50_b_ms)} ms, from {pair.turns} pairs of alternating blocks in {pair.processes} "
-        f"process{'' if pair.processes == 1 else 'es'})."
+        f"Latency A / B: {ratio_text(pair)} (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} "
+        f"pairs of alternating blocks in {pair.processes} process{'' if pair.processes == 1 else 'es'})."
     )
     layout = columns(SuiteComparison, "suite n a b value mcnemar_p agreement")
     title = f"A {pair.a_run}/{pair.a} against B {pair.b_run}/{pair.b}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,9 @@ from edgekd.benchmark.report.html import html
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.sections import printable
 from edgekd.benchmark.report.storage import RawResults
 from edgekd.errors import GateFailed
-from edgekd.files import replacing, write_json, write_text
+from edgekd.files import csv_text, replacing, write_json, write_text
 
 
 def write_report(
@@ -34,9 +31,7 @@ def write_report(
     latency: Mapping[str, NDArray[Any]],
     shown: Sequence[Suite] = (),
 ) -> None:
-    """Write report.html, .json, .md and .png, the model card and the arrays; the folder appears in one step.
-
-    An earlier report at `folder` is replaced.
+    """Write report.html, .json, .md and .png, the model card and the arrays into an existing folder.
 
     Args:
         shown: suites whose images the page may show as examples of errors.
@@ -44,17 +39,15 @@ def write_report(
     raw = RawResults(report, predictions, latency)
     found = failures(raw)
     page = document(report, raw, found, thumbnails(found, shown))
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        write_json(scratch / "report.json", report.model_dump(mode="json"))
-        write_text(scratch / "report.html", html(page))
-        write_text(scratch / "report.md", markdown(page))
-        write_text(scratch / "MODEL_CARD.md", model_card(report))
-        draw_picture(report, scratch / "report.png")
-        if report.corruptions:
-            write_text(scratch / "corruptions.csv", corruptions_csv(report))
-        np.savez_compressed(scratch / "predictions.npz", **dict[str, Any](predictions))
-        np.savez_compressed(scratch / "latency.npz", **dict[str, Any](latency))
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+    write_text(folder / "report.html", html(page))
+    write_text(folder / "report.md", markdown(page))
+    write_text(folder / "MODEL_CARD.md", model_card(report))
+    draw_picture(report, folder / "report.png")
+    if report.corruptions:
+        write_text(folder / "corruptions.csv", corruptions_csv(report))
+    np.savez_compressed(folder / "predictions.npz", **dict[str, Any](predictions))
+    np.savez_compressed(folder / "latency.npz", **dict[str, Any](latency))
 
 
 def draw_picture(report: Report, path: Path) -> None:
@@ -85,26 +78,12 @@ def draw_picture(report: Report, path: Path) -> None:
 def corruptions_csv(report: Report) -> str:
     """Return every cell: run, subject, corruption, severity, n, top1."""
     rows = [
-        (row.run, row.subject, name, severity, row.n, f"{value:.6f}")
+        (row.run, row.subject, name, severity, row.n, round(value, 6))
         for row in report.corruptions
         for name, cells in row.top1.items()
         for severity, value in enumerate(cells, start=1)
     ]
     return csv_text([("run", "subject", "corruption", "severity", "n", "top1"), *rows])
-
-
-def csv_text(rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as CSV; text that a spreadsheet would take for a formula begins with an apostrophe."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(map(_cell, row) for row in rows)
-    return buffer.getvalue()
-
-
-def _cell(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 def print_table(report: Report) -> None:
