@@ -117,13 +117,7 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
-<<<<<<< HEAD
-    from edgekd.benchmark.report import print_gates, print_table
-=======
-    from edgekd import api
     from edgekd.benchmark.report.write import print_gates, print_table
-    from edgekd.console import result
->>>>>>> report
 
     if isinstance(report, str):
         _bundle(report, given)
@@ -180,140 +174,7 @@ def evaluate(rows: Any, given: Given) -> None:
         out.print(line, markup=False)
 
 
-<<<<<<< HEAD
 _ACCURACY = {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
-=======
-@app.command()
-def study(
-    recipes: Annotated[
-        str,
-        typer.Option(
-            help="Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."
-        ),
-    ] = "erm,kd,vl2v-adip",
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="lodo (unseen domains), class-disjoint (classes), k-shot (a few images of such classes) or low-shot "
-            "(labels)."
-        ),
-    ] = "lodo",
-    seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
-    test_domains: Annotated[
-        str | None,
-        typer.Option(
-            help="Domains to leave out in turn, with commas. [default: all; low-shot: the last]"
-        ),
-    ] = None,
-    unseen_classes: Annotated[
-        str | None,
-        typer.Option(
-            help="class-disjoint, k-shot: classes with commas, or a part such as 30%. [default: 50%]"
-        ),
-    ] = None,
-    fractions: Annotated[
-        str | None,
-        typer.Option(help="low-shot: parts of the training labels. [default: 0.01,0.1,1]"),
-    ] = None,
-    shots: Annotated[
-        str | None, typer.Option(help="k-shot: images of each unseen class. [default: 1,4,16]")
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Recipe that the others are compared with. [default: erm, or the first]"),
-    ] = None,
-    oracle: Annotated[
-        bool,
-        typer.Option(
-            "--oracle",
-            help="lodo, low-shot: beside each result the best on the way, chosen by looking at the unseen images.",
-        ),
-    ] = False,
-    jobs: Annotated[
-        int, typer.Option(help="Cells side by side, in processes that share cores and GPUs.")
-    ] = 1,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the run folders of finished cells.")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Study folder; one that stopped goes on. [default: studies/PROTOCOL-DATA]"
-        ),
-    ] = None,
-    data: DataOption = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Teacher spec, as for edgekd train. [default: toy]")
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help="Friendly or timm name. [default: mobilenetv3]")
-    ] = None,
-    student_weights: Annotated[
-        Path | None, typer.Option(help="Start from this safetensors or torch file.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="hub, scratch or toy, as for edgekd train.")
-    ] = None,
-    size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per step. [default: 64]")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="Passes over the training images, instead of steps.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file with any setting of edgekd train.")
-    ] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(help="Setting of every recipe as name=value or a.b=value; may be repeated."),
-    ] = None,
-    recipe_set: Annotated[
-        list[str] | None,
-        typer.Option(help="Setting of one recipe as RECIPE:name=value; may be repeated."),
-    ] = None,
-) -> None:
-    """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    given = locals()
-    options = {name: given[name] for name in _STUDY_TRAINS}
-    from edgekd import api
-    from edgekd.benchmark.report.console import print_document
-    from edgekd.console import result
-    from edgekd.studies.write import study_document
-
-    made = api.study(
-        recipes,
-        protocol=protocol,
-        seeds=seeds,
-        test_domains=test_domains or (),
-        unseen_classes=unseen_classes or (),
-        fractions=fractions or (),
-        shots=shots or (),
-        baseline=baseline,
-        oracle=oracle,
-        jobs=jobs,
-        keep=keep,
-        out=out,
-        config=config,
-        settings=set or (),
-        recipe_settings=recipe_set or (),
-        **options,
-    )
-    print_document(study_document(made.folder.name, made.tables))
-    result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
-    if made.failures:
-        first = made.failures[0]
-        raise EdgekdError(
-            f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
-            "Mend this and give the same command again: what is finished is kept.",
-        )
-
-
-_STUDY_TRAINS = (
-    "data", "teacher", "student", "student_weights", "pretrained", "size", "batch_size", "steps", "epochs",
-)  # fmt: skip
-"""Flags of `study` that are settings of its runs."""
-
->>>>>>> report
 _AGREEMENT = {
     "top1_agreement": ("same class %", 100),
     "m_rel": ("M_rel %", 100),
@@ -329,12 +190,11 @@ _AGREEMENT = {
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    from edgekd.studies.write import console_lines
+    from edgekd.benchmark.report.console import print_document
+    from edgekd.studies.write import study_document
 
-    result(
-        *console_lines(made.tables),
-        f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)",
-    )
+    print_document(study_document(made.folder.name, made.tables))
+    result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(
