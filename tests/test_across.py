@@ -157,7 +157,7 @@ def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
         edgekd.report(*runs[:2], out=out)
     edgekd.report(runs[0], out=out, overwrite=True)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(EdgekdError, match="holds something else"):
+    with pytest.raises(EdgekdError, match="not a comparison"):
         edgekd.report(runs[0], out=tmp_path, overwrite=True)
     with pytest.raises(EdgekdError, match="There is no report in"):
         edgekd.report(tmp_path / "nowhere", out=tmp_path / "new")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -82,13 +82,15 @@ def chart(
     caption: str = "",
     widths: tuple[int, ...] = (WIDE, NARROW),
     heading: str = "",
+    legend: Iterable[tuple[str, str]] = (),
 ) -> Figure:
     """Return a figure that `make` draws for each width when a page is rendered; one width stands beside others."""
 
     def draw(key: str) -> list[str]:
         return [charts.svg(make(width), f"{key}-{width}", title, description) for width in widths]
 
-    return Figure(heading, description, draw, caption, half=len(widths) == 1)
+    names = tuple(dict.fromkeys(legend))
+    return Figure(heading, description, draw, caption, len(widths) == 1, names)
 
 
 def _gates(report: Report) -> Iterator[Item]:
@@ -127,6 +129,7 @@ def scatter(points: Sequence[Point]) -> Figure:
         lambda width: charts.accuracy_figure(points, width),
         caption=_POINTS,
         heading=title,
+        legend=((point.name, point.colour) for point in points),
     )
 
 
@@ -154,14 +157,14 @@ def bars(rows: Sequence[tuple[str, str, AccuracyRow]], suites: Sequence[str]) ->
     title = "Top-1 on every suite"
     told = "; ".join(f"{name} on {row.suite}: {percent(row.top1)} %" for name, _, row in rows)
 
-    names = ", ".join(dict.fromkeys(name for name, *_ in rows))
-    caption = f"From above: {names}. Line: Wilson 95 % interval."
+    caption = "Line: Wilson 95 % interval."
     return chart(
         title,
         told,
         lambda width: charts.bars_figure(suites, rows, width),
         caption=caption,
         heading=title,
+        legend=((name, colour) for name, colour, _ in rows),
     )
 
 

@@ -82,6 +82,8 @@ class Figure:
     caption: str = ""
     half: bool = False
     """Two stand side by side where there is room."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """Names with their colours (keys of the charts' palettes), for the narrow drawing, which has no labels."""
 
 
 @dataclass(frozen=True)
