@@ -17,7 +17,7 @@ from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
-    from edgekd.benchmark.rows import Report
+    from edgekd.benchmark.report.schema import Report
     from edgekd.benchmark.throughput import Grid
     from edgekd.manifest import Artifact, Run
     from edgekd.measure import Gathered
@@ -228,7 +228,7 @@ def report(config: ReportConfig) -> Path:
     Returns:
         The page, `<out>/comparison.html`.
     """
-    from edgekd.benchmark.comparison import write_comparison
+    from edgekd.benchmark.report.comparison import write_comparison
     from edgekd.distill.plan import newest_run
 
     places = list(config.paths) or [newest_run()]

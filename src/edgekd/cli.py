@@ -104,7 +104,7 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
-    from edgekd.benchmark.report import print_gates, print_table
+    from edgekd.benchmark.report.write import print_gates, print_table
 
     if isinstance(report, str):
         _bundle(report, given)
@@ -176,12 +176,11 @@ _AGREEMENT = {
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    from edgekd.studies.write import console_lines
+    from edgekd.benchmark.report.console import print_document
+    from edgekd.studies.write import study_document
 
-    result(
-        *console_lines(made.tables),
-        f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)",
-    )
+    print_document(study_document(made.folder.name, made.tables))
+    result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(

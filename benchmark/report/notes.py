@@ -1,46 +1,42 @@
-"""What a reader of a report must not overlook."""
+"""Notes on a report: what must not be overlooked about its numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.report.rows import LatencyRow
+from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.speed import fastest, in_words, speed_between
 from edgekd.benchmark.throttling import throttle_remarks
 
 
-def remarks(report: Report) -> list[str]:
-    """The fastest runtime, INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
-    said: list[str] = []
-    precision = {
-        (row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"
-    }
-    exported = [row for row in report.latency if (row.run, row.subject) in precision]
-    said += _slower_int8(report, exported, precision)
-    said += fastest(report)
-    said += _excluded(report)
+def notes(report: Report) -> list[str]:
+    """Return the fastest runtime, INT8 slower than FP32, excluded images, unsettled measurements, a busy machine."""
+    precision = {row.who: row.precision for row in report.exported}
+    exported = [row for row in report.latency if row.who in precision]
+    found = [*_slower_int8(report, exported, precision), *fastest(report), *_excluded(report)]
     for row in exported:
         if not row.settled:
-            said.append(
+            found.append(
                 f"{row.run}: {row.subject} had not settled when its warm-up ended; its latency may drift."
             )
         if not row.complete:
-            said.append(
+            found.append(
                 f"{row.run}: {row.subject} was stopped at its time limit with {row.n} runs, fewer than the rule."
             )
-    for one in report.context.get("artifacts", ()):
-        if takes_floats(one):
-            said.append(
-                f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
-            )
-    said += throttle_remarks(report.environment)
+    found += [
+        f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
+        for one in report.context.get("artifacts", ())
+        if takes_floats(one)
+    ]
+    found += throttle_remarks(report.environment)
     load, cores = report.environment["before"]["load_average"], report.environment["usable_cores"]
     if load is not None and load > 0.5 * cores:
-        said.append(
+        found.append(
             f"Load average {load:.2f} on {cores} cores before measuring: latencies may include other work."
         )
-    return said
+    return found
 
 
 def _slower_int8(
@@ -49,18 +45,18 @@ def _slower_int8(
     for slow in exported:
         for fast in exported:
             same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
-            kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
+            kinds = precision[slow.who], precision[fast.who]
             if not same or kinds != ("int8", "fp32"):
                 continue
             speed = speed_between(report, slow, fast)
             if speed is None or (speed.withheld is None and speed.ratio < 1):
                 continue
-            said = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
-            yield f"{said}." if speed.withheld else f"{said}: here INT8 saves space, not time."
+            claim = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
+            yield f"{claim}." if speed.withheld else f"{claim}: here INT8 saves space, not time."
 
 
 def _excluded(report: Report) -> Iterator[str]:
-    """Images that no suite has, since training has seen them."""
+    """Yield how many images the suites leave out because training has seen them."""
     count = {suite.suite: sum(suite.excluded.values()) for suite in report.suites if suite.excluded}
     if count:
         each = ", ".join(f"{name} {number:,}" for name, number in count.items())
@@ -70,5 +66,5 @@ def _excluded(report: Report) -> Iterator[str]:
 
 
 def takes_floats(facts: Mapping[str, Any]) -> bool:
-    """Whether an exported file, as the report's context has it, leaves normalisation to who feeds it."""
+    """Return whether an exported file, as the report's context describes it, leaves normalisation to the caller."""
     return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))
