@@ -104,15 +104,17 @@ class Metric:
         return round(100 * value, 9) if self.is_share else value
 
     def show(self, value: Any, interval: tuple[float, float] | None = None) -> str:
-        """Return a value, or a difference that carries its `ci95`, as text with its interval in brackets."""
+        """Return a value, or a difference with its `ci95` and p-value, as text with the interval in brackets."""
         if value is None:
             return NONE
         write = _FORMATS[self.unit][1]
+        p = getattr(value, "mcnemar_p", None)
         if hasattr(value, "ci95"):
             value, interval = value.value, value.ci95
         if interval is None:
             return write(value)
-        return f"{write(value)} [{write(interval[0])}, {write(interval[1])}]"
+        end = "" if p is None else f", p {p_value(p)}"
+        return f"{write(value)} [{write(interval[0])}, {write(interval[1])}]{end}"
 
     def shown(self, row: BaseModel, key: str) -> str:
         """Return the field `key` of `row` as text, with its interval where it has one."""
