@@ -29,11 +29,12 @@ from edgekd.benchmark.report.answers import answers, choice
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.metric import Metric, metrics_of
-from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import shown, table
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.tables import by_suite, results
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
 from edgekd.errors import EdgekdError
@@ -113,7 +114,7 @@ def test_the_json_schema_describes_every_number() -> None:
         for key, metric in metrics_of(row).items():
             described = schema["$defs"][row.__name__]["properties"][key]
             assert described["title"] == metric.name
-            assert metric.formula in described["description"]
+            assert described.get("description", "") == metric.formula
 
 
 def test_the_previous_version_is_read_and_others_are_named(

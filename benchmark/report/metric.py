@@ -6,7 +6,7 @@ Tables, gates, charts, the definitions in every report and the JSON Schema read 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,30 +59,30 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a report, as metadata of its field: `top1: Annotated[float, Metric("top-1", "%", "higher", …)]`.
+    """A number of a report, as metadata of its field: `top1: Annotated[float, Metric("top-1", "%", "higher")]`.
 
     Attributes:
         name: as tables show it.
         unit: one of `%` and `points` (stored as fractions), `ms`, `s`, `MB` (10⁶ bytes), `M` (stored as a count), `mJ`
             (stored as joules), `W`, `1/s`, `count`, `p`, or none.
         better: which direction is better; empty where neither is.
-        formula: the definition, without a full stop.
         source: the paper or document that defines it.
         missing: why the value can be None.
         interval: name of the field with its 95 % interval.
         gate: whether a gate may use it; by default whatever has a better direction.
         compute: calculates it from logits and labels; the evaluation then fills the field of every accuracy row.
+        formula: the definition: the docstring under the field.
     """
 
     name: str
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
-    formula: str = ""
     source: str = ""
     missing: str = "it was not measured"
     interval: str = ""
     gate: bool | None = None
     compute: Compute | None = None
+    formula: str = ""
 
     @property
     def heading(self) -> str:
@@ -123,24 +123,22 @@ class Metric:
     @property
     def definition(self) -> str:
         """Formula and source as one sentence."""
-        return f"{self.formula}{f' ({self.source})' if self.source else ''}."
+        text = " ".join(self.formula.split()).removesuffix(".")
+        return f"{text}{f' ({self.source})' if self.source else ''}."
 
     def __get_pydantic_json_schema__(
         self, core: Any, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        unit = {"%": "fraction", "points": "difference of fractions", "M": "count", "mJ": "J"}
-        return handler(core) | {
-            "title": self.name,
-            "description": self.definition,
-            "x-unit": unit.get(self.unit, self.unit),
-            "x-better": self.better,
-        }
+        units = {"%": "fraction", "points": "difference of fractions", "M": "count", "mJ": "J"}
+        found = {"title": self.name, "x-unit": units.get(self.unit, self.unit)}
+        more = {"x-better": self.better, "x-source": self.source}
+        return handler(core) | found | {key: value for key, value in more.items() if value}
 
 
 def metrics_of(row: type[BaseModel]) -> dict[str, Metric]:
     """Return the metrics of a row class by field, in the order in which they are declared."""
     return {
-        key: found
+        key: replace(found, formula=field.description or "")
         for key, field in row.model_fields.items()
         for found in field.metadata
         if isinstance(found, Metric)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report import rows, schema
+from edgekd.benchmark.report import rows, schema, timings
 from edgekd.benchmark.report.metric import NONE, metrics_of, percent
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
@@ -37,8 +37,8 @@ METHOD = (
      "provider than requested gets no report."),
 )  # fmt: skip
 _DEFINED = (rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow,
-            rows.VocabularyRow, rows.DetectionRow, rows.UnknownRow, rows.LatencyRow, rows.ThroughputRow,
-            rows.EnergyRow)  # fmt: skip
+            rows.VocabularyRow, rows.DetectionRow, rows.UnknownRow, timings.LatencyRow, timings.ThroughputRow,
+            timings.EnergyRow)  # fmt: skip
 
 
 def images(report: Report) -> str:
@@ -216,5 +216,5 @@ def definitions() -> list[tuple[str, str]]:
     sources: list[type[BaseModel]] = list(_DEFINED)
     for metric in (metric for row in sources for metric in metrics_of(row).values()):
         if metric.formula:
-            found.setdefault(metric.name, metric.definition[0].upper() + metric.definition[1:])
+            found.setdefault(metric.name, metric.definition)
     return [*found.items(), *METHOD]
