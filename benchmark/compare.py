@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,14 @@ from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Predict, Subject, Suite
 from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
 from edgekd.benchmark.report.rows import Difference
-from edgekd.benchmark.report.schema import Comparison, GainRow, SpeedRow, SuiteComparison
+from edgekd.benchmark.report.schema import (
+    Cause,
+    Comparison,
+    GainRow,
+    SpeedRow,
+    SuiteComparison,
+    Where,
+)
 from edgekd.benchmark.speed import Timed, reason_to_withhold
 from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
 from edgekd.errors import EdgekdError
@@ -180,9 +187,6 @@ def gain_rows(
                 yield from _gains(of[run][name], of[base][name], cause, suites, logits)
 
 
-Cause = Literal["distillation", "unlabelled", "run"]
-
-
 def _bases(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
     """Yield (run, base run, cause) for each pair to compare."""
     plain = [one for one in runs if one.get("recipe") in BASELINES and not one.get("unlabelled")]
@@ -204,12 +208,13 @@ def _gains(
     subject: Subject, base: Subject, cause: Cause, suites: Sequence[Suite], logits: Logits
 ) -> Iterator[GainRow]:
     bases = {_content(suite): n for n, suite in enumerate(suites) if _compared(suite, base)}
-    groups: dict[str, list[tuple[int, int]]] = {"id": [], "ood": [], "adapted": []}
-    for number, suite in enumerate(suites):
-        where = suite.name.partition(":")[0]
-        if _compared(suite, subject) and where in groups and _content(suite) in bases:
-            groups[where].append((number, bases[_content(suite)]))
-    for where, numbers in groups.items():
+    shared = [
+        (number, bases[_content(suite)])
+        for number, suite in enumerate(suites)
+        if _compared(suite, subject) and _content(suite) in bases
+    ]
+    for where in get_args(Where):
+        numbers = [pair for pair in shared if suites[pair[0]].name.partition(":")[0] == where]
         if numbers:
             yield GainRow(
                 run=subject.run,

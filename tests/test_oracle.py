@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from study_data import draw_domains, tiny_settings
 
 import edgekd
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.job import Job
 from edgekd.distill.load import load_run

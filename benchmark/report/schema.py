@@ -38,14 +38,18 @@ SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
 
 
+Cause = Literal["distillation", "unlabelled", "run"]
+Where = Literal["id", "ood", "adapted"]
+
+
 class GainRow(Row):
     """Accuracy of a subject minus that of the subject of the same name in another run, on the same images."""
 
     base_run: str
-    cause: Literal["distillation", "unlabelled", "run"]
+    cause: Cause
     """How the two runs differ: a distilled one against a baseline without teacher; one trained with unlabelled
     images against one without; anything else."""
-    where: Literal["id", "ood", "adapted"]
+    where: Where
     suites: tuple[str, ...]
     n: Annotated[Count, Metric("images", "count")]
     gain: Annotated[Difference, Metric("gain", "points", HIGHER, gate=False)]
