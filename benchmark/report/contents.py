@@ -145,11 +145,7 @@ def _results(report: Report) -> Iterator[Item]:
     points = points_of(report)
     if any(point.levels for point in points):
         yield scatter(points)
-    for found in (tables.gains(report), tables.costs(report)):
-        if found is not None:
-            yield found
-    for pair in report.comparisons:
-        yield tables.comparison(pair)
+    yield from tables.changes(report)
 
 
 def bars(rows: Sequence[tuple[str, str, AccuracyRow]], suites: Sequence[str]) -> Figure:

@@ -24,17 +24,15 @@ from edgekd.benchmark.report.rows import (
     Fraction,
     Frozen,
     Interval,
-    LatencyRow,
     OwnMetricsRow,
-    PlacementRow,
     Row,
     SuiteRow,
     SummaryRow,
-    ThroughputRow,
     Time,
     UnknownRow,
     VocabularyRow,
 )
+from edgekd.benchmark.report.timings import LatencyRow, PlacementRow, ThroughputRow
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -54,9 +52,8 @@ class GainRow(Row):
     where: Where
     suites: tuple[str, ...]
     n: Annotated[Count, Metric("images", "count")]
-    gain: Annotated[Difference, Metric(
-        "gain", "points", HIGHER, "top-1 minus that of the base run on the same images; interval: paired bootstrap, "
-        "10,000 draws", gate=False)]  # fmt: skip
+    gain: Annotated[Difference, Metric("gain", "points", HIGHER, gate=False)]
+    """Top-1 minus that of the base run on the same images; interval: paired bootstrap, 10,000 draws."""
 
 
 class GateRow(Frozen):
@@ -82,9 +79,8 @@ class SuiteComparison(Frozen):
     n: Annotated[Count, Metric("images", "count")]
     a: Annotated[Fraction, Metric("A", "%")]
     b: Annotated[Fraction, Metric("B", "%")]
-    value: Annotated[
-        float, Metric("A − B", "points", formula="top-1 of A minus top-1 of B", interval="ci95")
-    ]
+    value: Annotated[float, Metric("A − B", "points", interval="ci95")]
+    """Top-1 of A minus top-1 of B."""
     ci95: Interval
     mcnemar_p: Annotated[Fraction, Metric("p", "p")]
     agreement: Annotated[Fraction, Metric("agreement", "%")]
