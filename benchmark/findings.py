@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.benchmark.stats import Interval
+from edgekd.manifest import Parity
 
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""
@@ -56,6 +57,34 @@ class Machine(BaseModel):
     versions: dict[Short, Short | None] = Field(max_length=256)
     before: State
     after: State
+
+
+class RunFacts(BaseModel):
+    """What is read of a run in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    split_hash: str = ""
+
+
+class ArtifactFacts(BaseModel):
+    """What is read of an artifact in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    run: str
+    name: str
+    format: str
+    files: dict[str, str] = Field(default_factory=dict)
+    parity: Parity
+    quantization: dict[str, Any] | None = None
+
+
+class Context(BaseModel):
+    """What a report says of its runs and artifacts besides numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    runs: list[RunFacts] = Field(default_factory=list)
+    artifacts: list[ArtifactFacts] = Field(default_factory=list)
 
 
 class SuiteRow(Frozen):

@@ -97,15 +97,22 @@ def check_arrays(kept: Kept) -> None:
         texture = kept.predictions.get(f"texture/{name}")
         if texture is not None and (texture.shape != (n,) or texture.dtype.kind not in "iu"):
             raise _foreign(folder, name)
-    for one in kept.report.accuracy:
-        logits = kept.logits(one.run, one.subject, one.suite)
-        count = classes_of.get((None, one.suite), classes_of.get((one.run, one.suite)))
-        shape = (len(kept.ids(one.run, one.suite)), count)
-        if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
-            raise _foreign(folder, f"{one.run}/{one.subject}/{one.suite}")
+    needed = {(one.run, one.subject, one.suite) for one in kept.report.accuracy}
+    for subject in kept.report.summary:
+        for (run, suite), count in classes_of.items():
+            name = f"logits/{subject.run}/{subject.subject}/{suite}"
+            if run not in (None, subject.run) or (
+                name not in kept.predictions and (subject.run, subject.subject, suite) not in needed
+            ):
+                continue
+            logits = kept.logits(subject.run, subject.subject, suite)
+            shape = (len(kept.ids(subject.run, suite)), count)
+            if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
+                raise _foreign(folder, name)
     for name, part in kept.latency.items():
         known = part.ndim == 1 and len(part) and part.dtype.kind in "fiu"
-        if not known or not np.isfinite(part).all() or part.min() < 0:
+        least = 0 if name.startswith("blocks/") else 1e-9
+        if not known or not np.isfinite(part).all() or part.min() < least:
             raise _foreign(folder, name)
 
 

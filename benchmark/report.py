@@ -16,7 +16,7 @@ from rich.table import Table
 
 from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.failures import failures, thumbnails
-from edgekd.benchmark.findings import Comparison, Machine
+from edgekd.benchmark.findings import Comparison, Context, Machine
 from edgekd.benchmark.gates import failed_table
 from edgekd.benchmark.kept import Kept, check_arrays, read_arrays
 from edgekd.benchmark.latency import Protocol
@@ -102,6 +102,7 @@ def read_report(folder: Path) -> Report:
     try:
         report = Report.model_validate(data | {"folder": folder})
         Machine.model_validate(report.environment)
+        Context.model_validate(report.context)
         for settings in report.protocol["preprocess"].values():
             Preprocess.model_validate(settings)
         for rule in ("latency", "latency_context"):

@@ -227,14 +227,14 @@ def test_all_problems_of_a_configuration_in_one_message(
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(None, "no configuration file"), ("student =", "not valid TOML"), ("\xff", "student")],
+    [(None, "no configuration file"), ("student =", "not readable TOML"), ("\xff", "student")],
 )
 def test_configuration_file_that_cannot_be_read(
     fails: Callable[..., tuple[str, str]], tmp_path: Path, content: str | None, part: str
 ) -> None:
     if content == "\xff":
         (tmp_path / "run.toml").write_bytes(b"\xff")
-        part = "not valid TOML"
+        part = "not readable UTF-8"
     elif content is not None:
         (tmp_path / "run.toml").write_text(content)
     error, _ = fails(2, "train", "--config", "run.toml")

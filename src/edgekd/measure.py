@@ -12,9 +12,8 @@ from edgekd.console import say
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
 from edgekd.manifest import read_artifact
-from edgekd.split import read_split
+from edgekd.split import read_split, stored_keys
 from edgekd.subjects import distinct, lone_artifact, run_of, subjects_of
 from edgekd.suites import (
     CORRUPTION_IMAGES,
@@ -68,14 +67,13 @@ def trained_on(runs: Sequence[LoadedRun]) -> set[str]:
     """Content keys of the training and validation images of the runs."""
     keys: set[str] = set()
     for loaded in runs:
-        roles = read_json(loaded.folder / "split.json", "split")["roles"]
+        roles, _ = stored_keys(loaded.folder / "split.json")
         keys |= {*roles["train"].values(), *roles["val"].values()}
     return keys
 
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
-    split = read_json(loaded.folder / "split.json", "split")
     run = loaded.run
     return {
         "name": run.name,
@@ -87,7 +85,7 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "steps": run.steps,
         "train_seconds": run.train_seconds,
         "selection": run.selection,
-        "split_rule": split["rule"],
+        "split_rule": stored_keys(loaded.folder / "split.json")[1],
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
         "templates": list(loaded.bank.templates) if loaded.bank else [],

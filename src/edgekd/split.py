@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from edgekd.console import warn, warn_counted
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json, short_hash, write_json
+from edgekd.files import short_hash, write_json
+from edgekd.readers import printable_values, read_object
 
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1
@@ -282,27 +284,7 @@ def read_split(path: Path, images: ImageSet) -> Split:
     Raises:
         EdgekdError: not a split, or an image is gone or altered; a split is never made anew in silence.
     """
-    data = read_json(path, "split")
-    try:
-        if data["schema_version"] != _SCHEMA_VERSION:
-            raise EdgekdError(
-                f"The split at {path} has schema version {data['schema_version']}, not {_SCHEMA_VERSION}.",
-                "Use the edgekd that wrote it.",
-            )
-        stored = {
-            role: {str(name): str(key) for name, key in data["roles"][role].items()}
-            for role in ROLES
-        }
-        rule, seed, test_domain, expected = (
-            str(data["rule"]),
-            int(data["seed"]),
-            data["test_domain"],
-            data["hash"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EdgekdError(
-            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
-        ) from error
+    stored, rule, seed, test_domain, expected = _read(path)
     if _hash(stored) != expected:
         raise EdgekdError(
             f"The split at {path} was altered: its hash differs.",
@@ -313,6 +295,43 @@ def read_split(path: Path, images: ImageSet) -> Split:
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
     return build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+
+
+def stored_keys(path: Path) -> tuple[dict[str, dict[str, str]], str]:
+    """Return what a `split.json` holds: role → image id → content key, and the rule.
+
+    Raises:
+        EdgekdError: not a split.
+    """
+    stored, rule, *_ = _read(path)
+    return stored, rule
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, str]], str, int, str | None, str]:
+    data = printable_values(read_object(path, "split"))
+    try:
+        if data["schema_version"] != _SCHEMA_VERSION:
+            raise EdgekdError(
+                f"The split at {path} has schema version {str(data['schema_version'])[:20]}, not {_SCHEMA_VERSION}.",
+                "Use the edgekd that wrote it.",
+            )
+        stored = {
+            role: {str(name): str(key) for name, key in data["roles"][role].items()}
+            for role in ROLES
+        }
+        rule, seed, test_domain, expected = (
+            str(data["rule"]),
+            int(data["seed"]),
+            data["test_domain"],
+            str(data["hash"]),
+        )
+        if not isinstance(test_domain, (str, NoneType)):
+            raise TypeError("test_domain")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EdgekdError(
+            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
+        ) from error
+    return stored, rule, seed, test_domain, expected
 
 
 def _located(
