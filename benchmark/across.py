@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.kept import Kept
-from edgekd.benchmark.report import read_kept
+from edgekd.benchmark.report import read_kept, report_folder
 from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
 from edgekd.benchmark.stats import mcnemar_p, paired_interval
 from edgekd.benchmark.table import label
@@ -62,12 +62,12 @@ class Entry:
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """The reports in these folders (a report's own, or a run's whose report lies in `benchmark/`).
+    """The reports in these folders (a report's own, or a run's, whose newest report is taken).
 
     Raises:
         EdgekdError: no report there, one named twice, a file missing or damaged.
     """
-    folders = [path if (path / "report.json").is_file() else path / "benchmark" for path in paths]
+    folders = [report_folder(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
         if not (folder / "report.json").is_file():
             raise EdgekdError(

@@ -25,6 +25,7 @@ from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
+from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import (
     QUICK_MARK,
     UNKNOWN_HEADER,
@@ -36,7 +37,7 @@ from edgekd.benchmark.table import (
 )
 from edgekd.console import is_main_process, out, result
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.files import csv_text, replacing, write_json, write_text
+from edgekd.files import csv_text, write_json, write_text
 from edgekd.manifest import first_problem
 from edgekd.preprocess import Preprocess
 from edgekd.readers import printable_values, read_object
@@ -54,9 +55,7 @@ def write_report(
     latency: Mapping[str, NDArray[Any]],
     shown: Sequence[Suite] = (),
 ) -> None:
-    """Write report.html, .json, .md and .png, the model card and the arrays; the folder appears in one step.
-
-    An earlier report at `folder` is replaced.
+    """Write report.html, .json, .md and .png, the model card and the arrays into an existing folder.
 
     Args:
         shown: suites whose images the page may show as examples of mistakes.
@@ -64,17 +63,29 @@ def write_report(
     kept = Kept(report, predictions, latency)
     found = failures(kept)
     html = page(kept, found, thumbnails(found, shown))
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        write_json(scratch / "report.json", report.model_dump(mode="json"))
-        write_text(scratch / "report.html", html)
-        write_text(scratch / "report.md", markdown(report))
-        write_text(scratch / "MODEL_CARD.md", model_card(report))
-        draw_picture(report, scratch / "report.png")
-        if report.corruptions:
-            write_text(scratch / "corruptions.csv", corruptions_csv(report))
-        np.savez_compressed(scratch / "predictions.npz", **dict[str, Any](predictions))
-        np.savez_compressed(scratch / "latency.npz", **dict[str, Any](latency))
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+    write_text(folder / "report.html", html)
+    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "MODEL_CARD.md", model_card(report))
+    draw_picture(report, folder / "report.png")
+    if report.corruptions:
+        write_text(folder / "corruptions.csv", corruptions_csv(report))
+    np.savez_compressed(folder / "predictions.npz", **dict[str, Any](predictions))
+    np.savez_compressed(folder / "latency.npz", **dict[str, Any](latency))
+
+
+def report_folder(path: Path) -> Path:
+    """Return `path` if it is a report's folder, else the newest report in it: of `benchmark`, `benchmark-2`, ….
+
+    Raises:
+        EdgekdError: there is none.
+    """
+    if (path / "report.json").is_file():
+        return path
+    found = [one for one in path.glob("benchmark*") if (one / "report.json").is_file()]
+    if not found:
+        raise EdgekdError(f"There is no report in {path}.", f"Make one: edgekd benchmark {path}.")
+    return max(found, key=lambda one: (read_report(one).created, len(one.name), one.name))
 
 
 def corruptions_csv(report: Report) -> str:
@@ -210,10 +221,9 @@ def print_gates(report: Report) -> None:
 
 def comparison_lines(pair: Comparison) -> list[str]:
     """A against B in a few lines."""
-    low, high = pair.p50_ratio_ci95
     lines = [
         f"A {pair.a_run}/{pair.a}  against  B {pair.b_run}/{pair.b}",
-        f"  p50 A / B: {pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]  ({ms(pair.p50_a_ms)} and {ms(pair.p50_b_ms)} ms, "
+        f"  p50 A / B: {ratio_text(pair)}  ({ms(pair.p50_a_ms)} and {ms(pair.p50_b_ms)} ms, "
         f"{pair.turns} pairs of blocks)",
     ]
     for one in pair.accuracy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from edgekd.readers import map_array, read_array
 
 UNAUGMENTED = 0xFFFF
 """The view number of the plain image."""
+
+_SHARD_S = 60.0
 
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
 _INFINITE = np.uint16(0x7C00)
@@ -161,16 +164,35 @@ def fill(
 
     Args:
         embed: `(positions int64 [b], views int64 [b])` → float32 `[b, D]`.
-        shard_rows: rows per shard; what a killed process can lose.
+        shard_rows: rows per shard; a killed process loses these at most, or a minute's, one that is stopped none.
         on_progress: called with the number of rows just computed.
     """
-    for start in range(0, len(work), shard_rows):
-        shard = np.array(work[start : start + shard_rows], dtype=np.int64)  # [n, 2]
-        vectors = []
-        for rows in np.split(shard, range(batch, len(shard), batch)):
-            vectors.append(embed(rows[:, 0], rows[:, 1]))
+    done: list[NDArray[np.int64]] = []
+    vectors: list[NDArray[np.float32]] = []
+
+    def store() -> None:
+        if done:
+            rows = np.concatenate(done)  # [n, 2]
+            cache.add([keys[i] for i in rows[:, 0]], rows[:, 1].tolist(), np.concatenate(vectors))
+            done.clear()
+            vectors.clear()
+
+    since = time.monotonic()
+    try:
+        start = 0
+        while start < len(work):
+            size = min(batch, shard_rows - sum(map(len, done)))
+            rows = np.array(work[start : start + size], dtype=np.int64)
+            start += size
+            found = embed(rows[:, 0], rows[:, 1])
+            done.append(rows)
+            vectors.append(found)
             on_progress(len(rows))
-        cache.add([keys[i] for i in shard[:, 0]], shard[:, 1].tolist(), np.concatenate(vectors))
+            if sum(map(len, done)) >= shard_rows or time.monotonic() - since > _SHARD_S:
+                store()
+                since = time.monotonic()
+    finally:
+        store()
 
 
 def cache_folder() -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.console import say, warn
-from edgekd.data import ImageSet
+from edgekd.data import ImageSet, JoinedReader
 from edgekd.errors import EdgekdError
 from edgekd.files import cache_folder, replacing, short_hash
 from edgekd.readers import map_array
@@ -29,15 +29,26 @@ MAX_BYTES = 8 * 2**30
 class PixelStore:
     """Random access to squash-resized images.
 
-    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly.
+    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly. `parts` are the
+    stores of the sets that joined images consist of; each set is decoded once, whatever it is joined with.
     """
 
     images: ImageSet
     side: int
     array: NDArray[np.uint8] | None
+    parts: tuple[PixelStore, ...] = ()
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 `[len(indices), side, side, 3]`."""
+        """Return uint8 `[len(indices), side, side, 3]`."""
+        if self.parts:
+            pixels = np.empty((len(indices), self.side, self.side, 3), dtype=np.uint8)
+            first = 0
+            for part in self.parts:
+                own = (indices >= first) & (indices < first + len(part.images))
+                if own.any():
+                    pixels[own] = part.batch(indices[own] - first)
+                first += len(part.images)
+            return pixels
         if self.array is not None:
             return self.array[indices]
         with ThreadPoolExecutor() as pool:
@@ -64,6 +75,9 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
     Raises:
         EdgekdError: the cache folder cannot be written or the disk is full.
     """
+    if isinstance(images.reader, JoinedReader):
+        parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
+        return PixelStore(images, side, None, parts)
     shape = (len(images), side, side, 3)
     if int(np.prod(shape)) > max_bytes:
         return PixelStore(images, side, None)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_bytes
+from edgekd.files import write_tensors
 from edgekd.readers import printable, read_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
@@ -64,24 +63,20 @@ class TextBank:
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
-        header = {
-            "classes": "\n".join(self.classes),
-            "templates": "\n".join(self.templates),
+        facts = {
+            "classes": self.classes,
+            "templates": self.templates,
             "teacher_id": self.teacher_id,
-            "logit_scale": repr(self.logit_scale),
-            "described": str(int(self.described)),
+            "logit_scale": self.logit_scale,
+            "described": self.described,
         }
         tensors = {
             "vectors": self.vectors,
             "image_centre": self.image_centre,
             "text_centre": self.text_centre,
         }
-        present = {
-            name: tensor.cpu().contiguous()
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        write_bytes(path, save(present, metadata=header))
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_tensors(path, present, facts)
 
 
 def read_text_bank(path: Path) -> TextBank:
@@ -91,15 +86,15 @@ def read_text_bank(path: Path) -> TextBank:
         EdgekdError: missing, damaged, or arrays that do not fit together.
     """
     hint = "Train the run again with --overwrite."
-    tensors, header = read_tensors(path, "text bank", hint)
+    tensors, facts = read_tensors(path, "text bank", hint)
     try:
         bank = TextBank(
-            classes=tuple(printable(name) for name in header["classes"].split("\n")),
-            templates=tuple(printable(text) for text in header["templates"].split("\n")),
+            classes=_texts(facts["classes"]),
+            templates=_texts(facts["templates"]),
             vectors=tensors.pop("vectors"),
-            teacher_id=printable(header["teacher_id"]),
-            logit_scale=float(header["logit_scale"]),
-            described=header.get("described") == "1",
+            teacher_id=printable(facts["teacher_id"]),
+            logit_scale=float(facts["logit_scale"]),
+            described=facts.get("described") in (True, "1"),
             **tensors,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -119,6 +114,12 @@ def read_text_bank(path: Path) -> TextBank:
     ):
         raise EdgekdError(f"The text bank at {path} is damaged: its {rows} rows do not fit.", hint)
     return bank
+
+
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    """A list of texts; files of edgekd 0.1 hold them as lines."""
+    texts = value.split("\n") if isinstance(value, str) else value
+    return tuple(printable(text) for text in texts)
 
 
 def readable(name: str) -> str:
@@ -174,6 +175,23 @@ def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] 
         if descriptions
         else plain
     )
+
+
+ALIKE = 0.999
+"""Cosine of two class vectors from which on the classes cannot be told apart."""
+
+
+def warn_of_like_classes(bank: TextBank) -> None:
+    """One line that names the classes whose text vectors are the same, or nearly so: one of each pair never wins."""
+    cosines = (bank.vectors @ bank.vectors.T).triu(diagonal=1)  # [C, C]
+    pairs = (cosines >= ALIKE).nonzero().tolist()
+    if pairs:
+        named = [f'"{bank.classes[a]}" and "{bank.classes[b]}"' for a, b in pairs]
+        more = f", and {len(named) - 5} more pairs" if len(named) > 5 else ""
+        warn(
+            f"the teacher reads these classes alike (text cosine from {ALIKE} on), so one of each pair can hardly win: "
+            f"{'; '.join(named[:5])}{more}. Bring them together, or name them apart in classes.txt."
+        )
 
 
 def warn_of_long_prompts(

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 
 from edgekd.distill.students import make_student
 from edgekd.distill.vl.config import VlConfig, make_config
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.errors import EdgekdError
-from edgekd.files import write_bytes
+from edgekd.files import write_tensors
 from edgekd.preprocess import Preprocess
 from edgekd.readers import printable_values, read_object, read_tensors
 
@@ -92,15 +91,7 @@ class VlRun:
 
 def save_weights(student: VlStudent, path: Path) -> None:
     """Write the student, and nothing of the teacher, as safetensors."""
-    write_bytes(
-        path,
-        save(
-            {
-                name: value.detach().cpu().contiguous()
-                for name, value in student.state_dict().items()
-            }
-        ),
-    )
+    write_tensors(path, student.state_dict())
 
 
 def load_vl_run(folder: Path) -> VlRun:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from filelock import FileLock
-from safetensors.torch import save
 from torch import Tensor
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder, short_hash, write_bytes
+from edgekd.files import cache_folder, disk_errors, short_hash, write_tensors
 from edgekd.readers import read_tensors
 
 
@@ -30,12 +29,12 @@ def kept(
         EdgekdError: the cache folder cannot be written.
     """
     path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
-    with FileLock(f"{path}.lock"):  # runs side by side ask once
+    with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
         if path.exists():
             try:
                 return read_tensors(path, "stored answers of a network")[0]
             except EdgekdError as error:
                 warn(f"{error.message} It is made again.")
-        values = {name: value.contiguous() for name, value in ask().items()}
-        write_bytes(path, save(values))
+        values = ask()
+        write_tensors(path, values)
         return values

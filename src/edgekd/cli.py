@@ -6,7 +6,9 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +16,7 @@ import typer
 
 from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +77,23 @@ def train(
         typer.Option(
             help="Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet "
             "manifest. [default: toy]"
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; "
+            "may be repeated."
+        ),
+    ] = None,
+    unlabelled_share: Annotated[
+        float | None,
+        typer.Option(help="Part of each batch that is unlabelled. [default: 0.5]"),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Student's views: plain, or restyle for half of them in other styles. [default: plain]"
         ),
     ] = None,
     teacher: Annotated[
@@ -274,17 +293,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    qat: Annotated[
-        bool,
-        typer.Option(
-            "--qat",
-            help="INT8: train on with its rounding in place, by the run's recipe and teacher.",
-        ),
-    ] = False,
-    qat_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps of --qat. [default: 200; toy: 60]", min=1, show_default=False),
-    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
@@ -356,8 +364,6 @@ def export(
         max_drop_ood=max_drop_ood,
         search_seconds=search_seconds,
         min_agreement=min_agreement,
-        qat=qat,
-        qat_steps=qat_steps,
         head=head,
         input=cast("Input", input or "uint8"),
         overwrite=overwrite,
@@ -365,32 +371,14 @@ def export(
     )
     for artifact in artifacts:
         parity = artifact.parity
-        trained = (artifact.quantization or {}).get("qat")
         result(
-            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch "
-            f"{'network that was trained' if trained else 'student'} {100 * parity['top1_agreement']:.1f} % "
+            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
+            f"{100 * parity['top1_agreement']:.1f} % "
             f"on {parity['n']} images)"
         )
-        if trained:
-            chosen = (
-                f"step {trained['chosen_step']}"
-                if trained["chosen_step"]
-                else "INT8 as it was before training"
-            )
-            result(
-                f"qat:      {chosen}; validation top-1 {100 * trained['validation_fp32']:.1f} % in FP32, INT8 "
-                f"{100 * trained['validation_before']:.1f} % before, {100 * trained['validation_after']:.1f} % after; "
-                f"same class as the FP32 student {100 * parity['student_agreement']:.1f} %"
-            )
-    speed = api.int8_against_fp32(artifacts[-1])
+    speed = api.int8_speed(artifacts[-1])
     if speed is not None:
-        verdict = "faster than" if speed[0] < speed[1] else "slower than"
-        if abs(speed[0] / speed[1] - 1) < 0.03:
-            verdict = "about as fast as"
-        result(
-            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
-            f"({speed[2]}), one image, one thread"
-        )
+        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {shell_word(folder.parent.parent)} --quick")
@@ -480,6 +468,12 @@ def benchmark(
             "in-domain ones; may be repeated."
         ),
     ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."
+        ),
+    ] = None,
     suites: Annotated[
         list[str] | None,
         typer.Option(help="Suites made from the in-domain test images: corruptions."),
@@ -522,10 +516,16 @@ def benchmark(
         typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")
+        Path | None,
+        typer.Option(
+            help="Report folder. [default: RUN/benchmark; beside earlier reports benchmark-2, …]"
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an earlier report in --out, or in RUN/benchmark."
+        ),
     ] = False,
     examples: Annotated[
         bool,
@@ -601,6 +601,7 @@ def benchmark(
             data=data,
             ood=ood or (),
             unknown=unknown or (),
+            test=test or (),
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
@@ -614,6 +615,7 @@ def benchmark(
             "--data": [data],
             "--ood": ood,
             "--unknown": unknown,
+            "--test": test,
             "--texture-shape": [texture_shape],
         }
         for option, given in named.items():
@@ -627,6 +629,7 @@ def benchmark(
         data=data,
         ood=ood or (),
         unknown=unknown or (),
+        test=test or (),
         suites=[name.strip() for given in suites or () for name in given.split(",")],
         texture_shape=texture_shape,
         vocabulary=vocabulary or (),
@@ -732,7 +735,7 @@ def evaluate(
         ),
     ] = "student",
 ) -> None:
-    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
+    """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
     from edgekd import api
     from edgekd.console import out
 
@@ -750,7 +753,7 @@ def evaluate(
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
-    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
@@ -760,7 +763,8 @@ def evaluate(
                 else format(factor * row[name], ".1f" if factor > 1 else ".2f")
             )
             cells += f"{number:>{len(title) + 2}}"
-        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        place = f"{row['domain']:<16}{row['part'] or '–':<12}"
+        line = f"{row['subject']:<{widest}}{place}{row['n']:>8,}{cells}"
         out.print(line, markup=False)
 
 
@@ -949,6 +953,20 @@ def recipes() -> None:
 
 
 @known.command()
+def missing(
+    teacher: Annotated[str, typer.Argument(help="embeddings:FILE.npz")],
+    data: DataOption = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="As for edgekd train; may be repeated.")
+    ] = None,
+) -> None:
+    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    from edgekd import api
+
+    _print(api.missing_embeddings(teacher, data=data, unlabelled=unlabelled or ()))
+
+
+@known.command()
 def targets() -> None:
     """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines
@@ -966,6 +984,7 @@ def main(arguments: list[str] | None = None) -> Any:
     from edgekd.console import clean, open_streams
 
     open_streams()
+    _raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
@@ -973,13 +992,34 @@ def main(arguments: list[str] | None = None) -> Any:
         typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
-            typer.echo(
-                "stopped; a training run goes on with --resume, a study with the same command",
-                err=True,
-            )
+            stopped = _stopped(leaving)
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            if stopped.hint:
+                typer.echo(f"hint:    {stopped.hint}", err=True)
+            sys.exit(stopped.exit_code)
         raise
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(leaving: BaseException) -> Stopped:
+    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    error: BaseException | None = leaving
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return Stopped(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,22 @@ class TrainConfig(BaseModel):
     student_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as `pad_type`."""
     data: str = "toy"
+    unlabelled: tuple[str, ...] = ()
+    """Images without labels that train too: folders, manifests, `toy:STYLE`."""
+    unlabelled_share: float = Field(default=0.5, gt=0, lt=1)
+    """Part of each batch that is unlabelled, where there are unlabelled images."""
+    unlabelled_images: int | None = Field(default=None, ge=1)
+    """Only so many of them, the first by content hash. None: all."""
+    unlabelled_filter: bool = False
+    """Leave out unlabelled images that the teacher is less sure of than of all but a twentieth of the validation
+    images: pictures of nothing that the classes name."""
+    adapt: int | None = Field(default=None, ge=0)
+    """Images of the unseen domain that train without labels. Half of the domain is tested then, whatever the number."""
+    augment: Literal["plain", "restyle"] = "plain"
+    """Student's views: crops and colours, or with half of them redrawn in other styles (`distill.restyle`)."""
     teacher: str = "toy"
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the cached embeddings. auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
     prompts: str | None = None
     """Prompt templates. None: the recipe's."""
     descriptions: str | None = None
@@ -105,6 +120,8 @@ class TrainConfig(BaseModel):
     """Steps between evaluations on source validation. None: at the end, and with `select=best` eight times."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(default=3.0, gt=0)
+    """Minutes after which a checkpoint is due, however few steps were made."""
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False

@@ -53,9 +53,18 @@ def shell_word(path: Path | str) -> str:
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
+_rank = 0
+
+
+def set_rank(rank: int) -> None:
+    """Record which of the processes of a launch this is, from 0; only `edgekd.distill.launch` decides that."""
+    global _rank
+    _rank = rank
+
+
 def is_main_process() -> bool:
-    """True in the only process, or in rank 0 of several."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """Return True in the only process, or in rank 0 of several."""
+    return _rank == 0
 
 
 def say(text: str) -> None:

@@ -98,7 +98,7 @@ class ImageSet:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader):
+        if draft is not None and isinstance(self.reader, FileReader | JoinedReader):
             return self.reader(index, draft)
         return self.reader(index)
 
@@ -134,6 +134,20 @@ class _Chosen:
 
     def __call__(self, index: int) -> Image.Image:
         return self.reader(self.indices[index])
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedReader:
+    """Reads the images of several sets, one set after the other."""
+
+    parts: tuple[ImageSet, ...]
+
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                return part.read(index, draft=draft)
+            index -= len(part)
+        raise IndexError(index)
 
 
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
@@ -223,6 +237,7 @@ def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
     )
     _warn_gaps(images)
     _warn_contradictions(images)
+    _warn_like_names(images)
     return images
 
 
@@ -255,6 +270,16 @@ def _warn_contradictions(images: ImageSet) -> None:
                 "same content, different label", f"{images.ids[other]} and {images.ids[index]}"
             )
     warn_counted(f"{images.name} contradicts itself", found, examples)
+
+
+def _warn_like_names(images: ImageSet) -> None:
+    """Name the classes that a teacher reads alike: of each pair one can never win."""
+    groups = [", ".join(f'"{name}"' for name in group) for group in scan.like_names(images.classes)]
+    if groups:
+        warn(
+            f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {_some(groups)}. A "
+            "teacher reads them alike, and of each pair one can never win. Bring them together, or use classes.txt."
+        )
 
 
 def _some(names: list[str]) -> str:

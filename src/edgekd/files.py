@@ -15,14 +15,18 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import FACTS
 from edgekd.readers import read_json as read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ABANDONED_S = 24 * 3600
 
@@ -139,6 +143,21 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """
     with replacing(path) as scratch:
         scratch.write_bytes(data)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
+
+    Args:
+        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
+    """
+    from safetensors.torch import save
+
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
+    write_bytes(path, save(data, metadata=told))
 
 
 def write_text(path: Path, text: str) -> None:

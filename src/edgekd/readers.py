@@ -32,6 +32,8 @@ MAX_DEPTH = 64
 """Deepest nesting of a JSON or TOML value."""
 MAX_INFLATED_BYTES = 2**30
 """What the arrays of a small npz file may inflate to; a large file may inflate to 20 times its size."""
+FACTS = "edgekd"
+"""The one entry of metadata in a safetensors file that edgekd writes, as JSON: several would stand in random order."""
 NOT_REGULAR = "not a regular file"
 
 # C0 and C1 controls, line separators, the marks that reorder text, and halves of surrogate pairs.
@@ -322,8 +324,11 @@ def _as_array(
 
 def read_tensors(
     path: Path, what: str, hint: str = _RESTORE
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a safetensors file, and the text fields of its header.
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors of a safetensors file, and the facts that edgekd wrote with them.
+
+    Returns:
+        The tensors by name, and the facts; of a file without facts, the text fields of its header.
 
     Raises:
         EdgekdError: missing, or not safetensors.
@@ -334,7 +339,11 @@ def read_tensors(
         open_regular(path).close()
         with safe_open(path, framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            return tensors, handle.metadata() or {}
+            metadata = handle.metadata() or {}
+        facts = parse_json(metadata[FACTS]) if FACTS in metadata else metadata
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no JSON object")
+        return tensors, facts
 
 
 def read_torch(path: Path, what: str, hint: str = _RESTORE) -> Any:

@@ -12,7 +12,7 @@ import difflib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
 from edgekd.layouts import whole_parts
 from edgekd.readers import printable, read_text
+from edgekd.targets.bank import plain_name
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."
@@ -202,41 +203,82 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
     return roles
 
 
-def list_manifest(path: Path) -> Listing:
+def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     """Read a manifest's rows. Absolute paths are taken as they stand.
 
+    Args:
+        labelled: False where only the column `path` is read.
+
     Raises:
-        EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed twice.
+        EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
+            twice and differently.
     """
     columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    _check_columns(path, columns)
+    if labelled:
+        _check_columns(path, columns)
+    elif "path" not in columns:
+        raise EdgekdError(
+            f'The manifest {path} has no column "path".',
+            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+        )
+    else:
+        columns = ["path"]
     entries: dict[str, Entry] = {}
+    merged = 0
     for number, row in rows:
         place = f"Row {number} of {path}"
-        image, label = row["path"], printable(row["label"])
-        if not image or not label:
+        wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
+        absent = [name for name in wanted if name in columns and _is_missing(row[name])]
+        if absent:
             raise EdgekdError(
-                f"{place} has no {'label' if image else 'path'}.", "Fill it in, or remove the row."
+                f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
+                "Fill it in, or remove the "
+                + ("row, or the column." if absent[0] == "domain" else "row."),
             )
-        if "domain" in columns and not row["domain"]:
-            raise EdgekdError(f"{place} has no domain.", "Fill it in, or remove the column.")
         role = ROLES.get(row["split"].lower()) if "split" in columns else None
         if "split" in columns and role is None:
             raise EdgekdError(
                 f'{place} has the split "{printable(row["split"])}".',
                 did_you_mean(row["split"].lower(), ROLES),
             )
-        if image in entries:
-            raise EdgekdError(
-                f"{place} lists {shown(image)} a second time.", "Keep one row per image."
-            )
         domain = printable(row["domain"]) if "domain" in columns else None
-        entries[image] = Entry(image, label, domain, role)
+        entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
+        # One file, however it is spelled: relative, with ./, absolutely.
+        file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
+        first = entries.setdefault(file, entry)
+        if first is entry:
+            continue
+        for name in ("label", "domain", "role"):
+            own, other = getattr(entry, name), getattr(first, name)
+            if own != other:
+                what = "split" if name == "role" else name
+                raise EdgekdError(
+                    f'{place} lists {shown(entry.path)} a second time, with the {what} "{own}" after "{other}".',
+                    "Keep one row per image.",
+                )
+        merged += 1
+    if merged:
+        warn(
+            f"{merged} rows of {path} list an image that stands there already; each is taken once."
+        )
     if not entries:
         raise EdgekdError(
             f"The manifest {path} has no rows.", "List one image per row: path,label."
         )
-    return Listing(path.parent, tuple(entries[image] for image in sorted(entries)))
+    ordered = sorted(entries.values(), key=lambda entry: entry.path)
+    return Listing(path.parent, tuple(ordered))
+
+
+_MISSING = ("", "nan", "<na>", "nat")
+"""How a table without a value writes it (numpy, pandas), in lower case."""
+
+
+def _is_missing(value: str) -> bool:
+    return value.strip().lower() in _MISSING
+
+
+def _as_written(value: str) -> str:
+    return f' ("{value}")' if value else ""
 
 
 def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
@@ -349,9 +391,18 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         chosen = tuple(names[folder] for folder in classes)
     else:
         chosen = tuple(lines)
-    twice = [name for name, count in Counter(chosen).items() if count > 1]
-    if twice:
+    if alike := like_names(chosen):
+        names_said = " and ".join(f'"{name}"' for name in dict.fromkeys(alike[0]))
         raise EdgekdError(
-            f'{path} gives two classes the name "{twice[0]}".', "Name every class differently."
+            f"{path} gives two classes the name {names_said}.",
+            "Name every class differently; case, spaces, hyphens and underscores do not tell them apart.",
         )
     return chosen
+
+
+def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of names that differ in case, spaces, hyphens and underscores only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(plain_name(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]

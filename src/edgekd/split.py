@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from edgekd.console import warn, warn_counted
 from edgekd.data import ImageSet
@@ -42,6 +42,7 @@ class Split:
         seed: seed of the order inside a group.
         hash: 16 hex digits over contents and roles; the same wherever the images lie.
         entries: role → image id → content key, as `split.json` stores it.
+        train_domains: names of the domains that train, sorted; empty where the data knows none.
     """
 
     train: NDArray[np.int64]
@@ -53,9 +54,14 @@ class Split:
     seed: int
     hash: str
     entries: dict[str, dict[str, str]]
+    train_domains: tuple[str, ...] = ()
+    unlabelled: Mapping[str, str] = field(default_factory=dict)
+    """Image id → content key of the images that train without labels; they are in no role and not in the hash."""
+    unlabelled_domains: tuple[str, ...] = ()
+    """Names under which a style may be known that was seen without labels: of sources and of folders at their top."""
 
     def write(self, path: Path) -> None:
-        """Write `split.json`: schema_version, rule, seed, test_domain, hash, and per role {image id: content key}."""
+        """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
         write_json(
             path,
             {
@@ -63,8 +69,11 @@ class Split:
                 "rule": self.rule,
                 "seed": self.seed,
                 "test_domain": self.test_domain,
+                "train_domains": list(self.train_domains),
                 "hash": self.hash,
-                "roles": self.entries,
+                "roles": self.entries
+                | ({"unlabelled": self.unlabelled} if self.unlabelled else {}),
+                "unlabelled_domains": list(self.unlabelled_domains),
             },
         )
 
@@ -241,13 +250,18 @@ def build_split(
     entries = {
         role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES
     }
+    trained = {images.domains[d] for d in images.domain_of[arrays["train"]].tolist()} - {"all"}
     return Split(
-        **arrays,
+        train=arrays["train"],
+        val=arrays["val"],
+        id_test=arrays["id_test"],
+        ood_test=arrays["ood_test"],
         test_domain=test_domain,
         rule=rule,
         seed=seed,
         hash=_hash(entries),
         entries=entries,
+        train_domains=tuple(sorted(trained)),
     )
 
 
@@ -284,54 +298,67 @@ def read_split(path: Path, images: ImageSet) -> Split:
     Raises:
         EdgekdError: not a split, or an image is gone or altered; a split is never made anew in silence.
     """
-    stored, rule, seed, test_domain, expected = _read(path)
-    if _hash(stored) != expected:
+    stored = read_stored_split(path)
+    entries = {role: stored.roles[role] for role in ROLES}
+    if _hash(entries) != stored.hash:
         raise EdgekdError(
             f"The split at {path} was altered: its hash differs.",
             "Restore the file that was written.",
         )
-    chosen = _located(path, images, stored)
+    chosen = _located(path, images, entries)
     unused = len(images) - len({index for indices in chosen.values() for index in indices})
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
-    return build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+    split = build_split(
+        images, chosen, test_domain=stored.test_domain, rule=stored.rule, seed=stored.seed
+    )
+    return replace(
+        split,
+        unlabelled=stored.roles.get("unlabelled", {}),
+        unlabelled_domains=stored.unlabelled_domains,
+    )
 
 
-def stored_keys(path: Path) -> tuple[dict[str, dict[str, str]], str]:
-    """Return what a `split.json` holds: role → image id → content key, and the rule.
+class StoredSplit(BaseModel):
+    """What `split.json` holds; control characters in any text are escaped."""
+
+    model_config = ConfigDict(frozen=True)
+    rule: str
+    seed: int
+    test_domain: str | None
+    hash: str
+    roles: dict[str, dict[str, str]]
+    """Role → image id → content key: `ROLES`, and `unlabelled` where images train without labels."""
+    train_domains: tuple[str, ...] | None = None
+    """None in a file of an earlier version."""
+    unlabelled_domains: tuple[str, ...] = ()
+
+    @field_validator("roles")
+    @classmethod
+    def _has_all(cls, roles: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        if not set(ROLES) <= set(roles):
+            raise ValueError("a role is missing")
+        return roles
+
+
+def read_stored_split(path: Path) -> StoredSplit:
+    """Read a `split.json` without its images.
 
     Raises:
-        EdgekdError: not a split.
+        EdgekdError: missing, damaged or of another schema version.
     """
-    stored, rule, *_ = _read(path)
-    return stored, rule
-
-
-def _read(path: Path) -> tuple[dict[str, dict[str, str]], str, int, str | None, str]:
     data = printable_values(read_object(path, "split"))
-    try:
-        if data["schema_version"] != _SCHEMA_VERSION:
-            raise EdgekdError(
-                f"The split at {path} has schema version {str(data['schema_version'])[:20]}, not {_SCHEMA_VERSION}.",
-                "Use the edgekd that wrote it.",
-            )
-        stored = {
-            role: {str(name): str(key) for name, key in data["roles"][role].items()}
-            for role in ROLES
-        }
-        rule, seed, test_domain, expected = (
-            str(data["rule"]),
-            int(data["seed"]),
-            data["test_domain"],
-            str(data["hash"]),
+    if data.get("schema_version") != _SCHEMA_VERSION:
+        raise EdgekdError(
+            f"The split at {path} has schema version {str(data.get('schema_version'))[:20]}, not {_SCHEMA_VERSION}.",
+            "Use the edgekd that wrote it.",
         )
-        if not isinstance(test_domain, (str, NoneType)):
-            raise TypeError("test_domain")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    try:
+        return StoredSplit.model_validate(data)
+    except ValidationError as error:
         raise EdgekdError(
             f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
         ) from error
-    return stored, rule, seed, test_domain, expected
 
 
 def _located(

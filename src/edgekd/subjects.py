@@ -24,6 +24,9 @@ from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
 from edgekd.targets.session import open_session
 
+COPIED = " (copied)"
+"""Behind the run's name of a lone artifact that is of another student than the run of that name here."""
+
 
 def run_of(path: Path) -> tuple[Path, list[str]]:
     """A path given to benchmark → the run's folder and the artifacts to measure (a run: all of them)."""
@@ -86,7 +89,7 @@ def subjects_of(
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
                     counted=count_torch(
-                        answer, cast(Any, teacher.model).visual, teacher.preprocess.size
+                        answer, cast(Any, teacher.model).visual, teacher.preprocess.shape
                     ),
                 )
             )
@@ -105,7 +108,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.size),
+            counted=count_torch(answer, loaded.student, run.preprocess.shape),
         )
     )
     for name in artifacts:
@@ -188,7 +191,7 @@ def distinct(subject: Subject, others: Sequence[Subject], runs: Sequence[LoadedR
     source = read_artifact(folder, check_hashes=False).source
     for one in runs:
         if one.run.name == subject.run and one.run.student_sha256 != source.get("student_sha256"):
-            subject = replace(subject, run=f"{subject.run} (copied)")
+            subject = replace(subject, run=f"{subject.run}{COPIED}")
     if any((other.run, other.name) == (subject.run, subject.name) for other in others):
         subject = replace(subject, name=f"{subject.name}@{folder.parent.name}")
     return subject

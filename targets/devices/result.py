@@ -275,6 +275,10 @@ def _clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) ->
         _flag(facts["complete"]),
         None if facts.get("joules") is None else number(facts["joules"], 0, 1e9),
         number(facts.get("metered_s", 0.0), 0, 86_400),
+        *(
+            None if facts.get(part) is None else number(facts[part], 0, 1e6)
+            for part in ("other_cpu", "stolen_cpu")
+        ),
     )
     energy = facts.get("energy")
     if energy is not None:

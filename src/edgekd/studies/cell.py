@@ -14,7 +14,7 @@ from typing import Any
 from edgekd.config import TrainConfig
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.few import can_zero_shot, new_vectors, student_scores
 from edgekd.readers import parse_json
 from edgekd.scarce import unseen_test
@@ -78,8 +78,8 @@ def main(folder: str, cell: str, keep: str, oracle: str) -> int:
             keep=keep == "keep",
             oracle=oracle == "oracle",
         )
-    except EdgekdError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (EdgekdError, Stopped) as error:
+        print(f"error: {error.message} {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
 

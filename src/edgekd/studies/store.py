@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, write_bytes, write_json, write_text
+from edgekd.files import write_bytes, write_json, write_text
+from edgekd.folders import LOCK, held
 from edgekd.readers import parse_json, printable_values, read_arrays, read_object, read_text
 from edgekd.studies.plan import Cell
 
@@ -71,27 +72,16 @@ class Store:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Hold the folder for one running study; a killed holder lets go."""
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".running.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise EdgekdError(
-                f"A study is running in {self.folder} already.",
-                "Wait for it, or choose another --out.",
-            ) from error
-        try:
+        with held(self.folder / LOCK, f"A study is running in {self.folder} already."):
+            self.check()
             yield
-        finally:
-            lock.release()
 
     def check(self) -> None:
         """Refuse a folder that holds something else than a study."""
         if self.folder.exists() and not self.folder.is_dir():
             raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
-        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        if held and "study.json" not in held and set(held) - {".running.lock"}:
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if names and "study.json" not in names and set(names) - {LOCK}:
             raise EdgekdError(
                 f"{self.folder} holds something that is not a study.", "Choose another --out."
             )
