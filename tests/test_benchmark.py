@@ -17,6 +17,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.latency import END_TO_END_QUICK, QUICK
 from edgekd.benchmark.metrics import log_softmax
 from edgekd.errors import EdgekdError
+from edgekd.export.parity import compare
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
 from edgekd.targets.session import open_session
@@ -52,7 +53,7 @@ def artifact(tmp_path: Path) -> Path:
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
         classes=CLASSES,
         preprocess=SMALL,
-        parity={},
+        parity=compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)),
         source={},
         versions={},
         created="2026-01-01T00:00:00+00:00",

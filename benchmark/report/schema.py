@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.benchmark.report.metric import Metric
 from edgekd.benchmark.report.rows import (
@@ -33,6 +33,7 @@ from edgekd.benchmark.report.rows import (
     VocabularyRow,
 )
 from edgekd.benchmark.report.timings import LatencyRow, PlacementRow, ThroughputRow
+from edgekd.manifest import Parity
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -133,6 +134,34 @@ class State(BaseModel):
     throttle_count: int | None
     throttle_flags: Short | None
     power_mode: Short | None
+
+
+class RunFacts(BaseModel):
+    """What is read of a run in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    split_hash: str = ""
+
+
+class ArtifactFacts(BaseModel):
+    """What is read of an artifact in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    run: str
+    name: str
+    format: str
+    files: dict[str, str] = Field(default_factory=dict)
+    parity: Parity
+    quantization: dict[str, Any] | None = None
+
+
+class Context(BaseModel):
+    """Facts about a report's runs and artifacts that are not measurements."""
+
+    model_config = ConfigDict(extra="allow")
+    runs: list[RunFacts] = Field(default_factory=list)
+    artifacts: list[ArtifactFacts] = Field(default_factory=list)
 
 
 class Machine(BaseModel):

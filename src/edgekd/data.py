@@ -18,7 +18,7 @@ from PIL import Image
 from edgekd import scan
 from edgekd.console import say, warn, warn_counted
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import cache_folder, short_hash, write_text
+from edgekd.files import cache_root, short_hash, write_text
 from edgekd.images import UnreadableImage, decode, read_bytes
 from edgekd.layouts import class_names
 from edgekd.readers import read_json
@@ -292,7 +292,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time need
     not be read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
     """
-    index_file = cache_folder("index") / f"{short_hash(os.path.realpath(listing.root))}.json"
+    index_file = cache_root() / "index" / f"{short_hash(os.path.realpath(listing.root))}.json"
     known = _read_index(index_file)
     keys: dict[str, str] = {}
     stamps: dict[str, tuple[int, int]] = {}

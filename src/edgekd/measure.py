@@ -15,9 +15,8 @@ from edgekd.console import say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
 from edgekd.manifest import read_artifact
-from edgekd.split import read_split
+from edgekd.split import read_split, read_stored_split
 from edgekd.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
 from edgekd.suites import (
     CORRUPTION_IMAGES,
@@ -89,11 +88,11 @@ def parts_of(
     without labels, `unseen` images of other domains or classes; `unused` are images of the run's data in no part of
     its split.
     """
-    stored = read_json(loaded.folder / "split.json", "split")
+    stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
-    left_out = suite_kind({stored["test_domain"] or ""}, {}, trained)
-    part = dict.fromkeys(stored["roles"]["ood_test"].values(), _PART_OF[left_out])
-    part |= dict.fromkeys(stored["roles"]["id_test"].values(), "test")
+    left_out = suite_kind({stored.test_domain or ""}, {}, trained)
+    part = dict.fromkeys(stored.roles["ood_test"].values(), _PART_OF[left_out])
+    part |= dict.fromkeys(stored.roles["id_test"].values(), "test")
     part |= trained.roles
     of_domain = []
     for d, domain in enumerate(images.domains):
@@ -115,7 +114,6 @@ def parts_of(
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
-    split = read_json(loaded.folder / "split.json", "split")
     run = loaded.run
     return {
         "name": run.name,
@@ -127,7 +125,7 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "steps": run.steps,
         "train_seconds": run.train_seconds,
         "selection": run.selection,
-        "split_rule": split["rule"],
+        "split_rule": read_stored_split(loaded.folder / "split.json").rule,
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
         **(

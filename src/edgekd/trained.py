@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.errors import EdgekdError
-from edgekd.files import read_json
+from edgekd.split import read_stored_split
 from edgekd.targets.bank import plain_name
 
 SEEN_IN = ("train", "val", "unlabelled")
@@ -47,23 +46,16 @@ def read_trained(path: Path) -> Trained:
     Raises:
         EdgekdError: not a split.
     """
-    data = read_json(path, "split")
-    try:
-        trained = trained_of_split(data["roles"])
-        domains = data.get("train_domains")
-        if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
-            ids = data["roles"]["train"]
-            domains = {name.split("/")[0] for name in ids if name.count("/") >= 2}
-        return Trained(
-            trained.roles,
-            frozenset(plain_name(name) for name in domains),
-            frozenset(plain_name(name) for name in data.get("unlabelled_domains", ())),
-            frozenset(plain_name(name) for name in [data["test_domain"]] if name is not None),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EdgekdError(
-            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
-        ) from error
+    stored = read_stored_split(path)
+    domains: Iterable[str] | None = stored.train_domains
+    if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
+        domains = {name.split("/")[0] for name in stored.roles["train"] if name.count("/") >= 2}
+    return Trained(
+        trained_of_split(stored.roles).roles,
+        frozenset(plain_name(name) for name in domains),
+        frozenset(plain_name(name) for name in stored.unlabelled_domains),
+        frozenset(plain_name(name) for name in [stored.test_domain] if name is not None),
+    )
 
 
 def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:
