@@ -11,7 +11,7 @@ import importlib.resources
 import importlib.util
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,7 @@ def _probed_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -
     """
     height, width = preprocess.shape
     noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    probes = {
+    probes: dict[str, Callable[[], Any]] = {
         f"image encoder of {spec} on an image of {width} × {height} px": lambda: model.encode_image(
             noise
         ),
