@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import timm
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from edgekd.distill.weights import load_backbone, load_weights
 from edgekd.errors import EdgekdError, did_you_mean, first_line
-from edgekd.files import write_bytes
+from edgekd.files import write_tensors
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
@@ -297,8 +296,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
 
 def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
     """Write all parameters and buffers as safetensors."""
-    state = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
-    write_bytes(path, save(state, metadata=dict(metadata)))
+    write_tensors(path, student.state_dict(), metadata)
 
 
 @torch.inference_mode()

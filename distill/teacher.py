@@ -6,26 +6,28 @@ A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:ta
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.resources
 import importlib.util
 import math
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from edgekd.benchmark.environment import describe
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 from edgekd.errors import EdgekdError, did_you_mean, first_line
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess, open_clip_preprocess
+from edgekd.readers import read_arrays
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,20 @@ class ClipTeacher:
     dim: int
     model: nn.Module
     tokenizer: Any
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the image encoder; texts are always embedded in float32."""
+
+    @property
+    def cache_id(self) -> str:
+        """Identity of its image embeddings: weights, preprocessing, and the precision they are computed in."""
+        return self.id if self.precision == "fp32" else f"{self.id}-{self.precision}"
+
+    def in_bfloat16(self) -> ClipTeacher:
+        """Return the same teacher with an image encoder whose weights are converted to bfloat16 once."""
+        model = copy.copy(self.model)
+        encoder = copy.deepcopy(self.model.get_submodule("visual")).to(torch.bfloat16)
+        model._modules = {**self.model._modules, "visual": encoder}
+        return replace(self, model=model, precision="bf16")
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
@@ -52,7 +68,10 @@ class ClipTeacher:
             torch.tensor(v, device=views.device)[:, None, None]
             for v in (self.preprocess.mean, self.preprocess.std)
         )
-        features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
+        pixels = (views - mean) / std
+        if self.precision == "bf16":
+            pixels = pixels.bfloat16()
+        features: Tensor = self.model.encode_image(pixels)  # type: ignore[operator]
         return features.float()
 
     @torch.inference_mode()
@@ -118,7 +137,8 @@ class EmbeddingsTeacher:
         if missing:
             raise EdgekdError(
                 f"{self.spec} has no embedding for {len(missing):,} of {len(ids):,} images, for example {missing[0]}.",
-                "Its image_ids must be the paths inside the data folder, with forward slashes.",
+                f"List them: edgekd list missing {self.spec} --data DIR --unlabelled DIR. Its image_ids are the paths "
+                "inside those folders, with forward slashes.",
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 
@@ -309,6 +329,11 @@ def _probed_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -
     return int(shapes[0])
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(describe()["features"]))
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 over names and values of parameters and buffers, hex."""
     digest = hashlib.sha256()
@@ -321,21 +346,19 @@ def weights_hash(model: nn.Module) -> str:
 def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
     if not path.is_file():
         raise EdgekdError(f"There is no embeddings file {path}.", "Write embeddings:FILE.npz.")
+    hint = "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors."
+    arrays = read_arrays(path, "embeddings file", hint)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         images, vectors = arrays["image_ids"], arrays["image_vectors"]
         classes, texts = arrays["class_names"], arrays["text_vectors"]
-    except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise EdgekdError(
-            f"{path} is not an embeddings file ({first_line(error)}).",
-            "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors.",
-        ) from error
+    except KeyError as error:
+        raise EdgekdError(f"{path} is not an embeddings file: it lacks {error}.", hint) from error
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     numbers = all(array.dtype.kind in "fiu" for array in (vectors, texts, scale))
     if (
         not numbers
         or scale.size != 1
+        or any(array.dtype.kind != "U" for array in (images, classes))
         or images.ndim != 1
         or classes.ndim != 1
         or vectors.ndim != 2
@@ -349,7 +372,7 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             f"texts {texts.shape} for names {classes.shape}.",
             "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )
-    if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
+    if not all(np.isfinite(array).all() for array in (vectors, texts, scale)):
         raise EdgekdError(
             f"{path} holds values that are not finite.", "Compute the embeddings again."
         )

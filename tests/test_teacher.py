@@ -539,3 +539,18 @@ def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
         expected = model.encode_image(transform(Image.open(files[0]))[None])
     got = teacher.embed_images(plain(torch.from_numpy(pixels[:1])))
     assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.9999
+
+
+def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
+    teacher: ClipTeacher,
+) -> None:
+    half = teacher.in_bfloat16()
+    views = torch.rand(4, 3, teacher.preprocess.size, teacher.preprocess.size)
+    before = teacher.embed_images(views)
+    found = half.embed_images(views)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, before)
+    assert torch.cosine_similarity(found, before).min() > 0.99
+    assert torch.equal(teacher.embed_images(views), before)  # its own weights are untouched
+    assert torch.equal(half.embed_texts(["a cat"]), teacher.embed_texts(["a cat"]))
+    assert half.cache_id != teacher.cache_id == teacher.id
