@@ -447,7 +447,6 @@ def test_thresholds_agree_with_the_check() -> None:
     assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason='needs pip install "edgekd[docs]"')
     pytest.importorskip("mkdocstrings", reason='needs pip install "edgekd[docs]"')
