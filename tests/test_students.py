@@ -172,7 +172,7 @@ def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, d
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7, **options).eval()
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.ndim < 2:  # biases and norms start as constants
             tensor.data.add_(0.02 * torch.rand(tensor.shape))
     state = {key: value.clone() for key, value in model.state_dict().items()}
     model.reset_classifier(0)  # type: ignore[operator]
