@@ -24,12 +24,13 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.evaluate import in_batches
+from edgekd.export.fuse import Fused, fuse
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.files import disk_errors, replacing, sha256_file, sweep
-from edgekd.manifest import Artifact, Input, Precision
+from edgekd.manifest import Artifact, Input, Precision, read_artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
@@ -139,12 +140,19 @@ def export_model(
             f"{target} has no option {unknown[0]}.",
             f"It belongs to {', '.join(takers) or 'no target'}.",
         )
+    if len(parity_images) == 0:
+        raise EdgekdError(
+            "There are no images for the parity check.", "Give some real images, 64 or more."
+        )
+    fused = fuse(model, torch.from_numpy(np.array(parity_images[:2])))
+    if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
+        fp32_path = None
     writer = importlib.import_module(WRITERS[target])
     sweep(folder)
     with _one_winner(folder), replacing(folder) as scratch:
         scratch.mkdir()
         build = Build(
-            model=model,
+            model=fused.model,
             folder=scratch,
             precision=precision,
             preprocess=preprocess,
@@ -159,10 +167,6 @@ def export_model(
             input=input,
         )
         written: Written = writer.write(build)
-        if len(parity_images) == 0:
-            raise EdgekdError(
-                "There are no images for the parity check.", "Give some real images, 64 or more."
-            )
         reference = build.logits(torch_logits(model, parity_images))
         kept: tuple[str, ...] = ()
         if bank is not None:
@@ -187,7 +191,7 @@ def export_model(
             preprocess=preprocess,
             quantization=quantization,
             parity={},
-            details=written.details,
+            details=written.details | _fused_facts(model, fused),
             source=source,
             versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -201,6 +205,22 @@ def export_model(
             _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
         _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
+
+
+def _fused_facts(model: Deployable, fused: Fused[Deployable]) -> dict[str, Any]:
+    if fused.error is None:
+        return {}
+    sizes = [sum(one.numel() for one in net.parameters()) for net in (model, fused.model)]
+    facts = {"trained_parameters": sizes[0], "parameters": sizes[1]}
+    return {"fused": facts | {"max_error_relative": fused.error}}
+
+
+def _holds_fused(fp32: Path) -> bool:
+    """Return whether an fp32 artifact holds the fused form; files of earlier versions do not."""
+    try:
+        return "fused" in read_artifact(fp32.parent, check_hashes=False).details
+    except EdgekdError:
+        return False
 
 
 def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -49,7 +49,8 @@ class Graph:
 
     def value(self, name: str) -> NDArray[Any]:
         """Return a constant's value."""
-        return onnx.numpy_helper.to_array(self.constants[name])
+        value: NDArray[Any] = onnx.numpy_helper.to_array(self.constants[name])
+        return value
 
     def set_value(self, name: str, value: NDArray[Any]) -> None:
         """Set a constant's value, and with it its shape and type."""

@@ -236,7 +236,8 @@ class _Writer:
             count = max(int(765 / (max(float(self.ranges[name][1]), 0.0) + 3)), 1)
             steps = Steps(np.float32(3 / count), count)
         else:
-            steps = Steps.over(*self.ranges[name])
+            low, high = self.ranges[name]
+            steps = Steps.over(float(low), float(high))
         self.steps[name] = steps
         stored = f"{name}/bytes"
         self._pair("QuantizeLinear", name, steps, stored)
