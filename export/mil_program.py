@@ -201,9 +201,8 @@ def decompress(op: Any) -> NDArray[Any]:
     """
     given = {name: _single(var) for name, var in op.inputs.items() if var is not None}
     if op.op_type == "constexpr_affine_dequantize":
-        return _affine(
-            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
-        )  # type: ignore[arg-type]
+        axis = int(given["axis"])  # type: ignore[arg-type]
+        return _affine(given["quantized_data"], given["scale"], given["zero_point"], axis)  # type: ignore[arg-type]
     if op.op_type == "constexpr_blockwise_shift_scale":
         return _blockwise(given["data"], given["scale"], given.get("offset"))  # type: ignore[arg-type]
     if op.op_type == "constexpr_lut_to_dense":
