@@ -105,3 +105,16 @@ def drop_unused(model: onnx.ModelProto) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return `model` with every node behind those that it reads, changed in place.
+
+    ONNX Runtime's conversion to half precision puts the casts around a node that stays in float at the end.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    wrapped = ONNXModel(model)
+    wrapped.topological_sort()
+    result: onnx.ModelProto = wrapped.model
+    return result

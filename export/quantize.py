@@ -25,7 +25,7 @@ from edgekd.export import qdq
 from edgekd.export.bias import Means, Scales, correct_biases, to_average
 from edgekd.export.calibrators import PERCENTILE, Calibrator
 from edgekd.export.integer_form import integer_form
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph
+from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, sorted_nodes
 from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, observe, touched
 
 _STEM_CHANNELS, _STEM_WEIGHTS = 4, 8192
@@ -126,7 +126,7 @@ def to_fp16(fp32: Path, out: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with _quiet_logging():
-        model = convert_float_to_float16(onnx.load(fp32), keep_io_types=True)
+        model = sorted_nodes(convert_float_to_float16(onnx.load(fp32), keep_io_types=True))
     onnx.checker.check_model(model)
     onnx.save(model, out)
 

@@ -24,7 +24,7 @@ from edgekd.errors import EdgekdError
 from edgekd.export import quantize
 from edgekd.export.bias import Scales, correct_biases, to_average
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph
+from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, sorted_nodes
 from edgekd.export.ranges import (
     Ranges,
     check_calibration,
@@ -145,6 +145,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     finally:
         logging.disable(before)
     del half.graph.value_info[:]  # they still name the old types
+    half = sorted_nodes(half)
     return onnx.shape_inference.infer_shapes(half)
 
 

@@ -163,6 +163,22 @@ def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(
     )
 
 
+class Positions(Block):
+    """With a running sum, which stays in float: edgenext's positions are such a sum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.stem(x))
+        return (x + torch.cumsum(torch.ones_like(x), 2)).mean((2, 3))
+
+
+def test_fp16_beside_a_node_that_stays_in_float(tmp_path: Path) -> None:
+    model = Deployable(Positions(), nn.Linear(16, 4), Preprocess(size=SIZE))
+    export_onnx(model, tmp_path / "fp32.onnx", size=SIZE, metadata={})
+    to_fp16(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
+    found, wanted = (logits(tmp_path / f"{name}.onnx", pictures(8)) for name in ("fp16", "fp32"))
+    np.testing.assert_allclose(found, wanted, atol=2e-2)
+
+
 def operators(path: Path, folder: Path) -> Counter[str]:
     """Count the operators that ONNX Runtime runs, after its fusions."""
     options = onnxruntime.SessionOptions()
