@@ -119,7 +119,7 @@ def test_every_verb_is_there() -> None:
         *(("classes", what) for what in ("add", "remove")),
         ("doctor",),
         ("list",),
-        *(("list", what) for what in ("students", "teachers", "recipes", "targets")),
+        *(("list", what) for what in ("students", "teachers", "recipes", "targets", "missing")),
     }
 
 

@@ -579,6 +579,7 @@ def study(
     test_domains: str | Sequence[str] = (),
     unseen_classes: str | Sequence[str] = (),
     fractions: str | Sequence[float] = (),
+    unlabelled_images: str | Sequence[float] = (),
     shots: str | Sequence[float] = (),
     baseline: str | None = None,
     oracle: bool = False,
@@ -601,6 +602,8 @@ def study(
         unseen_classes: of `class-disjoint` and `k-shot`, names or a percentage such as `30%`; none takes half
             of them.
         fractions: of `low-shot`, parts of the labels from 0 to 1; none takes 0.01, 0.1 and 1.
+        unlabelled_images: of `adapt`, numbers of images of the new domain that train without labels; none takes 25,
+            50, 100, 200 and 400.
         shots: of `k-shot`, images of each unseen class; none takes 1, 4 and 16.
         baseline: recipe that the others are compared with; None takes `erm`, or else the first.
         oracle: of `lodo` and `low-shot`, also the best accuracy on the unseen images on the way, chosen by looking at
@@ -637,6 +640,7 @@ def study(
         unseen_classes=names(unseen_classes)
         or (["50%"] if protocol in ("class-disjoint", "k-shot") else []),
         fractions=_numbers(fractions),
+        unlabelled=_numbers(unlabelled_images),
         shots=_numbers(shots),
         baseline=baseline,
         out=folder,

@@ -767,8 +767,8 @@ def study(
     protocol: Annotated[
         str,
         typer.Option(
-            help="lodo (unseen domains), class-disjoint (classes), k-shot (a few images of such classes) or low-shot "
-            "(labels)."
+            help="lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few "
+            "images of such classes) or low-shot (labels)."
         ),
     ] = "lodo",
     seeds: Annotated[int, typer.Option(help="How many seeds, from 0.")] = 3,
@@ -790,6 +790,12 @@ def study(
     ] = None,
     shots: Annotated[
         str | None, typer.Option(help="k-shot: images of each unseen class. [default: 1,4,16]")
+    ] = None,
+    unlabelled_images: Annotated[
+        str | None,
+        typer.Option(
+            help="adapt: images of the new domain that train without labels. [default: 25,50,100,200,400]"
+        ),
     ] = None,
     baseline: Annotated[
         str | None,
@@ -859,6 +865,7 @@ def study(
         test_domains=test_domains or (),
         unseen_classes=unseen_classes or (),
         fractions=fractions or (),
+        unlabelled_images=unlabelled_images or (),
         shots=shots or (),
         baseline=baseline,
         oracle=oracle,

@@ -25,16 +25,20 @@ from edgekd.studies.wanted import (
     named_recipes,
     settings_by_recipe,
     shot_counts,
+    unlabelled_counts,
     unseen_names,
 )
 
-PROTOCOLS = ("lodo", "class-disjoint", "k-shot", "low-shot")
+PROTOCOLS = ("lodo", "class-disjoint", "k-shot", "low-shot", "adapt")
 _OWN = {
     "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
     "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
-    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot",
+    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot", "adapt": "--unlabelled-images",
 }  # fmt: skip
 """Settings of a run that a study decides, and what to say instead."""
+
+
+NONE_UNLABELLED = "no unlabelled images"
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,18 @@ class Cell:
     """Of the training labels."""
     shots: int = 0
     """Images of each unseen class that may be looked at."""
+    adapt: int | None = None
+    """Images of the unseen domain that train without labels, where the other half of it is tested."""
 
     @property
     def table(self) -> str:
         """Cells of one table are averaged and compared; the name of the table among the study's."""
+        if self.adapt is not None:
+            return (
+                f"{self.adapt} unlabelled images of the new domain"
+                if self.adapt
+                else NONE_UNLABELLED
+            )
         if self.shots:
             return f"{self.shots} image{'' if self.shots == 1 else 's'} of each unseen class"
         return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
@@ -66,8 +78,9 @@ class Cell:
         """A file name, different for every cell."""
         part = "" if self.fraction == 1 else f"{self.fraction:g}"
         shots = f"{self.shots}shot" if self.shots else ""
+        adapt = f"{self.adapt}unlabelled" if self.adapt is not None else ""
         name = "-".join(
-            word for word in (self.recipe, self.column, part, shots, str(self.seed)) if word
+            word for word in (self.recipe, self.column, part, shots, adapt, str(self.seed)) if word
         )
         plain = re.sub(r"[^\w.+-]", "_", name)
         return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
@@ -144,6 +157,7 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
             "test_domain": cell.domain or "none",
             "label_fraction": cell.fraction,
             "shots": cell.shots,
+            "adapt": cell.adapt,
             "out": folder,
         }
     )
@@ -163,6 +177,7 @@ def make_plan(
     unseen_classes: Sequence[str],
     fractions: Sequence[float],
     shots: Sequence[float],
+    unlabelled: Sequence[float],
     baseline: str | None,
     out: Path,
     options: Mapping[str, Any],
@@ -223,7 +238,11 @@ def make_plan(
             f"{protocol} shows no images of unseen classes.",
             "Use --protocol k-shot for some of them.",
         )
-    if by_class and oracle:
+    if protocol != "adapt" and unlabelled:
+        raise EdgekdError(
+            f"{protocol} has no curve over unlabelled images.", "Use --protocol adapt."
+        )
+    if (by_class or protocol == "adapt") and oracle:
         raise EdgekdError(
             f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
         )
@@ -233,9 +252,11 @@ def make_plan(
         for name, config in configs.items()
     }
     domains: tuple[str | None, ...] = (None,)
-    if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
+    if protocol in ("lodo", "adapt") or (
+        protocol == "low-shot" and (test_domains or len(images.domains) > 1)
+    ):
         domains = domain_names(
-            images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:])
+            images, test_domains or (images.domains[-1:] if protocol == "low-shot" else ("all",))
         )
     if oracle and domains == (None,):
         raise EdgekdError(
@@ -244,13 +265,21 @@ def make_plan(
         )
     parts = label_fractions(fractions) if protocol == "low-shot" else (1.0,)
     counts = shot_counts(shots) if protocol == "k-shot" else (0,)
+    if protocol == "adapt":
+        numbers = unlabelled_counts(unlabelled, images, domains)
+        # What reads labels alone is trained once, and stands in every table.
+        adapts = {
+            name: numbers if recipe_of(config).takes_unlabelled else (0,)
+            for name, config in configs.items()
+        }
     cells = [
-        Cell(name, seed, domain, part, count)
+        Cell(name, seed, domain, part, count, adapt)
         for part in parts
         for count in counts
         for seed in range(seeds)
         for domain in domains
         for name in names
+        for adapt in (adapts[name] if protocol == "adapt" else (None,))
     ]
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from edgekd.config import TrainConfig
+from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.recipes import RECIPES
 from edgekd.errors import EdgekdError, did_you_mean
@@ -14,6 +15,7 @@ from edgekd.scarce import check_unseen
 
 FRACTIONS = (0.01, 0.1, 1.0)
 SHOTS = (1, 4, 16)
+UNLABELLED = (25, 50, 100, 200, 400)
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
@@ -122,3 +124,44 @@ def shot_counts(given: Sequence[float]) -> tuple[int, ...]:
                 f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
             )
     return tuple(sorted({int(value) for value in given})) or SHOTS
+
+
+def unlabelled_counts(
+    wanted: Sequence[float], images: ImageSet, domains: Sequence[str | None]
+) -> tuple[int, ...]:
+    """Numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message.
+
+    Raises:
+        EdgekdError: no whole numbers, or all of them beyond.
+    """
+    numbers = tuple(sorted({int(number) for number in wanted or UNLABELLED}))
+    if any(number != int(number) or number < 0 for number in wanted):
+        raise EdgekdError(
+            f"Numbers of unlabelled images are whole and not negative, not {', '.join(f'{n:g}' for n in wanted)}.",
+            "Write --unlabelled-images 25,100,400.",
+        )
+    sizes = {
+        name: len(
+            {
+                key
+                for key, d in zip(images.keys, images.domain_of.tolist(), strict=True)
+                if d == place
+            }
+        )
+        // 2
+        for place, name in enumerate(images.domains)
+        if name in domains
+    }
+    smallest = min(sizes, key=lambda name: sizes[name])
+    kept = tuple(number for number in numbers if number <= sizes[smallest])
+    if not kept:
+        raise EdgekdError(
+            f"Half of the domain {smallest} are {sizes[smallest]} images, fewer than {numbers[0]}.",
+            f"Ask for fewer: --unlabelled-images {sizes[smallest]}.",
+        )
+    if kept != numbers:
+        say(
+            f"study: half of {smallest} are {sizes[smallest]} images; not tried: "
+            f"{', '.join(str(number) for number in numbers if number not in kept)}"
+        )
+    return kept
