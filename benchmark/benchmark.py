@@ -18,7 +18,7 @@ from edgekd.benchmark.clock_images import buffers_of, encoded_of
 from edgekd.benchmark.compare import check_comparable, compare
 from edgekd.benchmark.device import device_facts
 from edgekd.benchmark.energy import per_image
-from edgekd.benchmark.findings import EnergyRow
+from edgekd.benchmark.findings import HERE, Comparison, EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
@@ -38,11 +38,13 @@ from edgekd.benchmark.report import write_report
 from edgekd.benchmark.row_makers import suite_row
 from edgekd.benchmark.rows import LatencyRow, Report
 from edgekd.benchmark.scores import Logits, score
+from edgekd.benchmark.speed import load_of, speed_rows
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
 from edgekd.console import say
 from edgekd.errors import EdgekdError
+from edgekd.folders import REPORT, publishing
 
 
 def run_benchmark(
@@ -97,6 +99,11 @@ def run_benchmark(
         subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick
     )
     scores = score(subjects, suites, logits)
+    facts = environment.describe() | {
+        "before": before,
+        "after": environment.state(),
+        "devices": device_facts(subjects, beside),
+    }
     seconds = {
         "accuracy": round(accuracy_s, 2),
         "latency": round(time.perf_counter() - started - accuracy_s, 2),
@@ -115,9 +122,13 @@ def run_benchmark(
         vocabularies=scores.vocabularies,
         unknowns=scores.unknowns,
         own_metrics=scores.own_metrics,
-        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),)
-        if compared
-        else (),
+        comparisons=_comparisons(compared, suites, logits, parts, latency, facts),
+        speed=speed_rows(
+            scores.summary,
+            latency,
+            {(subject.run, subject.name): parts[subject.key] for subject in subjects},
+            facts,
+        ),
         placements=placements,
         protocol={
             "latency": asdict(protocol),
@@ -128,12 +139,7 @@ def run_benchmark(
             "seconds": seconds,
         },
         context=dict(context or {}),
-        environment=environment.describe()
-        | {
-            "before": before,
-            "after": environment.state(),
-            "devices": device_facts(subjects, beside),
-        },
+        environment=facts,
     )
     found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
@@ -145,10 +151,28 @@ def run_benchmark(
                 subject.key
             ].samples.samples_ms
     predictions = _predictions(subjects, suites, logits)
-    write_report(
-        report, out, predictions=predictions, latency=raw, shown=suites if examples else ()
-    )
+    with publishing(out, REPORT, overwrite=overwrite) as scratch:
+        write_report(
+            report, scratch, predictions=predictions, latency=raw, shown=suites if examples else ()
+        )
     return report
+
+
+def _comparisons(
+    compared: tuple[Subject, Subject] | None,
+    suites: Sequence[Suite],
+    logits: Logits,
+    parts: Mapping[str, list[LatencySamples]],
+    latency: Sequence[LatencyRow],
+    facts: Mapping[str, Any],
+) -> tuple[Comparison, ...]:
+    if compared is None:
+        return ()
+    first, second = compared
+    row_of = {(row.run, row.subject): row for row in latency}
+    rows = row_of[first.run, first.name], row_of[second.run, second.name]
+    samples = parts[first.key], parts[second.key]
+    return (compare(first, second, suites, logits, *samples, rows, load_of(facts, HERE)),)
 
 
 def _check(
@@ -172,17 +196,7 @@ def _check(
             raise EdgekdError(
                 f"There are no images to measure {subject.name} of run {subject.run} on.", ""
             )
-    if out.exists() and not out.is_dir():
-        raise EdgekdError(f"{out} is a file, not a folder.", "Choose another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / "report.json").is_file():
-            raise EdgekdError(
-                f"{out} exists and holds no report.", "Choose an empty or new folder for --out."
-            )
-        if not overwrite:
-            raise EdgekdError(
-                f"{out} already holds a report.", "Choose another --out, or add --overwrite."
-            )
+    REPORT.refuse(out, overwrite=overwrite)
 
 
 def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import Comparison, SuiteComparison
-from edgekd.benchmark.latency import LatencySamples
+from edgekd.benchmark.accuracy import Predict, Subject, Suite
+from edgekd.benchmark.findings import Comparison, SpeedRow, SuiteComparison
+from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
 from edgekd.benchmark.scores import Logits
+from edgekd.benchmark.speed import Timed, reason_to_withhold
 from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
 from edgekd.errors import EdgekdError
 
@@ -46,13 +48,18 @@ def compare(
     logits: Logits,
     first_samples: Sequence[LatencySamples],
     second_samples: Sequence[LatencySamples],
+    rows: tuple[Timed, Timed],
+    load: float | None = None,
 ) -> Comparison:
     """A = `first` against B = `second`.
 
     Args:
+        rows: what their latencies are worth.
+        load: load average per core of this machine before the run.
         first_samples, second_samples: one entry per process, measured in alternating blocks of the same process.
     """
     turns, p50 = _turns(first_samples, second_samples)
+    ci95 = ratio_interval(*turns)
     return Comparison(
         a_run=first.run,
         a=first.name,
@@ -61,13 +68,61 @@ def compare(
         p50_a_ms=p50[0],
         p50_b_ms=p50[1],
         p50_ratio=p50[0] / p50[1],
-        p50_ratio_ci95=ratio_interval(*turns),
+        p50_ratio_ci95=ci95,
+        withheld=reason_to_withhold(rows, ci95, load),
         turns=len(turns[0]),
         processes=len(first_samples),
         accuracy=tuple(
             _on(suites[number], logits[first.key, number], logits[second.key, number])
             for number in shared_suites(first, second, suites)
         ),
+    )
+
+
+NOTE = Protocol("note", 20, 0.5, 4.0, 60, 2.0, 8.0, 0.1, 1)
+"""A few seconds for one sentence."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    subject: str
+    settled: bool
+    cv: float
+    other_cpu: float | None
+    stolen_cpu: float | None
+
+
+def speed_here(models: Mapping[str, Predict], images: NDArray[np.uint8]) -> SpeedRow:
+    """Time two models in alternating blocks of this process, for a few seconds, and return their ratio.
+
+    Args:
+        models: names of A and B, in this order, and how they answer.
+        images: uint8 `[N, H, W, 3]`, in rotation.
+    """
+    found = measure_interleaved(
+        {name: rotating(model, images) for name, model in models.items()}, NOTE
+    )
+    (a, first), (b, second) = found.items()
+    turns, p50 = _turns([first], [second])
+    timed = [
+        _Timed(
+            name,
+            one.settled,
+            float(one.samples_ms.std() / one.samples_ms.mean()),
+            one.other_cpu,
+            one.stolen_cpu,
+        )
+        for name, one in found.items()
+    ]
+    ci95 = ratio_interval(*turns)
+    return SpeedRow(
+        a_run="",
+        a=a,
+        b_run="",
+        b=b,
+        ratio=p50[0] / p50[1],
+        ci95=ci95,
+        withheld=reason_to_withhold(timed, ci95),
     )
 
 

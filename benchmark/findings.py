@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.benchmark.stats import Interval
 
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""
-Family = Literal["id", "seen", "domain", "folder", "subset", "clean", "corruption", "cue-conflict", "val",
-                 "vocabulary", "unknown"]  # fmt: skip
+Family = Literal["id", "test", "seen", "adapted", "domain", "folder", "subset", "clean", "corruption", "cue-conflict",
+                 "val", "vocabulary", "unknown"]  # fmt: skip
 """What kind of images a suite has.
 
-`id` held-out images of the training domains; `seen` training domains of an artifact without its split; `domain` a
-domain that training left out; `folder` other images; `subset` other images of only some of the subject's classes;
+`id` held-out images of the training domains; `test` an in-domain hold-out that was given; `seen` other images of
+training domains; `adapted` images of a domain that training saw without labels; `domain` a domain that training left
+out; `folder` other images; `subset` other images of only some of the subject's classes;
 `clean` ID images of just the classes of a subset suite; `corruption` ID images, corrupted; `cue-conflict` shape of one
 class and texture of another; `vocabulary` images of another suite, asked in other words; `unknown` images of no class
 that the subject knows; `val` ID validation, from which only temperatures come.
@@ -26,6 +27,36 @@ class Frozen(BaseModel):
     """Base of everything in a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+class State(BaseModel):
+    """What changes while measuring (`environment.state`)."""
+
+    load_average: float | None
+    cpu_mhz: float | None
+    temperature_c: float | None = Field(ge=-273, le=1000)
+    throttle_count: int | None
+    throttle_flags: Short | None
+    power_mode: Short | None
+
+
+class Machine(BaseModel):
+    """What was measured on (`environment.describe`), with the states before and after."""
+
+    cpu: Short | None
+    features: list[Short] = Field(max_length=256)
+    cores: int | None = Field(ge=1, le=10**6)
+    usable_cores: int = Field(ge=1, le=10**6)
+    machine: Short
+    system: Short
+    governor: Short | None
+    python: Short
+    versions: dict[Short, Short | None] = Field(max_length=256)
+    before: State
+    after: State
 
 
 class SuiteRow(Frozen):
@@ -40,6 +71,8 @@ class SuiteRow(Frozen):
     classes: int
     domains: tuple[str, ...]
     remarks: tuple[str, ...]
+    excluded: dict[str, int] = Field(default_factory=dict)
+    """Role in training (`train`, `val`, `unlabelled`) → images left out, since the run has seen their content in it."""
 
 
 class Scaled(Frozen):
@@ -223,6 +256,21 @@ class OwnMetricsRow(Frozen):
     metrics: dict[str, float]
 
 
+class SpeedRow(Frozen):
+    """Two exported files of one run on one device: p50 of A / p50 of B, and whether it may be stated as a speed."""
+
+    a_run: str
+    a: str
+    b_run: str
+    b: str
+    device: str = HERE
+    ratio: float
+    """Below 1, A is faster."""
+    ci95: Interval
+    withheld: str | None
+    """Why no claim about speed is made; None where it holds."""
+
+
 class SuiteComparison(Frozen):
     """Accuracy of A minus accuracy of B on the same images of one suite."""
 
@@ -248,6 +296,8 @@ class Comparison(Frozen):
     p50_ratio: float
     """p50 of A / p50 of B: below 1, A is faster."""
     p50_ratio_ci95: Interval
+    withheld: str | None = None
+    """Why no claim about speed is made of it; None where it holds."""
     turns: int
     """Pairs of blocks that the interval is drawn from."""
     processes: int

@@ -15,6 +15,7 @@ from edgekd.benchmark.page_tables import (
     vocabulary_cells,
 )
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
+from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import (
     NONE,
     QUICK_MARK,
@@ -313,7 +314,6 @@ def _gate_cells(row: GateRow) -> tuple[str, ...]:
 
 
 def _comparison(pair: Comparison) -> list[str]:
-    low, high = pair.p50_ratio_ci95
     rows = []
     for one in pair.accuracy:
         first, last = (100 * end for end in one.ci95)
@@ -332,9 +332,9 @@ def _comparison(pair: Comparison) -> list[str]:
     return [
         "## A against B",
         "",
-        f"A is {pair.a_run}/{pair.a}, B is {pair.b_run}/{pair.b}. **Latency A / B: {pair.p50_ratio:.3f} "
-        f"[{low:.3f}, {high:.3f}]** (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} pairs "
-        f"of blocks that took turns in {pair.processes} process{'es' if pair.processes > 1 else ''}).",
+        f"A is {pair.a_run}/{pair.a}, B is {pair.b_run}/{pair.b}. **Latency A / B: "
+        f"{escaped(ratio_text(pair))}** (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} "
+        f"pairs of blocks that took turns in {pair.processes} process{'es' if pair.processes > 1 else ''}).",
         "",
         *markdown_table(
             ("suite", "n", "A", "B", "A − B, points [95 % CI]", "McNemar p", "agreement"), rows

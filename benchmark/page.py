@@ -14,6 +14,7 @@ from edgekd.benchmark.failures import Failure, Thumbnails
 from edgekd.benchmark.kept import Kept
 from edgekd.benchmark.pieces import NARROW, WIDE, Figure, Look, Table, environment, look, pooled
 from edgekd.benchmark.rows import Report
+from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import QUICK_MARK, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import verdict
 
@@ -118,11 +119,10 @@ def _comparison(pair: Any) -> dict[str, Any]:
         rows.append((one.suite, f"{one.n:,}", percent(one.a), percent(one.b), difference, p_value(one.mcnemar_p),
                      percent(one.agreement)))  # fmt: skip
     header = ("suite", "n", "A", "B", "A − B, points [95 % CI]", "p", "agreement")
-    low, high = pair.p50_ratio_ci95
     return {
         "a": f"{pair.a_run}/{pair.a}",
         "b": f"{pair.b_run}/{pair.b}",
-        "ratio": f"{pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]",
+        "ratio": ratio_text(pair),
         "how": f"p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} pairs of blocks that took "
         f"turns in {pair.processes} process{'' if pair.processes == 1 else 'es'}",
         "table": Table("A and B on the same images", header, tuple(rows)),

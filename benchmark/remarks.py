@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.benchmark.findings import HERE
 from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.speed import fastest, in_words, speed_between
 from edgekd.benchmark.throttling import throttle_remarks
 
 
 def remarks(report: Report) -> list[str]:
     """The fastest runtime, INT8 slower than FP32, an unsettled or short measurement, a busy machine."""
-    said = []
+    said: list[str] = []
     precision = {
         (row.run, row.subject): row.precision for row in report.summary if row.kind == "artifact"
     }
     exported = [row for row in report.latency if (row.run, row.subject) in precision]
-    for slow in exported:
-        for fast in exported:
-            same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
-            kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
-            if same and kinds == ("int8", "fp32") and slow.p50_ms > fast.p50_ms:
-                overlap = slow.p50_ci95_ms[0] <= fast.p50_ci95_ms[1]
-                word = "no faster" if overlap else "slower"
-                said.append(
-                    f"{slow.run}: {slow.subject} is {word} than {fast.subject} here (p50 "
-                    f"{slow.p50_ms:.2f} against {fast.p50_ms:.2f} ms{', intervals overlap' if overlap else ''}): on "
-                    "this processor INT8 saves space, not time."
-                )
-    said += _fastest(exported)
+    said += _slower_int8(report, exported, precision)
+    said += fastest(report)
+    said += _excluded(report)
     for row in exported:
         if not row.settled:
             said.append(
@@ -53,27 +43,30 @@ def remarks(report: Report) -> list[str]:
     return said
 
 
-def _fastest(rows: Sequence[LatencyRow]) -> list[str]:
-    """For each run and device with files of several runtimes: which is the fastest there, and which may be."""
-    said = []
-    for run, device in dict.fromkeys((row.run, row.device) for row in rows):
-        own = sorted(
-            (row for row in rows if (row.run, row.device) == (run, device)),
-            key=lambda row: row.p50_ms,
+def _slower_int8(
+    report: Report, exported: Sequence[LatencyRow], precision: Mapping[tuple[str, str], str]
+) -> Iterator[str]:
+    for slow in exported:
+        for fast in exported:
+            same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
+            kinds = precision[slow.run, slow.subject], precision[fast.run, fast.subject]
+            if not same or kinds != ("int8", "fp32"):
+                continue
+            speed = speed_between(report, slow, fast)
+            if speed is None or (speed.withheld is None and speed.ratio < 1):
+                continue
+            said = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
+            yield f"{said}." if speed.withheld else f"{said}: here INT8 saves space, not time."
+
+
+def _excluded(report: Report) -> Iterator[str]:
+    """Images that no suite has, since training has seen them."""
+    count = {suite.suite: sum(suite.excluded.values()) for suite in report.suites if suite.excluded}
+    if count:
+        each = ", ".join(f"{name} {number:,}" for name, number in count.items())
+        yield (
+            f"{sum(count.values()):,} images are left out of the suites, since training has seen them: {each}."
         )
-        if len({row.provider for row in own}) < 2:
-            continue
-        first = own[0]
-        level = [row.subject for row in own[1:] if row.p50_ci95_ms[0] <= first.p50_ci95_ms[1]]
-        other = next(row for row in own if row.provider != first.provider)
-        where = "here" if device == HERE else f"on {device}"
-        beside = f", intervals overlap with {', '.join(level)}" if level else ""
-        times, p50 = other.p50_ms / first.p50_ms, f"{first.p50_ms:.2f} ms"
-        said.append(
-            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {p50}{beside}); "
-            f"the best of another runtime is {other.subject}, {times:.2f} times as long."
-        )
-    return said
 
 
 def takes_floats(facts: Mapping[str, Any]) -> bool:

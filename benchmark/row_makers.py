@@ -14,6 +14,8 @@ from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.stats import mcnemar_p, paired_interval, wilson_interval
 
 OOD = "ood:"
+APART = ("test:", "seen:", "adapted:")
+"""Suites that enter no mean and stand beside the others by their full names."""
 Logits = NDArray[np.float32]
 
 
@@ -29,6 +31,7 @@ def suite_row(suite: Suite) -> SuiteRow:
         classes=len(suite.images.classes),
         domains=tuple(suite.images.domains[d] for d in domains),
         remarks=suite.remarks,
+        excluded=dict(suite.excluded),
     )
 
 
@@ -137,6 +140,7 @@ def summary_row(
         parameters=subject.counted.parameters if subject.counted else None,
         macs=subject.counted.macs if subject.counted else None,
         id=inside.top1 if inside else None,
+        apart={row.suite: row.top1 for row in rows if row.suite.startswith(APART)},
         ood=ood,
         ood_avg=ood_avg,
         ood_worst=ood[worst] if worst else None,

@@ -22,6 +22,7 @@ from edgekd.benchmark.findings import (
     OwnMetricsRow,
     PlacementRow,
     Scaled,
+    SpeedRow,
     SuiteRow,
     ThroughputRow,
     UnknownRow,
@@ -95,6 +96,11 @@ class LatencyRow(Frozen):
     peak_rss_mb: float | None = None
     energy: EnergyRow | None = None
     """None without a declared sensor."""
+    other_cpu: float | None = None
+    """Share 0–1 of all cores' time that other processes took while the clock ran, mean over the processes; None where
+    the system does not tell."""
+    stolen_cpu: float | None = None
+    """The same of time that a hypervisor gave to other machines."""
 
 
 class Difference(Frozen):
@@ -121,6 +127,8 @@ class SummaryRow(Frozen):
     macs: int | None = None
     """Multiply-accumulates of one answer; None where the graph cannot be counted."""
     id: float | None
+    apart: dict[str, float] = Field(default_factory=dict)
+    """Top-1 on the suites `test:`, `seen:` and `adapted:`, which enter no mean."""
     ood: dict[str, float]
     ood_avg: float | None
     ood_worst: float | None
@@ -162,6 +170,7 @@ class Report(Frozen):
     unknowns: tuple[UnknownRow, ...] = ()
     own_metrics: tuple[OwnMetricsRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    speed: tuple[SpeedRow, ...] = ()
     placements: tuple[PlacementRow, ...] = ()
     protocol: dict[str, Any]
     context: dict[str, Any]

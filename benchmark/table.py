@@ -23,11 +23,13 @@ class MainTable:
 def main_table(report: Report) -> MainTable:
     """A row for each subject, a teacher that runs share once; accuracies and gap in percent and points."""
     domains = list(dict.fromkeys(domain for row in report.summary for domain in row.ood))
+    apart = list(dict.fromkeys(suite for row in report.summary for suite in row.apart))
     several = len(domains) > 1
     latency = {(row.run, row.subject): row for row in report.latency}
     header = (
         "subject",
         "ID",
+        *apart,
         *(f"OOD:{domain}" for domain in domains),
         *(("OOD avg", "OOD worst") if several else ()),
     )
@@ -40,6 +42,7 @@ def main_table(report: Report) -> MainTable:
         cells = (
             label(row),
             percent(row.id),
+            *(percent(row.apart.get(suite)) for suite in apart),
             *(percent(row.ood.get(domain)) for domain in domains),
             *((percent(row.ood_avg), percent(row.ood_worst)) if several else ()),
             percent(row.gap),

@@ -11,10 +11,8 @@ from typing import Literal
 
 from edgekd.benchmark.findings import GateRow, UnknownRow
 from edgekd.benchmark.rows import Difference, LatencyRow, Report, SummaryRow
+from edgekd.benchmark.speed import WIDE_CV, in_words, speed_between
 from edgekd.benchmark.table import ms, percent
-
-WIDE_CV = 0.3
-"""Above this share of the mean a single percentile says little: the machine was busy, or has several states."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,32 @@ def _findings(report: Report) -> Iterator[tuple[str, str]]:
         ]
         yield name, " ".join(part for part in parts if part)
     for row in exported:
-        fp32 = next(
-            (other for other in exported if (other.run, other.precision) == (row.run, "fp32")), None
-        )
+        fp32 = _fp32_of(row, exported, latency)
         name = f"{row.run}: {row.precision.upper()}" if several else row.precision.upper()
         if row.precision != "fp32" and fp32 is not None:
-            yield f"{name} or {fp32.precision.upper()}?", _beside(row, fp32, latency)
+            yield f"{name} or {fp32.precision.upper()}?", _beside(report, row, fp32, latency)
     if not exported:
         yield "No exported file", "was measured; export one to see what a device would get."
+
+
+def _fp32_of(
+    row: SummaryRow,
+    exported: Sequence[SummaryRow],
+    latency: dict[tuple[str, str], LatencyRow],
+) -> SummaryRow | None:
+    """The FP32 file of the same run on the same device, of the same runtime where there is one."""
+    mine = latency[row.run, row.subject]
+    found = [
+        other
+        for other in exported
+        if (other.run, other.precision) == (row.run, "fp32")
+        and latency[other.run, other.subject].device == mine.device
+    ]
+    return min(
+        found,
+        key=lambda other: latency[other.run, other.subject].provider != mine.provider,
+        default=None,
+    )
 
 
 def _what(row: SummaryRow, time: LatencyRow) -> str:
@@ -145,15 +161,13 @@ def _loss(cost: Difference) -> str:
     return f"{'a loss' if points > 0 else 'a gain'} of {abs(points):.1f} points ({shown})"
 
 
-def _beside(row: SummaryRow, fp32: SummaryRow, latency: dict[tuple[str, str], LatencyRow]) -> str:
-    mine, other = latency[row.run, row.subject], latency[fp32.run, fp32.subject]
-    if mine.p50_ci95_ms[1] < other.p50_ci95_ms[0]:
-        speed = f"{other.p50_ms / mine.p50_ms:.2f} times as fast on this machine"
-    elif mine.p50_ci95_ms[0] > other.p50_ci95_ms[1]:
-        speed = f"takes {mine.p50_ms / other.p50_ms:.2f} times as long on this machine"
-    else:
-        speed = "latency differs by no more than the intervals on this machine"
+def _beside(
+    report: Report, row: SummaryRow, fp32: SummaryRow, latency: dict[tuple[str, str], LatencyRow]
+) -> str:
+    speed = speed_between(report, latency[row.run, row.subject], latency[fp32.run, fp32.subject])
     size = ""
     if row.size_mb and fp32.size_mb:
-        size = f"{row.precision.upper()} has {row.size_mb / fp32.size_mb:.2f} times the size; "
-    return f"{size}{speed}."
+        size = (
+            f"{row.subject} has {row.size_mb / fp32.size_mb:.2f} times the size of {fp32.subject}; "
+        )
+    return f"{size}{'it' if size else row.subject} {in_words(speed, fp32.subject)}."

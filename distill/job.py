@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet
+from edgekd.distill.launch import Fabric
 from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe

@@ -9,16 +9,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.console import say
+from edgekd.console import say, warn
 from edgekd.data import ImageSet, JoinedReader
-from edgekd.files import cache_root, disk_errors, replacing, short_hash
+from edgekd.errors import EdgekdError
+from edgekd.files import cache_folder, replacing, short_hash
+from edgekd.readers import map_array
 
 MAX_BYTES = 8 * 2**30
 """Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
@@ -80,15 +81,16 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
     shape = (len(images), side, side, 3)
     if int(np.prod(shape)) > max_bytes:
         return PixelStore(images, side, None)
-    folder = cache_root() / "pixels"
+    folder = cache_folder("pixels")
     path = folder / f"{short_hash('pixels-1', str(side), *images.keys)}-{side}px.npy"
-    if not path.exists():
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path) + ".lock"):
-            if not path.exists():
-                _decode_all(images, path, shape)
-    return PixelStore(images, side, cast(NDArray[np.uint8], np.load(path, mmap_mode="r")))
+    with FileLock(str(path) + ".lock"):
+        if path.exists():
+            try:
+                return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
+            except EdgekdError as error:
+                warn(f"{error.message} They are decoded again.")
+        _decode_all(images, path, shape)
+    return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
 
 
 def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:

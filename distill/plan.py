@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd.config import TrainConfig, read_config
-from edgekd.console import is_main_process, say
+from edgekd.console import is_main_process, say, shell_word
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
@@ -15,7 +16,8 @@ from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, write_json
+from edgekd.files import write_json
+from edgekd.folders import RUN, clear, free_name, growing
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
 from edgekd.unlabelled import with_unlabelled
@@ -30,13 +32,13 @@ def settle(config: TrainConfig) -> TrainConfig:
     """Fill every `None` that does not depend on the images, or take the settings of the run to resume.
 
     Raises:
-        EdgekdError: unknown names, an existing folder without `overwrite`, nothing to resume; before any work is done.
+        EdgekdError: unknown names, nothing to resume; before any work is done.
     """
     if config.resume:
         out = config.out or _newest_unfinished()
         if (out / "run.json").exists():
             raise EdgekdError(
-                f"The run at {out} is finished.", "Export it: edgekd export " + str(out)
+                f"The run at {out} is finished.", "Export it: edgekd export " + shell_word(out)
             )
         if not (out / "config.json").is_file():
             raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
@@ -48,6 +50,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
+    _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
     chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
     if config.student_weights is not None:
@@ -75,23 +78,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     elif config.steps is None and config.epochs is None:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     if config.out is None:
-        chosen["out"] = _free_name(
-            Path("runs"), f"{config.student}-{config.recipe}-{Path(config.data).name}"
+        chosen["out"] = free_name(
+            Path("runs") / f"{config.student}-{config.recipe}-{Path(config.data).name}"
         )
-    elif (
-        is_main_process()
-        and config.out.exists()
-        and (not config.out.is_dir() or any(config.out.iterdir()))
-    ):
-        if not config.overwrite:
-            raise EdgekdError(
-                f"{config.out} exists already.",
-                "Choose another --out, or add --resume or --overwrite.",
-            )
-        if not (config.out / "config.json").exists():
-            raise EdgekdError(
-                f"{config.out} is not a run, so it is not overwritten.", "Choose another --out."
-            )
     if from_scratch:
         reason = (
             "no pretrained one is shipped for the toy data"
@@ -100,6 +89,22 @@ def settle(config: TrainConfig) -> TrainConfig:
         )
         say(f"student: {timm_name(config.student)} from random weights ({reason})")
     return config.model_copy(update=chosen)
+
+
+def uses_teacher(config: TrainConfig) -> bool:
+    """Whether the run needs a teacher at all."""
+    recipe = get_recipe(config.recipe, config.stages)
+    texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+    return texts or config.student == TEACHERS_TOWER
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
+    if config.data != "toy" and "teacher" not in config.model_fields_set and uses_teacher(config):
+        raise EdgekdError(
+            f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+        )
 
 
 def _absolute(spec: str) -> str:
@@ -135,30 +140,40 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     return images, split
 
 
-def claim_folder(
+@contextlib.contextmanager
+def claimed(config: TrainConfig) -> Iterator[None]:
+    """Hold the run's folder from before the work until its end; the other processes of a launch claim nothing.
+
+    Raises:
+        EdgekdError: another training writes there, or an existing folder without `overwrite`.
+    """
+    assert config.out is not None
+    if not is_main_process():
+        yield
+        return
+    with growing(config.out, RUN, overwrite=config.overwrite, resume=config.resume):
+        yield
+
+
+def begin_folder(
     config: TrainConfig, split: Split, descriptions: Descriptions | None = None
 ) -> None:
-    """Make the run's folder with its configuration, split and class descriptions; process 0 only.
+    """Write the run's configuration, split and class descriptions into its folder; process 0 only.
 
     Called when data, teacher and student are in hand, so that `overwrite` removes nothing for a run that cannot start.
     """
     assert config.out is not None
-    if config.resume:
-        return
-    with disk_errors(config.out):
-        if config.out.exists():
-            shutil.rmtree(config.out)
-        config.out.mkdir(parents=True)
-    split.write(config.out / "split.json")
-    if descriptions is not None:
+    if not config.resume:
+        clear(config.out, RUN, marker=False)
+        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
+        write_json(config.out / "config.json", settings)
+    if not (config.out / "split.json").exists():
+        split.write(config.out / "split.json")
+    if descriptions is not None and not (config.out / DESCRIPTIONS_FILE).exists():
         write_json(
             config.out / DESCRIPTIONS_FILE,
             {name: list(told) for name, told in descriptions.items()},
         )
-    write_json(
-        config.out / "config.json",
-        config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}),
-    )
 
 
 def total_steps(config: TrainConfig, epoch_steps: int) -> int:
@@ -190,10 +205,3 @@ def _newest_unfinished(root: Path = Path("runs")) -> Path:
             f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER."
         )
     return max(started, key=os.path.getmtime)
-
-
-def _free_name(root: Path, stem: str) -> Path:
-    path, number = root / stem, 2
-    while path.exists():
-        path, number = root / f"{stem}-{number}", number + 1
-    return path

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softmax
 
 from edgekd.config import TrainConfig
-from edgekd.console import say
+from edgekd.console import say, warn
 from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.job import Job, total
+from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import BatchSource, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches
@@ -41,6 +41,8 @@ _STRANGERS = 0.05
 """Part of the validation images that the teacher may be less sure of than of an unlabelled image that trains."""
 _CENTRE_IMAGES = 512
 """Enough for a mean, where asking the teacher costs."""
+_ZERO_SHOT_IMAGES = 512
+"""Training images that the teacher's zero-shot accuracy is taken on."""
 
 
 def run_sampler(job: Job) -> Sampler:
@@ -199,6 +201,51 @@ def teacher_embedding(
     return teacher.embed_images(views).clone()  # out of inference mode
 
 
+def say_zero_shot(job: Job, source: BatchSource) -> None:
+    """Print the teacher's zero-shot accuracy on labelled training images, and warn where it is near chance.
+
+    Up to `_ZERO_SHOT_IMAGES` of them, spread over all; by their cached first view where there is one.
+    """
+    fabric, images, teacher, bank = job.fabric, job.images, job.teacher, job.bank
+    labelled = job.split.train[images.labels[job.split.train] >= 0]
+    if bank is None or teacher is None or not fabric.is_global_zero or not len(labelled):
+        return
+    some = _spread_over(labelled, _ZERO_SHOT_IMAGES)
+    if source.embeddings is not None:
+        found = torch.from_numpy(source.embeddings(some, np.zeros_like(some)))
+    else:
+        found = plain_embeddings(fabric, teacher, images, some)
+    labels = images.labels[some]
+    right = bank.zero_shot(found).numpy().argmax(axis=1) == labels
+    shown = np.unique(labels)
+    accuracy = float(np.mean([right[labels == label].mean() for label in shown]))
+    chance = 1 / len(bank.classes)
+    what = f"zero-shot accuracy {100 * accuracy:.1f} % on {len(some):,} training images"
+    scale = f"mean over {len(shown)} classes; chance is {100 * chance:.1f} %"
+    say(f"teacher: {what} ({scale})")
+    if near_chance(accuracy, chance):
+        warn(
+            f"THE TEACHER HARDLY KNOWS THESE CLASSES: its {what} is near chance ({100 * chance:.1f} %). A student "
+            "learns no more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
+        )
+
+
+def near_chance(accuracy: float, chance: float) -> bool:
+    """Whether an accuracy says next to nothing: below twice chance, and a tenth of the way from chance to 1.
+
+    Args:
+        accuracy, chance: 0–1; means over classes, so that a constant answer has chance.
+    """
+    return accuracy < min(2 * chance, chance + 0.1 * (1 - chance))
+
+
+def _spread_over(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Up to `count` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(np.int64)
+    chosen: NDArray[np.int64] = indices[places]
+    return chosen
+
+
 def plain_embeddings(
     fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
 ) -> Tensor:
@@ -285,8 +332,8 @@ def centred(job: Job, source: BatchSource) -> TextBank:
             found = torch.from_numpy(source.embeddings(train, np.zeros_like(train)))
         else:
             assert isinstance(teacher, ClipTeacher)
-            places = np.linspace(0, len(train) - 1, min(len(train), _CENTRE_IMAGES))
-            found = plain_embeddings(job.fabric, teacher, images, train[places.round().astype(int)])
+            some = _spread_over(train, _CENTRE_IMAGES)
+            found = plain_embeddings(job.fabric, teacher, images, some)
     centre = None if found is None else normalize(found, dim=-1).mean(dim=0).clone()
     if wanted is None and (centre is None or centre.norm() <= CONE):
         return bank

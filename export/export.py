@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import json
 import math
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -28,7 +25,8 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
-from edgekd.files import disk_errors, replacing, sha256_file, sweep
+from edgekd.files import sha256_file
+from edgekd.folders import ARTIFACT, publishing
 from edgekd.manifest import Artifact, Input, Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
@@ -125,7 +123,7 @@ def export_model(
             f"{precision} has to agree with the student: a file that does not is wrong.",
             "Leave out --min-agreement.",
         )
-    _refuse_existing(folder, overwrite)
+    ARTIFACT.refuse(folder, overwrite=overwrite)
     metadata = {
         "preprocess": preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
@@ -140,9 +138,7 @@ def export_model(
             f"It belongs to {', '.join(takers) or 'no target'}.",
         )
     writer = importlib.import_module(WRITERS[target])
-    sweep(folder)
-    with _one_winner(folder), replacing(folder) as scratch:
-        scratch.mkdir()
+    with publishing(folder, ARTIFACT, overwrite=overwrite) as scratch:
         build = Build(
             model=model,
             folder=scratch,
@@ -199,7 +195,6 @@ def export_model(
         artifact.write(scratch)
         if not parity["passed"]:
             _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
-        _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
 
 
@@ -237,33 +232,11 @@ def _calibrator(target: str) -> Calibrator:
     return cast("Calibrator", get_target(target).default_calibrator)
 
 
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise EdgekdError(
-            f"{folder} exists.", "Add --overwrite to replace it, or choose another folder."
-        )
-
-
-@contextlib.contextmanager
-def _one_winner(folder: Path) -> Iterator[None]:
-    """Two exports that end in the same instant: the loser of the rename gets a sentence, the winner stays whole."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or error.filename == str(folder):
-            raise EdgekdError(
-                f"Another export wrote {folder} at the same time.",
-                "Its result stands; run again to replace it.",
-            ) from error
-        raise
-
-
 def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) -> None:
     parity, failed = artifact.parity, folder.with_name(folder.name + ".failed")
-    with disk_errors(failed):
-        if failed.exists():
-            shutil.rmtree(failed)
-        scratch.rename(failed)
+    with publishing(failed, ARTIFACT, overwrite=True) as place:
+        place.rmdir()
+        scratch.rename(place)
     kept = f"It is kept in {failed} with the report."
     if artifact.precision in EXACT:
         raise GateFailed(

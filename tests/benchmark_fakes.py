@@ -125,6 +125,8 @@ def fake_measurements(
                         3.0,
                         True,
                         True,
+                        other_cpu=0.0,
+                        stolen_cpu=0.0,
                     ),
                     load_ms=12.0,
                     provider="CPUExecutionProvider",

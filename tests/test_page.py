@@ -28,8 +28,10 @@ from edgekd.benchmark.findings import (
     SuiteComparison,
 )
 from edgekd.benchmark.kept import Kept, read_arrays
-from edgekd.benchmark.markdown import escaped
+from edgekd.benchmark.markdown import escaped, markdown
+from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
+from edgekd.benchmark.remarks import remarks
 from edgekd.benchmark.report import read_report
 from edgekd.benchmark.svg import log_ticks
 from edgekd.benchmark.verdict import verdict
@@ -193,10 +195,25 @@ def test_findings_call_nothing_a_difference_that_is_none(kept: Kept) -> None:
     assert "Export changed the outcome of no image." in told["onnxruntime-fp32"]
     # 10 of 60 net losses in domain: the paired interval includes zero; of 60 out of domain likewise.
     assert "no loss shown (+16.7 points" in told["onnxruntime-int8"]
-    assert (
-        told["INT8 or FP32?"]
-        == "INT8 has 0.50 times the size; takes 1.50 times as long on this machine."
+    assert "0.50 times the size" in told["INT8 or FP32?"]
+    assert "takes 1.50 times as long as onnxruntime-fp32 (95 % CI " in told["INT8 or FP32?"]
+
+
+def test_no_renderer_states_a_speed_that_is_withheld(kept: Kept) -> None:
+    speed = tuple(
+        row.model_copy(update={"withheld": "the latencies scatter (CV 0.80)"})
+        for row in kept.report.speed
     )
+    assert speed
+    report = kept.report.model_copy(update={"speed": speed})
+    report = report.model_copy(update={"notes": tuple(remarks(report))})
+    told = dict(verdict(report).findings)["INT8 or FP32?"]
+    assert "CV 0.80" in told
+    card, text = model_card(report), page(Kept(report, kept.predictions, kept.latency), [], {})
+    for shown in (told, card, text, markdown(report)):
+        assert "times as long" not in shown
+        assert "times as fast" not in shown
+        assert "CV 0.80" in shown
 
 
 def test_confusion_and_mistakes_by_hand(kept: Kept) -> None:

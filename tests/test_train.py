@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +28,7 @@ from edgekd.distill.recipes import RECIPES
 from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.teaching import CONE
 from edgekd.distill.train import train
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.manifest import Run
 
 STUDENT = "test_efficientnet"
@@ -294,6 +296,91 @@ def test_what_else_has_a_state_resumes_too(
     assert not (folder_of(made) / "swad").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", [1, 7, 11])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    run: Trainer,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    step: int,
+) -> None:
+    record = training.Progress.step
+
+    def signalled(self: Any, at: int, *rest: Any) -> None:
+        record(self, at, *rest)
+        if at + 1 == step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "step", signalled)
+        with pytest.raises(Stopped) as caught:
+            run(steps=12, checkpoint_every=1000, **UNSTEADY)
+    assert caught.value.exit_code == code
+    assert f"--resume --out {tmp_path / 'run'}" in caught.value.hint
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["done"] == step
+    made = train(TrainConfig(out=tmp_path / "run", resume=True))
+    assert losses(folder_of(made)) == losses(uninterrupted)
+    assert same_weights(folder_of(made), uninterrupted)
+    assert made.images_per_second > 0
+
+
+def test_the_clock_makes_a_checkpoint_due_too(
+    run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = training.Checkpoint.save
+
+    def watch(self: Any, done: int, *rest: Any) -> None:
+        saved.append(done)
+        save(self, done, *rest)
+
+    monkeypatch.setattr(training.Checkpoint, "save", watch)
+    run(recipe="erm", steps=3, checkpoint_every=1000, checkpoint_minutes=1e-9)
+    assert saved == [1, 2, 3]
+
+
+def test_a_run_killed_while_it_finishes_needs_no_step_again(
+    run: Trainer, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(steps=12, **UNSTEADY)
+    monkeypatch.setattr(training, "step_loss", killed)
+    made = run(resume=True)
+    assert same_weights(folder_of(made), uninterrupted)
+    assert made.images_per_second > 0
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) -> None:
+    settings = base | {"out": str(tmp_path / "run"), "steps": 5000, "devices": 2, "bn": "frozen"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), "train", str(tmp_path / "config.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 200
+    while not (lines.exists() and lines.read_text().count("\n") > 3):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 143, told
+    done = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["done"]
+    assert f"after step {done} " in told
+
+
 WHOLE_BATCH = {
     "train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}
 }
@@ -407,6 +494,51 @@ def test_what_is_not_a_run_is_not_overwritten(run: Trainer, tmp_path: Path, as_f
     with pytest.raises(EdgekdError, match="not a run"):
         run(overwrite=True)
     assert precious.read_text() == "years of work"
+
+
+def test_a_second_training_to_one_folder_is_refused(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, refused = training.Progress.step, []
+
+    def second(self: Any, *rest: Any) -> None:
+        record(self, *rest)
+        for again in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(EdgekdError, match="Another process") as caught:
+                run(recipe="erm", steps=1, **again)
+            refused.append(caught)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "step", second)
+        made = run(recipe="erm", steps=1)
+    assert len(refused) == 3
+    assert made.steps == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"run.json", "config.json"}
+
+
+def test_a_file_that_comes_while_a_run_starts_is_kept(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = training.load_data
+
+    def meanwhile(config: TrainConfig) -> Any:
+        (tmp_path / "run" / "config.json").write_text("mine")
+        return load(config)
+
+    monkeypatch.setattr(training, "load_data", meanwhile)
+    with pytest.raises(EdgekdError, match="not a run"):
+        run(recipe="erm", steps=1)
+    assert (tmp_path / "run" / "config.json").read_text() == "mine"
+
+
+def test_overwriting_keeps_what_edgekd_did_not_write(run: Trainer, tmp_path: Path) -> None:
+    folder = folder_of(run(recipe="vl2v-adip", steps=1))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
+    run(recipe="erm", steps=1, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "artifacts").exists()
+    assert not (folder / "text_bank.safetensors").exists(), "it belonged to the earlier run"
 
 
 def test_there_must_be_something_to_resume(run: Trainer) -> None:

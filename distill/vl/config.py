@@ -87,6 +87,11 @@ def make_config(given: dict[str, Any]) -> VlConfig:
             f"The setting {'.'.join(map(str, first['loc']))} does not fit: {first['msg']}.",
             "See edgekd vl train --help.",
         ) from error
+    if config.distil and "teacher" not in given and config.data not in ("toy", "easy-vqa"):
+        raise EdgekdError(
+            f"No teacher was named for {config.data}, and the built-in one knows drawn shapes alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+        )
     if config.width % config.heads:
         raise EdgekdError(
             f"The width {config.width} does not divide by {config.heads} heads.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EdgekdError
+from edgekd.folders import ARTIFACT, REPORT, free_name, publishing
 from edgekd.manifest import Artifact, Input, Precision, Run, read_artifact
 
 if TYPE_CHECKING:
@@ -190,8 +191,7 @@ def export(
         for name in wanted
     }
     for place in folders.values():
-        if place.exists() and not overwrite:
-            raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
+        ARTIFACT.refuse(place, overwrite=overwrite)
     if embedding:
         check_embeds(loaded)
     images, split = loaded.data(data)
@@ -292,6 +292,7 @@ def benchmark(
     data: str | None = None,
     ood: Sequence[str] = (),
     unknown: Sequence[str] = (),
+    test: Sequence[str] = (),
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
     vocabulary: Sequence[str] = (),
@@ -317,7 +318,9 @@ def benchmark(
         *paths: run folders (their teacher, torch student and every artifact) or artifact folders; none takes the
             newest run.
         data: other images to measure on, or where the run's own images lie now.
-        ood: further unseen images, `NAME=DIR` each, every domain of them a suite; or `wilds:NAME=DIR`.
+        ood: further unseen images, `NAME=DIR` each, every domain of them a suite; or `wilds:NAME=DIR`. Domains that
+            trained become `seen:` suites, and images that trained are left out.
+        test: further in-domain test images, `NAME=DIR` each, a suite `test:NAME`.
         unknown: folders of images that show no class of the model, `NAME=DIR` each: how well its confidence tells them
             from the in-domain test images.
         suites: suites that are made from the in-domain test images: `corruptions`.
@@ -330,8 +333,8 @@ def benchmark(
         compare: set the two artifacts named beside each other.
         quick: a short latency measurement, marked as such everywhere.
         threads: threads of the artifact's runtime; None leaves it to the runtime.
-        out: report folder; None writes `<run>/benchmark`.
-        overwrite: replace an earlier report in `out`.
+        out: report folder; None takes `<run>/benchmark`, or `benchmark-2` and so on beside earlier reports.
+        overwrite: replace an earlier report in `out`, or in `<run>/benchmark`.
         examples: show small copies of misclassified images in report.html.
         device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
             `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
@@ -347,6 +350,7 @@ def benchmark(
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
+    from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
@@ -357,7 +361,7 @@ def benchmark(
     grid = _grid(batch_sizes, thread_counts, threads)
     places, specs = [Path(p) for p in paths] or [newest_run()], list(device)
     found = gather(
-        places, data=data, ood=ood, unknown=unknown, suites=suites, texture_shape=texture_shape,
+        places, data=data, ood=ood, unknown=unknown, test=test, suites=suites, texture_shape=texture_shape,
         corruption_images=corruption_images, vocabulary=vocabulary, elsewhere=bool(specs) or result is not None,
     )  # fmt: skip
     subjects = found.subjects
@@ -370,16 +374,16 @@ def benchmark(
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
-    if specs or result is not None:
-        from edgekd.benchmark.device import from_result, on_devices
-
-        if compare or (specs and result is not None):
-            raise EdgekdError(
-                "--compare, --device and --import do not go together.", "Give one of them."
-            )
+    if (compare and (specs or result is not None)) or (specs and result is not None):
+        raise EdgekdError(
+            "--compare, --device and --import do not go together.", "Give one of them."
+        )
+    home = found.home / "benchmark"
+    folder = Path(out) if out else home if overwrite else free_name(home)
+    with publishing(folder, REPORT, overwrite=overwrite) as scratch:
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
-        else:
+        elif specs:
             subjects = on_devices(
                 subjects,
                 found.suites,
@@ -390,27 +394,27 @@ def benchmark(
                 energy=energy,
                 grid=grid,
             )
-    return run_benchmark(
-        subjects,
-        found.suites,
-        Path(out) if out else found.home / "benchmark",
-        quick=quick,
-        threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
-        overwrite=overwrite or out is None,
-        gates=wanted,
-        compared=compared_of(found.subjects, places) if compare else None,
-        examples=examples,
-        energy=energy,
-        grid=grid,
-    )
+        made = run_benchmark(
+            subjects,
+            found.suites,
+            scratch,
+            quick=quick,
+            threads=threads,
+            context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
+            gates=wanted,
+            compared=compared_of(found.subjects, places) if compare else None,
+            examples=examples,
+            energy=energy,
+            grid=grid,
+        )
+    return made.model_copy(update={"folder": folder})
 
 
 def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
     """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
 
     Args:
-        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        *paths: report folders, or run folders, whose newest report is taken; none takes the newest run.
         out: folder for comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `out`.
 
@@ -431,6 +435,7 @@ def make_bundle(
     data: str | None = None,
     ood: Sequence[str] = (),
     unknown: Sequence[str] = (),
+    test: Sequence[str] = (),
     texture_shape: str | None = None,
     quick: bool = False,
     threads: int | None = None,
@@ -441,8 +446,8 @@ def make_bundle(
     """Write a folder with which a machine that nobody can reach measures the artifacts.
 
     Args:
-        *paths: as for `benchmark`, and so are `data`, `ood`, `unknown`, `texture_shape`, `quick`, `threads`, `energy`,
-            `batch_sizes` and `thread_counts`.
+        *paths: as for `benchmark`, and so are `data`, `ood`, `unknown`, `test`, `texture_shape`, `quick`, `threads`,
+            `energy`, `batch_sizes` and `thread_counts`.
         folder: new folder.
 
     Returns:
@@ -455,7 +460,13 @@ def make_bundle(
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
     found = gather(
-        places, data=data, ood=ood, unknown=unknown, texture_shape=texture_shape, elsewhere=True
+        places,
+        data=data,
+        ood=ood,
+        unknown=unknown,
+        test=test,
+        texture_shape=texture_shape,
+        elsewhere=True,
     )
     return bundle(
         found.subjects,
@@ -480,7 +491,7 @@ def evaluate(
     shots: int | None = None,
     keys: str = "student",
 ) -> list[dict[str, Any]]:
-    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student if one is named.
+    """Accuracy per part and domain of a teacher's zero-shot classifier, and of a run's student if one is named.
 
     A student that embeds can be asked about classes it was not trained on: its text head then takes the teacher's
     vectors of their names.
@@ -500,7 +511,10 @@ def evaluate(
             ten views of each, as published.
 
     Returns:
-        One mapping per subject and domain: subject, domain, n, top1 (0–1), macro (0–1). With `agreement` in place of
+        One mapping per subject, part and domain: subject, domain, part, n, top1 (0–1), macro (0–1). `part` is what the
+        images are to the run: `train`, `val`, `unlabelled`, `test` (held out of domains that trained), `adapted` (of
+        domains seen without labels), `unseen` (other domains or classes), `unused`; None without a run. With
+        `agreement` in place of
         the accuracies top1_agreement (0–1, with the teacher's zero-shot classifier), m_vlalign, and for embeddings
         m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit vectors, 0–4). With
         `probe` the subjects are `linear` and `knn`.
@@ -510,7 +524,8 @@ def evaluate(
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
     from edgekd.distill.teacher import ClipTeacher, load_teacher
-    from edgekd.likeness import accuracy_rows, agreement_rows, image_bank, probe_rows
+    from edgekd.likeness import Parts, accuracy_rows, agreement_rows, image_bank, probe_rows
+    from edgekd.measure import parts_of
 
     if keys != "student" and shots is None:
         raise EdgekdError(
@@ -537,12 +552,18 @@ def evaluate(
 
             return few_rows(chosen, data, shots, keys)
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)
+    if run is None and teacher is None and data not in (None, "toy"):
+        raise EdgekdError(
+            f"No teacher was named for {data}, and the built-in one knows the toy images alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+        )
     loaded = load_run(Path(run)) if run else None
     images = loaded.images() if loaded and not data else load_images(data or "toy")
     spec = teacher or (loaded.run.teacher if loaded else "toy")
     import numpy as np
 
     everything = np.arange(len(images))
+    parts: Parts = parts_of(loaded, images, data) if loaded else [(None, everything)]
     rows: list[dict[str, Any]] = []
     bank = None
     if spec != "none":
@@ -552,7 +573,7 @@ def evaluate(
             scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
         else:
             scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
-        rows += accuracy_rows("teacher", scores, images, everything)
+        rows += accuracy_rows("teacher", scores, images, everything, parts)
     if loaded:
         vectors, columns = loaded.vectors, list(range(len(images.classes)))
         unknown = not set(images.classes) <= set(loaded.run.classes)
@@ -567,7 +588,7 @@ def evaluate(
         scores = predict_all(
             student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess
         )
-        rows += accuracy_rows("student", scores[:, columns], images, everything)
+        rows += accuracy_rows("student", scores[:, columns], images, everything, parts)
     return rows
 
 
@@ -688,12 +709,12 @@ def _counts(given: str | Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
-    """Milliseconds of one image, one thread, of an INT8 artifact that runs here and of the FP32 one beside it.
+def int8_speed(artifact: Artifact) -> str | None:
+    """Say how fast an INT8 artifact that runs here is beside the FP32 one next to it: one image, one thread.
 
     Returns:
-        INT8, FP32, and the FP32 artifact's name: the same target's, else ONNX Runtime's; None without either, or for a
-        format whose runtime may be elsewhere.
+        A predicate with its interval, or why no claim is made (`benchmark.speed.in_words`); None without an FP32
+        artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
     """
     if (
         artifact.folder is None
@@ -711,20 +732,17 @@ def int8_against_fp32(artifact: Artifact) -> tuple[float, float, str] | None:
         return None
     import numpy as np
 
-    from edgekd.export.mixed import interleaved_ms
+    from edgekd.benchmark.compare import speed_here
+    from edgekd.benchmark.speed import in_words
     from edgekd.targets.session import open_session
 
     size = artifact.preprocess.size
-    image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-    folders = {"int8": artifact.folder, "fp32": beside}
-    found = interleaved_ms(
-        {
-            name: open_session(folder, threads=1, spinning=False).run
-            for name, folder in folders.items()
-        },
-        image,
-    )
-    return found["int8"], found["fp32"], beside.name
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    models = {
+        folder.name: open_session(folder, threads=1, spinning=False).run
+        for folder in (artifact.folder, beside)
+    }
+    return in_words(speed_here(models, images), beside.name)
 
 
 def _yardstick(
@@ -823,6 +841,7 @@ def _head(loaded: LoadedRun) -> Any:
 
 def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
     """Where an artifact comes from, and enough of the split to name its test images rightly far from the run."""
+
     run = loaded.run
     return {
         "run": run.name,

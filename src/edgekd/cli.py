@@ -6,7 +6,9 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +16,7 @@ import typer
 
 from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
@@ -221,14 +223,14 @@ def train(
     """Distil a compact student from a CLIP teacher."""
     given = {name: value for name, value in locals().items() if name not in ("config", "set")}
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     run = api.train(config=config, settings=set or [], **given)
     folder = run.folder
     result(
         f"student: {folder}  ({run.steps} steps in {run.train_seconds:.0f} s, {run.images_per_second:.0f} images/s, "
         f"data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {folder} --target onnxruntime --int8",
+        f"next:    edgekd export {shell_word(str(folder))} --target onnxruntime --int8",
     )
 
 
@@ -325,7 +327,7 @@ def export(
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     if palettize not in (None, "4", "6"):
         raise EdgekdError(
@@ -374,18 +376,12 @@ def export(
             f"{100 * parity['top1_agreement']:.1f} % "
             f"on {parity['n']} images)"
         )
-    speed = api.int8_against_fp32(artifacts[-1])
+    speed = api.int8_speed(artifacts[-1])
     if speed is not None:
-        verdict = "faster than" if speed[0] < speed[1] else "slower than"
-        if abs(speed[0] / speed[1] - 1) < 0.03:
-            verdict = "about as fast as"
-        result(
-            f"speed:    INT8 is {verdict} FP32 on this machine: {speed[0]:.2f} against {speed[1]:.2f} ms "
-            f"({speed[2]}), one image, one thread"
-        )
+        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
     folder = artifacts[-1].folder
     assert folder is not None
-    result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+    result(f"next:     edgekd benchmark {shell_word(folder.parent.parent)} --quick")
 
 
 def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
@@ -472,6 +468,12 @@ def benchmark(
             "in-domain ones; may be repeated."
         ),
     ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."
+        ),
+    ] = None,
     suites: Annotated[
         list[str] | None,
         typer.Option(help="Suites made from the in-domain test images: corruptions."),
@@ -514,10 +516,16 @@ def benchmark(
         typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")
+        Path | None,
+        typer.Option(
+            help="Report folder. [default: RUN/benchmark; beside earlier reports benchmark-2, …]"
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an earlier report in --out, or in RUN/benchmark."
+        ),
     ] = False,
     examples: Annotated[
         bool,
@@ -593,6 +601,7 @@ def benchmark(
             data=data,
             ood=ood or (),
             unknown=unknown or (),
+            test=test or (),
             texture_shape=texture_shape,
             quick=quick,
             threads=threads,
@@ -606,6 +615,7 @@ def benchmark(
             "--data": [data],
             "--ood": ood,
             "--unknown": unknown,
+            "--test": test,
             "--texture-shape": [texture_shape],
         }
         for option, given in named.items():
@@ -619,6 +629,7 @@ def benchmark(
         data=data,
         ood=ood or (),
         unknown=unknown or (),
+        test=test or (),
         suites=[name.strip() for given in suites or () for name in given.split(",")],
         texture_shape=texture_shape,
         vocabulary=vocabulary or (),
@@ -724,7 +735,7 @@ def evaluate(
         ),
     ] = "student",
 ) -> None:
-    """Accuracy per domain of a teacher's zero-shot classifier, and of a run's student, on any images."""
+    """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
     from edgekd import api
     from edgekd.console import out
 
@@ -742,7 +753,7 @@ def evaluate(
     columns = _AGREEMENT if agreement else {"top1": ("top-1 %", 100), "macro": ("macro %", 100)}
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
-    out.print(f"{'subject':<{widest}}{'domain':<16}{'images':>8}{titles}", markup=False)
+    out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
     for row in rows:
         cells = ""
         for name, (title, factor) in columns.items():
@@ -752,7 +763,8 @@ def evaluate(
                 else format(factor * row[name], ".1f" if factor > 1 else ".2f")
             )
             cells += f"{number:>{len(title) + 2}}"
-        line = f"{row['subject']:<{widest}}{row['domain']:<16}{row['n']:>8,}{cells}"
+        place = f"{row['domain']:<16}{row['part'] or '–':<12}"
+        line = f"{row['subject']:<{widest}}{place}{row['n']:>8,}{cells}"
         out.print(line, markup=False)
 
 
@@ -976,21 +988,45 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    from edgekd.console import clean, open_streams
+
+    open_streams()
+    _raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
-        typer.echo(
-            f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True
-        )
+        hint = f"\nhint:  {error.hint}" if error.hint else ""
+        typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
-            typer.echo(
-                "stopped; a training run goes on with --resume, a study with the same command",
-                err=True,
-            )
+            stopped = _stopped(leaving)
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            if stopped.hint:
+                typer.echo(f"hint:    {stopped.hint}", err=True)
+            sys.exit(stopped.exit_code)
         raise
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(leaving: BaseException) -> Stopped:
+    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    error: BaseException | None = leaving
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return Stopped(signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.measure import suites_of
+from edgekd.measure import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
 
 Scores = NDArray[np.float32]
@@ -68,24 +68,35 @@ def image_bank(
     return teacher.text_bank(images.classes, templates, described)
 
 
+Parts = Sequence[tuple[str | None, NDArray[np.int64]]]
+"""(part of a run, indices of its images); see `edgekd.measure.parts_of`. The part of images without a run is None."""
+
+
 def accuracy_rows(
-    subject: str, scores: NDArray[np.float32], images: ImageSet, indices: NDArray[np.int64]
+    subject: str,
+    scores: NDArray[np.float32],
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    parts: Parts,
 ) -> list[dict[str, Any]]:
-    """Top-1 and macro accuracy per domain of scores `[len(indices), C]`."""
+    """Top-1 and macro accuracy per part and domain of scores `[len(indices), C]`."""
     rows = []
-    for d, domain in enumerate(images.domains):
-        here = images.domain_of[indices] == d
-        if here.any():
-            labels = images.labels[indices][here]
-            rows.append(
-                {
-                    "subject": subject,
-                    "domain": domain,
-                    "n": int(here.sum()),
-                    "top1": top1(scores[here], labels),
-                    "macro": macro(scores[here], labels),
-                }
-            )
+    for part, members in parts:
+        inside = np.isin(indices, members)
+        for d, domain in enumerate(images.domains):
+            here = inside & (images.domain_of[indices] == d)
+            if here.any():
+                labels = images.labels[indices][here]
+                rows.append(
+                    {
+                        "subject": subject,
+                        "domain": domain,
+                        "part": part,
+                        "n": int(here.sum()),
+                        "top1": top1(scores[here], labels),
+                        "macro": macro(scores[here], labels),
+                    }
+                )
     return rows
 
 
@@ -94,8 +105,11 @@ def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
     images, split = loaded.data()
     test = np.concatenate([split.id_test if len(split.id_test) else split.val, split.ood_test])
     scores = probe_scores(loaded.student, images, split.train, test)
+    parts = parts_of(loaded, images, None)
     return [
-        row for kind, found in scores.items() for row in accuracy_rows(kind, found, images, test)
+        row
+        for kind, found in scores.items()
+        for row in accuracy_rows(kind, found, images, test, parts)
     ]
 
 
@@ -116,6 +130,7 @@ def agreement_rows(
         if suite.name == "val":  # there for temperatures alone
             continue
         images, indices = suite.images, suite.indices
+        part = {"ood": "unseen", "adapted": "adapted"}.get(suite.name.partition(":")[0], "test")
         if set(images.classes) != set(run.classes):
             raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
         bank = image_bank(loaded, model, images, None, None)
@@ -129,7 +144,12 @@ def agreement_rows(
                 here = images.domain_of[indices] == d
                 if here.any():
                     own = embeddings[here] if embeddings is not None and comparable else None
-                    place = {"subject": subject, "domain": domain, "n": int(here.sum())}
+                    place = {
+                        "subject": subject,
+                        "domain": domain,
+                        "part": part,
+                        "n": int(here.sum()),
+                    }
                     rows.append(place | _compare(scores[here], texts[here], own, aimed_at[here]))
     return rows
 

@@ -40,6 +40,7 @@ class Split:
         seed: seed of the order inside a group.
         hash: 16 hex digits over contents and roles; the same wherever the images lie.
         entries: role → image id → content key, as `split.json` stores it.
+        train_domains: names of the domains that train, sorted; empty where the data knows none.
     """
 
     train: NDArray[np.int64]
@@ -51,13 +52,14 @@ class Split:
     seed: int
     hash: str
     entries: dict[str, dict[str, str]]
+    train_domains: tuple[str, ...] = ()
     unlabelled: Mapping[str, str] = field(default_factory=dict)
     """Image id → content key of the images that train without labels; they are in no role and not in the hash."""
     unlabelled_domains: tuple[str, ...] = ()
     """Names under which a style may be known that was seen without labels: of sources and of folders at their top."""
 
     def write(self, path: Path) -> None:
-        """Write `split.json`: schema_version, rule, seed, test_domain, hash, and per role {image id: content key}."""
+        """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
         write_json(
             path,
             {
@@ -65,6 +67,7 @@ class Split:
                 "rule": self.rule,
                 "seed": self.seed,
                 "test_domain": self.test_domain,
+                "train_domains": list(self.train_domains),
                 "hash": self.hash,
                 "roles": self.entries
                 | ({"unlabelled": self.unlabelled} if self.unlabelled else {}),
@@ -245,6 +248,7 @@ def build_split(
     entries = {
         role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES
     }
+    trained = {images.domains[d] for d in images.domain_of[arrays["train"]].tolist()} - {"all"}
     return Split(
         train=arrays["train"],
         val=arrays["val"],
@@ -255,6 +259,7 @@ def build_split(
         seed=seed,
         hash=_hash(entries),
         entries=entries,
+        train_domains=tuple(sorted(trained)),
     )
 
 
