@@ -112,7 +112,8 @@ def export(
         target: see `edgekd list targets`.
         precision: one of the target's: `fp32`, `fp16`, `int8`; for Core ML also `w8a8`, `pal4` and `pal6`.
         data: where the run's images lie now, if they have moved.
-        calibration_images: training images that INT8 ranges are measured on.
+        calibration_images: training images that INT8 ranges are measured on, the same share of every domain; the run's
+            unlabelled images count as one more.
         calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
             None takes the target's own default.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
@@ -195,7 +196,7 @@ def export(
     if embedding:
         check_embeds(loaded)
     images, split = loaded.data(data)
-    calibration = _spread(split.train, calibration_images, images)
+    trained, calibration = calibration_data(loaded, images, split, calibration_images)
     shown, shown_keys = parity_images(loaded, data)
     model, bank = embedding_with_bank(loaded, data) if embedding else (deployable(loaded), None)
     limits = (max_drop_id, max_drop_ood)
@@ -210,8 +211,8 @@ def export(
             precision=name,
             classes=loaded.run.classes,
             preprocess=loaded.run.preprocess,
-            calibration=_pixels(loaded, images, calibration) if name in known.calibrated else None,
-            calibration_ids=[images.ids[i] for i in calibration]
+            calibration=_pixels(loaded, trained, calibration) if name in known.calibrated else None,
+            calibration_ids=[trained.ids[i] for i in calibration]
             if name in known.calibrated
             else (),
             parity_images=shown,
@@ -801,14 +802,41 @@ def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8
     return _pixels(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
+def calibration_data(
+    loaded: LoadedRun, images: ImageSet, split: Split, count: int
+) -> tuple[ImageSet, NDArray[np.int64]]:
+    """Images that INT8 ranges are measured on, and `count` indices of them.
+
+    Unlabelled images come from where the student will work, so they are among them while their sources are there.
+    """
+    import numpy as np
+
+    from edgekd.console import warn
+    from edgekd.unlabelled import with_unlabelled
+
+    config, indices = loaded.config, split.train
+    if split.unlabelled:
+        try:
+            images, split = with_unlabelled(
+                images, split, config.unlabelled, config.unlabelled_images, config.adapt
+            )
+            first = len(images) - len(split.unlabelled)
+            indices = np.concatenate([split.train, np.arange(first, len(images))])
+        except EdgekdError as error:
+            warn(f"INT8 ranges are measured on labelled images alone: {error.message}")
+    return images, _spread(indices, count, images)
+
+
 def _spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:
     """`count` of the indices, the same share of every domain as far as there are enough, in a fixed order."""
     import numpy as np
 
+    from edgekd.unlabelled import NO_DOMAIN
+
     rng = np.random.Generator(np.random.Philox(0))
     queues = [
         rng.permutation(indices[images.domain_of[indices] == d]).tolist()
-        for d in range(len(images.domains))
+        for d in (*range(len(images.domains)), NO_DOMAIN)
     ]
     chosen: list[int] = []
     while any(queues) and len(chosen) < count:

@@ -117,9 +117,9 @@ def _protocol(plan: Plan) -> str:
         )
     if plan.protocol == "adapt":
         return (
-            "Protocol: adapt. One domain has no labels: of one half of it the first images by content hash train without"
-            " any, and its other half is tested: top-1 %. That is adaptation: the domain is not "
-            "unseen. ID: the test images of the other domains. Recipes that read labels alone saw none of it."
+            "Protocol: adapt. One domain has no labels: of one half of it the first images by content hash train "
+            "without any, and its other half is tested: top-1 %. That is adaptation: the domain is not unseen. ID: the "
+            "test images of the other domains. Recipes that read labels alone saw none of it."
         )
     what = (
         "leave one domain out"
