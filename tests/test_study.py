@@ -25,7 +25,7 @@ from edgekd.few import teacher_keys
 from edgekd.measure import suites_of
 from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
-from edgekd.studies.write import console_lines
+from edgekd.studies.write import study_document
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -429,15 +429,14 @@ def test_few_labels_are_a_table_each(base: dict[str, Any], tmp_path: Path) -> No
         "100 % of the training labels",
     ]
     assert [table.columns for table in study.tables] == [("sketch",), ("sketch",)]
-    shown = list(console_lines(study.tables))
-    under = [line.partition(":")[0] for line in shown]
-    assert [under.count(word) for word in ("Split", "Selection", "Machine")] == [2, 2, 1]
-    assert (
-        under.index("Split")
-        < under.index("Selection")
-        < shown.index("100 % of the training labels")
-    )
-    assert set(shown) >= {note for table in study.tables for note in table.notes}
+    sections = study_document("s", study.tables).sections
+    shown = [[one.body for one in part.items[1:] if one.console] for part in sections]
+    heads = [[note.partition(":")[0] for note in notes] for notes in shown]
+    assert [["Split" in h, "Selection" in h, "Machine" in h] for h in heads] == [
+        [True, True, False],
+        [True, True, True],
+    ]
+    assert {*shown[0], *shown[1]} == {note for table in study.tables for note in table.notes}
     few, whole = (
         load_run(tmp_path / "s" / "runs" / name).data()[1]
         for name in ("erm-sketch-0.1-0", "erm-sketch-0")
@@ -641,12 +640,12 @@ def test_a_curve_over_unlabelled_images_of_a_new_domain(
         protocol="adapt",
         seeds=1,
         test_domains="sketch",
-        unlabelled_images=[4, 8, 99],
+        adapt_images=[4, 8, 99],
         keep=True,
         out=tmp_path / "s",
         **base,
     )
-    assert "not tried: 99" in " ".join(capsys.readouterr().err.split())
+    assert "left out: 99" in " ".join(capsys.readouterr().err.split())
     assert [table.title for table in study.tables] == [
         "4 unlabelled images of the new domain",
         "8 unlabelled images of the new domain",
@@ -667,4 +666,4 @@ def test_a_curve_over_unlabelled_images_of_a_new_domain(
     assert len(four.ood_test) == 10
     assert not set(eight.unlabelled.values()) & set(eight.entries["ood_test"].values())
     with pytest.raises(EdgekdError, match="fewer than 11"):
-        edgekd.study("kd", protocol="adapt", unlabelled_images="11", out=tmp_path / "t", **base)
+        edgekd.study("kd", protocol="adapt", adapt_images=[11], out=tmp_path / "t", **base)

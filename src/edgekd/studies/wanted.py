@@ -6,16 +6,16 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from edgekd.config import TrainConfig
+import numpy as np
+
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.recipes import RECIPES
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.scarce import check_unseen
 
-FRACTIONS = (0.01, 0.1, 1.0)
-SHOTS = (1, 4, 16)
-UNLABELLED = (25, 50, 100, 200, 400)
+ADAPT_IMAGES = (25, 50, 100, 200, 400)
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
@@ -105,63 +105,30 @@ def unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[st
     return names
 
 
-def label_fractions(given: Sequence[float]) -> tuple[float, ...]:
-    """The parts of the labels in rising order; none given takes `FRACTIONS`."""
-    for value in given:
-        if not 0 < value <= 1:
-            raise EdgekdError(
-                f"{value:g} is not a part of the labels.",
-                "Give numbers above 0, up to 1: 0.01,0.1,1.",
-            )
-    return tuple(sorted(set(given))) or FRACTIONS
-
-
-def shot_counts(given: Sequence[float]) -> tuple[int, ...]:
-    """Images of each unseen class in rising order; none given takes `SHOTS`."""
-    for value in given:
-        if value < 1 or value != int(value):
-            raise EdgekdError(
-                f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
-            )
-    return tuple(sorted({int(value) for value in given})) or SHOTS
-
-
-def unlabelled_counts(
+def adapt_counts(
     wanted: Sequence[float], images: ImageSet, domains: Sequence[str | None]
 ) -> tuple[int, ...]:
-    """Numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message.
+    """Return numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message.
 
     Raises:
-        EdgekdError: no whole numbers, or all of them beyond.
+        EdgekdError: all of them are beyond.
     """
-    numbers = tuple(sorted({int(number) for number in wanted or UNLABELLED}))
-    if any(number != int(number) or number < 0 for number in wanted):
-        raise EdgekdError(
-            f"Numbers of unlabelled images are whole and not negative, not {', '.join(f'{n:g}' for n in wanted)}.",
-            "Write --unlabelled-images 25,100,400.",
-        )
-    sizes = {
-        name: len(
-            {
-                key
-                for key, d in zip(images.keys, images.domain_of.tolist(), strict=True)
-                if d == place
-            }
-        )
-        // 2
-        for place, name in enumerate(images.domains)
-        if name in domains
-    }
+    numbers = sorted({int(number) for number in wanted or ADAPT_IMAGES})
+    sizes: dict[str, int] = {}
+    for place, name in enumerate(images.domains):
+        if name in domains:
+            own = {images.keys[i] for i in np.flatnonzero(images.domain_of == place)}
+            sizes[name] = len(own) // 2
     smallest = min(sizes, key=lambda name: sizes[name])
     kept = tuple(number for number in numbers if number <= sizes[smallest])
     if not kept:
         raise EdgekdError(
-            f"Half of the domain {smallest} are {sizes[smallest]} images, fewer than {numbers[0]}.",
-            f"Ask for fewer: --unlabelled-images {sizes[smallest]}.",
+            f"Half of the domain {smallest} is {sizes[smallest]} images, fewer than {numbers[0]}.",
+            f"Give fewer: --adapt-images {sizes[smallest]}.",
         )
-    if kept != numbers:
+    if beyond := numbers[len(kept) :]:
         say(
-            f"study: half of {smallest} are {sizes[smallest]} images; not tried: "
-            f"{', '.join(str(number) for number in numbers if number not in kept)}"
+            f"study: half of {smallest} is {sizes[smallest]} images; left out: "
+            f"{', '.join(map(str, beyond))}"
         )
     return kept
