@@ -342,7 +342,7 @@ def _import_everything() -> None:
     import torch
     from torch.utils.tensorboard import SummaryWriter
 
-    del onnx, onnxruntime, onnxscript, SummaryWriter, edgekd
+    del onnx, onnxruntime, onnxscript, SummaryWriter
     torch.set_num_threads(1)
 
 

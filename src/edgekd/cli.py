@@ -5,6 +5,7 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -946,6 +947,9 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    # Idle threads of OpenMP sleep instead of spinning; it must be set before torch loads.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _raise_on_sigterm()
     try:
         app(arguments)
@@ -971,7 +975,10 @@ def _raise_on_sigterm() -> None:
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
 
-    if threading.current_thread() is threading.main_thread():
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+    ):
         signal.signal(signal.SIGTERM, stop)
 
 
