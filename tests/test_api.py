@@ -85,6 +85,7 @@ def test_train_flags_are_settings() -> None:
         "student_options",
         "stages",
         "split_seed",
+        "checkpoint_minutes",
         "unseen_classes",
         "label_fraction",
         "shots",

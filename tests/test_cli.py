@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from edgekd.cli import app, main
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.errors import EdgekdError, GateFailed, Stopped
 
 HELP_SECONDS = 0.3
 
@@ -190,7 +192,7 @@ def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> 
     (tmp_path / "run" / "notes.txt").write_text("mine")
     error, hint = fails(2, "train", "--smoke", "--out", "run")
     assert "run exists already" in error
-    assert "--overwrite" in hint
+    assert "empty folder" in hint
     error, hint = fails(2, "train", "--smoke", "--out", "run", "--overwrite")
     assert "not a run" in error
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
@@ -265,17 +267,74 @@ def test_error_without_a_hint(
     assert capsys.readouterr().err == "error: It is so.\n"
 
 
-def test_interrupt_is_exit_code_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "--resume"),
+        (
+            Stopped(signal.SIGINT, "Stopped after step 3.", "Go on."),
+            130,
+            "step 3.\nhint:  Go on.\n",
+        ),
+        (
+            Stopped(signal.SIGTERM, "Stopped after step 3.", "Go on."),
+            143,
+            "step 3.\nhint:  Go on.\n",
+        ),
+    ],
+)
+def test_a_signal_has_the_shells_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    told: str,
 ) -> None:
-    monkeypatch.setattr("edgekd.api.train", _raises(KeyboardInterrupt()))
+    monkeypatch.setattr("edgekd.api.train", _raises(error))
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
-    assert leaving.value.code == 130
-    assert (
-        capsys.readouterr().err
-        == "stopped; a training run goes on with --resume, a study with the same command\n"
-    )
+    assert leaving.value.code == code
+    assert told in capsys.readouterr().err
+
+
+def test_sigterm_unwinds_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwound = []
+
+    def export(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            unwound.append(True)
+
+    monkeypatch.setattr("edgekd.api.export", export)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            main(["export"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert leaving.value.code == 143
+    assert unwound == [True]
+
+
+def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgekd.api.train", _raises(EdgekdError("It is so.")))
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_WAIT_POLICY", "unset")
+            patch.delenv("OMP_WAIT_POLICY")
+            patch.delenv("GOMP_SPINCOUNT", raising=False)
+            for name, value in given.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit):
+                main(["train"])
+            expected = (
+                None if "GOMP_SPINCOUNT" in given else given.get("OMP_WAIT_POLICY", "PASSIVE")
+            )
+            assert os.environ.get("OMP_WAIT_POLICY") == expected
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
