@@ -359,9 +359,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
             False,
             "torch of run r",
         ),
-        ([one], suites, full, True, "is not a report"),
+        ([one], suites, full, True, "not a report"),
         ([one], suites, full / "thesis.txt", True, "is a file"),
-        ([one], suites, old, False, "holds a report"),
+        ([one], suites, old, False, "exists already"),
     ):
         with pytest.raises(EdgekdError, match=message):
             run_benchmark(subjects, chosen, folder, overwrite=overwrite)
@@ -376,10 +376,12 @@ def test_overwrite_replaces_an_earlier_report(
     out = tmp_path / "out"
     out.mkdir()
     (out / "report.json").write_text('{"schema_version": 3, "summary": []}')
+    (out / "notes.txt").write_text("mine")
     run_benchmark(
         [subject("torch", "torch", model(2))], id_and_ood(paint_images()), out, overwrite=True
     )
     assert summary_of(read_report(out), "torch").id == 0.5
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_failed_measurement_leaves_nothing(
