@@ -60,7 +60,8 @@ def results(report: Report, *, timed: bool = True) -> Table:
         | shown(row, "parameters macs")
         for row in report.listed
     ]
-    return table("Accuracy, latency and size", cells, lead=6, console=True)
+    title = "Accuracy, latency and size" if timed else "Accuracy and size"
+    return table(title, cells, lead=6, console=True)
 
 
 def _outside(report: Report) -> list[str]:
