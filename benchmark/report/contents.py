@@ -135,7 +135,8 @@ def scatter(points: Sequence[Point]) -> Figure:
 
 def _results(report: Report) -> Iterator[Item]:
     yield tables.results(report)
-    yield Text(f"{provenance.images(report)} {provenance.latency_rule(report)}", tone="quiet")
+    about = f"{provenance.images(report)} {provenance.latency_rule(report)}"
+    yield Text(f"{about} Brackets: 95 % intervals.", tone="quiet")
     for text in provenance.remarks(report):
         yield Text(text, tone="quiet")
     for text in report.notes:

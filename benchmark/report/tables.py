@@ -60,7 +60,8 @@ def results(report: Report, *, timed: bool = True) -> Table:
         | shown(row, "parameters macs")
         for row in report.listed
     ]
-    return table("Accuracy, latency and size", cells, lead=6, console=True)
+    title = "Accuracy, latency and size" if timed else "Accuracy and size"
+    return table(title, cells, lead=6, console=True)
 
 
 def _outside(report: Report) -> list[str]:
@@ -206,8 +207,8 @@ def _vocabulary(report: Report, row: VocabularyRow) -> Cells:
     cells = {"subject": report.label(row)} | shown(row, "suite top1 base_top1")
     [top1] = shown(row, "top1")
     cells[top1] = _or_why("n/a", row.reason, str(cells[top1]))
-    if row.top1 is not None and row.base_top1 is not None:
-        cells["loss points ↓"] = points(row.base_top1 - row.top1)
+    loss = None if row.top1 is None or row.base_top1 is None else row.base_top1 - row.top1
+    cells["loss points ↓"] = points(loss)
     return cells | shown(row, "to_added added n")
 
 
