@@ -114,7 +114,7 @@ def parts_of(
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
-    run = loaded.run
+    run, stored = loaded.run, read_stored_split(loaded.folder / "split.json")
     return {
         "name": run.name,
         "student": run.student,
@@ -125,9 +125,14 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "steps": run.steps,
         "train_seconds": run.train_seconds,
         "selection": run.selection,
-        "split_rule": read_stored_split(loaded.folder / "split.json").rule,
+        "split_rule": stored.rule,
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
+        **(
+            {"unlabelled": len(unlabelled)}
+            if (unlabelled := stored.roles.get("unlabelled"))
+            else {}
+        ),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
 
