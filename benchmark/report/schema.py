@@ -180,6 +180,31 @@ class Machine(BaseModel):
     after: State
 
 
+class RunFacts(BaseModel):
+    """What is read of a run in a report's context."""
+
+    name: str
+    split_hash: str = ""
+
+
+class ArtifactFacts(BaseModel):
+    """What is read of an artifact in a report's context."""
+
+    run: str
+    name: str
+    format: str
+    files: dict[str, str] = Field(default_factory=dict)
+    parity: Parity
+    quantization: dict[str, Any] | None = None
+
+
+class Context(BaseModel):
+    """What is read of a report's context."""
+
+    runs: list[RunFacts] = Field(default_factory=list)
+    artifacts: list[ArtifactFacts] = Field(default_factory=list)
+
+
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
