@@ -88,7 +88,7 @@ def _unfuse_attention(model: nn.Module) -> bool:
     """Let timm's attention compute its products one by one, in place; return whether there was any."""
     fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
     for module in fused:
-        module.fused_attn = False
+        setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module declares no such attribute
     return bool(fused)
 
 
