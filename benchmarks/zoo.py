@@ -139,28 +139,27 @@ def export_cell(
     model: Any, folder: Path, target: str, precision: Any, images: NDArray[np.uint8], size: int
 ) -> dict[str, Any]:
     """Export one cell and return how it went: `ok` with figures, `refused` with a sentence, or `traceback`."""
+    from edgekd.configs.export import ExportConfig
     from edgekd.errors import EdgekdError
-    from edgekd.export.export import export_model
+    from edgekd.export.export import Source, export_model
     from edgekd.preprocess import Preprocess
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"
     place = folder / f"{target}-{precision}"
     try:
-        artifact = export_model(
+        source = Source(
             model,
-            place,
-            name=place.name,
-            target=target,
-            precision=precision,
-            classes=[str(index) for index in range(10)],
-            preprocess=Preprocess(size=size),
+            tuple(str(index) for index in range(10)),
+            Preprocess(size=size),
+            images[IMAGES // 2 :],
+            facts={},
             calibration=images[: IMAGES // 2],
-            parity_images=images[IMAGES // 2 :],
-            source={},
-            fp32_path=base if base.exists() and target != "coreml" else None,
-            min_agreement=None if precision in ("fp32", "fp16") else 0.0,
         )
+        least = None if precision in ("fp32", "fp16") else 0.0
+        config = ExportConfig(target=target, precision=precision, min_agreement=least)
+        fp32 = base if base.exists() and target != "coreml" else None
+        artifact = export_model(source, place, config, fp32_path=fp32)
         found = {
             "status": "ok",
             "mb": round(sum(f.stat().st_size for f in place.rglob("*") if f.is_file()) / 1e6, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -106,10 +107,14 @@ def export_model(
         fp32_path = None
     writer = importlib.import_module(WRITERS[config.target])
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
-        build = _build(source, fused.model, scratch, config, fp32_path)
+        deployed = dataclasses.replace(source, model=fused.model)
+        build = _build(deployed, scratch, config, fp32_path)
         written: Written = writer.write(build)
         reference = build.logits(torch_logits(source.model, source.parity_images))
-        draft = _draft(source, fused, scratch, config, written, reference)
+        draft = _draft(source, scratch, config, written, reference)
+        draft = draft.model_copy(
+            update={"details": draft.details | _fused_facts(source.model, fused)}
+        )
         draft.write(scratch)
         candidate, run_by = _answers(build, written, source.parity_images)
         least = None if config.min_agreement is None else config.min_agreement / 100
@@ -121,9 +126,7 @@ def export_model(
     return artifact.model_copy(update={"folder": folder})
 
 
-def _build(
-    source: Source, model: Deployable, scratch: Path, config: ExportConfig, fp32_path: Path | None
-) -> Build:
+def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path | None) -> Build:
     metadata = {
         "preprocess": source.preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source.facts}, ensure_ascii=False),
@@ -131,7 +134,7 @@ def _build(
     if source.bank is None:  # else they are beside the file, and may change
         metadata["classes"] = json.dumps(list(source.classes), ensure_ascii=False)
     return Build(
-        model=model,
+        model=source.model,
         folder=scratch,
         precision=config.precision,
         preprocess=source.preprocess,
@@ -151,7 +154,6 @@ def _build(
 
 def _draft(
     source: Source,
-    fused: Fused[Deployable],
     scratch: Path,
     config: ExportConfig,
     written: Written,
@@ -181,8 +183,8 @@ def _draft(
         bank=BANK_FILE if source.bank is not None else None,
         preprocess=source.preprocess,
         quantization=quantization,
-        parity=compare(reference, reference),  # until the file itself has been compared
-        details=written.details | _fused_facts(source.model, fused),
+        parity={},
+        details=written.details,
         source=source.facts,
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -91,7 +91,7 @@ def _unfuse_attention(model: nn.Module) -> bool:
         module for module in model.modules() if getattr(module, "fused_attn", False)
     ]
     for module in fused:
-        module.fused_attn = False
+        setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module declares no such attribute
     return bool(fused)
 
 

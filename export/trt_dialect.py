@@ -85,8 +85,7 @@ def write_trt(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     corrected = correct_biases(model, calibrated.means, _weight_scales(model, in_float))
     quantized = insert_pairs(to_half(model), ranges, in_float)
-    if keep:
-        read_unrounded(quantized, keep)
+    read_unrounded(quantized, keep)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
     onnx.checker.check_model(quantized, full_check=True)

@@ -110,5 +110,12 @@ def open_file(artifact: Mapping[str, Any], folder: Path, *, threads: int | None)
         return open_trt(artifact["details"], folder, feed=feed)
     from edgekd.targets.openvino_runtime import open_ir
 
-    written_by = str(artifact.get("details", {}).get("openvino", ""))
-    return open_ir(path, size, feed=feed, threads=threads, written_by=written_by)
+    details = artifact.get("details", {})
+    return open_ir(
+        path,
+        size,
+        feed=feed,
+        threads=threads,
+        written_by=str(details.get("openvino", "")),
+        inference_precision=str(details.get("inference_precision", "f32")),
+    )
