@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -178,34 +178,6 @@ class Machine(BaseModel):
     versions: dict[Short, Short | None] = Field(max_length=256)
     before: State
     after: State
-
-
-class RunFacts(BaseModel):
-    """What is read of a run in a report's context."""
-
-    name: str
-    split_hash: str = ""
-
-
-class ArtifactFacts(BaseModel):
-    """What is read of an artifact in a report's context."""
-
-    run: str
-    name: str
-    format: str
-    files: dict[str, str] = Field(default_factory=dict)
-    parity: Parity
-    quantization: dict[str, Any] | None = None
-
-
-class Context(BaseModel):
-    """What is read of a report's context."""
-
-    runs: list[RunFacts] = Field(default_factory=list)
-    artifacts: list[ArtifactFacts] = Field(default_factory=list)
-
-
-AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class Report(Frozen):
