@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -178,6 +178,9 @@ class Machine(BaseModel):
     versions: dict[Short, Short | None] = Field(max_length=256)
     before: State
     after: State
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 class Report(Frozen):
