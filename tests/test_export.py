@@ -178,7 +178,7 @@ def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
         export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx")
     assert (folder / "mine.txt").exists()
     export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx", overwrite=True)
-    assert not (folder / "mine.txt").exists()
+    assert (folder / "mine.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize(
