@@ -145,7 +145,7 @@ def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch
         seen.append(tuple(paths))
         return Path("page")
 
-    monkeypatch.setattr("edgekd.benchmark.comparison.write_comparison", compare)
+    monkeypatch.setattr("edgekd.benchmark.report.comparison.write_comparison", compare)
     edgekd.report("a", "b", Path("c"))
     edgekd.report(["a", "b"])
     edgekd.report("a", "b", ["c", "d"])
