@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.counting import Counted
-from edgekd.benchmark.findings import HERE, Family
 from edgekd.benchmark.measured import Measured
+from edgekd.benchmark.report.rows import HERE, Family, Kind
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
@@ -27,10 +26,9 @@ from edgekd.targets.placement import Placement
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Wording = tuple[Predict, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
-Kind = Literal["teacher", "torch", "artifact"]
 _FAMILIES: dict[str, Family] = {
-    "id": "id", "val": "val", "seen": "seen", "ood": "domain", "clean": "clean", "corruption": "corruption",
-    "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",
+    "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
+    "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",
 }  # fmt: skip
 
 
@@ -90,8 +88,8 @@ class Suite:
     """Images to measure on.
 
     Attributes:
-        name: `id`, `val`, `seen:<domain>`, `ood:<name>`, `clean:<name>`, `corruption:<name>:<severity>`, `cue:<name>`,
-            `unknown:<name>`.
+        name: `id`, `val`, `test:<name>`, `seen:<name>`, `adapted:<name>`, `ood:<name>`, `clean:<name>`,
+            `corruption:<name>:<severity>`, `cue:<name>`, `unknown:<name>`.
         images: where they come from.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
@@ -104,6 +102,7 @@ class Suite:
         own_metrics: int64 answers `[n]` (index into `images.classes`) → the data set's own metrics by name.
         own_metrics_by: who computes them.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
+        excluded: role in training → images left out, since the run has seen their content in it.
     """
 
     name: str
@@ -118,6 +117,7 @@ class Suite:
     base: str | None = None
     own_metrics: Callable[[NDArray[np.int64]], dict[str, float]] | None = None
     own_metrics_by: str = ""
+    excluded: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kind(self) -> Family:
@@ -231,7 +231,7 @@ def _corrupted(
     done: dict[str, Image.Image] = {}
     found = {}
     for name, preprocess in preprocesses.items():
-        at_size = preprocess.model_copy(update={"size": SIZE})
+        at_size = preprocess.square(SIZE)
         if at_size.hash not in done:
             done[at_size.hash] = Image.fromarray(corrupt(at_size.pixels(image), *corruption, key))
         found[name] = preprocess.model_copy(update={"resize": "squash"}).pixels(done[at_size.hash])

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import environment
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.aggregate import suite_row
 from edgekd.benchmark.clock_images import buffers_of, encoded_of
-from edgekd.benchmark.compare import check_comparable, compare
+from edgekd.benchmark.compare import check_comparable, compare, gain_rows
 from edgekd.benchmark.device import device_facts
 from edgekd.benchmark.energy import per_image
-from edgekd.benchmark.findings import EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
@@ -33,11 +33,12 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.placement import placement_rows
-from edgekd.benchmark.remarks import remarks
-from edgekd.benchmark.report import write_report
-from edgekd.benchmark.row_makers import suite_row
-from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.report.notes import notes
+from edgekd.benchmark.report.rows import HERE, EnergyRow, LatencyRow
+from edgekd.benchmark.report.schema import Comparison, Report
+from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.scores import Logits, score
+from edgekd.benchmark.speed import load_of, speed_rows
 from edgekd.benchmark.stats import percentile
 from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
@@ -98,6 +99,11 @@ def run_benchmark(
         subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick
     )
     scores = score(subjects, suites, logits)
+    facts = environment.describe() | {
+        "before": before,
+        "after": environment.state(),
+        "devices": device_facts(subjects, beside),
+    }
     seconds = {
         "accuracy": round(accuracy_s, 2),
         "latency": round(time.perf_counter() - started - accuracy_s, 2),
@@ -108,6 +114,7 @@ def run_benchmark(
         notes=(),
         suites=tuple(suite_row(suite) for suite in suites),
         summary=scores.summary,
+        gains=tuple(gain_rows(subjects, suites, logits, (context or {}).get("runs", ()))),
         accuracy=scores.accuracy,
         latency=tuple(latency),
         throughput=throughput,
@@ -116,9 +123,13 @@ def run_benchmark(
         vocabularies=scores.vocabularies,
         unknowns=scores.unknowns,
         own_metrics=scores.own_metrics,
-        comparisons=(compare(*compared, suites, logits, *(parts[one.key] for one in compared)),)
-        if compared
-        else (),
+        comparisons=_comparisons(compared, suites, logits, parts, latency, facts),
+        speed=speed_rows(
+            scores.summary,
+            latency,
+            {(subject.run, subject.name): parts[subject.key] for subject in subjects},
+            facts,
+        ),
         placements=placements,
         protocol={
             "latency": asdict(protocol),
@@ -129,14 +140,9 @@ def run_benchmark(
             "seconds": seconds,
         },
         context=dict(context or {}),
-        environment=environment.describe()
-        | {
-            "before": before,
-            "after": environment.state(),
-            "devices": device_facts(subjects, beside),
-        },
+        environment=facts,
     )
-    found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    found = {"notes": tuple(notes(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:
@@ -151,6 +157,23 @@ def run_benchmark(
             report, scratch, predictions=predictions, latency=raw, shown=suites if examples else ()
         )
     return report
+
+
+def _comparisons(
+    compared: tuple[Subject, Subject] | None,
+    suites: Sequence[Suite],
+    logits: Logits,
+    parts: Mapping[str, list[LatencySamples]],
+    latency: Sequence[LatencyRow],
+    facts: Mapping[str, Any],
+) -> tuple[Comparison, ...]:
+    if compared is None:
+        return ()
+    first, second = compared
+    row_of = {(row.run, row.subject): row for row in latency}
+    rows = row_of[first.run, first.name], row_of[second.run, second.name]
+    samples = parts[first.key], parts[second.key]
+    return (compare(first, second, suites, logits, *samples, rows, load_of(facts, HERE)),)
 
 
 def _check(

@@ -67,6 +67,41 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
     }
 
 
+def processor_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
+    """Seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux.
+
+    Args:
+        stat: file in the form of Linux's /proc/stat.
+    """
+    line = (_read(stat) or "").partition("\n")[0].split()
+    if len(line) < 9 or line[0] != "cpu" or not all(field.isdigit() for field in line[1:9]):
+        return None
+    ticks = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(n) / ticks for n in line[1:9])
+    working = user + nice + system + irq + softirq
+    return working, steal, working + idle + iowait + steal
+
+
+def other_work(
+    before: tuple[float, float, float] | None,
+    after: tuple[float, float, float] | None,
+    own_s: float,
+) -> tuple[float, float] | None:
+    """Shares 0–1 of all cores' time that went to other processes, and to other machines of a hypervisor.
+
+    Args:
+        before, after: `processor_seconds` at both ends of a stretch of time.
+        own_s: processor time of this process in it.
+
+    Returns:
+        None where the system does not tell, or too little time has passed for its clock.
+    """
+    if before is None or after is None or after[2] - before[2] <= 0:
+        return None
+    working, steal, total = (last - first for first, last in zip(before, after))  # noqa: B905  Python 3.9
+    return max(0.0, working - own_s) / total, max(0.0, steal) / total
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return (

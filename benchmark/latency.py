@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.energy import Meter
+from edgekd.benchmark.environment import other_work, processor_seconds
 from edgekd.benchmark.stats import percentile, percentile_intervals, queries_to_claim
 
 RunOnce = Callable[[int], object]
@@ -71,6 +72,9 @@ class LatencySamples:
         complete: the protocol's runs and seconds were both reached.
         joules: energy of the measured blocks; None without a sensor.
         metered_s: length of these blocks, seen from outside the clock.
+        other_cpu: share 0–1 of all cores' time that other processes took while the blocks were measured; None where the
+            system does not tell.
+        stolen_cpu: the same of time that a hypervisor gave to other machines.
     """
 
     samples_ms: NDArray[np.float64]
@@ -82,6 +86,8 @@ class LatencySamples:
     complete: bool
     joules: float | None = None
     metered_s: float = 0.0
+    other_cpu: float | None = None
+    stolen_cpu: float | None = None
 
 
 def rotating(
@@ -128,6 +134,7 @@ def measure_interleaved(
     try:
         states = {name: _warm_up(run_once, protocol, clock) for name, run_once in runners.items()}
         block = 0
+        before, own = processor_seconds(), time.process_time()
         while waiting := [state for state in states.values() if not state.ended(protocol)]:
             for state in waiting:
                 if len(waiting) > 1:
@@ -135,10 +142,11 @@ def measure_interleaved(
                         state.query(clock)
                 state.timed_block(block, protocol.block_s, clock, meter)
                 block += 1
+        shares = other_work(before, processor_seconds(), time.process_time() - own)
     finally:
         if collecting:
             gc.enable()
-    return {name: state.result(protocol) for name, state in states.items()}
+    return {name: state.result(protocol, shares) for name, state in states.items()}
 
 
 @dataclass
@@ -183,7 +191,7 @@ class _State:
     def ended(self, protocol: Protocol) -> bool:
         return self.complete(protocol) or self.timed >= protocol.limit_s * 1e9
 
-    def result(self, protocol: Protocol) -> LatencySamples:
+    def result(self, protocol: Protocol, shares: tuple[float, float] | None) -> LatencySamples:
         return LatencySamples(
             np.asarray(self.samples, dtype=np.float64) / 1e6,
             np.asarray(self.blocks, dtype=np.int64),
@@ -194,6 +202,8 @@ class _State:
             complete=self.complete(protocol),
             joules=self.joules if self.metered_s else None,
             metered_s=self.metered_s,
+            other_cpu=None if shares is None else shares[0],
+            stolen_cpu=None if shares is None else shares[1],
         )
 
 
@@ -234,12 +244,7 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
     standard deviation over the mean; `p99_ms` is None below the number of queries that supports it
     (`stats.queries_to_claim`).
     """
-    samples = np.concatenate([part.samples_ms for part in parts])
-    process = np.repeat(np.arange(len(parts)), [len(part.samples_ms) for part in parts])
-    offsets = np.cumsum([0] + [int(part.blocks.max()) + 1 for part in parts])
-    blocks = np.concatenate(
-        [part.blocks + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
-    )
+    samples, blocks, process = joined(parts)
     p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))
     return {
         "p50_ms": percentile(samples, 50),
@@ -257,4 +262,24 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
         "warmup_runs": [part.warmup_runs for part in parts],
         "settled": all(part.settled for part in parts),
         "complete": all(part.complete for part in parts),
+        "other_cpu": _mean([part.other_cpu for part in parts]),
+        "stolen_cpu": _mean([part.stolen_cpu for part in parts]),
     }
+
+
+def joined(
+    parts: Sequence[LatencySamples],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Samples of all processes `[n]` in ms, their blocks `[n]` with numbers of their own, and their processes `[n]`."""
+    process = np.repeat(np.arange(len(parts)), [len(part.samples_ms) for part in parts])
+    offsets = np.cumsum([0] + [int(part.blocks.max()) + 1 for part in parts])
+    blocks = [
+        part.blocks + offset
+        for part, offset in zip(parts, offsets[:-1])  # noqa: B905  Python 3.9
+    ]
+    return np.concatenate([part.samples_ms for part in parts]), np.concatenate(blocks), process
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

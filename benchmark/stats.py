@@ -44,6 +44,20 @@ def percentile_intervals(
     Returns:
         For each of `qs` the 2.5th and 97.5th percentile of the resampled percentile, in the unit of the samples.
     """
+    draws = percentile_draws(samples, blocks, processes, qs, replicates=replicates, seed=seed)
+    return [interval_of(draws[:, column]) for column in range(len(qs))]
+
+
+def percentile_draws(
+    samples: NDArray[np.float64],
+    blocks: NDArray[np.int64],
+    processes: NDArray[np.int64],
+    qs: Sequence[float],
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
     rng = np.random.default_rng(seed)
     order = np.argsort(samples, kind="stable")
     block_names, block_of = np.unique(blocks, return_inverse=True)
@@ -56,8 +70,7 @@ def percentile_intervals(
     for replicate in range(replicates):
         weight = np.cumsum(times[replicate][block_ranked], dtype=np.int32)  # [n]
         found[replicate] = ranked[np.searchsorted(weight, wanted * weight[-1] - 1e-9)]
-    low, high = np.percentile(found, [2.5, 97.5], axis=0)
-    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return found
 
 
 def _draw_blocks(

@@ -13,14 +13,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
-from edgekd.files import cache_root, disk_errors, write_bytes
+from edgekd.files import cache_folder as folder_of
+from edgekd.files import disk_errors, write_bytes
+from edgekd.readers import map_array, read_array
 
 UNAUGMENTED = 0xFFFF
 """The view number of the plain image."""
@@ -28,6 +32,8 @@ UNAUGMENTED = 0xFFFF
 _SHARD_S = 60.0
 
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
+_INFINITE = np.uint16(0x7C00)
+"""The exponent of infinities and NaN in float16."""
 
 
 class EmbeddingCache:
@@ -55,15 +61,12 @@ class EmbeddingCache:
             if keys_path.name in self._seen:
                 continue
             self._seen.add(keys_path.name)
-            vectors_path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
             try:
-                keys = np.load(keys_path)
-                vectors = np.load(vectors_path, mmap_mode="r")
-                if keys.dtype != _KEY or vectors.shape != (len(keys), self.dim):
-                    raise ValueError("keys and vectors do not fit together")
-            except (OSError, ValueError, EOFError) as error:
+                keys, vectors = self._read(keys_path)
+            except EdgekdError as error:
                 warn(
-                    f"leaving out the damaged cache shard {keys_path} ({error}); its embeddings are computed again."
+                    f"leaving out the damaged cache shard {keys_path} ({error.message}); "
+                    "its embeddings are computed again."
                 )
                 continue
             shard = len(self._shards)
@@ -72,6 +75,21 @@ class EmbeddingCache:
                 zip(keys["image"].tolist(), keys["view"].tolist(), strict=True)
             ):
                 self._where[image, view] = (shard, row)
+
+    def _read(self, keys_path: Path) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """Keys and vectors of a shard; one that is damaged, or not finite, is an `EdgekdError`."""
+        keys = read_array(keys_path, "cache shard")
+        path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
+        shape = (len(keys) if keys.shape else 0, self.dim)
+        found = map_array(path, "cache shard", shape, np.float16)
+        if keys.dtype != _KEY or keys.ndim != 1:
+            raise EdgekdError(f"{keys_path} holds no keys.")
+        if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
+            raise EdgekdError(f"{path} holds values that are not finite.")
+        # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
+        size = path.stat().st_size
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        return keys, mapped[size - found.nbytes :].view(np.float16).reshape(shape)
 
     def __len__(self) -> int:
         return len(self._where)
@@ -179,4 +197,4 @@ def fill(
 
 def cache_folder() -> Path:
     """Where all embedding caches live."""
-    return cache_root() / "embeddings"
+    return folder_of("embeddings")

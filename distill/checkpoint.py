@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.job import Job
@@ -25,8 +25,9 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student
 from edgekd.distill.validate import source_accuracy
 from edgekd.distill.visual_bank import VisualBank
-from edgekd.errors import Stopped
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.files import write_bytes
+from edgekd.readers import read_torch
 
 
 class StopRequest:
@@ -134,16 +135,23 @@ class Checkpoint:
         if not self.path.exists():
             say("no checkpoint was written yet; starting from the first step")
             return 0
-        self._loaded = torch.load(self.path, map_location="cpu", weights_only=True)
-        student.load_state_dict(self._loaded["student"])
-        if self.visual is not None:
-            self.visual.load_state_dict(self._loaded["visual"])
-        torch.set_rng_state(self._loaded["rng"])
-        self.seconds_before = self._loaded["seconds"]
-        self.speed_before = self._loaded.get("speed", self.speed_before)
-        self.best_accuracy, self.best_step = self._loaded["best"]
-        say(f"resuming after step {self._loaded['done']}")
-        return int(self._loaded["done"])
+        self._loaded = read_torch(self.path, "checkpoint", "Train again with --overwrite.")
+        try:
+            student.load_state_dict(self._loaded["student"])
+            if self.visual is not None:
+                self.visual.load_state_dict(self._loaded["visual"])
+            torch.set_rng_state(self._loaded["rng"])
+            self.seconds_before = float(self._loaded["seconds"])
+            self.speed_before = self._loaded.get("speed", self.speed_before)
+            self.best_accuracy, self.best_step = self._loaded["best"]
+            done = int(self._loaded["done"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise EdgekdError(
+                f"The checkpoint {self.path} does not belong to this run.",
+                "Train again with --overwrite.",
+            ) from error
+        say(f"resuming after step {done}")
+        return done
 
     def restore_stage(self, optimizer: torch.optim.Optimizer, average: LastWeights) -> None:
         """Load what belongs to the stage that was interrupted."""

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import EmbeddingCache, fill
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.launch import Fabric
-from edgekd.distill.prompts import TextBank, templates_for
+from edgekd.distill.prompts import TextBank, templates_for, warn_of_like_classes
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.distill.visual_bank import VisualBank
@@ -84,9 +84,11 @@ def class_bank(
     described = run_descriptions(config, classes) if fabric.is_global_zero else None
     if config.descriptions and fabric.world_size > 1:
         described = fabric.broadcast(described)
-    return teacher.text_bank(
+    bank = teacher.text_bank(
         classes, templates_for(config.prompts or recipe.prompts, sources), described
-    ), described
+    )
+    warn_of_like_classes(bank)
+    return bank, described
 
 
 def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Descriptions | None:
@@ -96,7 +98,8 @@ def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Description
     assert config.out is not None
     more = read_vocabulary(config.vocabulary) if config.vocabulary else ()
     kept = config.out / DESCRIPTIONS_FILE if config.resume else None
-    return kept_descriptions(kept, config.descriptions, tuple(dict.fromkeys((*classes, *more))))
+    names = tuple(dict.fromkeys((*classes, *more)))
+    return kept_descriptions(kept, config.descriptions, names, may_run=not config.resume)
 
 
 def make_lessons(

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekd.config import TrainConfig, read_config
-from edgekd.console import is_main_process, say
+from edgekd.configs.train import TrainConfig, read_config
+from edgekd.console import is_main_process, say, shell_word
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
@@ -20,6 +20,7 @@ from edgekd.files import write_json
 from edgekd.folders import RUN, clear, free_name, growing
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
+from edgekd.unlabelled import with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 120
@@ -37,7 +38,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         out = config.out or _newest_unfinished()
         if (out / "run.json").exists():
             raise EdgekdError(
-                f"The run at {out} is finished.", "Export it: edgekd export " + str(out)
+                f"The run at {out} is finished.", "Export it: edgekd export " + shell_word(out)
             )
         if not (out / "config.json").is_file():
             raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
@@ -49,7 +50,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
+    _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
     start = config.pretrained
@@ -88,6 +91,22 @@ def settle(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=chosen)
 
 
+def uses_teacher(config: TrainConfig) -> bool:
+    """Whether the run needs a teacher at all."""
+    recipe = get_recipe(config.recipe, config.stages)
+    texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+    return texts or config.student == TEACHERS_TOWER
+
+
+def _check_teacher(config: TrainConfig) -> None:
+    """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
+    if config.data != "toy" and "teacher" not in config.model_fields_set and uses_teacher(config):
+        raise EdgekdError(
+            f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+        )
+
+
 def _absolute(spec: str) -> str:
     """A spec that names a file or folder, with its full path, so that the run can be used from another directory."""
     kind, colon, path = spec.rpartition(":")
@@ -101,15 +120,24 @@ def _absolute(spec: str) -> str:
 
 
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
-    """The images and the run's split: read back when a run is resumed, else made."""
+    """Load the images of a run.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+    """
     assert config.out is not None
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
     path = config.out / "split.json"
-    if config.resume and path.exists():
-        return images, read_split(path, images)
-    return images, run_split(config, images)
+    split = (
+        read_split(path, images) if config.resume and path.exists() else run_split(config, images)
+    )
+    if config.unlabelled or config.adapt:
+        return with_unlabelled(
+            images, split, config.unlabelled, config.unlabelled_images, config.adapt
+        )
+    return images, split
 
 
 @contextlib.contextmanager

@@ -21,11 +21,12 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import err, say
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher
 from edgekd.files import disk_errors, write_text
+from edgekd.readers import parse_json, read_text
 
 
 class Progress:
@@ -236,13 +237,13 @@ def _bar(extra: str) -> Bar:
 def _step_of(line: str) -> float:
     """The step a line of metrics.jsonl belongs to; of a torn line, one beyond all steps."""
     try:
-        return float(json.loads(line)["step"])
-    except ValueError:
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, "log of the run").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))

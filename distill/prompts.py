@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import tensor_facts, write_tensors
+from edgekd.files import write_tensors
+from edgekd.readers import printable, read_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 
@@ -78,23 +80,46 @@ class TextBank:
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`."""
-    with safe_open(path, framework="pt") as handle:
-        facts = tensor_facts(handle.metadata())
-        return TextBank(
+    """Load a bank written by `TextBank.write`.
+
+    Raises:
+        EdgekdError: missing, damaged, or arrays that do not fit together.
+    """
+    hint = "Train the run again with --overwrite."
+    tensors, facts = read_tensors(path, "text bank", hint)
+    try:
+        bank = TextBank(
             classes=_texts(facts["classes"]),
             templates=_texts(facts["templates"]),
-            vectors=handle.get_tensor("vectors"),
-            teacher_id=facts["teacher_id"],
+            vectors=tensors.pop("vectors"),
+            teacher_id=printable(facts["teacher_id"]),
             logit_scale=float(facts["logit_scale"]),
             described=facts.get("described") in (True, "1"),
-            **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
+            **tensors,
         )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(f"The text bank at {path} is damaged.", hint) from error
+    rows, dim = (*bank.vectors.shape, 0, 0)[:2]
+    centres = [centre for centre in (bank.image_centre, bank.text_centre) if centre is not None]
+    if (
+        not math.isfinite(bank.logit_scale)
+        or bank.vectors.shape != (len(bank.classes), dim)
+        or any(centre.shape != (dim,) for centre in centres)
+        or not all(
+            t.dtype == torch.float32 and t.isfinite().all() for t in (bank.vectors, *centres)
+        )
+        or any(
+            template.count("{}") != 1 for template in bank.templates if template != "precomputed"
+        )
+    ):
+        raise EdgekdError(f"The text bank at {path} is damaged: its {rows} rows do not fit.", hint)
+    return bank
 
 
 def _texts(value: str | list[str]) -> tuple[str, ...]:
     """A list of texts; files of edgekd 0.1 hold them as lines."""
-    return tuple(value.split("\n") if isinstance(value, str) else value)
+    texts = value.split("\n") if isinstance(value, str) else value
+    return tuple(printable(text) for text in texts)
 
 
 def readable(name: str) -> str:
@@ -150,6 +175,23 @@ def prompts_of(name: str, templates: Sequence[str], descriptions: Sequence[str] 
         if descriptions
         else plain
     )
+
+
+ALIKE = 0.999
+"""Cosine of two class vectors from which on the classes cannot be told apart."""
+
+
+def warn_of_like_classes(bank: TextBank) -> None:
+    """One line that names the classes whose text vectors are the same, or nearly so: one of each pair never wins."""
+    cosines = (bank.vectors @ bank.vectors.T).triu(diagonal=1)  # [C, C]
+    pairs = (cosines >= ALIKE).nonzero().tolist()
+    if pairs:
+        named = [f'"{bank.classes[a]}" and "{bank.classes[b]}"' for a, b in pairs]
+        more = f", and {len(named) - 5} more pairs" if len(named) > 5 else ""
+        warn(
+            f"the teacher reads these classes alike (text cosine from {ALIKE} on), so one of each pair can hardly win: "
+            f"{'; '.join(named[:5])}{more}. Bring them together, or name them apart in classes.txt."
+        )
 
 
 def warn_of_long_prompts(

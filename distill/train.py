@@ -21,7 +21,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say, set_rank
 from edgekd.data import ImageSet
 from edgekd.distill.checkpoint import Checkpoint, StopRequest
@@ -38,7 +38,7 @@ from edgekd.distill.plan import begin_folder, claimed, load_data, settle, total_
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import Sampler, make_sampler
+from edgekd.distill.restyle import restyle
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -46,15 +46,17 @@ from edgekd.distill.teaching import (
     batch_source,
     centre_projector,
     centred,
+    run_sampler,
+    say_zero_shot,
     start_head_at_texts,
     teacher_embedding,
+    without_strangers,
 )
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
 from edgekd.errors import EdgekdError, Stopped
 from edgekd.manifest import Run, read_run
-from edgekd.scarce import class_places
 from edgekd.split import Split
 
 
@@ -128,6 +130,8 @@ def _train_process(
         if teacher and texts
         else (None, None)
     )
+    if config.unlabelled_filter and not config.resume:
+        images, split = without_strangers(fabric, teacher, bank, images, split)
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
@@ -137,13 +141,15 @@ def _train_process(
     fabric.barrier()
     _say_plan(job)
 
-    sampler = run_sampler(config, images, split)
+    sampler = run_sampler(job)
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config, fabric)
     checkpoint.visual = lessons.visual
     resume_at = checkpoint.restore(student) if config.resume else 0
     if bank:
+        if resume_at == 0:
+            say_zero_shot(job, source)
         bank = centred(job, source)
         job = dataclasses.replace(job, bank=bank, lessons=lessons.in_space_of(bank))
     if resume_at == 0:
@@ -261,14 +267,6 @@ def _run_stage(
         raise checkpoint.stopped(done, steps)
 
 
-def run_sampler(config: TrainConfig, images: ImageSet, split: Split) -> Sampler:
-    """Which training images each step sees: the same number of every domain, and shots of unseen classes apart."""
-    is_shot = np.isin(
-        images.labels, class_places(images, config.unseen_classes if config.shots else ())
-    )
-    return make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
-
-
 def step_loss(
     job: Job, model: nn.Module, stage: Stage, raw: RawBatch
 ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
@@ -288,6 +286,8 @@ def step_loss(
         raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size
     )
     taught = teacher_embedding(raw, job.teacher, fabric.device)
+    if raw.restyle is not None:
+        views = restyle(views, raw.restyle)
     fields = job.lessons.fields(raw.indices, fabric.device)
     loss, values = stage_loss(
         fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields
@@ -384,13 +384,14 @@ def _stop_if_not_finite(
 
 def _say_plan(job: Job) -> None:
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
+    unlabelled = f"{len(split.unlabelled):,} unlabelled, " if split.unlabelled else ""
     unseen = (
         f"unseen domain {split.test_domain} ({len(split.ood_test):,})"
         if split.test_domain
         else "no unseen domain"
     )
     say(
-        f"data: {len(images.classes)} classes; {len(split.train):,} train, {len(split.val):,} val, "
+        f"data: {len(images.classes)} classes; {len(split.train):,} train, {unlabelled}{len(split.val):,} val, "
         f"{len(split.id_test):,} ID test; {unseen}"
     )
     stages = " → ".join(f"{stage.name} ({' + '.join(stage.terms)})" for stage in recipe.stages)

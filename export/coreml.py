@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, first_line
 from edgekd.export.build import Build, Written
 from edgekd.export.coreml_compress import (
     PALETTE_BITS,
@@ -38,6 +38,7 @@ from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, rea
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
 from edgekd.manifest import TensorSpec
+from edgekd.readers import parse_json, read_json
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
 
@@ -162,7 +163,7 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
             return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(
-            f"The student cannot be captured for Core ML ({_first_line(error)}).",
+            f"The student cannot be captured for Core ML ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -225,7 +226,7 @@ def convert(
         Exception
     ) as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
         raise EdgekdError(
-            f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
+            f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -276,7 +277,7 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    provenance = json.loads(build.metadata.get("provenance", "{}"))
+    provenance = parse_json(build.metadata.get("provenance", "{}"))
     what = (
         f"Classifies an image into {len(build.classes)} classes"
         if build.bank is None
@@ -306,7 +307,7 @@ def _make_reproducible(package: Path) -> None:
         spec = Model_pb2.Model()
         spec.ParseFromString(path.read_bytes())
         path.write_bytes(spec.SerializeToString(deterministic=True))
-    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(package / "Manifest.json", "manifest of the Core ML package")
     names = {
         name: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"]))
         for name, entry in manifest["itemInfoEntries"].items()
@@ -385,8 +386,3 @@ def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return (text or type(error).__name__).rstrip(".")[:200]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Collection
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgekd.console import say
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.manifest import Input, Precision, first_problem
+from edgekd.readers import read_toml
 
 FOLDER = Path(__file__).parent / "profiles"
 _CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")
@@ -77,6 +79,35 @@ class Profile(_Frozen):
         return self
 
 
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def follow_profile(config: Settings, names: Collection[str], *, cautions: bool = False) -> Settings:
+    """Return a configuration with what its `profile` says of those settings `names` that were not given; report both.
+
+    Args:
+        config: any with a field `profile`, a name or file; None leaves it as it is.
+        cautions: report what a measurement there must mind, too.
+    """
+    spec = getattr(config, "profile", None)
+    if spec is None:
+        return config
+    profile = load_profile(spec)
+    claims = {
+        name: claim for name in sorted(names) if (claim := getattr(profile, name)) is not None
+    }
+    used = {name: claim for name, claim in claims.items() if getattr(config, name) is None}
+    because = {str(name): profile.sources[source].named for name, source in profile.because.items()}
+    for name, claim in used.items():
+        say(f"{profile.name}: {name.replace('_', ' ')} {claim} ({because[name]})")
+    if not claims:
+        what = " or ".join(name.replace("_", " ") for name in sorted(names))
+        say(f"{profile.name}: sets no {what}; the device runs {profile.runtime}")
+    for caution in profile.cautions if cautions else ():
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].named})")
+    return config.model_copy(update=used)
+
+
 def profile_names() -> list[str]:
     """Profiles that come with edgekd."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -96,13 +127,9 @@ def load_profile(spec: str | Path) -> Profile:
                 f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names())
             )
     try:
-        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise EdgekdError(
-            f"{path} cannot be read.", "Name a profile, or a .toml file like those that ship."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(f"{path} is not TOML: {error}.", "Mend the file.") from error
+        return Profile.model_validate(
+            read_toml(path, "profile", "Name a profile, or a .toml file like those that ship.")
+        )
     except ValidationError as error:
         raise EdgekdError(
             f"{path} is not a profile: {first_problem(error)}.", "docs/devices.md shows one."

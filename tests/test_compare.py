@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare
 from edgekd.benchmark.latency import LatencySamples
-from edgekd.benchmark.markdown import markdown
-from edgekd.benchmark.report import print_table
+from edgekd.benchmark.report.contents import document
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.write import print_table
+from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.stats import ratio_interval
 from edgekd.errors import EdgekdError
 
@@ -53,7 +56,14 @@ def test_only_turns_that_have_a_partner_count() -> None:
         (one.key, 0): one.predict(np.stack([np.asarray(images.read(i)) for i in range(12)]))
         for one in (a, b)
     }
-    found = compare(a, b, [suite], logits, [samples(30, 2.0, 99.0)], [samples(10, 4.0, 0.0)])
+    timed = SimpleNamespace(subject="x", settled=True, cv=0.1, other_cpu=0.0, stolen_cpu=0.0)
+    parts = [samples(30, 2.0, 99.0)], [samples(10, 4.0, 0.0)]
+    found = compare(a, b, [suite], logits, *parts, (timed, timed))
+    assert found.withheld is None
+    unsettled = SimpleNamespace(**(vars(timed) | {"settled": False}))
+    noisy = compare(a, b, [suite], logits, *parts, (timed, unsettled))
+    assert "settled" in str(noisy.withheld)
+    assert "0.5" not in ratio_text(noisy)
     assert (found.p50_ratio, found.p50_ratio_ci95, found.turns) == (0.5, (0.5, 0.5), 10)
     [row] = found.accuracy
     assert (row.a, row.b, row.value, row.agreement) == (1.0, 0.5, 0.5, 0.5)
@@ -74,9 +84,9 @@ def test_in_the_report(
     assert (found.a, found.b) == ("onnxruntime-int8", "onnxruntime-fp32")
     assert found.p50_ratio == pytest.approx(1.5)
     assert [row.suite for row in found.accuracy] == ["id", "ood:photo", "ood:sketch"]
-    assert "**Latency A / B: 1.500 [" in markdown(report)
+    assert "Latency A / B: 1.500 [" in markdown(document(report))
     print_table(report)
-    assert "p50 A / B: 1.500" in capsys.readouterr().out
+    assert "Latency A / B: 1.500" in capsys.readouterr().out
 
 
 def test_artifacts_without_common_images_are_refused_at_once(tmp_path: Path) -> None:

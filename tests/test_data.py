@@ -270,6 +270,7 @@ def test_class_names_as_pairs(tmp_path: Path, make_domain_folder: Make) -> None:
     [
         ("tench\n", "names 1 classes, but there are 2"),
         ("tench\ntench\n", 'gives two classes the name "tench"'),
+        ("fire hydrant\nFire_hydrant\n", 'the name "fire hydrant" and "Fire_hydrant"'),
         ("n01\ttench\nn2\tshark\n", 'Did you mean "n02"?'),
         ("n01\ttench\nshark\n", "Line 2"),
         ("n01\ttench\nn01\tshark\n", 'names "n01" again'),
@@ -314,6 +315,58 @@ def test_csv_manifest(tmp_path: Path, make_domain_folder: Make) -> None:
     assert np.array_equal(
         np.asarray(images.read(2)), np.asarray(load_images(tmp_path / "store").read(2))
     )
+
+
+def test_one_file_however_it_is_spelled_is_one_image(
+    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_domain_folder(tmp_path, domains=(), count=1)
+    cat, dog = "cat/0000.png", "dog/0000.png"
+    spelled = [(cat, "cat"), (f"./{cat}", "cat"), (str(tmp_path / cat), "cat"), (dog, "dog")]
+    path = write_manifest(tmp_path / "m.csv", ("path", "label"), spelled)
+    assert load_images(path).ids == (cat, dog)
+    assert "2 rows of" in capsys.readouterr().err
+    for other, told in (
+        ((f"dog/../{cat}", "dog"), "Row 4"),
+        ((str(tmp_path / cat), "dog"), "Row 4"),
+    ):
+        write_manifest(path, ("path", "label"), [(cat, "cat"), (dog, "dog"), other])
+        message = str(refusal(path))
+        assert told in message
+        assert '"dog" after "cat"' in message
+
+
+@pytest.mark.parametrize("value", ["", "nan", "NaN", "<NA>"])
+@pytest.mark.parametrize("column", ["path", "label", "domain"])
+def test_a_row_without_a_value_is_refused_by_its_number(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    row = {"path": "a.png", "label": "dog", "domain": "x"}
+    rows = [tuple(row.values()), tuple((row | {column: value}).values())]
+    path = write_manifest(tmp_path / "m.csv", tuple(row), rows)
+    message = str(refusal(path))
+    assert "Row 3" in message
+    assert f"no {column}" in message
+
+
+def test_a_missing_label_of_a_parquet_file_is_no_class(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    assert "Row 2 of" in str(refusal(tmp_path / "m.parquet"))
+
+
+def test_classes_that_a_teacher_reads_alike_are_named(
+    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_images(
+        make_domain_folder(
+            tmp_path, domains=(), classes=("fire hydrant", "fire_hydrant", "cat"), count=1
+        )
+    )
+    assert '"fire hydrant", "fire_hydrant"' in capsys.readouterr().err
 
 
 def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgekd.config import TrainConfig
+import edgekd
+from edgekd.configs.train import TrainConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
 from edgekd.errors import EdgekdError
 
@@ -37,7 +39,24 @@ def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> No
     assert settled(prompts="photo").prompts == "photo"
     assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
     (tmp_path / "photos").mkdir()
-    assert settled(data="photos").prompts is None
+    assert settled(data="photos", teacher="toy").prompts is None
+
+
+def test_the_toy_teacher_is_for_other_images_only_by_name() -> None:
+    with pytest.raises(EdgekdError, match="No teacher was named for photos"):
+        settled(data="photos")
+    assert settled(data="photos", teacher="toy").teacher == "toy"
+    assert settled(data="photos", recipe="erm").teacher == "toy"  # which needs none
+    with pytest.raises(EdgekdError, match="No teacher was named"):
+        settled(data="photos", recipe="erm", student="teacher")
+    with pytest.raises(EdgekdError, match="No teacher was named"):
+        edgekd.evaluate(data="photos")
+    with pytest.raises(EdgekdError, match="No teacher was named"):
+        VlTrainConfig.load(**{"task": "ve", "data": "photos"})
+    assert (
+        VlTrainConfig.load(**{"task": "ve", "data": "photos", "control": "none"}).teacher == "toy"
+    )
+    assert VlTrainConfig.load(**{"task": "ve", "data": "photos", "teacher": "toy"}).data == "photos"
 
 
 def test_a_toy_run_without_shipped_weights_starts_from_random_ones_and_says_so(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +20,20 @@ from edgekd.benchmark.rescore import rescore
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.layouts import LAYOUTS, known_layout, unwrapped
+from edgekd.measure import parts_of
 from edgekd.split import make_split
 from edgekd.suites import (
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
     folder_suites,
+    hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
     unknown_suites,
 )
+from edgekd.trained import Trained, all_trained, read_trained, suite_kind
 from edgekd.unlabelled import load_unlabelled
 from edgekd.vocabulary import spoken_as
 
@@ -149,11 +155,154 @@ def test_a_subset_of_classes_and_its_clean_counterpart(tmp_path: Path) -> None:
 def test_images_the_run_trained_on_are_left_out(tmp_path: Path) -> None:
     root = paint(tmp_path, [f"{c}/{i}.png" for c in ANIMALS for i in range(3)])
     images = load_images(root)
-    [suite] = folder_suites("x", str(root), ANIMALS, trained_on=set(images.keys[:5]))
+    roles = dict.fromkeys(images.keys[:4], "train") | {images.keys[4]: "val"}
+    [suite] = folder_suites("x", str(root), ANIMALS, trained=Trained(roles))
     assert suite.indices.tolist() == list(range(5, 12))
-    assert suite.remarks == ("5 images left out, since the run trained or selected on them.",)
-    with pytest.raises(EdgekdError, match="All images of"):
-        folder_suites("x", str(root), ANIMALS, trained_on=set(images.keys))
+    assert suite.excluded == {"train": 4, "val": 1}
+    # 5 of 12: the domain trained, whatever it is called
+    assert (suite.name, suite.kind) == ("seen:x", "seen")
+    with pytest.raises(EdgekdError, match="has seen all images"):
+        folder_suites("x", str(root), ANIMALS, trained=Trained(dict.fromkeys(images.keys, "train")))
+
+
+FROM = Trained(
+    {}, frozenset({"art painting", "photo"}), frozenset({"sketch"}), frozenset({"quickdraw"})
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "overlap", "kind"),
+    [
+        ({"cartoon"}, {}, "ood"),
+        ({"quickdraw"}, {}, "ood"),
+        ({"photo"}, {}, "seen"),
+        ({"x", "Art_Painting"}, {}, "seen"),
+        ({"cartoon"}, {"train": 0.05}, "ood"),  # a few copies do not make a domain trained
+        ({"cartoon"}, {"train": 0.08, "val": 0.04}, "seen"),
+        ({"Sketch"}, {}, "adapted"),
+        ({"cartoon"}, {"unlabelled": 0.5}, "adapted"),
+        ({"sketch"}, {"train": 0.5}, "seen"),  # with labels goes before without
+        (set(), {}, "ood"),
+    ],
+)
+def test_how_a_domain_counts(names: set[str], overlap: dict[str, float], kind: str) -> None:
+    assert suite_kind(names, overlap, FROM) == kind
+
+
+def test_what_a_run_saw_is_read_from_its_split(tmp_path: Path) -> None:
+    images = domains_of_paint()
+    split = make_split(images, test_domain="photo", seed=3)
+    split.write(tmp_path / "split.json")
+    found = read_trained(tmp_path / "split.json")
+    assert (found.domains, found.left_out) == ({"art", "sketch"}, {"photo"})
+    assert found.excluded(images.keys) == {"train": len(split.train), "val": len(split.val)}
+    stored = json.loads((tmp_path / "split.json").read_text())
+    stored["roles"]["unlabelled"] = {"new.png": "f" * 32}
+    stored["unlabelled_domains"] = ["Photo"]
+    del stored["train_domains"]  # as older runs: the ids say "all/…", which is no domain here
+    (tmp_path / "split.json").write_text(json.dumps(stored))
+    found = read_trained(tmp_path / "split.json")
+    assert (found.roles["f" * 32], found.unlabelled_domains) == ("unlabelled", {"photo"})
+    both = all_trained([found, Trained({"f" * 32: "train"}, frozenset({"art"}))])
+    assert both.roles["f" * 32] == "train"
+    stored["roles"] = []
+    (tmp_path / "split.json").write_text(json.dumps(stored))
+    with pytest.raises(EdgekdError, match="damaged"):
+        read_trained(tmp_path / "split.json")
+
+
+def test_a_style_seen_without_labels_is_no_unseen_domain() -> None:
+    images = domains_of_paint()
+    split = make_split(images, test_domain="photo", seed=3)
+    shown = [images.keys[i] for i in split.ood_test[:3]]
+    trained = Trained(dict.fromkeys(shown, "unlabelled"), unlabelled_domains=frozenset({"photo"}))
+    [*_, suite] = split_suites(images, split, None, trained)
+    assert (suite.name, suite.kind) == ("adapted:photo", "adapted")
+    assert suite.indices.tolist() == split.ood_test[3:].tolist()
+    assert suite.excluded == {"unlabelled": 3}
+
+
+def test_domains_that_trained_are_seen_and_the_others_unseen(tmp_path: Path) -> None:
+    """All of a run's data given once more: what trained goes, what is left is called by what it is."""
+    root = paint(tmp_path / "d", tree(("art", "photo", "sketch"), ("cat", "dog"), 20))
+    images = load_images(root)
+    split = make_split(images, test_domain="sketch", seed=0)
+    split.write(tmp_path / "split.json")
+    trained = read_trained(tmp_path / "split.json")
+    suites = {
+        suite.name: suite
+        for suite in folder_suites("d", str(root), ("cat", "dog"), trained=trained)
+    }
+    assert list(suites) == ["seen:d/art", "seen:d/photo", "ood:d/sketch"]
+    left = np.concatenate([suites["seen:d/art"].indices, suites["seen:d/photo"].indices])
+    assert sorted(left) == split.id_test.tolist()
+    assert suites["ood:d/sketch"].indices.tolist() == split.ood_test.tolist()
+    # A new folder of one of them, whose images nobody has seen, goes by its name.
+    new = paint(
+        tmp_path / "new" / "Photo", [f"{c}/n{i}.jpg" for c in ("cat", "dog") for i in range(3)]
+    )
+    [suite] = folder_suites("x", str(new), ("cat", "dog"), trained=trained)
+    assert (suite.name, suite.excluded) == ("seen:x", {})
+
+
+def test_a_domain_of_nothing_but_training_images_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = paint(tmp_path / "d", tree(("art", "photo"), ("cat", "dog")))
+    images = load_images(root)
+    gone = Trained(
+        {key: "train" for key, d in zip(images.keys, images.domain_of, strict=True) if d == 0}
+    )
+    assert [one.name for one in folder_suites("d", str(root), ("cat", "dog"), trained=gone)] == [
+        "ood:d/photo"
+    ]
+    assert "seen:d/art" in capsys.readouterr().err
+
+
+def test_the_part_that_each_image_has_in_a_run(tmp_path: Path) -> None:
+    root = paint(tmp_path / "d", tree(("art", "photo", "sketch"), ("cat", "dog"), 20))
+    images = load_images(root)
+    split = make_split(images, test_domain="sketch", seed=0)
+    split.write(tmp_path / "split.json")
+    run: Any = SimpleNamespace(folder=tmp_path, run=SimpleNamespace(classes=("cat", "dog")))
+    own = {name: indices.tolist() for name, indices in parts_of(run, images, None)}
+    assert own == {
+        "train": split.train.tolist(), "val": split.val.tolist(), "test": split.id_test.tolist(),
+        "unseen": split.ood_test.tolist(),
+    }  # fmt: skip
+    # New images of a domain that trained, of another domain, and of a class that did not train.
+    names = [
+        "photo/cat/n.jpg",
+        "photo/dog/n.jpg",
+        "quickdraw/cat/n.jpg",
+        "quickdraw/dog/n.jpg",
+        "photo/cow/n.jpg",
+    ]
+    paint(tmp_path / "n", names)
+    other = load_images(tmp_path / "n")
+    found = {name: [other.ids[i] for i in indices] for name, indices in parts_of(run, other, "n")}
+    assert {name: sorted(ids) for name, ids in found.items()} == {
+        "test": sorted(names[:2]), "unseen": sorted(names[2:]),
+    }  # fmt: skip
+
+
+def test_a_hold_out_is_one_suite_of_its_own_kind(tmp_path: Path) -> None:
+    root = paint(tmp_path / "hold", tree(("art", "photo"), ("cat", "dog")))
+    images = load_images(root)
+    trained = Trained(
+        {images.keys[0]: "val"}, frozenset({"art", "photo"}), left_out=frozenset({"sketch"})
+    )
+    suite = hold_out_suite("mine", str(root), ANIMALS, trained=trained)
+    assert (suite.name, suite.kind, len(suite.indices)) == ("test:mine", "test", 7)
+    assert suite.excluded == {"val": 1}
+    assert "out of the 4 known" in suite.remarks[0]
+    flat = paint(tmp_path / "Sketch", ["cat/0.png", "dog/1.png"])
+    with pytest.raises(EdgekdError, match="did not train") as caught:
+        hold_out_suite("x", str(flat), ANIMALS, trained=trained)
+    assert "--ood x=" in caught.value.hint
+    alone = paint(tmp_path / "other", tree(("sketch",), ("cat", "dog")))
+    with pytest.raises(EdgekdError, match='The domain "sketch"'):
+        hold_out_suite("x", str(alone), ANIMALS, trained=trained)
 
 
 def test_of_a_split_folder_only_the_test_part_counts(tmp_path: Path) -> None:
@@ -205,7 +354,9 @@ def test_unknown_images_are_set_against_the_id_images(tmp_path: Path) -> None:
     images = load_unlabelled(
         paint(tmp_path / "others", ["piano/0.png", "photo/flute/0.png", "1.png"])
     )
-    [suite] = unknown_suites("music", images, inside, ANIMALS, trained_on={images.keys[0]})
+    [suite] = unknown_suites(
+        "music", images, inside, ANIMALS, trained=Trained({images.keys[0]: "train"})
+    )
     assert (suite.name, suite.kind, suite.base, suite.run) == (
         "unknown:music",
         "unknown",
@@ -301,7 +452,9 @@ def test_a_lone_artifact_finds_the_split_of_its_run_again() -> None:
     }  # fmt: skip
     own = {suite.name: suite.indices.tolist() for suite in split_suites(images, split, None)}
     assert list(own) == ["id", "val", "ood:photo"]
-    assert {suite.name: suite.indices.tolist() for suite in lone_suites(images, source)} == own
+    assert {suite.name: suite.indices.tolist() for suite in lone_suites(images, source)[0]} == own
+    # Its training images are known as well, for suites of other folders.
+    assert set(lone_suites(images, source)[1].roles.values()) == {"train", "val"}
 
 
 def test_a_lone_artifact_on_other_images_calls_its_training_domains_seen() -> None:
@@ -312,12 +465,13 @@ def test_a_lone_artifact_on_other_images_calls_its_training_domains_seen() -> No
         "test_domain": "photo",
         "train_domains": ["art", "sketch"],
     }
-    suites = lone_suites(images, source)
+    suites, said = lone_suites(images, source)
+    assert (said.domains, said.left_out) == ({"art", "sketch"}, {"photo"})
     assert [(suite.name, suite.kind) for suite in suites] == [
         ("seen:art", "seen"), ("ood:photo", "domain"), ("seen:sketch", "seen"),
     ]  # fmt: skip
     assert "training images may be among these" in suites[0].remarks[0]
-    unsaid = lone_suites(images, {})
+    unsaid, _ = lone_suites(images, {})
     assert [suite.name for suite in unsaid] == ["ood:art", "ood:photo", "ood:sketch"]
     assert all("does not say" in suite.remarks[0] for suite in unsaid)
 
@@ -350,6 +504,11 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
     [row] = report.cue_conflicts
     assert (row.n, row.shape, row.texture, row.shape_bias) == (4, 0.5, 0.25, pytest.approx(2 / 3))
     assert rescore(tmp_path / "out").cue_conflicts == report.cue_conflicts
+    shown = Trained({suite.images.keys[suite.indices[0]]: "train"})
+    fewer = cue_conflict_suite("texture-shape", str(root), ANIMALS, trained=shown)
+    assert (len(fewer.indices), fewer.excluded) == (3, {"train": 1})
+    assert fewer.texture is not None
+    assert len(fewer.texture) == 3
     paint(root, ["cat/cat7.png"])
     with pytest.raises(EdgekdError, match="does not follow the file names"):
         cue_conflict_suite("texture-shape", str(root), ANIMALS)
@@ -384,7 +543,7 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert teacher.mce == pytest.approx(1.0)
     lines = (tmp_path / "out" / "corruptions.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 75
-    assert '"r","torch",snow,5,10,0.500000' in lines
+    assert "r,torch,snow,5,10,0.500000" in lines
     assert rescore(tmp_path / "out").corruptions == report.corruptions
     assert "corruption:" not in (tmp_path / "out" / "report.md").read_text()
 

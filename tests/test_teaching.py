@@ -14,7 +14,7 @@ from torch import nn
 
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Stage, get_recipe
-from edgekd.distill.teaching import centred
+from edgekd.distill.teaching import centred, near_chance, say_zero_shot
 from edgekd.distill.terms import TermSpec
 from edgekd.distill.train import stage_loss
 
@@ -66,6 +66,52 @@ def test_embeddings_that_spread_out_are_left_as_they_are_unless_told_otherwise()
 def test_the_user_and_the_recipe_can_say_no() -> None:
     assert bank_of(CONE_LIKE, centre=False).text_centre is None
     assert bank_of(CONE_LIKE, recipe="clip-mse").text_centre is None
+
+
+def zero_shot_said(answers: list[int], labels: list[int]) -> None:
+    """Print the check of a teacher of ten classes that names `answers` for training images with `labels`."""
+    eye = np.eye(10, dtype=np.float32)
+    bank = TextBank(tuple("abcdefghij"), ("{}",), torch.eye(10), "0123", 10.0)
+    table = eye[answers]
+    job: Any = SimpleNamespace(
+        fabric=SimpleNamespace(is_global_zero=True, device="cpu"),
+        images=SimpleNamespace(labels=np.asarray(labels)),
+        split=SimpleNamespace(train=np.arange(len(labels))),
+        teacher="some",
+        bank=bank,
+    )
+    source: Any = SimpleNamespace(embeddings=lambda indices, views: table[indices])
+    say_zero_shot(job, source)
+
+
+def test_the_teachers_zero_shot_accuracy_is_said_and_near_chance_is_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = [0] * 30 + list(range(1, 10)) + [-1] * 7  # unlabelled images are no part of it
+    zero_shot_said([0] * 30 + list(range(1, 10)) + [3] * 7, labels)
+    said = capsys.readouterr().err
+    assert "100.0 % on 39 training images" in said
+    assert "chance is 10.0 %" in said
+    assert "warning" not in said
+    # Always the most frequent class: 77 % of the images, and chance as a mean over classes.
+    zero_shot_said([0] * 46, labels)
+    said = capsys.readouterr().err
+    assert "10.0 % on 39" in said
+    assert "warning" in said
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "chance", "near"),
+    [
+        (0.52, 0.5, True),
+        (0.6, 0.5, False),
+        (0.2, 1 / 7, True),
+        (0.3, 1 / 7, False),
+        (0.01, 0.001, False),
+    ],
+)
+def test_near_chance(accuracy: float, chance: float, near: bool) -> None:
+    assert near_chance(accuracy, chance) is near
 
 
 def test_vlm_ood_is_centred_but_not_in_the_teachers_own_tower() -> None:

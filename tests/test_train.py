@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
+from edgekd.data import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate
 from edgekd.distill.load import load_run
@@ -744,3 +745,122 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
     assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Path:
+    """Six pictures without labels."""
+    (tmp_path / "camera").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(77 + number).integers(0, 255, (32, 40, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "camera" / f"{number}.png")
+    return tmp_path / "camera"
+
+
+@pytest.mark.parametrize("recipe", ["kd", "vl2v-adip", "vlm-ood", "lgd", "edgekd"])
+def test_unlabelled_images_train_beside_labelled_ones(
+    run: Trainer, camera: Path, recipe: str
+) -> None:
+    made = run(recipe=recipe, unlabelled=[str(camera)], augment="restyle", bn="frozen")
+    folder = folder_of(made)
+    stored = json.loads((folder / "split.json").read_text())
+    assert sorted(stored["roles"]["unlabelled"]) == [f"{number}.png" for number in range(6)]
+    assert stored["unlabelled_domains"] == ["camera"]
+    _, split = load_run(folder).data()
+    assert len(split.unlabelled) == 6
+    assert made.split_hash == stored["hash"]
+
+
+def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
+    run: Trainer, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"recipe": "kd", "unlabelled": [str(camera)], "augment": "restyle"}
+    whole = folder_of(run(**settings, out=tmp_path / "whole"))
+    original, calls = training.step_loss, []
+
+    def killed(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "step_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(**settings)
+    monkeypatch.setattr(training, "step_loss", original)
+    again = train(TrainConfig(out=tmp_path / "run", resume=True))
+    assert same_weights(whole, folder_of(again))
+
+
+def test_a_recipe_of_labels_alone_refuses_unlabelled_images(run: Trainer, camera: Path) -> None:
+    with pytest.raises(EdgekdError, match="unlabelled images are of no use"):
+        run(recipe="erm", unlabelled=[str(camera)])
+
+
+def test_few_unlabelled_images_are_said_to_be_few(
+    run: Trainer, camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(recipe="kd", unlabelled=[str(camera)], unlabelled_share=0.9, steps=1)
+    assert "6 images for the 7 places" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_of_nothing_known_can_be_left_out(
+    run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.distill import teaching
+
+    original = teaching.plain_embeddings
+
+    def clear_cut(
+        fabric: Any, teacher: ClipTeacher, images: ImageSet, indices: np.ndarray
+    ) -> torch.Tensor:
+        """Every labelled image and two of the unlabelled ones lie at a text."""
+        found = original(fabric, teacher, images, indices)
+        texts = teacher.embed_texts(["a photo of a cat", "a photo of a dog"])
+        for row, index in enumerate(indices):
+            known = images.labels[index] >= 0 or images.ids[index] in ("1.png", "4.png")
+            found[row] = (
+                texts[index % 2]
+                if known
+                else texts[0] / texts[0].norm() + texts[1] / texts[1].norm()
+            )
+        return found
+
+    monkeypatch.setattr(teaching, "plain_embeddings", clear_cut)
+    made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
+    _, split = load_run(folder_of(made)).data()
+    assert set(split.unlabelled) == {"1.png", "4.png"}
+    assert "4 of 6 images left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_black_box_must_know_the_unlabelled_images(
+    run: Trainer, base: dict[str, Any], camera: Path, tmp_path: Path
+) -> None:
+    from edgekd.api import missing_embeddings
+
+    images = load_images(base["data"])
+    rng = np.random.default_rng(0)
+
+    def box(ids: tuple[str, ...]) -> str:
+        np.savez(
+            tmp_path / "box.npz",
+            image_ids=np.array(ids),
+            image_vectors=rng.normal(size=(len(ids), 8)).astype(np.float32),
+            class_names=np.array(images.classes),
+            text_vectors=rng.normal(size=(2, 8)).astype(np.float32),
+        )
+        return f"embeddings:{tmp_path / 'box.npz'}"
+
+    settings = {"recipe": "kd", "unlabelled": [str(camera)]}
+    spec = box((*images.ids, "0.png", "1.png"))
+    with pytest.raises(EdgekdError, match="4 of 54 images") as caught:
+        run(**settings, teacher=spec)
+    assert "edgekd list missing" in str(caught.value.hint)
+    assert missing_embeddings(spec, data=base["data"], unlabelled=[str(camera)]) == [
+        f"{number}.png" for number in range(2, 6)
+    ]
+    run(
+        **settings,
+        overwrite=True,
+        teacher=box((*images.ids, *(f"{number}.png" for number in range(6)))),
+    )

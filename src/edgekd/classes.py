@@ -9,35 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.configs.export import AddClassConfig
 from edgekd.console import warn
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors
 from edgekd.images import UnreadableImage, decode
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.readers import printable, read_array
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.bank_change import change_bank
 from edgekd.targets.new_class import add_by_images, provenance
 
 
-def add(
-    folder: Path,
-    name: str,
-    *,
-    images: Sequence[Path] = (),
-    text_vector: Path | None = None,
-    teacher: str | None = None,
-    descriptions: str | None = None,
-) -> Artifact:
-    """See `edgekd.api.add_class`."""
-    if descriptions and (images or text_vector is not None):
-        raise EdgekdError(
-            "Descriptions stand behind the class's name, and its name is not asked.",
-            "Leave them out.",
-        )
-    if bool(images) + (text_vector is not None) + (teacher is not None) > 1:
-        raise EdgekdError(
-            "A class comes from one source.", "Give --images, --text-vector or --teacher."
-        )
+def add(config: AddClassConfig) -> Artifact:
+    """Add a class to an artifact; see `edgekd.add_class`."""
+    folder, name = config.artifact, printable(config.name)
     artifact = read_artifact(folder)
     if artifact.bank is None:
         raise EdgekdError(
@@ -45,23 +31,23 @@ def add(
             "Export with --head embedding.",
         )
     with disk_errors(folder):
-        if images:
-            _from_images(folder, name, images)
+        if config.images:
+            _from_images(folder, name, config.images)
         else:
             bank = read_bank(folder / artifact.bank)
-            if text_vector is not None:
+            if config.text_vector is not None:
                 vector, how = (
-                    bank.of_text(_read_vector(text_vector)),
-                    provenance("text vector", file=text_vector.name),
+                    bank.of_text(_read_vector(config.text_vector)),
+                    provenance("text vector", file=config.text_vector.name),
                 )
             else:
-                vector, how = _from_teacher(bank, name, teacher, descriptions)
+                vector, how = _from_teacher(bank, name, config.teacher, config.descriptions)
             change_bank(folder, lambda current: current.with_class(name, vector, how))
     return read_artifact(folder)
 
 
 def remove(folder: Path, name: str) -> Artifact:
-    """See `edgekd.api.remove_class`."""
+    """Remove a class that was added; see `edgekd.remove_class`."""
     read_artifact(folder)
     with disk_errors(folder):
         change_bank(folder, lambda bank: bank.without_class(name))
@@ -113,13 +99,8 @@ def _from_teacher(
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
     """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise EdgekdError(
-            f"{path} is no readable .npy file.", "Write it with numpy.save."
-        ) from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.ndim not in (1, 2):
+    found = read_array(path, "text vector", "Write it with numpy.save.")
+    if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(
             f"{path} holds no vector of floats.",
             "Write [D], or [prompts, D], with numpy.save into a .npy file.",

@@ -62,3 +62,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f'Did you mean "{close[0]}"?'
     return "Known: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "") + "."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text (at most 200 characters, no full stop), or its type."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip() if lines else type(error).__name__).rstrip(".")[:200]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.pixels import PixelStore, store_side
@@ -20,8 +21,10 @@ from edgekd.distill.retrieval import retrieval_scores
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.likeness import accuracy_rows, own_teacher, teacher_vectors
+from edgekd.likeness import Parts, accuracy_rows, own_teacher, teacher_vectors
+from edgekd.measure import trained_of
 from edgekd.scarce import left_to_test, take_shots
+from edgekd.trained import Trained
 
 Keys = Literal["student", "teacher"]
 """Whose embeddings of the few images are kept."""
@@ -115,6 +118,24 @@ def cached_scores(
     return retrieval_scores(queries, cached, labels, len(classes), texts).numpy()
 
 
+def without_trained(images: ImageSet, trained: Trained) -> ImageSet:
+    """The images whose content training has not seen; the others are counted aloud.
+
+    Raises:
+        EdgekdError: none is left.
+    """
+    kept = np.flatnonzero([key not in trained.roles for key in images.keys])
+    if len(kept) == len(images):
+        return images
+    if not len(kept):
+        raise EdgekdError(
+            f"The run has seen all images of {images.name} in training.",
+            "Give images that it did not see.",
+        )
+    warn(f"{len(images) - len(kept)} images of {images.name} are left out: the run has seen them.")
+    return images.at(kept)
+
+
 def few_rows(
     loaded: LoadedRun, data: str | None, count: int, keys: str = "student"
 ) -> list[dict[str, Any]]:
@@ -135,6 +156,8 @@ def few_rows(
     if keys not in get_args(Keys):
         raise EdgekdError(f'There are no keys of a "{keys}".', did_you_mean(keys, get_args(Keys)))
     images = load_images(data or loaded.run.data)
+    if data:
+        images = without_trained(images, trained_of([loaded]))
     classes = images.classes if data else loaded.config.unseen_classes
     known = [name for name in classes if name in loaded.run.classes]
     if not classes or known:
@@ -149,10 +172,11 @@ def few_rows(
     asked = images.at(left).of_classes(classes)
     everything = np.arange(len(asked))
     texts = new_vectors(loaded, classes) if can_zero_shot(loaded) else None
-    rows = []
+    rows: list[dict[str, Any]] = []
+    parts: Parts = [("unseen", everything)]
     if texts is not None:
         rows += accuracy_rows(
-            "zero-shot", student_scores(loaded, asked, everything, texts), asked, everything
+            "zero-shot", student_scores(loaded, asked, everything, texts), asked, everything, parts
         )
     scores = cached_scores(loaded, images, shots, left, classes, texts, cast(Keys, keys))
-    return rows + accuracy_rows("retrieval", scores, asked, everything)
+    return rows + accuracy_rows("retrieval", scores, asked, everything, parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, sweep
+from edgekd.readers import read_json
 
 LOCK = ".running.lock"
 """In a folder that grows while it is written: a run, a study."""
@@ -264,8 +264,8 @@ def _holds_anything(folder: Path) -> bool:
 def _fields(marker: Path) -> dict[str, Any]:
     """The fields of a marker that is a JSON object; none of anything else."""
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(marker, "marker of a folder")
+    except EdgekdError:
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekd.benchmark.accuracy import columns_among
 from edgekd.benchmark.agreement import (
     angle_degrees,
     m_neigh,
@@ -20,17 +21,18 @@ from edgekd.benchmark.agreement import (
     squared_distance,
 )
 from edgekd.benchmark.metrics import macro, top1
+from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.console import warn
-from edgekd.data import ImageSet
+from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict
+from edgekd.distill.predict import pixel_batches, predict_all, student_predict, teacher_predict
 from edgekd.distill.probe import probe_scores, student_vectors
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.measure import suites_of
+from edgekd.measure import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
 
 Scores = NDArray[np.float32]
@@ -68,24 +70,69 @@ def image_bank(
     return teacher.text_bank(images.classes, templates, described)
 
 
+Parts = Sequence[tuple[str | None, NDArray[np.int64]]]
+"""(part of a run, indices of its images); see `edgekd.measure.parts_of`. The part of images without a run is None."""
+
+
 def accuracy_rows(
-    subject: str, scores: NDArray[np.float32], images: ImageSet, indices: NDArray[np.int64]
+    subject: str,
+    scores: NDArray[np.float32],
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    parts: Parts,
 ) -> list[dict[str, Any]]:
-    """Top-1 and macro accuracy per domain of scores `[len(indices), C]`."""
+    """Top-1 and macro accuracy per part and domain of scores `[len(indices), C]`."""
     rows = []
-    for d, domain in enumerate(images.domains):
-        here = images.domain_of[indices] == d
-        if here.any():
-            labels = images.labels[indices][here]
-            rows.append(
-                {
-                    "subject": subject,
-                    "domain": domain,
-                    "n": int(here.sum()),
-                    "top1": top1(scores[here], labels),
-                    "macro": macro(scores[here], labels),
-                }
-            )
+    for part, members in parts:
+        inside = np.isin(indices, members)
+        for d, domain in enumerate(images.domains):
+            here = inside & (images.domain_of[indices] == d)
+            if here.any():
+                labels = images.labels[indices][here]
+                rows.append(
+                    {
+                        "subject": subject,
+                        "domain": domain,
+                        "part": part,
+                        "n": int(here.sum()),
+                        "top1": top1(scores[here], labels),
+                        "macro": macro(scores[here], labels),
+                    }
+                )
+    return rows
+
+
+def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Return the accuracies of a teacher's zero-shot classifier on any images, and of a run's student."""
+    images = loaded.images() if loaded and not config.data else load_images(config.data or "toy")
+    spec = config.teacher or (loaded.run.teacher if loaded else "toy")
+    everything = np.arange(len(images))
+    parts: Parts = parts_of(loaded, images, config.data) if loaded else [(None, everything)]
+    rows: list[dict[str, Any]] = []
+    bank = None
+    if spec != "none":
+        model = load_teacher(spec)
+        bank = image_bank(loaded, model, images, config.prompts, config.descriptions)
+        if isinstance(model, ClipTeacher):
+            scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
+        else:
+            scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
+        rows += accuracy_rows("teacher", scores, images, everything, parts)
+    if loaded:
+        vectors, columns = loaded.vectors, list(range(len(images.classes)))
+        unknown = not set(images.classes) <= set(loaded.run.classes)
+        space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
+        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+            # In the space the student learned, which may be the teacher's less its common part.
+            vectors = dataclasses.replace(
+                space, text_centre=loaded.bank.text_centre if loaded.bank else None
+            ).head
+        else:
+            columns = columns_among(loaded.run.classes, images.classes, "the student").tolist()
+        scores = predict_all(
+            student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess
+        )
+        rows += accuracy_rows("student", scores[:, columns], images, everything, parts)
     return rows
 
 
@@ -94,8 +141,11 @@ def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
     images, split = loaded.data()
     test = np.concatenate([split.id_test if len(split.id_test) else split.val, split.ood_test])
     scores = probe_scores(loaded.student, images, split.train, test)
+    parts = parts_of(loaded, images, None)
     return [
-        row for kind, found in scores.items() for row in accuracy_rows(kind, found, images, test)
+        row
+        for kind, found in scores.items()
+        for row in accuracy_rows(kind, found, images, test, parts)
     ]
 
 
@@ -116,6 +166,7 @@ def agreement_rows(
         if suite.name == "val":  # there for temperatures alone
             continue
         images, indices = suite.images, suite.indices
+        part = {"ood": "unseen", "adapted": "adapted"}.get(suite.name.partition(":")[0], "test")
         if set(images.classes) != set(run.classes):
             raise EdgekdError("These images have other classes than the run.", "Leave --data out.")
         bank = image_bank(loaded, model, images, None, None)
@@ -129,7 +180,12 @@ def agreement_rows(
                 here = images.domain_of[indices] == d
                 if here.any():
                     own = embeddings[here] if embeddings is not None and comparable else None
-                    place = {"subject": subject, "domain": domain, "n": int(here.sum())}
+                    place = {
+                        "subject": subject,
+                        "domain": domain,
+                        "part": part,
+                        "n": int(here.sum()),
+                    }
                     rows.append(place | _compare(scores[here], texts[here], own, aimed_at[here]))
     return rows
 

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.console import say
-from edgekd.data import load_images
+from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import read_json
 from edgekd.manifest import read_artifact
 from edgekd.split import read_split
-from edgekd.subjects import distinct, lone_artifact, run_of, subjects_of
+from edgekd.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
 from edgekd.suites import (
     CORRUPTION_IMAGES,
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
     folder_suites,
+    hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
     unknown_suites,
+)
+from edgekd.trained import (
+    SEEN_IN,
+    SuiteKind,
+    Trained,
+    all_trained,
+    read_trained,
+    suite_kind,
+    trained_of_source,
 )
 from edgekd.unlabelled import load_unlabelled
 from edgekd.vocabulary import spoken_as
@@ -37,40 +50,67 @@ COMPUTED = ("corruptions",)
 
 
 def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
-    """The run's own ID and OOD test images; with other `data`, every domain of it as an OOD suite."""
-    images = loaded.images(data)
+    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it."""
+    images, trained = loaded.images(data), trained_of([loaded])
     try:
         split = read_split(loaded.folder / "split.json", images)
     except EdgekdError:
         if data is None:
             raise
         say(
-            f"{images.name} is not the data of this run: all of its images are tests, each domain is an OOD suite"
+            f"{images.name} is not the data of this run: each of its domains is a suite, without what the run has seen"
         )
-        return _foreign(data, loaded, run)
-    return split_suites(images, split, run)
+        return _foreign(data, loaded, trained, run)
+    return split_suites(images, split, run, trained)
 
 
-def _foreign(data: str, loaded: LoadedRun, run: str | None) -> list[Suite]:
-    """Every domain of images that the run was not split on; what it trained on all the same is left out."""
+def _foreign(data: str, loaded: LoadedRun, trained: Trained, run: str | None) -> list[Suite]:
+    """Every domain of images that the run was not split on."""
     images = load_images(data)
-    suites = folder_suites(
-        images.name, data, loaded.run.classes, trained_on=trained_on([loaded]), run=run
-    )
+    suites = folder_suites(images.name, data, loaded.run.classes, trained=trained, run=run)
     # Domains are called by their own names here, as there is only one set of images.
+    return [replace(suite, name=suite.name.replace(f":{images.name}/", ":", 1)) for suite in suites]
+
+
+def trained_of(runs: Sequence[LoadedRun]) -> Trained:
+    """What the runs have seen in training, all together."""
+    return all_trained([read_trained(loaded.folder / "split.json") for loaded in runs])
+
+
+_PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "unseen"}
+
+
+def parts_of(
+    loaded: LoadedRun, images: ImageSet, data: str | None
+) -> list[tuple[str, NDArray[np.int64]]]:
+    """Indices of images by the part that they have in the run: train, val, unlabelled, test, adapted, unseen, unused.
+
+    `test` are the run's own test images and others of domains that trained, `adapted` those of domains that it saw
+    without labels, `unseen` images of other domains or classes; `unused` are images of the run's data in no part of
+    its split.
+    """
+    stored = read_json(loaded.folder / "split.json", "split")
+    trained = trained_of([loaded])
+    left_out = suite_kind({stored["test_domain"] or ""}, {}, trained)
+    part = dict.fromkeys(stored["roles"]["ood_test"].values(), _PART_OF[left_out])
+    part |= dict.fromkeys(stored["roles"]["id_test"].values(), "test")
+    part |= trained.roles
+    of_domain = []
+    for d, domain in enumerate(images.domains):
+        keys = [images.keys[i] for i in np.flatnonzero(images.domain_of == d)]
+        overlap = {role: n / len(keys) for role, n in trained.excluded(keys).items()}
+        names = {images.name} if images.domains == ("all",) else {domain}
+        of_domain.append(_PART_OF[suite_kind(names, overlap, trained)])
+    found = []
+    for index, key in enumerate(images.keys):
+        known = images.classes[images.labels[index]] in loaded.run.classes
+        other = "unused" if data is None else of_domain[images.domain_of[index]]
+        found.append(part.get(key, other if known else "unseen"))
     return [
-        replace(suite, name=suite.name.replace(f"ood:{images.name}/", "ood:", 1))
-        for suite in suites
+        (name, np.flatnonzero([one == name for one in found]))
+        for name in (*SEEN_IN, *_PART_OF.values(), "unused")
+        if name in found
     ]
-
-
-def trained_on(runs: Sequence[LoadedRun]) -> set[str]:
-    """Content keys of the training and validation images of the runs."""
-    keys: set[str] = set()
-    for loaded in runs:
-        roles = read_json(loaded.folder / "split.json", "split")["roles"]
-        keys |= {*roles["train"].values(), *roles["val"].values()}
-    return keys
 
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
@@ -90,6 +130,11 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "split_rule": split["rule"],
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
+        **(
+            {"unlabelled": len(unlabelled)}
+            if (unlabelled := split["roles"].get("unlabelled"))
+            else {}
+        ),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
 
@@ -110,6 +155,7 @@ def gather(
     data: str | None = None,
     ood: Sequence[str] = (),
     unknown: Sequence[str] = (),
+    test: Sequence[str] = (),
     suites: Sequence[str] = (),
     texture_shape: str | None = None,
     corruption_images: int | None = None,
@@ -130,7 +176,9 @@ def gather(
                 f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
             )
     benches, plain = wilds_named(ood)
-    folders = named_folders(plain, "--ood")
+    further = Further(
+        named_folders(plain, "--ood"), named_folders(test, "--test"), benches, texture_shape
+    )
     strangers = [
         (name, load_unlabelled(folder)) for name, folder in named_folders(unknown, "--unknown")
     ]
@@ -148,7 +196,7 @@ def gather(
         for one in loaded
         for subject in subjects_of(one, runs[one.folder], elsewhere=elsewhere)
     ]
-    given = bool(data or folders or benches or texture_shape)
+    given = bool(data) or further.any
     for place in alone:
         subjects.append(
             distinct(lone_artifact(place, given, elsewhere=elsewhere), subjects, loaded)
@@ -159,34 +207,23 @@ def gather(
         _check_splits(alone, loaded)
         for one in loaded[:1] if same_split else loaded:
             measured += suites_of(one, data, None if same_split else one.run.name)
-    elif data:
-        measured += lone_suites_of(alone[0], data)
-    seen = trained_on(loaded)
-    measured += _further(subjects, folders, benches, texture_shape, seen)
-    for inside in [suite for suite in measured if suite.kind == "id"]:
-        subsets = [
-            suite
-            for suite in measured
-            if suite.kind == "subset" and suite.run in (None, inside.run)
-        ]
-        measured += [
-            clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None
-        ]
-        classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
-        for name, images in strangers:
-            measured += unknown_suites(name, images, inside, classes, trained_on=seen)
-        if "corruptions" in suites:
-            measured += corruption_suites(inside, corruption_images or CORRUPTION_IMAGES)
-    if strangers and not any(suite.kind == "unknown" for suite in measured):
-        raise EdgekdError(
-            "There are no in-domain test images to tell unknown ones from.",
-            "Give the run, or with a lone artifact the images of its run: --data DIR.",
-        )
-    if "corruptions" in suites and not any(suite.kind == "corruption" for suite in measured):
-        raise EdgekdError(
-            "There are no in-domain test images to corrupt.",
-            "Give the run, or with a lone artifact the images of its run: --data DIR.",
-        )
+    trained = {one.run.name: trained_of([one]) for one in loaded}
+    for place in alone:
+        source = read_artifact(place, check_hashes=False).source
+        said = trained_of_source(source)
+        if data and not loaded and place == alone[0]:
+            own, said = lone_suites_of(place, data)
+            measured += own
+        same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
+        trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
+    measured += further.suites(subjects, trained)
+    measured += _beside_id(
+        subjects,
+        measured,
+        strangers,
+        all_trained(list(trained.values())),
+        (corruption_images or CORRUPTION_IMAGES) if "corruptions" in suites else 0,
+    )
     if vocabulary:
         subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
     return Gathered(
@@ -197,26 +234,83 @@ def gather(
     )
 
 
-def _further(
+def _beside_id(
     subjects: Sequence[Subject],
-    folders: Sequence[tuple[str, str]],
-    benches: Sequence[tuple[str, str]],
-    texture_shape: str | None,
-    seen: set[str],
+    measured: Sequence[Suite],
+    strangers: Sequence[tuple[str, ImageSet]],
+    trained: Trained,
+    corrupted: int,
 ) -> list[Suite]:
-    """Suites of folders, for all subjects together where they know the same classes, else for each run."""
-    by_run = {subject.run: subject.classes for subject in subjects}
-    shared = len(set(by_run.values())) == 1
+    """Suites that belong to in-domain test images: clean counterparts of subsets, unknown images, corruptions.
+
+    Args:
+        strangers: (name, images) of no known class.
+        corrupted: images in each cell of the corruptions; 0 for none.
+
+    Raises:
+        EdgekdError: there are no in-domain test images for what is wanted.
+    """
     found: list[Suite] = []
-    for run, classes in list(by_run.items())[:1] if shared else by_run.items():
-        owner = None if shared else run
-        for name, folder in folders:
-            found += folder_suites(name, folder, classes, trained_on=seen, run=owner)
-        for name, root in benches:
-            found += wilds_suites(name, root, classes, run=owner)
-        if texture_shape is not None:
-            found.append(cue_conflict_suite("texture-shape", texture_shape, classes, run=owner))
+    insides = [suite for suite in measured if suite.kind == "id"]
+    for wanted, what in ((strangers, "tell unknown ones from"), (corrupted, "corrupt")):
+        if wanted and not insides:
+            raise EdgekdError(
+                f"There are no in-domain test images to {what}.",
+                "Give the run, or with a lone artifact the images of its run: --data DIR.",
+            )
+    for inside in insides:
+        subsets = [
+            suite
+            for suite in measured
+            if suite.kind == "subset" and suite.run in (None, inside.run)
+        ]
+        found += [clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None]
+        classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
+        for name, images in strangers:
+            found += unknown_suites(name, images, inside, classes, trained=trained)
+        if corrupted:
+            found += corruption_suites(inside, corrupted)
     return found
+
+
+@dataclass(frozen=True)
+class Further:
+    """Images that were named besides a run's own: (name, folder) of `--ood`, `--test` and WILDS; cue conflicts."""
+
+    ood: Sequence[tuple[str, str]]
+    test: Sequence[tuple[str, str]]
+    benches: Sequence[tuple[str, str]]
+    texture_shape: str | None
+
+    @property
+    def any(self) -> bool:
+        return bool(self.ood or self.test or self.benches or self.texture_shape)
+
+    def suites(self, subjects: Sequence[Subject], trained: Mapping[str, Trained]) -> list[Suite]:
+        """Suites for all subjects together where their runs know and saw the same, else for each run.
+
+        Args:
+            trained: run → what it saw.
+        """
+        runs = dict.fromkeys(subject.run for subject in subjects)
+        classes = {subject.run: subject.classes for subject in subjects}
+        saw = {run: trained.get(run.removesuffix(COPIED), Trained()) for run in runs}
+        first = next(iter(runs))
+        shared = all((classes[run], saw[run]) == (classes[first], saw[first]) for run in runs)
+        found: list[Suite] = []
+        for run in [first] if shared else runs:
+            owner, words = None if shared else run, classes[run]
+            for name, folder in self.ood:
+                found += folder_suites(name, folder, words, trained=saw[run], run=owner)
+            for name, folder in self.test:
+                found.append(hold_out_suite(name, folder, words, trained=saw[run], run=owner))
+            for name, root in self.benches:
+                found += wilds_suites(name, root, words, run=owner)
+            if (cues := self.texture_shape) is not None:
+                found.append(
+                    cue_conflict_suite("texture-shape", cues, words, trained=saw[run], run=owner)
+                )
+        return found
 
 
 def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
@@ -232,8 +326,8 @@ def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
             )
 
 
-def lone_suites_of(path: Path, data: str) -> list[Suite]:
-    """What a lone artifact is measured on: the suites of its run where `data` are its images, else by domain."""
+def lone_suites_of(path: Path, data: str) -> tuple[list[Suite], Trained]:
+    """Suites of a lone artifact, those of its run where `data` are its images; and what is known of its training."""
     artifact = read_artifact(path, check_hashes=False)
     images = spoken_as(load_images(data), artifact.classes, data)
     return lone_suites(images, artifact.source)

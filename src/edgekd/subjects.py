@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.accuracy import Predict, Subject
 from edgekd.benchmark.counting import count_folder
-from edgekd.console import say, warn
+from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
@@ -23,6 +23,9 @@ from edgekd.files import short_hash
 from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
 from edgekd.targets.session import open_session
+
+COPIED = " (copied)"
+"""Behind the run's name of a lone artifact that is of another student than the run of that name here."""
 
 
 def run_of(path: Path) -> tuple[Path, list[str]]:
@@ -35,7 +38,8 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     artifacts = sorted(name for name in found if not name.endswith(".failed"))
     if not artifacts:
         warn(
-            f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}"
+            f"{path} has no artifact; only its teacher and torch student are measured. "
+            f"Next: edgekd export {shell_word(path)}"
         )
     return path, artifacts
 
@@ -85,7 +89,7 @@ def subjects_of(
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
                     counted=count_torch(
-                        answer, cast(Any, teacher.model).visual, teacher.preprocess.size
+                        answer, cast(Any, teacher.model).visual, teacher.preprocess.shape
                     ),
                 )
             )
@@ -104,7 +108,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.size),
+            counted=count_torch(answer, loaded.student, run.preprocess.shape),
         )
     )
     for name in artifacts:
@@ -115,7 +119,7 @@ def subjects_of(
         ):
             raise EdgekdError(
                 f"{folder} was exported from another student.",
-                f"Export again: edgekd export {loaded.folder} --overwrite.",
+                f"Export again: edgekd export {shell_word(loaded.folder)} --overwrite.",
             )
         try:
             subjects.append(_artifact_subject(folder, elsewhere))
@@ -187,7 +191,7 @@ def distinct(subject: Subject, others: Sequence[Subject], runs: Sequence[LoadedR
     source = read_artifact(folder, check_hashes=False).source
     for one in runs:
         if one.run.name == subject.run and one.run.student_sha256 != source.get("student_sha256"):
-            subject = replace(subject, run=f"{subject.run} (copied)")
+            subject = replace(subject, run=f"{subject.run}{COPIED}")
     if any((other.run, other.name) == (subject.run, subject.name) for other in others):
         subject = replace(subject, name=f"{subject.name}@{folder.parent.name}")
     return subject

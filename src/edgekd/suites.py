@@ -5,7 +5,7 @@ conflicts.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.accuracy import Suite
-from edgekd.benchmark.findings import Family
+from edgekd.benchmark.report.rows import Family
+from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.layouts import known_layout, unwrapped
 from edgekd.split import Split, make_split
+from edgekd.targets.bank import plain_name
+from edgekd.trained import Trained, suite_kind, trained_of_source, trained_of_split
 from edgekd.vocabulary import called, spoken_as
 
 SEEN = (
@@ -32,45 +35,101 @@ CORRUPTION_IMAGES = 200
 """Images in each of the 75 cells, unless told otherwise."""
 
 
-def split_suites(images: ImageSet, split: Split, run: str | None) -> list[Suite]:
+NOTHING = Trained()
+
+
+def split_suites(
+    images: ImageSet, split: Split, run: str | None, trained: Trained = NOTHING
+) -> list[Suite]:
     """ID test, ID validation (for temperatures) and the domain left out."""
     suites = []
     if len(split.id_test):
         suites.append(Suite("id", images, split.id_test, run))
         suites.append(Suite("val", images, split.val, run))
     if split.test_domain is not None:
-        suites.append(Suite(f"ood:{split.test_domain}", images, split.ood_test, run))
+        suites.append(_domain_suite(images, split.ood_test, split.test_domain, trained, run=run))
     return suites or [Suite("id", images, split.val, run)]
 
 
-def lone_suites(images: ImageSet, source: dict[str, Any]) -> list[Suite]:
-    """Suites for an artifact that was copied away from its run.
+def _domain_suite(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    title: str,
+    trained: Trained,
+    *,
+    names: Collection[str] = (),
+    run: str | None = None,
+    family: Family | None = None,
+    remarks: Sequence[str] = (),
+) -> Suite:
+    """The images at `indices`, one domain, without those that trained, under the name that `suite_kind` gives them.
+
+    Args:
+        title: the suite's name after its kind.
+        names: what the domain is called besides.
+        family: of an `ood:` suite; None: a domain left out.
+
+    Returns:
+        The suite; its `indices` are empty where every image trained.
+    """
+    keys = [images.keys[index] for index in indices]
+    excluded = trained.excluded(keys)
+    overlap = {role: count / len(keys) for role, count in excluded.items()}
+    kind = suite_kind({title, *names}, overlap, trained)
+    kept = indices[[key not in trained.roles for key in keys]]
+    told = [*remarks, *_left_out(excluded)]
+    if kind != "ood":
+        told.append(_OF_KIND[kind])
+        family = kind
+    return Suite(f"{kind}:{title}", images, kept, run, family, tuple(told), excluded=excluded)
+
+
+_OF_KIND = {
+    "seen": "the run trained on this domain: an in-domain suite, in no mean over unseen domains.",
+    "adapted": "the run saw this domain in unlabelled images: in no mean over unseen domains.",
+}
+
+
+def _left_out(excluded: Mapping[str, int]) -> list[str]:
+    """A remark about images that training saw, if there are any."""
+    if not excluded:
+        return []
+    how = ", ".join(f"{count} as {role}" for role, count in excluded.items())
+    return [f"{sum(excluded.values())} images left out, since the run has seen them ({how})."]
+
+
+def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], Trained]:
+    """Suites for an artifact that was copied away from its run, and what is known of its training.
 
     The split is made again by the rule and the seed the artifact names; where its hash is the artifact's, the images
-    are those of the run and the suites are its own. Otherwise each domain is a suite: `seen:` where the artifact was
-    trained on a domain of that name, `ood:` where not.
+    are those of the run and the suites are its own. Otherwise each domain is a suite, named by `suite_kind` from the
+    domains that the artifact says it was trained on.
     """
+    said = trained_of_source(source)
     if (split := _remade(images, source)) is not None:
-        return split_suites(images, split, None)
-    trained = source.get("train_domains")
+        roles = trained_of_split(split.entries).roles
+        return split_suites(images, split, None, said), replace(said, roles=roles)
     suites = []
     for d, domain in enumerate(images.domains):
         indices = np.flatnonzero(images.domain_of == d)
-        if trained is None:
-            remark = "The artifact does not say which domains it was trained on, so training images may be among these."
-            suites.append(
-                Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,))
-            )
-        elif domain in trained and images.domains != ("all",):
-            suites.append(Suite(f"seen:{domain}", images, indices, None, "seen", (SEEN,)))
-        elif domain == source.get("test_domain"):
-            suites.append(Suite(f"ood:{domain}", images, indices))
-        else:
-            remark = "Whether the artifact was trained on some of these images cannot be told without its split."
-            suites.append(
-                Suite(f"ood:{_title(images, domain)}", images, indices, None, "folder", (remark,))
-            )
-    return suites
+        title = images.name if images.domains == ("all",) else domain
+        kind = suite_kind({title}, {}, said)
+        family: Family | None = "folder" if kind == "ood" else kind
+        remarks: tuple[str, ...] = (_UNSAID,)
+        if kind != "ood":
+            remarks = (SEEN if kind == "seen" else _OF_KIND[kind],)
+        elif plain_name(title) in said.left_out:
+            family, remarks = None, ()
+        elif source.get("train_domains") is not None:
+            remarks = (_UNTOLD,)
+        suites.append(Suite(f"{kind}:{title}", images, indices, None, family, remarks))
+    return suites, said
+
+
+_UNSAID = "The artifact does not say which domains it was trained on, so training images may be among these."
+_UNTOLD = (
+    "Whether the artifact was trained on some of these images cannot be told without its split."
+)
 
 
 def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
@@ -83,10 +142,6 @@ def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
     except EdgekdError:
         return None  # other images, which that rule cannot split
     return split if split.hash == source["split_hash"] else None
-
-
-def _title(images: ImageSet, domain: str) -> str:
-    return images.name if images.domains == ("all",) else domain
 
 
 def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[tuple[str, str]]:
@@ -118,58 +173,124 @@ def folder_suites(
     spec: str,
     classes: tuple[str, ...],
     *,
-    trained_on: Collection[str] = (),
+    trained: Trained = NOTHING,
     run: str | None = None,
 ) -> list[Suite]:
-    """Every domain of any images as an `ood:` suite, `ood:NAME` where they have no domains.
+    """Every domain of any images as a suite: `ood:NAME/DOMAIN`, or `seen:` or `adapted:` where training saw the domain.
 
     Args:
-        name: the suite's name.
+        name: the suite's name; without `/DOMAIN` where the images have no domains.
         spec: anything `load_images` takes; a DomainBed layout may lie one folder deeper.
         classes: of the subjects; the images may have fewer (a subset suite).
-        trained_on: content keys of training and validation images; images with such content are left out.
+        trained: what the runs saw; images with such content are left out and counted.
         run: only subjects of this run are measured on them.
 
     Raises:
-        EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that was not
-            trained on.
+        EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that training has
+            not seen.
     """
     if _IMAGENET_O.fullmatch(name):
         raise EdgekdError(
             "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
             f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
         )
-    images = spoken_as(load_images(unwrapped(spec)), classes, name)
+    images, held, remarks = _held_out(name, spec, classes)
+    family: Family = "subset" if len(images.classes) < len(classes) else "folder"
+    suites = []
+    for d, domain in enumerate(images.domains):
+        indices = held[images.domain_of[held] == d]
+        if not len(indices):
+            continue
+        title, names = (
+            (name, {images.name}) if images.domains == ("all",) else (f"{name}/{domain}", {domain})
+        )
+        suites.append(
+            _domain_suite(
+                images,
+                indices,
+                title,
+                trained,
+                names=names,
+                run=run,
+                family=family,
+                remarks=remarks,
+            )
+        )
+    return _not_empty(suites, spec)
+
+
+def _held_out(
+    name: str, spec: str, classes: tuple[str, ...]
+) -> tuple[ImageSet, NDArray[np.int64], list[str]]:
+    """Images for a suite in the words of the subjects, which of them to measure, and remarks about them."""
+    images = spoken_as(load_images(unwrapped(spec), one_class=True), classes, name)
     layout = known_layout(images.domains)
     remarks = [] if layout is None else [layout.remark]
     held = np.ones(len(images), dtype=bool)
     if images.roles is not None and "test" in images.roles:
         held = np.asarray([role == "test" for role in images.roles])
         remarks.append("only its test folder is measured.")
-    known = np.asarray([key in trained_on for key in images.keys])
-    if (held & known).any():
-        remarks.append(
-            f"{int((held & known).sum())} images left out, since the run trained or selected on them."
-        )
-    kept = held & ~known
-    if not kept.any():
-        raise EdgekdError(
-            f"All images of {spec} are training or validation images of the run.",
-            "Give images that it did not see.",
-        )
-    family: Family = "folder"
-    if len(images.classes) < len(classes):
-        family = "subset"
+    if len(images.classes) == 1:
+        # Chosen among one class, every answer would be right.
+        labels = np.full(len(images), classes.index(images.classes[0]), dtype=np.int64)
+        images = replace(images, classes=classes, labels=labels)
+        remarks.append(f"all images are of one class, chosen among all {len(classes)}.")
+    elif len(images.classes) < len(classes):
         remarks.append(
             f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
         )
-    suites = []
-    for d, domain in enumerate(images.domains):
-        indices = np.flatnonzero(kept & (images.domain_of == d))
-        if len(indices):
-            title = name if images.domains == ("all",) else f"{name}/{domain}"
-            suites.append(Suite(f"ood:{title}", images, indices, run, family, tuple(remarks)))
-    return suites
+    return images, np.flatnonzero(held), remarks
+
+
+def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
+    """The suites that have images left; the others are named.
+
+    Raises:
+        EdgekdError: none has.
+    """
+    kept = [suite for suite in suites if len(suite.indices)]
+    if not kept:
+        raise EdgekdError(
+            f"The run has seen all images of {spec} in training.",
+            "Give images that it did not see.",
+        )
+    for suite in suites:
+        if not len(suite.indices):
+            warn(
+                f"{suite.name} is left out: the run has seen all of its "
+                f"{sum(suite.excluded.values())} images in training."
+            )
+    return kept
+
+
+def hold_out_suite(
+    name: str,
+    spec: str,
+    classes: tuple[str, ...],
+    *,
+    trained: Trained = NOTHING,
+    run: str | None = None,
+) -> Suite:
+    """An in-domain hold-out as the suite `test:NAME`, all its domains together; arguments as for `folder_suites`.
+
+    Raises:
+        EdgekdError: as `folder_suites`, or a domain that the run left out or saw without labels alone.
+    """
+    images, held, remarks = _held_out(name, spec, classes)
+    called = {domain for domain in images.domains if domain != "all"} or {name, images.name}
+    outside = trained.left_out | trained.unlabelled_domains
+    for domain in sorted(called):
+        if plain_name(domain) in outside - trained.domains:
+            raise EdgekdError(
+                f'The domain "{domain}" of {spec} did not train, so it is no in-domain test.',
+                f"Measure it as unseen: --ood {name}={spec}",
+            )
+    keys = [images.keys[index] for index in held]
+    excluded = trained.excluded(keys)
+    kept = held[[key not in trained.roles for key in keys]]
+    remarks += ["given as an in-domain test; in no mean over unseen domains.", *_left_out(excluded)]
+    suite = Suite(f"test:{name}", images, kept, run, "test", tuple(remarks), excluded=excluded)
+    return _not_empty([suite], spec)[0]
 
 
 def clean_suite(subset: Suite, inside: Suite) -> Suite | None:
@@ -200,7 +321,7 @@ def unknown_suites(
     inside: Suite,
     classes: tuple[str, ...],
     *,
-    trained_on: Collection[str] = (),
+    trained: Trained = NOTHING,
 ) -> list[Suite]:
     """Images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
 
@@ -213,8 +334,8 @@ def unknown_suites(
         images: from `load_unlabelled`.
         inside: in-domain test images of the same subjects.
         classes: of the subjects.
-        trained_on: content keys of training and validation images; images with such content, and with that of any
-            image of `inside`'s data, are left out.
+        trained: what the runs saw; images with such content, and with that of any image of `inside`'s data, are left
+            out.
 
     Raises:
         EdgekdError: a folder called by one of the classes, or only images of the run.
@@ -235,7 +356,7 @@ def unknown_suites(
         subset = _of_classes(inside, dict.fromkeys(known.values()), f"unknown:{name}")
         if subset is not None and len(subset.images.classes) > 1:
             beside, found = subset, [subset]
-    own = {*trained_on, *inside.images.keys}
+    own = {*trained.roles, *inside.images.keys}
     kept = np.flatnonzero([key not in own for key in images.keys])
     if not len(kept):
         raise EdgekdError(
@@ -263,6 +384,7 @@ def unknown_suites(
             "unknown",
             tuple(remarks),
             base=beside.name,
+            excluded=trained.excluded(images.keys),
         )
     )
     return found
@@ -276,11 +398,17 @@ def _known_folders(images: ImageSet, classes: tuple[str, ...]) -> dict[str, str]
 
 
 def cue_conflict_suite(
-    name: str, spec: str, classes: tuple[str, ...], *, run: str | None = None
+    name: str,
+    spec: str,
+    classes: tuple[str, ...],
+    *,
+    trained: Trained = NOTHING,
+    run: str | None = None,
 ) -> Suite:
     """Images named `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
 
-    Images whose texture is of the shape's own class show no conflict and are left out.
+    Images whose texture is of the shape's own class show no conflict and are left out, and so are those that training
+    has seen.
 
     Raises:
         EdgekdError: a file name of another form, a folder that is not its shape, a class that is not in `classes`.
@@ -313,9 +441,14 @@ def cue_conflict_suite(
         remarks.append(
             f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
         )
-    return Suite(
-        f"cue:{name}", spoken, conflict, run, "cue-conflict", tuple(remarks), texture[conflict]
-    )
+    keys = [images.keys[index] for index in conflict]
+    excluded = trained.excluded(keys)
+    conflict = conflict[[key not in trained.roles for key in keys]]
+    suite = Suite(
+        f"cue:{name}", spoken, conflict, run, "cue-conflict", (*remarks, *_left_out(excluded)),
+        texture[conflict], excluded=excluded,
+    )  # fmt: skip
+    return _not_empty([suite], spec)[0]
 
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:

@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekd.errors import EdgekdError
 from edgekd.files import write_text
 from edgekd.folders import BUNDLE, publishing
+from edgekd.readers import inside, printable
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.devices.payload import Payload
 
@@ -29,9 +31,14 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
     Raises:
         EdgekdError: the folder holds something.
     """
+    if folder == Path() or printable(str(folder)) != str(folder):
+        raise EdgekdError(
+            f'"bundle:{printable(str(folder))}" names no folder.',
+            "Name a new one: --device bundle:DIR.",
+        )
     with publishing(folder, BUNDLE, overwrite=False) as scratch:
         for name, source in payload.files.items():
-            target = scratch / (AGENT if name == payload.agent else name)
+            target = inside(scratch, AGENT if name == payload.agent else name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
         line = bundle_command(payload.job_folder)

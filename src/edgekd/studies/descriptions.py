@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.descriptions import descriptions_for, kept_descriptions
 from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.files import short_hash, write_json
@@ -41,7 +41,7 @@ def ask_once(plan: Plan, folder: Path) -> Plan:
             descriptions_for(spec, names)
             continue
         path = _answers(folder, spec)
-        kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)))
+        kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
         write_json(path, {name: list(sentences) for name, sentences in kept.items()})
     return dataclasses.replace(
         plan, configs={name: from_file(config, folder) for name, config in plan.configs.items()}
