@@ -359,9 +359,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
             False,
             "torch of run r",
         ),
-        ([one], suites, full, True, "not a report"),
+        ([one], suites, full, True, "is not a report"),
         ([one], suites, full / "thesis.txt", True, "is a file"),
-        ([one], suites, old, False, "exists already"),
+        ([one], suites, old, False, "holds a report"),
     ):
         with pytest.raises(EdgekdError, match=message):
             run_benchmark(subjects, chosen, folder, overwrite=overwrite)

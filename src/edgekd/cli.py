@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> Any:
         # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
             stopped = _stopped(leaving)
-            typer.echo(f"{stopped.message}\nhint:  {stopped.hint}", err=True)
+            typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
             sys.exit(stopped.exit_code)
         raise
 
