@@ -334,7 +334,7 @@ def _look(path: Path) -> tuple[str, str]:
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
-    if not path.exists():
+    if not os.path.exists(path):  # or it lies where this user may not look
         return {}
     try:
         stored = read_json(path, "index of images")
