@@ -163,6 +163,7 @@ def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8
 
 def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
     """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
+    loaded.check_labelled()
     images, split = loaded.data(config.data)
     chosen = spread(split.val, YARDSTICK_IMAGES, images)
     if len(chosen) == 0:

@@ -104,6 +104,8 @@ def accuracy_rows(
 
 def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Return the accuracies of a teacher's zero-shot classifier on any images, and of a run's student."""
+    if loaded and not config.data:
+        loaded.check_labelled()
     images = loaded.images() if loaded and not config.data else load_images(config.data or "toy")
     spec = config.teacher or (loaded.run.teacher if loaded else "toy")
     everything = np.arange(len(images))
@@ -138,6 +140,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dic
 
 def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
     """Linear probe and nearest neighbours on the run's own split."""
+    loaded.check_labelled()
     images, split = loaded.data()
     test = np.concatenate([split.id_test if len(split.id_test) else split.val, split.ood_test])
     scores = probe_scores(loaded.student, images, split.train, test)

@@ -39,7 +39,7 @@ from edgekd.trained import (
     suite_kind,
     trained_of_source,
 )
-from edgekd.unlabelled import load_unlabelled
+from edgekd.unlabelled import NO_DATA, load_unlabelled
 from edgekd.vocabulary import spoken_as
 from edgekd.wilds import wilds_named, wilds_suites
 from edgekd.wording import in_other_words
@@ -48,9 +48,17 @@ COMPUTED = ("corruptions",)
 """Suites that are made from in-domain test images."""
 
 
-def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
-    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it."""
-    images, trained = loaded.images(data), trained_of([loaded])
+def suites_of(
+    loaded: LoadedRun, data: str | None, run: str | None, beside: Sequence[LoadedRun] = ()
+) -> list[Suite]:
+    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it.
+
+    Args:
+        beside: further runs that are measured on these suites; what one of them saw is unseen for none.
+    """
+    if data is None and loaded.run.data == NO_DATA:
+        return []
+    images, trained = loaded.images(data), trained_of([loaded, *beside])
     try:
         split = read_split(loaded.folder / "split.json", images)
     except EdgekdError:
@@ -201,7 +209,11 @@ def gather(
     if loaded:
         _check_splits(alone, loaded)
         for one in loaded[:1] if same_split else loaded:
-            measured += suites_of(one, data, None if same_split else one.run.name)
+            measured += (
+                suites_of(one, data, None, loaded[1:])
+                if same_split
+                else suites_of(one, data, one.run.name)
+            )
     trained = {one.run.name: trained_of([one]) for one in loaded}
     for place in alone:
         source = read_artifact(place, check_hashes=False).source
@@ -219,6 +231,8 @@ def gather(
         all_trained(list(trained.values())),
         (corruption_images or CORRUPTION_IMAGES) if "corruptions" in suites else 0,
     )
+    if not measured and loaded:
+        loaded[0].check_labelled()
     if vocabulary:
         subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
     return Gathered(
