@@ -384,7 +384,7 @@ def export(
             )
     speed = api.int8_speed(artifacts[-1])
     if speed is not None:
-        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
+        result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     folder = artifacts[-1].folder
     assert folder is not None
     result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
