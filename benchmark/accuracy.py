@@ -233,7 +233,7 @@ def _corrupted(
     done: dict[str, Image.Image] = {}
     found = {}
     for name, preprocess in preprocesses.items():
-        at_size = preprocess.model_copy(update={"size": SIZE})
+        at_size = preprocess.square(SIZE)
         if at_size.hash not in done:
             done[at_size.hash] = Image.fromarray(corrupt(at_size.pixels(image), *corruption, key))
         found[name] = preprocess.model_copy(update={"resize": "squash"}).pixels(done[at_size.hash])

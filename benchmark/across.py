@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.kept import Kept, read_arrays
-from edgekd.benchmark.report import read_report
+from edgekd.benchmark.kept import Kept
+from edgekd.benchmark.report import read_kept, report_folder
 from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
 from edgekd.benchmark.stats import mcnemar_p, paired_interval
 from edgekd.benchmark.table import label
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 
 APART = ("corruption", "cue-conflict", "val", "vocabulary")
@@ -61,25 +62,23 @@ class Entry:
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
-    """The reports in these folders (a report's own, or a run's whose report lies in `benchmark/`).
+    """The reports in these folders (a report's own, or a run's, whose newest report is taken).
 
     Raises:
         EdgekdError: no report there, one named twice, a file missing or damaged.
     """
-    folders = [path if (path / "report.json").is_file() else path / "benchmark" for path in paths]
+    folders = [report_folder(path) for path in paths]
     for path, folder in zip(paths, folders, strict=True):
         if not (folder / "report.json").is_file():
             raise EdgekdError(
-                f"There is no report in {path}.", f"Make one: edgekd benchmark {path}."
+                f"There is no report in {path}.", f"Make one: edgekd benchmark {shell_word(path)}."
             )
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     sources = []
     for number, folder in enumerate(folders):
-        arrays = read_arrays(folder / "predictions.npz"), read_arrays(folder / "latency.npz")
-        sources.append(
-            Source(_letter(number) if len(folders) > 1 else "", Kept(read_report(folder), *arrays))
-        )
+        letter = _letter(number) if len(folders) > 1 else ""
+        sources.append(Source(letter, read_kept(folder, clock=True)))
     return sources
 
 

@@ -44,6 +44,7 @@ from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
 from edgekd.console import say
 from edgekd.errors import EdgekdError
+from edgekd.folders import REPORT, publishing
 
 
 def run_benchmark(
@@ -150,9 +151,10 @@ def run_benchmark(
                 subject.key
             ].samples.samples_ms
     predictions = _predictions(subjects, suites, logits)
-    write_report(
-        report, out, predictions=predictions, latency=raw, shown=suites if examples else ()
-    )
+    with publishing(out, REPORT, overwrite=overwrite) as scratch:
+        write_report(
+            report, scratch, predictions=predictions, latency=raw, shown=suites if examples else ()
+        )
     return report
 
 
@@ -194,17 +196,7 @@ def _check(
             raise EdgekdError(
                 f"There are no images to measure {subject.name} of run {subject.run} on.", ""
             )
-    if out.exists() and not out.is_dir():
-        raise EdgekdError(f"{out} is a file, not a folder.", "Choose another --out.")
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / "report.json").is_file():
-            raise EdgekdError(
-                f"{out} exists and holds no report.", "Choose an empty or new folder for --out."
-            )
-        if not overwrite:
-            raise EdgekdError(
-                f"{out} already holds a report.", "Choose another --out, or add --overwrite."
-            )
+    REPORT.refuse(out, overwrite=overwrite)
 
 
 def _predict(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:

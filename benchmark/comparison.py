@@ -26,16 +26,15 @@ from edgekd.benchmark.svg import COLOURS, swatch
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import verdict
 from edgekd.errors import EdgekdError
-from edgekd.files import replacing, write_text
-
-FILES = ("comparison.html", "comparison.md")
+from edgekd.files import write_text
+from edgekd.folders import COMPARISON, publishing
 
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
     """Set the kept reports of `paths` beside each other, without measuring anything.
 
     Args:
-        paths: report folders, or run folders with their report in `benchmark/`.
+        paths: report folders, or run folders, whose newest report is taken.
         folder: gets comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `folder`.
 
@@ -49,19 +48,9 @@ def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = F
         raise EdgekdError(
             "There is no report to show.", "Name report folders, or runs that were benchmarked."
         )
-    if folder.exists() and (
-        not folder.is_dir() or any(path.name not in FILES for path in folder.iterdir())
-    ):
-        raise EdgekdError(f"{folder} exists and holds something else.", "Choose another --out.")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise EdgekdError(
-            f"{folder} already holds a comparison.", "Choose another --out, or add --overwrite."
-        )
-    sources = read_sources(paths)
-    view = _view(sources)
-    html = environment().get_template("comparison.html").render(**view)
-    with replacing(folder) as scratch:
-        scratch.mkdir()
+    with publishing(folder, COMPARISON, overwrite=overwrite) as scratch:
+        view = _view(read_sources(paths))
+        html = environment().get_template("comparison.html").render(**view)
         write_text(scratch / "comparison.html", html)
         write_text(scratch / "comparison.md", _markdown(view))
     return folder / "comparison.html"

@@ -61,7 +61,7 @@ LATENCY: tuple[tuple[str, str], ...] = (
     ("parameters, MACs", "Of a file: counted in its own ONNX graph for one image. Elements of weights and biases, "
      "whatever they are stored in; multiply-accumulates of convolutions and matrix products, nothing else. Of torch "
      "models: their parameters (of a teacher, its image tower's) and torch's own counter. n/a: the file holds another "
-     "kind of graph."),
+     "kind of graph, or this torch version counts known layers wrongly."),
     ("MB", "Size of the artifact's files without its manifest, in 10⁶ bytes."),
 )  # fmt: skip
 

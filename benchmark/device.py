@@ -27,7 +27,7 @@ from edgekd.targets.agent.runtimes import FORMATS, PACKAGES, needs
 from edgekd.targets.devices.drive import Device, measure_on, unable
 from edgekd.targets.devices.find import find_device
 from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
-from edgekd.targets.devices.result import Clocked, DeviceResult, read_result
+from edgekd.targets.devices.result import Clocked, DeviceResult, check_result, open_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,8 @@ def on_device(
         ):
             path = Path(name) / "result.npz"
             measure_on(device, order.payload, path, keep=keep)
-            return _subjects(subjects, suites, order, read_result(path), device.name)
+            result = check_result(open_result(path), order.job)
+            return _subjects(subjects, suites, order, result, device.name)
 
 
 def bundle(
@@ -131,22 +132,14 @@ def from_result(
     Raises:
         EdgekdError: a result of other artifacts or of other images.
     """
-    result = read_result(path)
+    stored = open_result(path)
     subjects = _for_agent(subjects)
-    quick = result.job.protocol.name == QUICK.name
-    job = result.job
+    quick = stored.job.protocol.name == QUICK.name
+    job = stored.job
     with _order(
         subjects, suites, quick=quick, threads=job.threads, energy=job.energy, pairs=job.grid
     ) as order:
-        if result.job.artifacts != order.job.artifacts:
-            raise EdgekdError(
-                f"{path} is of other artifacts or images: {', '.join(a.name for a in result.job.artifacts)}.",
-                "Name the run, the --data and the suites that the bundle was made from.",
-            )
-        if result.job != order.job:
-            raise EdgekdError(
-                f"{path} was measured on other images or by another rule.", "Make the bundle again."
-            )
+        result = check_result(stored, order.job)
         others = [subject for subject in subjects if subject.folder is None]
         return others + _subjects(subjects, suites, order, result, result.name), quick
 

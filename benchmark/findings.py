@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +27,36 @@ class Frozen(BaseModel):
     """Base of everything in a report."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+class State(BaseModel):
+    """What changes while measuring (`environment.state`)."""
+
+    load_average: float | None
+    cpu_mhz: float | None
+    temperature_c: float | None = Field(ge=-273, le=1000)
+    throttle_count: int | None
+    throttle_flags: Short | None
+    power_mode: Short | None
+
+
+class Machine(BaseModel):
+    """What was measured on (`environment.describe`), with the states before and after."""
+
+    cpu: Short | None
+    features: list[Short] = Field(max_length=256)
+    cores: int | None = Field(ge=1, le=10**6)
+    usable_cores: int = Field(ge=1, le=10**6)
+    machine: Short
+    system: Short
+    governor: Short | None
+    python: Short
+    versions: dict[Short, Short | None] = Field(max_length=256)
+    before: State
+    after: State
 
 
 class SuiteRow(Frozen):

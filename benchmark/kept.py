@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.rows import Report
 from edgekd.errors import EdgekdError
+from edgekd.readers import printable
+from edgekd.readers import read_arrays as read_npz
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -66,20 +67,60 @@ class Kept:
         )
 
 
+def check_arrays(kept: Kept) -> None:
+    """Refuse arrays that do not fit the report they lie beside.
+
+    Raises:
+        EdgekdError: an array is missing, of another shape or dtype, or not finite.
+    """
+    folder = kept.report.folder
+    classes_of: dict[tuple[str | None, str], int] = {}
+    for row in kept.report.suites:
+        name = row.suite if row.run is None else f"{row.run}/{row.suite}"
+        parts = {
+            what: kept._array(kept.predictions, f"{what}/{name}")
+            for what in ("labels", "ids", "classes", "domains")
+        }
+        n, classes = len(np.atleast_1d(parts["ids"])), len(np.atleast_1d(parts["classes"]))
+        classes_of[row.run, row.suite] = classes
+        labels, domains = parts["labels"], parts["domains"]
+        if (
+            any(part.shape != (n,) for what, part in parts.items() if what != "classes")
+            or parts["classes"].shape != (classes,)
+            or any(parts[what].dtype.kind != "U" for what in ("ids", "classes"))
+            or any(part.dtype.kind not in "iu" for part in (labels, domains))
+            or n == 0
+            or not (labels.min() >= -1 and labels.max() < classes)
+            or not (domains.min() >= 0 and domains.max() < max(1, len(row.domains)))
+        ):
+            raise _foreign(folder, name)
+        texture = kept.predictions.get(f"texture/{name}")
+        if texture is not None and (texture.shape != (n,) or texture.dtype.kind not in "iu"):
+            raise _foreign(folder, name)
+    for one in kept.report.accuracy:
+        logits = kept.logits(one.run, one.subject, one.suite)
+        count = classes_of.get((None, one.suite), classes_of.get((one.run, one.suite)))
+        shape = (len(kept.ids(one.run, one.suite)), count)
+        if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
+            raise _foreign(folder, f"{one.run}/{one.subject}/{one.suite}")
+    for name, part in kept.latency.items():
+        known = part.ndim == 1 and len(part) and part.dtype.kind in "fiu"
+        if not known or not np.isfinite(part).all() or part.min() < 0:
+            raise _foreign(folder, name)
+
+
+def _foreign(folder: Path, name: str) -> EdgekdError:
+    return EdgekdError(
+        f"The arrays of {printable(name)} in {folder} do not belong to its report.",
+        "Restore them, or run edgekd benchmark again.",
+    )
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an npz file.
 
     Raises:
         EdgekdError: the file is missing or damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    except FileNotFoundError as error:
-        raise EdgekdError(
-            f"There is no {path.name} in {path.parent}.", "Copy the whole report folder."
-        ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise EdgekdError(
-            f"{path} is damaged.", "Copy it again, or run edgekd benchmark again."
-        ) from error
+    hint = "Copy the whole report folder, or run edgekd benchmark again."
+    return read_npz(path, path.name, hint)

@@ -171,10 +171,9 @@ def _use(report: Report, run: str) -> str:
     else:
         short = round(size / pixels["crop_pct"])
         resize = (
-            f"scale = {short} / min(image.size)\n"
-            f"sides = [max({size}, round(side * scale)) for side in image.size]\n"
+            f"sides = [int({short} * side / min(image.size)) for side in image.size]\n"
             f"image = image.resize(sides, Image.Resampling.{interpolation})\n"
-            f"left, top = (image.width - {size}) // 2, (image.height - {size}) // 2\n"
+            f"left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)\n"
             f"image = image.crop((left, top, left + {size}, top + {size}))"
         )
     model = next(iter(onnx[0]["files"]))

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.failures import failures, thumbnails
-from edgekd.benchmark.findings import Comparison
+from edgekd.benchmark.findings import Comparison, Machine
 from edgekd.benchmark.gates import failed_table
-from edgekd.benchmark.kept import Kept
+from edgekd.benchmark.kept import Kept, check_arrays, read_arrays
+from edgekd.benchmark.latency import Protocol
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
@@ -36,8 +37,10 @@ from edgekd.benchmark.table import (
 )
 from edgekd.console import is_main_process, out, result
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.files import read_json, replacing, write_json, write_text
+from edgekd.files import csv_text, write_json, write_text
 from edgekd.manifest import first_problem
+from edgekd.preprocess import Preprocess
+from edgekd.readers import printable_values, read_object
 
 _DISPENSABLE = ("ECE ID / OOD", "retention", "p90 ms", "MB")
 _DISPENSABLE_OF_UNKNOWN = ("AUPR-in", "AUPR-out", "confidence unknown / known", "FPR95")
@@ -52,9 +55,7 @@ def write_report(
     latency: Mapping[str, NDArray[Any]],
     shown: Sequence[Suite] = (),
 ) -> None:
-    """Write report.html, .json, .md and .png, the model card and the arrays; the folder appears in one step.
-
-    An earlier report at `folder` is replaced.
+    """Write report.html, .json, .md and .png, the model card and the arrays into an existing folder.
 
     Args:
         shown: suites whose images the page may show as examples of mistakes.
@@ -62,27 +63,39 @@ def write_report(
     kept = Kept(report, predictions, latency)
     found = failures(kept)
     html = page(kept, found, thumbnails(found, shown))
-    with replacing(folder) as scratch:
-        scratch.mkdir()
-        write_json(scratch / "report.json", report.model_dump(mode="json"))
-        write_text(scratch / "report.html", html)
-        write_text(scratch / "report.md", markdown(report))
-        write_text(scratch / "MODEL_CARD.md", model_card(report))
-        draw_picture(report, scratch / "report.png")
-        if report.corruptions:
-            write_text(scratch / "corruptions.csv", corruptions_csv(report))
-        np.savez_compressed(scratch / "predictions.npz", **dict[str, Any](predictions))
-        np.savez_compressed(scratch / "latency.npz", **dict[str, Any](latency))
+    write_json(folder / "report.json", report.model_dump(mode="json"))
+    write_text(folder / "report.html", html)
+    write_text(folder / "report.md", markdown(report))
+    write_text(folder / "MODEL_CARD.md", model_card(report))
+    draw_picture(report, folder / "report.png")
+    if report.corruptions:
+        write_text(folder / "corruptions.csv", corruptions_csv(report))
+    np.savez_compressed(folder / "predictions.npz", **dict[str, Any](predictions))
+    np.savez_compressed(folder / "latency.npz", **dict[str, Any](latency))
+
+
+def report_folder(path: Path) -> Path:
+    """Return `path` if it is a report's folder, else the newest report in it: of `benchmark`, `benchmark-2`, ….
+
+    Raises:
+        EdgekdError: there is none.
+    """
+    if (path / "report.json").is_file():
+        return path
+    found = [one for one in path.glob("benchmark*") if (one / "report.json").is_file()]
+    if not found:
+        raise EdgekdError(f"There is no report in {path}.", f"Make one: edgekd benchmark {path}.")
+    return max(found, key=lambda one: (read_report(one).created, len(one.name), one.name))
 
 
 def corruptions_csv(report: Report) -> str:
     """Every cell: run, subject, corruption, severity, n, top1."""
-    lines = ["run,subject,corruption,severity,n,top1"]
+    rows: list[Sequence[object]] = [("run", "subject", "corruption", "severity", "n", "top1")]
     for row in report.corruptions:
         for name, cells in row.top1.items():
             for severity, value in enumerate(cells, start=1):
-                lines.append(f'"{row.run}","{row.subject}",{name},{severity},{row.n},{value:.6f}')
-    return "\n".join(lines) + "\n"
+                rows.append((row.run, row.subject, name, severity, row.n, round(value, 6)))
+    return csv_text(rows)
 
 
 def read_report(folder: Path) -> Report:
@@ -91,19 +104,58 @@ def read_report(folder: Path) -> Report:
     Raises:
         EdgekdError: no report there, a damaged one, or one of another schema version.
     """
-    data = read_json(folder / "report.json", "report")
-    if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
+    data = printable_values(read_object(folder / "report.json", "report"))
+    if data.get("schema_version") != SCHEMA_VERSION:
         raise EdgekdError(
             f"The report at {folder} is not of schema version {SCHEMA_VERSION}.",
             "Run edgekd benchmark again.",
         )
     try:
-        return Report.model_validate(data | {"folder": folder})
+        report = Report.model_validate(data | {"folder": folder})
+        Machine.model_validate(report.environment)
+        for settings in report.protocol["preprocess"].values():
+            Preprocess.model_validate(settings)
+        for rule in ("latency", "latency_context"):
+            Protocol(**report.protocol[rule])
     except ValidationError as error:
         raise EdgekdError(
             f"The report at {folder} is damaged: {first_problem(error)}.",
             "Run edgekd benchmark again.",
         ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EdgekdError(
+            f"The report at {folder} is damaged: its protocol is incomplete.",
+            "Run edgekd benchmark again.",
+        ) from error
+    clocked = {(row.run, row.subject) for row in report.latency}
+    known = {(row.run, row.subject) for row in report.summary}
+    suites = {row.suite for row in report.suites}
+    if (
+        not report.summary
+        or known - clocked
+        or any(
+            (row.run, row.subject) not in known or row.suite not in suites
+            for row in report.accuracy
+        )
+        or any(row.preprocess not in report.protocol["preprocess"] for row in report.summary)
+    ):
+        raise EdgekdError(
+            f"The report at {folder} is damaged: its rows do not fit together.",
+            "Run edgekd benchmark again.",
+        )
+    return report
+
+
+def read_kept(folder: Path, *, clock: bool = False) -> Kept:
+    """Load a report with its predictions, and with `clock` its latency samples too.
+
+    Raises:
+        EdgekdError: as `read_report`, or arrays that are missing, damaged or of another report.
+    """
+    latency = read_arrays(folder / "latency.npz") if clock else {}
+    kept = Kept(read_report(folder), read_arrays(folder / "predictions.npz"), latency)
+    check_arrays(kept)
+    return kept
 
 
 def print_table(report: Report) -> None:

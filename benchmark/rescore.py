@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from PIL import Image
 
 from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.findings import SuiteRow
-from edgekd.benchmark.report import read_report
+from edgekd.benchmark.report import read_kept
 from edgekd.benchmark.rows import Report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess
+from edgekd.readers import printable
 
 _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 
@@ -31,22 +31,16 @@ def rescore(folder: Path) -> Report:
     Raises:
         EdgekdError: no report there, or predictions that do not belong to it.
     """
-    report = read_report(folder)
-    try:
-        with np.load(folder / "predictions.npz") as arrays:
-            suites = [_suite(row, arrays, report) for row in report.suites]
-            subjects = [_subject(row.run, row.subject, report, suites) for row in report.summary]
-            logits: Logits = {
-                (subject.key, number): arrays[f"logits/{subject.run}/{subject.name}/{suite.name}"]
-                for number, suite in enumerate(suites)
-                for subject in subjects
-                if suite.holds(subject)
-            }
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise EdgekdError(
-            f"The predictions in {folder} are missing or do not belong to its report ({error}).",
-            "Restore predictions.npz, or run edgekd benchmark again.",
-        ) from error
+    kept_arrays = read_kept(folder)
+    report = kept_arrays.report
+    suites = [_suite(row, kept_arrays.predictions, report) for row in report.suites]
+    subjects = [_subject(row.run, row.subject, report, suites) for row in report.summary]
+    logits: Logits = {
+        (subject.key, number): kept_arrays.logits(subject.run, subject.name, suite.name)
+        for number, suite in enumerate(suites)
+        for subject in subjects
+        if suite.holds(subject)
+    }
     scores = score(subjects, suites, logits)
     kept = {(row.run, row.subject): row for row in report.summary}
     summary = [
@@ -68,16 +62,15 @@ def rescore(folder: Path) -> Report:
 
 def stored_suites(folder: Path) -> list[Suite]:
     """The suites of a report with labels, class names, domains and image ids; their images cannot be read."""
-    report = read_report(folder)
-    with np.load(folder / "predictions.npz") as arrays:
-        return [_suite(row, arrays, report) for row in report.suites]
+    kept = read_kept(folder)
+    return [_suite(row, kept.predictions, kept.report) for row in kept.report.suites]
 
 
 def _suite(row: SuiteRow, arrays: Any, report: Report) -> Suite:
     name = row.suite if row.run is None else f"{row.run}/{row.suite}"
     labels: NDArray[np.int64] = arrays[f"labels/{name}"].astype(np.int64)
-    ids = tuple(str(one) for one in arrays[f"ids/{name}"])
-    classes = tuple(str(one) for one in arrays[f"classes/{name}"])
+    ids = tuple(printable(str(one)) for one in arrays[f"ids/{name}"])
+    classes = tuple(printable(str(one)) for one in arrays[f"classes/{name}"])
     domain_of = arrays[f"domains/{name}"].astype(np.int64)
     images = ImageSet(
         row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable

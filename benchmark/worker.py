@@ -29,7 +29,8 @@ from edgekd.benchmark.latency import (
 )
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json, write_json
+from edgekd.files import write_json
+from edgekd.readers import read_array, read_arrays, read_json
 
 if TYPE_CHECKING:
     from edgekd.targets.session import Session
@@ -162,11 +163,11 @@ def run_child(
         answer = read_json(scratch / _ANSWER, "latency answer")
         if "error" in answer:
             raise EdgekdError(*answer["error"])
-        with np.load(scratch / _SAMPLES) as arrays:
-            return {
-                entry["key"]: _from_answer(entry, number, arrays)
-                for number, entry in enumerate(answer["entries"])
-            }
+        arrays = read_arrays(scratch / _SAMPLES, "latency samples")
+        return {
+            entry["key"]: _from_answer(entry, number, arrays)
+            for number, entry in enumerate(answer["entries"])
+        }
 
 
 def _from_answer(
@@ -222,13 +223,15 @@ def _measure(
     for session in sessions.values():
         refuse_batch(batch, session.largest_batch)
     if (scratch / _ENCODED).is_file():
-        with np.load(scratch / _ENCODED) as stored:
-            images = [stored[name].tobytes() for name in stored.files]
+        stored = read_arrays(scratch / _ENCODED, "encoded images")
+        images = [data.tobytes() for data in stored.values()]
         runners = {key: _from_file(session, images) for key, session in sessions.items()}
     else:
         runners = {
             entry["key"]: rotating(
-                sessions[entry["key"]].run, np.load(scratch / entry["buffers"]), batch
+                sessions[entry["key"]].run,
+                read_array(scratch / entry["buffers"], "prepared images"),
+                batch,
             )
             for entry in entries
         }

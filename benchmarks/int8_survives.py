@@ -1,4 +1,4 @@
-"""What INT8 costs students of our recipes, in domain and on an unseen one: as calibrated, in mixed precision, trained.
+"""What INT8 costs students of our recipes, in domain and on an unseen one: as calibrated, and in mixed precision.
 
     python benchmarks/int8_survives.py --out int8 --students toy/mobilenetv3
     python benchmarks/int8_survives.py --out int8 --assets DIR
@@ -58,7 +58,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "FP32": {"precision": "fp32"},
     "PTQ": {"precision": "int8"},
-    "QAT": {"precision": "int8", "qat": True, "qat_steps": 60},
     "PTQ mixed": {"precision": "int8", "max_drop_id": 1.0, "max_drop_ood": 1.5},
 }
 MAX_DROP_ID, MAX_DROP_OOD = 1.0, 1.5
@@ -167,12 +166,6 @@ def remarks(folder: Path) -> tuple[bool, str]:
         said.append(f"refused: {parity['reason']}")
     if "mixed" in quantization:
         said.append(f"{len(quantization['mixed']['kept_in_float'])} layers and additions in float")
-    if "qat" in quantization:
-        qat = quantization["qat"]
-        said.append(
-            f"step {qat['chosen_step']} of {qat['steps']}; validation {100 * qat['validation_fp32']:.1f} FP32, "
-            f"{100 * qat['validation_before']:.1f} → {100 * qat['validation_after']:.1f}"
-        )
     return not parity["passed"], "; ".join(said)
 
 

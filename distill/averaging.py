@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from edgekd.distill.students import Student
 from edgekd.files import replacing
+from edgekd.readers import read_torch
 
 
 class LastWeights:
@@ -165,8 +166,8 @@ class Swad(LastWeights):
         mean: dict[str, Tensor] = {}
         for number in chosen:
             share = self._counts[number] / sum(self._counts[i] for i in chosen)
-            for name, value in torch.load(
-                self._folder / f"{number}.pt", map_location="cpu", weights_only=True
+            for name, value in read_torch(
+                self._folder / f"{number}.pt", "segment's average"
             ).items():
                 if value.is_floating_point():
                     mean[name] = mean[name] + share * value if name in mean else share * value

@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
-from edgekd.files import cache_root, disk_errors, write_bytes
+from edgekd.files import cache_folder as folder_of
+from edgekd.files import disk_errors, write_bytes
+from edgekd.readers import map_array, read_array
 
 UNAUGMENTED = 0xFFFF
 """The view number of the plain image."""
 
+_SHARD_S = 60.0
+
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
+_INFINITE = np.uint16(0x7C00)
+"""The exponent of infinities and NaN in float16."""
 
 
 class EmbeddingCache:
@@ -52,15 +61,12 @@ class EmbeddingCache:
             if keys_path.name in self._seen:
                 continue
             self._seen.add(keys_path.name)
-            vectors_path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
             try:
-                keys = np.load(keys_path)
-                vectors = np.load(vectors_path, mmap_mode="r")
-                if keys.dtype != _KEY or vectors.shape != (len(keys), self.dim):
-                    raise ValueError("keys and vectors do not fit together")
-            except (OSError, ValueError, EOFError) as error:
+                keys, vectors = self._read(keys_path)
+            except EdgekdError as error:
                 warn(
-                    f"leaving out the damaged cache shard {keys_path} ({error}); its embeddings are computed again."
+                    f"leaving out the damaged cache shard {keys_path} ({error.message}); "
+                    "its embeddings are computed again."
                 )
                 continue
             shard = len(self._shards)
@@ -69,6 +75,21 @@ class EmbeddingCache:
                 zip(keys["image"].tolist(), keys["view"].tolist(), strict=True)
             ):
                 self._where[image, view] = (shard, row)
+
+    def _read(self, keys_path: Path) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """Keys and vectors of a shard; one that is damaged, or not finite, is an `EdgekdError`."""
+        keys = read_array(keys_path, "cache shard")
+        path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
+        shape = (len(keys) if keys.shape else 0, self.dim)
+        found = map_array(path, "cache shard", shape, np.float16)
+        if keys.dtype != _KEY or keys.ndim != 1:
+            raise EdgekdError(f"{keys_path} holds no keys.")
+        if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
+            raise EdgekdError(f"{path} holds values that are not finite.")
+        # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
+        size = path.stat().st_size
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        return keys, mapped[size - found.nbytes :].view(np.float16).reshape(shape)
 
     def __len__(self) -> int:
         return len(self._where)
@@ -143,18 +164,37 @@ def fill(
 
     Args:
         embed: `(positions int64 [b], views int64 [b])` → float32 `[b, D]`.
-        shard_rows: rows per shard; what a killed process can lose.
+        shard_rows: rows per shard; a killed process loses these at most, or a minute's, one that is stopped none.
         on_progress: called with the number of rows just computed.
     """
-    for start in range(0, len(work), shard_rows):
-        shard = np.array(work[start : start + shard_rows], dtype=np.int64)  # [n, 2]
-        vectors = []
-        for rows in np.split(shard, range(batch, len(shard), batch)):
-            vectors.append(embed(rows[:, 0], rows[:, 1]))
+    done: list[NDArray[np.int64]] = []
+    vectors: list[NDArray[np.float32]] = []
+
+    def store() -> None:
+        if done:
+            rows = np.concatenate(done)  # [n, 2]
+            cache.add([keys[i] for i in rows[:, 0]], rows[:, 1].tolist(), np.concatenate(vectors))
+            done.clear()
+            vectors.clear()
+
+    since = time.monotonic()
+    try:
+        start = 0
+        while start < len(work):
+            size = min(batch, shard_rows - sum(map(len, done)))
+            rows = np.array(work[start : start + size], dtype=np.int64)
+            start += size
+            found = embed(rows[:, 0], rows[:, 1])
+            done.append(rows)
+            vectors.append(found)
             on_progress(len(rows))
-        cache.add([keys[i] for i in shard[:, 0]], shard[:, 1].tolist(), np.concatenate(vectors))
+            if sum(map(len, done)) >= shard_rows or time.monotonic() - since > _SHARD_S:
+                store()
+                since = time.monotonic()
+    finally:
+        store()
 
 
 def cache_folder() -> Path:
     """Where all embedding caches live."""
-    return cache_root() / "embeddings"
+    return folder_of("embeddings")

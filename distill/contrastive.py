@@ -45,11 +45,12 @@ def caption_nce(batch: Batch, tau: float = 0.07, same_class_mask: bool = True) -
     assert batch.embedding is not None
     assert batch.captions is not None
     own = batch.own_columns()
-    rivals = None
+    captions = batch.gather(unit(batch.captions))  # [all, D]
+    left_out = ~captions.any(dim=-1)[None, :].expand(len(own), -1)  # images without a caption
     if same_class_mask:
-        same = batch.labels[:, None] == batch.gather(batch.labels)[None, :]  # [B, all]
-        rivals = same & (own[:, None] != torch.arange(same.shape[1], device=own.device))
-    return _find(unit(batch.embedding), batch.gather(unit(batch.captions)), own, 1 / tau, rivals)
+        left_out = left_out | (batch.labels[:, None] == batch.gather(batch.labels)[None, :])
+    left_out = left_out & (own[:, None] != torch.arange(len(captions), device=own.device))
+    return _find(unit(batch.embedding), captions, own, 1 / tau, left_out)
 
 
 def _find(

@@ -7,7 +7,6 @@ and a resumed run use the same ones.
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from edgekd.distill.prompts import readable
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.files import write_json
+from edgekd.readers import parse_json, printable, read_text
 
 QUESTION = "Use a single sentence to describe the appearance and shape of {}. Only describe the shape and appearance."
 """What the paper asked its language model; a `command:` gets it with the class name filled in."""
@@ -67,7 +67,9 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
     return {name: known[readable(name)] for name in classes}
 
 
-def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> Descriptions:
+def kept_descriptions(
+    path: Path | None, spec: str, classes: Sequence[str], *, may_run: bool
+) -> Descriptions:
     """Sentences for every class: those that were written down before, and for the others what `spec` says.
 
     A language model answers otherwise every time, so what trained is what predicts only if it is read back.
@@ -75,9 +77,10 @@ def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> D
     Args:
         path: a file as a run or a study leaves it; it need not be there.
         spec: as `descriptions_for`.
+        may_run: `spec` was given by the caller of this very process. A command that was read from a file never runs.
 
     Raises:
-        EdgekdError: as `descriptions_for`.
+        EdgekdError: as `descriptions_for`, or a class that only a stored command could describe.
     """
     kept = (
         {readable(name): told for name, told in _pairs(path)}
@@ -85,6 +88,11 @@ def kept_descriptions(path: Path | None, spec: str, classes: Sequence[str]) -> D
         else {}
     )
     missing = [name for name in classes if not kept.get(readable(name))]
+    if missing and spec.startswith("command:") and not may_run:
+        raise EdgekdError(
+            f'There is no kept description of "{missing[0]}", and the command that a run has stored is not run.',
+            f"Restore the run's {DESCRIPTIONS_FILE}, or give descriptions on the command line.",
+        )
     asked = descriptions_for(spec, missing) if missing else {}
     return {name: asked[name] if name in asked else kept[readable(name)] for name in classes}
 
@@ -134,13 +142,7 @@ def _ask(command: str, name: str) -> str:
 
 
 def _pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgekdError(
-            f"The descriptions {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'}).",
-            "Give a .json or text file, or command:PROGRAM.",
-        ) from error
+    text = read_text(path, "descriptions file", "Give a .json or text file, or command:PROGRAM.")
     if path.suffix.lower() != ".json":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         broken = next(
@@ -148,7 +150,7 @@ def _pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
         )
         if broken is not None:
             raise EdgekdError(
-                f'{path} has a line that describes nothing: "{broken[:80]}".',
+                f'{path} has a line that describes nothing: "{printable(broken[:80])}".',
                 "Write class: sentence.",
             )
         return [
@@ -157,8 +159,8 @@ def _pairs(path: Path) -> list[tuple[str, tuple[str, ...]]]:
         ]
     try:
         # As pairs, because a JSON object with a name twice would silently keep the last.
-        loaded: Any = json.loads(text, object_pairs_hook=list)
-    except json.JSONDecodeError as error:
+        loaded: Any = parse_json(text, pairs=True)
+    except ValueError as error:
         raise EdgekdError(
             f"{path} is not valid JSON ({error}).", "Write class names mapped to sentences."
         ) from error

@@ -27,6 +27,7 @@ from edgekd.distill.views import render
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
 from edgekd.manifest import Run
+from edgekd.readers import read_torch
 from edgekd.version import __version__
 
 SWAD_EVALUATIONS = 20
@@ -84,9 +85,7 @@ def finish(
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":
-        final.load_state_dict(
-            torch.load(checkpoint.best_path, map_location="cpu", weights_only=True)
-        )
+        final.load_state_dict(read_torch(checkpoint.best_path, "best weights"))
         selection = (
             f"best mean source-validation accuracy of the {averaging} (step {checkpoint.best_step})"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from edgekd.config import TrainConfig
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name
+from edgekd.distill.terms import uses_labels
 from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
 
@@ -53,6 +54,7 @@ def settle_method(config: TrainConfig) -> dict[str, Any]:
 def check_needs(recipe: Recipe, config: TrainConfig) -> None:
     """Refuse a recipe whose needs the configuration cannot meet."""
     _check_inputs(recipe, config)
+    _check_unlabelled(recipe, config)
     _check_student(recipe, config)
     _check_centre(recipe, config)
     _check_average(recipe, config)
@@ -75,7 +77,7 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             name
             for stage in recipe.stages
             for name, spec in stage.terms.items()
-            if _uses_labels(name, spec)
+            if uses_labels(name, spec)
         ]
         if labelled:
             raise EdgekdError(
@@ -103,10 +105,20 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
                 )
 
 
-def _uses_labels(name: str, spec: Any) -> bool:
-    from edgekd.distill.terms import needs
-
-    return "labels" in needs({name: spec})
+def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
+    if not (config.unlabelled or config.adapt):
+        return
+    if config.unlabelled_filter and not recipe.needs & {"teacher", "bank"}:
+        raise EdgekdError(
+            f"The recipe {recipe.name} has no teacher to filter unlabelled images with.",
+            "Leave unlabelled_filter out.",
+        )
+    terms = [item for stage in recipe.stages for item in stage.terms.items()]
+    if all(uses_labels(name, spec) for name, spec in terms):
+        raise EdgekdError(
+            f"Every term of the recipe {recipe.name} needs labels, so unlabelled images are of no use.",
+            "Leave --unlabelled out, or take a recipe that reads the teacher: edgekd list recipes.",
+        )
 
 
 def _check_student(recipe: Recipe, config: TrainConfig) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from lightning_fabric import Fabric
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.data import ImageSet
+from edgekd.distill.launch import Fabric
 from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe
@@ -39,6 +41,16 @@ class Job:
     lessons: Lessons
     look: Look | None = None
     """Who else is shown the weights on their way."""
+
+    @property
+    def unlabelled(self) -> NDArray[np.int64]:
+        """Indices of the unlabelled images in `images`, whose last part they are."""
+        return np.arange(len(self.images) - len(self.split.unlabelled), len(self.images))
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """Indices of all images that train, labelled or not."""
+        return np.concatenate([self.split.train, self.unlabelled])
 
 
 def total(fabric: Fabric, value: Tensor) -> Tensor:

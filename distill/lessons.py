@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -19,6 +18,7 @@ from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.cache import EmbeddingCache, fill
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
+from edgekd.distill.launch import Fabric
 from edgekd.distill.prompts import TextBank, templates_for, warn_of_like_classes
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.teacher import ClipTeacher, Teacher
@@ -98,7 +98,8 @@ def run_descriptions(config: TrainConfig, classes: Sequence[str]) -> Description
     assert config.out is not None
     more = read_vocabulary(config.vocabulary) if config.vocabulary else ()
     kept = config.out / DESCRIPTIONS_FILE if config.resume else None
-    return kept_descriptions(kept, config.descriptions, tuple(dict.fromkeys((*classes, *more))))
+    names = tuple(dict.fromkeys((*classes, *more)))
+    return kept_descriptions(kept, config.descriptions, names, may_run=not config.resume)
 
 
 def make_lessons(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from edgekd.config import TrainConfig, read_config
@@ -19,6 +17,7 @@ from edgekd.distill.teacher import load_teacher
 from edgekd.distill.tower import tower_student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Run, read_run
+from edgekd.readers import read_tensors
 from edgekd.scarce import run_images
 from edgekd.split import Split, read_split
 
@@ -46,7 +45,8 @@ class LoadedRun:
         """Sentences about any classes as the run has them about its own; None if its prompts have none."""
         if not self.config.descriptions:
             return None
-        return kept_descriptions(self.folder / DESCRIPTIONS_FILE, self.config.descriptions, classes)
+        kept = self.folder / DESCRIPTIONS_FILE
+        return kept_descriptions(kept, self.config.descriptions, classes, may_run=False)
 
     def images(self, override: str | None = None) -> ImageSet:
         """The run's images, those of classes that never trained left out."""
@@ -67,16 +67,15 @@ def load_run(folder: Path) -> LoadedRun:
     run = read_run(folder)
     config = read_config(folder / "config.json")
     bank_path = folder / "text_bank.safetensors"
-    path = bank_path
-    try:
-        bank = read_text_bank(bank_path) if bank_path.exists() else None
-        path = folder / "student.safetensors"
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise EdgekdError(
-            f"{path} cannot be read ({error}).", "Train the run again with --overwrite."
-        ) from error
+    bank = read_text_bank(bank_path) if bank_path.exists() else None
+    path = folder / "student.safetensors"
+    state, _ = read_tensors(path, "student", "Train the run again with --overwrite.")
     projector, head = state.get("projector.weight"), state.get("head.weight")
+    if any(layer is not None and layer.ndim != 2 for layer in (projector, head)):
+        raise EdgekdError(
+            f"{path} does not hold the weights of this run's {config.student}.",
+            "Train the run again with --overwrite.",
+        )
     if config.student == TEACHERS_TOWER:
         student = tower_student(
             load_teacher(config.teacher), classes=len(run.classes) if head is not None else None

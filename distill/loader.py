@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.pixels import PixelStore
+from edgekd.distill.restyle import Restyle, RestylePolicy, restyle_params
 from edgekd.distill.sampling import Sampler
 from edgekd.distill.views import ViewParams, ViewPolicy, view_params
 
@@ -31,6 +32,8 @@ class RawBatch:
     """Cached teacher embeddings of these views, float32 `[b, D]`."""
     teacher_pixels: Tensor | None
     """For an online teacher: uint8 `[b, S', S', 3]`."""
+    restyle: Restyle | None = None
+    """How the student's views are redrawn after the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,12 @@ class BatchSource:
     teacher_store: PixelStore | None
     rank: int
     world: int
+    restyle: RestylePolicy | None = None
 
     def __call__(self, step: int) -> RawBatch:
         images = self.store.images
-        indices, visits = (part[self.rank :: self.world] for part in self.sampler.step(step))
+        every, every_visit = self.sampler.step(step)
+        indices, visits = (part[self.rank :: self.world] for part in (every, every_visit))
         # An image starts its round of views at its own place, so that one batch holds all kinds.
         views = visits if self.views is None else (visits + indices) % self.views
         keys = [images.keys[i] for i in indices]
@@ -62,10 +67,19 @@ class BatchSource:
             params=view_params(keys, views.tolist(), self.policy),
             labels=torch.from_numpy(images.labels[indices]),
             teacher=teacher,
+            restyle=self._restyle(keys, visits, every) if self.restyle else None,
             teacher_pixels=torch.from_numpy(self.teacher_store.batch(indices))
             if self.teacher_store
             else None,
         )
+
+    def _restyle(
+        self, keys: list[str], visits: NDArray[np.int64], batch: NDArray[np.int64]
+    ) -> Restyle:
+        assert self.restyle is not None
+        how, places = restyle_params(keys, visits.tolist(), self.restyle)
+        partners = self.store.batch(batch[(places * len(batch)).astype(np.int64)])
+        return how._replace(partners=torch.from_numpy(partners))
 
 
 def cached(

@@ -9,16 +9,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.console import say
-from edgekd.data import ImageSet
-from edgekd.files import cache_root, disk_errors, replacing, short_hash
+from edgekd.console import say, warn
+from edgekd.data import ImageSet, JoinedReader
+from edgekd.errors import EdgekdError
+from edgekd.files import cache_folder, replacing, short_hash
+from edgekd.readers import map_array
 
 MAX_BYTES = 8 * 2**30
 """Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
@@ -28,15 +29,26 @@ MAX_BYTES = 8 * 2**30
 class PixelStore:
     """Random access to squash-resized images.
 
-    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly.
+    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly. `parts` are the
+    stores of the sets that joined images consist of; each set is decoded once, whatever it is joined with.
     """
 
     images: ImageSet
     side: int
     array: NDArray[np.uint8] | None
+    parts: tuple[PixelStore, ...] = ()
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 `[len(indices), side, side, 3]`."""
+        """Return uint8 `[len(indices), side, side, 3]`."""
+        if self.parts:
+            pixels = np.empty((len(indices), self.side, self.side, 3), dtype=np.uint8)
+            first = 0
+            for part in self.parts:
+                own = (indices >= first) & (indices < first + len(part.images))
+                if own.any():
+                    pixels[own] = part.batch(indices[own] - first)
+                first += len(part.images)
+            return pixels
         if self.array is not None:
             return self.array[indices]
         with ThreadPoolExecutor() as pool:
@@ -63,18 +75,22 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
     Raises:
         EdgekdError: the cache folder cannot be written or the disk is full.
     """
+    if isinstance(images.reader, JoinedReader):
+        parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
+        return PixelStore(images, side, None, parts)
     shape = (len(images), side, side, 3)
     if int(np.prod(shape)) > max_bytes:
         return PixelStore(images, side, None)
-    folder = cache_root() / "pixels"
+    folder = cache_folder("pixels")
     path = folder / f"{short_hash('pixels-1', str(side), *images.keys)}-{side}px.npy"
-    if not path.exists():
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path) + ".lock"):
-            if not path.exists():
-                _decode_all(images, path, shape)
-    return PixelStore(images, side, cast(NDArray[np.uint8], np.load(path, mmap_mode="r")))
+    with FileLock(str(path) + ".lock"):
+        if path.exists():
+            try:
+                return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
+            except EdgekdError as error:
+                warn(f"{error.message} They are decoded again.")
+        _decode_all(images, path, shape)
+    return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
 
 
 def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd.config import TrainConfig, read_config
-from edgekd.console import is_main_process, say
+from edgekd.console import is_main_process, say, shell_word
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
@@ -15,9 +16,11 @@ from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, write_json
+from edgekd.files import write_json
+from edgekd.folders import RUN, clear, free_name, growing
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
+from edgekd.unlabelled import with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 120
@@ -29,13 +32,13 @@ def settle(config: TrainConfig) -> TrainConfig:
     """Fill every `None` that does not depend on the images, or take the settings of the run to resume.
 
     Raises:
-        EdgekdError: unknown names, an existing folder without `overwrite`, nothing to resume; before any work is done.
+        EdgekdError: unknown names, nothing to resume; before any work is done.
     """
     if config.resume:
         out = config.out or _newest_unfinished()
         if (out / "run.json").exists():
             raise EdgekdError(
-                f"The run at {out} is finished.", "Export it: edgekd export " + str(out)
+                f"The run at {out} is finished.", "Export it: edgekd export " + shell_word(out)
             )
         if not (out / "config.json").is_file():
             raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
@@ -49,6 +52,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
     _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
+    chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
     if config.student_weights is not None:
         chosen["student_weights"] = config.student_weights.expanduser().absolute()
     start = config.pretrained
@@ -74,23 +78,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     elif config.steps is None and config.epochs is None:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     if config.out is None:
-        chosen["out"] = _free_name(
-            Path("runs"), f"{config.student}-{config.recipe}-{Path(config.data).name}"
+        chosen["out"] = free_name(
+            Path("runs") / f"{config.student}-{config.recipe}-{Path(config.data).name}"
         )
-    elif (
-        is_main_process()
-        and config.out.exists()
-        and (not config.out.is_dir() or any(config.out.iterdir()))
-    ):
-        if not config.overwrite:
-            raise EdgekdError(
-                f"{config.out} exists already.",
-                "Choose another --out, or add --resume or --overwrite.",
-            )
-        if not (config.out / "config.json").exists():
-            raise EdgekdError(
-                f"{config.out} is not a run, so it is not overwritten.", "Choose another --out."
-            )
     if from_scratch:
         reason = (
             "no pretrained one is shipped for the toy data"
@@ -130,41 +120,60 @@ def _absolute(spec: str) -> str:
 
 
 def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
-    """The images and the run's split: read back when a run is resumed, else made."""
+    """Load the images of a run.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+    """
     assert config.out is not None
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
     path = config.out / "split.json"
-    if config.resume and path.exists():
-        return images, read_split(path, images)
-    return images, run_split(config, images)
+    split = (
+        read_split(path, images) if config.resume and path.exists() else run_split(config, images)
+    )
+    if config.unlabelled or config.adapt:
+        return with_unlabelled(
+            images, split, config.unlabelled, config.unlabelled_images, config.adapt
+        )
+    return images, split
 
 
-def claim_folder(
+@contextlib.contextmanager
+def claimed(config: TrainConfig) -> Iterator[None]:
+    """Hold the run's folder from before the work until its end; the other processes of a launch claim nothing.
+
+    Raises:
+        EdgekdError: another training writes there, or an existing folder without `overwrite`.
+    """
+    assert config.out is not None
+    if not is_main_process():
+        yield
+        return
+    with growing(config.out, RUN, overwrite=config.overwrite, resume=config.resume):
+        yield
+
+
+def begin_folder(
     config: TrainConfig, split: Split, descriptions: Descriptions | None = None
 ) -> None:
-    """Make the run's folder with its configuration, split and class descriptions; process 0 only.
+    """Write the run's configuration, split and class descriptions into its folder; process 0 only.
 
     Called when data, teacher and student are in hand, so that `overwrite` removes nothing for a run that cannot start.
     """
     assert config.out is not None
-    if config.resume:
-        return
-    with disk_errors(config.out):
-        if config.out.exists():
-            shutil.rmtree(config.out)
-        config.out.mkdir(parents=True)
-    split.write(config.out / "split.json")
-    if descriptions is not None:
+    if not config.resume:
+        clear(config.out, RUN, marker=False)
+        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
+        write_json(config.out / "config.json", settings)
+    if not (config.out / "split.json").exists():
+        split.write(config.out / "split.json")
+    if descriptions is not None and not (config.out / DESCRIPTIONS_FILE).exists():
         write_json(
             config.out / DESCRIPTIONS_FILE,
             {name: list(told) for name, told in descriptions.items()},
         )
-    write_json(
-        config.out / "config.json",
-        config.model_dump(mode="json", exclude={"resume", "overwrite", "out"}),
-    )
 
 
 def total_steps(config: TrainConfig, epoch_steps: int) -> int:
@@ -196,10 +205,3 @@ def _newest_unfinished(root: Path = Path("runs")) -> Path:
             f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER."
         )
     return max(started, key=os.path.getmtime)
-
-
-def _free_name(root: Path, stem: str) -> Path:
-    path, number = root / stem, 2
-    while path.exists():
-        path, number = root / f"{stem}-{number}", number + 1
-    return path

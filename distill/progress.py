@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from lightning_fabric import Fabric
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,8 +23,10 @@ from torch import Tensor
 
 from edgekd.config import TrainConfig
 from edgekd.console import err, say
+from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher
 from edgekd.files import disk_errors, write_text
+from edgekd.readers import parse_json, read_text
 
 
 class Progress:
@@ -36,9 +37,17 @@ class Progress:
     """
 
     def __init__(
-        self, out: Path, steps: int, config: TrainConfig, fabric: Fabric, resume_at: int
+        self,
+        out: Path,
+        steps: int,
+        config: TrainConfig,
+        fabric: Fabric,
+        resume_at: int,
+        before: tuple[int, float, float] = (0, 0.0, 0.0),
     ) -> None:
+        """`before`: the `speed` of the part of the run that a checkpoint has kept."""
         self._path = out / "metrics.jsonl"
+        self._before = before
         self._log_every = config.log_every
         self._fabric = fabric
         self._steps = steps
@@ -84,17 +93,23 @@ class Progress:
     @property
     def images_per_second(self) -> float:
         """Over all steps but the first, which pays for start-up."""
-        return self._images / self._warm_seconds
+        images, _, seconds = self.speed()
+        return images / max(1e-9, seconds)
 
     @property
     def data_wait_percent(self) -> float:
         """Part of the time that training stood still for data."""
-        return 100 * self._waited_s / self._warm_seconds
+        _, waited_s, seconds = self.speed()
+        return 100 * waited_s / max(1e-9, seconds)
 
-    @property
-    def _warm_seconds(self) -> float:
-        """From the end of the first step to the end of the last one; what comes after is not training."""
-        return max(1e-9, self._last_step - (self._warm or self._last_step))
+    def speed(self) -> tuple[int, float, float]:
+        """Return images, seconds waited for data and seconds of the whole run, without each process's first step.
+
+        What comes after the last step is not training.
+        """
+        images, waited_s, seconds = self._before
+        here = self._last_step - (self._warm or self._last_step)
+        return images + self._images, waited_s + self._waited_s, seconds + here
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -222,13 +237,13 @@ def _bar(extra: str) -> Bar:
 def _step_of(line: str) -> float:
     """The step a line of metrics.jsonl belongs to; of a torn line, one beyond all steps."""
     try:
-        return float(json.loads(line)["step"])
-    except ValueError:
+        return float(parse_json(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, "log of the run").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_bytes
+from edgekd.files import write_tensors
+from edgekd.readers import printable, read_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 
@@ -62,39 +63,63 @@ class TextBank:
 
     def write(self, path: Path) -> None:
         """Save as safetensors; text fields travel in the header."""
-        header = {
-            "classes": "\n".join(self.classes),
-            "templates": "\n".join(self.templates),
+        facts = {
+            "classes": self.classes,
+            "templates": self.templates,
             "teacher_id": self.teacher_id,
-            "logit_scale": repr(self.logit_scale),
-            "described": str(int(self.described)),
+            "logit_scale": self.logit_scale,
+            "described": self.described,
         }
         tensors = {
             "vectors": self.vectors,
             "image_centre": self.image_centre,
             "text_centre": self.text_centre,
         }
-        present = {
-            name: tensor.cpu().contiguous()
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
-        write_bytes(path, save(present, metadata=header))
+        present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_tensors(path, present, facts)
 
 
 def read_text_bank(path: Path) -> TextBank:
-    """Load a bank written by `TextBank.write`."""
-    with safe_open(path, framework="pt") as handle:
-        header = handle.metadata()
-        return TextBank(
-            classes=tuple(header["classes"].split("\n")),
-            templates=tuple(header["templates"].split("\n")),
-            vectors=handle.get_tensor("vectors"),
-            teacher_id=header["teacher_id"],
-            logit_scale=float(header["logit_scale"]),
-            described=header.get("described") == "1",
-            **{name: handle.get_tensor(name) for name in handle.keys() if name.endswith("_centre")},  # noqa: SIM118
+    """Load a bank written by `TextBank.write`.
+
+    Raises:
+        EdgekdError: missing, damaged, or arrays that do not fit together.
+    """
+    hint = "Train the run again with --overwrite."
+    tensors, facts = read_tensors(path, "text bank", hint)
+    try:
+        bank = TextBank(
+            classes=_texts(facts["classes"]),
+            templates=_texts(facts["templates"]),
+            vectors=tensors.pop("vectors"),
+            teacher_id=printable(facts["teacher_id"]),
+            logit_scale=float(facts["logit_scale"]),
+            described=facts.get("described") in (True, "1"),
+            **tensors,
         )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(f"The text bank at {path} is damaged.", hint) from error
+    rows, dim = (*bank.vectors.shape, 0, 0)[:2]
+    centres = [centre for centre in (bank.image_centre, bank.text_centre) if centre is not None]
+    if (
+        not math.isfinite(bank.logit_scale)
+        or bank.vectors.shape != (len(bank.classes), dim)
+        or any(centre.shape != (dim,) for centre in centres)
+        or not all(
+            t.dtype == torch.float32 and t.isfinite().all() for t in (bank.vectors, *centres)
+        )
+        or any(
+            template.count("{}") != 1 for template in bank.templates if template != "precomputed"
+        )
+    ):
+        raise EdgekdError(f"The text bank at {path} is damaged: its {rows} rows do not fit.", hint)
+    return bank
+
+
+def _texts(value: str | list[str]) -> tuple[str, ...]:
+    """A list of texts; files of edgekd 0.1 hold them as lines."""
+    texts = value.split("\n") if isinstance(value, str) else value
+    return tuple(printable(text) for text in texts)
 
 
 def readable(name: str) -> str:

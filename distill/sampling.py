@@ -78,7 +78,50 @@ class ShotSampler:
         return np.concatenate([many, few]), np.concatenate([visits, np.full(self.places, step)])
 
 
-Sampler = BalancedSampler | ShotSampler
+@dataclass(frozen=True)
+class MixedSampler:
+    """Batches with a fixed number of unlabelled images behind the labelled ones.
+
+    Args:
+        labelled: deals the labelled images.
+        unlabelled: deals the unlabelled images, as one domain of its own.
+    """
+
+    labelled: BalancedSampler | ShotSampler
+    unlabelled: BalancedSampler
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps after which as many labelled images were drawn as there are."""
+        return self.labelled.epoch_steps
+
+    def step(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return what `BalancedSampler.step` returns; the unlabelled images come last."""
+        parts = (self.labelled.step(step), self.unlabelled.step(step))
+        return (
+            np.concatenate([indices for indices, _ in parts]),
+            np.concatenate([visits for _, visits in parts]),
+        )
+
+
+Sampler = BalancedSampler | ShotSampler | MixedSampler
+
+
+def mix(
+    unlabelled: NDArray[np.int64], share: float, batch: int, seed: int
+) -> tuple[int, BalancedSampler | None]:
+    """Return how many images of a batch are labelled, and what deals the others.
+
+    Args:
+        unlabelled: int64 `[m]`, indices of the unlabelled images.
+        share: of them in each batch of `batch`; at most each of them once, and at least one labelled image.
+        seed: fixes every batch of the run.
+    """
+    places = min(round(share * batch), len(unlabelled), batch - 1)
+    if not places:
+        return batch, None
+    # A seed of its own keeps this order apart from the domains'.
+    return batch - places, BalancedSampler((unlabelled,), places, seed + 2**32)
 
 
 def make_sampler(
@@ -87,7 +130,7 @@ def make_sampler(
     is_shot: NDArray[np.bool_],
     batch: int,
     seed: int,
-) -> Sampler:
+) -> BalancedSampler | ShotSampler:
     """The sampler of a run.
 
     Args:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from edgekd.config import TrainConfig, read_config
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_run
+from edgekd.readers import read_tensors
 
 _SHARED = ("student", "student_options", "size")
 """Settings that both runs have in common; those left out are taken from the run to start from."""
@@ -61,9 +61,13 @@ def continue_from(folder: Path, student: Student, classes: Sequence[str]) -> Non
         EdgekdError: the two do not consist of the same parts.
     """
     run = read_run(folder)
-    state = load_file(folder / "student.safetensors")
+    state, _ = read_tensors(folder / "student.safetensors", "student", "Train that run again.")
     own = student.state_dict()
     places = [(classes.index(name), row) for row, name in enumerate(run.classes) if name in classes]
+    if any(len(state[name]) != len(run.classes) for name in state if name.startswith("head.")):
+        raise EdgekdError(
+            f"The head of {folder} does not fit its classes.", "Train that run again."
+        )
     for name in [name for name in state if name.startswith("head.") and name in own]:
         rows = own[name].clone()
         rows[[new for new, _ in places]] = state[name][[old for _, old in places]]

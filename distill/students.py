@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_bytes
+from edgekd.distill.weights import load_backbone, load_weights
+from edgekd.errors import EdgekdError, did_you_mean, first_line
+from edgekd.files import write_tensors
 from edgekd.hub import hub_reachable, prefer_local_cache
 from edgekd.preprocess import Preprocess
 
@@ -173,39 +172,99 @@ def make_student(
                 "Use --pretrained scratch, or --student mobilenetv3.",
             )
     state = load_weights(weights) if weights else None
-    arguments: dict[str, Any] = dict(options or {}) | {"num_classes": 0}
-    if size and name.split("_")[0] in ("vit", "deit", "deit3", "eva02", "beit"):
-        arguments["img_size"] = size
-    try:
-        backbone = timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise EdgekdError(
-            f"{name} cannot be built with {arguments} ({error}).",
-            "Check its tag, --size and student_options.",
-        ) from error
-    if state is not None:
-        _load_file_state(backbone, state, name, weights)
+    arguments = _timm_arguments(name, options or {}, size)
+    backbone = _create(name, arguments)
+    if weights is not None and state is not None:
+        load_backbone(
+            backbone, state, weights, lambda: _create(name, arguments | {"num_classes": 8})
+        )
     elif pretrained == "hub":
         backbone = _from_hub(name, arguments, student)
-    config = backbone.pretrained_cfg
-    preprocess = Preprocess(
-        size=size or config["input_size"][-1],
-        interpolation=config.get("interpolation")
-        if config.get("interpolation") in ("bilinear", "bicubic")
-        else "bicubic",
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
-    with torch.inference_mode():
-        probe = torch.zeros(1, 3, preprocess.size, preprocess.size)
-        try:
-            features = backbone.eval()(probe).shape[-1]
-        except (RuntimeError, AssertionError) as error:
-            raise EdgekdError(
-                f"{name} cannot take {preprocess.size} px images ({error}).",
-                f"Leave --size out, or use {config['input_size'][-1]}.",
-            ) from error
+    config = getattr(backbone, "pretrained_cfg", {})
+    try:
+        preprocess = Preprocess(
+            size=size or config["input_size"][-1],
+            interpolation=config.get("interpolation")
+            if config.get("interpolation") in ("bilinear", "bicubic")
+            else "bicubic",
+            mean=config["mean"],
+            std=config["std"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(
+            f"{name} takes no RGB images as timm describes it ({first_line(error)}).",
+            "Choose another student: edgekd list students.",
+        ) from error
+    features = _feature_count(backbone.eval(), name, arguments, preprocess)
     return Student(backbone, features, preprocess, dim=dim, classes=classes, projector=projector)
+
+
+RESERVED = (
+    "num_classes",
+    "in_chans",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+)
+"""Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
+
+
+def _timm_arguments(name: str, options: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    for reserved in RESERVED:
+        if reserved in options:
+            raise EdgekdError(
+                f"student_options cannot set {reserved}.",
+                "edgekd sets it: weights come from --pretrained or --student-weights, the head from the recipe.",
+            )
+    arguments = dict(options) | {"num_classes": 0}
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise EdgekdError(
+            f"{name} cannot be built ({first_line(error)}).", "Check its tag: edgekd list students."
+        ) from error
+    if size and config and config.fixed_input_size:
+        arguments["img_size"] = size
+    return arguments
+
+
+def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+    except Exception as error:  # whatever the architecture raises for arguments it does not take
+        raise EdgekdError(
+            f"{name} cannot be built with {dict(arguments)} ({first_line(error)}).",
+            "Check its tag, --size and student_options.",
+        ) from error
+    return model
+
+
+@torch.inference_mode()
+def _feature_count(
+    backbone: nn.Module, name: str, arguments: Mapping[str, Any], preprocess: Preprocess
+) -> int:
+    """Run the backbone once and return the length d of its feature vector.
+
+    Raises:
+        EdgekdError: it does not take such images, or gives something else than `[B, d]`.
+    """
+    try:
+        found = backbone(torch.zeros(2, 3, preprocess.size, preprocess.size))
+    except Exception as error:  # whatever the architecture raises
+        raise EdgekdError(
+            f"{name} cannot take {preprocess.size} px images ({first_line(error)}).",
+            f"Leave --size out, or use {backbone.pretrained_cfg['input_size'][-1]}.",  # type: ignore[index]
+        ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != 2 or not found.shape[1]:
+        given = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        options = {key: value for key, value in arguments.items() if key != "num_classes"}
+        raise EdgekdError(
+            f"{name} with {options or 'its defaults'} gives {given} for two images, not one feature vector each.",
+            "Leave out the student_options that change its output, such as features_only and global_pool.",
+        )
+    return int(found.shape[1])
 
 
 def toy_weights(student: str) -> Path | None:
@@ -217,82 +276,14 @@ def toy_weights(student: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or torch file. A torch file with anything but tensors in it is refused unread."""
-    if not path.is_file():
-        raise EdgekdError(f"There is no weights file {path}.", "Check --student-weights.")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch and safetensors raise their own kinds for the same few reasons
-        with open(path, "rb") as handle:
-            start = handle.read(2)
-        # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
-        if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80"):
-            raise EdgekdError(
-                f"{path} contains pickled code, which edgekd does not run.",
-                "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
-            ) from error
-        raise EdgekdError(
-            f"{path} is not a readable weights file.",
-            "It must be safetensors or a torch state dict.",
-        ) from error
-    for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
-    ):
-        raise EdgekdError(f"{path} holds no state dict.", "It must map parameter names to tensors.")
-    return {key.removeprefix("module."): value for key, value in loaded.items()}
-
-
-def _load_file_state(
-    backbone: nn.Module, state: dict[str, Tensor], name: str, path: Path | None
-) -> None:
-    settings: Any = backbone.pretrained_cfg
-    classifier = settings.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state = {
-        key: value
-        for key, value in state.items()
-        if not key.startswith(tuple(f"{head}." for head in heads))
-    }
-    own = backbone.state_dict()
-    # A ViT at another size: timm resamples its position embedding.
-    if (
-        "pos_embed" in own
-        and "pos_embed" in state
-        and own["pos_embed"].shape != state["pos_embed"].shape
-    ):
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        state = checkpoint_filter_fn(state, backbone)
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in own]
-    if wrong or missing or extra:
-        example = (wrong or missing or extra)[0]
-        raise EdgekdError(
-            f"{path} is not a {name}: {len(missing)} parameters missing, {len(extra)} unknown, {len(wrong)} of another "
-            f"shape (for example {example}).",
-            "Give the weights of this very architecture with timm's parameter names.",
-        )
-    backbone.load_state_dict(state, strict=False)
-
-
 def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Module:
     prefer_local_cache()
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the hub's client, safetensors and timm raise their own kinds
         if hub_reachable():
             raise EdgekdError(
-                f"The pretrained weights of {name} could not be loaded ({str(error).strip().splitlines()[0]}).",
+                f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
                 "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
             ) from error
         raise EdgekdError(
@@ -305,8 +296,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
 
 def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
     """Write all parameters and buffers as safetensors."""
-    state = {key: value.detach().cpu().contiguous() for key, value in student.state_dict().items()}
-    write_bytes(path, save(state, metadata=dict(metadata)))
+    write_tensors(path, student.state_dict(), metadata)
 
 
 @torch.inference_mode()

@@ -6,26 +6,28 @@ A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:ta
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.resources
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import PickleError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from edgekd.benchmark.environment import describe
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.errors import EdgekdError, did_you_mean, first_line
 from edgekd.files import sha256_file, short_hash
 from edgekd.hub import hub_reachable, prefer_local_cache
-from edgekd.preprocess import Preprocess
+from edgekd.preprocess import Preprocess, open_clip_preprocess
+from edgekd.readers import read_arrays
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,36 @@ class ClipTeacher:
     dim: int
     model: nn.Module
     tokenizer: Any
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the image encoder; texts are always embedded in float32."""
+
+    @property
+    def cache_id(self) -> str:
+        """Identity of its image embeddings: weights, preprocessing, and the precision they are computed in."""
+        return self.id if self.precision == "fp32" else f"{self.id}-{self.precision}"
+
+    def in_bfloat16(self) -> ClipTeacher:
+        """Return the same teacher with an image encoder whose weights are converted to bfloat16 once."""
+        model = copy.copy(self.model)
+        encoder = copy.deepcopy(self.model.get_submodule("visual")).to(torch.bfloat16)
+        model._modules = {**self.model._modules, "visual": encoder}
+        return replace(self, model=model, precision="bf16")
 
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
-        """Float `[B, 3, S, S]` in 0–1, S the teacher's own size → float32 `[B, D]`, not normalised."""
-        if views.shape[-1] != self.preprocess.size:
+        """Float `[B, 3, H, W]` in 0–1, resized to the teacher's own shape → float32 `[B, D]`, not normalised."""
+        if tuple(views.shape[-2:]) != self.preprocess.shape:
             views = interpolate(
-                views, size=self.preprocess.size, mode="bicubic", antialias=True
+                views, size=self.preprocess.shape, mode="bicubic", antialias=True
             ).clamp(0, 1)
         mean, std = (
             torch.tensor(v, device=views.device)[:, None, None]
             for v in (self.preprocess.mean, self.preprocess.std)
         )
-        features: Tensor = self.model.encode_image((views - mean) / std)  # type: ignore[operator]
+        pixels = (views - mean) / std
+        if self.precision == "bf16":
+            pixels = pixels.bfloat16()
+        features: Tensor = self.model.encode_image(pixels)  # type: ignore[operator]
         return features.float()
 
     @torch.inference_mode()
@@ -118,7 +137,8 @@ class EmbeddingsTeacher:
         if missing:
             raise EdgekdError(
                 f"{self.spec} has no embedding for {len(missing):,} of {len(ids):,} images, for example {missing[0]}.",
-                "Its image_ids must be the paths inside the data folder, with forward slashes.",
+                f"List them: edgekd list missing {self.spec} --data DIR --unlabelled DIR. Its image_ids are the paths "
+                "inside those folders, with forward slashes.",
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 
@@ -209,55 +229,109 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
     import open_clip
 
     try:
+        options = _tokenizer_options(spec, name)
         if tag is None and ":" not in name:
-            torch.manual_seed(
-                0
-            )  # `NAME:random`, for speed tests: the same random weights every time
+            # `NAME:random`, for speed tests: the same random weights every time
+            torch.manual_seed(0)
             model = open_clip.create_model(name)
         else:
             model = open_clip.create_model_from_pretrained(
                 name, pretrained=tag, return_transform=False
             )
-        tokenizer = open_clip.get_tokenizer(name)
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        SafetensorError,
-        PickleError,
-    ) as error:
+        tokenizer = open_clip.get_tokenizer(name, **options)
+        preprocess = open_clip_preprocess(open_clip.get_model_preprocess_cfg(model))
+        logit_scale = float(model.logit_scale.detach().exp())
+    except EdgekdError:
+        raise
+    except Exception as error:  # open_clip, timm and transformers raise their own kinds
         if not name.startswith("local-dir:") and not hub_reachable():
             raise EdgekdError(
                 f"The teacher {spec} is not in the local cache and the hub cannot be reached.",
                 "Connect once, copy the model folder here for local-dir:FOLDER, or use embeddings:FILE.npz.",
             ) from error
         raise EdgekdError(
-            f"The teacher {spec} could not be loaded ({_first_line(error)}).",
-            "Check the folder's config and weights.",
+            f"The teacher {spec} could not be loaded ({first_line(error)}).",
+            "Check the folder's config, weights and tokenizer files.",
         ) from error
     model.eval().requires_grad_(False)
-    settings = open_clip.get_model_preprocess_cfg(model)
-    size = settings["size"]
-    preprocess = Preprocess(
-        size=size[0] if isinstance(size, (tuple, list)) else size,
-        resize="squash" if settings.get("resize_mode") == "squash" else "crop",
-        interpolation=settings.get("interpolation", "bicubic"),
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
-    probe = model.encode_text(tokenizer(["a"]))
-    return ClipTeacher(
+    teacher = ClipTeacher(
         spec=spec,
         id=short_hash("clip-1", weights_hash(model), preprocess.hash),
         preprocess=preprocess,
-        logit_scale=float(model.logit_scale.exp()),
-        dim=probe.shape[-1],
+        logit_scale=logit_scale,
+        dim=_probed_dim(spec, model, tokenizer, preprocess),
         model=model.to(memory_format=torch.channels_last),
         tokenizer=tokenizer,
     )
+    if not math.isfinite(logit_scale):
+        raise EdgekdError(
+            f"The logit scale of {spec} is not a finite number.", "Check the teacher's weights."
+        )
+    return teacher
+
+
+def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
+    """Arguments of `open_clip.get_tokenizer`.
+
+    Raises:
+        EdgekdError: the text encoder or its tokenizer needs `transformers`, which is not installed.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(name) or {}
+    texts = config.get("text_cfg", {})
+    if not texts.get("hf_tokenizer_name") and not texts.get("hf_model_name"):
+        return {}
+    if importlib.util.find_spec("transformers") is None:
+        raise EdgekdError(
+            f"The tokenizer of {spec} needs the package transformers, which is not installed.",
+            'Install it: pip install "edgekd[siglip]".',
+        )
+    # A config from elsewhere may ask transformers to run code that lies beside it.
+    return {"trust_remote_code": False} if texts.get("hf_tokenizer_name") else {}
+
+
+@torch.inference_mode()
+def _probed_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -> int:
+    """Run both encoders once and return the dimension of their shared space.
+
+    Raises:
+        EdgekdError: an encoder fails, or the embeddings do not fit together or are not finite.
+    """
+    height, width = preprocess.shape
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    probes: dict[str, Callable[[], Any]] = {
+        f"image encoder of {spec} on an image of {width} × {height} px": lambda: model.encode_image(
+            noise
+        ),
+        f"text encoder of {spec} on a prompt": lambda: model.encode_text(tokenizer(["a"])),
+    }
+    shapes = []
+    for what, probe in probes.items():
+        try:
+            found = probe()
+        except Exception as error:  # whatever the architecture raises
+            raise EdgekdError(
+                f"The {what} fails ({first_line(error)}).",
+                "The model's config, weights and tokenizer do not fit together: take them from one source.",
+            ) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or not found.isfinite().all():
+            raise EdgekdError(
+                f"The {what} does not give one vector of finite numbers.",
+                "Check the teacher's weights.",
+            )
+        shapes.append(found.shape[1])
+    if shapes[0] != shapes[1]:
+        raise EdgekdError(
+            f"The encoders of {spec} give {shapes[0]} dimensions for an image and {shapes[1]} for a text.",
+            "Choose a teacher whose images and texts share one space.",
+        )
+    return int(shapes[0])
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(describe()["features"]))
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -272,21 +346,19 @@ def weights_hash(model: nn.Module) -> str:
 def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
     if not path.is_file():
         raise EdgekdError(f"There is no embeddings file {path}.", "Write embeddings:FILE.npz.")
+    hint = "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors."
+    arrays = read_arrays(path, "embeddings file", hint)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         images, vectors = arrays["image_ids"], arrays["image_vectors"]
         classes, texts = arrays["class_names"], arrays["text_vectors"]
-    except (ValueError, OSError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise EdgekdError(
-            f"{path} is not an embeddings file ({_first_line(error)}).",
-            "It must be an .npz of plain arrays: image_ids, image_vectors, class_names and text_vectors.",
-        ) from error
+    except KeyError as error:
+        raise EdgekdError(f"{path} is not an embeddings file: it lacks {error}.", hint) from error
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     numbers = all(array.dtype.kind in "fiu" for array in (vectors, texts, scale))
     if (
         not numbers
         or scale.size != 1
+        or any(array.dtype.kind != "U" for array in (images, classes))
         or images.ndim != 1
         or classes.ndim != 1
         or vectors.ndim != 2
@@ -300,7 +372,7 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
             f"texts {texts.shape} for names {classes.shape}.",
             "image_vectors is [N, D] for N image_ids, text_vectors [C, D] for C class_names, logit_scale one number.",
         )
-    if not (np.isfinite(vectors).all() and np.isfinite(texts).all()):
+    if not all(np.isfinite(array).all() for array in (vectors, texts, scale)):
         raise EdgekdError(
             f"{path} holds values that are not finite.", "Compute the embeddings again."
         )
@@ -312,8 +384,3 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
         vectors=dict(zip(map(str, images), vectors, strict=True)),
         texts=dict(zip(map(str, classes), texts, strict=True)),
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]

@@ -7,31 +7,59 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize, softmax
 
+from edgekd.config import TrainConfig
 from edgekd.console import say, warn
 from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.job import Job, total
+from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import BatchSource, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
-from edgekd.distill.sampling import Sampler
+from edgekd.distill.restyle import RestylePolicy
+from edgekd.distill.sampling import MixedSampler, Sampler, make_sampler, mix
 from edgekd.distill.students import TEACHERS_TOWER
-from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher
+from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
+from edgekd.errors import EdgekdError
+from edgekd.scarce import class_places
+from edgekd.split import Split
+from edgekd.unlabelled import keep_unlabelled
 
 CONE = 0.5
 """Length of the mean of unit vectors from which on they lie in a cone: a quarter of their energy is common."""
+LEAST_COSINE = 0.999
+"""Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
+_CHECKED_IMAGES = 16
+_STRANGERS = 0.05
+"""Part of the validation images that the teacher may be less sure of than of an unlabelled image that trains."""
 _CENTRE_IMAGES = 512
 """Enough for a mean, where asking the teacher costs."""
-_CHECKED_IMAGES = 512
+_ZERO_SHOT_IMAGES = 512
 """Training images that the teacher's zero-shot accuracy is taken on."""
+
+
+def run_sampler(job: Job) -> Sampler:
+    """Return what deals the batches: as many of every domain, shots of unseen classes and unlabelled images apart."""
+    config, images, split = job.config, job.images, job.split
+    is_shot = np.isin(
+        images.labels, class_places(images, config.unseen_classes if config.shots else ())
+    )
+    batch, others = mix(job.unlabelled, config.unlabelled_share, config.batch_size, config.seed)
+    wanted = round(config.unlabelled_share * config.batch_size)
+    if others is not None and others.batch < wanted:
+        say(
+            f"unlabelled: {len(job.unlabelled)} images for the {wanted} places that they may take in a batch; each "
+            "batch holds all of them"
+        )
+    labelled = make_sampler(split.train, images.domain_of, is_shot, batch, config.seed)
+    return labelled if others is None else MixedSampler(labelled, others)
 
 
 def batch_source(job: Job, sampler: Sampler) -> BatchSource:
@@ -52,14 +80,13 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         def by_id(indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
             return black_box.lookup([images.ids[i] for i in indices]).numpy()
 
-        by_id(
-            job.split.train, job.split.train
-        )  # every training image must be there, before training
+        by_id(job.trained, job.trained)  # every training image must be there, before training
         embeddings = by_id
     elif asks_teacher:
         assert isinstance(teacher, ClipTeacher)
-        cache = EmbeddingCache(teacher.id, policy.id, teacher.dim)
-        fill_cache(fabric, cache, teacher, policy, images, job.split.train, config.views)
+        teacher = caching_teacher(fabric, config, teacher, images, job.trained, policy)
+        cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+        fill_cache(fabric, cache, teacher, policy, images, job.trained, config.views)
         embeddings = cached(images.keys, cache, plain=False)
     fixed_views = (
         config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
@@ -73,7 +100,45 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         teacher_store,
         fabric.global_rank,
         fabric.world_size,
+        RestylePolicy() if config.augment == "restyle" else None,
     )
+
+
+def caching_teacher(
+    fabric: Fabric,
+    config: TrainConfig,
+    teacher: ClipTeacher,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    policy: ViewPolicy,
+) -> ClipTeacher:
+    """Return the teacher that fills the cache: in bfloat16 where the processor has it and the embeddings stay the same.
+
+    What is cached in float32 already is used as it is. The check is the smallest cosine between the two precisions on
+    the first images; less than `LEAST_COSINE` keeps float32.
+    """
+    wanted = config.teacher_precision
+    if wanted == "fp32" or (
+        wanted == "auto" and not (fabric.device.type == "cpu" and has_bfloat16())
+    ):
+        return teacher
+    keys = [images.keys[i] for i in indices]
+    before = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+    if wanted == "auto" and not fabric.broadcast(bool(before.missing(keys, range(config.views)))):
+        return teacher
+    half = teacher.in_bfloat16()
+    if wanted == "bf16" or len(EmbeddingCache(half.cache_id, policy.id, teacher.dim)):
+        return half
+    some = indices[:_CHECKED_IMAGES]
+    pixels = next(pixel_batches(images, some, teacher.preprocess, batch=len(some)))
+    views = plain(torch.from_numpy(pixels))
+    cosine = float(
+        cosine_similarity(teacher.embed_images(views), half.embed_images(views), dim=-1).min()
+    )
+    fits = fabric.broadcast(cosine >= LEAST_COSINE)
+    shown = f"smallest cosine to float32 {cosine:.5f} on {len(some)} images"
+    say(f"teacher: embeds in {'bfloat16' if fits else 'float32, not bfloat16'} ({shown})")
+    return half if fits else teacher
 
 
 def fill_cache(
@@ -139,19 +204,17 @@ def teacher_embedding(
 def say_zero_shot(job: Job, source: BatchSource) -> None:
     """Print the teacher's zero-shot accuracy on labelled training images, and warn where it is near chance.
 
-    Up to `_CHECKED_IMAGES` of them, spread over all; by their cached first view where there is one.
+    Up to `_ZERO_SHOT_IMAGES` of them, spread over all; by their cached first view where there is one.
     """
     fabric, images, teacher, bank = job.fabric, job.images, job.teacher, job.bank
     labelled = job.split.train[images.labels[job.split.train] >= 0]
     if bank is None or teacher is None or not fabric.is_global_zero or not len(labelled):
         return
-    some = _spread_over(labelled, _CHECKED_IMAGES)
+    some = _spread_over(labelled, _ZERO_SHOT_IMAGES)
     if source.embeddings is not None:
         found = torch.from_numpy(source.embeddings(some, np.zeros_like(some)))
-    elif isinstance(teacher, ClipTeacher):
-        found = _plain_embeddings(teacher, images, some, fabric.device)
     else:
-        found = teacher.lookup([images.ids[i] for i in some])
+        found = plain_embeddings(fabric, teacher, images, some)
     labels = images.labels[some]
     right = bank.zero_shot(found).numpy().argmax(axis=1) == labels
     shown = np.unique(labels)
@@ -178,18 +241,65 @@ def near_chance(accuracy: float, chance: float) -> bool:
 
 def _spread_over(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Up to `count` of the indices, evenly spread."""
-    return indices[np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(int)]
+    places = np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(np.int64)
+    chosen: NDArray[np.int64] = indices[places]
+    return chosen
 
 
-def _plain_embeddings(
-    teacher: ClipTeacher, images: ImageSet, indices: NDArray[np.int64], device: torch.device
+def plain_embeddings(
+    fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
 ) -> Tensor:
-    """The teacher's embeddings of plain images, float32 `[len(indices), D]`, on the CPU."""
-    teacher.model.to(device)
+    """The teacher's embeddings of images without augmentation, float32 `[len(indices), D]`."""
+    if isinstance(teacher, EmbeddingsTeacher):
+        return teacher.lookup([images.ids[i] for i in indices])
+    teacher.model.to(fabric.device)
     batches = pixel_batches(images, indices, teacher.preprocess)
     return torch.cat(
-        [teacher.embed_images(plain(torch.from_numpy(b).to(device))).cpu() for b in batches]
+        [
+            teacher.embed_images(plain(torch.from_numpy(batch).to(fabric.device))).cpu()
+            for batch in batches
+        ]
     )
+
+
+def without_strangers(
+    fabric: Fabric,
+    teacher: Teacher | None,
+    bank: TextBank | None,
+    images: ImageSet,
+    split: Split,
+) -> tuple[ImageSet, Split]:
+    """Drop unlabelled images that look like none of the classes to the teacher.
+
+    The score is the largest zero-shot probability (maximum concept matching, Ming et al., NeurIPS 2022); the threshold
+    is what a twentieth of the labelled validation images stays below.
+
+    Args:
+        images, split: as `with_unlabelled` returns them.
+
+    Raises:
+        EdgekdError: none is left.
+    """
+    assert teacher is not None
+    assert bank is not None
+
+    def sureness(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = plain_embeddings(fabric, teacher, images, indices)
+        return softmax(bank.zero_shot(found), dim=-1).amax(dim=-1).numpy()
+
+    places = np.arange(len(images) - len(split.unlabelled), len(images))
+    threshold = float(np.quantile(sureness(split.val), _STRANGERS))
+    sure = sureness(places) >= threshold
+    say(
+        f"unlabelled: {int((~sure).sum()):,} of {len(sure):,} images left out; the teacher gives them no class with "
+        f"more than {100 * threshold:.0f} %"
+    )
+    if not sure.any():
+        raise EdgekdError(
+            "The teacher recognises the classes in none of the unlabelled images.",
+            "Check the folder, or leave unlabelled_filter out.",
+        )
+    return keep_unlabelled(images, split, {images.keys[i] for i in places[sure]})
 
 
 def centred(job: Job, source: BatchSource) -> TextBank:
@@ -206,7 +316,7 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     """
     images, train, teacher, bank, wanted = (
         job.images,
-        job.split.train,
+        job.trained,
         job.teacher,
         job.bank,
         job.config.centre,
@@ -223,7 +333,7 @@ def centred(job: Job, source: BatchSource) -> TextBank:
         else:
             assert isinstance(teacher, ClipTeacher)
             some = _spread_over(train, _CENTRE_IMAGES)
-            found = _plain_embeddings(teacher, images, some, job.fabric.device)
+            found = plain_embeddings(job.fabric, teacher, images, some)
     centre = None if found is None else normalize(found, dim=-1).mean(dim=0).clone()
     if wanted is None and (centre is None or centre.norm() <= CONE):
         return bank
@@ -255,7 +365,10 @@ def centre_projector(job: Job, raw: RawBatch) -> None:
     student.to(fabric.device).eval()
     views = render(raw.pixels.to(fabric.device), raw.params, student.preprocess.size)
     length = student.body(student.normalised(views)).norm(dim=-1).mean()
-    targets = bank.vectors.to(fabric.device)[raw.labels.to(fabric.device)]  # [B, D]
+    labels = raw.labels.to(fabric.device)
+    # Unlabelled images have no text, and the rest of the batch stands for them.
+    texts = bank.vectors.to(fabric.device)[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
+    targets = texts
     embedding = teacher_embedding(raw, job.teacher, fabric.device)
     if embedding is not None:
         if any("feat_mse" in stage.terms for stage in job.recipe.stages):

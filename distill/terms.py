@@ -145,6 +145,11 @@ def needs(terms: Mapping[str, TermSpec]) -> frozenset[str]:
     return frozenset(fields)
 
 
+def uses_labels(name: str, spec: TermSpec) -> bool:
+    """Whether a term counts labelled images alone."""
+    return "labels" in needs({name: spec})
+
+
 def weighted_mean(
     per_image: Tensor,
     *,
@@ -171,6 +176,8 @@ def objective(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss and each term's own value.
 
+    Terms that use labels are means over the labelled images, the others over all.
+
     Args:
         terms: term name → weight, numbers, mask and confidence.
         total: sums a scalar over all processes, so that a mask that keeps more images here than elsewhere still gives
@@ -183,10 +190,15 @@ def objective(
     """
     loss = batch.labels.new_zeros((), dtype=torch.float32)
     values = {}
+    labelled = batch.labels >= 0
+    # Rows without a label compute with class 0 where a term indexes by label, and do not count there.
+    safe = dataclasses.replace(batch, labels=batch.labels.clamp(min=0))
     for name, spec in terms.items():
-        per_image = TERMS[name].function(batch, **spec.params)  # [B]
+        per_image = TERMS[name].function(safe, **spec.params)  # [B]
         kept = MASKS[spec.mask](batch) if spec.mask else None
-        counts = CONFIDENCES[spec.confidence](batch) if spec.confidence else None
+        counts = CONFIDENCES[spec.confidence](safe) if spec.confidence else None
+        if uses_labels(name, spec):
+            kept = labelled if kept is None else kept & labelled
         value = weighted_mean(
             per_image, mask=kept, confidence=counts, total=total, processes=processes
         )

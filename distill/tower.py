@@ -13,6 +13,7 @@ from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.errors import EdgekdError
+from edgekd.preprocess import FramedPreprocess
 
 
 def tower_student(
@@ -31,6 +32,13 @@ def tower_student(
             "Name a teacher that is a model, and a recipe that uses it.",
         )
     own = teacher.preprocess.size
+    if isinstance(teacher.preprocess, FramedPreprocess):
+        height, width = teacher.preprocess.shape
+        raise EdgekdError(
+            f"The image encoder of {teacher.spec} takes {width} × {height} px resized by {teacher.preprocess.resize}, "
+            "and a student takes square images, squashed or cropped.",
+            "Distil it into a timm student, for example with --recipe vl2v-adip.",
+        )
     if size not in (None, own):
         raise EdgekdError(
             f"The teacher's image encoder takes {own} px, not {size}.", "Leave --size out."
@@ -39,6 +47,7 @@ def tower_student(
     backbone = copy.deepcopy(cast(nn.Module, teacher.model.visual)).requires_grad_(True)
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, own, own))
+    # A CoCa's encoder gives tokens as well, which `encode_image` drops.
     if not isinstance(probe, Tensor) or probe.shape != (1, teacher.dim):
         raise EdgekdError(
             f"The image encoder of {teacher.spec} does not end in its {teacher.dim} embedding dimensions.",

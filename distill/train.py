@@ -6,37 +6,39 @@ function of the step, so any number of processes sees the same global batches an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.config import TrainConfig
-from edgekd.console import say
+from edgekd.console import say, set_rank
 from edgekd.data import ImageSet
-from edgekd.distill.checkpoint import Checkpoint
+from edgekd.distill.checkpoint import Checkpoint, StopRequest
 from edgekd.distill.finish import averaging, finish
 from edgekd.distill.fitting import check_needs
 from edgekd.distill.folding import find_folds, folded
 from edgekd.distill.job import Job, Look, total
+from edgekd.distill.launch import Fabric, find_launch, make_fabric
 from edgekd.distill.lessons import class_bank, make_lessons
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch
 from edgekd.distill.looking import places, show, validation_every
 from edgekd.distill.memory import keep_freed_memory
-from edgekd.distill.plan import claim_folder, load_data, settle, total_steps
+from edgekd.distill.plan import begin_folder, claimed, load_data, settle, total_steps
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
-from edgekd.distill.sampling import Sampler, make_sampler
+from edgekd.distill.restyle import restyle
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -44,16 +46,17 @@ from edgekd.distill.teaching import (
     batch_source,
     centre_projector,
     centred,
+    run_sampler,
     say_zero_shot,
     start_head_at_texts,
     teacher_embedding,
+    without_strangers,
 )
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.manifest import Run, read_run
-from edgekd.scarce import class_places
 from edgekd.split import Split
 
 
@@ -67,42 +70,45 @@ def train(config: TrainConfig, look: Look | None = None) -> Run:
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
     """
+    launch = find_launch()
     config = settle(config)
     assert config.out is not None
-    images, split = load_data(config)
-    fabric = make_fabric(config)
-    try:
+    with claimed(config):
+        images, split = load_data(config)
+        fabric = make_fabric(config, launch)
         # Bound beforehand: Fabric walks through the arguments of a launch and stumbles over frozen dataclasses.
-        fabric.launch(
-            functools.partial(_train_process, config=config, images=images, split=split, look=look)
-        )
-    except ProcessRaisedException as error:  # a child's EdgekdError arrives as text
-        marker = "EdgekdError: "
-        if marker in str(error):
-            raise EdgekdError(str(error).rsplit(marker, 1)[1].strip()) from error
-        raise
+        work = functools.partial(_work, config=config, images=images, split=split, look=look)
+        request = StopRequest(forward=True) if config.devices > 1 and not launch else None
+        try:
+            with request or contextlib.nullcontext():
+                stopped = fabric.launch(work)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            if request and request.number:
+                raise Stopped(request.number) from error
+            marker = "EdgekdError: "  # a child's EdgekdError arrives as text
+            if marker in str(error):
+                raise EdgekdError(str(error).rsplit(marker, 1)[1].strip()) from error
+            raise
+        if stopped is not None:
+            raise stopped
     return read_run(config.out)
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """One process, several here, or the ones that torchrun started: the same code."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        devices, nodes, strategy = local, world // local, "ddp"
-    else:
-        devices, nodes, strategy = config.devices, 1, "ddp_spawn" if config.devices > 1 else "auto"
-    if config.batch_size % (devices * nodes):
-        raise EdgekdError(
-            f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.",
-            "Change --batch-size.",
-        )
-    return Fabric(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=config.precision,
-    )
+def _work(
+    fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None
+) -> Stopped | None:
+    """One process's part. What stopped it is returned: torch drops a KeyboardInterrupt of a process it started."""
+    set_rank(fabric.global_rank)
+    try:
+        # The folder's name, where edgekd chooses it, is the one that process 0 has claimed.
+        _train_process(fabric, fabric.broadcast(config), images, split, look)
+    except Stopped as stopped:
+        return stopped
+    except KeyboardInterrupt:
+        if fabric.world_size == 1:
+            raise
+        return Stopped(signal.SIGINT)
+    return None
 
 
 def _train_process(
@@ -124,19 +130,21 @@ def _train_process(
         if teacher and texts
         else (None, None)
     )
+    if config.unlabelled_filter and not config.resume:
+        images, split = without_strangers(fabric, teacher, bank, images, split)
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
     job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons, look)
     if fabric.is_global_zero:
-        claim_folder(config, split, described)
+        begin_folder(config, split, described)
     fabric.barrier()
     _say_plan(job)
 
-    sampler = run_sampler(config, images, split)
+    sampler = run_sampler(job)
     steps = total_steps(config, sampler.epoch_steps)
     source = batch_source(job, sampler)
-    checkpoint = Checkpoint(config.out, fabric)
+    checkpoint = Checkpoint(config, fabric)
     checkpoint.visual = lessons.visual
     resume_at = checkpoint.restore(student) if config.resume else 0
     if bank:
@@ -151,21 +159,23 @@ def _train_process(
         else:
             continue_from(config.start, student, images.classes)
     first_step = 0
-    with Progress(config.out, steps, config, fabric, resume_at) as progress:
-        for stage, stage_steps in zip(recipe.stages, share_out(recipe, steps), strict=True):
-            span = range(first_step, first_step + stage_steps)
-            if resume_at < span.stop:
-                _run_stage(
-                    job,
-                    stage,
-                    span,
-                    max(resume_at, first_step),
-                    source,
-                    checkpoint,
-                    progress,
-                    steps,
-                )
-            first_step = span.stop
+    before = checkpoint.speed_before
+    with Progress(config.out, steps, config, fabric, resume_at, before) as progress:
+        with StopRequest() as checkpoint.request:
+            for stage, stage_steps in zip(recipe.stages, share_out(recipe, steps), strict=True):
+                span = range(first_step, first_step + stage_steps)
+                if resume_at < span.stop or span.stop == steps:
+                    _run_stage(
+                        job,
+                        stage,
+                        span,
+                        max(resume_at, first_step),
+                        source,
+                        checkpoint,
+                        progress,
+                        steps,
+                    )
+                first_step = span.stop
         seconds = checkpoint.seconds_before + progress.seconds
         if fabric.is_global_zero:
             finish(job, checkpoint, steps, seconds, progress, source)
@@ -215,6 +225,7 @@ def _run_stage(
     shown = places(span, every) if final and job.look else ()
 
     batches = Prefetcher(source, range(start, span.stop))
+    done, stopping = start, False
     for step, raw in batches:
         _training_mode(model, student, frozen_bn=config.bn == "frozen")
         rate = (
@@ -243,19 +254,17 @@ def _run_stage(
             checkpoint.evaluate(job, done, progress)
         if done in shown:
             show(job, average.module, done, shown, progress)
-        if done % config.checkpoint_every == 0 and done < span.stop:
-            checkpoint.save(done, student, average, raw_optimizer, progress.seconds)
-    # The stage boundary itself is a checkpoint: the next stage needs the weights and nothing else.
-    if not final:
-        checkpoint.save(span.stop, student, None, None, progress.seconds)
-
-
-def run_sampler(config: TrainConfig, images: ImageSet, split: Split) -> Sampler:
-    """Which training images each step sees: the same number of every domain, and shots of unseen classes apart."""
-    is_shot = np.isin(
-        images.labels, class_places(images, config.unseen_classes if config.shots else ())
-    )
-    return make_sampler(split.train, images.domain_of, is_shot, config.batch_size, config.seed)
+        due, stopping = checkpoint.after_step(done)
+        if due and done < span.stop:
+            checkpoint.save(done, student, average, raw_optimizer, progress)
+        if stopping:
+            break
+    # The end of a stage is a checkpoint: the next stage needs the weights and nothing else.
+    if start < done == span.stop:
+        kept, optimizer = (average, raw_optimizer) if final else (None, None)
+        checkpoint.save(done, student, kept, optimizer, progress)
+    if stopping:
+        raise checkpoint.stopped(done, steps)
 
 
 def step_loss(
@@ -277,6 +286,8 @@ def step_loss(
         raw.pixels.to(fabric.device, non_blocking=True), raw.params, student.preprocess.size
     )
     taught = teacher_embedding(raw, job.teacher, fabric.device)
+    if raw.restyle is not None:
+        views = restyle(views, raw.restyle)
     fields = job.lessons.fields(raw.indices, fabric.device)
     loss, values = stage_loss(
         fabric, model, student, stage, views, raw.labels, taught, job.lessons.bank, fields
@@ -373,13 +384,14 @@ def _stop_if_not_finite(
 
 def _say_plan(job: Job) -> None:
     config, recipe, images, split = job.config, job.recipe, job.images, job.split
+    unlabelled = f"{len(split.unlabelled):,} unlabelled, " if split.unlabelled else ""
     unseen = (
         f"unseen domain {split.test_domain} ({len(split.ood_test):,})"
         if split.test_domain
         else "no unseen domain"
     )
     say(
-        f"data: {len(images.classes)} classes; {len(split.train):,} train, {len(split.val):,} val, "
+        f"data: {len(images.classes)} classes; {len(split.train):,} train, {unlabelled}{len(split.val):,} val, "
         f"{len(split.id_test):,} ID test; {unseen}"
     )
     stages = " → ".join(f"{stage.name} ({' + '.join(stage.terms)})" for stage in recipe.stages)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.distill.prompts import readable
 from edgekd.errors import EdgekdError
+from edgekd.readers import parse_json, printable, read_text
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
@@ -18,7 +18,8 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     Raises:
         EdgekdError: unreadable, fewer than two names, a name twice (after `_` → space, without case).
     """
-    lines = [line.strip() for line in _text(path, "vocabulary").splitlines()]
+    text = read_text(path, "vocabulary", "Check --vocabulary.")
+    lines = [printable(line.strip()) for line in text.splitlines()]
     names = tuple(line for line in lines if line and not line.startswith("#"))
     twice = [
         name
@@ -44,11 +45,11 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
     Raises:
         EdgekdError: unreadable, an image without a caption or with two.
     """
-    text = _text(path, "captions")
+    text = read_text(path, "captions file", "Check --captions.")
     if path.suffix.lower() == ".json":
         try:
-            entries = json.loads(text, object_pairs_hook=list)
-        except json.JSONDecodeError as error:
+            entries = parse_json(text, pairs=True)
+        except ValueError as error:
             raise EdgekdError(
                 f"{path} is not valid JSON ({error}).", "Write image ids mapped to captions."
             ) from error
@@ -59,11 +60,17 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
         )
     else:
         rows = csv.DictReader(text.splitlines())
-        if not {"image", "caption"} <= set(rows.fieldnames or ()):
+        try:
+            if not {"image", "caption"} <= set(rows.fieldnames or ()):
+                raise EdgekdError(
+                    f"{path} lacks a column image or caption.",
+                    "Its first line must be: image,caption.",
+                )
+            pairs = [(row["image"], row["caption"]) for row in rows]
+        except csv.Error as error:
             raise EdgekdError(
-                f"{path} lacks a column image or caption.", "Its first line must be: image,caption."
-            )
-        pairs = [(row["image"], row["caption"]) for row in rows]
+                f"{path} is not readable CSV ({error}).", "Write lines of image,caption."
+            ) from error
     found: dict[str, str] = {}
     for name, caption in pairs:
         if name in found:
@@ -77,13 +84,3 @@ def read_captions(path: Path, ids: Sequence[str]) -> list[str]:
             "Images are named by their path inside the data folder, with forward slashes.",
         )
     return [found[name] for name in ids]
-
-
-def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgekdError(
-            f"The {what} {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'}).",
-            f"Check --{what}.",
-        ) from error

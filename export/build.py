@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect, OnnxDialect
+from edgekd.export.dialect import Dialect
 from edgekd.export.evaluate import Evaluate
 from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
-from edgekd.export.qat import Tuner, quantize_tuned
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Input, Precision, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -54,8 +53,6 @@ class Build:
     """What int8 may cost, where there is a limit."""
     calibrator: Calibrator = "minmax"
     """How int8 ranges are chosen, where the target leaves the choice."""
-    tuner: Tuner | None = None
-    """Who trains int8, where that is wanted."""
     bank: ClassBank | None = None
     """The class vectors, where the model ends in an embedding."""
     input: Input = "uint8"
@@ -112,8 +109,6 @@ class Written:
     """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None
     """Who `evaluate` is, for the parity record."""
-    trained: Evaluate | None = None
-    """What torch says of weights that changed during the export, in place of the student; by parity held to that."""
 
 
 def fp32_onnx(build: Build, path: Path) -> None:
@@ -153,15 +148,6 @@ def write_onnx(
     return described
 
 
-def write_tuned(build: Build, path: Path, dialect: OnnxDialect) -> tuple[dict[str, Any], Evaluate]:
-    """Put the model as a trained INT8 file at `path`; returns as `quantize_tuned`."""
-    assert build.tuner is not None
-    train = partial(quantize_tuned, dialect=dialect, tuner=build.tuner, calibrator=build.calibrator)
-    tuned = write_onnx(build, path, train)
-    assert tuned is not None  # None only for other precisions
-    return tuned
-
-
 def agent_beside(build: Build) -> tuple[str, ...]:
     """Where the model ends in an embedding, the device itself can add classes, with what lies in the folder.
 
@@ -174,7 +160,7 @@ def agent_beside(build: Build) -> tuple[str, ...]:
     return (AGENT_FILE,)
 
 
-def write_within(build: Build, path: Path, dialect: OnnxDialect) -> dict[str, Any] | None:
+def write_within(build: Build, path: Path, dialect: Dialect[Any]) -> dict[str, Any] | None:
     """Put the model at `path` as an INT8 file within the build's yardstick; returns as `quantize_within`."""
     return write_onnx(build, path, within(build, dialect))
 

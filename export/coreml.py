@@ -13,6 +13,7 @@ import platform
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, first_line
 from edgekd.export.build import Build, Written
 from edgekd.export.coreml_compress import (
     PALETTE_BITS,
@@ -37,6 +38,7 @@ from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, rea
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
 from edgekd.manifest import TensorSpec
+from edgekd.readers import parse_json, read_json
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
 
@@ -161,7 +163,7 @@ def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
             return core
     except Exception as error:  # torch.export raises a dozen kinds
         raise EdgekdError(
-            f"The student cannot be captured for Core ML ({_first_line(error)}).",
+            f"The student cannot be captured for Core ML ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -224,7 +226,7 @@ def convert(
         Exception
     ) as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
         raise EdgekdError(
-            f"coremltools {coremltools.__version__} cannot convert the student ({_first_line(error)}).",
+            f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
         ) from error
 
@@ -275,7 +277,7 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    provenance = json.loads(build.metadata.get("provenance", "{}"))
+    provenance = parse_json(build.metadata.get("provenance", "{}"))
     what = (
         f"Classifies an image into {len(build.classes)} classes"
         if build.bank is None
@@ -294,6 +296,27 @@ def _save(model: Any, package: Path, build: Build) -> None:
         model.save(str(package))
     # A map of operation names for another project's debugger; the package's own manifest does not list it.
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    _make_reproducible(package)
+
+
+def _make_reproducible(package: Path) -> None:
+    """Replace what coremltools draws at random in a package: the order of maps, and the identifiers of its items."""
+    from coremltools.proto import Model_pb2
+
+    for path in package.rglob("*.mlmodel"):
+        spec = Model_pb2.Model()
+        spec.ParseFromString(path.read_bytes())
+        path.write_bytes(spec.SerializeToString(deterministic=True))
+    manifest = read_json(package / "Manifest.json", "manifest of the Core ML package")
+    names = {
+        name: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"]))
+        for name, entry in manifest["itemInfoEntries"].items()
+    }
+    entries = {names[name]: entry for name, entry in manifest["itemInfoEntries"].items()}
+    manifest["itemInfoEntries"] = entries
+    manifest["rootModelIdentifier"] = names[manifest["rootModelIdentifier"]]
+    text = json.dumps(manifest, indent=4, sort_keys=True)
+    (package / "Manifest.json").write_text(text, encoding="utf-8")
 
 
 def _outputs(build: Build) -> tuple[TensorSpec, ...]:
@@ -363,8 +386,3 @@ def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen
-
-
-def _first_line(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return (text or type(error).__name__).rstrip(".")[:200]

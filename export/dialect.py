@@ -1,4 +1,4 @@
-"""One way to write INT8: what training and the search for layers in float need to know of it."""
+"""One way to write INT8: what the search for layers in float needs to know of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.evaluate import Evaluate, in_batches
-from edgekd.export.quantize import Calibrated, weight_errors
-from edgekd.export.replay import Grid
+from edgekd.export.quantize import Calibrated, Grid, weight_errors
 from edgekd.export.units import Unit
 from edgekd.manifest import Precision
 
@@ -54,14 +53,6 @@ class Dialect(Generic[C]):
         return in_batches(self.open(file), images)
 
 
-@dataclass(frozen=True)
-class OnnxDialect(Dialect[Calibrated]):
-    """Q/DQ pairs in an ONNX file, which can also be trained; see `onnx_dialect`."""
-
-    grid: Grid
-    """The scales that `write` gives weights."""
-
-
 def onnx_dialect(
     calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated],
     write: Write[Calibrated],
@@ -71,10 +62,10 @@ def onnx_dialect(
     open: Callable[[Path], Evaluate],
     rest: Precision,
     timed: bool,
-) -> OnnxDialect:
+) -> Dialect[Calibrated]:
     """The dialect whose weights are rounded on `grid`; the other arguments as `Dialect`."""
 
     def rounding(calibrated: Calibrated) -> Mapping[str, float]:
         return weight_errors(calibrated.model, grid)
 
-    return OnnxDialect(calibrate, write, units, rounding, open, rest, timed, grid)
+    return Dialect(calibrate, write, units, rounding, open, rest, timed)

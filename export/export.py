@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib
 import json
 import math
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -28,8 +25,8 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
-from edgekd.export.qat import Tuner
-from edgekd.files import disk_errors, replacing, sha256_file, sweep
+from edgekd.files import sha256_file
+from edgekd.folders import ARTIFACT, publishing
 from edgekd.manifest import Artifact, Input, Precision
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
@@ -44,8 +41,6 @@ WRITERS = {
     "coreml": "edgekd.export.coreml",
 }
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
-TRAINED = ("onnxruntime", "tensorrt")
-"""Targets whose int8 can be trained."""
 SEARCHED = ("onnxruntime", "openvino", "tensorrt")
 """Targets whose int8 can keep layers in float."""
 FEW_CALIBRATION_IMAGES = 100
@@ -73,7 +68,6 @@ def export_model(
     yardstick: Yardstick | None = None,
     calibrator: Calibrator | None = None,
     min_agreement: float | None = None,
-    tuner: Tuner | None = None,
     bank: ClassBank | None = None,
     input: Input = "uint8",
 ) -> Artifact:
@@ -93,11 +87,8 @@ def export_model(
         options: the target's own switches.
         yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX
             Runtime, OpenVINO, TensorRT).
-        calibrator: how int8 ranges are chosen; None takes the target's own way, and `minmax` with a tuner, which
-            learns what part of it to cover.
+        calibrator: how int8 ranges are chosen; None takes the target's own way.
         min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
-        tuner: trains int8 with its rounding in place (ONNX Runtime, TensorRT). Parity then compares the file with the
-            trained network in torch, and says apart how often it agrees with `model`.
         bank: for a `model` that ends in an embedding: the vectors of `classes`, which then lie beside the file. Parity,
             drops and thresholds are those of the logits that they make of it.
         input: what the file takes: pixels, or floats that are normalised already. Who runs it through `open_session`
@@ -132,14 +123,7 @@ def export_model(
             f"{precision} has to agree with the student: a file that does not is wrong.",
             "Leave out --min-agreement.",
         )
-    if tuner is not None and (
-        precision != "int8" or target not in TRAINED or yardstick is not None
-    ):
-        raise EdgekdError(
-            f"Only INT8 for {' and '.join(TRAINED)} can be trained, and not within a largest drop.",
-            "Leave out --qat.",
-        )
-    _refuse_existing(folder, overwrite)
+    ARTIFACT.refuse(folder, overwrite=overwrite)
     metadata = {
         "preprocess": preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
@@ -154,9 +138,7 @@ def export_model(
             f"It belongs to {', '.join(takers) or 'no target'}.",
         )
     writer = importlib.import_module(WRITERS[target])
-    sweep(folder)
-    with _one_winner(folder), replacing(folder) as scratch:
-        scratch.mkdir()
+    with publishing(folder, ARTIFACT, overwrite=overwrite) as scratch:
         build = Build(
             model=model,
             folder=scratch,
@@ -168,8 +150,7 @@ def export_model(
             fp32_onnx=fp32_path,
             options=options,
             yardstick=yardstick if precision == "int8" else None,
-            calibrator=calibrator or _calibrator(target, trained=tuner is not None),
-            tuner=tuner,
+            calibrator=calibrator or _calibrator(target),
             bank=bank,
             input=input,
         )
@@ -178,12 +159,7 @@ def export_model(
             raise EdgekdError(
                 "There are no images for the parity check.", "Give some real images, 64 or more."
             )
-        student = build.logits(torch_logits(model, parity_images))
-        reference = (
-            student
-            if written.trained is None
-            else build.logits(in_batches(written.trained, parity_images))
-        )
+        reference = build.logits(torch_logits(model, parity_images))
         kept: tuple[str, ...] = ()
         if bank is not None:
             kept += (BANK_FILE,)
@@ -215,13 +191,10 @@ def export_model(
         draft.write(scratch)
         candidate, run_by = _answers(build, written, parity_images)
         parity = check(compare(reference, candidate) | {"run_by": run_by}, precision, min_agreement)
-        if written.trained is not None:
-            parity["student_agreement"] = compare(student, candidate)["top1_agreement"]
         artifact = draft.model_copy(update={"parity": parity})
         artifact.write(scratch)
         if not parity["passed"]:
             _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
-        _refuse_existing(folder, overwrite)  # another export may have finished meanwhile
     return artifact.model_copy(update={"folder": folder})
 
 
@@ -254,38 +227,16 @@ def _answers(
     return in_batches(session.run, images), session.provider
 
 
-def _calibrator(target: str, *, trained: bool) -> Calibrator:
-    """How int8 ranges are chosen where nobody says."""
-    return "minmax" if trained else cast("Calibrator", get_target(target).default_calibrator)
-
-
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite:
-        raise EdgekdError(
-            f"{folder} exists.", "Add --overwrite to replace it, or choose another folder."
-        )
-
-
-@contextlib.contextmanager
-def _one_winner(folder: Path) -> Iterator[None]:
-    """Two exports that end in the same instant: the loser of the rename gets a sentence, the winner stays whole."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or error.filename == str(folder):
-            raise EdgekdError(
-                f"Another export wrote {folder} at the same time.",
-                "Its result stands; run again to replace it.",
-            ) from error
-        raise
+def _calibrator(target: str) -> Calibrator:
+    """Return the target's own way to choose int8 ranges."""
+    return cast("Calibrator", get_target(target).default_calibrator)
 
 
 def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) -> None:
     parity, failed = artifact.parity, folder.with_name(folder.name + ".failed")
-    with disk_errors(failed):
-        if failed.exists():
-            shutil.rmtree(failed)
-        scratch.rename(failed)
+    with publishing(failed, ARTIFACT, overwrite=True) as place:
+        place.rmdir()
+        scratch.rename(place)
     kept = f"It is kept in {failed} with the report."
     if artifact.precision in EXACT:
         raise GateFailed(
@@ -305,13 +256,11 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append(
             f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
         )
-    if int8 and artifact.target in SEARCHED and build.yardstick is None and build.tuner is None:
+    if int8 and artifact.target in SEARCHED and build.yardstick is None:
         ways.append(
             "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
         )
-    if int8 and artifact.target in TRAINED and build.tuner is None and build.yardstick is None:
-        ways.append("train it with its rounding: --qat")
-    usual = _calibrator(artifact.target, trained=build.tuner is not None)
+    usual = _calibrator(artifact.target)
     others = [name for name in get_target(artifact.target).calibrators if name != usual]
     if int8 and others and build.calibrator == usual:
         ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import C, Dialect, OnnxDialect
+from edgekd.export.dialect import C, Dialect
 from edgekd.export.evaluate import Evaluate, in_batches
 from edgekd.export.units import Unit
 
@@ -162,12 +162,9 @@ def _searched(
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
-        trained = (
-            ", or train it with its rounding: --qat" if isinstance(dialect, OnnxDialect) else ""
-        )
         warn(
             f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
-            f"Take --{dialect.rest}, or allow a larger drop{trained}."
+            f"Take --{dialect.rest}, or allow a larger drop."
         )
     return described | {
         "mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_tuned, write_within
+from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_within
 from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import runtime_evaluator
 from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
@@ -25,13 +25,11 @@ DIALECT = onnx_dialect(
 
 def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
-    path, trained = build.folder / MODEL_FILE, None
+    path = build.folder / MODEL_FILE
     quantization: dict[str, Any] | None
-    if build.tuner is not None:
-        quantization, trained = write_tuned(build, path, DIALECT)
-    elif build.yardstick is not None:
+    if build.yardstick is not None:
         quantization = write_within(build, path, DIALECT)
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     files = (MODEL_FILE, *agent_beside(build))
-    return Written("onnx", files, (build.image,), (build.output,), quantization, trained=trained)
+    return Written("onnx", files, (build.image,), (build.output,), quantization)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, first_line
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
 from edgekd.export.ir import evaluator, read, save
@@ -144,8 +144,14 @@ def _refuse_not_finite(model: Any) -> None:
 def _nncf() -> Any:
     # NNCF reports its use to a server of its makers unless it is told that nobody is there to ask.
     os.environ.setdefault("NNCF_CI", "1")
-    with unprinted():
-        import nncf
+    try:
+        with unprinted():
+            import nncf
 
-        nncf.set_log_level(40)
+            nncf.set_log_level(40)
+    except ImportError as error:
+        raise EdgekdError(
+            f"INT8 for OpenVINO needs the package nncf, which cannot be imported ({first_line(error)}).",
+            'Install it: pip install "edgekd[openvino]".',
+        ) from error
     return nncf

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import read_arrays
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 """Largest logit error, as a share of the reference's logit range, where a precision promises one."""
@@ -76,9 +77,25 @@ def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]
 
 
 def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """What `write_reference` wrote: content keys and logits float32 `[M, C]`."""
-    with np.load(path) as arrays:
-        return [str(key) for key in arrays["keys"]], arrays["logits"]
+    """Return what `write_reference` wrote: content keys and logits float32 `[M, C]`.
+
+    Raises:
+        EdgekdError: missing, damaged, or arrays that do not fit together.
+    """
+    hint = "Copy the artifact again."
+    arrays = read_arrays(path, "parity reference", hint)
+    keys, logits = arrays.get("keys"), arrays.get("logits")
+    if (
+        keys is None
+        or logits is None
+        or keys.ndim != 1
+        or keys.dtype.kind != "U"
+        or logits.ndim != 2
+        or logits.dtype != np.float32
+        or len(keys) != len(logits)
+    ):
+        raise EdgekdError(f"The parity reference at {path} is damaged.", hint)
+    return [str(key) for key in keys], logits
 
 
 def check(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -25,9 +25,8 @@ from edgekd.export.bias import Means, correct_biases, to_average
 from edgekd.export.calibrators import PERCENTILE, Calibrator
 from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, observe, touched
 
-if TYPE_CHECKING:
-    from edgekd.export.replay import Grid
-
+Grid = Callable[[onnx.NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
+"""Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
 # Element-wise multiplications and activations without an int8 kernel are absent on purpose: around them ONNX Runtime
 # would convert to float and back, with an extra rounding step and no gain.
 QUANTIZED_OPS = (

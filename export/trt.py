@@ -12,7 +12,7 @@ import onnx
 
 from edgekd.console import say
 from edgekd.errors import EdgekdError
-from edgekd.export.build import Build, Written, write_onnx, write_tuned, write_within
+from edgekd.export.build import Build, Written, write_onnx, write_within
 from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
@@ -41,10 +41,7 @@ def write(order: Build) -> Written:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
     quantization: dict[str, Any] | None
-    trained = None
-    if order.tuner is not None:
-        quantization, trained = write_tuned(order, path, DIALECT)
-    elif order.yardstick is not None:
+    if order.yardstick is not None:
         quantization = write_within(order, path, DIALECT)
     else:
         quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
@@ -69,7 +66,6 @@ def write(order: Build) -> Written:
         },
         evaluate=None if runs_here else onnx_evaluator(path, order.feed),
         evaluated_by=None if runs_here else EVALUATED_BY,
-        trained=trained,
     )
 
 

@@ -17,7 +17,8 @@ from torch import nn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.onnx import OPSET, quiet, strip_metadata
 from edgekd.export.parity import check, compare
-from edgekd.files import replacing, sha256_file, write_json
+from edgekd.files import sha256_file, write_json
+from edgekd.folders import VL_ARTIFACT, publishing
 
 VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 
@@ -108,10 +109,7 @@ def export_vl_model(
     Raises:
         EdgekdError: the folder exists. GateFailed: the file does not compute what the student computes.
     """
-    if folder.exists() and not overwrite:
-        raise EdgekdError(f"{folder} exists.", "Give --overwrite to replace it.")
-    with replacing(folder) as scratch:
-        scratch.mkdir()
+    with publishing(folder, VL_ARTIFACT, overwrite=overwrite) as scratch:
         metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
         export_vl_onnx(
             model, scratch / "model.onnx", size=size, text_shape=text_shape, metadata=metadata

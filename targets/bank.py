@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import parse_json, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
 """The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""
@@ -156,36 +156,38 @@ def read_bank(path: Path) -> ClassBank:
     Raises:
         EdgekdError: no such file, a damaged one, or one of another format.
     """
+    hint = "Copy the artifact again, or export it again."
+    arrays = read_arrays(path, "class bank", hint)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            bank = ClassBank(
-                tuple(str(name) for name in arrays["classes"]),
-                np.ascontiguousarray(arrays["vectors"], dtype=np.float32),
-                float(arrays["logit_scale"]),
-                np.asarray(arrays["text_mean"], dtype=np.float32)
-                if "text_mean" in arrays.files
-                else None,
-                {key: value for key, value in about.items() if key != "format"},
-            )
-            known, n_rows = about.get("format") == FORMAT, bank.vectors.shape[:1]
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise EdgekdError(
-            f"{path} is no readable class bank.", "Copy the artifact again, or export it again."
-        ) from error
-    if not known or bank.vectors.ndim != 2 or n_rows != (len(bank.classes),):
+        about = printable_values(parse_json(str(arrays["about"])))
+        mean = arrays.get("text_mean")
+        bank = ClassBank(
+            tuple(printable(str(name)) for name in arrays["classes"]),
+            np.ascontiguousarray(arrays["vectors"], dtype=np.float32),
+            float(arrays["logit_scale"]),
+            None if mean is None else np.asarray(mean, dtype=np.float32),
+            {key: value for key, value in about.items() if key != "format"},
+        )
+        known = about.get("format") == FORMAT
+        added = [str(entry["class"]) for entry in about.get("added", ())]
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise EdgekdError(f"{path} is no readable class bank.", hint) from error
+    if not known:
         raise EdgekdError(
             f"The class bank {path} has a format that this edgekd does not read.",
             "Use the edgekd that wrote it.",
         )
+    shape, mean = bank.vectors.shape, bank.text_mean
+    if (
+        len(shape) != 2
+        or shape[0] != len(bank.classes)
+        or min(shape) < 1
+        or (mean is not None and mean.shape != shape[1:])
+        or not all(np.isfinite(part).all() for part in (bank.vectors, bank.logit_scale))
+        or (mean is not None and not np.isfinite(mean).all())
+        or not set(added) <= set(bank.classes)
+    ):
+        raise EdgekdError(f"The arrays of the class bank {path} do not fit together.", hint)
     return bank
 
 

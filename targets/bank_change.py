@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import inside, open_regular, parse_json, read_errors
 from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
 
 MANIFEST = "artifact.json"
@@ -32,16 +33,15 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
     Raises:
         EdgekdError: an artifact without a bank, an altered one, or one that somebody else changed meanwhile.
     """
-    try:
-        before = (folder / MANIFEST).read_bytes()
-        manifest = json.loads(before)
-    except (OSError, ValueError) as error:
-        raise EdgekdError(
-            f"There is no readable artifact at {folder}.", "Name the folder of artifact.json."
-        ) from error
+    path = folder / MANIFEST
+    with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:
+        before = handle.read()
+        manifest = parse_json(before)
+        if not isinstance(manifest, dict):
+            raise ValueError("not an object")
     old = bank_file(manifest, folder)
     if (
-        not (folder / old).is_file()
+        not inside(folder, old).is_file()
         or _digest((folder / old).read_bytes()) != manifest["files"][old]
     ):
         raise EdgekdError(
@@ -73,8 +73,8 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
     Raises:
         EdgekdError: the artifact has none.
     """
-    name = manifest.get("bank")
-    if not isinstance(name, str) or name not in manifest.get("files", {}):
+    name, files = manifest.get("bank"), manifest.get("files")
+    if not isinstance(name, str) or not isinstance(files, dict) or name not in files:
         raise EdgekdError(
             f"{folder} ends in the logits of fixed classes, so none can be added.",
             "Export with --head embedding.",

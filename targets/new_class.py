@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.images import EXTENSIONS
+from edgekd.images import EXTENSIONS, UnreadableImage, read_bytes
+from edgekd.readers import printable
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.bank_change import change_bank
 
@@ -30,9 +31,11 @@ def add_by_images(
     Raises:
         EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
     """
-    contents = [path.read_bytes() for path in _files(places)]
+    contents = [_content(path) for path in _files(places)]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     embeddings = np.stack([embed(content) for content in contents])  # [N, D]
+
+    name = printable(name)
 
     def with_it(bank: ClassBank) -> ClassBank:
         found = recognised(bank, embeddings)
@@ -75,6 +78,13 @@ def provenance(by: str, **facts: Any) -> dict[str, Any]:
     """Who adds a class, and how: for `added` in a bank's facts."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.9 has no datetime.UTC
     return {"by": by, **facts, "at": now, "on": platform.node()}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except UnreadableImage as error:
+        raise EdgekdError(f"{path} cannot be read: {error.reason}.", "Leave it out.") from error
 
 
 def _files(places: Sequence[Path]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -15,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.readers import read_json
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened
 from edgekd.targets.placement import Nodes, Placement
@@ -123,8 +123,7 @@ def profiled_nodes(
         except Exception as error:  # ONNX Runtime's exceptions share no base class but this
             raise _explained(error, path) from error
         runtime.run(None, {runtime.get_inputs()[0].name: image})
-        with open(runtime.end_profiling(), encoding="utf-8") as handle:
-            events = json.load(handle)
+        events = read_json(Path(runtime.end_profiling()), "profile of ONNX Runtime")
     nodes: Nodes = {}
     for event in events:
         args = event.get("args", {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.manifest import Input, Precision, first_problem
+from edgekd.readers import read_toml
 
 FOLDER = Path(__file__).parent / "profiles"
 _CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")
@@ -96,13 +96,9 @@ def load_profile(spec: str | Path) -> Profile:
                 f'There is no profile "{spec}".', did_you_mean(str(spec), profile_names())
             )
     try:
-        return Profile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise EdgekdError(
-            f"{path} cannot be read.", "Name a profile, or a .toml file like those that ship."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(f"{path} is not TOML: {error}.", "Mend the file.") from error
+        return Profile.model_validate(
+            read_toml(path, "profile", "Name a profile, or a .toml file like those that ship.")
+        )
     except ValidationError as error:
         raise EdgekdError(
             f"{path} is not a profile: {first_problem(error)}.", "docs/devices.md shows one."

@@ -20,10 +20,17 @@ from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
 from edgekd.preprocess import Preprocess
 from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session
 
 CLASSES = ("r", "g", "b")
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
+
+
+def result_of(path: Path) -> DeviceResult:
+    """The result in a file, checked against its own job."""
+    stored = open_result(path)
+    return check_result(stored, stored.job)
 
 
 def write_artifact(folder: Path, *, gain: float = 1.0, batch: int | str = "batch") -> Path:

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF, CLASSES, run_agent, write_images, write_job
+from device_fakes import BRIEF, CLASSES, result_of, run_agent, write_images, write_job
 
 import edgekd.errors
 import edgekd.targets
 from edgekd.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
-from edgekd.targets.devices.result import read_result
 from edgekd.targets.devices.zipapp import SHARED, agent_bytes, write_agent
 
 
@@ -82,7 +81,7 @@ def test_a_batch_that_the_system_kills_is_a_refusal(agent: Path, tmp_path: Path)
     python.chmod(0o755)
     code, told = run_agent(sys.executable, agent, "run", str(job), "--python", str(python))
     assert code == 0, told
-    kept, refused = read_result(job / "edgekd-result.npz").artifacts[0].rates
+    kept, refused = result_of(job / "edgekd-result.npz").artifacts[0].rates
     assert kept.clock is not None
     assert len(kept.clock.samples.samples_ms) >= BRIEF.runs
     assert (refused.batch, refused.clock) == (64, None)
@@ -110,7 +109,7 @@ def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_p
     assert not any("answers" in str(message.get("say")) for message in said)
     after = {path.name: path.stat().st_mtime_ns for path in (job / "done").glob("[!.]*.npz")}
     assert {name: after[name] for name in before} == before
-    result = read_result(job / "edgekd-result.npz")
+    result = result_of(job / "edgekd-result.npz")
     [artifact] = result.artifacts
     assert artifact.logits.shape == (300, len(CLASSES))
     np.testing.assert_array_equal(artifact.logits[:30], artifact.logits[30:60])
@@ -144,18 +143,18 @@ def test_a_restart_between_steps_is_told(agent: Path, tmp_path: Path) -> None:
     arrays, facts = read_step(job / "edgekd-result.npz")
     facts["steps"]["endtoend-0"]["boot"] = "another"
     write_step(job / "edgekd-result.npz", arrays, facts)
-    assert read_result(job / "edgekd-result.npz").restarts == 1
+    assert result_of(job / "edgekd-result.npz").restarts == 1
 
 
 def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     data = bytes(range(256)) * 1000
     digest = hashlib.sha256(data).hexdigest()
     with pytest.raises(EdgekdError, match="stopped at 1000 of 256000 bytes"):
-        receive(tmp_path / "x", len(data), digest, io.BytesIO(data[:1000]))
-    receive(tmp_path / "x", len(data), digest, io.BytesIO(data[1000:]))
+        receive(tmp_path, "x", len(data), digest, io.BytesIO(data[:1000]))
+    receive(tmp_path, "x", len(data), digest, io.BytesIO(data[1000:]))
     assert (tmp_path / "x").read_bytes() == data
     with pytest.raises(EdgekdError, match="arrived damaged"):
-        receive(tmp_path / "y", len(data), digest, io.BytesIO(data[::-1]))
+        receive(tmp_path, "y", len(data), digest, io.BytesIO(data[::-1]))
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
@@ -163,7 +162,7 @@ def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:
 def test_a_full_device_is_one_sentence(agent: Path, tmp_path: Path) -> None:
     (tmp_path / "x.part").symlink_to("/dev/full")
     done = subprocess.run(
-        [sys.executable, str(agent), "receive", str(tmp_path / "x"), "9", "0"],
+        [sys.executable, str(agent), "receive", str(tmp_path), "x", "9", "0"],
         input=b"123456789", capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2

@@ -75,6 +75,21 @@ def test_copied_artifact_finds_its_images_by_content(run: Path, tmp_path: Path) 
     assert link["n"] == read_artifact(tmp_path / "a").parity["n"]
 
 
+def test_a_file_trained_with_its_rounding_is_compared_with_its_own_logits(
+    run: Path, tmp_path: Path
+) -> None:
+    """Files of `--qat`, which earlier versions had: their weights are not those of the run's student."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    folder = copy / "artifacts" / "onnxruntime-int8"
+    artifact = read_artifact(folder)
+    quantization = {**(artifact.quantization or {}), "qat": {"chosen_step": 1, "steps": 2}}
+    artifact.model_copy(update={"quantization": quantization}).write(folder)
+    (link,) = edgekd.verify(folder)
+    assert link["link"] == "trained network in torch → onnxruntime-int8"
+    assert link["passed"]
+
+
 def test_a_run_in_place_of_an_artifact_names_its_artifacts(run: Path) -> None:
     with pytest.raises(EdgekdError, match="is a run") as caught:
         edgekd.verify(run)

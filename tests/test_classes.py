@@ -162,7 +162,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"images": [tmp_path / "empty"]}, "There are no images"),
         ({"images": [tmp_path / "nowhere"]}, "There is no image at"),
         ({"images": [tmp_path / "torn.png"]}, "An image cannot be read"),
-        ({"text_vector": tmp_path / "bad.npy"}, "no readable .npy"),
+        ({"text_vector": tmp_path / "bad.npy"}, "not readable npy"),
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
@@ -211,7 +211,7 @@ def test_the_agent_says_what_is_wrong(artifact: Path, photos: Path, tmp_path: Pa
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(logits), "blue", str(photos))
     assert (code, said[0]["error"][0].endswith("so none can be added.")) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(tmp_path / "nowhere"), "x.png")
-    assert (code, "no readable artifact" in said[0]["error"][0]) == (2, True)
+    assert (code, "There is no artifact" in said[0]["error"][0]) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(artifact), "x.png")
     assert (code, "There is no image at x.png" in said[0]["error"][0]) == (2, True)
     shutil.copy(logits / "model.onnx", artifact / "model.onnx")

@@ -86,7 +86,7 @@ def test_torch_models_by_published_figures() -> None:
 
     # timm's table of results: 5.48 M parameters, 0.22 GMACs at 224 px.
     model = timm.create_model("mobilenetv3_large_100", pretrained=False).eval()
-    found = count_torch(answer(model), model, 224)
+    found = count_torch(answer(model), model, (224, 224))
     assert found.parameters == 5_483_032
     assert found.macs == pytest.approx(0.22e9, rel=0.02)
     # An attention layer by hand, which torch would otherwise compute in one operator that nothing is counted of:
@@ -98,7 +98,7 @@ def test_torch_models_by_published_figures() -> None:
         with torch.inference_mode():
             return layer(tokens, tokens, tokens, need_weights=False)[0].numpy()
 
-    assert count_torch(attend, layer, 4).macs == 4 * 16 * 8 * 8 + 2 * 16 * 16 * 8
+    assert count_torch(attend, layer, (4, 4)).macs == 4 * 16 * 8 * 8 + 2 * 16 * 16 * 8
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_an_exported_graph_has_the_work_of_the_torch_model(name: str, tmp_path: 
     )
     found, told = (
         count_onnx(path),
-        count_torch(lambda x: model(torch.zeros(1, 3, 224, 224)), model, 224),
+        count_torch(lambda x: model(torch.zeros(1, 3, 224, 224)), model, (224, 224)),
     )
     assert found is not None
     assert found.macs == told.macs

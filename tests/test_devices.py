@@ -16,6 +16,7 @@ import pytest
 from device_fakes import (
     BRIEF,
     artifact_subject,
+    result_of,
     run_agent,
     two_suites,
     write_artifact,
@@ -32,7 +33,6 @@ from edgekd.errors import EdgekdError
 from edgekd.files import cache_root
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.find import find_device
-from edgekd.targets.devices.result import read_result
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +220,7 @@ def test_bundle_is_carried_there_and_back(
     assert words[:3] == ["python3", "edgekd-agent.pyz", "run"]
     subprocess.run([sys.executable, *words[1:]], cwd=folder, check=True, capture_output=True)
     result = folder / words[3] / "edgekd-result.npz"
-    name = read_result(result).name
+    name = result_of(result).name
     measured, quick = devices.from_result(subjects, suites, result)
     assert quick
     assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.rates] == [
@@ -233,8 +233,8 @@ def test_bundle_is_carried_there_and_back(
         devices.bundle(subjects, suites, folder, quick=True)
     whole = result.read_bytes()
     result.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(EdgekdError, match="not a whole result"):
-        read_result(result)
+    with pytest.raises(EdgekdError, match="result"):
+        result_of(result)
 
 
 FAKE_ADB = """#!{python}
@@ -321,7 +321,7 @@ def test_a_result_for_another_rule_is_refused(
     assert code == 0
     with pytest.raises(EdgekdError, match="by another rule"):
         devices.from_result(subjects[:1], suites, job / "edgekd-result.npz")
-    assert replace(BRIEF, runs=1) == read_result(job / "edgekd-result.npz").job.protocol
+    assert replace(BRIEF, runs=1) == result_of(job / "edgekd-result.npz").job.protocol
 
 
 def test_the_command_line_says_the_same(
@@ -366,7 +366,7 @@ def test_the_command_line_says_the_same(
     line = next(line for line in told.splitlines() if line.startswith("there:")).split()[1:]
     subprocess.run([sys.executable, *line[1:]], cwd=folder, check=True, capture_output=True)
     result = folder / line[3] / "edgekd-result.npz"
-    name = read_result(result).name
+    name = result_of(result).name
     told = run("--import", str(result), "--out", str(tmp_path / "out"))
     assert f"fp32@{name}" in told
     written = json.loads((tmp_path / "out" / "report.json").read_text())

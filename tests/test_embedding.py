@@ -8,9 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +23,7 @@ from edgekd.errors import EdgekdError
 from edgekd.export.export import export_model, torch_logits
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.export.mixed import Yardstick
-from edgekd.export.qat import Tuner
-from edgekd.export.replay import Replay
 from edgekd.manifest import Artifact, read_artifact
-from edgekd.qat import make_tuner
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 
@@ -202,38 +197,6 @@ def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
     assert entry["max_error_relative"] < 1e-3
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
-def test_int8_is_trained_to_the_logits_of_its_classes(
-    fp32: Path, tmp_path: Path, target: str
-) -> None:
-    wanted, images = build(), pictures(64, seed=2)
-    with torch.no_grad():  # other directions: the first two classes change places
-        turned = torch.from_numpy(bank().vectors[[1, 0, 2]]).pinverse() @ torch.from_numpy(
-            bank().vectors
-        )
-        wanted.head.projector.weight.copy_(turned.T @ wanted.head.projector.weight)
-        wanted.head.projector.bias.copy_(turned.T @ wanted.head.projector.bias)
-    labels = bank().logits(torch_logits(wanted, images)).argmax(axis=1)
-    assert (labels != bank().logits(torch_logits(build(), images)).argmax(axis=1)).mean() > 0.3
-
-    def learn(_: Replay, go_on: Callable[[int], bool]) -> None:
-        go_on(1)
-
-    domains = np.zeros(len(labels), dtype=np.int64)
-    tuner = Tuner(
-        images, labels, domains, learn, lambda: wanted.head.projector, {"steps": 1}, bank=bank()
-    )
-    artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", tuner=tuner)
-    assert artifact.quantization is not None
-    assert artifact.quantization["qat"]["chosen_step"] == 1
-    assert artifact.parity["top1_agreement"] > 0.8, "with the trained network"
-    assert artifact.parity["student_agreement"] < 0.7
-    if target == "onnxruntime":
-        found = open_session(tmp_path / "a").embed(images)
-        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-        assert (found * torch_logits(wanted, images)).sum(axis=1).min() > 0.95  # cosines
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     """A run with a text head and one without, two steps each."""
@@ -304,31 +267,6 @@ def test_a_trained_classifier_has_no_embedding(runs: Path) -> None:
     assert not (runs / "erm" / "artifacts").exists()
     with pytest.raises(EdgekdError, match='no head "logits"'):
         edgekd.export(runs / "erm", head="logits")
-
-
-def test_a_run_is_trained_with_its_embedding(runs: Path) -> None:
-    asked: dict[str, Any] = {
-        "head": "embedding",
-        "precision": "int8",
-        "qat": True,
-        "qat_steps": 2,
-        "overwrite": True,
-    }
-    artifact = edgekd.export(runs / "vl2v-adip", calibration_images=12, min_agreement=0, **asked)[
-        -1
-    ]
-    assert artifact.name == "onnxruntime-int8-embedding"
-    assert artifact.quantization is not None
-    assert artifact.quantization["qat"]["steps"] == 2
-    assert artifact.folder is not None
-    [link] = edgekd.verify(artifact.folder)
-    assert link["top1_agreement"] == artifact.parity["top1_agreement"]
-
-
-def test_an_embedding_without_a_last_layer_cannot_be_trained() -> None:
-    bare = Deployable(Backbone(), UnitHead(None, 8), PREPROCESS)
-    with pytest.raises(EdgekdError, match="needs a last layer of ours"):
-        make_tuner(SimpleNamespace(run=SimpleNamespace(name="r")), None, 1, bare, bank())  # type: ignore[arg-type]
 
 
 def test_documented_lines_are_all_that_numpy_needs(

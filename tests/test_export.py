@@ -162,13 +162,11 @@ def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
     assert "--calibration-images" not in many
     assert "--calibrator percentile or entropy or mse" in few
     assert "--calibrator" not in narrowed
-    assert "--qat" in narrowed
     limits = Yardstick(
         pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0
     )
     within = hint(yardstick=limits)
     assert "--max-drop" not in within
-    assert "--qat" not in within, "the two do not go together"
     assert "--min-agreement" in within
 
 

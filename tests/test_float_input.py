@@ -29,7 +29,6 @@ from edgekd.export.export import torch_logits
 from edgekd.export.float_input import with_float_input
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
-from edgekd.export.qat import Tuner
 from edgekd.images import decode
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.targets import profiles
@@ -246,7 +245,7 @@ def test_a_largest_drop_works_for_every_target(target: str, pixels: Path, tmp_pa
     assert artifact.input == "float"
 
 
-def test_a_largest_drop_and_training_work(pixels: Path, tmp_path: Path) -> None:
+def test_a_largest_drop_works(pixels: Path, tmp_path: Path) -> None:
     images, base = pictures(48, seed=3), pixels / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)
     kept = float_file(
@@ -255,20 +254,10 @@ def test_a_largest_drop_and_training_work(pixels: Path, tmp_path: Path) -> None:
         yardstick=Yardstick(images, labels, images, 0.0, 0.0),
         fp32_path=base,
     )
-    tuner = Tuner(
-        images,
-        labels,
-        np.zeros(48, np.int64),
-        lambda network, go_on: None,
-        lambda: nn.Linear(8, 3),
-        {},
-    )
-    tuned = float_file(tmp_path / "b", "int8", tuner=tuner, fp32_path=base)
-    for artifact, word in ((kept, "mixed"), (tuned, "qat")):
-        assert artifact.quantization is not None
-        assert word in artifact.quantization
-        assert artifact.parity["passed"] is True
-        assert artifact.input == "float"
+    assert kept.quantization is not None
+    assert "mixed" in kept.quantization
+    assert kept.parity["passed"] is True
+    assert kept.input == "float"
 
 
 def test_embeddings_of_floats(tmp_path: Path) -> None:

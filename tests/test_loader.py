@@ -11,13 +11,15 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from edgekd.config import TrainConfig
 from edgekd.data import ImageSet, load_images
+from edgekd.distill import teaching
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
 from edgekd.distill.pixels import open_store
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.teaching import fill_cache, teacher_embedding
+from edgekd.distill.teaching import caching_teacher, fill_cache, teacher_embedding
 from edgekd.distill.views import ViewPolicy, view_params
 
 Make = Callable[..., Path]
@@ -187,3 +189,40 @@ def test_an_error_in_the_background_reaches_the_loop() -> None:
     next(batches)
     with pytest.raises(ValueError, match="broken"):
         next(batches)
+
+
+@pytest.mark.parametrize(
+    ("least", "capable", "wanted", "precision"),
+    [
+        (0.5, True, "auto", "bf16"),
+        (1.1, True, "auto", "fp32"),  # embeddings that differ
+        (0.5, False, "auto", "fp32"),  # a processor without
+        (1.1, False, "bf16", "bf16"),
+        (0.5, True, "fp32", "fp32"),
+    ],
+)
+def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
+    images: ImageSet,
+    tiny_teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    least: float,
+    capable: bool,
+    wanted: str,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(teaching, "LEAST_COSINE", least)
+    monkeypatch.setattr(teaching, "has_bfloat16", lambda: capable)
+    teacher = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(teacher, ClipTeacher)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = TrainConfig.model_validate({"teacher_precision": wanted, "views": 1})
+    everything, policy = np.arange(len(images)), ViewPolicy()
+
+    def choice() -> str:
+        return caching_teacher(fabric, config, teacher, images, everything, policy).precision
+
+    assert choice() == precision
+    # What is there in float32 is used as it is, unless told otherwise.
+    cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+    fill_cache(fabric, cache, teacher, policy, images, everything, 1)
+    assert choice() == ("bf16" if wanted == "bf16" else "fp32")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import nn
 
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export import mixed, trt
-from edgekd.export.dialect import Dialect
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, interleaved_ms, rank
 from edgekd.export.onnx import export_onnx
@@ -190,14 +188,6 @@ def test_the_last_resort_is_float_and_is_called_so(
     assert np.array_equal(logits(tmp_path / "x.onnx", images), logits(fp32, images))
     said = " ".join(capsys.readouterr().err.split())
     assert "hardly INT8 any more: none of 4 layers" in said
-    assert "--qat" in said
-    plain = Dialect(
-        *(getattr(DIALECT, field.name) for field in dataclasses.fields(Dialect))
-    )  # cannot be trained
-    mixed.quantize_within(fp32, tmp_path / "y.onnx", pictures(32), asked, dialect=plain)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "hardly INT8" in said
-    assert "--qat" not in said
 
 
 def test_a_search_out_of_time_says_what_it_reached(

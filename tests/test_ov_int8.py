@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,10 @@ def test_a_disk_that_fills_up_in_the_search_is_called_by_the_users_folder(
         DIALECT.write(
             rounded, tmp_path / ".tmp-0123456789ab-openvino-int8" / "search-x" / "trial.xml"
         )
+
+
+def test_without_nncf_the_extra_is_named(fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(EdgekdError) as caught:
+        DIALECT.calibrate(fp32, pictures(2), "minmax")
+    assert "edgekd[openvino]" in caught.value.hint

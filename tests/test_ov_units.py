@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_quantize import SIZE
-from test_replay import textured
+from test_quantize import SIZE, pictures
 from torch import nn
 
 from edgekd.export import ov_int8
@@ -22,6 +21,12 @@ openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[ope
 
 DIALECT = ov_int8.dialect({"classes": "[]"})
 LAYERS = ("patch_embed.proj", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "head")
+
+
+def textured(n: int, seed: int = 0) -> np.ndarray:
+    """Smooth pictures with grain: of smooth ones alone, a deep random network sees little but its own rounding."""
+    grain = np.random.default_rng(seed).integers(0, 128, (n, SIZE // 2, SIZE // 2, 3))
+    return (pictures(n, seed) // 2 + grain.repeat(2, axis=1).repeat(2, axis=2)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

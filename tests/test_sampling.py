@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgekd.distill.sampling import BalancedSampler, make_sampler
+from edgekd.distill.sampling import BalancedSampler, MixedSampler, make_sampler, mix
 
 
 def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:
@@ -113,3 +113,29 @@ def test_without_shots_the_domains_share_a_batch() -> None:
     plain = BalancedSampler((np.arange(10), np.arange(10, 20)), 6, 1)
     for step in range(4):
         assert np.array_equal(sampler.step(step)[0], plain.step(step)[0])
+
+
+def test_a_fixed_part_of_each_batch_is_unlabelled() -> None:
+    places, others = mix(np.arange(100, 120), 0.25, 16, seed=0)
+    assert places == 12
+    assert others is not None
+    made = MixedSampler(sampler((30, 30), places), others)
+    seen: Counter[int] = Counter()
+    for step in range(10):
+        indices, visits = made.step(step)
+        assert (indices[:12] < 60).all()
+        assert (indices[12:] >= 100).all()
+        for index, visit in zip(indices[12:].tolist(), visits[12:].tolist(), strict=True):
+            assert visit == seen[index]
+            seen[index] += 1
+    assert set(seen.values()) == {2}  # 40 places, 20 images
+    assert made.epoch_steps == 5
+
+
+def test_few_unlabelled_images_come_once_in_a_batch() -> None:
+    places, others = mix(np.arange(100, 103), 0.5, 16, seed=0)
+    assert places == 13
+    assert others is not None
+    assert sorted(others.step(7)[0].tolist()) == [100, 101, 102]
+    assert mix(np.arange(100, 200), 0.99, 8, seed=0)[0] == 1  # a label at least
+    assert mix(np.arange(0), 0.5, 16, seed=0) == (16, None)

@@ -66,7 +66,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     cell = Cell("erm", 0, "art")
     store.add(done(cell, ood="01"))
     (tmp_path / "cells" / f"{cell.key}.npz").write_bytes(b"PK")
-    with pytest.raises(EdgekdError, match="cannot be read"):
+    with pytest.raises(EdgekdError, match="not readable"):
         store.done([cell])
     (tmp_path / "cells.jsonl").write_text('{"cell": {"recipe"')
     with pytest.raises(EdgekdError, match=r"Line 1 of .* is damaged"):

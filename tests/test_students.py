@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,17 @@ from edgekd.distill.students import (
     FRIENDLY,
     Student,
     fit_scale,
-    load_weights,
     make_student,
     save_student,
     timm_name,
 )
+from edgekd.distill.weights import load_weights
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 NAME = "test_efficientnet"
+SMALL = ("mobilenetv3_small_050",)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,22 +120,45 @@ def save_torch(state: object, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "wrapped", "from DataParallel"])
+def checkpoint(kind: str, state: dict[str, torch.Tensor]) -> object:
+    """What training programs write: `state` under their names, with their settings beside it."""
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {prefix + key: value for key, value in state.items()}
+
+    older = {key: torch.zeros_like(value) for key, value in state.items()}
+    timms = {"epoch": 3, "arch": NAME, "version": 2, "args": argparse.Namespace(lr=0.1)}
+    lightning = {"pytorch-lightning_version": "2.6", "hyper_parameters": {"lr": 0.1}}
+    made: dict[str, object] = {
+        "torch": state,
+        "DataParallel": under("module."),
+        "torch.compile": under("_orig_mod."),
+        "compiled DataParallel": under("_orig_mod.module."),
+        "timm": timms | {"state_dict": state, "metric": np.float64(77.1), "optimizer": {}},
+        "timm averaged": timms | {"state_dict": older, "state_dict_ema": under("module.")},
+        "Lightning": lightning
+        | {"state_dict": under("model.") | {"loss.weight": torch.ones(3)}, "callbacks": {}},
+        "Lightning compiled": lightning | {"state_dict": under("net._orig_mod.")},
+        "DeiT": {"model": state, "args": argparse.Namespace(folder=PosixPath("runs"))},
+        "an edgekd run": under("backbone.") | {"scale": torch.ones(())},
+    }
+    return made[kind]
+
+
+KINDS = ("torch", "DataParallel", "torch.compile", "compiled DataParallel", "timm", "timm averaged",
+         "Lightning", "Lightning compiled", "DeiT", "an edgekd run")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["safetensors", *KINDS])
 def test_weights_from_a_file_give_the_files_features(
     kind: str, reference: torch.nn.Module, tmp_path: Path
 ) -> None:
     state = reference.state_dict()
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth.tar")
     if kind == "safetensors":
-        path = tmp_path / "w.safetensors"
         save_file(state, path)
-    elif kind == "torch":
-        path = save_torch(state, tmp_path / "w.pt")
-    elif kind == "wrapped":
-        path = save_torch({"epoch": 3, "state_dict": state}, tmp_path / "w.pth.tar")
     else:
-        path = save_torch(
-            {f"module.{key}": value for key, value in state.items()}, tmp_path / "w.pt"
-        )
+        save_torch(checkpoint(kind, state), path)
     student = scratch(weights=path)
     with torch.inference_mode():
         expected = reference.forward_head(  # type: ignore[operator]
@@ -141,6 +166,64 @@ def test_weights_from_a_file_give_the_files_features(
             pre_logits=True,
         )
     assert torch.allclose(features(student.backbone, student), expected, atol=1e-6)
+
+
+def without_classifier(name: str, **options: object) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A trained timm model less its classifier by timm's own `reset_classifier`, and the weights from before."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, **options).eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.add_(0.02 * torch.rand(tensor.shape))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.reset_classifier(0)  # type: ignore[operator]
+    return model.eval(), state
+
+
+def assert_loads(name: str, tmp_path: Path, kinds: Sequence[str]) -> None:
+    model, state = without_classifier(name)
+    side = model.pretrained_cfg["input_size"][-1]  # type: ignore[index]
+    with torch.inference_mode():
+        expected = model(views(side))
+    for kind in kinds:
+        path = save_torch(checkpoint(kind, state), tmp_path / "w.pth.tar")
+        loaded = make_student(name, pretrained="scratch", weights=path, dim=4).backbone.eval()
+        with torch.inference_mode():
+            assert torch.allclose(loaded(views(side)), expected, atol=1e-4, rtol=1e-4), kind
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_9", "levit_128s", "poolformerv2_s12"])
+def test_heads_with_batchnorm_or_another_name_are_left_out(name: str, tmp_path: Path) -> None:
+    assert_loads(name, tmp_path, ["Lightning"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_small_timm_models_take_every_kind_of_checkpoint(name: str, tmp_path: Path) -> None:
+    assert_loads(name, tmp_path, KINDS)
+
+
+def test_a_familys_original_names_are_translated_by_timm(tmp_path: Path) -> None:
+    model, state = without_classifier("vit_tiny_patch16_224", img_size=32)
+    foreign = {  # as DINO and others write a linear patch embedding
+        key: value.flatten(1) if key == "patch_embed.proj.weight" else value
+        for key, value in state.items()
+    }
+    path = save_torch({"teacher": 1, "model": foreign}, tmp_path / "w.pt")
+    student = scratch("vit_tiny", size=32, weights=path)
+    with torch.inference_mode():
+        assert torch.allclose(student.backbone(views()), model(views()), atol=1e-5)
+
+
+def test_two_sets_of_weights_that_fit_are_not_chosen_between(
+    reference: torch.nn.Module, tmp_path: Path
+) -> None:
+    state = reference.state_dict()
+    both = {f"{prefix}.{key}": value for prefix in ("model", "ema") for key, value in state.items()}
+    save_file({key: value.clone() for key, value in both.items()}, tmp_path / "w.safetensors")
+    error = refusal(lambda: scratch(weights=tmp_path / "w.safetensors"))
+    assert '"ema."' in error.message
+    assert '"model."' in error.message
 
 
 def test_weights_of_another_architecture_are_refused(
@@ -273,9 +356,28 @@ def test_a_vit_takes_weights_of_another_size(tmp_path: Path) -> None:
     assert torch.equal(half.backbone.cls_token, source.cls_token)
 
 
-@pytest.mark.parametrize("options", [{"nonsense": 3}, {"in_chans": 1}])
-def test_options_that_do_not_fit_are_refused(options: dict[str, object]) -> None:
-    assert NAME in refusal(lambda: scratch(options=options)).message
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"nonsense": 3}, "nonsense"),
+        ({"in_chans": 1}, "in_chans"),
+        ({"num_classes": 5}, "num_classes"),
+        ({"checkpoint_path": "w.pt"}, "checkpoint_path"),
+        ({"pretrained_cfg_overlay": {"file": "w.pt"}}, "pretrained_cfg_overlay"),
+        ({"features_only": True}, "features_only"),
+        ({"global_pool": ""}, "global_pool"),
+        ({"act_layer": "no such layer"}, "act_layer"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, object], named: str) -> None:
+    assert named in refusal(lambda: scratch(options=options)).message
+
+
+@pytest.mark.parametrize(
+    "options", [{"global_pool": ""}, {"features_only": True, "out_indices": (1,)}, {"depth": "x"}]
+)
+def test_a_vits_options_that_change_its_output_are_refused(options: dict[str, object]) -> None:
+    refusal(lambda: scratch("test_vit", options=options))
 
 
 def test_a_size_that_does_not_fit_is_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,12 +11,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from conftest import TINY_TEACHER
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgekd.distill.predict import teacher_predict
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, load_teacher
+from edgekd.distill.tower import tower_student
 from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError
 
@@ -144,6 +147,223 @@ def test_the_id_follows_weights_and_preprocessing_and_not_the_place(
     state["logit_scale"] = state["logit_scale"] + 1e-3
     save_file(state, folder / "open_clip_model.safetensors")
     assert len({teacher.id, other_mean, load_teacher(f"local-dir:{folder}").id}) == 3
+
+
+def edited(tiny_teacher: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A copy of the tiny teacher with other preprocessing settings."""
+    folder = copied(tiny_teacher, tmp_path)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= changes
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def shaped(tmp_path: Path, image_size: Any, patch_size: int = 16, **preprocess: Any) -> Path:
+    """A random teacher whose ViT takes images of another shape than the tiny one's."""
+    folder = tmp_path / "shaped"
+    folder.mkdir()
+    settings = json.loads(json.dumps(TINY_TEACHER))
+    settings["model_cfg"]["vision_cfg"] |= {"image_size": image_size, "patch_size": patch_size}
+    settings["preprocess_cfg"] |= preprocess
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**settings["model_cfg"])
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def assert_as_open_clip(folder: Path, size: tuple[int, int]) -> ClipTeacher:
+    """edgekd's pixels are those of open_clip's own transform, and so are the embeddings."""
+    teacher = load_teacher(f"local-dir:{folder}")
+    assert isinstance(teacher, ClipTeacher)
+    model, transform, _ = reference(folder)
+    image = picture(*size)
+    pixels = teacher.preprocess.pixels(image)
+    mean, std = (np.array(v) for v in (teacher.preprocess.mean, teacher.preprocess.std))
+    theirs = transform(image).permute(1, 2, 0).numpy() * std + mean
+    assert np.array_equal(pixels, np.rint(theirs * 255))
+    with torch.inference_mode():
+        expected = model.encode_image(transform(image)[None])
+    got = teacher.embed_images(plain(torch.from_numpy(pixels.copy())[None]))
+    assert torch.allclose(got, expected, atol=1e-4)
+    return teacher
+
+
+@pytest.mark.parametrize("size", [(64, 48), (33, 101), (20, 90), (16, 16)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "random"])
+def test_every_resize_mode_gives_open_clips_pixels(
+    tiny_teacher: Path, tmp_path: Path, size: tuple[int, int], mode: str, interpolation: str
+) -> None:
+    folder = edited(
+        tiny_teacher, tmp_path, resize_mode=mode, interpolation=interpolation, fill_color=77
+    )
+    assert_as_open_clip(folder, size)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("shape", [[32, 64], [64, 32]])
+def test_a_teacher_need_not_be_square(tmp_path: Path, mode: str, shape: list[int]) -> None:
+    folder = shaped(tmp_path, shape, resize_mode=mode)
+    for size in ((64, 48), (33, 101)):
+        teacher = assert_as_open_clip(folder, size)
+    views = torch.rand(2, 3, 48, 48)  # what augmented training images are
+    assert teacher.embed_images(views).shape == (2, 12)
+    with pytest.raises(EdgekdError, match="square"):
+        tower_student(teacher)
+
+
+def test_a_large_teacher_is_taken(tmp_path: Path) -> None:
+    assert assert_as_open_clip(shaped(tmp_path, 1344, 336), (50, 40)).preprocess.size == 1344
+
+
+def test_one_number_for_all_channels_is_enough(tiny_teacher: Path, tmp_path: Path) -> None:
+    assert_as_open_clip(edited(tiny_teacher, tmp_path, mean=0.5, std=0.25), (40, 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resize_mode": "fit"},
+        {"interpolation": "lanczos"},
+        {"interpolation": "nearest"},
+        {"mean": [0.5]},
+        {"mean": ["a", "b", "c"]},
+        {"std": [0.2, 0.0, 0.2]},
+        {"std": [0.2, float("nan"), 0.2]},
+        {"std": "wide"},
+        {"resize_mode": "longest", "fill_color": 300},
+        {"resize_mode": 3},
+    ],
+    ids=str,
+)
+def test_settings_that_open_clip_does_not_take_are_refused(
+    tiny_teacher: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    refusal(f"local-dir:{edited(tiny_teacher, tmp_path, **changes)}")
+
+
+def timm_teacher(folder: Path, **vision: Any) -> Path:
+    """A random teacher with timm's smallest ViT, for 160 px, as image encoder; SigLIP's architecture in small."""
+    folder.mkdir()
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
+    model_cfg = {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg",
+                       "timm_proj": "none"} | vision,
+        "text_cfg": text | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wanted = {name: value for name, value in model_cfg.items() if name != "custom_text"}
+        model = open_clip.CustomTextCLIP(**wanted)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    settings = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": 0.5, "std": 0.5}}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+FIXED = {"timm_model_name": "test_vit4", "timm_proj": "linear"}  # takes no other size
+
+
+def test_an_image_size_that_the_image_encoder_contradicts_is_refused(tmp_path: Path) -> None:
+    assert_as_open_clip(timm_teacher(tmp_path / "right", **FIXED), (40, 30))
+    error = refusal(f"local-dir:{timm_teacher(tmp_path / 'wrong', image_size=96, **FIXED)}")
+    assert "image encoder" in error.message
+    assert "96" in error.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"visual.proj": lambda t: t * float("nan")}, "image encoder"),
+        ({"text_projection": lambda t: t + float("inf")}, "text encoder"),
+        ({"logit_scale": lambda t: t + 1000}, "logit scale"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    tiny_teacher: Path, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    folder = copied(tiny_teacher, tmp_path)
+    state = load_file(folder / "open_clip_model.safetensors")
+    state |= {name: change(state[name]) for name, change in changes.items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    assert named in refusal(f"local-dir:{folder}").message
+
+
+def siglip(folder: Path) -> Path:
+    """SigLIP's architecture with random weights, and a tokenizer of eight words made on the spot."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra siglip")
+    transformers = pytest.importorskip("transformers", reason="needs the extra siglip")
+    timm_teacher(folder, timm_pool="map")
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "timm/ViT-B-16-SigLIP",
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    words = ("<pad>", "</s>", "<unk>", "a", "photo", "of", "dog", "cat")
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_siglip_reads_with_its_own_tokenizer(tmp_path: Path) -> None:
+    folder = siglip(tmp_path / "siglip")
+    teacher = assert_as_open_clip(folder, (50, 40))
+    assert teacher.tokenizer(["A photo, of a dog!"])[0, :7].tolist() == [3, 4, 5, 3, 6, 1, 0]
+    model, _, tokenizer = reference(folder)
+    expected = open_clip.build_zero_shot_classifier(
+        model, tokenizer, ["dog", "cat"], [lambda name: f"a photo of a {name}"]
+    )
+    bank = teacher.text_bank(["dog", "cat"], ["a photo of a {}"])
+    assert torch.allclose(bank.vectors, expected.T, atol=1e-5)
+
+
+def test_without_transformers_the_extra_is_named(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(tiny_teacher, tmp_path)
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "timm/ViT-B-16-SigLIP"
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "transformers" else find(name),
+    )
+    assert "edgekd[siglip]" in refusal(f"local-dir:{folder}").hint
+
+
+def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
+    folder = siglip(tmp_path / "siglip")
+    trap = tmp_path / "trap"
+    (folder / "evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass Evil: pass\n")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text())
+            | {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
+        )
+    )
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["trust_remote_code"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    refusal(f"local-dir:{folder}")
+    assert not trap.exists()
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -319,3 +539,18 @@ def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
         expected = model.encode_image(transform(Image.open(files[0]))[None])
     got = teacher.embed_images(plain(torch.from_numpy(pixels[:1])))
     assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.9999
+
+
+def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
+    teacher: ClipTeacher,
+) -> None:
+    half = teacher.in_bfloat16()
+    views = torch.rand(4, 3, teacher.preprocess.size, teacher.preprocess.size)
+    before = teacher.embed_images(views)
+    found = half.embed_images(views)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, before)
+    assert torch.cosine_similarity(found, before).min() > 0.99
+    assert torch.equal(teacher.embed_images(views), before)  # its own weights are untouched
+    assert torch.equal(half.embed_texts(["a cat"]), teacher.embed_texts(["a cat"]))
+    assert half.cache_id != teacher.cache_id == teacher.id

@@ -350,3 +350,40 @@ def test_needs_are_those_of_terms_masks_and_confidences() -> None:
         "embedding",
         "teacher",
     }
+
+
+@pytest.mark.parametrize("name", sorted(TERMS))
+def test_a_term_counts_the_images_that_it_has_a_target_for(name: str) -> None:
+    batch = draw()
+    labels = batch.labels.clone()
+    labels[[1, 4]] = -1
+    captions = batch.captions.clone() if batch.captions is not None else None
+    if captions is not None:
+        captions[[1, 4]] = 0
+    partly = replace(batch, labels=labels, captions=captions)
+    value = objective(partly, {name: TermSpec(1.0)})[1][name]
+    kept = [i for i in range(B) if i not in (1, 4)]
+    if "labels" not in TERMS[name].needs:
+        assert value == pytest.approx(TERMS[name].function(batch).mean().item(), rel=1e-6)
+        return
+    fields = {
+        field: getattr(batch, field)[kept]
+        for field in ("labels", "embedding", "logits", "teacher", "captions")
+    }
+    alone = objective(replace(batch, **fields), {name: TermSpec(1.0)})[1][name]
+    assert value == pytest.approx(float(alone), rel=1e-6)
+
+
+def test_gradients_of_unlabelled_images_come_from_terms_without_labels_alone() -> None:
+    batch = draw()
+    assert batch.embedding is not None
+    batch = replace(batch, labels=torch.full_like(batch.labels, -1))
+    loss, values = objective(batch, {"cos_text": TermSpec(1.0), "cos_img": TermSpec(1.0)})
+    loss.backward()
+    alone = draw()
+    assert alone.embedding is not None
+    objective(alone, {"cos_img": TermSpec(1.0)})[0].backward()
+    assert values["cos_text"] == 0
+    assert batch.embedding.grad is not None
+    assert alone.embedding.grad is not None
+    assert torch.allclose(batch.embedding.grad, alone.embedding.grad)

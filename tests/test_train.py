@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from edgekd.config import TrainConfig
+from edgekd.data import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate
 from edgekd.distill.load import load_run
@@ -25,7 +28,7 @@ from edgekd.distill.recipes import RECIPES
 from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.teaching import CONE
 from edgekd.distill.train import train
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.manifest import Run
 
 STUDENT = "test_efficientnet"
@@ -293,6 +296,91 @@ def test_what_else_has_a_state_resumes_too(
     assert not (folder_of(made) / "swad").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("step", [1, 7, 11])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    run: Trainer,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    step: int,
+) -> None:
+    record = training.Progress.step
+
+    def signalled(self: Any, at: int, *rest: Any) -> None:
+        record(self, at, *rest)
+        if at + 1 == step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "step", signalled)
+        with pytest.raises(Stopped) as caught:
+            run(steps=12, checkpoint_every=1000, **UNSTEADY)
+    assert caught.value.exit_code == code
+    assert f"--resume --out {tmp_path / 'run'}" in caught.value.hint
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["done"] == step
+    made = train(TrainConfig(out=tmp_path / "run", resume=True))
+    assert losses(folder_of(made)) == losses(uninterrupted)
+    assert same_weights(folder_of(made), uninterrupted)
+    assert made.images_per_second > 0
+
+
+def test_the_clock_makes_a_checkpoint_due_too(
+    run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    save = training.Checkpoint.save
+
+    def watch(self: Any, done: int, *rest: Any) -> None:
+        saved.append(done)
+        save(self, done, *rest)
+
+    monkeypatch.setattr(training.Checkpoint, "save", watch)
+    run(recipe="erm", steps=3, checkpoint_every=1000, checkpoint_minutes=1e-9)
+    assert saved == [1, 2, 3]
+
+
+def test_a_run_killed_while_it_finishes_needs_no_step_again(
+    run: Trainer, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(steps=12, **UNSTEADY)
+    monkeypatch.setattr(training, "step_loss", killed)
+    made = run(resume=True)
+    assert same_weights(folder_of(made), uninterrupted)
+    assert made.images_per_second > 0
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) -> None:
+    settings = base | {"out": str(tmp_path / "run"), "steps": 5000, "devices": 2, "bn": "frozen"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), "train", str(tmp_path / "config.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = tmp_path / "run" / "metrics.jsonl"
+    until = time.monotonic() + 200
+    while not (lines.exists() and lines.read_text().count("\n") > 3):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 143, told
+    done = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["done"]
+    assert f"after step {done} " in told
+
+
 WHOLE_BATCH = {
     "train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}
 }
@@ -406,6 +494,51 @@ def test_what_is_not_a_run_is_not_overwritten(run: Trainer, tmp_path: Path, as_f
     with pytest.raises(EdgekdError, match="not a run"):
         run(overwrite=True)
     assert precious.read_text() == "years of work"
+
+
+def test_a_second_training_to_one_folder_is_refused(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, refused = training.Progress.step, []
+
+    def second(self: Any, *rest: Any) -> None:
+        record(self, *rest)
+        for again in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(EdgekdError, match="Another process") as caught:
+                run(recipe="erm", steps=1, **again)
+            refused.append(caught)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "step", second)
+        made = run(recipe="erm", steps=1)
+    assert len(refused) == 3
+    assert made.steps == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"run.json", "config.json"}
+
+
+def test_a_file_that_comes_while_a_run_starts_is_kept(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = training.load_data
+
+    def meanwhile(config: TrainConfig) -> Any:
+        (tmp_path / "run" / "config.json").write_text("mine")
+        return load(config)
+
+    monkeypatch.setattr(training, "load_data", meanwhile)
+    with pytest.raises(EdgekdError, match="not a run"):
+        run(recipe="erm", steps=1)
+    assert (tmp_path / "run" / "config.json").read_text() == "mine"
+
+
+def test_overwriting_keeps_what_edgekd_did_not_write(run: Trainer, tmp_path: Path) -> None:
+    folder = folder_of(run(recipe="vl2v-adip", steps=1))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
+    run(recipe="erm", steps=1, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "artifacts").exists()
+    assert not (folder / "text_bank.safetensors").exists(), "it belonged to the earlier run"
 
 
 def test_there_must_be_something_to_resume(run: Trainer) -> None:
@@ -611,3 +744,122 @@ def test_a_run_reads_back_as_it_was_trained(run: Trainer) -> None:
     right = scores.argmax(1) == images.labels[split.val]
     per_domain = [right[images.domain_of[split.val] == d].mean() for d in (0, 1)]
     assert metrics(folder_of(made))[-1]["val_top1"] == pytest.approx(np.mean(per_domain))
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Path:
+    """Six pictures without labels."""
+    (tmp_path / "camera").mkdir()
+    for number in range(6):
+        pixels = np.random.default_rng(77 + number).integers(0, 255, (32, 40, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "camera" / f"{number}.png")
+    return tmp_path / "camera"
+
+
+@pytest.mark.parametrize("recipe", ["kd", "vl2v-adip", "vlm-ood", "lgd", "edgekd"])
+def test_unlabelled_images_train_beside_labelled_ones(
+    run: Trainer, camera: Path, recipe: str
+) -> None:
+    made = run(recipe=recipe, unlabelled=[str(camera)], augment="restyle", bn="frozen")
+    folder = folder_of(made)
+    stored = json.loads((folder / "split.json").read_text())
+    assert sorted(stored["roles"]["unlabelled"]) == [f"{number}.png" for number in range(6)]
+    assert stored["unlabelled_domains"] == ["camera"]
+    _, split = load_run(folder).data()
+    assert len(split.unlabelled) == 6
+    assert made.split_hash == stored["hash"]
+
+
+def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
+    run: Trainer, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"recipe": "kd", "unlabelled": [str(camera)], "augment": "restyle"}
+    whole = folder_of(run(**settings, out=tmp_path / "whole"))
+    original, calls = training.step_loss, []
+
+    def killed(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 5:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(training, "step_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(**settings)
+    monkeypatch.setattr(training, "step_loss", original)
+    again = train(TrainConfig(out=tmp_path / "run", resume=True))
+    assert same_weights(whole, folder_of(again))
+
+
+def test_a_recipe_of_labels_alone_refuses_unlabelled_images(run: Trainer, camera: Path) -> None:
+    with pytest.raises(EdgekdError, match="unlabelled images are of no use"):
+        run(recipe="erm", unlabelled=[str(camera)])
+
+
+def test_few_unlabelled_images_are_said_to_be_few(
+    run: Trainer, camera: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(recipe="kd", unlabelled=[str(camera)], unlabelled_share=0.9, steps=1)
+    assert "6 images for the 7 places" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_of_nothing_known_can_be_left_out(
+    run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekd.distill import teaching
+
+    original = teaching.plain_embeddings
+
+    def clear_cut(
+        fabric: Any, teacher: ClipTeacher, images: ImageSet, indices: np.ndarray
+    ) -> torch.Tensor:
+        """Every labelled image and two of the unlabelled ones lie at a text."""
+        found = original(fabric, teacher, images, indices)
+        texts = teacher.embed_texts(["a photo of a cat", "a photo of a dog"])
+        for row, index in enumerate(indices):
+            known = images.labels[index] >= 0 or images.ids[index] in ("1.png", "4.png")
+            found[row] = (
+                texts[index % 2]
+                if known
+                else texts[0] / texts[0].norm() + texts[1] / texts[1].norm()
+            )
+        return found
+
+    monkeypatch.setattr(teaching, "plain_embeddings", clear_cut)
+    made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
+    _, split = load_run(folder_of(made)).data()
+    assert set(split.unlabelled) == {"1.png", "4.png"}
+    assert "4 of 6 images left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_black_box_must_know_the_unlabelled_images(
+    run: Trainer, base: dict[str, Any], camera: Path, tmp_path: Path
+) -> None:
+    from edgekd.api import missing_embeddings
+
+    images = load_images(base["data"])
+    rng = np.random.default_rng(0)
+
+    def box(ids: tuple[str, ...]) -> str:
+        np.savez(
+            tmp_path / "box.npz",
+            image_ids=np.array(ids),
+            image_vectors=rng.normal(size=(len(ids), 8)).astype(np.float32),
+            class_names=np.array(images.classes),
+            text_vectors=rng.normal(size=(2, 8)).astype(np.float32),
+        )
+        return f"embeddings:{tmp_path / 'box.npz'}"
+
+    settings = {"recipe": "kd", "unlabelled": [str(camera)]}
+    spec = box((*images.ids, "0.png", "1.png"))
+    with pytest.raises(EdgekdError, match="4 of 54 images") as caught:
+        run(**settings, teacher=spec)
+    assert "edgekd list missing" in str(caught.value.hint)
+    assert missing_embeddings(spec, data=base["data"], unlabelled=[str(camera)]) == [
+        f"{number}.png" for number in range(2, 6)
+    ]
+    run(
+        **settings,
+        overwrite=True,
+        teacher=box((*images.ids, *(f"{number}.png" for number in range(6)))),
+    )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from edgekd.config import TrainConfig
+from edgekd.data import ImageSet, load_images
+from edgekd.distill.pixels import open_store
 from edgekd.errors import EdgekdError
-from edgekd.unlabelled import NO_CLASS, load_unlabelled
+from edgekd.scarce import run_split, untested_half
+from edgekd.split import Split, make_split, read_split
+from edgekd.toy import toy_images
+from edgekd.unlabelled import NO_CLASS, NO_DOMAIN, load_unlabelled, with_unlabelled
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +67,143 @@ def test_nothing_to_look_at_is_said(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_text("no picture")
     with pytest.raises(EdgekdError, match="None of the 1 images of"):
         load_unlabelled(tmp_path)
+
+
+def test_a_manifest_needs_no_labels(tmp_path: Path) -> None:
+    root = paint(tmp_path, "a.png", "deep/b.png", "c.png")
+    (root / "some.csv").write_text("path,taken\na.png,monday\ndeep/b.png,tuesday\n")
+    images = load_unlabelled(root / "some.csv")
+    assert images.ids == ("a.png", "deep/b.png")
+    assert images.labels.tolist() == [NO_CLASS] * 2
+    (root / "none.csv").write_text("file\na.png\n")
+    with pytest.raises(EdgekdError, match="has no column"):
+        load_unlabelled(root / "none.csv")
+
+
+def test_toy_styles_share_no_image_with_the_toy_data() -> None:
+    images = load_unlabelled("toy:sketch")
+    assert len(images) == 200
+    assert images.name == "sketch"
+    assert not set(images.keys) & set(toy_images().keys)
+    with pytest.raises(EdgekdError, match='no style "scetch"'):
+        load_unlabelled("toy:scetch")
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[ImageSet, Split]:
+    names = [
+        f"{domain}/{name}/{number}.png"
+        for domain in ("photo", "sketch")
+        for name in ("cat", "dog")
+        for number in range(6)
+    ]
+    images = load_images(paint(tmp_path / "data", *names))
+    return images, make_split(images)
+
+
+def test_unlabelled_images_join_behind_the_labelled_ones(
+    labelled: tuple[ImageSet, Split], tmp_path: Path
+) -> None:
+    images, split = labelled
+    for number, name in enumerate(("one/camera/a.png", "one/b.png", "two/b.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (0, 9, number)).save(tmp_path / name)
+    sources = [str(tmp_path / "one"), str(tmp_path / "two")]
+    joined, made = with_unlabelled(images, split, sources)
+    assert joined.labels[-3:].tolist() == [NO_CLASS] * 3
+    assert joined.domain_of[-3:].tolist() == [NO_DOMAIN] * 3
+    assert joined.ids[-3:] == ("b.png", "camera/a.png", f"{tmp_path / 'two'}/b.png")
+    assert [joined.read(i).getpixel((0, 0)) for i in (24, 25, 26)] == [
+        (0, 9, 1),
+        (0, 9, 0),
+        (0, 9, 2),
+    ]
+    assert joined.read(5).getpixel((0, 0)) == images.read(5).getpixel((0, 0))
+    assert dict(made.unlabelled) == dict(zip(joined.ids[-3:], joined.keys[-3:], strict=True))
+    assert made.unlabelled_domains == ("one", "camera", "two")
+    assert made.hash == split.hash
+    store = open_store(joined, 8)
+    assert store.batch(np.array([26, 0, 24]))[:, 0, 0].tolist() == [
+        [0, 9, 2],
+        list(images.read(0).getpixel((0, 0))),  # type: ignore[arg-type]
+        [0, 9, 1],
+    ]
+    fewer, cut = with_unlabelled(images, split, sources, limit=2)
+    assert len(fewer) == 26
+    assert set(cut.unlabelled.values()) == set(sorted(made.unlabelled.values())[:2])
+
+
+def test_the_split_is_written_and_read_with_its_unlabelled_images(
+    labelled: tuple[ImageSet, Split], tmp_path: Path
+) -> None:
+    images, split = labelled
+    source = paint(tmp_path / "more", *(f"{number}.png" for number in range(30)))
+    _, made = with_unlabelled(images, split, [str(source)])
+    assert len(made.unlabelled) == 6  # 24 of the 30 have contents of the labelled data
+    made.write(tmp_path / "split.json")
+    stored = json.loads((tmp_path / "split.json").read_text())
+    assert set(stored["roles"]["unlabelled"].values()) == set(made.unlabelled.values())
+    again = read_split(tmp_path / "split.json", images)
+    assert (again.unlabelled, again.unlabelled_domains) == (
+        made.unlabelled,
+        made.unlabelled_domains,
+    )
+    with_unlabelled(images, again, [str(source)])
+    (source / "27.png").unlink()
+    with pytest.raises(EdgekdError, match="unlabelled images are gone"):
+        with_unlabelled(images, again, [str(source)])
+
+
+def test_images_of_the_split_do_not_train_without_labels(
+    labelled: tuple[ImageSet, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, split = labelled
+    root = tmp_path / "camera"
+    root.mkdir()
+    for role in ("train", "val", "id_test", "ood_test"):
+        index = int(getattr(split, role)[0])
+        images.read(index).save(root / f"{role}.png")
+    for name in ("new.png", "twice.png"):
+        Image.new("RGB", (12, 12), (1, 2, 3)).save(root / name)
+    _, made = with_unlabelled(images, split, [str(root)])
+    assert list(made.unlabelled) == ["new.png"]
+    told = capsys.readouterr().err
+    for reason in (
+        "1 × labelled training image",
+        "1 × validation image",
+        "1 × test image (",
+        "1 × test image of the unseen domain",
+        "1 × content that is there before",
+    ):
+        assert reason in " ".join(told.split())
+    # Its neighbours trained, so the unseen domain is none any more.
+    assert "sketch" in made.unlabelled_domains
+    (root / "new.png").unlink()
+    (root / "twice.png").unlink()
+    with pytest.raises(EdgekdError, match="No unlabelled image is left"):
+        with_unlabelled(images, split, [str(root)])
+
+
+def test_half_of_the_unseen_domain_adapts_and_the_other_half_is_tested(tmp_path: Path) -> None:
+    names = [
+        f"{d}/{c}/{n}.png" for d in ("photo", "sketch") for c in ("cat", "dog") for n in range(10)
+    ]
+    images = load_images(paint(tmp_path / "data", *names))
+    config = TrainConfig(data="x", adapt=4)
+    split = run_split(config, images)
+    half = untested_half(images, split)
+    assert len(split.ood_test) == len(half) == 10
+    sketches = set(np.flatnonzero(images.domain_of == 1).tolist())
+    assert {*split.ood_test.tolist(), *half.tolist()} == sketches
+    joined, made = with_unlabelled(images, split, [], adapt=4)
+    assert joined.keys[-4:] == tuple(images.keys[i] for i in half[:4])
+    assert joined.labels[-4:].tolist() == [NO_CLASS] * 4
+    assert made.unlabelled_domains == ("sketch",)
+    assert not set(made.unlabelled.values()) & set(made.entries["ood_test"].values())
+    assert [joined.read(-4 + len(joined) + i) for i in range(4)] == [
+        images.read(int(i)) for i in half[:4]
+    ]
+    # The tested half does not depend on how many of the others train.
+    assert run_split(TrainConfig(data="x", adapt=0), images).hash == split.hash
+    with pytest.raises(EdgekdError, match="no domain is left out"):
+        run_split(TrainConfig(data="x", adapt=4, test_domain="none"), images)

@@ -20,6 +20,7 @@ import torch
 from edgekd.config import TrainConfig
 from edgekd.distill.progress import Progress
 from edgekd.distill.train import train
+from edgekd.errors import Stopped
 
 
 def die_after(step: int) -> None:
@@ -37,7 +38,11 @@ def die_after(step: int) -> None:
 def main() -> None:
     settings = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     if sys.argv[1] == "train":
-        train(TrainConfig.model_validate(settings))
+        try:
+            train(TrainConfig.model_validate(settings))
+        except Stopped as stopped:
+            print(stopped.message, file=sys.stderr)
+            sys.exit(stopped.exit_code)
         return
     # Forking saves starting Python and importing torch anew; nothing here may compute before the fork.
     torch.set_num_threads(1)

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from edgekd.distill.students import make_student
 from edgekd.distill.vl.config import VlConfig, make_config
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json, write_bytes
+from edgekd.files import write_tensors
 from edgekd.preprocess import Preprocess
+from edgekd.readers import printable_values, read_object, read_tensors
 
 RECORD = "vl_run.json"
 WEIGHTS = "student.safetensors"
@@ -92,15 +91,7 @@ class VlRun:
 
 def save_weights(student: VlStudent, path: Path) -> None:
     """Write the student, and nothing of the teacher, as safetensors."""
-    write_bytes(
-        path,
-        save(
-            {
-                name: value.detach().cpu().contiguous()
-                for name, value in student.state_dict().items()
-            }
-        ),
-    )
+    write_tensors(path, student.state_dict())
 
 
 def load_vl_run(folder: Path) -> VlRun:
@@ -110,16 +101,29 @@ def load_vl_run(folder: Path) -> VlRun:
         EdgekdError: no finished run there, or weights that do not fit its record.
     """
     folder = Path(folder)
-    record = read_json(folder / RECORD, "vision-language run")
-    config = make_config(record["config"])
+    record = printable_values(read_object(folder / RECORD, "vision-language run"))
+    settings, length = record.get("config"), record.get("length")
+    answers, accuracy = record.get("answers"), record.get("val_accuracy")
+    if (
+        not isinstance(settings, dict)
+        or not isinstance(length, int)
+        or not isinstance(answers, list)
+        or not isinstance(accuracy, (int, float))
+        or not isinstance(record.get("edgekd"), str)
+        or not all(isinstance(answer, str) for answer in answers)
+        or not 0 < length <= 10_000
+    ):
+        raise EdgekdError(
+            f"The vision-language run at {folder} is damaged.", "Train the student again."
+        )
+    config = make_config(settings)
+    state, _ = read_tensors(folder / WEIGHTS, "student", "Train the student again.")
     try:
-        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        outputs = len(record["answers"])
         student, preprocess, _ = build_student(
-            config, state["rows"].numpy(), record["length"], outputs, fresh=False
+            config, state["rows"].numpy(), length, len(answers), fresh=False
         )
         student.load_state_dict(state)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise EdgekdError(
             f"The weights in {folder} cannot be loaded ({str(error).splitlines()[0]}).",
             "Train the student again.",

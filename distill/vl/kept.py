@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from edgekd.console import warn
-from edgekd.files import cache_root, disk_errors, short_hash, write_bytes
+from edgekd.errors import EdgekdError
+from edgekd.files import cache_folder, disk_errors, short_hash, write_tensors
+from edgekd.readers import read_tensors
 
 
 def kept(
@@ -28,16 +28,13 @@ def kept(
     Raises:
         EdgekdError: the cache folder cannot be written.
     """
-    path = cache_root() / "vl" / f"{kind}-{short_hash(kind, *facts)}.safetensors"
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # runs side by side ask once
-            if path.exists():
-                try:
-                    found: dict[str, Tensor] = load_file(path)
-                    return found
-                except (OSError, SafetensorError) as error:
-                    warn(f"{path} cannot be read ({str(error).splitlines()[0]}); it is made again.")
-            values = {name: value.contiguous() for name, value in ask().items()}
-            write_bytes(path, save(values))
-            return values
+    path = cache_folder("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
+    with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
+        if path.exists():
+            try:
+                return read_tensors(path, "stored answers of a network")[0]
+            except EdgekdError as error:
+                warn(f"{error.message} It is made again.")
+        values = ask()
+        write_tensors(path, values)
+        return values

@@ -127,7 +127,7 @@ def read_tokens(teacher: Teacher) -> TokenTeacher:
             f"The text tower of {teacher.spec} gives no token vectors.",
             "Choose a plain CLIP teacher.",
         )
-    patch_map(teacher, torch.zeros(1, 3, teacher.preprocess.size, teacher.preprocess.size))
+    patch_map(teacher, torch.zeros(1, 3, *teacher.preprocess.shape))
     return TokenTeacher(teacher)
 
 

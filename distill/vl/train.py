@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,8 @@ from edgekd.distill.vl.student import Joint, VlStudent
 from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
 from edgekd.distill.vl.token_td import TokenMaps, confidence, token_td
 from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, write_json
+from edgekd.files import write_json
+from edgekd.folders import RUN, clear, growing
 from edgekd.version import __version__
 
 _WARM_UP = 0.1
@@ -59,8 +59,11 @@ def train_vl(
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
     """
-    if out.exists() and not overwrite:
-        raise EdgekdError(f"{out} exists.", "Give another --out, or --overwrite.")
+    with growing(out, RUN, overwrite=overwrite):
+        return _train(config, out, data, teacher)
+
+
+def _train(config: VlConfig, out: Path, data: VlData | None, teacher: TokenTeacher | None) -> VlRun:
     data = data or load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
     split = split_examples(
         data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
@@ -77,10 +80,7 @@ def train_vl(
     rows = tokens.token_rows(ids[torch.from_numpy(np.unique(data.text_of[split.train]))])
     student, preprocess, grid = build_student(config, rows, length, len(data.answers))
     reader = make_reader(data, preprocess, length)
-    with disk_errors(out):
-        if out.exists():
-            shutil.rmtree(out)
-        out.mkdir(parents=True)
+    clear(out, RUN, marker=False)
     write_json(out / "config.json", config.model_dump(mode="json"))
     split.images.write(out / "split.json")
     tests = f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import EdgekdError
+from edgekd.folders import ARTIFACT, REPORT, free_name, publishing
 from edgekd.manifest import Artifact, Input, Precision, Run, read_artifact
 
 if TYPE_CHECKING:
@@ -59,6 +60,32 @@ def train(
     )
 
 
+def missing_embeddings(
+    teacher: str, *, data: str | None = None, unlabelled: Sequence[str] = ()
+) -> list[str]:
+    """List the images that a file of precomputed embeddings lacks.
+
+    Args:
+        teacher: `embeddings:FILE.npz`.
+        data: labelled images as for `train`. unlabelled: sources as for `train`.
+
+    Returns:
+        Names of images, as the file's `image_ids` must have them.
+    """
+    from edgekd.data import load_images
+    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.unlabelled import load_unlabelled
+
+    box = load_teacher(teacher)
+    if not isinstance(box, EmbeddingsTeacher):
+        raise EdgekdError(
+            f"{teacher} embeds any image, so none is missing.", "Name a file: embeddings:FILE.npz."
+        )
+    sets = [load_images(data)] if data is not None else []
+    sets += [load_unlabelled(source) for source in unlabelled]
+    return [name for images in sets for name in images.ids if name not in box.vectors]
+
+
 def export(
     run: str | Path | None = None,
     *,
@@ -71,8 +98,6 @@ def export(
     max_drop_ood: float | None = None,
     search_seconds: float = 300,
     min_agreement: float | None = None,
-    qat: bool = False,
-    qat_steps: int | None = None,
     head: str = "classes",
     input: Input = "uint8",
     overwrite: bool = False,
@@ -89,16 +114,13 @@ def export(
         data: where the run's images lie now, if they have moved.
         calibration_images: training images that INT8 ranges are measured on.
         calibrator: how INT8 ranges are chosen: `minmax`, `percentile`, `entropy` or `mse`; ONNX Runtime and TensorRT.
-            None takes the target's own default, and `minmax` with `qat`.
+            None takes the target's own default.
         max_drop_id: points of top-1 that INT8 may lose on validation images of the training domains, against FP32;
             the layers that cost the most stay in float until it loses no more. ONNX Runtime, OpenVINO and TensorRT.
         max_drop_ood: the same on corrupted validation images, a stand-in for unseen domains made without them.
         search_seconds: with a largest drop, time for finding the layers to keep; what was reached is said.
         min_agreement: percent of the images on which the file must predict the torch student's class, instead of the
             precision's own threshold; not for fp32 and fp16.
-        qat: train on with INT8's rounding in place, by the recipe's last stage and the run's teacher; of the files met
-            on the way, the untrained one included, the best on source validation is kept. ONNX Runtime and TensorRT.
-        qat_steps: optimizer steps of that; None takes 200, or 60 on the toy images.
         head: what the file ends in: `classes`, their logits, or `embedding`, the image's unit vector in the teacher's
             space, with the class vectors beside it, in `<target>-<precision>-embedding/`; see `add_class`.
         input: what the file takes: `uint8`, RGB pixels `[B, H, W, 3]`, or `float`, float32 `[B, 3, H, W]` that is
@@ -136,28 +158,13 @@ def export(
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
     from edgekd.embedding import check_embeds, embedding_with_bank
-    from edgekd.export.export import SEARCHED, TRAINED, export_model
+    from edgekd.export.export import SEARCHED, export_model
     from edgekd.export.parity import MIN_AGREEMENT
-    from edgekd.qat import make_tuner
 
     if gated and (precision != "int8" or target not in SEARCHED):
         raise EdgekdError(
             f"A largest drop can be set for INT8 on {', '.join(SEARCHED)} only.",
             f"Add --int8, with --target {' or '.join(SEARCHED)}.",
-        )
-    if qat_steps is not None and (not qat or qat_steps < 1):
-        raise EdgekdError(
-            "The steps of quantization-aware training go with it, at least 1.", "Add --qat."
-        )
-    if qat and (precision != "int8" or target not in TRAINED):
-        raise EdgekdError(
-            f"Quantization-aware training is for INT8 on {' and '.join(TRAINED)}.",
-            "Add --int8, or leave out --qat.",
-        )
-    if qat and gated:
-        raise EdgekdError(
-            "A largest drop keeps layers in float, and training keeps them in INT8.",
-            "Export with --qat first; if the benchmark finds it wanting, with --max-drop-id and --max-drop-ood.",
         )
     least = None if min_agreement is None else min_agreement / 100
     agreeing = MIN_AGREEMENT[precision] if least is None else least
@@ -184,8 +191,7 @@ def export(
         for name in wanted
     }
     for place in folders.values():
-        if place.exists() and not overwrite:
-            raise EdgekdError(f"{place} exists already.", "Add --overwrite to replace it.")
+        ARTIFACT.refuse(place, overwrite=overwrite)
     if embedding:
         check_embeds(loaded)
     images, split = loaded.data(data)
@@ -216,9 +222,6 @@ def export(
             yardstick=yardstick if name == "int8" else None,
             calibrator=calibrator if name == precision else None,
             min_agreement=least if name == precision else None,
-            tuner=make_tuner(loaded, data, qat_steps, model, bank)
-            if qat and name == "int8"
-            else None,
             fp32_path=base / "model.onnx" if base.exists() and folders[name] != base else None,
             bank=bank,
             input=input,
@@ -330,8 +333,8 @@ def benchmark(
         compare: set the two artifacts named beside each other.
         quick: a short latency measurement, marked as such everywhere.
         threads: threads of the artifact's runtime; None leaves it to the runtime.
-        out: report folder; None writes `<run>/benchmark`.
-        overwrite: replace an earlier report in `out`.
+        out: report folder; None takes `<run>/benchmark`, or `benchmark-2` and so on beside earlier reports.
+        overwrite: replace an earlier report in `out`, or in `<run>/benchmark`.
         examples: show small copies of misclassified images in report.html.
         device: where to run the artifacts instead of in this process: `local`, `ssh://[USER@]HOST[:PORT]`,
             `adb:SERIAL`; each gets its own rows. For `bundle:DIR` there is `make_bundle`.
@@ -347,6 +350,7 @@ def benchmark(
         The report, as `report.json` has it.
     """
     from edgekd.benchmark.benchmark import run_benchmark
+    from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
@@ -370,16 +374,16 @@ def benchmark(
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
-    if specs or result is not None:
-        from edgekd.benchmark.device import from_result, on_devices
-
-        if compare or (specs and result is not None):
-            raise EdgekdError(
-                "--compare, --device and --import do not go together.", "Give one of them."
-            )
+    if (compare and (specs or result is not None)) or (specs and result is not None):
+        raise EdgekdError(
+            "--compare, --device and --import do not go together.", "Give one of them."
+        )
+    home = found.home / "benchmark"
+    folder = Path(out) if out else home if overwrite else free_name(home)
+    with publishing(folder, REPORT, overwrite=overwrite) as scratch:
         if result is not None:
             subjects, quick = from_result(subjects, found.suites, Path(result))
-        else:
+        elif specs:
             subjects = on_devices(
                 subjects,
                 found.suites,
@@ -390,27 +394,27 @@ def benchmark(
                 energy=energy,
                 grid=grid,
             )
-    return run_benchmark(
-        subjects,
-        found.suites,
-        Path(out) if out else found.home / "benchmark",
-        quick=quick,
-        threads=threads,
-        context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
-        overwrite=overwrite or out is None,
-        gates=wanted,
-        compared=compared_of(found.subjects, places) if compare else None,
-        examples=examples,
-        energy=energy,
-        grid=grid,
-    )
+        made = run_benchmark(
+            subjects,
+            found.suites,
+            scratch,
+            quick=quick,
+            threads=threads,
+            context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
+            gates=wanted,
+            compared=compared_of(found.subjects, places) if compare else None,
+            examples=examples,
+            energy=energy,
+            grid=grid,
+        )
+    return made.model_copy(update={"folder": folder})
 
 
 def report(*paths: str | Path, out: str | Path = "comparison", overwrite: bool = False) -> Path:
     """Set finished reports beside each other on one page, from what they kept; nothing is measured again.
 
     Args:
-        *paths: report folders, or run folders with their report in `benchmark/`; none takes the newest run.
+        *paths: report folders, or run folders, whose newest report is taken; none takes the newest run.
         out: folder for comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `out`.
 
@@ -833,7 +837,6 @@ def _head(loaded: LoadedRun) -> Any:
 
 def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
     """Where an artifact comes from, and enough of the split to name its test images rightly far from the run."""
-    from edgekd.trained import read_trained
 
     run = loaded.run
     return {
@@ -847,6 +850,6 @@ def _source(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]
         "train_domains": sorted(
             {images.domains[d] for d in images.domain_of[split.train].tolist()}
         ),
-        "unlabelled_domains": sorted(read_trained(loaded.folder / "split.json").unlabelled_domains),
+        "unlabelled_domains": list(split.unlabelled_domains),
         "student_sha256": run.student_sha256,
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
 from edgekd.files import scratch_folder
@@ -45,7 +46,7 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
             f"{folder} is a run; one of its artifacts can be verified.",
             f"It has {', '.join(beside)}, in {folder / 'artifacts'}."
             if beside
-            else f"Make one: edgekd export {folder}",
+            else f"Make one: edgekd export {shell_word(folder)}",
         )
     artifact = read_artifact(folder)
     if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "artifacts":

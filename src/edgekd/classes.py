@@ -14,6 +14,7 @@ from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors
 from edgekd.images import UnreadableImage, decode
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.readers import printable, read_array
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.bank_change import change_bank
 from edgekd.targets.new_class import add_by_images, provenance
@@ -38,7 +39,7 @@ def add(
         raise EdgekdError(
             "A class comes from one source.", "Give --images, --text-vector or --teacher."
         )
-    artifact = read_artifact(folder)
+    artifact, name = read_artifact(folder), printable(name)
     if artifact.bank is None:
         raise EdgekdError(
             f"{artifact.name} ends in the logits of fixed classes, so none can be added.",
@@ -113,13 +114,8 @@ def _from_teacher(
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
     """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise EdgekdError(
-            f"{path} is no readable .npy file.", "Write it with numpy.save."
-        ) from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.ndim not in (1, 2):
+    found = read_array(path, "text vector", "Write it with numpy.save.")
+    if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(
             f"{path} holds no vector of floats.",
             "Write [D], or [prompts, D], with numpy.save into a .npy file.",

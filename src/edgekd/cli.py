@@ -6,7 +6,9 @@ Heavy imports live inside the commands, so that `edgekd --help` answers at once.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -14,7 +16,7 @@ import typer
 
 from edgekd.cli_classes import classes
 from edgekd.cli_vl import vl
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +77,23 @@ def train(
         typer.Option(
             help="Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet "
             "manifest. [default: toy]"
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; "
+            "may be repeated."
+        ),
+    ] = None,
+    unlabelled_share: Annotated[
+        float | None,
+        typer.Option(help="Part of each batch that is unlabelled. [default: 0.5]"),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Student's views: plain, or restyle for half of them in other styles. [default: plain]"
         ),
     ] = None,
     teacher: Annotated[
@@ -204,14 +223,14 @@ def train(
     """Distil a compact student from a CLIP teacher."""
     given = {name: value for name, value in locals().items() if name not in ("config", "set")}
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     run = api.train(config=config, settings=set or [], **given)
     folder = run.folder
     result(
         f"student: {folder}  ({run.steps} steps in {run.train_seconds:.0f} s, {run.images_per_second:.0f} images/s, "
         f"data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {folder} --target onnxruntime --int8",
+        f"next:    edgekd export {shell_word(str(folder))} --target onnxruntime --int8",
     )
 
 
@@ -274,17 +293,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    qat: Annotated[
-        bool,
-        typer.Option(
-            "--qat",
-            help="INT8: train on with its rounding in place, by the run's recipe and teacher.",
-        ),
-    ] = False,
-    qat_steps: Annotated[
-        int | None,
-        typer.Option(help="Steps of --qat. [default: 200; toy: 60]", min=1, show_default=False),
-    ] = None,
     compute_capability: Annotated[
         str | None,
         typer.Option(
@@ -319,7 +327,7 @@ def export(
 ) -> None:
     """Write the file a device runs, and check it against the torch student."""
     from edgekd import api
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
 
     if palettize not in (None, "4", "6"):
         raise EdgekdError(
@@ -356,8 +364,6 @@ def export(
         max_drop_ood=max_drop_ood,
         search_seconds=search_seconds,
         min_agreement=min_agreement,
-        qat=qat,
-        qat_steps=qat_steps,
         head=head,
         input=cast("Input", input or "uint8"),
         overwrite=overwrite,
@@ -365,29 +371,17 @@ def export(
     )
     for artifact in artifacts:
         parity = artifact.parity
-        trained = (artifact.quantization or {}).get("qat")
         result(
-            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch "
-            f"{'network that was trained' if trained else 'student'} {100 * parity['top1_agreement']:.1f} % "
+            f"artifact: {artifact.folder}  ({artifact.precision}, top-1 agreement with the torch student "
+            f"{100 * parity['top1_agreement']:.1f} % "
             f"on {parity['n']} images)"
         )
-        if trained:
-            chosen = (
-                f"step {trained['chosen_step']}"
-                if trained["chosen_step"]
-                else "INT8 as it was before training"
-            )
-            result(
-                f"qat:      {chosen}; validation top-1 {100 * trained['validation_fp32']:.1f} % in FP32, INT8 "
-                f"{100 * trained['validation_before']:.1f} % before, {100 * trained['validation_after']:.1f} % after; "
-                f"same class as the FP32 student {100 * parity['student_agreement']:.1f} %"
-            )
     speed = api.int8_speed(artifacts[-1])
     if speed is not None:
         result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     folder = artifacts[-1].folder
     assert folder is not None
-    result(f"next:     edgekd benchmark {folder.parent.parent} --quick")
+    result(f"next:     edgekd benchmark {shell_word(folder.parent.parent)} --quick")
 
 
 def _profile_switches(spec: str, target: str) -> dict[str, str | None]:
@@ -522,10 +516,16 @@ def benchmark(
         typer.Option(help="Threads of the runtime. [default: the runtime's own choice]", min=1),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Report folder. [default: RUN/benchmark]")
+        Path | None,
+        typer.Option(
+            help="Report folder. [default: RUN/benchmark; beside earlier reports benchmark-2, …]"
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report in --out.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an earlier report in --out, or in RUN/benchmark."
+        ),
     ] = False,
     examples: Annotated[
         bool,
@@ -953,6 +953,20 @@ def recipes() -> None:
 
 
 @known.command()
+def missing(
+    teacher: Annotated[str, typer.Argument(help="embeddings:FILE.npz")],
+    data: DataOption = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="As for edgekd train; may be repeated.")
+    ] = None,
+) -> None:
+    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    from edgekd import api
+
+    _print(api.missing_embeddings(teacher, data=data, unlabelled=unlabelled or ()))
+
+
+@known.command()
 def targets() -> None:
     """Export targets with their precisions, and profiles of devices."""
     from edgekd.doctor import target_lines
@@ -967,21 +981,45 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    from edgekd.console import clean, open_streams
+
+    open_streams()
+    _raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
-        typer.echo(
-            f"error: {error.message}" + (f"\nhint:  {error.hint}" if error.hint else ""), err=True
-        )
+        hint = f"\nhint:  {error.hint}" if error.hint else ""
+        typer.echo(clean(f"error: {error.message}{hint}"), err=True)
         sys.exit(error.exit_code)
     except SystemExit as leaving:
-        # typer has turned Ctrl-C into 130, the shell's number for it, without a word.
+        # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
-            typer.echo(
-                "stopped; a training run goes on with --resume, a study with the same command",
-                err=True,
-            )
+            stopped = _stopped(leaving)
+            typer.echo(f"stopped: {stopped.message}", err=True)
+            if stopped.hint:
+                typer.echo(f"hint:    {stopped.hint}", err=True)
+            sys.exit(stopped.exit_code)
         raise
+
+
+def _raise_on_sigterm() -> None:
+    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _stopped(leaving: BaseException) -> Stopped:
+    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
+    error: BaseException | None = leaving
+    while error is not None:
+        if isinstance(error, Stopped):
+            return error
+        error = error.__cause__ or error.__context__
+    return Stopped(signal.SIGINT)
 
 
 if __name__ == "__main__":

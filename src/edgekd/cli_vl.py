@@ -110,14 +110,14 @@ def train(
 ) -> None:
     """Train a small student that looks and reads."""
     given = dict(locals())
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
     from edgekd.vl import train_vl
 
     run = train_vl(**given)
     result(
         f"student: {run.folder}  ({run.record['data']}, validation accuracy {100 * run.record['val_accuracy']:.1f} %, "
         f"{run.record['train_seconds']:.0f} s)",
-        f"next:    edgekd vl evaluate {run.folder}",
+        f"next:    edgekd vl evaluate {shell_word(run.folder)}",
     )
 
 
@@ -155,7 +155,7 @@ def export(
     ] = False,
 ) -> None:
     """Write the student as ONNX, picture and token ids in, and check it against torch."""
-    from edgekd.console import result
+    from edgekd.console import result, shell_word
     from edgekd.vl import artifact_folder, export_vl
 
     record = export_vl(run, data=data, overwrite=overwrite)
@@ -163,5 +163,5 @@ def export(
     result(
         f"artifact: {artifact_folder(run)}  (same answer as the torch student on "
         f"{100 * parity['top1_agreement']:.1f} % of {parity['n']} examples)",
-        f"next:     edgekd vl evaluate {run} --onnx",
+        f"next:     edgekd vl evaluate {shell_word(run)} --onnx",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
+from edgekd.readers import parse_toml, printable, read_object, read_toml
+
+_CHECK = "Check --config; docs/train.md has an example."
 
 
 class SwadRule(BaseModel):
@@ -40,7 +41,22 @@ class TrainConfig(BaseModel):
     student_options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, such as `pad_type`."""
     data: str = "toy"
+    unlabelled: tuple[str, ...] = ()
+    """Images without labels that train too: folders, manifests, `toy:STYLE`."""
+    unlabelled_share: float = Field(default=0.5, gt=0, lt=1)
+    """Part of each batch that is unlabelled, where there are unlabelled images."""
+    unlabelled_images: int | None = Field(default=None, ge=1)
+    """Only so many of them, the first by content hash. None: all."""
+    unlabelled_filter: bool = False
+    """Leave out unlabelled images that the teacher is less sure of than of all but a twentieth of the validation
+    images: pictures of nothing that the classes name."""
+    adapt: int | None = Field(default=None, ge=0)
+    """Images of the unseen domain that train without labels. Half of the domain is tested then, whatever the number."""
+    augment: Literal["plain", "restyle"] = "plain"
+    """Student's views: crops and colours, or with half of them redrawn in other styles (`distill.restyle`)."""
     teacher: str = "toy"
+    teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the cached embeddings. auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
     prompts: str | None = None
     """Prompt templates. None: the recipe's."""
     descriptions: str | None = None
@@ -104,6 +120,8 @@ class TrainConfig(BaseModel):
     """Steps between evaluations on source validation. None: at the end, and with `select=best` eight times."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(default=3.0, gt=0)
+    """Minutes after which a checkpoint is due, however few steps were made."""
     out: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -113,12 +131,12 @@ class TrainConfig(BaseModel):
 
 def read_config(path: Path) -> TrainConfig:
     """The settled configuration a run wrote down; a missing or damaged one is an `EdgekdError`."""
-    settings = read_json(path, "run configuration")
+    settings = read_object(path, "run configuration")
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         raise EdgekdError(
-            f"The run configuration at {path} is damaged ({error.errors()[0]['msg'].lower()}).",
+            f"The run configuration at {path} is damaged ({printable(error.errors()[0]['msg'].lower())}).",
             "Restore it, or train again with --overwrite.",
         ) from error
 
@@ -164,7 +182,7 @@ def gates_of_file(path: Path) -> dict[str, Any]:
     Raises:
         EdgekdError: no such file, not TOML, no such table.
     """
-    table = _read_toml(path).get("gates")
+    table = read_toml(path, "configuration file", _CHECK).get("gates")
     if not isinstance(table, dict) or not table:
         raise EdgekdError(
             f"{path} has no [gates].", 'Write a table: [gates], then lines such as p90_ms = "<=20".'
@@ -173,25 +191,17 @@ def gates_of_file(path: Path) -> dict[str, Any]:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    values = _read_toml(path)
+    values = read_toml(path, "configuration file", _CHECK)
     # A [train] table leaves room for other commands' settings in the same file.
     table = values.get("train", {name: value for name, value in values.items() if name != "gates"})
-    return dict(table) if isinstance(table, dict) else {}
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EdgekdError(f"There is no configuration file {path}.", "Check --config.") from error
-    except OSError as error:
+    if not isinstance(table, dict):
+        raise EdgekdError(f"{path} has a value train, not a table [train].", _CHECK)
+    if str(table.get("descriptions", "")).startswith("command:"):
         raise EdgekdError(
-            f"{path} cannot be read ({error.strerror}).", "Check --config."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(
-            f"{path} is not valid TOML: {error}.", "See docs/train.md for an example."
-        ) from error
+            f"{path} names a command for descriptions; edgekd runs one from the command line only.",
+            "Give it there: --descriptions command:PROGRAM.",
+        )
+    return dict(table)
 
 
 def _put(target: dict[str, Any], setting: str) -> None:
@@ -201,8 +211,8 @@ def _put(target: dict[str, Any], setting: str) -> None:
             f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value."
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *parents, last = path.strip().split(".")
     for parent in parents:

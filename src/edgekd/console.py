@@ -2,32 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import shlex
 import sys
 from collections import Counter
+from pathlib import Path
 
 from rich.console import Console
 
+from edgekd.readers import printable
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: a reader that has left (`| head -1`) is no reason to lose the work."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 # Emoji off: a suite called vocab:new: … is no picture.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = _Console(highlight=False, soft_wrap=True, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def open_streams() -> None:
+    """Give the process the standard streams that its caller closed (`>&-`), and let no character stop it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def clean(text: str) -> str:
+    """Lines of text without control characters, whatever a file has put into them."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def shell_word(path: Path | str) -> str:
+    """A path as a word of a command that the user may copy: quoted, and never an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+_rank = 0
+
+
+def set_rank(rank: int) -> None:
+    """Record which of the processes of a launch this is, from 0; only `edgekd.distill.launch` decides that."""
+    global _rank
+    _rank = rank
 
 
 def is_main_process() -> bool:
-    """True in the only process, or in rank 0 of several."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """Return True in the only process, or in rank 0 of several."""
+    return _rank == 0
 
 
 def say(text: str) -> None:
     """One line of progress."""
     if is_main_process():
-        err.print(text, markup=False)
+        err.print(clean(text), markup=False)
 
 
 def warn(text: str) -> None:
     """One line the user should read."""
     if is_main_process():
-        err.print(f"warning: {text}", style="yellow", markup=False)
+        err.print(f"warning: {clean(text)}", style="yellow", markup=False)
 
 
 def warn_counted(what: str, reasons: Counter[str], examples: dict[str, str]) -> None:
@@ -44,5 +93,5 @@ def result(*lines: str) -> None:
     """The last lines of a command: where the result is, and the next command."""
     if is_main_process():
         for line in lines:
-            out.print(line, markup=False)
-        sys.stdout.flush()
+            out.print(clean(line), markup=False)
+        out.file.flush()

@@ -18,9 +18,10 @@ from PIL import Image
 from edgekd import scan
 from edgekd.console import say, warn, warn_counted
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import cache_root, replacing, short_hash
+from edgekd.files import cache_folder, short_hash, write_text
 from edgekd.images import UnreadableImage, decode, read_bytes
 from edgekd.layouts import class_names
+from edgekd.readers import read_json
 
 _INDEX_VERSION = 1
 _WORTH_SAYING = 2000
@@ -97,7 +98,7 @@ class ImageSet:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader):
+        if draft is not None and isinstance(self.reader, FileReader | JoinedReader):
             return self.reader(index, draft)
         return self.reader(index)
 
@@ -135,11 +136,28 @@ class _Chosen:
         return self.reader(self.indices[index])
 
 
-def load_images(spec: str | Path) -> ImageSet:
+@dataclass(frozen=True, eq=False)
+class JoinedReader:
+    """Reads the images of several sets, one set after the other."""
+
+    parts: tuple[ImageSet, ...]
+
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
+        for part in self.parts:
+            if index < len(part):
+                return part.read(index, draft=draft)
+            index -= len(part)
+        raise IndexError(index)
+
+
+def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load the data named by `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.scan`).
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
+
+    Args:
+        one_class: images of a single class will do, as a test set may hold them.
 
     Raises:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
@@ -161,7 +179,7 @@ def load_images(spec: str | Path) -> ImageSet:
         raise EdgekdError(
             f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
         )
-    return _assemble(path, listing)
+    return _assemble(path, listing, one_class)
 
 
 def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
@@ -186,7 +204,7 @@ def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[
     return [entry for entry in listing.entries if entry.path in keys], keys
 
 
-def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
+def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
     entries, keys = readable(path, listing)
     labels = {entry.label for entry in entries}
     empty = [name for name in listing.folders if name not in labels]
@@ -196,7 +214,7 @@ def _assemble(path: Path, listing: scan.Listing) -> ImageSet:
             f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
             "Add images, or remove the folder.",
         )
-    if len(labels) < 2:
+    if len(labels) < 2 and not one_class:
         raise EdgekdError(
             f'{path} has only one class, "{scan.shown(entries[0].label)}".',
             f"A classifier needs two; {scan.CONVENTIONS}",
@@ -274,7 +292,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time need
     not be read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
     """
-    index_file = cache_root() / "index" / f"{short_hash(os.path.realpath(listing.root))}.json"
+    index_file = cache_folder("index") / f"{short_hash(os.path.realpath(listing.root))}.json"
     known = _read_index(index_file)
     keys: dict[str, str] = {}
     stamps: dict[str, tuple[int, int]] = {}
@@ -283,7 +301,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
         try:
             facts = os.stat(listing.root / entry.path)
             stamps[entry.path] = (facts.st_size, facts.st_mtime_ns)
-        except OSError:
+        except (OSError, ValueError):  # gone, or a name with a NUL
             stamps[entry.path] = (-1, -1)
         size, time_ns, key = known.get(scan.shown(entry.path), (-1, -1, ""))
         if key and (size, time_ns) == stamps[entry.path]:
@@ -316,25 +334,32 @@ def _look(path: Path) -> tuple[str, str]:
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
+    if not path.exists():
+        return {}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, "index of images")
         if stored["version"] != _INDEX_VERSION:
             return {}
         return {
-            str(name): (int(size), int(time_ns), str(key))
+            str(name): (int(size), int(time_ns), _key(key))
             for name, (size, time_ns, key) in stored["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Absent or torn: the images are looked at again.
+    except (EdgekdError, KeyError, TypeError, ValueError, AttributeError):
+        warn(f"the index {path} is damaged; the images are checked again.")
         return {}
+
+
+def _key(text: str) -> str:
+    """A content key as it is stored; anything else is a `ValueError`."""
+    if len(text) != 32:
+        raise ValueError(text)
+    int(text, 16)
+    return text
 
 
 def _write_index(path: Path, files: dict[str, tuple[int, int, str]]) -> None:
     try:
-        with replacing(path) as scratch:
-            scratch.write_text(
-                json.dumps({"version": _INDEX_VERSION, "files": files}), encoding="utf-8"
-            )
+        write_text(path, json.dumps({"version": _INDEX_VERSION, "files": files}))
     except (EdgekdError, OSError) as error:
         warn(
             f"the images will be checked again next time, since {path} could not be written ({error})."

@@ -35,6 +35,23 @@ class GateFailed(EdgekdError):
     exit_code = 1
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
+
+    Args:
+        number: SIGINT or SIGTERM.
+        message: one sentence saying what was done.
+        hint: one sentence saying how to go on.
+    """
+
+    def __init__(self, number: int, message: str = "Stopped.", hint: str = "") -> None:
+        super().__init__(number, message, hint)
+        self.message = message
+        self.hint = hint
+        self.exit_code = 128 + number
+        """As shells count it: 130 or 143."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean "x"?` for the closest known word, else the list of them all (at most 12)."""
     names = sorted(known)
@@ -42,3 +59,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f'Did you mean "{close[0]}"?'
     return "Known: " + ", ".join(names[:12]) + (", …" if len(names) > 12 else "") + "."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text (at most 200 characters, no full stop), or its type."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip() if lines else type(error).__name__).rstrip(".")[:200]

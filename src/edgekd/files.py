@@ -1,24 +1,32 @@
-"""Writing that cannot leave half a file behind, and hashes of what was written."""
+"""Writing that cannot leave half a file behind, the cache folder, and hashes of what was written."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import FACTS
+from edgekd.readers import read_json as read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ABANDONED_S = 24 * 3600
 
@@ -27,6 +35,26 @@ def cache_root() -> Path:
     """Folder of everything that can be made again: `$EDGEKD_CACHE`, else the platform's user cache."""
     chosen = os.environ.get("EDGEKD_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("edgekd"))
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of the cache, made if it is not there.
+
+    Raises:
+        EdgekdError: it cannot be made, read or written.
+    """
+    path = cache_root() / name
+    reason: object = "permission denied"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            return path
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error).lower()
+    raise EdgekdError(
+        f"The cache folder {path} cannot be used ({reason}).",
+        "Set EDGEKD_CACHE to a folder of your own.",
+    )
 
 
 @contextlib.contextmanager
@@ -117,26 +145,53 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
         scratch.write_bytes(data)
 
 
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
+
+    Args:
+        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
+    """
+    from safetensors.torch import save
+
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    told = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
+    write_bytes(path, save(data, metadata=told))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text in one step."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, in one step."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON, indented, in one step; a number that is not finite, for which JSON has no word, becomes null."""
+    write_text(
+        path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read JSON; a missing or torn file is an `EdgekdError` that calls it `what`."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise EdgekdError(f"There is no {what} at {path}.", "Check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EdgekdError(
-            f"The {what} at {path} is not readable JSON.", "Make it again, or restore it."
-        ) from error
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV. A text cell that a spreadsheet would run as a formula gets an apostrophe before it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        writer.writerow([_cell(cell) for cell in row])
+    return buffer.getvalue()
+
+
+def _cell(cell: object) -> object:
+    dangerous = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if dangerous else cell
 
 
 def sha256_file(path: Path) -> str:

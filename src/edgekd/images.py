@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
+from edgekd.readers import NOT_REGULAR, open_regular
+
 MAX_MEGAPIXELS = 100
 """Larger images are refused by their header, before a pixel is decoded."""
+
+MAX_BYTES = 10**9
+"""Larger files are refused unread."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is decoded; Pillow's other plug-ins stay shut (EPS, for one, would start Ghostscript)."""
@@ -60,7 +65,7 @@ class UnreadableImage(Exception):
     Args:
         reason: a short category, the same for all files with the same fault, fit for counting: `missing`,
             `not permitted`, `empty file`, `not an image`, `truncated`, `damaged`, `zero-sized`,
-            `more than 100 megapixels`, `pixels of unknown range`, `not a file`.
+            `more than 100 megapixels`, `more than 1 GB`, `pixels of unknown range`, `not a regular file`.
     """
 
     def __init__(self, reason: str) -> None:
@@ -114,15 +119,19 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
 def read_bytes(path: Path) -> bytes:
     """A file's content; what the system refuses becomes `UnreadableImage`."""
     try:
-        return Path(path).read_bytes()
+        with open_regular(path) as handle:
+            data = handle.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UnreadableImage("missing") from None
     except PermissionError:
         raise UnreadableImage("not permitted") from None
-    except IsADirectoryError:
-        raise UnreadableImage("not a file") from None
     except OSError as error:
-        raise UnreadableImage("damaged") from error
+        raise UnreadableImage(
+            NOT_REGULAR if error.strerror == NOT_REGULAR else "damaged"
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage("more than 1 GB")
+    return data
 
 
 def _orientation(image: Image.Image) -> int:

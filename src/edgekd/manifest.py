@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
-from edgekd.files import read_json, sha256_file, write_json
+from edgekd.files import sha256_file, write_json
 from edgekd.preprocess import Preprocess
+from edgekd.readers import inside, plain_path, printable, printable_values, read_object
 
 Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
 """`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
@@ -18,6 +19,10 @@ and `pal6` are weights as indices into a palette."""
 
 Input = Literal["uint8", "float"]
 """What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
+
+
+FileName = Annotated[str, AfterValidator(plain_path)]
+"""A plain relative path below the manifest's folder."""
 
 
 class TensorSpec(BaseModel):
@@ -30,15 +35,24 @@ class TensorSpec(BaseModel):
     layout: str
 
 
-class Artifact(BaseModel):
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _escape(cls, data: Any) -> Any:
+        return printable_values(data)
+
+
+class Artifact(_Manifest):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
     The input is RGB uint8, and normalisation is inside the graph; or float32 planes, normalised by the mean and std of
     `preprocess`. The output is `logits`, whose softmax is calibrated on
-    the run's ID validation images, or `embedding`, of which `bank` makes them.
+    the run's ID validation images, or `embedding`, of which `bank` makes them. Control characters in any text are
+    escaped.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = 1
     name: str
     """`<target>-<precision>`, with `-embedding` behind where it ends in one and `-float-input` where it takes floats;
@@ -46,12 +60,12 @@ class Artifact(BaseModel):
     target: str
     format: str
     precision: Precision
-    files: dict[str, str]
+    files: dict[FileName, str] = Field(min_length=1)
     """File name → SHA-256, the model first."""
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    classes: tuple[str, ...]
-    bank: str | None = None
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    classes: tuple[str, ...] = Field(min_length=1)
+    bank: FileName | None = None
     """File of the class vectors (targets/bank.py) of a model that ends in an embedding; None: it ends in logits."""
     preprocess: Preprocess
     quantization: dict[str, Any] | None = None
@@ -68,6 +82,12 @@ class Artifact(BaseModel):
     """UTC, ISO 8601."""
     folder: Path | None = Field(default=None, exclude=True)
     """Where it lies; not written down, so that a folder can move."""
+
+    @model_validator(mode="after")
+    def _bank_is_a_file(self) -> Artifact:
+        if self.bank is not None and self.bank not in self.files:
+            raise ValueError("the class bank is not among the files")
+        return self
 
     @property
     def model_file(self) -> str:
@@ -88,10 +108,11 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
         EdgekdError: no such folder or file, unknown schema, a file missing or altered.
     """
     folder = Path(folder)
-    data = read_json(folder / "artifact.json", "artifact")
-    if isinstance(data, dict) and data.get("schema_version") != 1:
+    data = read_object(folder / "artifact.json", "artifact")
+    if data.get("schema_version") != 1:
         raise EdgekdError(
-            f"The artifact at {folder} has schema version {data.get('schema_version')}; this edgekd reads version 1.",
+            f"The artifact at {folder} has schema version {shown_value(data.get('schema_version'))}; "
+            "this edgekd reads version 1.",
             "Export it again, or use the edgekd that wrote it.",
         )
     try:
@@ -101,9 +122,9 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
             f"The artifact at {folder} is damaged: {first_problem(error)}.",
             "Export it again with --overwrite.",
         ) from error
-    if check_hashes:
-        for name, expected in artifact.files.items():
-            path = folder / name
+    for name, expected in artifact.files.items():
+        path = inside(folder, name)
+        if check_hashes:
             if not path.is_file():
                 raise EdgekdError(
                     f"The artifact at {folder} lacks its file {name}.",
@@ -120,13 +141,18 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
 def first_problem(error: ValidationError) -> str:
     """Pydantic's first complaint as `field: reason`."""
     problem = error.errors()[0]
-    return f"{'.'.join(str(part) for part in problem['loc']) or 'file'}: {problem['msg']}"
+    place = ".".join(str(part) for part in problem["loc"]) or "file"
+    return printable(f"{place[:80]}: {problem['msg'][:200]}")
 
 
-class Run(BaseModel):
+def shown_value(value: object) -> str:
+    """A value of a foreign file in a sentence: short, and without control characters."""
+    return printable(str(value))[:80]
+
+
+class Run(_Manifest):
     """`run.json`: what a finished training run is made of. Everything is relative to the run's folder."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = 1
     name: str
     student: str
@@ -134,7 +160,7 @@ class Run(BaseModel):
     data: str
     teacher: str
     teacher_id: str
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = Field(min_length=1)
     preprocess: Preprocess
     split_hash: str
     test_domain: str | None
@@ -162,23 +188,25 @@ def read_run(folder: Path) -> Run:
         raise EdgekdError(f"There is no run at {folder}.", "Train one: edgekd train.")
     if not (folder / "run.json").is_file():
         hint = (
-            "Finish it: edgekd train --resume --out " + str(folder)
+            "Finish it: edgekd train --resume --out " + shell_word(folder)
             if (folder / "config.json").is_file()
             else ""
         )
         raise EdgekdError(
             f"{folder} holds no finished run.", hint or "Name a folder that edgekd train wrote."
         )
-    try:
-        run = Run.model_validate(json.loads((folder / "run.json").read_text(encoding="utf-8")))
-    except ValueError as error:  # of pydantic, JSON or UTF-8
-        detail = first_problem(error) if isinstance(error, ValidationError) else "not JSON"
+    data = read_object(folder / "run.json", "run", "Train it again with --overwrite.")
+    if data.get("schema_version", 1) != 1:
         raise EdgekdError(
-            f"The run at {folder} is damaged ({detail}).", "Train it again with --overwrite."
-        ) from error
-    if run.schema_version != 1:
-        raise EdgekdError(
-            f"The run at {folder} has schema version {run.schema_version}; this edgekd reads version 1.",
+            f"The run at {folder} has schema version {shown_value(data['schema_version'])}; "
+            "this edgekd reads version 1.",
             "Train it again, or use the edgekd that wrote it.",
         )
+    try:
+        run = Run.model_validate(data)
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The run at {folder} is damaged ({first_problem(error)}).",
+            "Train it again with --overwrite.",
+        ) from error
     return run.model_copy(update={"folder": folder})

@@ -6,35 +6,45 @@ a device hands over plain uint8 RGB.
 
 from __future__ import annotations
 
+import functools
 import json
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.files import short_hash
 from edgekd.resize import resize_rgb
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Preprocess(BaseModel):
     """How an RGB image becomes a model's input.
 
     `squash` resizes to `size` × `size` whatever the aspect ratio (DomainBed's evaluation); `crop` resizes the short
-    side to `size / crop_pct` and takes the centre (ImageNet's). `mean` and `std` are on the 0–1 scale.
+    side to `size / crop_pct` and takes the centre, pixel for pixel as torchvision's `Resize` and `CenterCrop`.
+    `mean` and `std` are on the 0–1 scale.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(ge=16, le=1024)
+    size: int = Field(ge=16, le=4096)
     resize: Literal["squash", "crop"] = "squash"
     crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.size, self.size
 
     @property
     def hash(self) -> str:
@@ -50,3 +60,94 @@ class Preprocess(BaseModel):
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
         )
+
+    def square(self, side: int) -> Preprocess:
+        """The same for a model of `side` × `side` pixels."""
+        return self.model_copy(update={"size": side})
+
+
+class FramedPreprocess(Preprocess):
+    """What only teachers have: an input that is not square, and `longest`, which resizes the long side and pads.
+
+    `size` is the longer side of the input: views of training images are rendered as squares of that side. Pixels come
+    from open_clip's own transform.
+    """
+
+    resize: Literal["squash", "crop", "longest"] = "squash"  # type: ignore[assignment]
+    height: int = Field(ge=16, le=4096)
+    width: int = Field(ge=16, le=4096)
+    fill: int = Field(default=0, ge=0, le=255)
+    """Grey level of the padding."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.height, self.width
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """RGB image of any size → uint8 `[height, width, 3]`."""
+        for step in _open_clip_steps(self):
+            image = step(image)
+        return np.asarray(image, dtype=np.uint8)
+
+    def square(self, side: int) -> Preprocess:
+        """The same for a model of `side` × `side` pixels."""
+        return self.model_copy(update={"size": side, "height": side, "width": side})
+
+
+def open_clip_preprocess(settings: Mapping[str, Any]) -> Preprocess:
+    """Return the preprocessing with the pixels of open_clip's evaluation transform.
+
+    Args:
+        settings: what `open_clip.get_model_preprocess_cfg` returns.
+
+    Raises:
+        ValueError: settings that open_clip does not take either.
+    """
+    sides = settings["size"]
+    sides = tuple(sides) if isinstance(sides, (tuple, list)) else (sides,)
+    height, width = sides * 2 if len(sides) == 1 else sides
+    mode = settings.get("resize_mode") or "shortest"
+    interpolation = settings.get("interpolation") or "bicubic"
+    if mode not in ("shortest", "longest", "squash"):
+        raise ValueError(f"unknown resize_mode {mode!r}")
+    if interpolation not in ("bicubic", "bilinear", "random"):
+        raise ValueError(f"unknown interpolation {interpolation!r}")
+    shared = {
+        "size": max(height, width),
+        "resize": "crop" if mode == "shortest" else mode,
+        # `random` is for training: open_clip evaluates such a model with bicubic
+        "interpolation": "bilinear" if interpolation == "bilinear" else "bicubic",
+        "mean": _per_channel(settings["mean"]),
+        "std": _per_channel(settings["std"]),
+    }
+    try:
+        if height == width and mode != "longest":
+            return Preprocess.model_validate(shared)
+        return FramedPreprocess.model_validate(
+            shared | {"height": height, "width": width, "fill": settings.get("fill_color") or 0}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"preprocess_cfg, {first['loc'][0]}: {first['msg']}") from error
+
+
+def _per_channel(value: Any) -> Any:
+    return value if isinstance(value, (tuple, list)) else (value,) * 3
+
+
+@functools.lru_cache(maxsize=16)
+def _open_clip_steps(
+    preprocess: FramedPreprocess,
+) -> tuple[Callable[[Image.Image], Image.Image], ...]:
+    """The part of open_clip's transform that works on images: everything before `ToTensor` and `Normalize`."""
+    from open_clip import image_transform
+
+    transform = image_transform(
+        preprocess.shape,
+        is_train=False,
+        resize_mode="shortest" if preprocess.resize == "crop" else preprocess.resize,
+        interpolation=preprocess.interpolation,
+        fill_color=preprocess.fill,
+    )
+    return tuple(transform.transforms[:-2])

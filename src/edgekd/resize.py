@@ -21,10 +21,10 @@ def resize_rgb(
     if resize == "squash":
         resized = image.resize((size, size), resampling)
     else:
+        # torchvision's Resize cuts the long side off, its CenterCrop rounds the margin.
         short = round(size / crop_pct)
-        scale = short / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
+        width, height = (int(short * side / min(image.size)) for side in image.size)
         resized = image.resize((width, height), resampling)
-        left, top = (width - size) // 2, (height - size) // 2
+        left, top = round((width - size) / 2), round((height - size) / 2)
         resized = resized.crop((left, top, left + size, top + size))
     return np.asarray(resized, dtype=np.uint8)

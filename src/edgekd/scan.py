@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from edgekd.console import warn
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
 from edgekd.layouts import whole_parts
+from edgekd.readers import printable, read_text
 from edgekd.targets.bank import plain_name
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -26,6 +28,7 @@ CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/clas
 MANIFESTS = (".csv", ".parquet")
 _COLUMNS = ("path", "label", "domain", "split")
 _DEEPEST = 4
+_SAVE = "Save it as comma-separated UTF-8 text."
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,14 @@ def list_folder(root: Path) -> Listing:
 
 
 def shown(path: str) -> str:
-    """A path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name.
+
+    Control characters, which could drive a terminal, are escaped.
+    """
+    try:
+        return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    except UnicodeEncodeError:  # half of a surrogate pair, from a manifest
+        return printable(path)
 
 
 def walk(
@@ -194,20 +203,32 @@ def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
     return roles
 
 
-def list_manifest(path: Path) -> Listing:
+def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     """Read a manifest's rows. Absolute paths are taken as they stand.
+
+    Args:
+        labelled: False where only the column `path` is read.
 
     Raises:
         EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
             twice and differently.
     """
     columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
-    _check_columns(path, columns)
+    if labelled:
+        _check_columns(path, columns)
+    elif "path" not in columns:
+        raise EdgekdError(
+            f'The manifest {path} has no column "path".',
+            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+        )
+    else:
+        columns = ["path"]
     entries: dict[str, Entry] = {}
     merged = 0
     for number, row in rows:
         place = f"Row {number} of {path}"
-        absent = [name for name in _COLUMNS[:3] if name in columns and _is_missing(row[name])]
+        wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
+        absent = [name for name in wanted if name in columns and _is_missing(row[name])]
         if absent:
             raise EdgekdError(
                 f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
@@ -217,11 +238,11 @@ def list_manifest(path: Path) -> Listing:
         role = ROLES.get(row["split"].lower()) if "split" in columns else None
         if "split" in columns and role is None:
             raise EdgekdError(
-                f'{place} has the split "{row["split"]}".',
+                f'{place} has the split "{printable(row["split"])}".',
                 did_you_mean(row["split"].lower(), ROLES),
             )
-        domain = row["domain"] if "domain" in columns else None
-        entry = Entry(row["path"], row["label"], domain, role)
+        domain = printable(row["domain"]) if "domain" in columns else None
+        entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
         # One file, however it is spelled: relative, with ./, absolutely.
         file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
         first = entries.setdefault(file, entry)
@@ -232,7 +253,7 @@ def list_manifest(path: Path) -> Listing:
             if own != other:
                 what = "split" if name == "role" else name
                 raise EdgekdError(
-                    f'{place} lists {entry.path} a second time, with the {what} "{own}" after "{other}".',
+                    f'{place} lists {shown(entry.path)} a second time, with the {what} "{own}" after "{other}".',
                     "Keep one row per image.",
                 )
         merged += 1
@@ -262,16 +283,10 @@ def _as_written(value: str) -> str:
 
 def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     try:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            lines = list(csv.reader(handle))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EdgekdError(
-            f"{path} is not UTF-8 CSV.", "Save it as comma-separated UTF-8 text."
-        ) from error
-    except OSError as error:
-        raise EdgekdError(f"{path} cannot be read.", "Mend its permissions.") from error
-    columns = [name.strip() for name in lines[0]] if lines else []
+        lines = list(csv.reader(io.StringIO(read_text(path, "manifest", _SAVE), newline="")))
+    except csv.Error as error:
+        raise EdgekdError(f"{path} is not UTF-8 CSV ({error}).", _SAVE) from error
+    columns = [printable(name.strip()) for name in lines[0]] if lines else []
 
     def rows() -> Iterator[tuple[int, dict[str, str]]]:
         for number, cells in enumerate(lines[1:], start=2):
@@ -288,9 +303,9 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # pyarrow meets hostile bytes with errors of many kinds
         raise EdgekdError(f"{path} is not a readable Parquet file.", "Write it again.") from error
-    columns = list(table.column_names)
+    columns = [printable(name) for name in table.column_names]
     wanted = table.select([name for name in _COLUMNS if name in columns]).to_pylist()
     rows = (
         (number, {name: "" if value is None else str(value) for name, value in row.items()})
@@ -326,7 +341,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 def order_classes(names: set[str]) -> list[str]:
     """Sorted names; by value where all are numbers, so that folder 10 is class 10."""
-    if all(name.isdecimal() for name in names):
+    if all(name.isdecimal() and len(name) < 1000 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -343,16 +358,13 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
     path = root / "classes.txt"
     if not path.is_file():
         return tuple(shown(name) for name in classes)
-    try:
-        lines = [
-            line.strip()
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdgekdError(
-            f"{path} is not readable UTF-8 text.", "Save it as UTF-8, one class name per line."
-        ) from error
+    text = read_text(path, "list of classes", "Save it as UTF-8, one class name per line.")
+    # Tabs separate; other control characters have no place in a name.
+    lines = [
+        "\t".join(printable(part) for part in line.strip().split("\t"))
+        for line in text.splitlines()
+        if line.strip()
+    ]
     if len(lines) != len(classes):
         raise EdgekdError(
             f"{path} names {len(lines)} classes, but there are {len(classes)}.",

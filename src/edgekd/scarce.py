@@ -65,9 +65,46 @@ def run_split(config: TrainConfig, images: ImageSet) -> Split:
         return _with_shots(config, images)
     domain = "none" if config.unseen_classes else config.test_domain
     split = make_split(images, test_domain=domain, seed=config.split_seed)
+    if config.adapt is not None:
+        split = half_tested(images, split)
     return (
         split if config.label_fraction == 1 else fewer_labels(images, split, config.label_fraction)
     )
+
+
+def half_tested(images: ImageSet, split: Split) -> Split:
+    """The same split with half of the unseen domain in `ood_test`, by content hash; the other half is in no role.
+
+    Raises:
+        EdgekdError: no domain is left out.
+    """
+    if split.test_domain is None:
+        raise EdgekdError(
+            "Images of an unseen domain are to train without labels, and no domain is left out.",
+            "Name one: --test-domain NAME.",
+        )
+    order = shuffled(images, split.ood_test.tolist(), split.seed)
+    contents = list(dict.fromkeys(images.keys[i] for i in order))
+    trained = set(contents[: len(contents) // 2])
+    chosen = {role: getattr(split, role).tolist() for role in ROLES}
+    chosen["ood_test"] = [i for i in order if images.keys[i] not in trained]
+    rule = f"{split.rule} Half of {split.test_domain}, by content hash, is not tested."
+    return build_split(images, chosen, test_domain=split.test_domain, rule=rule, seed=split.seed)
+
+
+def untested_half(images: ImageSet, split: Split) -> NDArray[np.int64]:
+    """Indices of the half of the unseen domain that `half_tested` leaves out, in the order of the content hash.
+
+    Each content comes once; the first 25 lie within the first 50.
+    """
+    assert split.test_domain is not None
+    tested = {images.keys[i] for i in split.ood_test.tolist()}
+    domain = np.flatnonzero(images.domain_of == images.domains.index(split.test_domain))
+    first: dict[str, int] = {}
+    for index in shuffled(images, domain.tolist(), split.seed):
+        if images.keys[index] not in tested:
+            first.setdefault(images.keys[index], index)
+    return np.array(list(first.values()), dtype=np.int64)
 
 
 def _with_shots(config: TrainConfig, images: ImageSet) -> Split:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,10 @@ class Split:
     hash: str
     entries: dict[str, dict[str, str]]
     train_domains: tuple[str, ...] = ()
+    unlabelled: Mapping[str, str] = field(default_factory=dict)
+    """Image id → content key of the images that train without labels; they are in no role and not in the hash."""
+    unlabelled_domains: tuple[str, ...] = ()
+    """Names under which a style may be known that was seen without labels: of sources and of folders at their top."""
 
     def write(self, path: Path) -> None:
         """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
@@ -65,7 +69,9 @@ class Split:
                 "test_domain": self.test_domain,
                 "train_domains": list(self.train_domains),
                 "hash": self.hash,
-                "roles": self.entries,
+                "roles": self.entries
+                | ({"unlabelled": self.unlabelled} if self.unlabelled else {}),
+                "unlabelled_domains": list(self.unlabelled_domains),
             },
         )
 
@@ -244,7 +250,10 @@ def build_split(
     }
     trained = {images.domains[d] for d in images.domain_of[arrays["train"]].tolist()} - {"all"}
     return Split(
-        **arrays,
+        train=arrays["train"],
+        val=arrays["val"],
+        id_test=arrays["id_test"],
+        ood_test=arrays["ood_test"],
         test_domain=test_domain,
         rule=rule,
         seed=seed,
@@ -298,6 +307,10 @@ def read_split(path: Path, images: ImageSet) -> Split:
             role: {str(name): str(key) for name, key in data["roles"][role].items()}
             for role in ROLES
         }
+        unlabelled = {
+            str(name): str(key) for name, key in data["roles"].get("unlabelled", {}).items()
+        }
+        unlabelled_domains = tuple(map(str, data.get("unlabelled_domains", ())))
         rule, seed, test_domain, expected = (
             str(data["rule"]),
             int(data["seed"]),
@@ -317,7 +330,8 @@ def read_split(path: Path, images: ImageSet) -> Split:
     unused = len(images) - len({index for indices in chosen.values() for index in indices})
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
-    return build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+    split = build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
+    return replace(split, unlabelled=unlabelled, unlabelled_domains=unlabelled_domains)
 
 
 def _located(

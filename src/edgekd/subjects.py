@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.accuracy import Predict, Subject
 from edgekd.benchmark.counting import count_folder
-from edgekd.console import say, warn
+from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
@@ -38,7 +38,8 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     artifacts = sorted(name for name in found if not name.endswith(".failed"))
     if not artifacts:
         warn(
-            f"{path} has no artifact; only its teacher and torch student are measured. Next: edgekd export {path}"
+            f"{path} has no artifact; only its teacher and torch student are measured. "
+            f"Next: edgekd export {shell_word(path)}"
         )
     return path, artifacts
 
@@ -88,7 +89,7 @@ def subjects_of(
                     identity=f"{teacher.id}:{'|'.join(loaded.bank.templates)}:{_described(loaded.bank)}",
                     threads=torch.get_num_threads(),
                     counted=count_torch(
-                        answer, cast(Any, teacher.model).visual, teacher.preprocess.size
+                        answer, cast(Any, teacher.model).visual, teacher.preprocess.shape
                     ),
                 )
             )
@@ -107,7 +108,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.size),
+            counted=count_torch(answer, loaded.student, run.preprocess.shape),
         )
     )
     for name in artifacts:
@@ -118,7 +119,7 @@ def subjects_of(
         ):
             raise EdgekdError(
                 f"{folder} was exported from another student.",
-                f"Export again: edgekd export {loaded.folder} --overwrite.",
+                f"Export again: edgekd export {shell_word(loaded.folder)} --overwrite.",
             )
         try:
             subjects.append(_artifact_subject(folder, elsewhere))

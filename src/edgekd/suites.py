@@ -223,14 +223,19 @@ def _held_out(
     name: str, spec: str, classes: tuple[str, ...]
 ) -> tuple[ImageSet, NDArray[np.int64], list[str]]:
     """Images for a suite in the words of the subjects, which of them to measure, and remarks about them."""
-    images = spoken_as(load_images(unwrapped(spec)), classes, name)
+    images = spoken_as(load_images(unwrapped(spec), one_class=True), classes, name)
     layout = known_layout(images.domains)
     remarks = [] if layout is None else [layout.remark]
     held = np.ones(len(images), dtype=bool)
     if images.roles is not None and "test" in images.roles:
         held = np.asarray([role == "test" for role in images.roles])
         remarks.append("only its test folder is measured.")
-    if len(images.classes) < len(classes):
+    if len(images.classes) == 1:
+        # Chosen among one class, every answer would be right.
+        labels = np.full(len(images), classes.index(images.classes[0]), dtype=np.int64)
+        images = replace(images, classes=classes, labels=labels)
+        remarks.append(f"all images are of one class, chosen among all {len(classes)}.")
+    elif len(images.classes) < len(classes):
         remarks.append(
             f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
         )

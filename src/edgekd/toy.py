@@ -22,8 +22,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.files import cache_root, disk_errors, replacing
-from edgekd.toy_draw import STYLES, Colour, Scene
+from edgekd.console import warn
+from edgekd.errors import EdgekdError
+from edgekd.files import cache_folder, replacing
+from edgekd.readers import map_array
+from edgekd.toy_draw import SIZE, STYLES, Colour, Scene
 from edgekd.toy_shapes import SHAPES, Role, pose
 
 if TYPE_CHECKING:
@@ -188,24 +191,25 @@ class KeptReader:
         reader = self.drawn
         name = f"{VERSION}-{reader.seed}-{reader.per_class}{'-world' if reader.world else ''}.npy"
         with _OPENING:
-            drawings = _drawings(cache_root() / "toy" / name, reader)
+            drawings = _drawings(cache_folder("toy") / name, reader)
         return Image.fromarray(drawings[operator.index(i)])
 
 
 @functools.lru_cache(maxsize=4)
 def _drawings(path: Path, reader: ToyReader) -> NDArray[np.uint8]:
     """uint8 `[N, 72, 72, 3]`, mapped from disk. One thread draws: several only hinder each other."""
-    if not path.exists():
-        with disk_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path) + ".lock"):
-            if not path.exists():
-                count = len(DOMAINS) * len(CLASSES) * reader.per_class
-                drawn = np.stack([np.asarray(reader(i)) for i in range(count)])
-                with replacing(path) as scratch, open(scratch, "wb") as handle:
-                    np.save(handle, drawn)
-    mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return mapped
+    count = len(DOMAINS) * len(CLASSES) * reader.per_class
+    shape = (count, SIZE, SIZE, 3)
+    with FileLock(str(path) + ".lock"):
+        if path.exists():
+            try:
+                return map_array(path, "toy images", shape, np.uint8)
+            except EdgekdError as error:
+                warn(f"{error.message} They are drawn again.")
+        drawn = np.stack([np.asarray(reader(i)) for i in range(count)])
+        with replacing(path) as scratch, open(scratch, "wb") as handle:
+            np.save(handle, drawn)
+    return map_array(path, "toy images", shape, np.uint8)
 
 
 def toy_images(seed: int = 0, per_class: int = PER_CLASS, world: bool = False) -> ImageSet:

@@ -1,34 +1,72 @@
-"""Images without labels: a folder of pictures, however deep they lie."""
+"""Images without labels: from a folder however deep, a manifest or the toy data, and how they join a training set."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekd import scan
-from edgekd.data import FileReader, ImageSet, readable
-from edgekd.errors import EdgekdError
+from edgekd.console import warn_counted
+from edgekd.data import FileReader, ImageSet, JoinedReader, readable
+from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
+from edgekd.scarce import untested_half
+from edgekd.split import ROLES, Split
 
 NO_CLASS = -1
-"""Label of an image that shows none of the classes."""
+"""Label of an image that shows none of the classes, or whose class is not given."""
+NO_DOMAIN = -1
+"""Domain of an image that belongs to none of the labelled ones."""
+TOY_SEED = 1
+"""Of the unlabelled toy images; the labelled suite has seed 0, so the two share no image."""
+TOY_PER_CLASS = 20
 _DEEPEST = 32
 
 
-def load_unlabelled(folder: str | Path) -> ImageSet:
-    """Every image in `folder` and the folders in it, of no class.
+def load_unlabelled(source: str | Path) -> ImageSet:
+    """Load images of no class.
 
     Files that are no images or cannot be read are left out, with one warning. The order is that of the paths.
 
+    Args:
+        source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
+            and does not count; or `toy:STYLE`, 200 drawings of that style that are not in the toy data.
+
     Raises:
-        EdgekdError: no such folder, no image in it, none that can be read.
+        EdgekdError: no such source, no image in it, none that can be read.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise EdgekdError(f"There is no folder of images at {root}.", "Check the path.")
+    if str(source).startswith("toy:"):
+        return _toy_style(str(source).removeprefix("toy:"))
+    root = Path(source)
+    if root.suffix.lower() in scan.MANIFESTS and root.is_file():
+        listing = scan.list_manifest(root, labelled=False)
+    elif root.is_dir():
+        listing = _list_all(root)
+    else:
+        raise EdgekdError(
+            f"There is no folder of images at {root}.",
+            "Give a folder, a .csv or .parquet manifest with a column path, or toy:STYLE.",
+        )
+    found, keys = readable(root, listing)
+    return ImageSet(
+        name=scan.shown(root.resolve().name if root.is_dir() else root.stem),
+        classes=(),
+        domains=("all",),
+        labels=np.full(len(found), NO_CLASS, dtype=np.int64),
+        domain_of=np.zeros(len(found), dtype=np.int64),
+        keys=tuple(keys[entry.path] for entry in found),
+        ids=tuple(scan.shown(entry.path) for entry in found),
+        roles=None,
+        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in found)),
+    )
+
+
+def _list_all(root: Path) -> scan.Listing:
     entries: list[scan.Entry] = []
     passed_over: Counter[str] = Counter()
     examples: dict[str, str] = {}
@@ -48,15 +86,152 @@ def load_unlabelled(folder: str | Path) -> ImageSet:
             f"Images end in {', '.join(sorted(EXTENSIONS))}.",
         )
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
-    found, keys = readable(root, scan.Listing(root, ordered, (), passed_over, examples))
-    return ImageSet(
-        name=scan.shown(root.resolve().name),
+    return scan.Listing(root, ordered, (), passed_over, examples)
+
+
+def _toy_style(style: str) -> ImageSet:
+    from edgekd.toy import DOMAINS, KeptReader, ToyReader, toy_images
+
+    if style not in DOMAINS:
+        raise EdgekdError(f'The toy data have no style "{style}".', did_you_mean(style, DOMAINS))
+    images = toy_images(TOY_SEED, TOY_PER_CLASS)
+    assert isinstance(images.reader, ToyReader)
+    images = replace(images, reader=KeptReader(images.reader))
+    images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
+    return replace(_without_labels(images), name=style)
+
+
+def _without_labels(images: ImageSet) -> ImageSet:
+    return replace(
+        images,
         classes=(),
         domains=("all",),
-        labels=np.full(len(found), NO_CLASS, dtype=np.int64),
-        domain_of=np.zeros(len(found), dtype=np.int64),
-        keys=tuple(keys[entry.path] for entry in found),
-        ids=tuple(scan.shown(entry.path) for entry in found),
+        labels=np.full(len(images), NO_CLASS, dtype=np.int64),
+        domain_of=np.zeros(len(images), dtype=np.int64),
         roles=None,
-        reader=FileReader(root.resolve(), tuple(entry.path for entry in found)),
+    )
+
+
+def with_unlabelled(
+    images: ImageSet,
+    split: Split,
+    sources: Sequence[str],
+    limit: int | None = None,
+    adapt: int | None = None,
+) -> tuple[ImageSet, Split]:
+    """Join the unlabelled images of a run to its labelled ones.
+
+    Images of the split and repeated contents are left out and counted in one warning. Where images of the unseen
+    domain are among them, its style counts as seen without labels.
+
+    Args:
+        images: labelled images.
+        split: of `images`; with the unlabelled images of a run that began before, those are taken again.
+        sources: as `load_unlabelled` takes them.
+        limit: only so many of them, the first by content key.
+        adapt: images of the unseen domain that train without labels, from the half that is not tested.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split with their contents and names.
+
+    Raises:
+        EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
+    """
+    role_of = {key: role for role in ROLES for key in split.entries[role].values()}
+    parts, names, ids, excluded = [], list[str](), set(images.ids), Counter[str]()
+    examples: dict[str, str] = {}
+    seen: set[str] = set()
+    for source in sources:
+        part = load_unlabelled(source)
+        names += [part.name, *(name.split("/")[0] for name in part.ids if "/" in name)]
+        kept = []
+        for i, (key, name) in enumerate(zip(part.keys, part.ids, strict=True)):
+            role = role_of.get(key, "again" if key in seen else "")
+            if role:
+                excluded[_EXCLUDED[role]] += 1
+                examples.setdefault(_EXCLUDED[role], name)
+                if role == "ood_test" and split.test_domain is not None:
+                    names.append(split.test_domain)
+            else:
+                kept.append(i)
+            seen.add(key)
+        part = part.at(np.array(kept, dtype=np.int64))
+        if ids & set(part.ids):
+            part = replace(part, ids=tuple(f"{source}/{name}" for name in part.ids))
+        ids |= set(part.ids)
+        parts.append(part)
+    warn_counted("unlabelled images that do not train", excluded, examples)
+    parts = _first(parts, limit)
+    if adapt:
+        assert split.test_domain is not None
+        parts.append(_without_labels(images.at(untested_half(images, split)[:adapt])))
+        names.append(split.test_domain)
+    if split.unlabelled:
+        parts = _as_before(parts, split)
+    found = {name: key for part in parts for name, key in zip(part.ids, part.keys, strict=True)}
+    if not found:
+        raise EdgekdError(
+            f"No unlabelled image is left: all of {', '.join(sources)} belong to the split of {images.name}.",
+            "Give images that are in no part of the labelled data.",
+        )
+    split = replace(split, unlabelled=found, unlabelled_domains=tuple(dict.fromkeys(names)))
+    return join([images, *parts]), split
+
+
+def _as_before(parts: Sequence[ImageSet], split: Split) -> list[ImageSet]:
+    """The images that a run began with."""
+    wanted = set(split.unlabelled.values())
+    there = {key for part in parts for key in part.keys}
+    if gone := wanted - there:
+        raise EdgekdError(
+            f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
+            "Restore them, or start a new run.",
+        )
+    fewer = [part.at(np.flatnonzero([key in wanted for key in part.keys])) for part in parts]
+    return [part for part in fewer if len(part)]
+
+
+def keep_unlabelled(
+    images: ImageSet, split: Split, kept: Collection[str]
+) -> tuple[ImageSet, Split]:
+    """Drop the unlabelled images whose content key is not in `kept`; arguments and result as of `with_unlabelled`."""
+    assert isinstance(images.reader, JoinedReader)
+    found = {name: key for name, key in split.unlabelled.items() if key in kept}
+    first, *others = images.reader.parts
+    split = replace(split, unlabelled=found)
+    return join([first, *(_as_before(others, split) if found else [])]), split
+
+
+_EXCLUDED = {
+    "train": "labelled training image",
+    "val": "validation image",
+    "id_test": "test image",
+    "ood_test": "test image of the unseen domain",
+    "again": "content that is there before",
+}
+
+
+def _first(parts: Sequence[ImageSet], limit: int | None) -> list[ImageSet]:
+    """The first `limit` images of all parts by content key; parts without any are left out."""
+    chosen = set(sorted(key for part in parts for key in part.keys)[:limit])
+    fewer = [part.at(np.flatnonzero([key in chosen for key in part.keys])) for part in parts]
+    return [part for part in fewer if len(part)]
+
+
+def join(parts: Sequence[ImageSet]) -> ImageSet:
+    """Put sets of images one after the other; the first one has the labels, the classes and the domains."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    others = parts[1:]
+    return replace(
+        first,
+        labels=np.concatenate([part.labels for part in parts]),
+        domain_of=np.concatenate(
+            [first.domain_of, *(np.full(len(part), NO_DOMAIN, dtype=np.int64) for part in others)]
+        ),
+        keys=tuple(key for part in parts for key in part.keys),
+        ids=tuple(name for part in parts for name in part.ids),
+        roles=None,
+        reader=JoinedReader(tuple(parts)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def evaluate_vl(
         return evaluate(loaded, data, most=most)
     path = artifact_folder(loaded.folder) / "model.onnx"
     if not path.is_file():
-        raise EdgekdError(f"{run} has not been exported.", f"First: edgekd vl export {run}")
+        raise EdgekdError(
+            f"{run} has not been exported.", f"First: edgekd vl export {shell_word(run)}"
+        )
     return evaluate(loaded, data, open_vl(path), most)
 
 

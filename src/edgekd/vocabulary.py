@@ -64,7 +64,7 @@ def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
 
 def _imagenet_numbers(classes: Sequence[str]) -> list[int] | None:
     """Class numbers 0–999 of WordNet ids or numbers; None for other names."""
-    if all(name.isdecimal() and int(name) < _IMAGENET for name in classes):
+    if all(name.isdecimal() and len(name) < 20 and int(name) < _IMAGENET for name in classes):
         return [int(name) for name in classes]
     if not all(_WNID.fullmatch(name) for name in classes):
         return None

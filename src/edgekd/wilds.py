@@ -17,6 +17,7 @@ from PIL import Image
 from edgekd.benchmark.accuracy import Suite
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.readers import printable, read_text
 from edgekd.vocabulary import spoken_as
 
 PREFIX = "wilds:"
@@ -171,8 +172,8 @@ def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
         Path(str(dataset.data_dir)) / "categories.csv"
     )  # iWildCam: columns y and name, among others
     if table.is_file():
-        with open(table, encoding="utf-8", newline="") as handle:
-            names = {row.get("y"): row.get("name") for row in csv.DictReader(handle)}
+        lines = read_text(table, "list of categories").splitlines()
+        names = {row.get("y"): row.get("name") for row in csv.DictReader(lines)}
         if all(names.get(str(number)) for number in range(count)):
-            return tuple(str(names[str(number)]) for number in range(count))
+            return tuple(printable(str(names[str(number)])) for number in range(count))
     return tuple(str(number) for number in range(count))

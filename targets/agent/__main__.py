@@ -22,6 +22,7 @@ import numpy as np
 
 from edgekd.benchmark import environment
 from edgekd.errors import EdgekdError
+from edgekd.readers import inside, parse_json
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import open_model, read_manifest
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
 def _able(arguments: list[str]) -> None:
     """`able JSON`: of each described artifact, null or the reason why its runtime does not run here."""
     found: list[list[str] | None] = []
-    for artifact in json.loads(arguments[0]):
+    for artifact in parse_json(arguments[0]):
         try:
             check_runtime(artifact)
             found.append(None)
@@ -96,8 +97,8 @@ def _probe(arguments: list[str]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     files: dict[str, Any] = {}
     for name in arguments[1:]:
-        part = root / (name + ".part")
-        if (root / name).is_file():
+        part = inside(root, name + ".part")
+        if inside(root, name).is_file():
             files[name] = sha256_of(root / name)
         elif part.is_file():
             files[name] = part.stat().st_size
@@ -111,9 +112,9 @@ def _probe(arguments: list[str]) -> None:
 
 
 def _receive(arguments: list[str]) -> None:
-    """`receive PATH SIZE SHA256 < bytes`."""
-    path, size, sha256 = arguments
-    receive(Path(path), int(size), sha256, sys.stdin.buffer)
+    """`receive ROOT NAME SIZE SHA256 < bytes`."""
+    root, name, size, sha256 = arguments
+    receive(Path(root), name, int(size), sha256, sys.stdin.buffer)
 
 
 def _send(arguments: list[str]) -> None:
@@ -131,9 +132,9 @@ def _stop(arguments: list[str]) -> None:
 
 
 def _remove(arguments: list[str]) -> None:
-    """`remove PATH…`: folders and files that the agent's own command sent."""
-    for name in arguments:
-        path = Path(name)
+    """`remove ROOT NAME…`: folders and files that the agent's own command sent."""
+    for name in arguments[1:]:
+        path = inside(Path(arguments[0]), name)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -231,8 +232,8 @@ def _child(command: list[str]) -> None:
         assert child.stdout is not None
         failure = None
         for line in child.stdout:
-            with contextlib.suppress(ValueError):
-                told = json.loads(line)
+            with contextlib.suppress(ValueError, AttributeError):
+                told = parse_json(line)
                 failure = told.get("error", failure)
                 if "say" in told:
                     _say(told["say"])

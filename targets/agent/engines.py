@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.readers import read_object
 from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.trt_build import MODULES, BuildError, build
 from edgekd.targets.trt_builders import Gpu, find_gpu
@@ -140,10 +141,9 @@ def _runtime(details: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(folder / ABOUT_FILE, "note about the engine")
+    except EdgekdError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from edgekd.benchmark.latency import Protocol
 from edgekd.errors import EdgekdError
+from edgekd.readers import plain_path, printable, read_json
 
 FORMAT = 1
 """Raised when `job.json` or the result changes its meaning; agent and edgekd of different formats refuse each other."""
 CHUNK = 256
 """Images between two entries of the journal."""
+MOST_IMAGES = 10**8
+"""Bound on positions in the image file."""
 
 
 @dataclass(frozen=True)
@@ -77,49 +80,93 @@ def read_job(folder: Path) -> Job:
     Raises:
         EdgekdError: none there, damaged, or of another format.
     """
-    try:
-        return parse_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise EdgekdError(
-            f"There is no job in {folder}.", "Name the folder that holds job.json."
-        ) from error
-    except ValueError as error:
-        raise EdgekdError(f"The job in {folder} is damaged.", "Send it again.") from error
+    if not (folder / "job.json").exists():
+        raise EdgekdError(f"There is no job in {folder}.", "Name the folder that holds job.json.")
+    return parse_job(read_json(folder / "job.json", "job", "Send it again."))
 
 
 def parse_job(data: Any) -> Job:
-    """A job from its JSON.
+    """Return a job from its JSON.
 
     Raises:
-        EdgekdError: made by an edgekd of another format, or damaged.
+        EdgekdError: made by an edgekd of another format, damaged, or with numbers out of bounds.
     """
     if isinstance(data, dict) and data.get("format") != FORMAT:
         raise EdgekdError(
-            f"The job has format {data.get('format')}; this agent knows format {FORMAT}.",
+            f"The job has format {printable(str(data.get('format')))[:20]}; this agent knows format {FORMAT}.",
             "Use the agent and the edgekd of one release.",
         )
     try:
         artifacts = tuple(
             JobArtifact(
-                str(one["name"]),
-                str(one["folder"]),
-                tuple(map(int, one["images"])),
-                tuple(map(int, one["latency_images"])),
+                short_text(one["name"], 600),
+                one_name(one["folder"]),
+                tuple(whole(place, 0, MOST_IMAGES) for place in one["images"]),
+                tuple(whole(place, 0, MOST_IMAGES) for place in one["latency_images"]),
             )
             for one in data["artifacts"]
         )
+        grid = tuple((whole(batch, 1, 65_536), _threads(n)) for batch, n in data.get("grid", ()))
         rule = data.get("grid_protocol")
+        if not 0 < len(artifacts) <= 1000 or len(grid) > 1000 or (grid and rule is None):
+            raise ValueError("no artifacts, or too many")
+        energy = data.get("energy")
         return Job(
             artifacts,
-            str(data["image_file"]),
-            Protocol(**data["protocol"]),
-            data["threads"],
-            data.get("energy"),
-            tuple(
-                (int(batch), None if threads is None else int(threads))
-                for batch, threads in data.get("grid", ())
-            ),
-            None if rule is None else Protocol(**rule),
+            one_name(data["image_file"]),
+            _protocol(data["protocol"]),
+            _threads(data["threads"]),
+            None if energy is None else short_text(energy),
+            grid,
+            None if rule is None else _protocol(rule),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgekdError("The job is damaged.", "Send it again.") from error
+
+
+def whole(value: Any, least: int, most: int) -> int:
+    """Return a whole number from a foreign file; any other value is a `ValueError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"not a whole number from {least} to {most}")
+    return value
+
+
+def number(value: Any, least: float, most: float) -> float:
+    """Return a finite number from a foreign file; any other value is a `ValueError`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"not a number from {least:g} to {most:g}")
+    return float(value)
+
+
+def short_text(value: Any, most: int = 64) -> str:
+    """Return a text of at most `most` printable characters from a foreign file; any other value is a `ValueError`."""
+    if not isinstance(value, str) or len(value) > most or printable(value) != value:
+        raise ValueError(f"not a text of at most {most} printable characters")
+    return value
+
+
+def one_name(value: Any) -> str:
+    """Return the name of a file or folder from a foreign file; a path or any other value is a `ValueError`."""
+    name = plain_path(value)
+    if "/" in name:
+        raise ValueError("a path, not a name")
+    return name
+
+
+def _threads(value: Any) -> int | None:
+    return None if value is None else whole(value, 1, 4096)
+
+
+def _protocol(data: Any) -> Protocol:
+    limits = {"warmup_runs": 10**6, "runs": 10**9, "processes": 100}
+    found = {"name": short_text(data["name"])}
+    numbers = {
+        field.name: whole(data[field.name], 0, limits[field.name])
+        if field.name in limits
+        else number(data[field.name], 0, 86_400)
+        for field in fields(Protocol)
+        if field.name != "name"
+    }
+    if set(data) != {*found, *numbers} or numbers["processes"] < 1 or numbers["block_s"] <= 0:
+        raise ValueError("not a protocol")
+    return Protocol(**found, **numbers)  # type: ignore[arg-type]

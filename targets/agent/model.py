@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage, decode
+from edgekd.readers import inside, printable, read_object
 from edgekd.resize import resize_rgb
+from edgekd.targets.agent.job import number, whole
 from edgekd.targets.agent.runtimes import open_file
 from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.bank import read_bank
@@ -41,16 +42,46 @@ class DeviceModel:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `artifact.json` in `folder` holds; a folder without a readable one is an `EdgekdError`."""
+    """Return what `artifact.json` in `folder` holds, checked.
+
+    Raises:
+        EdgekdError: missing or damaged, or a file name that leads out of the folder.
+    """
+    artifact = read_object(folder / "artifact.json", "artifact", "Copy the artifact again.")
     try:
-        artifact: dict[str, Any] = json.loads(
-            (folder / "artifact.json").read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError) as error:
+        _check(artifact)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise EdgekdError(
-            f"There is no readable artifact at {folder}.", "Name the folder of artifact.json."
+            f"The artifact at {folder} is damaged.", "Copy the artifact again."
         ) from error
+    for name in artifact["files"]:
+        inside(folder, name)
     return artifact
+
+
+def _check(artifact: dict[str, Any]) -> None:
+    """Refuse a manifest that lacks what the agent needs, with whatever error comes first."""
+    files, preprocess, details = artifact["files"], artifact["preprocess"], artifact["details"]
+    if not files or not all(isinstance(digest, str) for digest in files.values()):
+        raise ValueError("files")
+    if artifact.get("bank") is not None and artifact["bank"] not in files:
+        raise ValueError("bank")
+    if not all(isinstance(value, str) for value in (artifact["name"], artifact["format"])):
+        raise TypeError("name")
+    if not artifact["classes"] or not all(isinstance(name, str) for name in artifact["classes"]):
+        raise TypeError("classes")
+    if not isinstance(details, dict) or not isinstance(artifact["inputs"][0]["dtype"], str):
+        raise TypeError("inputs")
+    whole(preprocess["size"], 16, 4096)
+    number(preprocess["crop_pct"], 1e-3, 1)
+    for value in (*preprocess["mean"], *preprocess["std"]):
+        number(value, -1e6, 1e6)
+    if preprocess["resize"] not in ("squash", "crop") or len(preprocess["mean"]) != 3:
+        raise ValueError("preprocess")
+    if len(preprocess["std"]) != 3 or min(preprocess["std"]) <= 0:
+        raise ValueError("preprocess")
+    if preprocess["interpolation"] not in ("nearest", "bilinear", "bicubic"):
+        raise ValueError("preprocess")
 
 
 def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
@@ -70,7 +101,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
     return DeviceModel(
         opened.run if bank is None else lambda images: bank.logits(opened.run(images)),
         preparing(artifact["preprocess"]),
-        tuple(artifact["classes"]),
+        tuple(printable(name) for name in artifact["classes"]),
         opened.provider,
         opened.threads,
         opened.load_ms,

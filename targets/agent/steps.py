@@ -19,6 +19,8 @@ from edgekd.benchmark.energy import Meter, open_sensor
 from edgekd.benchmark.environment import peak_rss_mb, state, usable_cores
 from edgekd.benchmark.latency import LatencySamples, measure, measure_interleaved, rotating
 from edgekd.errors import EdgekdError
+from edgekd.images import MAX_BYTES
+from edgekd.readers import read_errors
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
 from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
@@ -43,7 +45,7 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
         meter = Meter(open_sensor(job.energy))
         meter.rest()
     models = [open_model(folder.parent / one.folder, threads=job.threads) for one in artifacts]
-    with zipfile.ZipFile(folder.parent / job.image_file) as images:
+    with _image_file(folder.parent / job.image_file) as images:
         if kind == "predict":
             _predict(artifacts[0], models[0], images, folder, names, say)
         elif kind == "latency":
@@ -144,7 +146,7 @@ def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
         f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
     )
     model = open_model(folder.parent / artifact.folder, threads=threads)
-    with zipfile.ZipFile(folder.parent / job.image_file) as images:
+    with _image_file(folder.parent / job.image_file) as images:
         buffers = np.stack(
             [model.prepare(_encoded(images, image)) for image in artifact.latency_images]
         )
@@ -209,8 +211,17 @@ def emulated() -> bool:
     return "vendor_id" in text or "CPU implementer\t: 0x00" in text
 
 
+def _image_file(path: Path) -> zipfile.ZipFile:
+    with read_errors(path, "image file", "zip", "Send it again."):
+        return zipfile.ZipFile(path)
+
+
 def _encoded(images: zipfile.ZipFile, place: int) -> bytes:
-    return images.read(f"{place:08d}")
+    with read_errors(Path(images.filename or ""), "image file", "zip", "Send it again."):
+        entry = images.getinfo(f"{place:08d}")
+        if entry.file_size > MAX_BYTES:
+            raise ValueError("an image of more than 1 GB")
+        return images.read(entry)
 
 
 def _listed(artifacts: Sequence[JobArtifact]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import inside, parse_json, read_arrays, read_errors
 
 try:
     import fcntl
@@ -39,12 +40,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def receive(path: Path, size: int, sha256: str, source: BinaryIO) -> None:
-    """Append `source` to `path`'s partial file until it has `size` bytes, check it, and put it in place.
+def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> None:
+    """Append `source` to the partial file of `name` in `root` until it has `size` bytes, check it, and put it in place.
 
     Raises:
-        EdgekdError: the bytes ended early (what came is kept), or are not those that were announced (all is dropped).
+        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (what came is kept),
+            or that are not those that were announced (all is dropped).
     """
+    path = inside(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with open(part, "ab") as handle:
@@ -83,16 +86,16 @@ def write_step(path: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def read_step(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and facts that `write_step` wrote.
+    """Return the arrays and facts that `write_step` wrote.
 
     Raises:
-        ValueError, KeyError, OSError: not such a file.
+        EdgekdError: not such a file.
     """
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files if name != "facts"}
-        facts = json.loads(bytes(stored["facts"]).decode())
-    if not isinstance(facts, dict):
-        raise ValueError("facts are not a mapping")
+    arrays = read_arrays(path, "result", "Copy it again, or measure again.")
+    with read_errors(path, "result", "npz", "Copy it again, or measure again."):
+        facts = parse_json(arrays.pop("facts").tobytes())
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are not a JSON object")
     return arrays, facts
 
 

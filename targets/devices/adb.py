@@ -10,6 +10,7 @@ import re
 import shlex
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import printable
 from edgekd.targets.devices.drive import ShellDevice
 
 _FILES = "/data/data/com.termux/files"
@@ -28,9 +29,10 @@ def adb_device(serial: str) -> ShellDevice:
     Raises:
         EdgekdError: not a serial number.
     """
-    if not re.fullmatch(r"\w[\w.:-]*", serial):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}", serial):
         raise EdgekdError(
-            f"adb:{serial} is not a device.", "Write adb:SERIAL, as adb devices lists it."
+            f"adb:{printable(serial)} is not a device.",
+            "Write adb:SERIAL, as adb devices lists it.",
         )
 
     def reach(line: str) -> list[str]:

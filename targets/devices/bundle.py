@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekd.errors import EdgekdError
-from edgekd.files import replacing, write_text
+from edgekd.files import write_text
+from edgekd.folders import BUNDLE, publishing
+from edgekd.readers import inside, printable
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.devices.payload import Payload
 
@@ -29,13 +31,14 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
     Raises:
         EdgekdError: the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder == Path() or printable(str(folder)) != str(folder):
         raise EdgekdError(
-            f"{folder} is not an empty folder.", "Name a new one: --device bundle:DIR."
+            f'"bundle:{printable(str(folder))}" names no folder.',
+            "Name a new one: --device bundle:DIR.",
         )
-    with replacing(folder) as scratch:
+    with publishing(folder, BUNDLE, overwrite=False) as scratch:
         for name, source in payload.files.items():
-            target = scratch / (AGENT if name == payload.agent else name)
+            target = inside(scratch, AGENT if name == payload.agent else name)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
         line = bundle_command(payload.job_folder)

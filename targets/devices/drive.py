@@ -15,10 +15,12 @@ from typing import IO, Any, Protocol
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
+from edgekd.readers import parse_json, printable
 from edgekd.targets.devices.payload import Payload, agent_name
 from edgekd.targets.devices.zipapp import write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
+_LONGEST_LINE = 1 << 20
 SPARE = 64_000_000
 """Bytes that must stay free on the device beside what is copied: journal and result."""
 
@@ -72,11 +74,14 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
         with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
             call(device, [*agent, "stop", job], timeout_s=10.0)
         raise
-    _fetch(device, [*agent, "send", told["result"]], result, told["sha256"])
+    place, sha256 = told.get("result"), told.get("sha256")
+    if not isinstance(place, str) or not isinstance(sha256, str):
+        raise _silent(device)
+    _fetch(device, [*agent, "send", place], result, sha256)
     names = {name.partition("/")[0] for name in payload.files} | {payload.job_folder}
     # The agent goes last, since it is what removes.
     leaving = [payload.job_folder] if keep else [*sorted(names - {payload.agent}), payload.agent]
-    call(device, [*agent, "remove", *(f"{root}/{name}" for name in leaving)])
+    call(device, [*agent, "remove", root, *leaving])
 
 
 def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[EdgekdError | None]:
@@ -95,12 +100,10 @@ def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[Edgek
         told = call(
             device, [*device.python, f"{root}/{agent_name(path)}", "able", json.dumps(artifacts)]
         )
-    if len(told.get("able", ())) != len(artifacts):
-        raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
-    return [
-        None if one is None else EdgekdError(f"{device.name}: {one[0]}", one[1])
-        for one in told["able"]
-    ]
+    able = told.get("able")
+    if not isinstance(able, list) or len(able) != len(artifacts):
+        raise _silent(device)
+    return [None if one is None else _said(device, one) for one in able]
 
 
 def call(
@@ -113,8 +116,7 @@ def call(
     """Run words on the device, repeat what the agent says, and return its last message; its error is raised."""
     answer = _run(device, words, stdin, timeout_s)
     if "error" in answer.last:
-        message, hint = answer.last["error"]
-        raise EdgekdError(f"{device.name}: {message}", hint)
+        raise _said(device, answer.last["error"])
     if answer.code != 0:
         raise explained(device.name, answer.code, answer.stderr)
     return answer.last
@@ -122,7 +124,7 @@ def call(
 
 def explained(name: str, code: int, stderr: str) -> EdgekdError:
     """Why a command on a device failed, from its exit code and its last words."""
-    line = (stderr.strip().splitlines() or ["no message"])[-1].strip()
+    line = _last_line(stderr)
     if "No space left" in stderr:
         return EdgekdError(f"{name} has no space left.", f"Free some there. {RESUME}")
     if code == 127 or "not found" in line or "No such file" in line:
@@ -140,11 +142,12 @@ def _run(
     with tempfile.TemporaryFile() as errors:
         child = _popen(device.command(words), stdin, errors)
         try:
-            assert child.stdout is not None
-            for line in child.stdout:
+            out = child.stdout
+            assert out is not None
+            for line in iter(lambda: out.readline(_LONGEST_LINE), b""):
                 message = _message(line)
                 if set(message) == {"say"}:
-                    say(f"{device.name}: {message['say']}")
+                    say(f"{device.name}: {str(message['say'])[:500]}")
                 elif message:
                     last = message
             code = child.wait(timeout_s)
@@ -159,10 +162,24 @@ def _run(
 def _message(line: bytes) -> dict[str, Any]:
     """A line of the agent; what login scripts print is none."""
     with contextlib.suppress(ValueError):
-        found = json.loads(line)
+        found = parse_json(line)
         if isinstance(found, dict):
             return found
     return {}
+
+
+def _said(device: Device, error: Any) -> EdgekdError:
+    """The agent's own error: a sentence and a hint."""
+    message, hint = error if isinstance(error, list) and len(error) == 2 else (error, "")
+    return EdgekdError(f"{device.name}: {str(message)[:500]}", str(hint)[:500])
+
+
+def _silent(device: Device) -> EdgekdError:
+    return EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
+
+
+def _last_line(stderr: str) -> str:
+    return printable((stderr.strip().splitlines() or ["no message"])[-1].strip())[:300]
 
 
 def _popen(
@@ -181,31 +198,34 @@ def _popen(
 def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None:
     wanted = {name: path for name, path in payload.files.items() if name != payload.agent}
     told = call(device, [*agent, "probe", root, *wanted])
-    if "files" not in told:
-        raise EdgekdError(f"The agent on {device.name} does not answer.", RESUME)
+    there, free = told.get("files"), told.get("free")
+    if not isinstance(there, dict) or not isinstance(free, int):
+        raise _silent(device)
     hashes = {name: sha256_file(path) for name, path in wanted.items()}
-    missing = {
-        name: path for name, path in wanted.items() if told["files"].get(name) != hashes[name]
+    missing = {name: path for name, path in wanted.items() if there.get(name) != hashes[name]}
+    offsets = {
+        name: min(found, path.stat().st_size)
+        if isinstance(found := there.get(name), int) and found > 0
+        else 0
+        for name, path in missing.items()
     }
-    here = {name: told["files"].get(name) for name in missing}
-    offsets = {name: found if isinstance(found, int) else 0 for name, found in here.items()}
     needed = sum(path.stat().st_size - offsets[name] for name, path in missing.items())
-    if needed + SPARE > told["free"]:
+    if needed + SPARE > free:
         raise EdgekdError(
-            f"{device.name} has {told['free'] / 1e6:.0f} MB free; this needs {(needed + SPARE) / 1e6:.0f} MB.",
+            f"{device.name} has {free / 1e6:.0f} MB free; this needs {(needed + SPARE) / 1e6:.0f} MB.",
             "Free some space there, or measure on fewer images.",
         )
     if missing:
-        there = len(wanted) - len(missing)
+        known = len(wanted) - len(missing)
         say(
-            f"{device.name}: copying {needed / 1e6:.1f} MB; {there} of {len(wanted)} files are there already"
+            f"{device.name}: copying {needed / 1e6:.1f} MB; {known} of {len(wanted)} files are there already"
         )
     for name, path in missing.items():
         with open(path, "rb") as handle:
             handle.seek(offsets[name])
             call(
                 device,
-                [*agent, "receive", f"{root}/{name}", str(path.stat().st_size), hashes[name]],
+                [*agent, "receive", root, name, str(path.stat().st_size), hashes[name]],
                 stdin=handle,
             )
 
@@ -275,7 +295,7 @@ class ShellDevice:
 
 
 def _unreached(name: str, code: int, stderr: str) -> EdgekdError:
-    line = (stderr.strip().splitlines() or ["no message"])[-1].strip()
+    line = _last_line(stderr)
     if "No space left" in stderr:
         return explained(name, code, stderr)
     return EdgekdError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekd.errors import EdgekdError
+from edgekd.readers import printable
 from edgekd.targets.devices.adb import adb_device
 from edgekd.targets.devices.drive import Device
 from edgekd.targets.devices.local import local_device
@@ -23,4 +24,4 @@ def find_device(spec: str) -> Device:
         return ssh_device(spec.removeprefix("ssh://"))
     if spec.startswith("adb:"):
         return adb_device(spec.removeprefix("adb:"))
-    raise EdgekdError(f'"{spec}" is not a device.', f"Write {FORMS}.")
+    raise EdgekdError(f'"{printable(spec)}" is not a device.', f"Write {FORMS}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.errors import EdgekdError
-from edgekd.files import cache_root, disk_errors
+from edgekd.files import cache_folder, disk_errors
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,8 @@ class LocalDevice:
         return [self.program]
 
     def begin(self, agent: Path, name: str) -> str:
-        root = cache_root() / "device"
+        root = cache_folder("device")
         with disk_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
             shutil.copy(agent, root / name)
         return str(root.resolve())
 

@@ -13,6 +13,7 @@ from edgekd.data import FileReader, ImageSet
 from edgekd.files import disk_errors, sha256_file, short_hash
 from edgekd.images import read_bytes
 from edgekd.manifest import read_artifact
+from edgekd.readers import inside
 from edgekd.targets.agent.job import Job
 from edgekd.targets.devices.zipapp import write_agent
 
@@ -101,7 +102,7 @@ def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path)
     files = {agent_name(agent): agent}
     for name, folder in artifacts.items():
         files |= {
-            f"{name}/{file}": folder / file
+            f"{name}/{file}": inside(folder, file)
             for file in ("artifact.json", *read_artifact(folder).files)
         }
     files |= {job.image_file: pack, f"{job_folder}/job.json": job_file}

@@ -1,8 +1,7 @@
-"""What a device sent back, checked: a result may come from anywhere, so nothing in it is believed unseen."""
+"""What a device sent back, checked: a result may come from anywhere, so every value in it has a type and bounds."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark.findings import Machine
 from edgekd.benchmark.latency import LatencySamples
 from edgekd.errors import EdgekdError
-from edgekd.targets.agent.job import Job, parse_job
+from edgekd.readers import printable
+from edgekd.targets.agent.job import Job, number, parse_job, short_text, whole
 from edgekd.targets.agent.store import Arrays, read_step
 from edgekd.targets.placement import Placement
 
@@ -95,52 +96,87 @@ class DeviceResult:
     temperature_max_c: float | None
 
 
-def read_result(path: Path) -> DeviceResult:
-    """Load a result file.
+@dataclass(frozen=True, eq=False)
+class StoredResult:
+    """A result file that was read and not checked yet, but for its job."""
+
+    path: Path
+    job: Job
+    arrays: Arrays
+    facts: dict[str, Any]
+
+
+def open_result(path: Path) -> StoredResult:
+    """Read a result file and its job.
 
     Raises:
-        EdgekdError: no result, damaged, incomplete, or of another format.
+        EdgekdError: no result, damaged, or of another format.
     """
-    if not path.is_file():
+    arrays, facts = read_step(path)
+    return StoredResult(path, parse_job(facts.get("job")), arrays, facts)
+
+
+def check_result(stored: StoredResult, job: Job) -> DeviceResult:
+    """Return the result of `job`.
+
+    Raises:
+        EdgekdError: a result of another job, incomplete, or with a value out of bounds.
+    """
+    path, arrays, facts = stored.path, stored.arrays, stored.facts
+    # Before the steps are expanded: a foreign job may name any number of them.
+    if stored.job.artifacts != job.artifacts:
+        names = ", ".join(one.name for one in stored.job.artifacts)[:200]
         raise EdgekdError(
-            f"There is no result at {path}.", "Give the .npz file that the device wrote."
+            f"{path} is of other artifacts or images: {names}.",
+            "Name the run, the --data and the suites that the bundle was made from.",
+        )
+    if stored.job != job:
+        raise EdgekdError(
+            f"{path} was measured on other images or by another rule.", "Make the bundle again."
         )
     try:
-        arrays, facts = read_step(path)
-        job = parse_job(facts["job"])
         steps: dict[str, Any] = facts["steps"]
         built = facts.get("built") or [None] * len(job.artifacts)
         artifacts = tuple(
             _artifact(job, n, arrays, steps, _built(built[n])) for n in range(len(job.artifacts))
         )
-        boots = [step["boot"] for name in _names(job) if (step := steps[name])["boot"]]
-        states = [
-            step[when] for step in steps.values() for when in ("before", "after") if when in step
+        boots = [short_text(step["boot"]) for name in _names(job) if (step := steps[name])["boot"]]
+        heat = [
+            number(step[when]["temperature_c"], -273, 1000)
+            for step in steps.values()
+            for when in ("before", "after")
+            if when in step and step[when]["temperature_c"] is not None
         ]
+        machine = Machine.model_validate(facts["environment"]).model_dump()
         return DeviceResult(
             job,
             artifacts,
-            str(facts["name"]),
-            dict(facts["environment"]),
-            bool(facts["emulated"]),
+            short_text(facts["name"]),
+            _checked_texts(machine),
+            _flag(facts["emulated"]),
             sum(one != other for one, other in pairwise(boots)),
-            max(
-                (state["temperature_c"] for state in states if state["temperature_c"] is not None),
-                default=None,
-            ),
+            max(heat, default=None),
         )
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise EdgekdError(
-            f"{path} is not a whole result of the device agent.", "Copy it again, or measure again."
+            f"{path} is not a whole result of the device agent ({printable(str(error))[:120]}).",
+            "Copy it again, or measure again.",
         ) from error
+
+
+def _checked_texts(value: Any) -> Any:
+    """The same value, in which every text is printable; else a `ValueError`."""
+    if isinstance(value, dict):
+        return {short_text(name): _checked_texts(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_checked_texts(item) for item in value]
+    return short_text(value, 256) if isinstance(value, str) else value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
+    return value
 
 
 def _names(job: Job) -> list[str]:
@@ -148,32 +184,35 @@ def _names(job: Job) -> list[str]:
 
 
 def _artifact(
-    job: Job, number: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None
+    job: Job, place: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None
 ) -> ArtifactResult:
     names = _names(job)
-    parts = [name for name in names if name.startswith(f"predict-{number}-")]
-    clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{number}-"))]
+    parts = [name for name in names if name.startswith(f"predict-{place}-")]
+    clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{place}-"))]
     logits = np.concatenate([arrays[f"{name}/logits"] for name in parts])
     pixels = np.concatenate([arrays[f"{name}/pixels"] for name in parts])
-    n = len(job.artifacts[number].images)
+    n = len(job.artifacts[place].images)
     if logits.ndim != 2 or logits.dtype != np.float32 or len(logits) != n or pixels.shape != (n,):
         raise ValueError("predictions of another shape than the job's images")
+    if pixels.dtype != np.uint32 or not logits.shape[1]:
+        raise ValueError("predictions of another type")
     if not np.isfinite(logits).all():
         raise ValueError("logits that are not finite")
-    whole = f"endtoend-{number}"
-    prepare_ms = arrays[f"{whole}/prepare_ms_{number}"]
-    found = _clocked(whole, number, arrays, steps)
+    whole_step = f"endtoend-{place}"
+    prepare_ms = arrays[f"{whole_step}/prepare_ms_{place}"]
+    found = _clocked(whole_step, place, arrays, steps)
     if prepare_ms.shape != found.samples.samples_ms.shape:
         raise ValueError("another number of preparations than of samples")
+    memory = steps[whole_step]["peak_rss_mb"]
     return ArtifactResult(
         logits,
         pixels,
-        [_clocked(name, number, arrays, steps) for name in clocks],
+        [_clocked(name, place, arrays, steps) for name in clocks],
         found,
-        prepare_ms.astype(np.float64),
-        steps[whole]["peak_rss_mb"],
+        _times(prepare_ms, least=0.0),
+        None if memory is None else number(memory, 0, 1e9),
         _placement(steps[parts[0]].get("placement")),
-        tuple(_rate(job, number, place, arrays, steps) for place in range(len(job.grid))),
+        tuple(_rate(job, place, cell, arrays, steps) for cell in range(len(job.grid))),
         built,
     )
 
@@ -182,62 +221,77 @@ def _built(told: Any) -> Built | None:
     if told is None:
         return None
     return Built(
-        str(told["builder"]),
-        str(told["version"]),
-        str(told["gpu"]),
-        str(told["compute_capability"]),
-        float(told["seconds"]),
+        short_text(told["builder"]),
+        short_text(told["version"]),
+        short_text(told["gpu"], 128),
+        short_text(told["compute_capability"]),
+        number(told["seconds"], 0, 1e6),
     )
 
 
-def _rate(job: Job, number: int, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Rate:
-    batch, threads = job.grid[place]
-    name = f"throughput-{number}-{place}"
+def _rate(job: Job, place: int, cell: int, arrays: Arrays, steps: Mapping[str, Any]) -> Rate:
+    batch, threads = job.grid[cell]
+    name = f"throughput-{place}-{cell}"
     if "reason" in steps[name]:
-        return Rate(batch, threads, None, str(steps[name]["reason"]))
-    return Rate(batch, threads, _clocked(name, number, arrays, steps), None)
+        return Rate(batch, threads, None, printable(str(steps[name]["reason"]))[:300])
+    return Rate(batch, threads, _clocked(name, place, arrays, steps), None)
 
 
 def _placement(told: Any) -> Placement | None:
     if told is None:
         return None
     nodes = {
-        str(who): {str(kind): int(n) for kind, n in kinds.items()}
+        short_text(who, 128): {
+            short_text(kind, 128): whole(n, 0, 10**7) for kind, n in kinds.items()
+        }
         for who, kinds in told["nodes"].items()
     }
-    return Placement(str(told["asked"]), nodes, str(told["told_by"]))
+    return Placement(short_text(told["asked"], 128), nodes, short_text(told["told_by"], 128))
 
 
-def _clocked(name: str, number: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
-    facts = steps[name][str(number)]
-    samples_ms, blocks = arrays[f"{name}/samples_ms_{number}"], arrays[f"{name}/blocks_{number}"]
-    if samples_ms.ndim != 1 or len(samples_ms) == 0 or blocks.shape != samples_ms.shape:
-        raise ValueError("samples and blocks of different numbers")
-    if not np.isfinite(samples_ms).all() or (samples_ms <= 0).any():
+def _times(values: NDArray[Any], *, least: float) -> NDArray[np.float64]:
+    """Times in ms, float64 `[n]`; any that is not finite, below `least` or of more than a day is a `ValueError`."""
+    if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
+        raise ValueError("times of another shape or type")
+    times: NDArray[np.float64] = values.astype(np.float64)
+    if not np.isfinite(times).all() or times.min() < least or times.max() > 86_400_000:
         raise ValueError("a time that is none")
+    return times
+
+
+def _clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
+    facts = steps[name][str(place)]
+    samples_ms, blocks = arrays[f"{name}/samples_ms_{place}"], arrays[f"{name}/blocks_{place}"]
+    times = _times(samples_ms, least=1e-6)
+    if blocks.shape != times.shape or blocks.dtype.kind not in "iu" or (np.diff(blocks) < 0).any():
+        raise ValueError("blocks that do not belong to the samples")
     samples = LatencySamples(
-        samples_ms.astype(np.float64),
+        times,
         blocks.astype(np.int64),
-        float(facts["first_ms"]),
-        int(facts["warmup_runs"]),
-        float(facts["warmup_s"]),
-        bool(facts["settled"]),
-        bool(facts["complete"]),
-        None if facts.get("joules") is None else float(facts["joules"]),
-        float(facts.get("metered_s", 0.0)),
+        number(facts["first_ms"], 0, 86_400_000),
+        whole(facts["warmup_runs"], 0, 10**9),
+        number(facts["warmup_s"], 0, 86_400),
+        _flag(facts["settled"]),
+        _flag(facts["complete"]),
+        None if facts.get("joules") is None else number(facts["joules"], 0, 1e9),
+        number(facts.get("metered_s", 0.0), 0, 86_400),
         *(
-            None if facts.get(name) is None else float(facts[name])
-            for name in ("other_cpu", "stolen_cpu")
+            None if facts.get(part) is None else number(facts[part], 0, 1e6)
+            for part in ("other_cpu", "stolen_cpu")
         ),
     )
     energy = facts.get("energy")
     if energy is not None:
         idle = energy["idle_w"]
         energy = {
-            "sensor": str(energy["sensor"]),
-            "covers": str(energy["covers"]),
-            "idle_w": None if idle is None else float(idle),
+            "sensor": short_text(energy["sensor"]),
+            "covers": short_text(energy["covers"], 256),
+            "idle_w": None if idle is None else number(idle, 0, 1e6),
         }
     return Clocked(
-        samples, float(facts["load_ms"]), str(facts["provider"]), int(facts["threads"]), energy
+        samples,
+        number(facts["load_ms"], 0, 86_400_000),
+        short_text(facts["provider"], 128),
+        whole(facts["threads"], 0, 4096),
+        energy,
     )

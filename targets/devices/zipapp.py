@@ -15,6 +15,7 @@ from edgekd.files import write_bytes
 SHARED = (
     "errors.py",
     "images.py",
+    "readers.py",
     "resize.py",
     "benchmark/energy.py",
     "benchmark/environment.py",

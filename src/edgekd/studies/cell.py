@@ -6,7 +6,6 @@ its own; `--jobs` starts it so.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 from edgekd.config import TrainConfig
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.few import can_zero_shot, new_vectors, student_scores
+from edgekd.readers import parse_json
 from edgekd.scarce import unseen_test
 from edgekd.studies.descriptions import from_file
 from edgekd.studies.numbers import ID, OOD, ORACLE
@@ -68,14 +68,9 @@ def one_run(loaded: LoadedRun, *, oracle: bool) -> tuple[dict[str, Outcome], dic
 def main(folder: str, cell: str, keep: str, oracle: str) -> int:
     """One cell of the study in `folder`; the cell as JSON."""
     store = Store(Path(folder))
-    one = Cell(**json.loads(cell))
+    one = Cell(**parse_json(cell))
     try:
-        settings = store.settings()
-        config = TrainConfig.model_validate(
-            {"recipe": one.recipe}
-            | settings["recipes"][one.recipe]
-            | {"unseen_classes": settings["unseen_classes"]}
-        )
+        config = _settings(store, one.recipe)
         run_cell(
             store,
             one,
@@ -83,10 +78,25 @@ def main(folder: str, cell: str, keep: str, oracle: str) -> int:
             keep=keep == "keep",
             oracle=oracle == "oracle",
         )
-    except EdgekdError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (EdgekdError, Stopped) as error:
+        print(f"error: {error.message} {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _settings(store: Store, recipe: str) -> TrainConfig:
+    """The settings of a recipe as the study has written them down."""
+    settings = store.settings()
+    try:
+        return TrainConfig.model_validate(
+            {"recipe": recipe}
+            | settings["recipes"][recipe]
+            | {"unseen_classes": settings["unseen_classes"]}
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(
+            f"The study at {store.folder} is damaged.", "Start it anew in another folder."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def ask_once(plan: Plan, folder: Path) -> Plan:
             descriptions_for(spec, names)
             continue
         path = _answers(folder, spec)
-        kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)))
+        kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
         write_json(path, {name: list(sentences) for name, sentences in kept.items()})
     return dataclasses.replace(
         plan, configs={name: from_file(config, folder) for name, config in plan.configs.items()}

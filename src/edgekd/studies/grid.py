@@ -19,6 +19,9 @@ from edgekd.studies.cell import run_cell
 from edgekd.studies.plan import Cell, Plan
 from edgekd.studies.store import Store
 
+_CHECKPOINT_S = 20.0
+"""Given to a cell that is ended to write its checkpoint."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -68,7 +71,7 @@ def _side_by_side(
     running: dict[subprocess.Popen[bytes], tuple[Cell, int]] = {}
     failures = []
     with ExitStack() as stack:
-        stack.callback(_kill, running)
+        stack.callback(_end, running)
         while waiting or running:
             while waiting and slots:
                 cell, slot = waiting.pop(), slots.pop()
@@ -91,9 +94,16 @@ def _side_by_side(
     return failures
 
 
-def _kill(running: Iterable[subprocess.Popen[bytes]]) -> None:
+def _end(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End cells that still run: a checkpoint each where there is time, as there is before a machine is switched off."""
     for process in running:
-        process.kill()
+        process.terminate()
+    until = time.monotonic() + _CHECKPOINT_S
+    for process in running:
+        try:
+            process.wait(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _environment(threads: int, gpu: int | None) -> dict[str, str]:

@@ -7,18 +7,24 @@ answers in the run's folder. Nothing that a run does, and no number but this one
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.distill.job import Job
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.students import Student
 from edgekd.distill.validate import scores_on
+from edgekd.errors import EdgekdError
 from edgekd.files import write_bytes
+from edgekd.readers import read_arrays
 from edgekd.studies.store import Outcome
 
 _FILE = "oracle.npz"
+_ARRAYS = ("places", "seen", "step", "correct")
+_AGAIN = "Train the run again with --overwrite."
 
 
 def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
@@ -38,13 +44,30 @@ def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> Non
     best = {"step": np.int64(done), "correct": right}
     seen = {done}
     if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            seen |= set(file["seen"].tolist())
-            if file["correct"].sum() >= right.sum():
-                best = {"step": file["step"], "correct": file["correct"]}
+        file = _read(path)
+        seen |= set(file["seen"].tolist())
+        if file["correct"].sum() >= right.sum():
+            best = {"step": file["step"], "correct": file["correct"]}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, places=np.array(places), seen=np.array(sorted(seen)), **best)
     write_bytes(path, buffer.getvalue())
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    file = read_arrays(path, "oracle's answers", _AGAIN)
+    if (
+        set(file) != set(_ARRAYS)
+        or any(file[name].dtype.kind not in "iu" for name in ("places", "seen", "step"))
+        or any(file[name].ndim != 1 for name in ("places", "seen", "correct"))
+        or file["step"].ndim
+        or file["correct"].dtype != np.bool_
+    ):
+        raise _damaged(path)
+    return file
+
+
+def _damaged(path: Path) -> EdgekdError:
+    return EdgekdError(f"The oracle's answers at {path} are of another run.", _AGAIN)
 
 
 def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]] | None:
@@ -57,8 +80,10 @@ def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]
     path = loaded.folder / _FILE
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as file:
-        places, seen, step, correct = (file[name] for name in ("places", "seen", "step", "correct"))
+    file = _read(path)
+    places, seen, step, correct = (file[name] for name in _ARRAYS)
+    if correct.shape != kept.correct.shape:
+        raise _damaged(path)
     if not np.array_equal(places, seen):
         return None
     better = correct.sum() > kept.correct.sum()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +29,6 @@ def trained(config: TrainConfig, look: Look | None = None) -> LoadedRun:
     if not (folder / "run.json").is_file():
         if (folder / "config.json").is_file():
             config = TrainConfig(out=folder, resume=True)
-        elif folder.exists():  # killed before it had settings
-            shutil.rmtree(folder)
         train(config, look)
     return load_run(folder)
 

@@ -9,21 +9,27 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, read_json, write_bytes, write_json, write_text
+from edgekd.files import write_bytes, write_json, write_text
+from edgekd.folders import LOCK, held
+from edgekd.readers import parse_json, printable_values, read_arrays, read_object, read_text
 from edgekd.studies.plan import Cell
 
 _SCHEMA_VERSION = 1
+_FACTS: tuple[tuple[str, Any, bool], ...] = (
+    ("seconds", (int, float), True), ("selection", str, True), ("steps", int, True), ("size", int, True),
+    ("tuning_steps", int, False), ("oracle_places", int, False),
+)  # fmt: skip
+"""Facts of a cell that tables are made of: name, type, whether every cell has it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,27 +72,16 @@ class Store:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Hold the folder for one running study; a killed holder lets go."""
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".running.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise EdgekdError(
-                f"A study is running in {self.folder} already.",
-                "Wait for it, or choose another --out.",
-            ) from error
-        try:
+        with held(self.folder / LOCK, f"A study is running in {self.folder} already."):
+            self.check()
             yield
-        finally:
-            lock.release()
 
     def check(self) -> None:
         """Refuse a folder that holds something else than a study."""
         if self.folder.exists() and not self.folder.is_dir():
             raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
-        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        if held and "study.json" not in held and set(held) - {".running.lock"}:
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if names and "study.json" not in names and set(names) - {LOCK}:
             raise EdgekdError(
                 f"{self.folder} holds something that is not a study.", "Choose another --out."
             )
@@ -101,8 +96,10 @@ class Store:
         path = self.folder / "study.json"
         merged = dict(settings)
         if path.exists():
-            stored = read_json(path, "study")
-            if not isinstance(stored, dict) or stored.get("schema_version") != _SCHEMA_VERSION:
+            stored = self.settings()
+            if stored.get("schema_version") != _SCHEMA_VERSION or not isinstance(
+                stored.get("recipes"), dict
+            ):
                 raise EdgekdError(
                     f"The study at {self.folder} was written by another edgekd.",
                     "Choose another --out.",
@@ -119,7 +116,7 @@ class Store:
 
     def settings(self) -> dict[str, Any]:
         """What `study.json` says."""
-        return dict(read_json(self.folder / "study.json", "study"))
+        return read_object(self.folder / "study.json", "study")
 
     def add(self, done: Done) -> None:
         """Keep a finished cell. Several processes may call this."""
@@ -147,11 +144,15 @@ class Store:
     def done(self, cells: Sequence[Cell]) -> list[Done]:
         """Those of `cells` that are finished, in that order."""
         facts: dict[Cell, dict[str, Any]] = {}
-        lines = self._lines.read_text(encoding="utf-8").splitlines() if self._lines.exists() else []
+        lines = read_text(self._lines, "list of cells").splitlines() if self._lines.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-                facts[Cell(**record.pop("cell"))] = record
+                record = printable_values(parse_json(line))
+                cell = Cell(**record.pop("cell"))
+                for name, kind, required in _FACTS:
+                    if (required or name in record) and not isinstance(record[name], kind):
+                        raise ValueError(f"{name} is not what it should be")
+                facts[cell] = record
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise EdgekdError(
                     f"Line {number} of {self._lines} is damaged.",
@@ -164,15 +165,21 @@ class Store:
 
     def _read(self, cell: Cell) -> dict[str, Outcome]:
         path = self._arrays(cell)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names = [name for name in file.files if not name.endswith("_labels")]
-                return {name: Outcome(file[name], file[f"{name}_labels"]) for name in names}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise EdgekdError(
-                f"{path} cannot be read ({error}).",
-                f"Remove the line of this cell from {self._lines.name}; it then runs again.",
-            ) from error
+        hint = f"Remove the line of this cell from {self._lines.name}; it then runs again."
+        file = read_arrays(path, "outcome of a cell", hint)
+        found = {}
+        for name in [name for name in file if not name.endswith("_labels")]:
+            correct, labels = file[name], file.get(f"{name}_labels")
+            if (
+                labels is None
+                or correct.dtype != np.bool_
+                or labels.dtype.kind not in "iu"
+                or correct.ndim != 1
+                or correct.shape != labels.shape
+            ):
+                raise EdgekdError(f"The outcome of a cell at {path} is damaged.", hint)
+            found[name] = Outcome(correct, labels)
+        return found
 
 
 def differences(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, Stopped
 from edgekd.files import write_text
 from edgekd.studies.descriptions import ask_once
 from edgekd.studies.grid import Failure, run_cells
@@ -33,6 +36,20 @@ class Study:
     failures: tuple[Failure, ...]
 
 
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Say how a study goes on that a signal stops, in whichever cell."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if isinstance(stopped, Stopped) else signal.SIGINT
+        raise Stopped(
+            number,
+            "Stopped; finished cells are kept, and the running one has a checkpoint.",
+            "Go on with the same command.",
+        ) from stopped
+
+
 def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     """Run the cells that are not finished and write the tables anew.
 
@@ -41,7 +58,7 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     """
     store = Store(folder)
     store.check()
-    with store.running():
+    with store.running(), _resumable():
         store.claim(plan.settings())
         plan = ask_once(plan, folder)
         failures = run_cells(plan, store, jobs=jobs, keep=keep)

@@ -12,7 +12,9 @@ from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.predict import predict_all, teacher_predict
 from edgekd.distill.prompts import templates_for
 from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.errors import EdgekdError
 from edgekd.files import short_hash, write_bytes
+from edgekd.readers import read_arrays
 from edgekd.studies.plan import Plan, recipe_of
 from edgekd.studies.store import Store
 
@@ -34,9 +36,14 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
     wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
     path = store.folder / "teacher.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["made_for"]) == wanted:
-                return np.asarray(file["scores"])
+        file = read_arrays(path, "teacher's scores", "Remove that file.")
+        scores = file.get("scores")
+        if str(file.get("made_for")) == wanted and scores is not None:
+            if scores.shape != (len(images), len(images.classes)) or scores.dtype != np.float32:
+                raise EdgekdError(
+                    f"The teacher's scores at {path} are damaged.", "Remove that file."
+                )
+            return scores
     everything = np.arange(len(images))
     if isinstance(teacher, ClipTeacher):
         say(f"study: the teacher's zero-shot classifier on {len(images):,} images")

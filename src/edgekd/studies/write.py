@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 
 from edgekd.benchmark.stats import Interval
 from edgekd.benchmark.table import NONE
+from edgekd.files import csv_text as csv_lines
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 
@@ -119,30 +118,28 @@ def _line(texts: Sequence[str]) -> str:
 
 def csv_text(tables: Sequence[Table]) -> str:
     """`table.csv`: a line per number, with ID per column as well; per cent and points, not rounded."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
+    rows: list[Sequence[object]] = [
         ("table", "recipe", "column", "measure", "value", "standard_error", "low", "high", "seeds")
-    )
+    ]
     for table in tables:
         for row in table.rows:
             for (column, measure), value in row.columns.items():
-                writer.writerow((table.title, row.name, column, measure, *_numbers(value)))
+                rows.append((table.title, row.name, column, measure, *_numbers(value)))
             for measure, found in ((ID, row.id), (OOD, row.average), (ORACLE, row.oracle)):
                 if found is not None:
-                    writer.writerow((table.title, row.name, "average", measure, *_numbers(found)))
+                    rows.append((table.title, row.name, "average", measure, *_numbers(found)))
             for kind, interval in (("seeds", row.t_interval), ("images", row.image_interval)):
                 if row.difference is not None:
                     low, high = interval or ("", "")
                     name = f"ood less {table.baseline}, 95 % over {kind}"
-                    writer.writerow(
+                    rows.append(
                         (table.title, row.name, "average", name, row.difference, "", low, high, "")
                     )
             if row.seconds is not None:
-                writer.writerow(
+                rows.append(
                     (table.title, row.name, "", "train_seconds", row.seconds, "", "", "", "")
                 )
-    return buffer.getvalue()
+    return csv_lines(rows)
 
 
 def _numbers(value: Stat) -> tuple[float | str, ...]:

@@ -1,0 +1,122 @@
+"""How many processes train, and which one this is: decided once, from what was really launched.
+
+The processes are torchrun's, or edgekd starts them itself. Variables that a cluster, MPI or an earlier launch left in
+the environment (RANK, SLURM_…, OMPI_…) start nothing and mean nothing here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edgekd.config import TrainConfig
+from edgekd.console import set_rank
+from edgekd.errors import EdgekdError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process that torchrun started."""
+
+    rank: int
+    world: int
+    local_world: int
+
+
+def find_launch() -> Launch | None:
+    """Return this process's place in a torchrun launch, None without one; from here on the console follows it."""
+    launch = _torchrun()
+    set_rank(launch.rank if launch else 0)
+    return launch
+
+
+def _torchrun() -> Launch | None:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    values = [os.environ.get(name, "") for name in names]
+    if not all(value.isascii() and value.isdigit() for value in values):
+        return None
+    rank, world, local_rank, local_world, _ = map(int, values)
+    if not (rank < world and local_rank < local_world and world % local_world == 0):
+        return None
+    return Launch(rank, world, local_world)
+
+
+@contextlib.contextmanager
+def _unlaunched() -> Iterator[None]:
+    """Hide what Lightning reads when it is imported or set up, whether or not anything was launched."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "STANDALONE_PORT")
+    hidden = {
+        name: value for name, value in os.environ.items() if name in names or name[:3] == "LT_"
+    }
+    if _torchrun():
+        hidden = {}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+with _unlaunched():  # importing it converts RANK to a number
+    from lightning_fabric import Fabric as Fabric
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+    from lightning_fabric.plugins.environments.lightning import (
+        LightningEnvironment,
+        find_free_network_port,
+    )
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+
+class OwnProcesses(LightningEnvironment):
+    """This process, or several that edgekd starts on this machine."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return False
+
+    @property
+    def main_address(self) -> str:
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        if self._main_port == -1:
+            with _unlaunched():
+                self._main_port = find_free_network_port()
+        return self._main_port
+
+    def node_rank(self) -> int:
+        return 0
+
+
+def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
+    """Set up one process, several here, or the ones that torchrun started (`launch`).
+
+    Raises:
+        EdgekdError: the batch does not divide by the processes.
+    """
+    processes: ClusterEnvironment
+    if launch:
+        devices, nodes, strategy = launch.local_world, launch.world // launch.local_world, "ddp"
+    else:
+        devices, nodes, strategy = config.devices, 1, "ddp_spawn" if config.devices > 1 else "auto"
+    if config.batch_size % (devices * nodes):
+        raise EdgekdError(
+            f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.",
+            "Change --batch-size.",
+        )
+    with _unlaunched():
+        processes = TorchElasticEnvironment() if launch else OwnProcesses()
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy,
+            precision=config.precision,
+            plugins=[processes],
+        )

@@ -1,0 +1,201 @@
+"""Views in other styles: what a picture shows stays, how it looks changes.
+
+Half of the student's views are redrawn: amplitudes mixed with another image's (Fourier; FACT, Xu et al., CVPR 2021),
+random convolutions (RandConv, Xu et al., ICLR 2021), line drawings (extended difference of Gaussians, Winnemöller et
+al. 2012), flattened painting (Kuwahara filter, posterised), solarisation. The teacher's target is that of the view
+before. Everything is a function of the image's content hash, the number of the visit and the policy; the partner of a
+Fourier mixture is drawn from the global batch, so it does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, pad
+from torchvision.transforms.v2.functional import gaussian_blur, rgb_to_grayscale
+
+from edgekd.files import short_hash
+
+KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
+_KERNEL = 7
+_WINDOW = 5
+_BLURS = (0.7, 1.1, 1.8, 2.9)
+"""Standard deviations in pixels; a line drawing subtracts two neighbours."""
+
+
+@dataclass(frozen=True)
+class RestylePolicy:
+    """How many views are restyled, and the weights of the kinds, in the order of `KINDS`."""
+
+    share: float = 0.5
+    weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that change with any number above, or with the meaning of one."""
+        return short_hash("restyle-1", repr(sorted(asdict(self).items())))
+
+
+class Restyle(NamedTuple):
+    """How to redraw a batch of views."""
+
+    kinds: NDArray[np.int64]
+    """`[B]`, place in `KINDS`, −1 for a view that stays as it is."""
+    draws: Tensor
+    """Float `[B, 4]` in 0–1: the numbers of each kind."""
+    kernels: Tensor
+    """Float `[n, 3, 3, 7, 7]` of the `n` random convolutions, in order."""
+    partners: Tensor
+    """uint8 `[m, S, S, 3]`: other images for the `m` Fourier mixtures, in order."""
+
+    def rows(self, kind: str) -> Tensor:
+        """Rows of the views of one kind, int64."""
+        return torch.from_numpy(np.flatnonzero(self.kinds == KINDS.index(kind)))
+
+
+def restyle_params(
+    keys: Sequence[str], visits: Sequence[int], policy: RestylePolicy
+) -> tuple[Restyle, NDArray[np.float64]]:
+    """Draw how visit `visits[i]` of the image with content hash `keys[i]` is restyled.
+
+    Returns:
+        The restyling, without partners; and for each Fourier mixture a number in 0–1 that chooses its partner.
+    """
+    edges = policy.share * np.cumsum(policy.weights) / sum(policy.weights)
+    kinds = np.full(len(keys), -1, dtype=np.int64)
+    draws = np.zeros((len(keys), 4), dtype=np.float32)
+    kernels, partners = [], []
+    for row, (key, visit) in enumerate(zip(keys, visits, strict=True)):
+        digest = hashlib.sha256(f"{policy.id}/{key}/{visit}".encode()).digest()
+        rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+        kind, partner, *own = rng.random(6)
+        draws[row] = own
+        if kind >= policy.share:
+            continue
+        kinds[row] = int(np.searchsorted(edges, kind, side="right"))
+        if KINDS[kinds[row]] == "fourier":
+            partners.append(partner)
+        elif KINDS[kinds[row]] == "convolution":
+            kernels.append(_kernel(rng, own[0]))
+    shape = (0, 3, 3, _KERNEL, _KERNEL)
+    return (
+        Restyle(
+            kinds,
+            torch.from_numpy(draws),
+            torch.from_numpy(np.stack(kernels) if kernels else np.zeros(shape, np.float32)),
+            torch.zeros(0, dtype=torch.uint8),
+        ),
+        np.array(partners),
+    )
+
+
+def _kernel(rng: np.random.Generator, draw: float) -> NDArray[np.float32]:
+    """A random kernel of 1, 3, 5 or 7 pixels within 7, float `[3, 3, 7, 7]`."""
+    half = int(4 * draw)
+    side = 2 * half + 1
+    whole = np.zeros((3, 3, _KERNEL, _KERNEL), dtype=np.float32)
+    inner = slice(_KERNEL // 2 - half, _KERNEL // 2 + half + 1)
+    whole[:, :, inner, inner] = rng.standard_normal((3, 3, side, side)) / np.sqrt(3 * side**2)
+    return whole
+
+
+def restyle(views: Tensor, how: Restyle) -> Tensor:
+    """Redraw the views whose kind is not −1.
+
+    Args:
+        views: float `[B, 3, S, S]` in 0–1, changed in place.
+
+    Returns:
+        `views`.
+    """
+    draws = how.draws.to(views.device)
+    for kind in KINDS:
+        rows = how.rows(kind).to(views.device)
+        if not len(rows):
+            continue
+        own, numbers = views[rows], draws[rows][:, :, None, None, None]  # [b, 4, 1, 1, 1]
+        if kind == "fourier":
+            partners = how.partners.to(views.device).permute(0, 3, 1, 2).float() / 255
+            redrawn = _fourier(own, partners, numbers[:, 0])
+        elif kind == "convolution":
+            redrawn = _convolution(own, how.kernels.to(views.device), numbers)
+        elif kind == "lines":
+            redrawn = _lines(own, draws[rows])
+        elif kind == "paint":
+            redrawn = _paint(own, numbers)
+        else:
+            threshold = 0.2 + 0.6 * numbers[:, 0]
+            redrawn = torch.where(own >= threshold, 1 - own, own)
+        views[rows] = redrawn.clamp(0, 1).to(views.dtype)
+    return views
+
+
+def _fourier(own: Tensor, partners: Tensor, share: Tensor) -> Tensor:
+    """Mix in `share` `[b, 1, 1, 1]` of the partners' amplitudes `[b, 3, S', S']`; the phase stays."""
+    side = own.shape[-1]
+    first = (partners.shape[-1] - side) // 2
+    other = partners[..., first : first + side, first : first + side]
+    spectrum, amplitude = (
+        torch.fft.rfft2(own.contiguous()),
+        torch.fft.rfft2(other.contiguous()).abs(),
+    )
+    mixed = torch.polar(torch.lerp(spectrum.abs(), amplitude, share), spectrum.angle())
+    redrawn: Tensor = torch.fft.irfft2(mixed, s=own.shape[-2:])
+    return redrawn
+
+
+def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
+    """Convolve each view with its kernel `[3, 3, 7, 7]`, keep the mean and contrast, and mix half of them back."""
+    count, side = len(own), own.shape[-1]
+    padded = pad(own.reshape(1, 3 * count, side, side), [_KERNEL // 2] * 4, mode="reflect")
+    out = conv2d(padded, kernels.flatten(0, 1), groups=count).reshape(own.shape)
+    mean, std = out.mean(dim=(1, 2, 3), keepdim=True), out.std(dim=(1, 2, 3), keepdim=True)
+    want, spread = own.mean(dim=(1, 2, 3), keepdim=True), own.std(dim=(1, 2, 3), keepdim=True)
+    out = (out - mean) / (std + 1e-6) * (spread + 0.1) + want
+    share = torch.where(numbers[:, 1] < 0.5, 0.0, numbers[:, 2])
+    return torch.lerp(out, own, share)
+
+
+def _lines(own: Tensor, draws: Tensor) -> Tensor:
+    """Draw dark lines on white paper, at one of three widths; a third keeps its colours under the lines.
+
+    Half of the views are flattened first, which leaves outlines and drops texture.
+    """
+    rows = torch.arange(len(own), device=own.device)
+    smooth = torch.where((draws[:, 1] < 0.5)[:, None, None, None], _flattened(own), own)
+    grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
+    blurred = torch.stack([gaussian_blur(grey, [9, 9], [sigma, sigma]) for sigma in _BLURS])
+    width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
+    edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
+    strength = (15 + 60 * draws[:, 2])[:, None, None, None]
+    ink = torch.tanh((edges - 0.005).clamp(min=0) * strength)
+    paper = torch.where((draws[:, 3] < 1 / 3)[:, None, None, None], own, torch.ones_like(own))
+    return paper * (1 - ink)
+
+
+def _paint(own: Tensor, numbers: Tensor) -> Tensor:
+    """Flatten the view, and posterise half of the views to 3 to 6 levels."""
+    flat = _flattened(own)
+    steps = 2 + (4 * numbers[:, 1]).floor()
+    return torch.where(numbers[:, 0] < 0.5, (flat * steps).round() / steps, flat)
+
+
+def _flattened(own: Tensor) -> Tensor:
+    """Give each pixel the mean of the calmest of the four windows around it (Kuwahara 1976)."""
+    reach, side = _WINDOW // 2, own.shape[-1]
+    padded = pad(own, [2 * reach] * 4, mode="reflect")
+    mean = avg_pool2d(padded, _WINDOW, stride=1)
+    variance = (avg_pool2d(padded.square(), _WINDOW, stride=1) - mean.square()).sum(1, keepdim=True)
+    corners = [
+        (slice(y, y + side), slice(x, x + side)) for y in (0, 2 * reach) for x in (0, 2 * reach)
+    ]
+    means = torch.stack([mean[..., y, x] for y, x in corners])  # [4, b, 3, S, S]
+    calmest = torch.stack([variance[..., y, x] for y, x in corners]).argmin(0, keepdim=True)
+    return means.gather(0, calmest.expand(1, *own.shape))[0]

@@ -1,0 +1,175 @@
+"""Weights files of the user's own: plain tensors, timm's and Lightning's checkpoints, wrapped or compiled models."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgekd.errors import EdgekdError
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Where training programs keep the weights in their checkpoint, in timm's order: averaged weights first."""
+_PREFIXES = ("_orig_mod.", "module.", "model.")
+"""Of torch.compile, DistributedDataParallel and Lightning."""
+_COUNTER = "num_batches_tracked"
+"""BatchNorm's count of steps; files from before it existed lack it."""
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors or torch file by name, without running any code in it.
+
+    A torch file may hold settings beside the tensors, as timm's and Lightning's checkpoints do.
+
+    Raises:
+        EdgekdError: no such file, damaged, pickled code in it, or no tensors by name.
+    """
+    if not path.is_file():
+        raise EdgekdError(f"There is no weights file {path}.", "Check --student-weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        with torch.serialization.safe_globals(_settings_types()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch and safetensors raise their own kinds for the same few reasons
+        with open(path, "rb") as handle:
+            start = handle.read(2)
+        # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
+        if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80"):
+            raise EdgekdError(
+                f"{path} contains pickled code, which edgekd does not run.",
+                "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
+            ) from error
+        raise EdgekdError(
+            f"{path} is not a readable weights file.",
+            "It must be safetensors or a torch state dict.",
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
+        raise EdgekdError(f"{path} holds no state dict.", "It must map parameter names to tensors.")
+    return dict(loaded)
+
+
+def _settings_types() -> list[Any]:
+    """Types of settings in checkpoints of timm, Lightning and plain loops; building one runs no code of the file."""
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        collections.defaultdict,
+        pathlib.PosixPath,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")),
+    ]
+
+
+def load_backbone(
+    backbone: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    classifier: Callable[[], nn.Module],
+) -> None:
+    """Load a checkpoint of a timm model, with or without its classifier, into the model without one.
+
+    Names may carry the prefix of a wrapper (`module.`, `_orig_mod.`, any attribute of a Lightning module). Where they
+    or their shapes are not timm's own, the family's `checkpoint_filter_fn` translates them, which also resamples a
+    ViT's position embedding for another input size.
+
+    Args:
+        backbone: built with `num_classes=0`.
+        state: tensors by name.
+        path: for messages.
+        classifier: builds the same architecture with a classifier, whose further names may be in the file.
+
+    Raises:
+        EdgekdError: parameters are missing, unknown, or of another shape; two sets of weights fit.
+    """
+    own = backbone.state_dict()
+    with torch.device("meta"):
+        head = set(classifier().state_dict()) - set(own)
+    name = str(
+        getattr(backbone, "pretrained_cfg", {}).get("architecture") or type(backbone).__name__
+    )
+    plain = _unwrapped(state, own, path)
+    problems = []
+    for found in (plain, _translated(plain, backbone, name)):
+        wrong = [key for key in own if key in found and own[key].shape != found[key].shape]
+        missing = [key for key in own if key not in found and not key.endswith(_COUNTER)]
+        extra = [key for key in found if key not in own and key not in head]
+        if not (wrong or missing or extra):
+            backbone.load_state_dict({key: found[key] for key in own if key in found}, strict=False)
+            return
+        problems.append((missing, extra, wrong))
+    missing, extra, wrong = min(problems, key=lambda three: sum(map(len, three)))
+    raise EdgekdError(
+        f"{path} is not a {name}: {len(missing)} parameters missing, {len(extra)} unknown, {len(wrong)} of another "
+        f"shape (for example {(wrong or missing or extra)[0]}).",
+        "Give the weights of this very architecture with timm's parameter names.",
+    )
+
+
+def _unwrapped(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors under the prefix where the model's own names are, without it; what lies elsewhere is dropped."""
+    places = collections.Counter(
+        name[: len(name) - len(rest)] for name in state for rest in _endings(name) if rest in own
+    )
+    needed = sum(not key.endswith(_COUNTER) for key in own)
+    whole = [prefix for prefix, count in places.items() if count >= needed]
+    if len(whole) > 1 and "" not in whole:
+        names = " and ".join(f'"{prefix}"' for prefix in sorted(whole))
+        raise EdgekdError(
+            f"{path} holds {len(whole)} sets of weights that fit, {names}.",
+            "Save the one you mean alone: safetensors.torch.save_file(model.state_dict(), ...).",
+        )
+    if whole and "" not in whole:
+        return {
+            name.removeprefix(whole[0]): value
+            for name, value in state.items()
+            if name.startswith(whole[0])
+        }
+    found = dict(state)
+    while prefix := next((one for one in _PREFIXES if all(k.startswith(one) for k in found)), None):
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+        if not all(found):
+            break
+    return found
+
+
+def _endings(name: str) -> list[str]:
+    """`a.b.c` → `a.b.c`, `b.c`, `c`."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _translated(state: dict[str, Tensor], backbone: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensors under timm's own names and in the model's shapes, as the filter of the model's family makes them."""
+    module = sys.modules[timm.models.model_entrypoint(name).__module__]
+    filters = (getattr(module, one, None) for one in ("checkpoint_filter_fn", "_filter_fn"))
+    translate = next((one for one in filters if one), None)
+    if translate is None:
+        return state
+    try:
+        return dict(translate(dict(state), backbone))
+    except Exception:  # made for other files than this one
+        return state

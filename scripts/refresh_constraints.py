@@ -1,0 +1,68 @@
+"""Write constraints/tested.txt: what a fresh `pip install` of edgekd with its extras resolves to today.
+
+    python scripts/refresh_constraints.py                 # about 3 minutes, 7 GB in a temporary folder
+    python scripts/refresh_constraints.py --lowest dev    # print the lower bounds of pyproject.toml as constraints
+
+Run the whole suite in an environment with the new file before you commit it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTED = ROOT / "constraints" / "tested.txt"
+EXTRAS = ("coreml", "dev", "docs", "openvino", "siglip", "vqa")
+"""All but the TensorRT ones, which need an NVIDIA GPU."""
+
+
+def lowest(extras: Iterable[str]) -> list[str]:
+    """The lower bound of every direct dependency and of those in `extras`, as `name==version`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = list(project["dependencies"])
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    bounds = (re.match(r"([A-Za-z0-9_.-]+)[>=]=([^,;\s]+)", one) for one in wanted)
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
+
+
+def resolved() -> list[str]:
+    """The versions in a fresh environment with every extra of `EXTRAS`, as `name==version`."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [str(Path(folder) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", f"{ROOT}[{','.join(EXTRAS)}]"], check=True)
+        frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True)
+    # Only what an index serves: neither edgekd itself nor a machine's own builds (`+cpu`).
+    lines = (re.match(r"[A-Za-z0-9_.-]+==[^+@\s]+", line) for line in frozen.stdout.splitlines())
+    return sorted((line[0] for line in lines if line), key=str.lower)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lowest", nargs="*", metavar="EXTRA", help="print lower bounds instead")
+    chosen = parser.parse_args()
+    if chosen.lowest is not None:
+        print("\n".join(lowest(chosen.lowest)))
+        return
+    versions = resolved()
+    TESTED.parent.mkdir(exist_ok=True)
+    TESTED.write_text(
+        f"# Written by scripts/refresh_constraints.py: Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, extras {', '.join(EXTRAS)}.\n"
+        + "".join(f"{line}\n" for line in versions),
+        encoding="utf-8",
+    )
+    print(f"{TESTED.relative_to(ROOT)}: {len(versions)} packages")
+
+
+if __name__ == "__main__":
+    main()

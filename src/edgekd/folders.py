@@ -1,0 +1,277 @@
+"""Output folders: one writer at a time, and nothing is removed that edgekd did not write."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from edgekd.errors import EdgekdError
+from edgekd.files import disk_errors, sweep
+from edgekd.readers import read_json
+
+LOCK = ".running.lock"
+"""In a folder that grows while it is written: a run, a study."""
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of folder that edgekd writes.
+
+    Attributes:
+        name: for messages, such as "run".
+        marker: the file by which such a folder is recognised.
+        keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
+        patterns: names of the entries that edgekd writes into it, as for `fnmatch`; what the marker lists under
+            `files` counts too.
+    """
+
+    name: str
+    marker: str
+    keys: tuple[str, ...]
+    patterns: tuple[str, ...]
+
+    def is_at(self, folder: Path) -> bool:
+        """Return whether `folder` is of this kind."""
+        marker = folder / self.marker
+        return marker.is_file() and all(key in _fields(marker) for key in self.keys)
+
+    def owned(self, folder: Path) -> list[str]:
+        """Return the names of the entries of `folder` that edgekd wrote, sorted."""
+        listed = {
+            name.partition("/")[0] for name in _fields(folder / self.marker).get("files") or ()
+        }
+        return sorted(
+            name
+            for name in os.listdir(folder)
+            if name in listed
+            or any(fnmatch.fnmatchcase(name, pattern) for pattern in (self.marker, *self.patterns))
+        )
+
+    def refuse(self, folder: Path, *, overwrite: bool) -> None:
+        """Check that `folder` may be written: absent, empty, or with `overwrite` an earlier one of this kind.
+
+        Raises:
+            EdgekdError: it may not.
+        """
+        if not os.path.lexists(folder):
+            return
+        if not folder.is_dir():
+            raise EdgekdError(
+                f"{folder} is a file and not a {self.name}, so it is not overwritten.",
+                "Choose another folder.",
+            )
+        if not _holds_anything(folder):
+            return
+        if not self.is_at(folder):
+            raise EdgekdError(
+                f"{folder} exists already and is not a {self.name}, so it is not overwritten.",
+                "Choose a new or empty folder.",
+            )
+        if not overwrite:
+            raise EdgekdError(
+                f"{folder} exists already and holds a {self.name}.",
+                "Choose another folder, or add --overwrite.",
+            )
+
+
+RUN = Kind(
+    "run",
+    "config.json",
+    ("student", "pretrained", "teacher"),
+    (
+        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "checkpoint.pt",
+        "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark",
+        "benchmark-[0-9]*",
+    ),
+)  # fmt: skip
+ARTIFACT = Kind("artifact", "artifact.json", ("target", "files"), ("bank*.npz",))
+VL_ARTIFACT = Kind("artifact", "vl_artifact.json", ("files",), ())
+REPORT = Kind(
+    "report",
+    "report.json",
+    ("schema_version", "summary"),
+    (
+        "report.html", "report.md", "report.png", "MODEL_CARD.md", "corruptions.csv", "predictions.npz", "latency.npz",
+    ),
+)  # fmt: skip
+BUNDLE = Kind("bundle", "README.txt", (), ())
+COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",))
+
+
+@contextlib.contextmanager
+def held(lock: Path, message: str) -> Iterator[None]:
+    """Hold a lock file for the block; a killed holder releases it.
+
+    Raises:
+        EdgekdError: another process holds it; `message` says what that means.
+    """
+    with disk_errors(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        claim = FileLock(lock)
+        try:
+            claim.acquire(timeout=0)
+        except Timeout as error:
+            raise EdgekdError(message, "Wait for it, or choose another --out.") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        claim.release()
+
+
+@contextlib.contextmanager
+def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) -> Iterator[None]:
+    """Claim a folder that is filled step by step, for the block; nothing in it is removed.
+
+    Args:
+        resume: what is there is continued, so it is not checked.
+
+    Raises:
+        EdgekdError: another process writes there, or `folder` may not be written.
+    """
+    if not resume and not _stopped_at_start(folder, kind):
+        kind.refuse(folder, overwrite=overwrite)
+    made = not folder.exists()
+    with held(folder / LOCK, f"Another process is writing {folder}."):
+        if not resume and not _stopped_at_start(folder, kind):
+            kind.refuse(folder, overwrite=overwrite)
+        try:
+            yield
+        except BaseException:
+            # What failed before it began to train leaves nothing that would refuse the same command.
+            if _stopped_at_start(folder, kind) and not (folder / "metrics.jsonl").exists():
+                clear(folder, kind)
+            raise
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
+def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
+    """Remove what edgekd wrote into a folder of this kind, its marker last or not at all; everything else stays.
+
+    Raises:
+        EdgekdError: the folder holds something else.
+    """
+    if not kind.is_at(folder):
+        if _holds_anything(folder):
+            kind.refuse(folder, overwrite=True)
+        return
+    first = (
+        "run.json",
+        "vl_run.json",
+        "checkpoint.pt",
+    )  # without these it is never taken for more than it is
+    names = sorted(kind.owned(folder), key=lambda name: (name not in first, name == kind.marker))
+    with disk_errors(folder):
+        for name in names if marker else [name for name in names if name != kind.marker]:
+            _remove(folder / name)
+
+
+@contextlib.contextmanager
+def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
+    """Claim a folder that appears complete: yield a new folder beside it that becomes `folder` in one rename.
+
+    An earlier folder of this kind is replaced only with `overwrite`; what edgekd did not write in it is kept.
+
+    Raises:
+        EdgekdError: another process writes there, or `folder` may not be written. Where it was filled during the
+            block, the result lies beside it.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
+    kind.refuse(folder, overwrite=overwrite)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with disk_errors(folder), held(lock, f"Another process is writing {folder}."):
+        for old in folder.parent.glob(f".old-*-{folder.name}"):
+            if re.fullmatch(rf"\.old-[0-9a-f]{{12}}-{re.escape(folder.name)}", old.name):
+                _settle_old(old, folder, kind)  # a killed process stopped between two renames
+        kind.refuse(folder, overwrite=overwrite)
+        sweep(folder)
+        scratch = folder.with_name(f".tmp-{uuid.uuid4().hex[:12]}-{folder.name}")
+        scratch.mkdir()
+        try:
+            yield scratch
+            if scratch.is_dir():
+                _put(scratch, folder, kind, overwrite=overwrite)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def free_name(path: Path) -> Path:
+    """Return `path`, or the first of `path-2`, `path-3`, … that does not exist."""
+    found, number = path, 2
+    while os.path.lexists(found):
+        found, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return found
+
+
+def _put(scratch: Path, folder: Path, kind: Kind, *, overwrite: bool) -> None:
+    try:
+        os.rename(scratch, folder)  # onto nothing or an empty folder
+        return
+    except OSError as error:
+        if error.errno not in _OCCUPIED:
+            raise
+    if not (overwrite and kind.is_at(folder)):
+        beside = free_name(folder)
+        os.rename(scratch, beside)
+        raise EdgekdError(
+            f"{folder} was written by something else meanwhile.", f"The result is in {beside}."
+        )
+    old = folder.with_name(f".old-{uuid.uuid4().hex[:12]}-{folder.name}")
+    os.rename(folder, old)
+    os.rename(scratch, folder)
+    _settle_old(old, folder, kind)
+
+
+def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
+    """Remove a replaced folder, once what edgekd did not write is in the new one; undo where there is no new one."""
+    if not os.path.lexists(folder):
+        os.rename(old, folder)
+        return
+    owned = set(kind.owned(old))
+    for name in os.listdir(old):
+        if name not in owned:
+            os.rename(old / name, free_name(folder / name))
+    shutil.rmtree(old)
+
+
+def _stopped_at_start(folder: Path, kind: Kind) -> bool:
+    """A run that ended before its first checkpoint: nothing in it can be continued or used."""
+    return kind.is_at(folder) and not any(
+        (folder / name).exists() for name in ("run.json", "vl_run.json", "checkpoint.pt")
+    )
+
+
+def _holds_anything(folder: Path) -> bool:
+    return any(name != LOCK for name in os.listdir(folder))
+
+
+def _fields(marker: Path) -> dict[str, Any]:
+    """The fields of a marker that is a JSON object; none of anything else."""
+    try:
+        found = read_json(marker, "marker of a folder")
+    except EdgekdError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

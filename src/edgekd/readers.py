@@ -1,0 +1,352 @@
+"""One safe reader for each file format, and the rules for names that come from files.
+
+A file may come from anywhere: a reader checks before it allocates, and every failure is one sentence. The device agent
+carries this module: Python 3.9 and numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from edgekd.errors import EdgekdError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_RESTORE = "Make it again, or restore it."
+
+MAX_TEXT_BYTES = 2**30
+"""Largest JSON, TOML or text file that is read."""
+MAX_DEPTH = 64
+"""Deepest nesting of a JSON or TOML value."""
+MAX_INFLATED_BYTES = 2**30
+"""What the arrays of a small npz file may inflate to; a large file may inflate to 20 times its size."""
+FACTS = "edgekd"
+"""The one entry of metadata in a safetensors file that edgekd writes, as JSON: several would stand in random order."""
+NOT_REGULAR = "not a regular file"
+
+# C0 and C1 controls, line separators, the marks that reorder text, and halves of surrogate pairs.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return `text` with every control character as an escape such as `\\x1b`, so that it cannot drive a terminal."""
+    return _CONTROL.sub(lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def printable_values(value: Any) -> Any:
+    """Return a JSON value with every text in it `printable`."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable_values(key): printable_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(printable_values(item) for item in value)
+    return value
+
+
+def plain_path(name: object) -> str:
+    """Return `name` if it is a plain relative path below a folder: parts of printable characters between `/`.
+
+    Raises:
+        ValueError: not text, empty, absolute, with `..`, a drive letter, a backslash or a control character.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 1024:
+        raise ValueError("a file name must be text of 1 to 1024 characters")
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or len(part) > 255 for part in parts) or re.search(
+        r'[\\:*?"<>|]', name
+    ):
+        raise ValueError(f'"{printable(name)}" is not a plain relative path')
+    if _CONTROL.search(name):
+        raise ValueError(f'"{printable(name)}" has control characters')
+    return name
+
+
+def inside(folder: Path, name: object) -> Path:
+    """Return the path of the file `name` in `folder`.
+
+    Raises:
+        EdgekdError: `name` is not a plain relative path, or a symbolic link leads out of the folder.
+    """
+    try:
+        path = Path(folder) / plain_path(name)
+    except ValueError as error:
+        raise EdgekdError(
+            f"{folder} names a file that it must not: {error}.", "Do not trust that folder."
+        ) from error
+    top = os.path.realpath(folder)
+    if os.path.commonpath([top, os.path.realpath(path)]) != top:
+        raise EdgekdError(f"{path} leads out of its folder.", "Do not trust that folder.")
+    return path
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it cannot be opened; `strerror` is `NOT_REGULAR` for a device, pipe, folder or impossible name.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, NOT_REGULAR) from error
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, NOT_REGULAR)
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def read_errors(path: Path, what: str, kind: str, hint: str = _RESTORE) -> Iterator[None]:
+    """Turn whatever the parser of a damaged or hostile file raises into one sentence that calls the file `what`."""
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise EdgekdError(f"There is no {what} at {path}.", "Check the path.") from error
+    except OSError as error:
+        raise EdgekdError(
+            f"The {what} at {path} cannot be read ({_reason(error.strerror or error)}).", hint
+        ) from error
+    # Parsers meet hostile bytes with ValueError, zlib.error, struct.error, MemoryError, RecursionError and more.
+    except Exception as error:
+        raise EdgekdError(
+            f"The {what} at {path} is not readable {kind} ({_reason(error)}).", hint
+        ) from error
+
+
+def _reason(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__)[:160].rstrip(".")
+
+
+def read_text(path: Path, what: str, hint: str = _RESTORE) -> str:
+    """Read UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        EdgekdError: missing, not a regular file, too large, or not UTF-8.
+    """
+    with read_errors(path, what, "UTF-8 text", hint), open_regular(path) as handle:
+        data = handle.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise ValueError(f"it has more than {MAX_TEXT_BYTES // 10**6} MB")
+        return data.decode("utf-8-sig")
+
+
+def read_json(path: Path, what: str, hint: str = _RESTORE) -> Any:
+    """Read JSON.
+
+    Raises:
+        EdgekdError: as `read_text`, or as `parse_json`.
+    """
+    with read_errors(path, what, "JSON", hint):
+        return parse_json(read_text(path, what, hint))
+
+
+def read_object(path: Path, what: str, hint: str = _RESTORE) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        EdgekdError: as `read_json`, or another JSON value than an object.
+    """
+    value = read_json(path, what, hint)
+    if not isinstance(value, dict):
+        raise EdgekdError(f"The {what} at {path} is not a JSON object.", hint)
+    return value
+
+
+def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        pairs: objects as lists of pairs, in which a name that stands there twice is seen.
+
+    Raises:
+        ValueError: not JSON, nested deeper than `MAX_DEPTH`, or a number that is not finite or not of 64 bits.
+    """
+    return _bounded(lambda: json.loads(text, object_pairs_hook=list if pairs else None))
+
+
+def read_toml(path: Path, what: str, hint: str = _RESTORE) -> dict[str, Any]:
+    """Read TOML.
+
+    Raises:
+        EdgekdError: as `read_text`, or as `parse_toml`.
+    """
+    with read_errors(path, what, "TOML", hint):
+        return parse_toml(read_text(path, what, hint))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the table of a TOML text.
+
+    Raises:
+        ValueError: not TOML, nested deeper than `MAX_DEPTH`, or a number that is not finite or not of 64 bits.
+    """
+    import tomllib
+
+    found: dict[str, Any] = _bounded(lambda: tomllib.loads(text))
+    return found
+
+
+def _bounded(parse: Callable[[], Any]) -> Any:
+    try:
+        value = parse()
+    except RecursionError as error:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                below.extend(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError("a number is not finite")
+            elif isinstance(item, int) and not -(2**63) <= item < 2**64:
+                raise ValueError("a whole number has more than 64 bits")
+        if not below:
+            return value
+        level = below
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def read_arrays(path: Path, what: str, hint: str = _RESTORE) -> dict[str, NDArray[Any]]:
+    """Read every array of an npz file: booleans, numbers and text.
+
+    Each header is checked against the size of its member before anything is allocated.
+
+    Raises:
+        EdgekdError: missing, not a zip file, encrypted, truncated, with objects or with impossible shapes.
+    """
+    import zipfile
+
+    with (
+        read_errors(path, what, "npz", hint),
+        open_regular(path) as handle,
+        zipfile.ZipFile(handle) as archive,
+    ):
+        members = archive.infolist()
+        limit = max(MAX_INFLATED_BYTES, 20 * os.fstat(handle.fileno()).st_size)
+        if sum(member.file_size for member in members) > limit:
+            raise ValueError(f"its arrays inflate to more than {limit // 10**6} MB")
+        found: dict[str, NDArray[Any]] = {}
+        for member in members:
+            with archive.open(member) as data:
+                header = _npy_header(data, member.file_size)
+                found[member.filename.removesuffix(".npy")] = _as_array(data.read(), *header)
+        return found
+
+
+def read_array(path: Path, what: str, hint: str = _RESTORE) -> NDArray[Any]:
+    """Read an npy file: booleans, numbers, text or records of them; errors as `read_arrays`."""
+    with read_errors(path, what, "npy", hint), open_regular(path) as handle:
+        header = _npy_header(handle, os.fstat(handle.fileno()).st_size, _PLAIN + "V")
+        return _as_array(handle.read(), *header)
+
+
+def map_array(path: Path, what: str, shape: Sequence[int], dtype: type[Any]) -> NDArray[Any]:
+    """Map an npy file of this shape and dtype into memory, read-only.
+
+    Raises:
+        EdgekdError: as `read_array`, or an array of another shape or dtype.
+    """
+    import numpy as np
+
+    with read_errors(path, what, "npy"), open_regular(path) as handle:
+        header = _npy_header(handle, os.fstat(handle.fileno()).st_size)
+        if header != (tuple(shape), False, np.dtype(dtype)):
+            raise ValueError(f"it holds {header[2]} {list(header[0])}")
+        return np.memmap(handle, dtype, "r", handle.tell(), tuple(shape))
+
+
+_PLAIN = "biufSU"
+"""Kinds of dtype: booleans, whole numbers, real numbers, bytes and text."""
+
+
+def _npy_header(
+    data: Any, size: int, kinds: str = _PLAIN
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, Fortran order and dtype of npy data of `size` bytes, and leave `data` behind its header."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(data)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the npy format is not read")
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(data)
+    if dtype.hasobject or dtype.kind not in kinds:
+        raise ValueError(f"it holds values of type {dtype}, not numbers or text")
+    if any(length < 0 for length in shape) or (
+        math.prod(shape) * dtype.itemsize + data.tell() != size
+    ):
+        raise ValueError(f"its shape {list(shape)[:8]} does not fit its size")
+    return shape, fortran, dtype
+
+
+def _as_array(
+    data: bytes, shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    import numpy as np
+
+    flat: NDArray[Any] = np.frombuffer(data, dtype).copy() if data else np.empty(0, dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def read_tensors(
+    path: Path, what: str, hint: str = _RESTORE
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors of a safetensors file, and the facts that edgekd wrote with them.
+
+    Returns:
+        The tensors by name, and the facts; of a file without facts, the text fields of its header.
+
+    Raises:
+        EdgekdError: missing, or not safetensors.
+    """
+    from safetensors import safe_open
+
+    with read_errors(path, what, "safetensors", hint):
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata = handle.metadata() or {}
+        facts = parse_json(metadata[FACTS]) if FACTS in metadata else metadata
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no JSON object")
+        return tensors, facts
+
+
+def read_torch(path: Path, what: str, hint: str = _RESTORE) -> Any:
+    """Read what `torch.save` wrote: tensors and plain values, never code.
+
+    Raises:
+        EdgekdError: missing, damaged, or with pickled code.
+    """
+    import torch
+
+    with read_errors(path, what, "torch file of tensors", hint), open_regular(path) as handle:
+        return torch.load(handle, map_location="cpu", weights_only=True)

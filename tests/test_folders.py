@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekd import folders
+from edgekd.errors import EdgekdError
+from edgekd.folders import ARTIFACT, LOCK, REPORT, RUN, clear, free_name, growing, publishing
+
+SETTINGS = json.dumps({"student": "a", "pretrained": None, "teacher": "toy"})
+
+
+def make_run(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("config.json", *names):
+        (folder / name).write_text(SETTINGS)
+    return folder
+
+
+def make_report(folder: Path, text: str = "{}") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"schema_version": 1, "summary": []}))
+    (folder / "report.md").write_text(text)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_folder_is_claimed_and_a_second_claim_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "run"
+    with growing(out, RUN, overwrite=False):
+        assert out.is_dir()
+        with (
+            pytest.raises(EdgekdError, match="Another process"),
+            growing(out, RUN, overwrite=True),
+        ):
+            pass
+        make = out / "config.json"
+        make.write_text(SETTINGS)
+        (out / "run.json").write_text("{}")
+    assert names(out) == {"config.json", "run.json"}
+
+
+def _hold(out: Path, taken: Any) -> None:
+    with growing(out, RUN, overwrite=False):
+        taken.set()
+        multiprocessing.Event().wait()
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    taken = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "run", taken))
+    process.start()
+    assert taken.wait(60)
+    with pytest.raises(EdgekdError), growing(tmp_path / "run", RUN, overwrite=False):
+        pass
+    process.kill()
+    process.join()
+    with growing(tmp_path / "run", RUN, overwrite=False):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("held", ["thesis.txt", "config.json", "split.json"])
+def test_what_is_not_a_run_is_never_claimed(tmp_path: Path, held: str, overwrite: bool) -> None:
+    """A config.json may be that of any model hub's folder."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / held).write_text('{"architectures": ["CLIP"]}')
+    with pytest.raises(EdgekdError, match="not a run"), growing(out, RUN, overwrite=overwrite):
+        pass
+    assert names(out) == {held}
+
+
+def test_a_finished_run_needs_overwrite_and_a_run_without_checkpoint_none(tmp_path: Path) -> None:
+    for name in ("run.json", "checkpoint.pt"):
+        out = make_run(tmp_path / name, name)
+        with pytest.raises(EdgekdError, match="exists already"), growing(out, RUN, overwrite=False):
+            pass
+        with growing(out, RUN, overwrite=True):
+            pass
+        assert names(out) == {"config.json", name}, "a claim removes nothing"
+    with growing(make_run(tmp_path / "killed", "split.json"), RUN, overwrite=False):
+        pass
+
+
+def test_a_run_that_fails_before_it_trains_leaves_no_obstacle(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with contextlib.suppress(ZeroDivisionError), growing(out, RUN, overwrite=False):
+        (out / "config.json").write_text(SETTINGS)
+        (out / "split.json").write_text("{}")
+        raise ZeroDivisionError
+    assert not out.exists()
+    with contextlib.suppress(ZeroDivisionError), growing(out, RUN, overwrite=False):
+        (out / "config.json").write_text(SETTINGS)
+        (out / "notes.txt").write_text("mine")
+        raise ZeroDivisionError
+    assert names(out) == {"notes.txt"}
+
+
+def test_clearing_a_run_keeps_what_is_not_of_edgekd(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", "run.json", "student.safetensors", "notes.txt")
+    (out / "artifacts" / "onnxruntime-fp32").mkdir(parents=True)
+    (out / "benchmark-2").mkdir()
+    (out / "benchmark-of-mine").mkdir()
+    clear(out, RUN)
+    assert names(out) == {"notes.txt", "benchmark-of-mine"}
+    with pytest.raises(EdgekdError):  # it is no run any more
+        clear(out, RUN)
+    assert names(out) == {"notes.txt", "benchmark-of-mine"}
+
+
+def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    with contextlib.suppress(KeyError), publishing(out, REPORT, overwrite=False) as scratch:
+        (scratch / "report.json").write_text("{}")
+        raise KeyError
+    assert names(tmp_path) == set()
+    with publishing(out, REPORT, overwrite=False) as scratch:
+        (scratch / "report.json").write_text("{}")
+        with (
+            pytest.raises(EdgekdError, match="Another process"),
+            publishing(out, REPORT, overwrite=True),
+        ):
+            pass
+        assert not out.exists()
+    assert names(tmp_path) == {"report"}
+
+
+def test_replacing_needs_overwrite_and_keeps_foreign_files(tmp_path: Path) -> None:
+    out = make_report(tmp_path / "report", "old")
+    (out / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(EdgekdError, match="exists already"),
+        publishing(out, REPORT, overwrite=False),
+    ):
+        pass
+    with publishing(out, REPORT, overwrite=True) as scratch:
+        (scratch / "report.json").write_text("new")
+    assert names(out) == {"report.json", "notes.txt"}
+    assert (out / "notes.txt").read_text() == "mine"
+    assert names(tmp_path) == {"report"}
+
+
+def test_an_artifact_owns_what_its_manifest_lists(tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    out.mkdir()
+    files = {"model.mlpackage/Manifest.json": "0", "model.mlpackage/Data/a": "0", "parity.npz": "0"}
+    (out / "artifact.json").write_text(json.dumps({"target": "coreml", "files": files}))
+    (out / "model.mlpackage").mkdir()
+    for name in ("parity.npz", "bank-0.npz", "model.onnx"):
+        (out / name).write_text(name)
+    assert ARTIFACT.owned(out) == ["artifact.json", "bank-0.npz", "model.mlpackage", "parity.npz"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_meanwhile_is_kept_and_the_result_lies_beside_it(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    out = tmp_path / "report"
+    claim = publishing(out, REPORT, overwrite=overwrite)
+    (claim.__enter__() / "report.json").write_text("{}")
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(EdgekdError, match="meanwhile") as caught:
+        claim.__exit__(None, None, None)
+    assert str(tmp_path / "report-2") in caught.value.hint
+    assert names(out) == {"thesis.txt"}
+    assert names(tmp_path / "report-2") == {"report.json"}
+
+
+@pytest.mark.parametrize("kind", [RUN, ARTIFACT, REPORT])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_nothing_else_is_replaced_even_with_overwrite(
+    tmp_path: Path, kind: folders.Kind, as_file: bool
+) -> None:
+    out = tmp_path / "mine"
+    if as_file:
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    with pytest.raises(EdgekdError, match="not overwritten"), publishing(out, kind, overwrite=True):
+        pass
+    assert (out if as_file else out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    old = make_report(tmp_path / ".old-0123456789ab-report", "old")
+    (old / "notes.txt").write_text("mine")
+    out = tmp_path / "report"
+    with (
+        pytest.raises(EdgekdError, match="exists already"),
+        publishing(out, REPORT, overwrite=False),
+    ):
+        pass
+    assert names(out) == {"report.json", "report.md", "notes.txt"}
+    with publishing(out, REPORT, overwrite=True) as scratch:
+        (scratch / "report.json").write_text("new")
+    assert names(out) == {"report.json", "notes.txt"}
+    assert names(tmp_path) == {"report"}
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    make_report(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with publishing(tmp_path / "link", REPORT, overwrite=True) as scratch:
+        (scratch / "report.json").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "real") == {"report.json"}
+    (tmp_path / "run-link").symlink_to(tmp_path / "away")
+    (tmp_path / "away").mkdir()
+    make_run(tmp_path / "kept", "run.json")
+    (tmp_path / "away" / "artifacts").symlink_to(tmp_path / "kept")
+    (tmp_path / "away" / "config.json").write_text(SETTINGS)
+    clear(tmp_path / "run-link", RUN)
+    assert names(tmp_path / "kept") == {"config.json", "run.json"}, "a link is removed, not its end"
+
+
+def test_free_names_count_on(tmp_path: Path) -> None:
+    assert free_name(tmp_path / "a") == tmp_path / "a"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").symlink_to("nowhere")
+    assert free_name(tmp_path / "a") == tmp_path / "a-3"
+
+
+def test_the_lock_is_no_content(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / LOCK).write_text("")
+    RUN.refuse(out, overwrite=False)
