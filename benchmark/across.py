@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
 from edgekd.benchmark.kept import Kept
 from edgekd.benchmark.report import read_kept, report_folder
 from edgekd.benchmark.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
-from edgekd.benchmark.stats import mcnemar_p, paired_interval
 from edgekd.benchmark.table import label
 from edgekd.console import shell_word
 from edgekd.errors import EdgekdError

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import environment
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.benchmark.clock_images import buffers_of, encoded_of
 from edgekd.benchmark.compare import check_comparable, compare
 from edgekd.benchmark.device import device_facts
-from edgekd.benchmark.energy import per_image
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.aggregate import suite_row
+from edgekd.benchmark.evaluate.scores import Logits, score
 from edgekd.benchmark.findings import HERE, Comparison, EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
-from edgekd.benchmark.latency import (
+from edgekd.benchmark.measure import environment
+from edgekd.benchmark.measure.energy import per_image
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.latency import (
     CONTEXT,
     END_TO_END,
     END_TO_END_QUICK,
@@ -32,16 +35,14 @@ from edgekd.benchmark.latency import (
     rotating,
     summarise,
 )
-from edgekd.benchmark.placement import placement_rows
+from edgekd.benchmark.measure.placement import placement_rows
+from edgekd.benchmark.measure.speed import load_of, speed_rows
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
+from edgekd.benchmark.measure.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
 from edgekd.benchmark.remarks import remarks
 from edgekd.benchmark.report import write_report
-from edgekd.benchmark.row_makers import suite_row
 from edgekd.benchmark.rows import LatencyRow, Report
-from edgekd.benchmark.scores import Logits, score
-from edgekd.benchmark.speed import load_of, speed_rows
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.throughput import Grid, throughput_rows
-from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.folders import REPORT, publishing

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.svg import Drawing, element, joined, linear, ticks, x_axis, y_axis
 
 BINS = 15

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Predict, Subject, Suite
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.scores import Logits
+from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
 from edgekd.benchmark.findings import Comparison, SpeedRow, SuiteComparison
-from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
-from edgekd.benchmark.scores import Logits
-from edgekd.benchmark.speed import Timed, reason_to_withhold
-from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
+from edgekd.benchmark.measure.intervals import percentile, ratio_interval
+from edgekd.benchmark.measure.latency import LatencySamples, Protocol, measure_interleaved, rotating
+from edgekd.benchmark.measure.speed import Timed, reason_to_withhold
+from edgekd.benchmark.subjects import Predict, Subject, Suite
 from edgekd.errors import EdgekdError
 
 

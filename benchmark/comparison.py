@@ -19,9 +19,9 @@ from edgekd.benchmark.across import (
 from edgekd.benchmark.chart_accuracy import Point, pareto, suite_bars
 from edgekd.benchmark.chart_latency import histogram, span
 from edgekd.benchmark.definitions import ACCURACY, LATENCY
+from edgekd.benchmark.evaluate.robustness import effective_robustness
 from edgekd.benchmark.markdown import escaped, markdown_table
 from edgekd.benchmark.pieces import NARROW, WIDE, Figure, Table, environment
-from edgekd.benchmark.robustness import effective_robustness
 from edgekd.benchmark.svg import COLOURS, swatch
 from edgekd.benchmark.table import NONE, QUICK_MARK, fraction, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import verdict

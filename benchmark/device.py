@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import throughput
-from edgekd.benchmark.accuracy import Subject, Suite, columns_of, prepare
-from edgekd.benchmark.latency import FULL, MIN_BUFFERS, QUICK
-from edgekd.benchmark.measured import Measured
-from edgekd.benchmark.throughput import Grid
-from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.benchmark.evaluate.accuracy import columns_of, prepare
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.latency import FULL, MIN_BUFFERS, QUICK
+from edgekd.benchmark.measure.measured import Measured
+from edgekd.benchmark.measure.throughput import Grid
+from edgekd.benchmark.measure.worker import ArtifactLatency
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_artifact

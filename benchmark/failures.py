@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.kept import Kept
 from edgekd.benchmark.rows import AccuracyRow, Report
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage
 

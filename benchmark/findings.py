@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.benchmark.stats import Interval
+from edgekd.benchmark.measure.intervals import Interval
 
 HERE = "local"
 """`device` of everything that this process measures, or a process it starts."""

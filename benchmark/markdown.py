@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekd.benchmark.definitions import latency_rule, shown
 from edgekd.benchmark.findings import Comparison, CueConflictRow, GateRow, SuiteRow
+from edgekd.benchmark.measure.speed import ratio_text
 from edgekd.benchmark.page_tables import (
     OWN_HEADER,
     VOCABULARY_HEADER,
@@ -15,7 +16,6 @@ from edgekd.benchmark.page_tables import (
     vocabulary_cells,
 )
 from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report
-from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import (
     NONE,
     QUICK_MARK,

@@ -12,9 +12,9 @@ from edgekd.benchmark.chart_latency import histogram, span, timeline
 from edgekd.benchmark.definitions import ACCURACY, LATENCY, latency_rule, shown
 from edgekd.benchmark.failures import Failure, Thumbnails
 from edgekd.benchmark.kept import Kept
+from edgekd.benchmark.measure.speed import ratio_text
 from edgekd.benchmark.pieces import NARROW, WIDE, Figure, Look, Table, environment, look, pooled
 from edgekd.benchmark.rows import Report
-from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.table import QUICK_MARK, mark, ms, p_value, percent
 from edgekd.benchmark.verdict import verdict
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from edgekd.benchmark.measure.speed import fastest, in_words, speed_between
+from edgekd.benchmark.measure.throttling import throttle_remarks
 from edgekd.benchmark.rows import LatencyRow, Report
-from edgekd.benchmark.speed import fastest, in_words, speed_between
-from edgekd.benchmark.throttling import throttle_remarks
 
 
 def remarks(report: Report) -> list[str]:

@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.failures import failures, thumbnails
 from edgekd.benchmark.findings import Comparison, Machine
 from edgekd.benchmark.gates import failed_table
 from edgekd.benchmark.kept import Kept, check_arrays, read_arrays
-from edgekd.benchmark.latency import Protocol
 from edgekd.benchmark.markdown import markdown
+from edgekd.benchmark.measure.latency import Protocol
+from edgekd.benchmark.measure.speed import ratio_text
 from edgekd.benchmark.modelcard import model_card
 from edgekd.benchmark.page import page
 from edgekd.benchmark.picture import draw_picture
 from edgekd.benchmark.rows import SCHEMA_VERSION, Report
-from edgekd.benchmark.speed import ratio_text
+from edgekd.benchmark.subjects import Suite
 from edgekd.benchmark.table import (
     QUICK_MARK,
     UNKNOWN_HEADER,

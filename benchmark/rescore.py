@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.evaluate.scores import Logits, score
 from edgekd.benchmark.findings import SuiteRow
 from edgekd.benchmark.report import read_kept
 from edgekd.benchmark.rows import Report
-from edgekd.benchmark.scores import Logits, score
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess

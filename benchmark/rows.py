@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import Field
 
-from edgekd.benchmark.accuracy import Kind
 from edgekd.benchmark.findings import (
     HERE,
     Comparison,
@@ -28,7 +27,8 @@ from edgekd.benchmark.findings import (
     UnknownRow,
     VocabularyRow,
 )
-from edgekd.benchmark.stats import Interval
+from edgekd.benchmark.measure.intervals import Interval
+from edgekd.benchmark.subjects import Kind
 
 SCHEMA_VERSION = 2
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekd.benchmark.findings import GateRow, UnknownRow
+from edgekd.benchmark.measure.speed import WIDE_CV, in_words, speed_between
 from edgekd.benchmark.rows import Difference, LatencyRow, Report, SummaryRow
-from edgekd.benchmark.speed import WIDE_CV, in_words, speed_between
 from edgekd.benchmark.table import ms, percent
 
 

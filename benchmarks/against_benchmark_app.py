@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.benchmark.latency import QUICK
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.worker import measure_artifacts
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.latency import QUICK
+from edgekd.benchmark.measure.worker import measure_artifacts
 from edgekd.manifest import read_artifact
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")

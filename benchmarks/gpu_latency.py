@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.api import deployable, parity_images
-from edgekd.benchmark.latency import FULL, QUICK, measure_interleaved, rotating
+from edgekd.benchmark.measure.latency import FULL, QUICK, measure_interleaved, rotating
 from edgekd.distill.load import load_run
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_artifact

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from edgekd.benchmark import benchmark, report
-from edgekd.benchmark.accuracy import Kind, Predict, Subject, Suite
-from edgekd.benchmark.latency import LatencySamples, Protocol
-from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.benchmark.measure.latency import LatencySamples, Protocol
+from edgekd.benchmark.measure.worker import ArtifactLatency
+from edgekd.benchmark.subjects import Kind, Predict, Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
 

@@ -14,10 +14,10 @@ from browser import CHROMIUM, open_page
 from test_page import Elements
 
 import edgekd
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.across import against, differences, entries, groups, read_sources, reference
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.comparison import write_comparison
+from edgekd.benchmark.subjects import Suite
 from edgekd.cli import main
 from edgekd.errors import EdgekdError
 

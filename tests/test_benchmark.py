@@ -12,10 +12,10 @@ from benchmark_fakes import CLASSES, SMALL, paint_images, subject
 from onnx import TensorProto, helper
 
 from edgekd.benchmark import benchmark
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.latency import END_TO_END_QUICK, QUICK
-from edgekd.benchmark.metrics import log_softmax
+from edgekd.benchmark.evaluate.metrics import log_softmax
+from edgekd.benchmark.measure.latency import END_TO_END_QUICK, QUICK
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec

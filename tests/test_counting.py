@@ -11,7 +11,7 @@ import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.benchmark.counting import Counted, count_folder, count_onnx
+from edgekd.benchmark.measure.counting import Counted, count_folder, count_onnx
 from edgekd.flops import count_torch
 
 

@@ -24,11 +24,13 @@ from device_fakes import (
 )
 from test_report import SCHEMA, violations
 
-from edgekd.benchmark import benchmark, report, throughput
+from edgekd.benchmark import benchmark, report
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.throughput import Grid, throughput_rows
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
 from edgekd.files import cache_root
 from edgekd.targets.devices import drive

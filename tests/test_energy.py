@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from device_fakes import write_artifact
 
-from edgekd.benchmark import benchmark, energy, worker
-from edgekd.benchmark.energy import Meter, Sensor, Source, open_sensor, per_image
-from edgekd.benchmark.latency import Protocol, measure, measure_interleaved
+from edgekd.benchmark import benchmark
+from edgekd.benchmark.measure import energy, worker
+from edgekd.benchmark.measure.energy import Meter, Sensor, Source, open_sensor, per_image
+from edgekd.benchmark.measure.latency import Protocol, measure, measure_interleaved
 from edgekd.errors import EdgekdError
 from edgekd.files import write_json
 

@@ -14,11 +14,11 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from browser import CHROMIUM, open_page
 
 from edgekd.benchmark import benchmark as benchmark_module
-from edgekd.benchmark import metrics
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.chart_accuracy import Point, front, pareto
 from edgekd.benchmark.chart_calibration import reliability
 from edgekd.benchmark.chart_latency import histogram, span, timeline
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.failures import BUDGET_BYTES, failures, thumbnails
 from edgekd.benchmark.findings import (
     Comparison,

@@ -23,11 +23,11 @@ from benchmark_fakes import (
 )
 
 import edgekd.benchmark.report as report_module
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.report import print_table, read_report
 from edgekd.benchmark.rows import Report, SummaryRow
+from edgekd.benchmark.subjects import Suite
 from edgekd.benchmark.table import main_table
 from edgekd.errors import EdgekdError
 

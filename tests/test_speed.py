@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from edgekd.benchmark.compare import speed_here
-from edgekd.benchmark.environment import other_work, processor_seconds
 from edgekd.benchmark.findings import SpeedRow
-from edgekd.benchmark.latency import LatencySamples
-from edgekd.benchmark.rows import Report
-from edgekd.benchmark.speed import (
+from edgekd.benchmark.measure.environment import other_work, processor_seconds
+from edgekd.benchmark.measure.latency import LatencySamples
+from edgekd.benchmark.measure.speed import (
     fastest,
     in_words,
     load_of,
@@ -23,6 +22,7 @@ from edgekd.benchmark.speed import (
     speed_rows,
     turned,
 )
+from edgekd.benchmark.rows import Report
 
 
 def row(

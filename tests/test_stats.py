@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgekd.benchmark import stats
+from edgekd.benchmark.measure import intervals as stats
 
 
 def test_percentile_is_a_real_sample() -> None:

@@ -14,9 +14,9 @@ import pytest
 from benchmark_fakes import CLASSES, Paint, fake_measurements, model, paint_images, subject
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.layouts import LAYOUTS, known_layout, unwrapped
@@ -515,7 +515,7 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekd.benchmark.corruptions as module
+    import edgekd.benchmark.evaluate.corruptions as module
 
     def strike(pixels: np.ndarray, name: str, severity: int, key: str) -> np.ndarray:
         """Severity s ruins images 0 … s − 1 of ten; fog ruins nothing."""

@@ -11,13 +11,14 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from test_report import SCHEMA, violations
 
 import edgekd
-from edgekd.benchmark import benchmark, throughput
+from edgekd.benchmark import benchmark
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.latency import QUICK, rotating
 from edgekd.benchmark.markdown import markdown
-from edgekd.benchmark.stats import rate_interval
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.intervals import rate_interval
+from edgekd.benchmark.measure.latency import QUICK, rotating
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.table import throughput_rows as cells
-from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.errors import EdgekdError
 
 PLANTED = """

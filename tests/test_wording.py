@@ -20,11 +20,12 @@ from benchmark_fakes import (
 )
 from test_report import SCHEMA, violations
 
-from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.scores import FIXED
 from edgekd.benchmark.markdown import markdown
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.scores import FIXED
+from edgekd.benchmark.subjects import Predict, Suite
 from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.benchmark.latency import QUICK
-from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
+from edgekd.benchmark.measure.latency import QUICK
+from edgekd.benchmark.measure.worker import ArtifactLatency, measure_artifacts
 from edgekd.errors import EdgekdError
 
 BRIEF = replace(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.rows import Report
-    from edgekd.benchmark.throughput import Grid
     from edgekd.data import ImageSet
     from edgekd.distill.load import LoadedRun
     from edgekd.export.calibrators import Calibrator
@@ -519,7 +519,7 @@ def evaluate(
         m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit vectors, 0–4). With
         `probe` the subjects are `linear` and `knn`.
     """
-    from edgekd.benchmark.accuracy import columns_among
+    from edgekd.benchmark.evaluate.accuracy import columns_among
     from edgekd.data import load_images
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
@@ -682,7 +682,7 @@ def _numbers(given: str | Sequence[float]) -> list[float]:
 def _grid(
     batch_sizes: str | Sequence[int], thread_counts: str | Sequence[int], threads: int | None
 ) -> Grid | None:
-    from edgekd.benchmark.throughput import Grid
+    from edgekd.benchmark.measure.throughput import Grid
 
     if not batch_sizes and not thread_counts:
         return None
@@ -729,7 +729,7 @@ def int8_speed(artifact: Artifact) -> str | None:
     import numpy as np
 
     from edgekd.benchmark.compare import speed_here
-    from edgekd.benchmark.speed import in_words
+    from edgekd.benchmark.measure.speed import in_words
     from edgekd.targets.session import open_session
 
     size = artifact.preprocess.size
@@ -754,7 +754,7 @@ def _yardstick(
     import numpy as np
     from PIL import Image
 
-    from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
+    from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
     from edgekd.export.mixed import Yardstick
 
     images, split = loaded.data(data)

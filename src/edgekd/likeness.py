@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.agreement import (
+from edgekd.benchmark.evaluate.agreement import (
     angle_degrees,
     m_neigh,
     m_rel,
@@ -19,7 +19,7 @@ from edgekd.benchmark.agreement import (
     recall_at,
     squared_distance,
 )
-from edgekd.benchmark.metrics import macro, top1
+from edgekd.benchmark.evaluate.metrics import macro, top1
 from edgekd.console import warn
 from edgekd.data import ImageSet
 from edgekd.distill.descriptions import descriptions_for

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run

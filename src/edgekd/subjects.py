@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Predict, Subject
-from edgekd.benchmark.counting import count_folder
+from edgekd.benchmark.measure.counting import count_folder
+from edgekd.benchmark.subjects import Predict, Subject
 from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.findings import Family
+from edgekd.benchmark.subjects import Suite
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
@@ -453,7 +453,7 @@ def cue_conflict_suite(
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
     """The 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
-    from edgekd.benchmark.corruptions import NAMES, REMARKS, SEVERITIES
+    from edgekd.benchmark.evaluate.corruptions import NAMES, REMARKS, SEVERITIES
 
     chosen = inside.indices
     remarks: tuple[str, ...] = REMARKS

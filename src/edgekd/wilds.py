@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.readers import printable, read_text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from edgekd.benchmark.accuracy import Subject, Suite, Wording
+from edgekd.benchmark.subjects import Subject, Suite, Wording
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank, readable

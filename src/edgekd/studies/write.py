@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgekd.benchmark.stats import Interval
+from edgekd.benchmark.measure.intervals import Interval
 from edgekd.benchmark.table import NONE
 from edgekd.files import csv_text as csv_lines
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table

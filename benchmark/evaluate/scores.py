@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics, row_makers
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.evaluate import aggregate as row_makers
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate.statistics import wilson_interval
+from edgekd.benchmark.evaluate.unknowns import unknown_rows
 from edgekd.benchmark.findings import (
     CorruptionRow,
     CueConflictRow,
@@ -18,10 +21,8 @@ from edgekd.benchmark.findings import (
     UnknownRow,
     VocabularyRow,
 )
-from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
-from edgekd.benchmark.stats import wilson_interval
-from edgekd.benchmark.unknowns import unknown_rows
+from edgekd.benchmark.subjects import Subject, Suite
 
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval, wilson_interval
 from edgekd.benchmark.findings import Scaled, SuiteRow
 from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
-from edgekd.benchmark.stats import mcnemar_p, paired_interval, wilson_interval
+from edgekd.benchmark.subjects import Subject, Suite
 
 OOD = "ood:"
 APART = ("test:", "seen:", "adapted:")

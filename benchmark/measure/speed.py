@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.findings import HERE, Comparison, SpeedRow
-from edgekd.benchmark.latency import LatencySamples, joined
+from edgekd.benchmark.measure.intervals import Interval, interval_of, percentile_draws
+from edgekd.benchmark.measure.latency import LatencySamples, joined
 from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
-from edgekd.benchmark.stats import Interval, interval_of, percentile_draws
 
 WIDE_CV = 0.3
 """Above this share of the mean a single percentile says little: the machine was busy, or has several states."""

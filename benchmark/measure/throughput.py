@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Subject
 from edgekd.benchmark.findings import ThroughputRow
-from edgekd.benchmark.latency import LatencySamples, Protocol
-from edgekd.benchmark.measured import Measured
-from edgekd.benchmark.stats import rate_interval
-from edgekd.benchmark.worker import run_child
+from edgekd.benchmark.measure.intervals import rate_interval
+from edgekd.benchmark.measure.latency import LatencySamples, Protocol
+from edgekd.benchmark.measure.measured import Measured
+from edgekd.benchmark.measure.worker import run_child
+from edgekd.benchmark.subjects import Subject
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 

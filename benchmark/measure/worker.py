@@ -1,4 +1,4 @@
-"""The latency of artifacts, in fresh processes without torch: `python -P -m edgekd.benchmark.worker JOB.json`.
+"""The latency of artifacts, in fresh processes without torch: `python -P -m edgekd.benchmark.measure.worker JOB.json`.
 
 The parent writes the prepared images and a job into a temporary folder; the child opens the artifacts, measures, and
 leaves samples and facts there. With `QUICK` one child takes all artifacts in alternating blocks; with `FULL` every
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.energy import Meter, open_sensor
-from edgekd.benchmark.environment import peak_rss_mb
-from edgekd.benchmark.latency import (
+from edgekd.benchmark.measure.energy import Meter, open_sensor
+from edgekd.benchmark.measure.environment import peak_rss_mb
+from edgekd.benchmark.measure.latency import (
     LatencySamples,
     Protocol,
     RunOnce,
@@ -149,7 +149,13 @@ def run_child(
         }
         write_json(scratch / _JOB, job)
         # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
-        command = [sys.executable, "-P", "-m", "edgekd.benchmark.worker", str(scratch / _JOB)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "edgekd.benchmark.measure.worker",
+            str(scratch / _JOB),
+        ]
         child = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
         )

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.worker import ArtifactLatency
 from edgekd.targets.devices.result import Built, Rate
 from edgekd.targets.placement import Placement
 
