@@ -72,7 +72,8 @@ class SuiteRow(Frozen):
     domains: tuple[str, ...]
     remarks: tuple[str, ...]
     excluded: dict[str, int] = Field(default_factory=dict)
-    """Role in training (`train`, `val`, `unlabelled`) → images left out, since the run has seen their content in it."""
+    """Role in training (`train`, `val`, `unlabelled`) → images left out, since the run has seen their content in it;
+    `tested`: since another suite of an unseen domain has them."""
 
 
 class Scaled(Frozen):

@@ -65,7 +65,8 @@ def _excluded(report: Report) -> Iterator[str]:
     if count:
         each = ", ".join(f"{name} {number:,}" for name, number in count.items())
         yield (
-            f"{sum(count.values()):,} images are left out of the suites, since training has seen them: {each}."
+            f"{sum(count.values()):,} images are left out of the suites, since training or another suite has them: "
+            f"{each}."
         )
 
 

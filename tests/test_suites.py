@@ -20,7 +20,7 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.layouts import LAYOUTS, known_layout, unwrapped
-from edgekd.measure import parts_of
+from edgekd.measure import Further, parts_of
 from edgekd.split import make_split
 from edgekd.suites import (
     clean_suite,
@@ -161,7 +161,7 @@ def test_images_the_run_trained_on_are_left_out(tmp_path: Path) -> None:
     assert suite.excluded == {"train": 4, "val": 1}
     # 5 of 12: the domain trained, whatever it is called
     assert (suite.name, suite.kind) == ("seen:x", "seen")
-    with pytest.raises(EdgekdError, match="has seen all images"):
+    with pytest.raises(EdgekdError, match="is left to measure"):
         folder_suites("x", str(root), ANIMALS, trained=Trained(dict.fromkeys(images.keys, "train")))
 
 
@@ -243,6 +243,21 @@ def test_domains_that_trained_are_seen_and_the_others_unseen(tmp_path: Path) -> 
     )
     [suite] = folder_suites("x", str(new), ("cat", "dog"), trained=trained)
     assert (suite.name, suite.excluded) == ("seen:x", {})
+
+
+def test_images_of_an_unseen_domain_do_not_count_twice(tmp_path: Path) -> None:
+    root = paint(tmp_path / "d", tree(("art", "sketch"), ("cat", "dog"), 3))
+    images = load_images(root)
+    own = Suite("ood:sketch", images, np.flatnonzero(images.domain_of == 1)[:4])
+    trained = {"r": Trained({}, frozenset({"art"}))}
+    further = Further([("d", str(root)), ("e", str(root / "sketch"))], [], [], None)
+    one = subject("torch", "torch", model(0), classes=("cat", "dog"))
+    with pytest.raises(EdgekdError, match="6 are in another suite"):
+        further.suites([one], trained, [own])
+    [seen, rest] = replace(further, ood=further.ood[:1]).suites([one], trained, [own])
+    assert (seen.name, rest.name) == ("seen:d/art", "ood:d/sketch")
+    assert rest.excluded == {"tested": 4}
+    assert len(rest.indices) == 2
 
 
 def test_a_domain_of_nothing_but_training_images_is_named(
@@ -543,7 +558,7 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert teacher.mce == pytest.approx(1.0)
     lines = (tmp_path / "out" / "corruptions.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 75
-    assert '"r","torch",snow,5,10,0.500000' in lines
+    assert "r,torch,snow,5,10,0.5" in lines
     assert rescore(tmp_path / "out").corruptions == report.corruptions
     assert "corruption:" not in (tmp_path / "out" / "report.md").read_text()
 

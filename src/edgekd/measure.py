@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def gather(
             measured += own
         same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
         trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
-    measured += further.suites(subjects, trained)
+    measured += further.suites(subjects, trained, measured)
     measured += _beside_id(
         subjects,
         measured,
@@ -281,11 +281,17 @@ class Further:
     def any(self) -> bool:
         return bool(self.ood or self.test or self.benches or self.texture_shape)
 
-    def suites(self, subjects: Sequence[Subject], trained: Mapping[str, Trained]) -> list[Suite]:
+    def suites(
+        self,
+        subjects: Sequence[Subject],
+        trained: Mapping[str, Trained],
+        measured: Sequence[Suite],
+    ) -> list[Suite]:
         """Suites for all subjects together where their runs know and saw the same, else for each run.
 
         Args:
             trained: run → what it saw.
+            measured: the runs' own suites; images of their unseen domains would count twice in the mean.
         """
         runs = dict.fromkeys(subject.run for subject in subjects)
         classes = {subject.run: subject.classes for subject in subjects}
@@ -296,7 +302,8 @@ class Further:
         for run in [first] if shared else runs:
             owner, words = None if shared else run, classes[run]
             for name, folder in self.ood:
-                found += folder_suites(name, folder, words, trained=saw[run], run=owner)
+                outside = saw[run].with_tested(_unseen_keys([*measured, *found], run))
+                found += folder_suites(name, folder, words, trained=outside, run=owner)
             for name, folder in self.test:
                 found.append(hold_out_suite(name, folder, words, trained=saw[run], run=owner))
             for name, root in self.benches:
@@ -306,6 +313,13 @@ class Further:
                     cue_conflict_suite("texture-shape", cues, words, trained=saw[run], run=owner)
                 )
         return found
+
+
+def _unseen_keys(suites: Sequence[Suite], run: str) -> Iterator[str]:
+    """Content keys of the images in a run's suites of unseen domains."""
+    for suite in suites:
+        if suite.run in (None, run) and suite.name.startswith("ood:"):
+            yield from (suite.images.keys[index] for index in suite.indices)
 
 
 def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:

@@ -92,10 +92,19 @@ _OF_KIND = {
 
 def _left_out(excluded: Mapping[str, int]) -> list[str]:
     """A remark about images that training saw, if there are any."""
-    if not excluded:
-        return []
-    how = ", ".join(f"{count} as {role}" for role, count in excluded.items())
-    return [f"{sum(excluded.values())} images left out, since the run has seen them ({how})."]
+    return [f"images left out: {_counted(excluded)}."] if excluded else []
+
+
+_OF_ROLE = {
+    "train": "trained",
+    "val": "were validated on",
+    "unlabelled": "were seen without labels",
+    "tested": "are in another suite of an unseen domain",
+}
+
+
+def _counted(excluded: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {_OF_ROLE[role]}" for role, count in excluded.items())
 
 
 def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], Trained]:
@@ -251,15 +260,12 @@ def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
     kept = [suite for suite in suites if len(suite.indices)]
     if not kept:
         raise EdgekdError(
-            f"The run has seen all images of {spec} in training.",
-            "Give images that it did not see.",
+            f"No image of {spec} is left to measure: {_counted(suites[0].excluded)}.",
+            "Give images that the run did not see.",
         )
     for suite in suites:
         if not len(suite.indices):
-            warn(
-                f"{suite.name} is left out: the run has seen all of its "
-                f"{sum(suite.excluded.values())} images in training."
-            )
+            warn(f"{suite.name} is left out: of its images {_counted(suite.excluded)}.")
     return kept
 
 
