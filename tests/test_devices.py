@@ -333,8 +333,8 @@ def test_the_command_line_says_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From `--device bundle:` over `--import` to the report, with what a run would give put in place of a run."""
-    from edgekd import measure
     from edgekd.cli import main
+    from edgekd.evaluation import gather as measure
 
     subjects, suites = setting
     monkeypatch.setattr(

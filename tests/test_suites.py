@@ -19,10 +19,8 @@ from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
-from edgekd.layouts import LAYOUTS, known_layout, unwrapped
-from edgekd.measure import Further, parts_of
-from edgekd.split import make_split
-from edgekd.suites import (
+from edgekd.evaluation.gather import Further, parts_of
+from edgekd.evaluation.suites import (
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
@@ -33,9 +31,11 @@ from edgekd.suites import (
     split_suites,
     unknown_suites,
 )
-from edgekd.trained import Trained, all_trained, read_trained, suite_kind
+from edgekd.evaluation.trained import Trained, all_trained, read_trained, suite_kind
+from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.layouts import LAYOUTS, known_layout, unwrapped
+from edgekd.split import make_split
 from edgekd.unlabelled import load_unlabelled
-from edgekd.vocabulary import spoken_as
 
 ANIMALS = ("cat", "dog", "fish", "horse")
 

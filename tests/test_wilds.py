@@ -18,7 +18,7 @@ from test_report import SCHEMA, violations
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.markdown import markdown
 from edgekd.errors import EdgekdError
-from edgekd.wilds import wilds_named, wilds_suites
+from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")
 SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}

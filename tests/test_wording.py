@@ -29,7 +29,7 @@ from edgekd.benchmark.subjects import Predict, Suite
 from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
-from edgekd.wording import _bank, in_other_words, read_words
+from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
 
 
 def words(path: Path, text: str) -> Path:

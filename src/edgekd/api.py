@@ -240,7 +240,7 @@ def verify(artifact: str | Path, *, data: str | None = None) -> list[dict[str, A
     Returns:
         One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
     """
-    from edgekd.chain import verify_artifact
+    from edgekd.evaluation.verify import verify_artifact
 
     return verify_artifact(Path(artifact), data)
 
@@ -354,8 +354,8 @@ def benchmark(
     from edgekd.benchmark.gates import gates_of_table, parse_gates
     from edgekd.config import gates_of_file
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import gather
-    from edgekd.subjects import artifact_facts, compared_of
+    from edgekd.evaluation.gather import gather
+    from edgekd.evaluation.subjects import artifact_facts, compared_of
 
     wanted = parse_gates([*(gates_of_table(gates_of_file(Path(config))) if config else ()), *gates])
     grid = _grid(batch_sizes, thread_counts, threads)
@@ -455,7 +455,7 @@ def make_bundle(
     """
     from edgekd.benchmark.device import bundle
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import gather
+    from edgekd.evaluation.gather import gather
 
     grid = _grid(batch_sizes, thread_counts, threads)
     places = [Path(p) for p in paths] or [newest_run()]
@@ -524,8 +524,14 @@ def evaluate(
     from edgekd.distill.load import load_run
     from edgekd.distill.predict import predict_all, student_predict, teacher_predict
     from edgekd.distill.teacher import ClipTeacher, load_teacher
-    from edgekd.likeness import Parts, accuracy_rows, agreement_rows, image_bank, probe_rows
-    from edgekd.measure import parts_of
+    from edgekd.evaluation.gather import parts_of
+    from edgekd.evaluation.teacher_agreement import (
+        Parts,
+        accuracy_rows,
+        agreement_rows,
+        image_bank,
+        probe_rows,
+    )
 
     if keys != "student" and shots is None:
         raise EdgekdError(
@@ -548,7 +554,7 @@ def evaluate(
 
         chosen = load_run(Path(run) if run else newest_run())
         if shots is not None:
-            from edgekd.few import few_rows
+            from edgekd.evaluation.few_shot import few_rows
 
             return few_rows(chosen, data, shots, keys)
         return agreement_rows(chosen, data, teacher) if agreement else probe_rows(chosen)

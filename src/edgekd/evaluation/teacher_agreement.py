@@ -30,7 +30,7 @@ from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.measure import parts_of, suites_of
+from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
 
 Scores = NDArray[np.float32]
@@ -69,7 +69,7 @@ def image_bank(
 
 
 Parts = Sequence[tuple[str | None, NDArray[np.int64]]]
-"""(part of a run, indices of its images); see `edgekd.measure.parts_of`. The part of images without a run is None."""
+"""(part of a run, indices of its images), as `gather.parts_of` has them; the part of images without a run is None."""
 
 
 def accuracy_rows(

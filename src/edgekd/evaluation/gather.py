@@ -15,11 +15,9 @@ from edgekd.console import say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
-from edgekd.manifest import read_artifact
-from edgekd.split import read_split
-from edgekd.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
-from edgekd.suites import (
+from edgekd.evaluation.prompt_variants import in_other_words
+from edgekd.evaluation.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
+from edgekd.evaluation.suites import (
     CORRUPTION_IMAGES,
     clean_suite,
     corruption_suites,
@@ -31,7 +29,7 @@ from edgekd.suites import (
     split_suites,
     unknown_suites,
 )
-from edgekd.trained import (
+from edgekd.evaluation.trained import (
     SEEN_IN,
     SuiteKind,
     Trained,
@@ -40,10 +38,12 @@ from edgekd.trained import (
     suite_kind,
     trained_of_source,
 )
+from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.evaluation.wilds import wilds_named, wilds_suites
+from edgekd.files import read_json
+from edgekd.manifest import read_artifact
+from edgekd.split import read_split
 from edgekd.unlabelled import load_unlabelled
-from edgekd.vocabulary import spoken_as
-from edgekd.wilds import wilds_named, wilds_suites
-from edgekd.wording import in_other_words
 
 COMPUTED = ("corruptions",)
 """Suites that are made from in-domain test images."""

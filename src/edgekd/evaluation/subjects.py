@@ -19,8 +19,8 @@ from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.evaluation.flops import count_torch
 from edgekd.files import short_hash
-from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
 from edgekd.targets.session import open_session
 

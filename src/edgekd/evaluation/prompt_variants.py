@@ -14,7 +14,7 @@ from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank, readable
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
-from edgekd.suites import named_folders
+from edgekd.evaluation.suites import named_folders
 
 BASES = ("id", "domain", "folder")
 """Families of suites that are asked again."""

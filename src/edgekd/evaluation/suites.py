@@ -18,11 +18,11 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
+from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
+from edgekd.evaluation.vocabulary import called, spoken_as
 from edgekd.layouts import known_layout, unwrapped
 from edgekd.split import Split, make_split
 from edgekd.targets.bank import plain_name
-from edgekd.trained import Trained, suite_kind, trained_of_source, trained_of_split
-from edgekd.vocabulary import called, spoken_as
 
 SEEN = (
     "The artifact was trained on this domain and its split is not here, so training images may be among these: "
