@@ -35,10 +35,10 @@ from edgekd.benchmark.measure.latency import (
     rotating,
     summarise,
 )
+from edgekd.benchmark.measure.local import measure_artifacts, measure_end_to_end
 from edgekd.benchmark.measure.placement import placement_rows
 from edgekd.benchmark.measure.speed import load_of, speed_rows
 from edgekd.benchmark.measure.throughput import Grid, throughput_rows
-from edgekd.benchmark.measure.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
 from edgekd.benchmark.remarks import remarks
 from edgekd.benchmark.report import write_report
 from edgekd.benchmark.rows import LatencyRow, Report
@@ -46,6 +46,7 @@ from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.folders import REPORT, publishing
+from edgekd.targets.devices.result import Clocked
 
 
 def run_benchmark(
@@ -96,9 +97,7 @@ def run_benchmark(
     latency, parts, whole = _latency(
         subjects, suites, protocol, threads, together=compared is not None, energy=energy
     )
-    throughput = throughput_rows(
-        subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick
-    )
+    throughput = throughput_rows(subjects, encoded_of(suites) if grid else (), grid, quick=quick)
     scores = score(subjects, suites, logits)
     facts = environment.describe() | {
         "before": before,
@@ -236,7 +235,7 @@ def _latency(
     *,
     together: bool,
     energy: str | None,
-) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]], dict[str, ArtifactLatency]]:
+) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]], dict[str, Clocked]]:
     """A row for each subject; by its key the samples of each process, and an artifact's clock from file to answer."""
     models = {subject.key: subject for subject in subjects}
     buffers, prepare_ms = buffers_of(models.values(), suites)
@@ -251,18 +250,23 @@ def _latency(
         },
         CONTEXT,
     )
-    here = {key: subject for key, subject in artifacts.items() if subject.measured is None}
+    here = {
+        key: subject.folder
+        for key, subject in artifacts.items()
+        if subject.measured is None and subject.folder is not None
+    }
+    encoded = encoded_of(suites) if here else []
     exported = measure_artifacts(
-        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
-        {key: buffers[subject.preprocess.hash] for key, subject in here.items()},
+        here,
+        encoded,
         protocol,
         threads=threads,
         together=together,
         energy=energy,
     )
     whole = measure_end_to_end(
-        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
-        encoded_of(suites) if here else (),
+        here,
+        encoded,
         END_TO_END_QUICK if protocol is QUICK else END_TO_END,
         threads=threads,
     )
@@ -306,7 +310,7 @@ def _latency(
     return found_rows, parts, whole
 
 
-def _whole_facts(whole: ArtifactLatency) -> dict[str, Any]:
+def _whole_facts(whole: Clocked) -> dict[str, Any]:
     return {
         "end_to_end_p50_ms": percentile(whole.samples.samples_ms, 50),
         "end_to_end_p90_ms": percentile(whole.samples.samples_ms, 90),
@@ -314,7 +318,7 @@ def _whole_facts(whole: ArtifactLatency) -> dict[str, Any]:
     }
 
 
-def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
+def _session_facts(found: Sequence[Clocked]) -> dict[str, Any]:
     return {
         "provider": found[0].provider,
         "threads": found[0].threads,
@@ -323,7 +327,7 @@ def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
     }
 
 
-def _energy(found: Sequence[ArtifactLatency]) -> EnergyRow | None:
+def _energy(found: Sequence[Clocked]) -> EnergyRow | None:
     joules = [one.samples.joules for one in found if one.samples.joules is not None]
     told = [one.energy for one in found if one.energy is not None]
     if len(joules) < len(found) or len(told) < len(found):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.scores import Logits
 from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
-from edgekd.benchmark.findings import Comparison, SpeedRow, SuiteComparison
-from edgekd.benchmark.measure.intervals import percentile, ratio_interval
-from edgekd.benchmark.measure.latency import LatencySamples, Protocol, measure_interleaved, rotating
-from edgekd.benchmark.measure.speed import Timed, reason_to_withhold
-from edgekd.benchmark.subjects import Predict, Subject, Suite
+from edgekd.benchmark.findings import Comparison, SuiteComparison
+from edgekd.benchmark.measure.intervals import ratio_interval
+from edgekd.benchmark.measure.latency import LatencySamples
+from edgekd.benchmark.measure.speed import Timed, reason_to_withhold, turns_of
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
 
 
@@ -59,7 +58,7 @@ def compare(
         load: load average per core of this machine before the run.
         first_samples, second_samples: one entry per process, measured in alternating blocks of the same process.
     """
-    turns, p50 = _turns(first_samples, second_samples)
+    turns, p50 = turns_of(first_samples, second_samples)
     ci95 = ratio_interval(*turns)
     return Comparison(
         a_run=first.run,
@@ -80,53 +79,6 @@ def compare(
     )
 
 
-NOTE = Protocol("note", 20, 0.5, 4.0, 60, 2.0, 8.0, 0.1, 1)
-"""A few seconds for one sentence."""
-
-
-@dataclass(frozen=True)
-class _Timed:
-    subject: str
-    settled: bool
-    cv: float
-    other_cpu: float | None
-    stolen_cpu: float | None
-
-
-def speed_here(models: Mapping[str, Predict], images: NDArray[np.uint8]) -> SpeedRow:
-    """Time two models in alternating blocks of this process, for a few seconds, and return their ratio.
-
-    Args:
-        models: names of A and B, in this order, and how they answer.
-        images: uint8 `[N, H, W, 3]`, in rotation.
-    """
-    found = measure_interleaved(
-        {name: rotating(model, images) for name, model in models.items()}, NOTE
-    )
-    (a, first), (b, second) = found.items()
-    turns, p50 = _turns([first], [second])
-    timed = [
-        _Timed(
-            name,
-            one.settled,
-            float(one.samples_ms.std() / one.samples_ms.mean()),
-            one.other_cpu,
-            one.stolen_cpu,
-        )
-        for name, one in found.items()
-    ]
-    ci95 = ratio_interval(*turns)
-    return SpeedRow(
-        a_run="",
-        a=a,
-        b_run="",
-        b=b,
-        ratio=p50[0] / p50[1],
-        ci95=ci95,
-        withheld=reason_to_withhold(timed, ci95),
-    )
-
-
 def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -> SuiteComparison:
     right, other = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
     return SuiteComparison(
@@ -139,31 +91,3 @@ def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -
         mcnemar_p=mcnemar_p(right, other),
         agreement=metrics.agreement(first, second),
     )
-
-
-Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
-
-
-def _turns(
-    first: Sequence[LatencySamples], second: Sequence[LatencySamples]
-) -> tuple[Turns, tuple[float, float]]:
-    """Samples of A and of B in each turn, the process of each turn, and both medians over these turns.
-
-    A model that is done earlier leaves the other to go on alone; what it measures then has no partner and is not used.
-    """
-    a: list[NDArray[np.float64]] = []
-    b: list[NDArray[np.float64]] = []
-    process_of: list[int] = []
-    for process, (one, other) in enumerate(zip(first, second, strict=True)):
-        mine, theirs = _by_block(one), _by_block(other)
-        count = min(len(mine), len(theirs))
-        a += mine[:count]
-        b += theirs[:count]
-        process_of += [process] * count
-    p50 = percentile(np.concatenate(a), 50), percentile(np.concatenate(b), 50)
-    return (a, b, np.asarray(process_of, dtype=np.int64)), p50
-
-
-def _by_block(samples: LatencySamples) -> list[NDArray[np.float64]]:
-    starts = np.flatnonzero(np.diff(samples.blocks)) + 1
-    return np.split(samples.samples_ms, starts)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from edgekd.benchmark import benchmark, report
 from edgekd.benchmark.measure.latency import LatencySamples, Protocol
-from edgekd.benchmark.measure.worker import ArtifactLatency
 from edgekd.benchmark.subjects import Kind, Predict, Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
+from edgekd.targets.devices.result import Clocked
 
 CLASSES = ("cat", "dog", "fish")
 SMALL, LARGE = Preprocess(size=16), Preprocess(size=32)
@@ -112,11 +112,11 @@ def fake_measurements(
         monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
 
     def measure_artifacts(
-        folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None
+        folders, encoded, protocol: Protocol, *, threads=None, together=False, energy=None
     ):  # type: ignore[no-untyped-def]
         return {
             key: [
-                ArtifactLatency(
+                Clocked(
                     LatencySamples(
                         p50_ms[key] * np.linspace(0.9, 1.1, 201),
                         np.arange(201) // 10,
@@ -140,7 +140,7 @@ def fake_measurements(
     def measure_end_to_end(folders, encoded, protocol: Protocol, *, threads=None):  # type: ignore[no-untyped-def]
         times = np.linspace(0.9, 1.1, 201)
         return {
-            key: ArtifactLatency(
+            key: Clocked(
                 LatencySamples(
                     (p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True
                 ),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from edgekd.benchmark.findings import ThroughputRow
 from edgekd.benchmark.measure.intervals import rate_interval
 from edgekd.benchmark.measure.latency import LatencySamples, Protocol
-from edgekd.benchmark.measure.measured import Measured
-from edgekd.benchmark.measure.worker import run_child
+from edgekd.benchmark.measure.local import measure_rate
 from edgekd.benchmark.subjects import Subject
 from edgekd.console import say
-from edgekd.errors import EdgekdError
+from edgekd.targets.devices.result import Rate
 
 FULL = Protocol("throughput", 50, 3.0, 30.0, 10, 10.0, 60.0, 1.0, 1)
 QUICK = Protocol("throughput, quick", 50, 1.0, 5.0, 5, 2.0, 10.0, 0.2, 1)
@@ -39,72 +35,40 @@ class Grid:
 
 
 def throughput_rows(
-    subjects: Sequence[Subject],
-    buffers: Mapping[str, NDArray[np.uint8]],
-    grid: Grid | None,
-    *,
-    quick: bool,
+    subjects: Sequence[Subject], encoded: Sequence[bytes], grid: Grid | None, *, quick: bool
 ) -> tuple[ThroughputRow, ...]:
     """A row for each artifact, batch size and thread count.
 
     Args:
         subjects: those with a folder are measured here, those that a device measured bring their rates.
         grid: what to take here; None takes nothing here.
-        buffers: preprocess hash → uint8 `[N, H, W, 3]`, images in rotation; a batch larger than N repeats them.
+        encoded: images as they lie in files, in rotation; a batch larger than their number repeats them.
 
     Raises:
         EdgekdError: an artifact that does not run one image at a time.
     """
-    rows: list[ThroughputRow] = []
+    protocol = QUICK if quick else FULL
+    rows = []
     for subject in subjects:
+        rates: list[Rate] = []
         if subject.measured is not None:
-            rows += _measured_rows(subject, subject.measured)
+            rates = list(subject.measured.rates)
         elif subject.folder is not None and grid is not None:
-            images, protocol = buffers[subject.preprocess.hash], QUICK if quick else FULL
-            rows += [
-                _row(subject, images, batch, threads, protocol) for batch, threads in grid.pairs
-            ]
+            for batch, threads in grid.pairs:
+                how = threads or "as the runtime chooses"
+                say(f"throughput of {subject.name}: batch {batch}, threads {how}")
+                rates.append(measure_rate(subject.folder, encoded, protocol, batch, threads))
+        rows += [_row(subject, rate) for rate in rates]
     return tuple(rows)
 
 
-def _measured_rows(subject: Subject, measured: Measured) -> list[ThroughputRow]:
-    rows = []
-    for rate in measured.rates:
-        who = {
-            "run": subject.run,
-            "subject": subject.name,
-            "device": subject.device,
-            "batch": rate.batch,
-        }
-        if rate.clock is None:
-            rows.append(ThroughputRow(**who, threads=rate.threads, reason=rate.reason))
-        else:
-            rows.append(
-                ThroughputRow(**who, **_numbers(rate.clock.samples, rate.clock.threads, rate.batch))
-            )
-    return rows
-
-
-def _row(
-    subject: Subject,
-    buffers: NDArray[np.uint8],
-    batch: int,
-    threads: int | None,
-    protocol: Protocol,
-) -> ThroughputRow:
-    assert subject.folder is not None
-    say(
-        f"throughput of {subject.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
-    )
-    who = {"run": subject.run, "subject": subject.name, "device": subject.device, "batch": batch}
-    try:
-        found = run_child({"": subject.folder}, {"": buffers}, protocol, threads, batch=batch)[""]
-    except EdgekdError as refusal:
-        if batch == 1:
-            raise
-        # A file may be made for fewer images at a time, or the memory too small for so many.
-        return ThroughputRow(**who, threads=threads, reason=refusal.message)
-    return ThroughputRow(**who, **_numbers(found.samples, found.threads, batch))
+def _row(subject: Subject, rate: Rate) -> ThroughputRow:
+    who = {
+        "run": subject.run, "subject": subject.name, "device": subject.device, "batch": rate.batch,
+    }  # fmt: skip
+    if rate.clock is None:
+        return ThroughputRow(**who, threads=rate.threads, reason=rate.reason)
+    return ThroughputRow(**who, **_numbers(rate.clock.samples, rate.clock.threads, rate.batch))
 
 
 def _numbers(samples: LatencySamples, threads: int, batch: int) -> dict[str, Any]:

@@ -734,8 +734,7 @@ def int8_speed(artifact: Artifact) -> str | None:
         return None
     import numpy as np
 
-    from edgekd.benchmark.compare import speed_here
-    from edgekd.benchmark.measure.speed import in_words
+    from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
     from edgekd.targets.session import open_session
 
     size = artifact.preprocess.size
@@ -744,7 +743,8 @@ def int8_speed(artifact: Artifact) -> str | None:
         folder.name: open_session(folder, threads=1, spinning=False).run
         for folder in (artifact.folder, beside)
     }
-    return in_words(speed_here(models, images), beside.name)
+    found = timed_in_turns(models, images)
+    return in_words(speed_of(artifact.folder.name, beside.name, found), beside.name)
 
 
 def _yardstick(
