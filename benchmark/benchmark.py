@@ -143,13 +143,7 @@ def run_benchmark(
     )
     found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
-    raw: dict[str, NDArray[Any]] = {}
-    for subject in subjects:
-        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-        if subject.key in whole:
-            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = whole[
-                subject.key
-            ].samples.samples_ms
+    raw = _raw(subjects, parts, whole)
     predictions = _predictions(subjects, suites, logits)
     with publishing(out, REPORT, overwrite=overwrite) as scratch:
         write_report(
@@ -338,11 +332,20 @@ def _energy(found: Sequence[Clocked]) -> EnergyRow | None:
     return EnergyRow(**per_image(joules, [one.samples.metered_s for one in found], images, facts))
 
 
-def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:
+def _raw(
+    subjects: Sequence[Subject],
+    parts: Mapping[str, Sequence[LatencySamples]],
+    whole: Mapping[str, Clocked],
+) -> dict[str, NDArray[Any]]:
+    """The arrays of latency.npz."""
     raw: dict[str, NDArray[Any]] = {}
-    for process, part in enumerate(parts):
-        raw[f"samples_ms/{name}/{process}"] = part.samples_ms
-        raw[f"blocks/{name}/{process}"] = part.blocks
+    for subject in subjects:
+        name = f"{subject.run}/{subject.name}"
+        for process, part in enumerate(parts[subject.key]):
+            raw[f"samples_ms/{name}/{process}"] = part.samples_ms
+            raw[f"blocks/{name}/{process}"] = part.blocks
+        if subject.key in whole:
+            raw[f"end_to_end_ms/{name}"] = whole[subject.key].samples.samples_ms
     return raw
 
 

@@ -20,16 +20,18 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
 from edgekd.evaluation.gather import Further, parts_of
-from edgekd.evaluation.suites import (
+from edgekd.evaluation.special_suites import (
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
+    unknown_suites,
+)
+from edgekd.evaluation.suites import (
     folder_suites,
     hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
-    unknown_suites,
 )
 from edgekd.evaluation.trained import Trained, all_trained, read_trained, suite_kind
 from edgekd.evaluation.vocabulary import spoken_as

@@ -16,18 +16,20 @@ from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.evaluation.prompt_variants import in_other_words
-from edgekd.evaluation.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
-from edgekd.evaluation.suites import (
+from edgekd.evaluation.special_suites import (
     CORRUPTION_IMAGES,
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
+    unknown_suites,
+)
+from edgekd.evaluation.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
+from edgekd.evaluation.suites import (
     folder_suites,
     hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
-    unknown_suites,
 )
 from edgekd.evaluation.trained import (
     SEEN_IN,
