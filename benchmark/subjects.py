@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.findings import HERE, Family
 from edgekd.benchmark.measure.counting import Counted
 from edgekd.benchmark.measure.measured import Measured
+from edgekd.benchmark.report.rows import HERE, Family, Kind
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
 from edgekd.targets.placement import Placement
@@ -20,7 +19,6 @@ from edgekd.targets.placement import Placement
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Wording = tuple[Predict, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
-Kind = Literal["teacher", "torch", "artifact"]
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
     "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",

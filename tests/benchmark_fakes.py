@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark import benchmark, report
+from edgekd.benchmark import benchmark
 from edgekd.benchmark.measure.latency import LatencySamples, Protocol
-from edgekd.benchmark.subjects import Kind, Predict, Subject, Suite
+from edgekd.benchmark.report import charts, write
+from edgekd.benchmark.report.rows import Kind
+from edgekd.benchmark.subjects import Predict, Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
 from edgekd.targets.devices.result import Clocked
@@ -106,10 +108,11 @@ def fake_measurements(
 ) -> None:
     """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`).
 
-    Without `picture` an empty file stands for it, since drawing takes a second.
+    Without `picture` empty drawings stand for all of them, since drawing takes seconds.
     """
     if not picture:
-        monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
+        monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
+        monkeypatch.setattr(charts, "svg", lambda figure, key, title, text: f"<svg id={key}></svg>")
 
     def measure_artifacts(
         folders, encoded, protocol: Protocol, *, threads=None, together=False, energy=None

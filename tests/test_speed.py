@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from edgekd.benchmark.findings import SpeedRow
 from edgekd.benchmark.measure.environment import other_work, processor_seconds
 from edgekd.benchmark.measure.latency import LatencySamples
 from edgekd.benchmark.measure.speed import (
@@ -23,7 +22,7 @@ from edgekd.benchmark.measure.speed import (
     timed_in_turns,
     turned,
 )
-from edgekd.benchmark.rows import Report
+from edgekd.benchmark.report.schema import Report, SpeedRow
 
 
 def row(

@@ -1,16 +1,25 @@
-"""The numbers of a report's rows, from logits and labels."""
+"""Accuracy and summary rows from logits and labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval, wilson_interval
-from edgekd.benchmark.findings import Scaled, SuiteRow
-from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
+from edgekd.benchmark.evaluate.statistics import wilson_interval
+from edgekd.benchmark.report.metric import metrics_of
+from edgekd.benchmark.report.rows import (
+    AccuracyRow,
+    Calibration,
+    Difference,
+    SuiteRow,
+    SummaryRow,
+)
 from edgekd.benchmark.subjects import Subject, Suite
 
 OOD = "ood:"
@@ -20,8 +29,7 @@ Logits = NDArray[np.float32]
 
 
 def suite_row(suite: Suite) -> SuiteRow:
-    """What a reader must know about one suite."""
-    domains = np.unique(suite.domain_of)
+    """Return the images of a suite and what a reader must know about them."""
     return SuiteRow(
         suite=suite.name,
         run=suite.run,
@@ -29,10 +37,19 @@ def suite_row(suite: Suite) -> SuiteRow:
         data=suite.images.name,
         n=len(suite.indices),
         classes=len(suite.images.classes),
-        domains=tuple(suite.images.domains[d] for d in domains),
+        domains=tuple(suite.images.domains[d] for d in np.unique(suite.domain_of)),
         remarks=suite.remarks,
         excluded=dict(suite.excluded),
     )
+
+
+def computed(row: type[BaseModel], logits: Logits, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return every metric of a row class that is computed from logits and labels."""
+    return {
+        key: metric.compute(logits, labels)
+        for key, metric in metrics_of(row).items()
+        if metric.compute
+    }
 
 
 def accuracy_row(
@@ -42,7 +59,7 @@ def accuracy_row(
     torch_logits: Logits | None,
     temperature: float | None,
 ) -> AccuracyRow:
-    """All accuracy numbers of one subject on one suite.
+    """Return all accuracy numbers of one subject on one suite.
 
     Args:
         torch_logits: the torch student's on the same images.
@@ -50,56 +67,27 @@ def accuracy_row(
     """
     labels, domain_of = suite.labels, suite.domain_of
     worst, worst_recall = metrics.worst_class(logits, labels)
-    right = metrics.correct(logits, labels)
-    hits = int(right.sum())
-    by_domain = {int(d): float(right[domain_of == d].mean()) for d in np.unique(domain_of)}
+    correct = metrics.correct(logits, labels)
+    by_domain = {int(d): float(correct[domain_of == d].mean()) for d in np.unique(domain_of)}
     lowest = min(by_domain, key=lambda d: by_domain[d]) if len(by_domain) > 1 else None
+    scaled = None
+    if temperature is not None:
+        scaled = Calibration(**computed(Calibration, logits / np.float32(temperature), labels))
     return AccuracyRow(
         run=subject.run,
         subject=subject.name,
         suite=suite.name,
         n=len(labels),
         classes=logits.shape[1],
-        top1=hits / len(labels),
-        top1_ci95=wilson_interval(hits, len(labels)),
-        macro=metrics.macro(logits, labels),
+        **computed(AccuracyRow, logits, labels),
+        top1_ci95=wilson_interval(int(correct.sum()), len(labels)),
         worst_class=suite.images.classes[worst],
         worst_class_recall=worst_recall,
         worst_domain=None if lowest is None else suite.images.domains[lowest],
         worst_domain_top1=None if lowest is None else by_domain[lowest],
-        **_calibration(logits, labels),
-        scaled=None
-        if temperature is None
-        else Scaled(**_calibration(logits / np.float32(temperature), labels)),
+        scaled=scaled,
         agreement=None if torch_logits is None else metrics.agreement(logits, torch_logits),
         device=subject.device,
-    )
-
-
-def _calibration(logits: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
-    return {
-        "ece": metrics.ece(logits, labels),
-        "adaptive_ece": metrics.adaptive_ece(logits, labels),
-        "nll": metrics.nll(logits, labels),
-        "brier": metrics.brier(logits, labels),
-    }
-
-
-def difference(
-    reference: Sequence[Logits], artifact: Sequence[Logits], suites: Sequence[Suite]
-) -> Difference:
-    """Accuracy of `reference` minus `artifact`: mean over suites, paired interval, McNemar over all."""
-    pairs = [
-        (metrics.correct(first, suite.labels), metrics.correct(second, suite.labels))
-        for first, second, suite in zip(reference, artifact, suites, strict=True)
-    ]
-    return Difference(
-        value=float(np.mean([first.mean() - second.mean() for first, second in pairs])),
-        ci95=paired_interval(pairs),
-        mcnemar_p=mcnemar_p(
-            np.concatenate([first for first, _ in pairs]),
-            np.concatenate([last for _, last in pairs]),
-        ),
     )
 
 
@@ -112,7 +100,7 @@ def summary_row(
     temperature: float | None,
     costs: Mapping[str, Difference],
 ) -> SummaryRow:
-    """One subject's accuracy rows in a line.
+    """Return one subject's accuracy rows in a line.
 
     Args:
         rows: of this subject only.
@@ -124,11 +112,10 @@ def summary_row(
     inside = of.get("id")
     outside = {row.suite.removeprefix(OOD): row for row in rows if row.suite.startswith(OOD)}
     ood = {domain: row.top1 for domain, row in outside.items()}
-    ood_avg = float(np.mean(list(ood.values()))) if ood else None
+    apart = {row.suite: row.top1 for row in rows if row.suite.startswith(APART)}
+    ood_avg = _mean(ood.values())
     worst = min(ood, key=lambda domain: ood[domain]) if ood else None
-    clean = {domain: of[f"clean:{domain}"].top1 for domain in outside if f"clean:{domain}" in of}
-    scaled = [row.scaled.ece for row in outside.values() if row.scaled is not None]
-    agreements = [row.agreement for row in outside.values() if row.agreement is not None]
+    scaled = inside.scaled if inside else None
     return SummaryRow(
         run=subject.run,
         subject=subject.name,
@@ -136,39 +123,43 @@ def summary_row(
         precision=subject.precision,
         same_as=same_as,
         preprocess=subject.preprocess.hash,
-        size_mb=_size_mb(subject),
+        size_mb=None if subject.folder is None else _size_mb(subject.folder),
         parameters=subject.counted.parameters if subject.counted else None,
         macs=subject.counted.macs if subject.counted else None,
         id=inside.top1 if inside else None,
-        apart={row.suite: row.top1 for row in rows if row.suite.startswith(APART)},
         ood=ood,
         ood_avg=ood_avg,
         ood_worst=ood[worst] if worst else None,
         ood_worst_domain=worst,
+        apart=apart,
+        adapted_avg=_mean(v for suite, v in apart.items() if suite.startswith("adapted:")),
         gap=inside.top1 - ood_avg if inside and ood_avg is not None else None,
-        clean_gap={domain: top1 - ood[domain] for domain, top1 in clean.items()},
+        clean_gap={
+            domain: of[f"clean:{domain}"].top1 - top1
+            for domain, top1 in ood.items()
+            if f"clean:{domain}" in of
+        },
         retention=ood_avg / teacher_ood_avg if ood_avg is not None and teacher_ood_avg else None,
         temperature=temperature,
         ece_id=inside.ece if inside else None,
-        ece_id_scaled=inside.scaled.ece if inside and inside.scaled else None,
-        ece_ood_scaled=float(np.mean(scaled)) if scaled else None,
-        ece_ood=float(np.mean([row.ece for row in outside.values()])) if outside else None,
+        ece_id_scaled=scaled.ece if scaled else None,
+        ece_ood=_mean(row.ece for row in outside.values()),
+        ece_ood_scaled=_mean(row.scaled.ece for row in outside.values() if row.scaled),
         agreement_id=inside.agreement if inside else None,
-        agreement_ood=float(np.mean(agreements)) if agreements else None,
+        agreement_ood=_mean(row.agreement for row in outside.values() if row.agreement is not None),
         quant_cost_id=costs.get("id"),
         quant_cost_ood=costs.get("ood"),
     )
 
 
-def _size_mb(subject: Subject) -> float | None:
-    """Size of the artifact's files without its manifest, in 10^6 bytes."""
-    if subject.folder is None:
-        return None
+def _mean(values: Any) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
+
+
+def _size_mb(folder: Path) -> float:
+    """Return the size of an artifact's files without its manifest, in 10^6 bytes."""
+    names = ("artifact.json", "parity.npz")
     return (
-        sum(
-            p.stat().st_size
-            for p in subject.folder.iterdir()
-            if p.is_file() and p.name not in ("artifact.json", "parity.npz")
-        )
-        / 1e6
+        sum(p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in names) / 1e6
     )

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import detection, metrics
-from edgekd.benchmark.findings import AurocCost, DetectionRow, UnknownRow
 from edgekd.benchmark.measure.intervals import interval_of
+from edgekd.benchmark.report.rows import AurocCost, DetectionRow, UnknownRow
 from edgekd.benchmark.subjects import Subject, Suite
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]

@@ -15,7 +15,6 @@ from typing import Protocol as Structure
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.findings import HERE, Comparison, SpeedRow
 from edgekd.benchmark.measure.intervals import (
     Interval,
     interval_of,
@@ -30,9 +29,12 @@ from edgekd.benchmark.measure.latency import (
     measure_interleaved,
     rotating,
 )
+from edgekd.benchmark.report.rows import HERE
+from edgekd.benchmark.report.schema import Comparison, SpeedRow
 
 if TYPE_CHECKING:
-    from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
+    from edgekd.benchmark.report.rows import LatencyRow, SummaryRow
+    from edgekd.benchmark.report.schema import Report
 
 WIDE_CV = 0.3
 """Above this share of the mean a single percentile says little: the machine was busy, or has several states."""

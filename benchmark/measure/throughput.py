@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.benchmark.findings import ThroughputRow
 from edgekd.benchmark.measure.intervals import rate_interval
 from edgekd.benchmark.measure.latency import LatencySamples, Protocol
 from edgekd.benchmark.measure.local import measure_rate
+from edgekd.benchmark.report.rows import ThroughputRow
 from edgekd.benchmark.subjects import Subject
 from edgekd.console import say
 from edgekd.targets.devices.result import Rate
@@ -63,9 +63,12 @@ def throughput_rows(
 
 
 def _row(subject: Subject, rate: Rate) -> ThroughputRow:
-    who = {
-        "run": subject.run, "subject": subject.name, "device": subject.device, "batch": rate.batch,
-    }  # fmt: skip
+    who: dict[str, Any] = {
+        "run": subject.run,
+        "subject": subject.name,
+        "device": subject.device,
+        "batch": rate.batch,
+    }
     if rate.clock is None:
         return ThroughputRow(**who, threads=rate.threads, reason=rate.reason)
     return ThroughputRow(**who, **_numbers(rate.clock.samples, rate.clock.threads, rate.batch))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.findings import Family
+from edgekd.benchmark.report.rows import Family
 from edgekd.benchmark.subjects import Suite
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
