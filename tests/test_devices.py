@@ -70,8 +70,8 @@ def check_measured(
         assert len(clock.samples.samples_ms) >= BRIEF.runs
         assert clock.samples.complete
         assert (one.measured.whole.samples.samples_ms > one.measured.prepare_ms).all()
-        assert one.measured.peak_rss_mb is not None
-        assert 20 < one.measured.peak_rss_mb < 1000
+        assert one.measured.whole.peak_rss_mb is not None
+        assert 20 < one.measured.whole.peak_rss_mb < 1000
 
 
 def test_local_agent_gives_a_report_like_any_other(

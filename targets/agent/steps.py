@@ -158,8 +158,7 @@ def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
     ) as error:  # made for fewer images at a time, or the memory is too small for so many
         if batch == 1:
             raise
-        text = error.message if isinstance(error, EdgekdError) else str(error)
-        write_refusal(folder, name, (text.strip().splitlines() or [type(error).__name__])[0])
+        write_refusal(folder, name, (str(error).strip().splitlines() or [type(error).__name__])[0])
         return
     facts = {"boot": boot(), n: sample_facts(samples) | opened_facts(model)}
     write_step(folder / "done" / f"{name}.npz", sample_arrays(n, samples), facts)
