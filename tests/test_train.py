@@ -871,8 +871,8 @@ def test_a_black_box_must_know_the_unlabelled_images(
 def test_a_student_is_distilled_for_names_on_pictures_without_labels(
     base: dict[str, Any], tmp_path: Path, recipe: str
 ) -> None:
+    from edgekd.evaluation.gather import gather
     from edgekd.export.run import source_of
-    from edgekd.measure import gather
 
     (tmp_path / "names.txt").write_text("cat\ndog\nhorse\n")
     settings = {name: value for name, value in base.items() if name != "data"}

@@ -80,7 +80,7 @@ def export(artifacts: Any, _: Given) -> None:
 
     speed = int8_speed(artifacts[-1])
     if speed is not None:
-        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
+        result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     result(f"next:     edgekd benchmark {shell_word(artifacts[-1].folder.parent.parent)} --quick")
 
 
