@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.counting import Counted
-from edgekd.benchmark.findings import HERE, Family
 from edgekd.benchmark.measured import Measured
+from edgekd.benchmark.report.rows import HERE, Family, Kind
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import UnreadableImage
@@ -27,7 +26,6 @@ from edgekd.targets.placement import Placement
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Wording = tuple[Predict, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
-Kind = Literal["teacher", "torch", "artifact"]
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
     "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import environment
 from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.aggregate import suite_row
 from edgekd.benchmark.clock_images import buffers_of, encoded_of
-from edgekd.benchmark.compare import check_comparable, compare
+from edgekd.benchmark.compare import check_comparable, compare, gain_rows
 from edgekd.benchmark.device import device_facts
 from edgekd.benchmark.energy import per_image
-from edgekd.benchmark.findings import HERE, Comparison, EnergyRow
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.latency import (
     CONTEXT,
@@ -33,10 +33,10 @@ from edgekd.benchmark.latency import (
     summarise,
 )
 from edgekd.benchmark.placement import placement_rows
-from edgekd.benchmark.remarks import remarks
-from edgekd.benchmark.report import write_report
-from edgekd.benchmark.row_makers import suite_row
-from edgekd.benchmark.rows import LatencyRow, Report
+from edgekd.benchmark.report.notes import notes
+from edgekd.benchmark.report.rows import HERE, EnergyRow, LatencyRow
+from edgekd.benchmark.report.schema import Comparison, Report
+from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.speed import load_of, speed_rows
 from edgekd.benchmark.stats import percentile
@@ -114,6 +114,7 @@ def run_benchmark(
         notes=(),
         suites=tuple(suite_row(suite) for suite in suites),
         summary=scores.summary,
+        gains=tuple(gain_rows(subjects, suites, logits, (context or {}).get("runs", ()))),
         accuracy=scores.accuracy,
         latency=tuple(latency),
         throughput=throughput,
@@ -141,7 +142,7 @@ def run_benchmark(
         context=dict(context or {}),
         environment=facts,
     )
-    found = {"notes": tuple(remarks(report)), "gates": evaluate(gates, report), "folder": out}
+    found = {"notes": tuple(notes(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
     raw: dict[str, NDArray[Any]] = {}
     for subject in subjects:

@@ -1,25 +1,50 @@
-"""Two artifacts beside each other: the ratio of their latencies from blocks that took turns, and paired accuracies."""
+"""Paired comparisons on the same images: two files, a file and its torch student, one run and another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Predict, Subject, Suite
-from edgekd.benchmark.findings import Comparison, SpeedRow, SuiteComparison
 from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
-from edgekd.benchmark.scores import Logits
+from edgekd.benchmark.report.rows import Difference
+from edgekd.benchmark.report.schema import (
+    Cause,
+    Comparison,
+    GainRow,
+    SpeedRow,
+    SuiteComparison,
+    Where,
+)
 from edgekd.benchmark.speed import Timed, reason_to_withhold
 from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
 from edgekd.errors import EdgekdError
 
+Logits = Mapping[tuple[str, int], NDArray[np.float32]]
+"""(subject's key, position of the suite) → `[n, C]`."""
+Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""Which images of a suite the first and the second model classify correctly, bool `[n]` each."""
+BASELINES = ("erm", "lp-ft")
+"""Recipes without a teacher."""
+_APART = ("val", "corruption", "vocabulary", "unknown")
+
+
+def difference(pairs: Sequence[Pair]) -> Difference:
+    """Return accuracy of the first minus that of the second: mean over suites, paired interval, McNemar over all."""
+    return Difference(
+        value=float(np.mean([first.mean() - second.mean() for first, second in pairs])),
+        ci95=paired_interval(pairs),
+        mcnemar_p=mcnemar_p(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
+    )
+
 
 def check_comparable(first: Subject, second: Subject, suites: Sequence[Suite]) -> None:
-    """Two artifacts need images that both are measured on.
+    """Check that two artifacts are measured on common images.
 
     Raises:
         EdgekdError: they have none, since their runs were split differently.
@@ -32,12 +57,11 @@ def check_comparable(first: Subject, second: Subject, suites: Sequence[Suite]) -
 
 
 def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
-    """Positions of the suites whose accuracies are set beside each other."""
-    apart = ("val", "corruption", "vocabulary", "unknown")
+    """Return the positions of the suites on which both accuracies are compared."""
     return [
         number
         for number, suite in enumerate(suites)
-        if suite.holds(first) and suite.holds(second) and suite.kind not in apart
+        if suite.holds(first) and suite.holds(second) and suite.kind not in _APART
     ]
 
 
@@ -51,7 +75,7 @@ def compare(
     rows: tuple[Timed, Timed],
     load: float | None = None,
 ) -> Comparison:
-    """A = `first` against B = `second`.
+    """Compare A = `first` with B = `second`.
 
     Args:
         rows: what their latencies are worth.
@@ -127,17 +151,99 @@ def speed_here(models: Mapping[str, Predict], images: NDArray[np.uint8]) -> Spee
 
 
 def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -> SuiteComparison:
-    right, other = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
+    pair = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
+    found = difference([pair])
     return SuiteComparison(
         suite=suite.name,
-        n=len(right),
-        a=float(right.mean()),
-        b=float(other.mean()),
-        value=float(right.mean() - other.mean()),
-        ci95=paired_interval([(right, other)]),
-        mcnemar_p=mcnemar_p(right, other),
+        n=len(suite.labels),
+        a=float(pair[0].mean()),
+        b=float(pair[1].mean()),
         agreement=metrics.agreement(first, second),
+        **found.model_dump(),
     )
+
+
+def gain_rows(
+    subjects: Sequence[Subject],
+    suites: Sequence[Suite],
+    logits: Logits,
+    runs: Sequence[Mapping[str, Any]],
+) -> Iterator[GainRow]:
+    """Compare each run with a baseline: subjects of the same name, on the images that both runs were measured on.
+
+    The base of a distilled run is the first run without teacher; that of a run with unlabelled images also the first
+    other run without them, of the same recipe where there is one. Without either it is the first run.
+
+    Args:
+        runs: facts of each run: `name`, `recipe`, and `unlabelled` where unlabelled images took part in training.
+    """
+    of = {subject.run: {} for subject in subjects}  # type: dict[str, dict[str, Subject]]
+    for subject in subjects:
+        if subject.kind != "teacher":
+            of[subject.run][subject.name] = subject
+    for run, base, cause in _bases([dict(facts) for facts in runs if facts["name"] in of]):
+        for name in of[run]:
+            if name in of[base]:
+                yield from _gains(of[run][name], of[base][name], cause, suites, logits)
+
+
+def _bases(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
+    """Yield (run, base run, cause) for each pair to compare."""
+    plain = [one for one in runs if one.get("recipe") in BASELINES and not one.get("unlabelled")]
+    for one in runs:
+        if plain and one.get("recipe") not in BASELINES:
+            yield one["name"], plain[0]["name"], "distillation"
+        if one.get("unlabelled"):
+            without = [other for other in runs if not other.get("unlabelled")]
+            without.sort(key=lambda other: other.get("recipe") != one.get("recipe"))
+            if without:
+                yield one["name"], without[0]["name"], "unlabelled"
+    if not plain:
+        for one in runs[1:]:
+            if not one.get("unlabelled"):
+                yield one["name"], runs[0]["name"], "run"
+
+
+def _gains(
+    subject: Subject, base: Subject, cause: Cause, suites: Sequence[Suite], logits: Logits
+) -> Iterator[GainRow]:
+    bases = {_content(suite): n for n, suite in enumerate(suites) if _compared(suite, base)}
+    shared = [
+        (number, bases[_content(suite)])
+        for number, suite in enumerate(suites)
+        if _compared(suite, subject) and _content(suite) in bases
+    ]
+    for where in get_args(Where):
+        numbers = [pair for pair in shared if suites[pair[0]].name.partition(":")[0] == where]
+        if numbers:
+            yield GainRow(
+                run=subject.run,
+                subject=subject.name,
+                base_run=base.run,
+                cause=cause,
+                where=where,
+                suites=tuple(suites[number].name for number, _ in numbers),
+                n=sum(len(suites[number].indices) for number, _ in numbers),
+                gain=difference(
+                    [
+                        (
+                            metrics.correct(logits[subject.key, number], suites[number].labels),
+                            metrics.correct(logits[base.key, other], suites[number].labels),
+                        )
+                        for number, other in numbers
+                    ]
+                ),
+            )
+
+
+def _compared(suite: Suite, subject: Subject) -> bool:
+    return suite.holds(subject) and suite.name.partition(":")[0] in ("id", "ood", "adapted")
+
+
+def _content(suite: Suite) -> tuple[object, ...]:
+    """Return what identifies the images of a suite, their order, labels and classes."""
+    ids = tuple(suite.images.ids[index] for index in suite.indices)
+    return ids, suite.labels.tobytes(), suite.images.classes
 
 
 Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
@@ -146,23 +252,21 @@ Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.i
 def _turns(
     first: Sequence[LatencySamples], second: Sequence[LatencySamples]
 ) -> tuple[Turns, tuple[float, float]]:
-    """Samples of A and of B in each turn, the process of each turn, and both medians over these turns.
+    """Return the samples of A and of B in each turn, the process of each turn, and both medians over these turns.
 
-    A model that is done earlier leaves the other to go on alone; what it measures then has no partner and is not used.
+    Blocks of the slower model after the other has finished have no partner and are left out.
     """
     a: list[NDArray[np.float64]] = []
     b: list[NDArray[np.float64]] = []
     process_of: list[int] = []
     for process, (one, other) in enumerate(zip(first, second, strict=True)):
-        mine, theirs = _by_block(one), _by_block(other)
-        count = min(len(mine), len(theirs))
-        a += mine[:count]
-        b += theirs[:count]
-        process_of += [process] * count
+        pairs = list(zip(_by_block(one), _by_block(other), strict=False))
+        a += [block for block, _ in pairs]
+        b += [block for _, block in pairs]
+        process_of += [process] * len(pairs)
     p50 = percentile(np.concatenate(a), 50), percentile(np.concatenate(b), 50)
     return (a, b, np.asarray(process_of, dtype=np.int64)), p50
 
 
 def _by_block(samples: LatencySamples) -> list[NDArray[np.float64]]:
-    starts = np.flatnonzero(np.diff(samples.blocks)) + 1
-    return np.split(samples.samples_ms, starts)
+    return np.split(samples.samples_ms, np.flatnonzero(np.diff(samples.blocks)) + 1)

@@ -13,29 +13,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from edgekd.benchmark.findings import GateRow, UnknownRow
-from edgekd.benchmark.rows import AccuracyRow, LatencyRow, Report, SummaryRow
+from pydantic import BaseModel
+
+from edgekd.benchmark.report.metric import Metric, metrics_of
+from edgekd.benchmark.report.rows import (
+    AccuracyRow,
+    CorruptionRow,
+    DetectionRow,
+    LatencyRow,
+    SummaryRow,
+    UnknownRow,
+)
+from edgekd.benchmark.report.schema import GateRow, Report, of
 from edgekd.errors import EdgekdError, did_you_mean
 
 Operator = Literal["<=", ">=", "<", ">"]
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-_PERCENT = ("id", "ood_avg", "ood_worst", "gap", "retention", "agreement_id", "agreement_ood")
-_DROPS = {"id_drop": "id", "ood_avg_drop": "ood_avg", "ood_worst_drop": "ood_worst"}
-_PLAIN = ("ece_id", "ece_ood", "ece_id_scaled", "ece_ood_scaled", "temperature", "size_mb")
-_LATENCY = ("p50_ms", "p90_ms", "p99_ms", "mean_ms", "first_ms", "load_ms", "prepare_p50_ms")
-_CORRUPTION = ("robust_accuracy", "mce")
-_PER_SUITE_PERCENT = ("top1", "macro", "worst_class_recall", "worst_domain_top1", "agreement")
-_PER_SUITE_PLAIN = ("ece", "adaptive_ece", "nll", "brier")
-_UNKNOWN = ("auroc", "aupr_out", "aupr_in", "fpr95")
-_UNKNOWN_PERCENT = (*_UNKNOWN, *(f"{name}_mls" for name in _UNKNOWN), "confidence")
-_UNKNOWN_DROPS = ("auroc_drop", "auroc_drop_mls")
-METRICS = (*_PERCENT, *_DROPS, *_PLAIN, *_LATENCY, *_CORRUPTION, "unknown_auroc_worst")
+_ROWS: dict[str, type[BaseModel]] = {
+    "summary": SummaryRow,
+    "latency": LatencyRow,
+    "corruptions": CorruptionRow,
+}
+_ALONE: dict[str, tuple[str, Metric]] = {
+    key: (field, metric)
+    for field, row in _ROWS.items()
+    for key, metric in metrics_of(row).items()
+    if metric.gated
+}
+"""Metric → the report's field whose rows have it, and its definition."""
+_DROPS = {f"{key}_drop": key for key in ("id", "ood_avg", "ood_worst", "adapted_avg")}
+_WORST_UNKNOWN = "unknown_auroc_worst"
+METRICS = (*_ALONE, *_DROPS, _WORST_UNKNOWN)
 """Names that stand alone."""
-SUITE_METRICS = (*_PER_SUITE_PERCENT, "drop", *_PER_SUITE_PLAIN, *_UNKNOWN_PERCENT, *_UNKNOWN_DROPS)
+_OF_SUITE = {key: metric for key, metric in metrics_of(AccuracyRow).items() if metric.gated}
+_DETECTION = {key: metric for key, metric in metrics_of(DetectionRow).items() if metric.gated}
+_UNKNOWN = {
+    **_DETECTION,
+    **{f"{key}_mls": metric for key, metric in _DETECTION.items()},
+    "confidence": metrics_of(UnknownRow)["confidence"],
+}
+_UNKNOWN_DROPS = ("auroc_drop", "auroc_drop_mls")
+SUITE_METRICS = (*_OF_SUITE, "drop", *_UNKNOWN, *_UNKNOWN_DROPS)
 """Names that take a suite: `top1[ood:sketch]`."""
 _ON_A_SCALE_OF_100 = {
-    *_PERCENT, *_PER_SUITE_PERCENT, "robust_accuracy", "mce", *_UNKNOWN_PERCENT, "unknown_auroc_worst",
-}  # fmt: skip
+    *(key for key, (_, metric) in _ALONE.items() if metric.unit == "%"),
+    *(key for key, metric in (_OF_SUITE | _UNKNOWN).items() if metric.unit == "%"),
+    _WORST_UNKNOWN,
+}
+_NO_TORCH = "the torch student was not measured"
 _FORM = re.compile(r"\s*([A-Za-z_0-9]+)\s*(?:\[\s*([^\]]+?)\s*\])?\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
 
 
@@ -70,7 +95,7 @@ def parse_gate(expression: str) -> Gate:
     known = METRICS if suite is None else SUITE_METRICS
     if metric not in known:
         if suite is None and metric in SUITE_METRICS:
-            suite_of = "unknown:NAME" if metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS) else "id"
+            suite_of = "unknown:NAME" if metric in (*_UNKNOWN, *_UNKNOWN_DROPS) else "id"
             hint = f"Say on which suite: {metric}[{suite_of}]{sign}{text}."
         elif suite is not None and metric in METRICS:
             hint = f"It takes no suite: {metric}{sign}{text}."
@@ -133,23 +158,6 @@ def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateRow, ...]:
     return tuple(found)
 
 
-def failed_table(rows: Sequence[GateRow]) -> list[str]:
-    """The gates that did not pass, as aligned lines under a heading; empty where all passed."""
-    cells = [("gate", "artifact", "measured", "limit")]
-    for row in rows:
-        if not row.passed:
-            measured = f"not evaluated: {row.reason}" if row.value is None else f"{row.value:.4g}"
-            who = "–" if row.subject is None else f"{row.run}/{row.subject}"
-            cells.append((row.metric, who, measured, f"{row.operator} {row.limit:g}"))
-    if len(cells) == 1:
-        return []
-    widths = [max(len(line[column]) for line in cells) for column in range(4)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
-
-
 def _row(
     gate: Gate, run: str | None, subject: str | None, value: float | None, reason: str | None
 ) -> GateRow:
@@ -161,149 +169,73 @@ def _row(
 
 
 def _value(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
-    """The number a gate looks at, else why there is none."""
+    """Return the number a gate compares, else the reason why there is none."""
     if gate.suite is not None:
         return _on_suite(gate, artifact, report)
-    metric = gate.metric
-    if metric in _LATENCY:
-        row = _own(report.latency, artifact)
-        return _or(
-            getattr(row, metric),
-            "too few samples to state it" if metric == "p99_ms" else "it was not measured",
-        )
-    if metric in _CORRUPTION:
-        found = [
-            row
-            for row in report.corruptions
-            if (row.run, row.subject) == (artifact.run, artifact.subject)
-        ]
-        if not found:
-            return None, "the corruptions were not measured (--suites corruptions)"
-        return _percent(
-            getattr(found[0], metric),
-            "no denominators: neither 1,000 classes nor a teacher that errs on each corruption",
-        )
-    if metric == "unknown_auroc_worst":
-        lowest = min((row.msp.auroc for row in _strangers(artifact, report)), default=None)
-        return _percent(lowest, "no images of unknown classes were measured (--unknown)")
-    if metric in _DROPS:
-        torch = next(
-            (row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None
-        )
+    if gate.metric == _WORST_UNKNOWN:
+        lowest = min((row.msp.auroc for row in of(report.unknowns, artifact)), default=None)
+        missing = "no images of unknown classes were measured (--unknown)"
+        return _number(lowest, _DETECTION["auroc"], missing)
+    if gate.metric in _DROPS:
+        metric = _ALONE[_DROPS[gate.metric]][1]
+        torch = _torch(artifact, report)
         if torch is None:
-            return None, "the torch student was not measured"
-        before, after = getattr(torch, _DROPS[metric]), getattr(artifact, _DROPS[metric])
-        return (
-            (None, _missing(metric))
-            if before is None or after is None
-            else (_points(before - after), None)
-        )
-    value = getattr(artifact, metric)
-    return _percent(value, _missing(metric)) if metric in _PERCENT else _or(value, _missing(metric))
+            return None, _NO_TORCH
+        before, after = (getattr(row, _DROPS[gate.metric]) for row in (torch, artifact))
+        return _number(None if None in (before, after) else before - after, metric)
+    field, metric = _ALONE[gate.metric]
+    found = of(getattr(report, field), artifact)
+    if not found:
+        return None, metrics_of(CorruptionRow)["robust_accuracy"].missing
+    return _number(getattr(found[0], gate.metric), metric)
 
 
-def _strangers(artifact: SummaryRow, report: Report) -> list[UnknownRow]:
-    return [
-        row for row in report.unknowns if (row.run, row.subject) == (artifact.run, artifact.subject)
-    ]
+def _torch(artifact: SummaryRow, report: Report) -> SummaryRow | None:
+    return next(
+        (row for row in report.summary if (row.run, row.kind) == (artifact.run, "torch")), None
+    )
 
 
 def _on_unknown(
     gate: Gate, artifact: SummaryRow, report: Report
 ) -> tuple[float | None, str | None]:
-    of = {row.suite: row for row in _strangers(artifact, report)}
-    row = of.get(gate.suite or "")
+    by_suite = {row.suite: row for row in of(report.unknowns, artifact)}
+    row = by_suite.get(gate.suite or "")
     if row is None:
-        measured = f"measured: {', '.join(of)}" if of else "none was measured (--unknown)"
+        measured = (
+            f"measured: {', '.join(by_suite)}" if by_suite else "none was measured (--unknown)"
+        )
         return None, f"no suite {gate.suite} of unknown classes; {measured}"
     if gate.metric == "confidence":
-        return _points(row.confidence), None
+        return _number(row.confidence, _UNKNOWN["confidence"])
     found = row.mls if gate.metric.endswith("_mls") else row.msp
     if gate.metric in _UNKNOWN_DROPS:
         cost = found.auroc_cost
-        return (
-            (None, "the torch student was not measured")
-            if cost is None
-            else (_points(cost.value), None)
-        )
-    return _points(getattr(found, gate.metric.removesuffix("_mls"))), None
+        return _number(cost.value if cost else None, _DETECTION["auroc"], _NO_TORCH)
+    return _number(getattr(found, gate.metric.removesuffix("_mls")), _UNKNOWN[gate.metric])
 
 
 def _on_suite(gate: Gate, artifact: SummaryRow, report: Report) -> tuple[float | None, str | None]:
-    if gate.metric in (*_UNKNOWN_PERCENT, *_UNKNOWN_DROPS):
+    if gate.metric in (*_UNKNOWN, *_UNKNOWN_DROPS):
         return _on_unknown(gate, artifact, report)
-    of = {
-        row.suite: row
-        for row in report.accuracy
-        if (row.run, row.subject) == (artifact.run, artifact.subject)
-    }
-    row = of.get(gate.suite or "")
-    if row is None and any(one.suite == gate.suite for one in _strangers(artifact, report)):
+    by_suite = {row.suite: row for row in of(report.accuracy, artifact)}
+    row = by_suite.get(gate.suite or "")
+    if row is None and any(one.suite == gate.suite for one in of(report.unknowns, artifact)):
         return None, f"no class is the right answer on {gate.suite}"
     if row is None:
-        return (
-            None,
-            f"no suite {gate.suite}; measured: {', '.join(name for name in of if not _is_cell(name))}",
-        )
+        measured = (name for name in by_suite if not name.startswith("corruption:"))
+        return None, f"no suite {gate.suite}; measured: {', '.join(measured)}"
     if gate.metric != "drop":
-        value = getattr(row, gate.metric)
-        missing = (
-            "the suite has one domain"
-            if gate.metric == "worst_domain_top1"
-            else "there is no torch student"
-        )
-        return _percent(value, missing) if gate.metric in _PER_SUITE_PERCENT else (value, None)
-    torch = next(
-        (one.subject for one in report.summary if (one.run, one.kind) == (artifact.run, "torch")),
-        None,
-    )
-    before: AccuracyRow | None = next(
-        (
-            one
-            for one in report.accuracy
-            if (one.run, one.subject, one.suite) == (artifact.run, torch, gate.suite)
-        ),
-        None,
-    )
-    return (
-        (None, "the torch student was not measured")
-        if before is None
-        else (_points(before.top1 - row.top1), None)
-    )
+        return _number(getattr(row, gate.metric), _OF_SUITE[gate.metric])
+    torch = _torch(artifact, report)
+    before = [one for one in of(report.accuracy, torch) if one.suite == gate.suite] if torch else []
+    return _number(before[0].top1 - row.top1 if before else None, _OF_SUITE["top1"], _NO_TORCH)
 
 
-def _own(rows: Sequence[LatencyRow], artifact: SummaryRow) -> LatencyRow:
-    return next(row for row in rows if (row.run, row.subject) == (artifact.run, artifact.subject))
-
-
-def _is_cell(suite: str) -> bool:
-    return suite.startswith("corruption:")
-
-
-def _missing(metric: str) -> str:
-    if metric == "temperature" or metric.endswith("_scaled"):
-        return "there were no ID validation images to fit a temperature on"
-    if metric == "size_mb":
-        return "its files are not here"
-    if metric.startswith("agreement"):
-        return "the torch student was not measured on such images"
-    if "ood" in metric or metric in ("gap", "retention"):
-        return (
-            "no unseen domain or no teacher was measured"
-            if metric == "retention"
-            else "no unseen domain was measured"
-        )
-    return "no in-domain images were measured"
-
-
-def _points(fraction: float) -> float:
-    """Percent or points, without the digits that binary fractions add (a drop of 3 in 200 images is 1.5, not more)."""
-    return round(100 * fraction, 9)
-
-
-def _percent(value: float | None, missing: str) -> tuple[float | None, str | None]:
-    return (None, missing) if value is None else (_points(value), None)
-
-
-def _or(value: float | None, missing: str) -> tuple[float | None, str | None]:
-    return (None, missing) if value is None else (value, None)
+def _number(
+    value: float | None, metric: Metric, missing: str = ""
+) -> tuple[float | None, str | None]:
+    """Return a value in the unit of gates, or the reason why it is missing."""
+    if value is None:
+        return None, missing or metric.missing
+    return metric.in_unit(value), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edgekd.benchmark.accuracy import Subject
-from edgekd.benchmark.findings import PlacementRow
+from edgekd.benchmark.report.rows import PlacementRow
 from edgekd.targets.placement import refuse_fallback
 
 UNTOLD = "the runtime does not say"
@@ -30,8 +30,8 @@ def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
         yield PlacementRow(
             run=subject.run,
             subject=subject.name,
-            asked=asked if placement is None else placement.asked,
+            provider=asked if placement is None else placement.asked,
             nodes=None if placement is None else placement.nodes,
-            told_by=UNTOLD if placement is None else placement.told_by,
+            source=UNTOLD if placement is None else placement.told_by,
             device=subject.device,
         )

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import SuiteRow
-from edgekd.benchmark.report import read_kept
-from edgekd.benchmark.rows import Report
+from edgekd.benchmark.compare import gain_rows
+from edgekd.benchmark.report.rows import SuiteRow
+from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.report.storage import read_results
 from edgekd.benchmark.scores import Logits, score
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
@@ -31,7 +32,7 @@ def rescore(folder: Path) -> Report:
     Raises:
         EdgekdError: no report there, or predictions that do not belong to it.
     """
-    kept_arrays = read_kept(folder)
+    kept_arrays = read_results(folder, clock=False)
     report = kept_arrays.report
     suites = [_suite(row, kept_arrays.predictions, report) for row in report.suites]
     subjects = [_subject(row.run, row.subject, report, suites) for row in report.summary]
@@ -52,6 +53,7 @@ def rescore(folder: Path) -> Report:
     found = {
         "accuracy": scores.accuracy,
         "summary": tuple(summary),
+        "gains": tuple(gain_rows(subjects, suites, logits, report.context.get("runs", ()))),
         "corruptions": scores.corruptions,
         "cue_conflicts": scores.cue_conflicts,
         "vocabularies": scores.vocabularies,
@@ -62,7 +64,7 @@ def rescore(folder: Path) -> Report:
 
 def stored_suites(folder: Path) -> list[Suite]:
     """The suites of a report with labels, class names, domains and image ids; their images cannot be read."""
-    kept = read_kept(folder)
+    kept = read_results(folder, clock=False)
     return [_suite(row, kept.predictions, kept.report) for row in kept.report.suites]
 
 

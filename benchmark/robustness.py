@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.across import Entry
+from edgekd.benchmark.report.across import Entry
 
 FEWEST = 3
 """Models for a line: two fit any."""

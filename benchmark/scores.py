@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics, row_makers
+from edgekd.benchmark import aggregate, metrics
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import (
+from edgekd.benchmark.compare import difference
+from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.report.rows import (
+    AccuracyRow,
     CorruptionRow,
     CueConflictRow,
+    Difference,
     OwnMetricsRow,
+    SummaryRow,
     UnknownRow,
     VocabularyRow,
 )
-from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
-from edgekd.benchmark.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.stats import wilson_interval
 from edgekd.benchmark.unknowns import unknown_rows
 
@@ -63,7 +66,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         )
         temperatures[subject.run, subject.name] = temperature
         of[subject.run, subject.name] = [
-            row_makers.accuracy_row(
+            aggregate.accuracy_row(
                 subject,
                 suites[number],
                 logits[subject.key, number],
@@ -81,7 +84,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
             outside = [
                 row.top1
                 for row in of[subject.run, subject.name]
-                if row.suite.startswith(row_makers.OOD)
+                if row.suite.startswith(aggregate.OOD)
             ]
             teacher_ood[subject.run] = float(np.mean(outside)) if outside else None
     summary, first_run = [], dict[tuple[Any, ...], str]()
@@ -90,7 +93,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
         where = [number for number, suite in enumerate(suites) if suite.holds(subject)]
         first = first_run.setdefault((subject.key, *where), subject.run)
         summary.append(
-            row_makers.summary_row(
+            aggregate.summary_row(
                 subject,
                 of[subject.run, subject.name],
                 teacher_ood_avg=teacher_ood.get(subject.run),
@@ -123,10 +126,14 @@ def _costs(
             if suite.holds(subject) and suite.name.split(":")[0] == name
         ]
         if chosen:
-            found[name] = row_makers.difference(
-                [logits[reference.key, number] for number in chosen],
-                [logits[subject.key, number] for number in chosen],
-                [suites[number] for number in chosen],
+            found[name] = difference(
+                [
+                    (
+                        metrics.correct(logits[reference.key, number], suites[number].labels),
+                        metrics.correct(logits[subject.key, number], suites[number].labels),
+                    )
+                    for number in chosen
+                ]
             )
     return found
 
@@ -258,6 +265,6 @@ def _own_metrics(
                     run=subject.run,
                     subject=subject.name,
                     suite=suite.name,
-                    told_by=suite.own_metrics_by,
+                    source=suite.own_metrics_by,
                     metrics=found,
                 )

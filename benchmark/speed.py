@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.findings import HERE, Comparison, SpeedRow
 from edgekd.benchmark.latency import LatencySamples, joined
-from edgekd.benchmark.rows import LatencyRow, Report, SummaryRow
+from edgekd.benchmark.report.rows import HERE, LatencyRow, SummaryRow
+from edgekd.benchmark.report.schema import Comparison, Report, SpeedRow
 from edgekd.benchmark.stats import Interval, interval_of, percentile_draws
 
 WIDE_CV = 0.3

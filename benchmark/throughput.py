@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.accuracy import Subject
-from edgekd.benchmark.findings import ThroughputRow
 from edgekd.benchmark.latency import LatencySamples, Protocol
 from edgekd.benchmark.measured import Measured
+from edgekd.benchmark.report.rows import ThroughputRow
 from edgekd.benchmark.stats import rate_interval
 from edgekd.benchmark.worker import run_child
 from edgekd.console import say
@@ -70,7 +70,7 @@ def throughput_rows(
 def _measured_rows(subject: Subject, measured: Measured) -> list[ThroughputRow]:
     rows = []
     for rate in measured.rates:
-        who = {
+        who: dict[str, Any] = {
             "run": subject.run,
             "subject": subject.name,
             "device": subject.device,
@@ -96,7 +96,12 @@ def _row(
     say(
         f"throughput of {subject.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
     )
-    who = {"run": subject.run, "subject": subject.name, "device": subject.device, "batch": batch}
+    who: dict[str, Any] = {
+        "run": subject.run,
+        "subject": subject.name,
+        "device": subject.device,
+        "batch": batch,
+    }
     try:
         found = run_child({"": subject.folder}, {"": buffers}, protocol, threads, batch=batch)[""]
     except EdgekdError as refusal:

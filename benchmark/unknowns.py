@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark import detection, metrics
 from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.findings import AurocCost, DetectionRow, UnknownRow
+from edgekd.benchmark.report.rows import AurocCost, DetectionRow, UnknownRow
 from edgekd.benchmark.stats import interval_of
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]

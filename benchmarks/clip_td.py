@@ -16,8 +16,8 @@ from pathlib import Path
 
 from cells import Cell, finished
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.teacher import load_teacher
-from edgekd.distill.vl.config import make_config
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import evaluate_vl
 from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
@@ -45,8 +45,8 @@ def run_cell(
     """Train one student and test it."""
     assets = Path(arguments.assets)
     own = task == "vqa"
-    config = make_config(
-        {
+    config = VlTrainConfig.load(
+        **{
             "task": task,
             "data": "easy-vqa" if own else str(assets / "pacs"),
             "test_domain": "held-out" if own else arguments.style,

@@ -96,24 +96,20 @@ def step_bare(folder: Path, name: str) -> None:
 
 def step_whole(folder: Path, name: str) -> None:
     """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
-    from edgekd.export.export import export_model
+    from edgekd.configs.export import ExportConfig
+    from edgekd.export.export import Source, export_model
 
     (model, preprocess), images = student(name), np.load(folder / "images.npy")
-    export_model(
-        model,
-        folder / "onnxruntime-int8",
-        name="onnxruntime-int8",
-        target="onnxruntime",
-        precision="int8",
-        classes=[str(index) for index in range(10)],
+    source = Source(
+        model=model,
+        classes=tuple(str(index) for index in range(10)),
         preprocess=preprocess,
         calibration=images,
         parity_images=images[:256],
-        source={"student": name},
-        fp32_path=folder / "fp32.onnx",
-        overwrite=True,
-        min_agreement=0.0,  # random weights
+        facts={"student": name},
     )
+    config = ExportConfig(precision="int8", overwrite=True, min_agreement=0)  # random weights
+    export_model(source, folder / "onnxruntime-int8", config, fp32_path=folder / "fp32.onnx")
 
 
 class Reader:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.api import deployable, parity_images
 from edgekd.benchmark.latency import FULL, QUICK, measure_interleaved, rotating
 from edgekd.distill.load import load_run
 from edgekd.errors import EdgekdError
+from edgekd.export.run import deployable, parity_images
 from edgekd.manifest import read_artifact
 from edgekd.targets.session import open_session
 

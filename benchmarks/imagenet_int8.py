@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
+from edgekd.configs.export import ExportConfig
 from edgekd.export.calibrators import CALIBRATORS, Calibrator
-from edgekd.export.export import export_model
+from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable
 from edgekd.manifest import Precision
 from edgekd.preprocess import Preprocess
@@ -103,26 +104,27 @@ def table_rows(
     rows, reference = [], None
     folders: dict[str, Path] = {}
     seconds: dict[str, float] = {}
+    source = Source(
+        model=model,
+        classes=tuple(str(index) for index in range(1000)),
+        preprocess=PREPROCESS,
+        calibration=calibration,
+        parity_images=images[:64],
+        facts={"student": name},
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for target, precision in VARIANTS:
             key = f"{target}-{precision}"
             folders[key] = Path(scratch) / key
             started = time.perf_counter()
-            export_model(
-                model,
-                folders[key],
-                name=key,
+            config = ExportConfig(
                 target=target,
                 precision=precision,
-                classes=[str(index) for index in range(1000)],
-                preprocess=PREPROCESS,
-                calibration=calibration,
-                parity_images=images[:64],
-                source={"student": name},
                 calibrator=calibrator if (target, precision) == ("onnxruntime", "int8") else None,
-                min_agreement=0.0 if precision == "int8" else None,  # it is what is measured here
-                fp32_path=folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None,
+                min_agreement=0 if precision == "int8" else None,  # it is what is measured here
             )
+            fp32 = folders["onnxruntime-fp32"] / "model.onnx" if len(folders) > 1 else None
+            export_model(source, folders[key], config, fp32_path=fp32)
             seconds[key] = time.perf_counter() - started
         sessions = {
             key: open_session(path, threads=1, spinning=False) for key, path in folders.items()

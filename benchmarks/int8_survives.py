@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgekd
-from edgekd.api import _pixels
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.ort import DIALECT
+from edgekd.export.run import pixels_of
 from edgekd.files import read_json, write_json
 from edgekd.targets.session import open_session
 
@@ -111,8 +111,8 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
     """One row per variant: accuracy, agreement with FP32, size, remarks; and latency, the files taking turns."""
     images, split = loaded.data()
     sets = {
-        "id": (_pixels(loaded, images, split.id_test), images.labels[split.id_test]),
-        "ood": (_pixels(loaded, images, split.ood_test), images.labels[split.ood_test]),
+        "id": (pixels_of(loaded, images, split.id_test), images.labels[split.id_test]),
+        "ood": (pixels_of(loaded, images, split.ood_test), images.labels[split.ood_test]),
     }
     rows: list[dict[str, Any]] = []
     full: dict[str, NDArray[np.int64]] = {}

@@ -18,7 +18,7 @@ import numpy as np
 from cells import Cell, finished
 
 from edgekd.benchmark.metrics import top1
-from edgekd.config import load_config
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.probe import probe_scores
@@ -79,8 +79,8 @@ def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
         "test_domain": arguments.style,
     }
     budget = {"size": 96, "batch_size": 32, "steps": arguments.steps, "seed": seed}
-    config = load_config(
-        {"recipe": "lgd", **given, **budget, "out": out / "run", "overwrite": True, **changes}
+    config = TrainConfig.load(
+        **{"recipe": "lgd", **given, **budget, "out": out / "run", "overwrite": True, **changes}
     )
     started = time.monotonic()
     loaded = load_run(train(config).folder)

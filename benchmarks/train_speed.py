@@ -24,7 +24,7 @@ import torch
 from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 
-from edgekd.config import load_config
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.folding import find_folds, folded
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import get_recipe
@@ -101,8 +101,8 @@ def loop(
     data: str, batch: int, size: int, steps: int, out: Path, **options: object
 ) -> tuple[float, float]:
     """images/s and data_wait % of `edgekd train`'s own loop in the distill stage alone."""
-    config = load_config(
-        {
+    config = TrainConfig.load(
+        **{
             "student": NAME,
             "pretrained": "scratch",
             "data": data,

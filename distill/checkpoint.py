@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.job import Job

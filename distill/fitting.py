@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name
 from edgekd.distill.terms import uses_labels
@@ -169,11 +169,6 @@ def _check_average(recipe: Recipe, config: TrainConfig) -> None:
         raise EdgekdError(
             "WiSE-FT mixes fine-tuned weights with CLIP's own, and this student does not start from them.",
             "Use --student teacher with a recipe that predicts with the text head, or --average swad.",
-        )
-    if config.average in ("swad", "wise-ft") and config.select == "best":
-        raise EdgekdError(
-            f"{config.average} chooses the weights itself, so --select best has nothing to choose.",
-            "Leave one of them out.",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet
 from edgekd.distill.launch import Fabric
 from edgekd.distill.lessons import Lessons

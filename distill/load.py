@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from edgekd.config import TrainConfig, read_config
+from edgekd.configs.train import TrainConfig, read_config
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.prompts import TextBank, read_text_bank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.job import Job
 from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekd.config import TrainConfig, read_config
+from edgekd.configs.train import TrainConfig, read_config
 from edgekd.console import is_main_process, say, shell_word
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import err, say
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher

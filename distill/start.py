@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edgekd.config import TrainConfig, read_config
+from edgekd.configs.train import TrainConfig, read_config
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_run

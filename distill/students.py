@@ -16,7 +16,7 @@ from edgekd.distill.weights import load_backbone, load_weights
 from edgekd.errors import EdgekdError, did_you_mean, first_line
 from edgekd.files import write_tensors
 from edgekd.hub import hub_reachable, prefer_local_cache
-from edgekd.preprocess import Preprocess
+from edgekd.preprocess import Interpolation, Preprocess
 
 Pretrained = Literal["hub", "scratch", "toy"]
 Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
@@ -181,12 +181,11 @@ def make_student(
     elif pretrained == "hub":
         backbone = _from_hub(name, arguments, student)
     config = getattr(backbone, "pretrained_cfg", {})
+    smooth: dict[Any, Interpolation] = {"bilinear": "bilinear", "bicubic": "bicubic"}
     try:
         preprocess = Preprocess(
             size=size or config["input_size"][-1],
-            interpolation=config.get("interpolation")
-            if config.get("interpolation") in ("bilinear", "bicubic")
-            else "bicubic",
+            interpolation=smooth.get(config.get("interpolation"), "bicubic"),
             mean=config["mean"],
             std=config["std"],
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softmax
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say, warn
 from edgekd.data import ImageSet
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import ClipTeacher, Teacher

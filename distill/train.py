@@ -21,7 +21,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.console import say, set_rank
 from edgekd.data import ImageSet
 from edgekd.distill.checkpoint import Checkpoint, StopRequest

@@ -6,17 +6,17 @@ import importlib
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekd.configs.export import ExportConfig
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
@@ -27,10 +27,10 @@ from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.files import sha256_file
 from edgekd.folders import ARTIFACT, publishing
-from edgekd.manifest import Artifact, Input, Precision
+from edgekd.manifest import Artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
-from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
+from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
@@ -41,161 +41,145 @@ WRITERS = {
     "coreml": "edgekd.export.coreml",
 }
 """Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
-SEARCHED = ("onnxruntime", "openvino", "tensorrt")
-"""Targets whose int8 can keep layers in float."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
 _BATCH = 32
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a model, and the images that calibrate, limit and check its files."""
+
+    model: Deployable
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    parity_images: NDArray[np.uint8]
+    """uint8 `[M, H, W, 3]`, real images, none of them used for calibration."""
+    facts: dict[str, Any]
+    """Where the model comes from; JSON values."""
+    parity_keys: tuple[str, ...] = ()
+    """Their content keys; with them the student's logits are kept in the artifact for `edgekd verify`."""
+    calibration: NDArray[np.uint8] | None = None
+    """uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise."""
+    calibration_ids: tuple[str, ...] = ()
+    """Names of these images, for the artifact's record."""
+    yardstick: Yardstick | None = None
+    """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
+    bank: ClassBank | None = None
+    """For a `model` that ends in an embedding: the vectors of `classes`, which then are beside the file. Parity, drops
+    and thresholds are those of the logits computed with them."""
+
+
 def export_model(
-    model: Deployable,
-    folder: Path,
-    *,
-    name: str,
-    target: str,
-    precision: Precision,
-    classes: Sequence[str],
-    preprocess: Preprocess,
-    calibration: NDArray[np.uint8] | None,
-    calibration_ids: Sequence[str] = (),
-    parity_images: NDArray[np.uint8],
-    parity_keys: Sequence[str] = (),
-    source: dict[str, Any],
-    overwrite: bool = False,
-    fp32_path: Path | None = None,
-    options: Mapping[str, Any] = MappingProxyType({}),
-    yardstick: Yardstick | None = None,
-    calibrator: Calibrator | None = None,
-    min_agreement: float | None = None,
-    bank: ClassBank | None = None,
-    input: Input = "uint8",
+    source: Source, folder: Path, config: ExportConfig, *, fp32_path: Path | None = None
 ) -> Artifact:
     """Write the artifact folder `folder`, which appears complete, in one rename, or not at all.
 
-    The parity check runs the finished file through `open_session` on `parity_images`, or where its runtime is not on
-    this machine through the writer's own evaluation, and compares it with `model` in torch. Where it fails, nothing
+    The parity check runs the finished file through `open_session` on the parity images, or where its runtime is not on
+    this machine through the writer's own evaluation, and compares it with the model in torch. Where it fails, nothing
     appears at `folder`: the artifact goes to `<folder>.failed`, with the numbers in its `artifact.json`.
 
     Args:
-        calibration: uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise.
-        calibration_ids: what names these images, recorded in the artifact.
-        parity_images: uint8 `[M, H, W, 3]`, real images, none of them used for calibration.
-        parity_keys: their content keys; with them the student's answers are kept in the artifact for `edgekd verify`.
-        source: where the model comes from; JSON values.
+        config: target, precision and the rest of the file; its run, data and limits are not looked at.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
-        options: the target's own switches.
-        yardstick: how much accuracy int8 may cost; layers are kept in float until it costs no more (ONNX
-            Runtime, OpenVINO, TensorRT).
-        calibrator: how int8 ranges are chosen; None takes the target's own way.
-        min_agreement: least top-1 agreement with `model`, 0–1, instead of the precision's own; not for fp32 and fp16.
-        bank: for a `model` that ends in an embedding: the vectors of `classes`, which then lie beside the file. Parity,
-            drops and thresholds are those of the logits that they make of it.
-        input: what the file takes: pixels, or floats that are normalised already. Who runs it through `open_session`
-            gives pixels in either case.
 
     Raises:
-        EdgekdError: unknown target, folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the file does not compute what the model computes, or int8 costs more than `yardstick` allows,
-            whatever stays in float.
+        EdgekdError: folder exists, no calibration images, a model that ONNX cannot hold, disk full.
+        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.yardstick`
+            allows, whatever stays in float.
     """
     folder = Path(folder)
-    chosen = get_target(target)
-    if precision not in chosen.precisions:
+    calibrated = config.precision in get_target(config.target).calibrated
+    if calibrated and source.calibration is None:
         raise EdgekdError(
-            f"{target} has no {precision}.", f"It has {', '.join(chosen.precisions)}."
-        )
-    calibrated = precision in chosen.calibrated
-    if calibrated and calibration is None:
-        raise EdgekdError(
-            f"{precision.upper()} needs calibration images.",
+            f"{config.precision.upper()} needs calibration images.",
             "Give some of the training images, 200 or more.",
         )
-    if yardstick is not None and (precision != "int8" or target not in SEARCHED):
+    if len(source.parity_images) == 0:
         raise EdgekdError(
-            f"A largest drop belongs to INT8 for {', '.join(SEARCHED)}, not to {target} {precision}.",
-            "Leave out --max-drop-….",
+            "There are no images for the parity check.", "Give some real images, 64 or more."
         )
-    check_calibrator(chosen, precision, calibrator)
-    check_input(chosen, input)
-    if min_agreement is not None and precision in EXACT:
-        raise EdgekdError(
-            f"{precision} has to agree with the student: a file that does not is wrong.",
-            "Leave out --min-agreement.",
-        )
-    ARTIFACT.refuse(folder, overwrite=overwrite)
-    metadata = {
-        "preprocess": preprocess.model_dump_json(),
-        "provenance": json.dumps({"edgekd": __version__, **source}, ensure_ascii=False),
-    }
-    if bank is None:  # else they lie beside the file, and may change
-        metadata["classes"] = json.dumps(list(classes), ensure_ascii=False)
-    unknown = sorted(set(options) - set(chosen.options))
-    if unknown:
-        takers = [other.name for other in TARGETS.values() if unknown[0] in other.options]
-        raise EdgekdError(
-            f"{target} has no option {unknown[0]}.",
-            f"It belongs to {', '.join(takers) or 'no target'}.",
-        )
-    writer = importlib.import_module(WRITERS[target])
-    with publishing(folder, ARTIFACT, overwrite=overwrite) as scratch:
-        build = Build(
-            model=model,
-            folder=scratch,
-            precision=precision,
-            preprocess=preprocess,
-            classes=tuple(classes),
-            metadata=metadata,
-            calibration=calibration if calibrated else None,
-            fp32_onnx=fp32_path,
-            options=options,
-            yardstick=yardstick if precision == "int8" else None,
-            calibrator=calibrator or _calibrator(target),
-            bank=bank,
-            input=input,
-        )
+    ARTIFACT.refuse(folder, overwrite=config.overwrite)
+    writer = importlib.import_module(WRITERS[config.target])
+    with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
+        build = _build(source, scratch, config, fp32_path)
         written: Written = writer.write(build)
-        if len(parity_images) == 0:
-            raise EdgekdError(
-                "There are no images for the parity check.", "Give some real images, 64 or more."
-            )
-        reference = build.logits(torch_logits(model, parity_images))
-        kept: tuple[str, ...] = ()
-        if bank is not None:
-            kept += (BANK_FILE,)
-            (scratch / BANK_FILE).write_bytes(bank.to_bytes())
-        if parity_keys:
-            kept += (REFERENCE_FILE,)
-            write_reference(scratch / REFERENCE_FILE, parity_keys, reference)
-        quantization = written.quantization
-        if quantization is not None and "calibration_images" in quantization:
-            quantization = {**quantization, "ids": list(calibration_ids)}
-        draft = Artifact(
-            name=name,
-            target=target,
-            format=written.format,
-            precision=precision,
-            files={file: sha256_file(scratch / file) for file in (*written.files, *kept)},
-            inputs=written.inputs,
-            outputs=written.outputs,
-            classes=tuple(classes),
-            bank=BANK_FILE if bank is not None else None,
-            preprocess=preprocess,
-            quantization=quantization,
-            parity={},
-            details=written.details,
-            source=source,
-            versions=_versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        reference = build.logits(torch_logits(source.model, source.parity_images))
+        draft = _draft(source, scratch, config, written, reference)
         draft.write(scratch)
-        candidate, run_by = _answers(build, written, parity_images)
-        parity = check(compare(reference, candidate) | {"run_by": run_by}, precision, min_agreement)
-        artifact = draft.model_copy(update={"parity": parity})
+        candidate, run_by = _answers(build, written, source.parity_images)
+        least = None if config.min_agreement is None else config.min_agreement / 100
+        found = compare(reference, candidate) | {"run_by": run_by}
+        artifact = draft.model_copy(update={"parity": check(found, config.precision, least)})
         artifact.write(scratch)
-        if not parity["passed"]:
+        if not artifact.parity["passed"]:
             _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
     return artifact.model_copy(update={"folder": folder})
+
+
+def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path | None) -> Build:
+    metadata = {
+        "preprocess": source.preprocess.model_dump_json(),
+        "provenance": json.dumps({"edgekd": __version__, **source.facts}, ensure_ascii=False),
+    }
+    if source.bank is None:  # else they are beside the file, and may change
+        metadata["classes"] = json.dumps(list(source.classes), ensure_ascii=False)
+    return Build(
+        model=source.model,
+        folder=scratch,
+        precision=config.precision,
+        preprocess=source.preprocess,
+        classes=source.classes,
+        metadata=metadata,
+        calibration=source.calibration
+        if config.precision in get_target(config.target).calibrated
+        else None,
+        fp32_onnx=fp32_path,
+        options=config.options,
+        yardstick=source.yardstick if config.precision == "int8" else None,
+        calibrator=cast("Calibrator", config.calibrator) or _calibrator(config.target),
+        bank=source.bank,
+        input=config.input or "uint8",
+    )
+
+
+def _draft(
+    source: Source,
+    scratch: Path,
+    config: ExportConfig,
+    written: Written,
+    reference: NDArray[np.float32],
+) -> Artifact:
+    """Return the artifact's record before its parity check, with its further files written."""
+    kept: tuple[str, ...] = ()
+    if source.bank is not None:
+        kept += (BANK_FILE,)
+        (scratch / BANK_FILE).write_bytes(source.bank.to_bytes())
+    if source.parity_keys:
+        kept += (REFERENCE_FILE,)
+        write_reference(scratch / REFERENCE_FILE, source.parity_keys, reference)
+    quantization = written.quantization
+    if quantization is not None and "calibration_images" in quantization:
+        quantization = {**quantization, "ids": list(source.calibration_ids)}
+    embedding, input = source.bank is not None, config.input or "uint8"
+    return Artifact(
+        name=artifact_name(config.target, config.precision, embedding=embedding, input=input),
+        target=config.target,
+        format=written.format,
+        precision=config.precision,
+        files={file: sha256_file(scratch / file) for file in (*written.files, *kept)},
+        inputs=written.inputs,
+        outputs=written.outputs,
+        classes=source.classes,
+        bank=BANK_FILE if source.bank is not None else None,
+        preprocess=source.preprocess,
+        quantization=quantization,
+        parity={},
+        details=written.details,
+        source=source.facts,
+        versions=_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -256,7 +240,7 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append(
             f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
         )
-    if int8 and artifact.target in SEARCHED and build.yardstick is None:
+    if int8 and get_target(artifact.target).mixed and build.yardstick is None:
         ways.append(
             "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
         )

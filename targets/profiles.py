@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edgekd.console import say
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.manifest import Input, Precision, first_problem
 from edgekd.readers import read_toml
@@ -75,6 +77,35 @@ class Profile(_Frozen):
             if name not in self.sources:
                 raise ValueError(f'there is no source "{name}" under [sources]')
         return self
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def follow_profile(config: Settings, names: Collection[str], *, cautions: bool = False) -> Settings:
+    """Return a configuration with what its `profile` says of those settings `names` that were not given; report both.
+
+    Args:
+        config: any with a field `profile`, a name or file; None leaves it as it is.
+        cautions: report what a measurement there must mind, too.
+    """
+    spec = getattr(config, "profile", None)
+    if spec is None:
+        return config
+    profile = load_profile(spec)
+    claims = {
+        name: claim for name in sorted(names) if (claim := getattr(profile, name)) is not None
+    }
+    used = {name: claim for name, claim in claims.items() if getattr(config, name) is None}
+    because = {str(name): profile.sources[source].named for name, source in profile.because.items()}
+    for name, claim in used.items():
+        say(f"{profile.name}: {name.replace('_', ' ')} {claim} ({because[name]})")
+    if not claims:
+        what = " or ".join(name.replace("_", " ") for name in sorted(names))
+        say(f"{profile.name}: sets no {what}; the device runs {profile.runtime}")
+    for caution in profile.cautions if cautions else ():
+        say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].named})")
+    return config.model_copy(update=used)
 
 
 def profile_names() -> list[str]:

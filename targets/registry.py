@@ -30,6 +30,8 @@ class Target:
     """The one of them that is taken where none is asked for (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
     """What its files can take."""
+    mixed: bool = True
+    """Whether its INT8 can keep layers in float."""
 
 
 DEFAULT_TARGET = "onnxruntime"
@@ -51,6 +53,7 @@ TARGETS: dict[str, Target] = {
         calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
         options=("deployment_target",),
         inputs=("uint8",),
+        mixed=False,
     ),
     "openvino": Target(
         name="openvino",

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark import benchmark, report
+from edgekd.benchmark import benchmark
 from edgekd.benchmark.accuracy import Kind, Predict, Subject, Suite
 from edgekd.benchmark.latency import LatencySamples, Protocol
+from edgekd.benchmark.report import charts, write
 from edgekd.benchmark.worker import ArtifactLatency
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
@@ -106,10 +107,11 @@ def fake_measurements(
 ) -> None:
     """Replace the fresh processes by samples around the given medians (key: the artifact's `run/name`).
 
-    Without `picture` an empty file stands for it, since drawing takes a second.
+    Without `picture` empty drawings stand for all of them, since drawing takes seconds.
     """
     if not picture:
-        monkeypatch.setattr(report, "draw_picture", lambda _, path: path.touch())
+        monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
+        monkeypatch.setattr(charts, "svg", lambda figure, key, title, text: f"<svg id={key}></svg>")
 
     def measure_artifacts(
         folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None

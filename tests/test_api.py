@@ -16,7 +16,11 @@ from typer.main import get_command
 import edgekd
 from edgekd import api
 from edgekd.cli import app
-from edgekd.config import TrainConfig
+from edgekd.configs.base import Config
+from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.export import AddClassConfig, ExportConfig
+from edgekd.configs.study import StudyConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.errors import EdgekdError
 
 VERBS = ("train", "export", "benchmark", "evaluate", "study", "verify")
@@ -77,72 +81,85 @@ def test_all_names_exist() -> None:
         edgekd.__getattr__("exprot")
 
 
-def test_train_flags_are_settings() -> None:
-    known = set(TrainConfig.model_fields) | {"config", "set"}
-    assert set(flags("train")) <= known
-    # What has no flag of its own is reached by --set; these are kept off the command line on purpose.
-    assert known - set(flags("train")) == {
-        "student_options",
-        "stages",
-        "split_seed",
-        "unseen_classes",
-        "label_fraction",
-        "shots",
-        "start",
-        "weight_decay",
-        "warmup",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "swad",
-        "wise_ft",
-        "centre",
-        "projector",
-    }
-
-
-def test_train_help_states_the_real_defaults() -> None:
-    for name, flag in flags("train").items():
-        field = TrainConfig.model_fields.get(name)
-        if field is None:
-            continue
-        assert flag.default is None, f"--{name} must not hide what --config says"
-        if field.default is not None and not isinstance(field.default, bool):
-            shown = f"[default: {field.default}"
-            assert shown in flag.help, f"--{name} should say {shown}]"
+def test_dir_shows_the_verbs_and_nothing_else() -> None:
+    program = "import edgekd, edgekd.export.parity, edgekd.api\nprint(*dir(edgekd))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) == {
+        "EdgekdError", "GateFailed", "__version__", "add_class", "benchmark", "evaluate", "export", "remove_class",
+        "report", "study", "train", "verify",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("verb", "renamed"),
+    ("verb", "model", "first"),
     [
-        (
-            "export",
-            {
-                **dict.fromkeys(("int8", "fp16", "fp32", "w8a8", "palettize"), "precision"),
-                **dict.fromkeys(("compute_capability", "deployment_target", "profile"), "options"),
-                "input": "input",  # not given, a profile may say it
-            },
-        ),
-        ("benchmark", {"gate": "gates", "import_": "result", "profile": "threads"}),
-        ("evaluate", {}),
-        ("verify", {}),
+        ("train", TrainConfig, ["student"]),
+        ("export", ExportConfig, ["run"]),
+        ("benchmark", BenchmarkConfig, ["paths"]),
+        ("study", StudyConfig, ["recipes", "student"]),
+        ("add_class", AddClassConfig, ["artifact", "name"]),
     ],
 )
-def test_parameters_are_the_flags(verb: str, renamed: dict[str, str]) -> None:
-    parameters = inspect.signature(getattr(api, verb)).parameters
-    assert {renamed.get(name, name) for name in flags(verb)} == set(parameters)
-    for name, flag in flags(verb).items():
-        default = parameters[renamed.get(name, name)].default
-        if name not in renamed and default is not inspect.Parameter.empty:
-            # An option that may be repeated is None for the command line and empty for the library.
-            assert flag.default == default or (flag.default is None and default == ()), name
+def test_a_verb_shows_the_fields_of_its_configuration(
+    verb: str, model: type[Config], first: list[str]
+) -> None:
+    parameters = inspect.signature(getattr(edgekd, verb)).parameters
+    assert set(parameters) == set(model.model_fields)
+    by_position = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+    ]
+    assert by_position == first
+    for name, parameter in parameters.items():
+        field = model.model_fields[name]
+        if not field.is_required() and name != "paths":
+            assert parameter.default == field.get_default(call_default_factory=True)
+
+
+def test_every_plain_option_of_a_verb_has_a_flag() -> None:
+    fields = set(TrainConfig.model_fields)
+    assert fields - set(flags("train")) == {"stages", "swad", "student_options"}  # tables
+    assert set(flags("train")) <= fields
+
+
+def test_help_states_the_real_defaults() -> None:
+    for name, flag in flags("train").items():
+        default = TrainConfig.model_fields[name].default
+        assert flag.default is None, f"--{name} must not hide what --config says"
+        if default is not None and not isinstance(default, bool | tuple):
+            assert f"[default: {default}]" in flag.help.replace("\\[", "["), name
 
 
 def test_unknown_setting_is_an_error_and_not_a_type_error() -> None:
     with pytest.raises(EdgekdError, match=r'unknown setting "epoch".*Did you mean "epochs"'):
-        edgekd.train("mobilenetv3", epoch=3)
+        edgekd.train("mobilenetv3", epoch=3)  # type: ignore[call-arg]
+
+
+def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Path, ...]] = []
+
+    def compare(paths: list[Path], *_: Any, **__: Any) -> Path:
+        seen.append(tuple(paths))
+        return Path("page")
+
+    monkeypatch.setattr("edgekd.benchmark.comparison.write_comparison", compare)
+    edgekd.report("a", "b", Path("c"))
+    edgekd.report(["a", "b"])
+    edgekd.report("a", "b", ["c", "d"])
+    edgekd.report(paths=["a"])
+    assert [[str(path) for path in paths] for paths in seen] == [
+        ["a", "b", "c"], ["a", "b"], ["a", "b", "c", "d"], ["a"]
+    ]  # fmt: skip
+    with pytest.raises(TypeError, match="positional"):
+        edgekd.export("a", "b")  # type: ignore[call-arg]
 
 
 def test_export_refuses_before_it_loads(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="takes no fp8"):
-        edgekd.export(tmp_path, precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(EdgekdError, match="onnxruntime takes no w8a8"):
+        edgekd.export(tmp_path, precision="w8a8")
+    with pytest.raises(EdgekdError, match=r"2 problems.*no calibrator.*largest drop") as caught:
+        edgekd.export(tmp_path, max_drop_id=1, calibrator="mse", target="openvino")
+    assert caught.value.exit_code == 2

@@ -13,8 +13,9 @@ from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare
 from edgekd.benchmark.latency import LatencySamples
-from edgekd.benchmark.markdown import markdown
-from edgekd.benchmark.report import print_table
+from edgekd.benchmark.report.contents import document
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.speed import ratio_text
 from edgekd.benchmark.stats import ratio_interval
 from edgekd.errors import EdgekdError
@@ -83,9 +84,9 @@ def test_in_the_report(
     assert (found.a, found.b) == ("onnxruntime-int8", "onnxruntime-fp32")
     assert found.p50_ratio == pytest.approx(1.5)
     assert [row.suite for row in found.accuracy] == ["id", "ood:photo", "ood:sketch"]
-    assert "**Latency A / B: 1.500 [" in markdown(report)
+    assert "Latency A / B: 1.500 [" in markdown(document(report))
     print_table(report)
-    assert "p50 A / B: 1.500" in capsys.readouterr().out
+    assert "Latency A / B: 1.500" in capsys.readouterr().out
 
 
 def test_artifacts_without_common_images_are_refused_at_once(tmp_path: Path) -> None:

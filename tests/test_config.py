@@ -4,14 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from edgekd.config import TrainConfig, load_config
+from edgekd.commands import Given, command
+from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
+from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.study import StudyConfig
+from edgekd.configs.train import TrainConfig
+from edgekd.configs.verbs import verb
 from edgekd.errors import EdgekdError
 
 
-def refusal(flags: dict[str, Any] | None = None, **sources: Any) -> EdgekdError:
+def refusal(**given: Any) -> EdgekdError:
     with pytest.raises(EdgekdError) as caught:
-        load_config(flags or {}, **sources)
+        TrainConfig.load(**given)
     assert caught.value.hint
     return caught.value
 
@@ -23,14 +30,14 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 
 def test_without_sources_everything_is_as_documented() -> None:
-    assert load_config({}) == TrainConfig()
+    assert TrainConfig.load() == TrainConfig()
     assert TrainConfig().recipe == "vl2v-adip"
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
     file = toml(tmp_path, 'student = "resnet18"\nlr = 0.1\nseed = 3\nbatch_size = 8\n')
-    config = load_config(
-        {"lr": 0.2, "seed": 4, "size": None}, file=file, settings=["seed=5", "data=some/folder"]
+    config = TrainConfig.load(
+        lr=0.2, seed=4, size=None, config=file, settings=["seed=5", "data=some/folder"]
     )
     assert (config.student, config.batch_size) == ("resnet18", 8)
     assert (config.lr, config.seed) == (0.2, 5)
@@ -39,14 +46,13 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 def test_other_commands_may_share_the_file(tmp_path: Path) -> None:
     file = toml(tmp_path, '[train]\nrecipe = "erm"\n[export]\ntarget = "coreml"\n')
-    assert load_config({}, file=file).recipe == "erm"
+    assert TrainConfig.load(config=file).recipe == "erm"
 
 
 def test_settings_reach_into_tables(tmp_path: Path) -> None:
     file = toml(tmp_path, "[stages.distill]\nlr = 2.0\n")
-    config = load_config(
-        {},
-        file=file,
+    config = TrainConfig.load(
+        config=file,
         settings=["stages.distill.terms.cos_img.weight=0.7", "student_options.pad_type=same"],
     )
     assert config.stages == {"distill": {"lr": 2.0, "terms": {"cos_img": {"weight": 0.7}}}}
@@ -55,49 +61,158 @@ def test_settings_reach_into_tables(tmp_path: Path) -> None:
 
 def test_the_callers_own_tables_are_left_alone() -> None:
     stages: dict[str, Any] = {"distill": {"lr": 2.0}}
-    load_config({"stages": stages}, settings=["stages.distill.lr=3.0"])
+    TrainConfig.load(stages=stages, settings=["stages.distill.lr=3.0"])
     assert stages == {"distill": {"lr": 2.0}}
 
 
 def test_values_keep_their_kind() -> None:
-    config = load_config({}, settings=["epochs=1.5", "smoke=true", "size=64", "ema=0"])
+    config = TrainConfig.load(settings=["epochs=1.5", "smoke=true", "size=64", "ema=0"])
     assert (config.epochs, config.smoke, config.size, config.ema) == (1.5, True, 64, 0.0)
 
 
 def test_a_misspelt_setting_is_answered_with_the_closest() -> None:
-    assert '"batch_size"' in refusal(settings=["batchsize=8"]).message
+    assert '"batch_size"' in refusal(settings=["batchsize=8"]).hint
 
 
 def test_all_problems_come_in_one_message() -> None:
     message = refusal(
-        {"lr": -1.0, "devices": 0}, settings=["recipie=erm", "precision=float"]
+        lr=-1.0, devices=0, steps=1, epochs=1, settings=["recipie=erm", "precision=float"]
     ).message
+    assert "Both steps and epochs" in message
     assert all(word in message for word in ("lr", "devices", '"recipe"', "precision"))
 
 
 @pytest.mark.parametrize("setting", ["seed", "=3", " =3", "seed.a=3"])
 def test_what_is_no_setting_is_refused(setting: str) -> None:
-    refusal({"seed": 1}, settings=[setting])
+    refusal(seed=1, settings=[setting])
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:
-    refusal({"steps": 10, "epochs": 2.0})
+    refusal(steps=10, epochs=2.0)
 
 
 @pytest.mark.parametrize("content", [b"lr = ", b"\xff\xfe\x00", b"lr = 1\nlr = 2"])
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
-    assert "run.toml" in refusal(file=path).message
+    assert "run.toml" in refusal(config=path).message
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    assert "absent.toml" in refusal(file=tmp_path / "absent.toml").message
-    assert str(tmp_path) in refusal(file=tmp_path).message
+    assert "absent.toml" in refusal(config=tmp_path / "absent.toml").message
+    assert str(tmp_path) in refusal(config=tmp_path).message
 
 
 def test_a_configuration_can_be_written_and_read_back() -> None:
-    config = load_config(
-        {"student_weights": Path("a/b.pt"), "out": Path("runs/x")}, settings=["stages.align.lr=1.0"]
+    config = TrainConfig.load(
+        student_weights="a/b.pt", out=Path("runs/x"), settings=["stages.align.lr=1.0"]
     )
     assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_a_misspelt_setting_hides_no_contradiction_but_a_wrong_one_causes_none() -> None:
+    message = refusal(shots=-1, unseen_classes="a,b", test_domain="art", lrr=1).message
+    assert "shots" in message
+    assert '"lrr"' in message
+    assert "Both the domain art and 2 classes" in message
+    assert "no class is unseen" not in refusal(shots=2, unseen_classes=3).message
+
+
+def test_words_are_split_and_a_list_is_taken_as_it_is() -> None:
+    assert TrainConfig.load(unseen_classes="dog, horse").unseen_classes == ("dog", "horse")
+    assert TrainConfig.load(unseen_classes=["cat, tabby"]).unseen_classes == ("cat, tabby",)
+
+
+def test_yaml_says_what_toml_says(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\n  student: resnet18\n  stages:\n    distill: {lr: 2.0}\n  steps: 5\n")
+    file = toml(tmp_path, '[train]\nstudent = "resnet18"\nsteps = 5\nstages.distill.lr = 2.0\n')
+    assert TrainConfig.load(config=path) == TrainConfig.load(config=file)
+    for content in ("a: [", "a: !!python/object:os.system x", "- 1", "[" * 5000):
+        path.write_text(content)
+        assert "run.yaml" in refusal(config=path).message
+
+
+def test_a_benchmark_takes_gates_from_the_file_and_the_command(tmp_path: Path) -> None:
+    file = toml(tmp_path, '[gates]\np90_ms = "<=20"\n[benchmark]\nquick = true\n')
+    config = BenchmarkConfig.load(config=file, gates=["ece<=0.1"])
+    assert config.gates == ("p90_ms<=20", "ece<=0.1")
+    assert config.quick
+    with pytest.raises(EdgekdError, match=r"has no \[gates\]"):
+        BenchmarkConfig.load(config=toml(tmp_path, "[train]\nlr = 1\n"))
+
+
+def test_a_study_takes_the_settings_of_a_run(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[train]\nlr = 0.1\nsteps = 4\n[study]\nseeds = 2\n")
+    study = StudyConfig.load(recipes="erm,kd", config=file, settings=["stages.distill.lr=3.0"])
+    assert (study.recipes, study.seeds) == (("erm", "kd"), 2)
+    config = study.train_config(["lr=0.5"])
+    assert (config.lr, config.steps, config.stages) == (0.5, 4, {"distill": {"lr": 3.0}})
+    assert config.model_fields_set == {"lr", "steps", "stages"}
+
+
+class PaintOptions(Config):
+    """A heading of its own."""
+
+    colours: Words = option(default=("red",))
+    """Colours, with commas."""
+    layers: Counts = option(default=())
+    """Layers of each."""
+
+
+class ScratchConfig(PaintOptions):
+    """A verb that no room has."""
+
+    wall: OptionalPath = option(default=None, kw_only=False)
+    """What is painted."""
+    gloss: float | None = option(default=None, ge=0, le=1)
+    """Share of light thrown back. Default: the paint's."""
+    dry: bool = True
+    """Wait."""
+
+    @check
+    def _gloss(self) -> None:
+        if self.gloss and len(self.colours) > 1:
+            raise EdgekdError("Only one colour can shine.", "Name one.")
+
+
+@verb(ScratchConfig)
+def paint(config: ScratchConfig) -> ScratchConfig:
+    """Paint a wall."""
+    return config
+
+
+def test_an_option_is_declared_once(tmp_path: Path) -> None:
+    """The class above is all there is to `gloss`; flag, file, setting, call, help and refusals follow."""
+    app, painted = typer.Typer(), []
+
+    @command(app, f"{__name__}:paint")
+    def scratch(result: ScratchConfig, _: Given) -> None:
+        """Paint."""
+        painted.append(result)
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+
+    for name, text in {
+        "a.toml": "[scratch]\ngloss = 0.5\n",
+        "b.yml": "scratch: {gloss: 0.5}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        run("--config", str(tmp_path / name))
+    run("--gloss", "0.5")
+    run("--set", "gloss=0.5")
+    painted.append(paint(gloss=0.5))
+    assert [config.gloss for config in painted] == [0.5] * 5
+    run("here", "--colours", "red,blue", "--colours", "green", "--layers", "1,2", "--no-dry")
+    assert painted[-1] == ScratchConfig(
+        wall=Path("here"), colours=("red", "blue", "green"), layers=(1, 2), dry=False
+    )
+    assert paint("there").wall == Path("there")
+    help_ = run("--help").output
+    for part in ("Paint", "[default: the paint's]", "[default: red]", "--no-dry", "--gloss"):
+        assert part in help_
+    assert isinstance(run("--gloss", "2").exception, EdgekdError)
+    assert "gloss" in str(run("--gloss", "2").exception)
+    assert 'Did you mean "gloss"' in str(run("--set", "glos=1").exception)
+    assert "Only one colour" in str(run("--gloss", "1", "--colours", "red,blue").exception)

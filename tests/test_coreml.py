@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from export_fakes import export_parts
 from torch import nn
 
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.export.export import export_model, torch_logits
+from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import Ref, decompress, quiet, read_program
@@ -73,7 +74,6 @@ def export(
     folder: Path, precision: str, model: Deployable | None = None, **changes: Any
 ) -> Artifact:
     arguments: dict[str, Any] = {
-        "name": folder.name,
         "target": "coreml",
         "precision": precision,
         "classes": CLASSES,
@@ -81,9 +81,9 @@ def export(
         "calibration": pictures(40),
         "calibration_ids": [f"image {index}" for index in range(40)],
         "parity_images": pictures(64, seed=1),
-        "source": {"student": "test", "student_sha256": "abc"},
+        "facts": {"student": "test", "student_sha256": "abc"},
     }
-    return export_model(model or build(), folder, **arguments | changes)
+    return export_parts(model or build(), folder, **arguments | changes)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_compressed_weights_are_expanded_as_the_specification_says(
 
 
 def test_int8_weights_need_no_calibration_record(root: Path) -> None:
-    artifact = export(root / "coreml-int8", "int8", options={"deployment_target": "iOS18"})
+    artifact = export(root / "coreml-int8", "int8", deployment_target="iOS18")
     assert artifact.parity["passed"] is True
     assert artifact.quantization is not None
     assert "ids" not in artifact.quantization

@@ -24,9 +24,10 @@ from PIL import Image
 from typer.main import get_command
 
 import edgekd
-from edgekd.benchmark.gates import gates_of_table, parse_gates
+from edgekd.benchmark.gates import parse_gates
 from edgekd.cli import app
-from edgekd.config import TrainConfig, gates_of_file, load_config
+from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.recipes import RECIPES, get_recipe
 from edgekd.distill.terms import TERMS, Batch, objective
 from edgekd.targets.profiles import load_profile
@@ -108,8 +109,8 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def settings_of(parameters: dict[str, Any]) -> TrainConfig:
-    given = {name: value for name, value in parameters.items() if name not in ("config", "set")}
-    return load_config(given, settings=parameters.get("set") or [])
+    given = {name: value for name, value in parameters.items() if name != "config"}
+    return TrainConfig.load(**given)
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("console"))
@@ -208,9 +209,9 @@ def test_configurations_hold(page: Path, block: str, tmp_path: Path) -> None:
     if "[because]" in block:
         assert load_profile(file).cautions
         return
-    config = load_config({}, file=file)
+    config = TrainConfig.load(config=file)
     if "gates" in tomllib.loads(block):
-        assert parse_gates(gates_of_table(gates_of_file(file)))
+        assert parse_gates(BenchmarkConfig.load(config=file).gates)
         return
     assert config != TrainConfig()
     get_recipe(config.recipe, config.stages)
@@ -234,7 +235,7 @@ def test_python_uses_names_that_exist(page: Path, code: str) -> None:
                 *node.args, **arguments
             )
             if verb == "train":
-                assert set(arguments) <= set(TrainConfig.model_fields) | {"config", "settings"}
+                assert set(arguments) <= set(TrainConfig.model_fields)
 
 
 def _colour_artifact(folder: Path, preprocess: dict[str, Any]) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export_fakes import export_parts
 from PIL import Image
 from test_export import PREPROCESS, Backbone, pictures
 
 import edgekd
 from edgekd.errors import EdgekdError
-from edgekd.export.export import export_model, torch_logits
+from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.export.mixed import Yardstick
 from edgekd.manifest import Artifact, read_artifact
@@ -51,20 +52,19 @@ def bank() -> ClassBank:
 
 def export(folder: Path, target: str, precision: str, **changes: Any) -> Artifact:
     arguments: dict[str, Any] = {
-        "name": folder.name,
         "target": target,
         "precision": precision,
         "classes": CLASSES,
         "preprocess": PREPROCESS,
         "calibration": pictures(32),
         "parity_images": pictures(64, seed=1),
-        "source": {"student": "test"},
-        "min_agreement": 0.8
+        "facts": {"student": "test"},
+        "min_agreement": 80
         if precision == "int8"
         else None,  # the pictures are noise, the network random
         "bank": bank(),
     }
-    return export_model(build(), folder, **arguments | changes)
+    return export_parts(build(), folder, **arguments | changes)
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export_fakes import export_parts
 from PIL import Image
 from torch import nn
 
-from edgekd.api import int8_speed
 from edgekd.errors import EdgekdError, GateFailed
-from edgekd.export.export import export_model, torch_logits
+from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
+from edgekd.export.run import int8_speed
 from edgekd.manifest import Artifact, read_artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.session import open_session
@@ -54,7 +55,6 @@ def pictures(n: int, seed: int = 0) -> np.ndarray:
 
 def export(model: Deployable, folder: Path, precision: str, **changes: Any) -> Artifact:
     arguments: dict[str, Any] = {
-        "name": f"onnxruntime-{precision}",
         "target": "onnxruntime",
         "precision": precision,
         "classes": CLASSES,
@@ -62,9 +62,9 @@ def export(model: Deployable, folder: Path, precision: str, **changes: Any) -> A
         "calibration": pictures(32),
         "calibration_ids": [f"image {index}" for index in range(32)],
         "parity_images": pictures(64, seed=1),
-        "source": {"student": "test"},
+        "facts": {"student": "test"},
     }
-    return export_model(model, folder, **arguments | changes)
+    return export_parts(model, folder, **arguments | changes)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Pa
         tmp_path / "a",
         "int8",
         fp32_path=fp32 / "model.onnx",
-        min_agreement=percent / 100,
+        min_agreement=percent,
     )
     assert artifact.parity["passed"] is True
     assert read_artifact(tmp_path / "a").parity["min_agreement"] == percent / 100
@@ -186,11 +186,11 @@ def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
     [
         ("int8", {"calibration": None}, "needs calibration images"),
         ("fp32", {"parity_images": pictures(1)[:0]}, "no images for the parity check"),
-        ("int4", {}, "has no int4"),
+        ("int4", {}, 'no precision "int4"'),
         ("int8", {"calibrator": "mes"}, 'no calibrator "mes". Did you mean "mse"'),
         ("fp16", {"calibrator": "mse"}, "no ranges to choose"),
         ("int8", {"calibrator": "mse", "target": "openvino"}, "openvino has no calibrator"),
-        ("fp32", {"min_agreement": 0.5}, "has to agree with the student"),
+        ("fp32", {"min_agreement": 50}, "has to agree with the student"),
         ("fp32", {"target": "onnxruntim"}, "There is no target"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.fitting import check_needs, settle_method
 from edgekd.distill.recipes import get_recipe
 from edgekd.errors import EdgekdError

@@ -22,7 +22,8 @@ from onnx import TensorProto, helper
 from test_export import CLASSES, PREPROCESS, build, export, pictures
 from torch import nn
 
-from edgekd.cli import _profile_input, main
+from edgekd.cli import main
+from edgekd.configs.export import ExportConfig
 from edgekd.doctor import target_lines
 from edgekd.errors import EdgekdError
 from edgekd.export.export import torch_logits
@@ -353,23 +354,13 @@ def test_a_profile_may_ask_for_floats(
 ) -> None:
     path = tmp_path / "my-npu.toml"
     path.write_text(NPU)
-    asked: list[Any] = []
-
-    def fake_export(run: Any, **options: Any) -> list[Any]:
-        asked.append(options["input"])
-        raise EdgekdError("Enough.", "")
-
-    monkeypatch.setattr("edgekd.api.export", fake_export)
-    for more in (
-        [],
-        ["--profile", str(path)],
-        ["--profile", str(path), "--input", "uint8"],
-        ["--input", "float"],
-    ):
-        refused("run", *more)
-    assert asked == ["uint8", "float", "uint8", "float"]
+    inputs = [
+        profiles.follow_profile(ExportConfig(profile=profile, input=given), {"input"}).input
+        for profile in (None, str(path), "raspberry-pi-5")
+        for given in (None, "uint8", "float")
+    ]
+    assert inputs == [None, "uint8", "float", "float", "uint8", "float", None, "uint8", "float"]
     assert "my-npu: input float (https://example.org/board, not checked)" in capsys.readouterr().err
-    assert _profile_input("raspberry-pi-5") is None
     monkeypatch.setattr(profiles, "FOLDER", tmp_path)
     assert any("ONNX Runtime, CPU; int8; input float" in line for line in target_lines())
     assert (

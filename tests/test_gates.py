@@ -11,15 +11,16 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.gates import (
     METRICS,
     evaluate,
-    failed_table,
     gates_of_table,
     parse_gate,
     parse_gates,
 )
-from edgekd.benchmark.markdown import markdown
-from edgekd.benchmark.report import read_report
-from edgekd.benchmark.rows import Report
-from edgekd.errors import EdgekdError
+from edgekd.benchmark.report.contents import document
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.report.write import print_gates, print_table
+from edgekd.errors import EdgekdError, GateFailed
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,9 @@ def test_the_report_holds_every_gate_on_every_artifact(report: Report) -> None:
         ("p90_ms", "onnxruntime-int8"): True,
     }
     assert read_report(report.folder).gates == report.gates
-    assert "| ood_avg_drop | r | onnxruntime-int8 | 16.67 | \\<= 1.5 | FAILED |" in markdown(report)
+    assert "| ✗ FAILED | ood_avg_drop | r/onnxruntime-int8 | 16.67 | \\<= 1.5 |" in markdown(
+        document(report)
+    )
 
 
 def test_equality_counts_and_decimal_limits_are_not_missed_by_binary_fractions(
@@ -106,7 +109,6 @@ def test_what_cannot_be_evaluated_has_failed(report: Report, expression: str, re
     rows = evaluate([parse_gate(expression)], report)
     assert [row.passed for row in rows] == [False, False]
     assert all(row.value is None and reason in str(row.reason) for row in rows)
-    assert "not evaluated" in failed_table(rows)[1]
 
 
 def test_without_an_artifact_or_a_torch_student_nothing_passes(
@@ -164,11 +166,15 @@ def test_a_table_of_gates() -> None:
     assert len(parse_gates(["id>=50", "id>=50"])) == 1
 
 
-def test_failed_table_is_empty_when_all_passed(report: Report) -> None:
-    assert failed_table([row for row in report.gates if row.passed]) == []
-    lines = failed_table(report.gates)
-    assert len(lines) == 2
-    assert lines[1].split() == ["ood_avg_drop", "r/onnxruntime-int8", "16.67", "<=", "1.5"]
+def test_the_console_lists_passes_and_failures(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_table(report)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["✓", "passed", "p90_ms", "r/onnxruntime-fp32", "2.16", "<=", "20"] in lines
+    assert ["✗", "FAILED", "ood_avg_drop", "r/onnxruntime-int8", "16.67", "<=", "1.5"] in lines
+    with pytest.raises(GateFailed, match="1 of 4"):
+        print_gates(report)
 
 
 def test_every_name_can_be_asked_for(report: Report) -> None:

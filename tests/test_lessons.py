@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.load import load_run
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.train import train

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.load import load_run
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.looking import places, validation_every
 
 

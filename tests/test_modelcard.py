@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard
 from test_page import ARTIFACT, FACTS
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.modelcard import model_card
-from edgekd.benchmark.remarks import remarks
-from edgekd.benchmark.report import read_report
+from edgekd.benchmark.report.modelcard import model_card
+from edgekd.benchmark.report.notes import notes
+from edgekd.benchmark.report.storage import read_report
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +75,12 @@ def test_the_hub_library_reads_it(folder: Path) -> None:
 def test_sections_and_example(folder: Path) -> None:
     text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert headings == ["Results", "Calibration", "Latency", "Use", "Limits", "Training", "Files",
-                        "How each number was measured"]  # fmt: skip
+    assert headings == ["Results", "Latency", "Use", "Limits", "Training", "Files",
+                        "How each number is measured"]  # fmt: skip
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     ast.parse(code)
     assert "image.resize((16, 16), Image.Resampling.BICUBIC)" in code
-    assert "Lowest accuracy measured: 50.0 % (onnxruntime-int8" in text
+    assert "**Lowest accuracy measured**: 50.0 % (onnxruntime-int8" in text
     assert "</style>" not in text.replace("\\</style\\>", "")
 
 
@@ -98,8 +98,8 @@ def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path
         report.model_copy(update={"context": {"artifacts": found}})
         for found in ([alone], [floats, pixels])
     )
-    assert [said for said in remarks(both) if "floats" in said] == [note]
-    assert [said for said in remarks(report) if "floats" in said] == []
+    assert [said for said in notes(both) if "floats" in said] == [note]
+    assert [said for said in notes(report) if "floats" in said] == []
     [code] = re.findall(r"```python\n(.*?)```", model_card(one), re.DOTALL)
     lines = [line for line in code.splitlines() if line.startswith(("values", "planes"))]
     image = np.full((4, 4, 3), (255, 0, 51), dtype=np.uint8)

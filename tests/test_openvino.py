@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from device_fakes import BRIEF, run_agent, two_suites, write_images
+from export_fakes import export_parts
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.accuracy import Subject, predict_suite
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.export.export import export_model, torch_logits
+from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, read_artifact
@@ -37,7 +38,6 @@ def build() -> Deployable:
 
 def export(folder: Path, precision: str, **changes: object) -> Artifact:
     arguments: dict[str, object] = {
-        "name": f"openvino-{precision}",
         "target": "openvino",
         "precision": precision,
         "classes": ("a", "b", "c", "d"),
@@ -45,9 +45,9 @@ def export(folder: Path, precision: str, **changes: object) -> Artifact:
         "calibration": pictures(24),
         "calibration_ids": [str(i) for i in range(24)],
         "parity_images": pictures(64, seed=1),
-        "source": {"student": "test"},
+        "facts": {"student": "test"},
     }
-    return export_model(build(), folder, **arguments | changes)  # type: ignore[arg-type]
+    return export_parts(build(), folder, **arguments | changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
     )
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     onnx = tmp_path / "artifacts" / "onnx"
-    export(onnx, "fp32", target="onnxruntime", name="onnxruntime-fp32")
+    export(onnx, "fp32", target="onnxruntime")
     subjects = []
     for folder in (folders["fp32"], folders["int8"], onnx):
         session = open_session(folder, threads=1, spinning=False)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from study_data import draw_domains, tiny_settings
 
 import edgekd
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.job import Job
 from edgekd.distill.load import load_run
@@ -24,7 +24,7 @@ from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
 from edgekd.studies import cell as cells
 from edgekd.studies.plan import Cell
-from edgekd.studies.write import console_lines
+from edgekd.studies.write import study_document
 
 RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
 OWN = [
@@ -208,13 +208,14 @@ def test_the_table_marks_it_and_compares_without_it(
     assert "|  | ID | OOD sketch | oracle sketch | − plain | over seeds |" in text
     (teacher,) = [line for line in text.splitlines() if line.startswith("| teacher")]
     assert teacher.split(" | ")[3] == "–"
-    (note,) = [line for line in text.splitlines() if line.startswith("- Oracle:")]
+    (note,) = [line for line in text.splitlines() if line.startswith("Oracle:")]
     assert (
         "8 or 10 places of its last stage, chosen by looking at these very images: not a result"
         in note
     )
     assert "Nothing but the oracle looks at the unseen images." in text
-    assert any(line.startswith("Oracle: ") for line in console_lines(study.tables))
+    notes = study_document("s", study.tables).sections[0].items[1:]
+    assert any(one.console and one.body.startswith("Oracle: ") for one in notes)
     for row in study.tables[0].rows[1:]:
         assert row.columns["sketch", "oracle"].mean >= row.columns["sketch", "ood"].mean
     plain = (made[False] / "table.md").read_text()

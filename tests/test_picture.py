@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.picture import build_picture, draw_picture
-from edgekd.benchmark.rows import Report
+from edgekd.benchmark.report.charts import Point, accuracy_figure
+from edgekd.benchmark.report.contents import points_of
+from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.report.write import draw_picture
 
 
 @pytest.fixture(scope="module")
@@ -34,54 +37,55 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 @pytest.fixture(scope="module")
-def drawn(crowded: Report) -> tuple[Figure, list[Text]]:
-    return build_picture(crowded)
+def drawn(crowded: Report) -> Figure:
+    return accuracy_figure(points_of(crowded), 1000)
 
 
-def test_labels_do_not_overlap_and_stay_inside(drawn: tuple[Figure, list[Text]]) -> None:
-    figure, labels = drawn
-    frame = figure.axes[0].get_window_extent()
-    boxes = {label.get_text(): label.get_window_extent() for label in labels}
-    assert len(boxes) == 10
-    for (first, a), (second, b) in combinations(boxes.items(), 2):
-        assert not a.shrunk(0.98, 0.9).overlaps(b.shrunk(0.98, 0.9)), f"{first} on {second}"
-    for text, box in boxes.items():
-        assert frame.x0 <= box.x0, text
-        assert box.x1 <= frame.x1, text
-        assert frame.y0 <= box.y0, text
-        assert box.y1 <= frame.y1, text
+def labels_of(figure: Figure) -> dict[str, Text]:
+    return {text.get_text(): text for text in figure.axes[0].texts}
 
 
-def test_points_stand_at_latency_and_accuracy(
-    crowded: Report, drawn: tuple[Figure, list[Text]]
-) -> None:
-    figure, labels = drawn
-    [axes] = figure.axes
+def test_labels_do_not_overlap_and_stay_inside(drawn: Figure) -> None:
+    for axes, count in zip(drawn.axes, (10, 6), strict=True):
+        frame = axes.get_window_extent()
+        boxes = {label.get_text(): label.get_window_extent() for label in axes.texts}
+        assert len(boxes) == count
+        for (first, a), (second, b) in combinations(boxes.items(), 2):
+            assert not a.shrunk(0.98, 0.9).overlaps(b.shrunk(0.98, 0.9)), f"{first} on {second}"
+        for text, box in boxes.items():
+            assert frame.x0 <= box.x0, text
+            assert box.x1 <= frame.x1, text
+            assert frame.y0 <= box.y0, text
+            assert box.y1 <= frame.y1, text
+
+
+def test_points_stand_at_latency_and_accuracy(crowded: Report, drawn: Figure) -> None:
+    axes = drawn.axes[0]
     marked = {
         (float(line.get_xdata()[0]), round(float(line.get_ydata()[0]), 6))
         for line in axes.lines
         if line.get_marker() not in ("None", None)
     }
-    for row in crowded.summary:
-        if row.same_as is None:
-            latency = next(
-                item
-                for item in crowded.latency
-                if (item.run, item.subject) == (row.run, row.subject)
-            )
-            assert (latency.p50_ms, round(100 * row.id, 6)) in marked
-            assert (latency.p50_ms, round(100 * row.ood_avg, 6)) in marked
+    for row in crowded.exported:
+        p50 = crowded.time(row).p50_ms
+        assert {(p50, round(100 * row.id, 6)), (p50, round(100 * row.ood_avg, 6))} <= marked
     assert axes.get_xscale() == "log"
-    assert "QUICK" in axes.get_title(loc="left")
-    assert {label.get_text().split("  ")[0] for label in labels} >= {
-        "teacher zero-shot†",
-        "kd: onnxruntime-int8",
-    }
+    names = {name.split("†")[0] for name in labels_of(drawn)}
+    assert names >= {"teacher zero-shot", "kd: onnxruntime-int8"}
+    assert len({label.get_color() for label in axes.texts}) > 6
 
 
-def test_each_subject_has_its_own_colour(drawn: tuple[Figure, list[Text]]) -> None:
-    _, labels = drawn
-    assert len({label.get_color() for label in labels}) == len(labels)
+def test_a_slow_torch_student_does_not_stretch_the_axis(crowded: Report) -> None:
+    def slower(point: Point) -> Point:
+        if point.summary.kind == "artifact":
+            return point
+        time = point.time.model_copy(update={"p50_ms": 80.0, "p50_ci95_ms": (79.0, 81.0)})
+        return replace(point, time=time)
+
+    figure = accuracy_figure(list(map(slower, points_of(crowded))), 1000)
+    low, high = figure.axes[0].get_xlim()
+    assert high / low < 4
+    assert "teacher zero-shot† → 80.00 ms" in labels_of(figure)
 
 
 def test_without_unseen_domains_and_with_one_subject(
@@ -96,6 +100,5 @@ def test_without_unseen_domains_and_with_one_subject(
     picture = np.asarray(Image.open(path).convert("RGB"))
     assert picture.shape == (1000, 1600, 3)
     assert (picture < 128).any()
-    figure, labels = build_picture(report)
-    assert [label.get_text() for label in labels] == ["onnxruntime-fp32  50.0"]
-    assert "QUICK" not in figure.axes[0].get_title(loc="left")
+    assert list(labels_of(accuracy_figure(points_of(report), 1000))) == ["onnxruntime-fp32"]
+    assert len(accuracy_figure([], 1000).texts) == 1

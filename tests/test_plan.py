@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import edgekd
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
-from edgekd.distill.vl.config import make_config
 from edgekd.errors import EdgekdError
 
 
@@ -52,9 +52,11 @@ def test_the_toy_teacher_is_for_other_images_only_by_name() -> None:
     with pytest.raises(EdgekdError, match="No teacher was named"):
         edgekd.evaluate(data="photos")
     with pytest.raises(EdgekdError, match="No teacher was named"):
-        make_config({"task": "ve", "data": "photos"})
-    assert make_config({"task": "ve", "data": "photos", "control": "none"}).teacher == "toy"
-    assert make_config({"task": "ve", "data": "photos", "teacher": "toy"}).data == "photos"
+        VlTrainConfig.load(**{"task": "ve", "data": "photos"})
+    assert (
+        VlTrainConfig.load(**{"task": "ve", "data": "photos", "control": "none"}).teacher == "toy"
+    )
+    assert VlTrainConfig.load(**{"task": "ve", "data": "photos", "teacher": "toy"}).data == "photos"
 
 
 def test_a_toy_run_without_shipped_weights_starts_from_random_ones_and_says_so(

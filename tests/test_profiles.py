@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from edgekd.cli import _follow_profile, _profile_switches, main
+from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.export import ExportConfig
 from edgekd.doctor import target_lines
 from edgekd.errors import EdgekdError
-from edgekd.targets.profiles import FOLDER, load_profile, profile_names
+from edgekd.targets.profiles import FOLDER, follow_profile, load_profile, profile_names
+from edgekd.targets.registry import get_target
 
 OWN = """
 name = "my-board"
@@ -74,13 +76,18 @@ def test_a_users_own_file_sets_threads_and_warns(
 ) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(OWN)
-    assert _follow_profile(str(path), None) == 2
-    assert _follow_profile(str(path), 7) == 7
+
+    def threads(**given: int) -> int | None:
+        config = BenchmarkConfig(profile=str(path), **given)
+        return follow_profile(config, {"threads"}, cautions=True).threads
+
+    assert threads() == 2
+    assert threads(threads=7) == 7
     assert (
         "my-board: It gets hot. (https://example.org/board, not checked)" in capsys.readouterr().err
     )
     path.write_text(OWN + "checked = 2026-01-31\n")
-    _follow_profile(str(path), None)
+    threads()
     assert "my-board: It gets hot. (https://example.org/board)" in capsys.readouterr().err
 
 
@@ -90,36 +97,18 @@ def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture
     iphone = load_profile("iphone-16")
     assert iphone.deployment_target in DEPLOYMENT
     assert "w8a8" in iphone.precisions
-    assert _profile_switches("iphone-16", "coreml") == {"deployment_target": "iOS18"}
-    assert _profile_switches("rtx-4090", "tensorrt") == {"compute_capability": "8.9"}
+
+    def options(target: str, profile: str, **given: str) -> dict[str, Any]:
+        config = ExportConfig(target=target, profile=profile, **given)
+        return follow_profile(config, {"input", *get_target(target).options}).options
+
+    assert options("coreml", "iphone-16") == {"deployment_target": "iOS18"}
     assert "iphone-16: deployment target iOS18 (https://" in capsys.readouterr().err
-    assert _profile_switches("raspberry-pi-5", "coreml") == {"deployment_target": None}
-    assert "says nothing about --target coreml" in capsys.readouterr().err
-
-
-def test_a_flag_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def export(*_: Any, **options: Any) -> None:
-        asked.append(options["options"])
-        raise EdgekdError("enough")
-
-    monkeypatch.setattr("edgekd.api.export", export)
-    for flags, found in (([], "iOS18"), (["--deployment-target", "iOS26"], "iOS26")):
-        with pytest.raises(SystemExit):
-            main(
-                [
-                    "export",
-                    "runs/x",
-                    "--target",
-                    "coreml",
-                    "--fp16",
-                    "--profile",
-                    "iphone-16",
-                    *flags,
-                ]
-            )
-        assert asked[-1] == {"deployment_target": found}
+    assert options("tensorrt", "rtx-4090") == {"compute_capability": "8.9"}
+    flag = {"deployment_target": "iOS26"}
+    assert options("coreml", "iphone-16", **flag) == flag
+    assert options("coreml", "raspberry-pi-5") == {}
+    assert "raspberry-pi-5: sets no deployment target or input" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

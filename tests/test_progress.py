@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill import progress as module
 from edgekd.distill.progress import Progress
 from edgekd.errors import EdgekdError

@@ -11,8 +11,8 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.rows import Report
 from edgekd.errors import EdgekdError
 
 
@@ -53,10 +53,10 @@ def test_every_number_comes_again_without_models(report: Report) -> None:
 def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_bytes((report.folder / "report.json").read_bytes())
     np.savez(tmp_path / "predictions.npz", other=np.zeros(3))
-    with pytest.raises(EdgekdError, match="do not belong to its report"):
+    with pytest.raises(EdgekdError, match="lacks labels/id"):
         rescore(tmp_path)
     (tmp_path / "predictions.npz").unlink()
-    with pytest.raises(EdgekdError, match="are missing"):
+    with pytest.raises(EdgekdError, match=r"no predictions.npz"):
         rescore(tmp_path)
 
 

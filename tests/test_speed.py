@@ -11,9 +11,8 @@ import pytest
 
 from edgekd.benchmark.compare import speed_here
 from edgekd.benchmark.environment import other_work, processor_seconds
-from edgekd.benchmark.findings import SpeedRow
 from edgekd.benchmark.latency import LatencySamples
-from edgekd.benchmark.rows import Report
+from edgekd.benchmark.report.schema import Report, SpeedRow
 from edgekd.benchmark.speed import (
     fastest,
     in_words,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from study_data import draw_domains
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill import train as training
 from edgekd.distill.load import load_run
 from edgekd.distill.start import continue_from, settle_start

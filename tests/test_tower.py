@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.load import load_run
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.tower import interpolate_with_teacher, tower_student

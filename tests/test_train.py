@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate

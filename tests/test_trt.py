@@ -121,7 +121,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         machine(patch)
         patch.setattr(writer, "module", lambda name: None)
-        export(build(), folder, "int8", target="tensorrt", name="tensorrt-int8")
+        export(build(), folder, "int8", target="tensorrt")
     return folder
 
 
@@ -149,9 +149,7 @@ def test_float_bundles_compute_the_student(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
 ) -> None:
     machine(monkeypatch)
-    artifact = export(
-        build(), tmp_path / "a", precision, target="tensorrt", name=f"tensorrt-{precision}"
-    )
+    artifact = export(build(), tmp_path / "a", precision, target="tensorrt")
     assert artifact.parity["passed"] is True
     images = pictures(8, seed=3)
     candidate = writer.onnx_evaluator(tmp_path / "a" / "model.onnx")(images)
@@ -167,9 +165,7 @@ def test_one_line_says_the_choice(
     monkeypatch.setattr(writer, "module", lambda name: None)
     monkeypatch.setattr(err, "width", 300)
     options = {"compute_capability": "8.7"}
-    artifact = export(
-        build(), tmp_path / "a", "fp32", target="tensorrt", name="tensorrt-fp32", options=options
-    )
+    artifact = export(build(), tmp_path / "a", "fp32", target="tensorrt", **options)
     line = capsys.readouterr().err
     assert (
         "a bundle to build on the device, because TensorRT-RTX 1.7.1 cannot build for 8.7 (Jetson Orin)"
@@ -185,10 +181,10 @@ def test_misspelt_capability_and_foreign_option(tmp_path: Path) -> None:
             tmp_path / "a",
             "fp32",
             target="tensorrt",
-            options={"compute_capability": "8,6"},
+            compute_capability="8,6",
         )
     with pytest.raises(EdgekdError, match="onnxruntime has no option compute_capability"):
-        export(build(), tmp_path / "a", "fp32", options={"compute_capability": "8.6"})
+        export(build(), tmp_path / "a", "fp32", compute_capability="8.6")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -361,7 +357,7 @@ def test_tensorrt_rtx_builds_a_real_engine(tmp_path: Path, precision: str) -> No
     if find_gpu() is not None:
         pytest.skip("with a GPU the engine is built for it")
     options = {"compute_capability": "8.6"}
-    artifact = export(build(), tmp_path / "a", precision, target="tensorrt", options=options)
+    artifact = export(build(), tmp_path / "a", precision, target="tensorrt", **options)
     assert next(iter(artifact.files)) == "model.engine"
     assert artifact.details["builder"] == "tensorrt-rtx"
     assert artifact.details["compute_capabilities"] == ["8.6"]

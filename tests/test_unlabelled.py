@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.pixels import open_store
 from edgekd.errors import EdgekdError

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.build import build_student
-from edgekd.distill.vl.config import make_config
 from edgekd.distill.vl.student import VlStudent
 from edgekd.export.vl import export_vl_onnx, open_vl
 
@@ -22,8 +22,8 @@ TEXTS = ["red dog", "is there a red dog", "blue"]
 
 def small_student(**changes: Any) -> VlStudent:
     torch.manual_seed(0)
-    config = make_config(
-        {
+    config = VlTrainConfig.load(
+        **{
             "student": "test_resnet",
             "size": 64,
             "width": 16,

@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import normalize
 from vl_fakes import colours as colours
 
+from edgekd.configs.vl import CONTROLS, VlTrainConfig
 from edgekd.data import load_images
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.terms import weighted_mean
 from edgekd.distill.vl import tokens
-from edgekd.distill.vl.config import CONTROLS, make_config
 from edgekd.distill.vl.student import Joint
 from edgekd.distill.vl.teacher_tokens import patch_map, read_tokens
 from edgekd.distill.vl.token_td import (
@@ -168,7 +168,7 @@ def test_weighted_mean() -> None:
 
 
 def test_controls_differ_from_the_method_in_what_they_say() -> None:
-    method = make_config({})
+    method = VlTrainConfig.load()
     assert (method.select, method.confidence, method.pooled, method.distil) == (
         "relevance",
         "label",
@@ -176,23 +176,23 @@ def test_controls_differ_from_the_method_in_what_they_say() -> None:
         True,
     )
     for name, changes in CONTROLS.items():
-        config = make_config({"control": name})
+        config = VlTrainConfig.load(**{"control": name})
         changed = {
             key for key in type(config).model_fields if getattr(config, key) != getattr(method, key)
         }
         assert changed == {*changes, *(() if name == "clip-td" else ("control",))}
-    assert make_config({"control": "uniform", "confidence": "max"}).confidence == "max"
+    assert VlTrainConfig.load(**{"control": "uniform", "confidence": "max"}).confidence == "max"
 
 
 def test_mistaken_settings() -> None:
     with pytest.raises(EdgekdError, match='no control "poolt'):
-        make_config({"control": "pooltd"})
-    with pytest.raises(EdgekdError, match="setting select"):
-        make_config({"select": "best"})
+        VlTrainConfig.load(**{"control": "pooltd"})
+    with pytest.raises(EdgekdError, match='no select "best"'):
+        VlTrainConfig.load(**{"select": "best"})
     with pytest.raises(EdgekdError, match="nothing is distilled"):
-        make_config({"select": "none", "pooled": False})
+        VlTrainConfig.load(**{"select": "none", "pooled": False})
     with pytest.raises(EdgekdError, match="does not divide by 3 heads"):
-        make_config({"heads": 3})
+        VlTrainConfig.load(**{"heads": 3})
 
 
 @pytest.mark.parametrize("spec", ["toy", "vit"])

@@ -13,10 +13,11 @@ import torch
 from benchmark_fakes import fake_measurements, model, subject
 from PIL import Image
 from sklearn.metrics import f1_score
-from test_report import SCHEMA, violations
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.markdown import markdown
+from edgekd.benchmark.report.contents import document
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.storage import read_report
 from edgekd.errors import EdgekdError
 from edgekd.wilds import wilds_named, wilds_suites
 
@@ -93,18 +94,18 @@ def test_the_report_has_the_packages_own_metrics(
     fake_measurements(monkeypatch, {})
     subjects = [subject("torch", "torch", model(3), classes=NAMES)]
     report = run_benchmark(subjects, [test, inside], tmp_path / "out", quick=True)
-    assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
+    assert read_report(report.folder) == report
     row = report.own_metrics[0]
     labels = test.labels
     answers = (labels + (test.indices % 3 == 0)) % 3
     assert row.metrics == {
         "F1-macro_all": pytest.approx(f1_score(labels, answers, average="macro"))
     }
-    assert row.told_by == "wilds 2.0.0, iwildcam.eval"
+    assert row.source == "wilds 2.0.0, iwildcam.eval"
     assert report.summary[0].ood == {
         "iwildcam": pytest.approx((labels == answers).mean())
     }  # id_test enters no mean
-    assert "F1-macro_all" in markdown(report)
+    assert "F1-macro_all" in markdown(document(report))
     assert "F1-macro_all" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -18,11 +18,12 @@ from benchmark_fakes import (
     paint_images,
     subject,
 )
-from test_report import SCHEMA, violations
 
 from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.markdown import markdown
+from edgekd.benchmark.report.contents import document
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.scores import FIXED
 from edgekd.console import say
@@ -158,7 +159,7 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     subjects = four_subjects(tmp_path)
     subjects[1] = replace(subjects[1], wordings={"vocab:new": (asked, (*CLASSES, "bird"))})
     report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
-    assert list(violations(report.model_dump(mode="json"), SCHEMA)) == []
+    assert read_report(report.folder) == report
     rows = {row.subject: row for row in report.vocabularies}
     torch_row = rows["torch"]
     assert (torch_row.top1, torch_row.base_top1, torch_row.to_added, torch_row.added) == (
@@ -172,11 +173,13 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         FIXED["artifact"],
     )
     assert report.summary[1].ood_avg == pytest.approx(0.5)  # counts for nothing else
-    text = markdown(report)
+    text = markdown(document(report))
     told = [
-        line for line in text.splitlines() if line.startswith("| r | torch | vocab:new | 80.0 [")
+        line
+        for line in text.splitlines()
+        if line.startswith("| torch student | vocab:new | 80.0 [")
     ]
     assert any(line.endswith(" | 50.0 | -30.0 | 20.0 | 1 | 60 |") for line in told), told
     assert "n/a: classes are in the file" in text
-    assert "In other words" in (tmp_path / "out" / "report.html").read_text()
+    assert "Other prompts" in (tmp_path / "out" / "report.html").read_text()
     assert rescore(tmp_path / "out").vocabularies == report.vocabularies

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.progress import Progress
 from edgekd.distill.train import train
 from edgekd.errors import Stopped

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.students import make_student
-from edgekd.distill.vl.config import VlConfig, make_config
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.errors import EdgekdError
@@ -25,7 +25,7 @@ WEIGHTS = "student.safetensors"
 
 
 def build_student(
-    config: VlConfig, rows: NDArray[np.int64], length: int, outputs: int, *, fresh: bool = True
+    config: VlTrainConfig, rows: NDArray[np.int64], length: int, outputs: int, *, fresh: bool = True
 ) -> tuple[VlStudent, Preprocess, tuple[int, int]]:
     """A student, how its pictures are prepared, and its grid of patches (height, width).
 
@@ -78,7 +78,7 @@ class VlRun:
     """A finished run."""
 
     folder: Path
-    config: VlConfig
+    config: VlTrainConfig
     record: dict[str, Any]
     student: VlStudent
     preprocess: Preprocess
@@ -116,7 +116,7 @@ def load_vl_run(folder: Path) -> VlRun:
         raise EdgekdError(
             f"The vision-language run at {folder} is damaged.", "Train the student again."
         )
-    config = make_config(settings)
+    config = VlTrainConfig.restore(settings, folder / RECORD)
     state, _ = read_tensors(folder / WEIGHTS, "student", "Train the student again.")
     try:
         student, preprocess, _ = build_student(

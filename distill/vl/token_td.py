@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, softmax
 
+from edgekd.configs.vl import Confidence, Distance, Select
 from edgekd.distill.vl.student import Joint
-
-Select = Literal["relevance", "random", "all", "none"]
-Confidence = Literal["label", "max", "relative", "none"]
-Distance = Literal["l1", "cosine"]
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.console import say
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.terms import weighted_mean
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.build import RECORD, WEIGHTS, VlRun, build_student, load_vl_run, save_weights
-from edgekd.distill.vl.config import VlConfig
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import accuracy
 from edgekd.distill.vl.examples import Reader, make_reader, order, training_store
@@ -44,7 +44,7 @@ _VAL_EXAMPLES = 1000
 
 
 def train_vl(
-    config: VlConfig,
+    config: VlTrainConfig,
     out: Path,
     *,
     overwrite: bool = False,
@@ -63,7 +63,9 @@ def train_vl(
         return _train(config, out, data, teacher)
 
 
-def _train(config: VlConfig, out: Path, data: VlData | None, teacher: TokenTeacher | None) -> VlRun:
+def _train(
+    config: VlTrainConfig, out: Path, data: VlData | None, teacher: TokenTeacher | None
+) -> VlRun:
     data = data or load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
     split = split_examples(
         data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
@@ -120,7 +122,7 @@ def _train(config: VlConfig, out: Path, data: VlData | None, teacher: TokenTeach
 
 
 def _lessons(
-    config: VlConfig,
+    config: VlTrainConfig,
     teacher: TokenTeacher | None,
     reader: Reader,
     split: VlSplit,
@@ -133,7 +135,7 @@ def _lessons(
 
 
 def _fit(
-    config: VlConfig,
+    config: VlTrainConfig,
     student: VlStudent,
     reader: Reader,
     split: VlSplit,
@@ -183,7 +185,7 @@ def _fit(
 
 
 def _looks(
-    config: VlConfig, student: VlStudent, reader: Reader, split: VlSplit
+    config: VlTrainConfig, student: VlStudent, reader: Reader, split: VlSplit
 ) -> Callable[[NDArray[np.int64]], Tensor]:
     """Pictures of a batch → what the backbone sees, float `[B, P, c]`."""
     if config.freeze_backbone:
@@ -195,7 +197,7 @@ def _looks(
 
 
 def _loss(
-    config: VlConfig,
+    config: VlTrainConfig,
     joint: Joint,
     labels: Tensor,
     indices: NDArray[np.int64],

@@ -43,10 +43,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The heavy parts load when they are first used. `export` and `benchmark` are rooms as well as verbs: those two
-    # packages are callable modules (see `edgekd.callable_module`).
+    # The heavy parts load when they are first used. `export` and `benchmark` are packages as well as verbs: those two
+    # are callable modules (see `edgekd.callable_module`).
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
-    if name in ("train", "evaluate", "report", "study", "verify", "add_class", "remove_class"):
+    if name in __all__:
         return getattr(importlib.import_module("edgekd.api"), name)
     raise AttributeError(f"module 'edgekd' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""`edgekd.export` is a room and a verb: a package one can import from and also call."""
+"""`edgekd.export` and `edgekd.benchmark` are packages and verbs: modules that can also be called."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import Any
 
 
 class _Verb(ModuleType):
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    @property
+    def _verb(self) -> Any:
         from edgekd import api
 
-        return getattr(api, self.__name__.rpartition(".")[2])(*args, **options)
+        return getattr(api, self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> Any:
+        return self._verb.__signature__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._verb(*args, **options)
 
 
 def make_callable(name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.configs.export import AddClassConfig
 from edgekd.console import warn
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors
@@ -20,49 +21,33 @@ from edgekd.targets.bank_change import change_bank
 from edgekd.targets.new_class import add_by_images, provenance
 
 
-def add(
-    folder: Path,
-    name: str,
-    *,
-    images: Sequence[Path] = (),
-    text_vector: Path | None = None,
-    teacher: str | None = None,
-    descriptions: str | None = None,
-) -> Artifact:
-    """See `edgekd.api.add_class`."""
-    if descriptions and (images or text_vector is not None):
-        raise EdgekdError(
-            "Descriptions stand behind the class's name, and its name is not asked.",
-            "Leave them out.",
-        )
-    if bool(images) + (text_vector is not None) + (teacher is not None) > 1:
-        raise EdgekdError(
-            "A class comes from one source.", "Give --images, --text-vector or --teacher."
-        )
-    artifact, name = read_artifact(folder), printable(name)
+def add(config: AddClassConfig) -> Artifact:
+    """Add a class to an artifact; see `edgekd.add_class`."""
+    folder, name = config.artifact, printable(config.name)
+    artifact = read_artifact(folder)
     if artifact.bank is None:
         raise EdgekdError(
             f"{artifact.name} ends in the logits of fixed classes, so none can be added.",
             "Export with --head embedding.",
         )
     with disk_errors(folder):
-        if images:
-            _from_images(folder, name, images)
+        if config.images:
+            _from_images(folder, name, config.images)
         else:
             bank = read_bank(folder / artifact.bank)
-            if text_vector is not None:
+            if config.text_vector is not None:
                 vector, how = (
-                    bank.of_text(_read_vector(text_vector)),
-                    provenance("text vector", file=text_vector.name),
+                    bank.of_text(_read_vector(config.text_vector)),
+                    provenance("text vector", file=config.text_vector.name),
                 )
             else:
-                vector, how = _from_teacher(bank, name, teacher, descriptions)
+                vector, how = _from_teacher(bank, name, config.teacher, config.descriptions)
             change_bank(folder, lambda current: current.with_class(name, vector, how))
     return read_artifact(folder)
 
 
 def remove(folder: Path, name: str) -> Artifact:
-    """See `edgekd.api.remove_class`."""
+    """Remove a class that was added; see `edgekd.remove_class`."""
     read_artifact(folder)
     with disk_errors(folder):
         change_bank(folder, lambda bank: bank.without_class(name))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekd.benchmark.accuracy import columns_among
 from edgekd.benchmark.agreement import (
     angle_degrees,
     m_neigh,
@@ -20,11 +21,12 @@ from edgekd.benchmark.agreement import (
     squared_distance,
 )
 from edgekd.benchmark.metrics import macro, top1
+from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.console import warn
-from edgekd.data import ImageSet
+from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict
+from edgekd.distill.predict import pixel_batches, predict_all, student_predict, teacher_predict
 from edgekd.distill.probe import probe_scores, student_vectors
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
@@ -97,6 +99,40 @@ def accuracy_rows(
                         "macro": macro(scores[here], labels),
                     }
                 )
+    return rows
+
+
+def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dict[str, Any]]:
+    """Return the accuracies of a teacher's zero-shot classifier on any images, and of a run's student."""
+    images = loaded.images() if loaded and not config.data else load_images(config.data or "toy")
+    spec = config.teacher or (loaded.run.teacher if loaded else "toy")
+    everything = np.arange(len(images))
+    parts: Parts = parts_of(loaded, images, config.data) if loaded else [(None, everything)]
+    rows: list[dict[str, Any]] = []
+    bank = None
+    if spec != "none":
+        model = load_teacher(spec)
+        bank = image_bank(loaded, model, images, config.prompts, config.descriptions)
+        if isinstance(model, ClipTeacher):
+            scores = predict_all(teacher_predict(model, bank), images, everything, model.preprocess)
+        else:
+            scores = model.lookup(images.ids).numpy() @ bank.vectors.numpy().T
+        rows += accuracy_rows("teacher", scores, images, everything, parts)
+    if loaded:
+        vectors, columns = loaded.vectors, list(range(len(images.classes)))
+        unknown = not set(images.classes) <= set(loaded.run.classes)
+        space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
+        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+            # In the space the student learned, which may be the teacher's less its common part.
+            vectors = dataclasses.replace(
+                space, text_centre=loaded.bank.text_centre if loaded.bank else None
+            ).head
+        else:
+            columns = columns_among(loaded.run.classes, images.classes, "the student").tolist()
+        scores = predict_all(
+            student_predict(loaded.student, vectors), images, everything, loaded.run.preprocess
+        )
+        rows += accuracy_rows("student", scores[:, columns], images, everything, parts)
     return rows
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file, write_json
+from edgekd.formats import Input as Input
+from edgekd.formats import Precision as Precision
 from edgekd.preprocess import Preprocess
 from edgekd.readers import inside, plain_path, printable, printable_values, read_object
-
-Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
-"""`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
-and `pal6` are weights as indices into a palette."""
-
-Input = Literal["uint8", "float"]
-"""What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
-
 
 FileName = Annotated[str, AfterValidator(plain_path)]
 """A plain relative path below the manifest's folder."""

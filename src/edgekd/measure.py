@@ -130,6 +130,11 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "split_rule": split["rule"],
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
+        **(
+            {"unlabelled": len(unlabelled)}
+            if (unlabelled := split["roles"].get("unlabelled"))
+            else {}
+        ),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
 

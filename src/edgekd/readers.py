@@ -207,6 +207,36 @@ def parse_toml(text: str) -> dict[str, Any]:
     return found
 
 
+def read_yaml(path: Path, what: str, hint: str = _RESTORE) -> Any:
+    """Read YAML.
+
+    Raises:
+        EdgekdError: as `read_text`, or as `parse_yaml`.
+    """
+    with read_errors(path, what, "YAML", hint):
+        return parse_yaml(read_text(path, what, hint))
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text of plain types, without aliases, whose expansion has no bound.
+
+    Raises:
+        ValueError: not YAML, an alias, nested deeper than `MAX_DEPTH`, or a number that is not finite or not of 64
+            bits.
+    """
+    import yaml
+
+    def parse() -> Any:
+        try:
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+                raise ValueError("it has an alias")
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+
+    return _bounded(parse)
+
+
 def _bounded(parse: Callable[[], Any]) -> Any:
     try:
         value = parse()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.accuracy import Suite
-from edgekd.benchmark.findings import Family
+from edgekd.benchmark.report.rows import Family
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.configs.verbs import verb
+from edgekd.configs.vl import VlEvaluateConfig, VlExportConfig, VlTrainConfig
 from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 
@@ -14,49 +16,40 @@ if TYPE_CHECKING:
 PARITY_EXAMPLES = 256
 
 
-def train_vl(*, out: str | Path | None = None, overwrite: bool = False, **options: Any) -> VlRun:
-    """Train a vision-language student and write its run folder.
+@verb(VlTrainConfig)
+def train_vl(config: VlTrainConfig) -> VlRun:
+    """Train a vision-language student and write its run folder."""
+    from edgekd.distill.vl.train import train_vl
 
-    Args:
-        out: run folder; None: `runs/vl-TASK-CONTROL`.
-        **options: any field of `edgekd.distill.vl.config.VlConfig`; None means not given.
-    """
-    from edgekd.distill.vl.config import make_config
-    from edgekd.distill.vl.train import train_vl as run_training
-
-    config = make_config(options)
-    return run_training(
-        config, Path(out or f"runs/vl-{config.task}-{config.control}"), overwrite=overwrite
-    )
+    return train_vl(config, config.folder, overwrite=config.overwrite)
 
 
-def evaluate_vl(
-    run: str | Path, *, data: str | None = None, onnx: bool = False, most: int = 10**9
-) -> list[dict[str, Any]]:
-    """Accuracy on the examples that did not train (at most `most`), of the torch student or its exported file."""
+@verb(VlEvaluateConfig)
+def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
+    """Measure accuracy on the examples that did not train, of the torch student or its exported file."""
     from edgekd.distill.vl.build import load_vl_run
-    from edgekd.distill.vl.evaluate import evaluate_vl as evaluate
+    from edgekd.distill.vl.evaluate import evaluate_vl
     from edgekd.export.vl import open_vl
 
-    loaded = load_vl_run(Path(run))
-    if not onnx:
-        return evaluate(loaded, data, most=most)
+    loaded = load_vl_run(config.run)
+    if not config.onnx:
+        return evaluate_vl(loaded, config.data, most=config.most)
     path = artifact_folder(loaded.folder) / "model.onnx"
     if not path.is_file():
         raise EdgekdError(
-            f"{run} has not been exported.", f"First: edgekd vl export {shell_word(run)}"
+            f"{config.run} has not been exported.",
+            f"First: edgekd vl export {shell_word(config.run)}",
         )
-    return evaluate(loaded, data, open_vl(path), most)
+    return evaluate_vl(loaded, config.data, open_vl(path), config.most)
 
 
 def artifact_folder(run: Path) -> Path:
-    """Where a run's exported file lies."""
+    """Return where a run's exported file is."""
     return run / "artifacts" / "onnxruntime-fp32"
 
 
-def export_vl(
-    run: str | Path, *, data: str | None = None, overwrite: bool = False
-) -> dict[str, Any]:
+@verb(VlExportConfig)
+def export_vl(config: VlExportConfig) -> dict[str, Any]:
     """Write the run's student, with its text side, as ONNX into `RUN/artifacts/onnxruntime-fp32`, and check it.
 
     Returns:
@@ -69,16 +62,18 @@ def export_vl(
     from edgekd.distill.vl.split import split_examples
     from edgekd.export.vl import export_vl_model
 
-    loaded = load_vl_run(Path(run))
-    config = loaded.config
-    if config.blind:
+    loaded = load_vl_run(config.run)
+    trained = loaded.config
+    if trained.blind:
         raise EdgekdError(
             "A student that does not look at the picture is a control, not a product.",
             "Train another.",
         )
-    known = load_vl_data(config.task, data or config.data, shifted=config.test_domain != "none")
+    known = load_vl_data(
+        trained.task, config.data or trained.data, shifted=trained.test_domain != "none"
+    )
     split = split_examples(
-        known, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
+        known, test_domain=trained.test_domain, fraction=trained.fraction, seed=trained.split_seed
     )
     reader = make_reader(known, loaded.preprocess, loaded.length)
     shown = split.val[:PARITY_EXAMPLES]
@@ -89,7 +84,7 @@ def export_vl(
         size=loaded.preprocess.size,
         text_shape=tokens.shape[1:],
         facts={
-            "task": config.task,
+            "task": trained.task,
             "answers": list(known.answers),
             "synthetic": known.synthetic,
             "preprocess": loaded.preprocess.model_dump(mode="json"),
@@ -103,5 +98,5 @@ def export_vl(
         reference=torch_predict(loaded.student),
         images=reader.pictures(shown).numpy(),
         tokens=tokens,
-        overwrite=overwrite,
+        overwrite=config.overwrite,
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.findings import Machine
 from edgekd.benchmark.latency import LatencySamples
+from edgekd.benchmark.report.schema import Machine
 from edgekd.errors import EdgekdError
 from edgekd.readers import printable
 from edgekd.targets.agent.job import Job, number, parse_job, short_text, whole

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.errors import EdgekdError, Stopped

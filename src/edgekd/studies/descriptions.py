@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.descriptions import descriptions_for, kept_descriptions
 from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.files import short_hash, write_json

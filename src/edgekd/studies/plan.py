@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.config import TrainConfig, load_config
+from edgekd.configs.study import DECIDED, StudyConfig, decided
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.plan import settle
 from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.errors import EdgekdError
 from edgekd.files import short_hash
 from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, without_classes
 from edgekd.studies.wanted import (
     domain_names,
-    label_fractions,
     named_recipes,
     settings_by_recipe,
-    shot_counts,
     unseen_names,
 )
 
-PROTOCOLS = ("lodo", "class-disjoint", "k-shot", "low-shot")
-_OWN = {
-    "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
-    "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
-    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot",
-}  # fmt: skip
-"""Settings of a run that a study decides, and what to say instead."""
+FRACTIONS = (0.01, 0.1, 1.0)
+SHOTS = (1, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class Plan:
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
     """A configuration as JSON, without what a study or a cell decides."""
-    return config.model_dump(mode="json", exclude=set(_OWN) - {"smoke", "unseen_classes"})
+    return config.model_dump(mode="json", exclude=set(DECIDED) - {"smoke", "unseen_classes"})
 
 
 def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
@@ -149,128 +143,88 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
     )
 
 
-def study_folder(protocol: str, data: str | None) -> Path:
-    """Where a study goes unless told otherwise; the same for the same words, so that it goes on there."""
-    return Path("studies") / f"{protocol}-{Path(data or 'toy').stem}"
-
-
-def make_plan(
-    recipes: Sequence[str],
-    *,
-    protocol: str,
-    seeds: int,
-    test_domains: Sequence[str],
-    unseen_classes: Sequence[str],
-    fractions: Sequence[float],
-    shots: Sequence[float],
-    baseline: str | None,
-    out: Path,
-    options: Mapping[str, Any],
-    file: Path | None,
-    settings: Iterable[str],
-    recipe_settings: Iterable[str],
-    oracle: bool = False,
-) -> Plan:
+def make_plan(study: StudyConfig) -> Plan:
     """Settle and check a study.
 
     Raises:
         EdgekdError: unknown names, a recipe whose needs cannot be met, images that the protocol cannot split.
     """
-    if protocol not in PROTOCOLS:
-        raise EdgekdError(f'There is no protocol "{protocol}".', did_you_mean(protocol, PROTOCOLS))
-    named = named_recipes(recipes, baseline)
-    names = tuple(named)
-    if seeds < 1:
-        raise EdgekdError(
-            f"A study over {seeds} seeds has no runs.", "Give --seeds 1 or more; 3 are usual."
-        )
-    own = settings_by_recipe(recipe_settings, names)
-    settings = list(settings)
-    configs = {
-        name: _settled(
-            load_config(dict(options), file=file, settings=[*settings, *own.get(name, ())]),
-            recipe,
-            out / "runs" / name,
-        )
-        for name, recipe in named.items()
-    }
-    first = configs[names[0]]
-    for name, config in configs.items():
-        for field in ("data", "split_seed"):
-            if getattr(config, field) != getattr(first, field):
-                raise EdgekdError(
-                    f"{name} would run with another {field} than {names[0]}.",
-                    "One study compares on the same images.",
-                )
+    named = named_recipes(study.recipes, study.baseline)
+    configs = _configs(study, named)
+    first = next(iter(configs.values()))
     images = load_images(first.data)
-    by_class = protocol in ("class-disjoint", "k-shot")
-    if not by_class and unseen_classes:
-        raise EdgekdError(
-            f"{protocol} tests on unseen domains, and unseen classes were named.",
-            "Use --protocol class-disjoint or k-shot.",
-        )
-    if by_class and test_domains:
-        raise EdgekdError(
-            f"{protocol} tests on unseen classes, and unseen domains were named.",
-            "Use --protocol lodo.",
-        )
-    if protocol != "low-shot" and fractions:
-        raise EdgekdError(
-            f"{protocol} trains on all labels.", "Use --protocol low-shot for fractions of them."
-        )
-    if protocol != "k-shot" and shots:
-        raise EdgekdError(
-            f"{protocol} shows no images of unseen classes.",
-            "Use --protocol k-shot for some of them.",
-        )
-    if by_class and oracle:
-        raise EdgekdError(
-            f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
-        )
-    unseen = unseen_names(images, unseen_classes, first.split_seed) if by_class else ()
+    unseen: tuple[str, ...] = ()
+    if study.by_class:
+        unseen = unseen_names(images, study.unseen_classes or ("50%",), first.split_seed)
     configs = {
         name: config.model_copy(update={"unseen_classes": unseen})
         for name, config in configs.items()
     }
-    domains: tuple[str | None, ...] = (None,)
-    if protocol == "lodo" or (protocol == "low-shot" and (test_domains or len(images.domains) > 1)):
-        domains = domain_names(
-            images, test_domains or (("all",) if protocol == "lodo" else images.domains[-1:])
-        )
-    if oracle and domains == (None,):
-        raise EdgekdError(
-            f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
-            "Take --oracle out, or give images in domain/class/image folders.",
-        )
-    parts = label_fractions(fractions) if protocol == "low-shot" else (1.0,)
-    counts = shot_counts(shots) if protocol == "k-shot" else (0,)
+    domains = _domains(study, images)
+    parts = (
+        (1.0,) if study.protocol != "low-shot" else tuple(sorted(set(study.fractions))) or FRACTIONS
+    )
+    counts = (
+        (0,) if study.protocol != "k-shot" else tuple(sorted(set(map(int, study.shots)))) or SHOTS
+    )
     cells = [
         Cell(name, seed, domain, part, count)
         for part in parts
         for count in counts
-        for seed in range(seeds)
+        for seed in range(study.seeds)
         for domain in domains
-        for name in names
+        for name in named
     ]
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:
         if (cell.table, cell.column) not in tests:
-            tests[cell.table, cell.column] = _test(
-                images, cell_config(configs[names[0]], cell, out), max(counts)
-            )
+            config = cell_config(next(iter(configs.values())), cell, study.folder)
+            tests[cell.table, cell.column] = _test(images, config, max(counts))
     return Plan(
-        protocol=protocol,
-        recipes=names,
-        seeds=tuple(range(seeds)),
-        baseline=baseline or default_baseline(configs, protocol == "class-disjoint"),
+        protocol=study.protocol,
+        recipes=tuple(named),
+        seeds=tuple(range(study.seeds)),
+        baseline=study.baseline or default_baseline(configs, study.protocol == "class-disjoint"),
         configs=configs,
         cells=tuple(cells),
         images=images,
         tests=tests,
         unseen=unseen,
         fingerprint=_fingerprint(images),
-        oracle=oracle,
+        oracle=study.oracle,
     )
+
+
+def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainConfig]:
+    """Return name in the study → settled settings of its runs, all on the same images."""
+    own = settings_by_recipe(study.recipe_settings, tuple(named))
+    configs = {
+        name: _settled(study.train_config(own.get(name, ())), recipe, study.folder / "runs" / name)
+        for name, recipe in named.items()
+    }
+    first = next(iter(configs))
+    for name, config in configs.items():
+        for field in ("data", "split_seed"):
+            if getattr(config, field) != getattr(configs[first], field):
+                raise EdgekdError(
+                    f"{name} would run with another {field} than {first}.",
+                    "One study compares on the same images.",
+                )
+    return configs
+
+
+def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
+    """Return the domains to leave out in turn; None stands for none."""
+    if study.protocol == "lodo":
+        return domain_names(images, study.test_domains or ("all",))
+    if study.protocol == "low-shot" and (study.test_domains or len(images.domains) > 1):
+        return domain_names(images, study.test_domains or images.domains[-1:])
+    if study.oracle:
+        raise EdgekdError(
+            f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
+            "Take --oracle out, or give images in domain/class/image folders.",
+        )
+    return (None,)
 
 
 def recipe_of(config: TrainConfig) -> Recipe:
@@ -288,11 +242,8 @@ def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str
 
 def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
     """The configuration checked as a run's would be, with full paths."""
-    for field, instead in _OWN.items():
-        if field in config.model_fields_set:
-            raise EdgekdError(
-                f"A study decides {field} itself, and it is set.", f"Take it out; give {instead}."
-            )
+    for field in DECIDED.keys() & config.model_fields_set:
+        raise decided(field)
     whole = settle(config.model_copy(update={"recipe": recipe, "out": folder, "overwrite": True}))
     paths = ("data", "teacher", "student_weights", "captions", "vocabulary", "descriptions")
     return config.model_copy(

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.few import cached_scores, can_zero_shot, new_vectors, student_scores

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekd.benchmark.report.markdown import markdown
 from edgekd.errors import EdgekdError, Stopped
 from edgekd.files import write_text
 from edgekd.studies.descriptions import ask_once
@@ -19,7 +20,7 @@ from edgekd.studies.shots import remove_bases
 from edgekd.studies.store import Store
 from edgekd.studies.tables import make_tables
 from edgekd.studies.teacher import teacher_scores
-from edgekd.studies.write import csv_text, markdown
+from edgekd.studies.write import study_csv, study_document
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
                 "Mend this and run it again.",
             )
         tables = make_tables(plan, done, teacher_scores(plan, store))
-        write_text(folder / "table.md", markdown(folder.name, tables))
-        write_text(folder / "table.csv", csv_text(tables))
+        write_text(folder / "table.md", markdown(study_document(folder.name, tables)))
+        write_text(folder / "table.csv", study_csv(tables))
         draw_study(tables, folder / "table.png")
     return Study(folder, tuple(tables), tuple(failures))

@@ -6,14 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from edgekd.config import TrainConfig
+from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet
 from edgekd.distill.recipes import RECIPES
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.scarce import check_unseen
-
-FRACTIONS = (0.01, 0.1, 1.0)
-SHOTS = (1, 4, 16)
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
@@ -101,24 +98,3 @@ def unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[st
             "Name two or more: --unseen-classes dog,horse, or a part: --unseen-classes 30%.",
         )
     return names
-
-
-def label_fractions(given: Sequence[float]) -> tuple[float, ...]:
-    """The parts of the labels in rising order; none given takes `FRACTIONS`."""
-    for value in given:
-        if not 0 < value <= 1:
-            raise EdgekdError(
-                f"{value:g} is not a part of the labels.",
-                "Give numbers above 0, up to 1: 0.01,0.1,1.",
-            )
-    return tuple(sorted(set(given))) or FRACTIONS
-
-
-def shot_counts(given: Sequence[float]) -> tuple[int, ...]:
-    """Images of each unseen class in rising order; none given takes `SHOTS`."""
-    for value in given:
-        if value < 1 or value != int(value):
-            raise EdgekdError(
-                f"{value:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
-            )
-    return tuple(sorted({int(value) for value in given})) or SHOTS

@@ -1,0 +1,215 @@
+"""Several reports side by side: which subjects may be compared, and what differs.
+
+Accuracies are compared only on identical images, latencies only on the same kind of machine by the same protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark import metrics
+from edgekd.benchmark.compare import difference
+from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.report.schema import Report, of
+from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
+from edgekd.errors import EdgekdError
+
+_APART = ("corruption", "cue-conflict", "val", "vocabulary")
+"""Families of suites that are not compared across reports."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One report with its letter on the page."""
+
+    letter: str
+    raw: RawResults
+
+    @property
+    def report(self) -> Report:
+        return self.raw.report
+
+    @property
+    def name(self) -> str:
+        runs = ", ".join(self.report.runs)
+        return f"{self.letter}: {runs}" if self.letter else runs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One subject of one report.
+
+    Attributes:
+        images: name and content of every suite it was measured on.
+        machine: processor, cores, governor and protocol that its latency was measured with.
+    """
+
+    source: Source
+    summary: SummaryRow
+    latency: LatencyRow
+    accuracy: tuple[AccuracyRow, ...]
+    images: tuple[tuple[str, str], ...]
+    machine: tuple[str, ...]
+
+    @property
+    def run(self) -> str:
+        """The run's name behind the report's letter."""
+        return f"{self.source.letter} {self.summary.run}".strip()
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}: {self.source.report.label(self.summary).rpartition(': ')[2]}"
+
+    def samples(self) -> list[NDArray[np.float64]]:
+        """Return latencies in ms in the order measured, `[n]` for each process."""
+        return self.source.raw.samples(*self.summary.who)
+
+
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """Load the reports in these folders (a report's own, or a run's, whose newest report is taken).
+
+    Raises:
+        EdgekdError: no report there, one named twice, a file missing or damaged.
+    """
+    folders = [report_folder(path) for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if [one.resolve() for one in folders].count(folder.resolve()) > 1:
+            raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
+    letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
+    return [
+        Source(letter if len(folders) > 1 else "", read_results(folder))
+        for letter, folder in zip(letters, folders, strict=True)
+    ]
+
+
+def entries(sources: Sequence[Source]) -> list[Entry]:
+    """Return every subject of every report; a teacher with identical logits on the same images once."""
+    found: list[Entry] = []
+    teachers: set[tuple[str, ...]] = set()
+    for source in sources:
+        apart = source.report.families(*_APART)
+        for row in source.report.summary:
+            own = tuple(one for one in of(source.report.accuracy, row) if one.suite not in apart)
+            images = tuple((one.suite, _content(source.raw, one)) for one in own)
+            if row.kind == "teacher":
+                logits = tuple(_digest(source.raw.logits(*one.who, one.suite)) for one in own)
+                if row.same_as is not None or logits in teachers:
+                    continue
+                teachers.add(logits)
+            time = source.report.time(row)
+            found.append(Entry(source, row, time, own, images, _machine(source)))
+    return found
+
+
+def merged(group: Sequence[Entry]) -> Report:
+    """Return one report of these entries alone, each under the name of its own run with its report's letter."""
+    rows: dict[str, list[Any]] = {"summary": [], "latency": [], "accuracy": []}
+    for entry in group:
+        own = {"run": entry.run}
+        rows["summary"].append(entry.summary.model_copy(update=own | {"same_as": None}))
+        rows["latency"].append(entry.latency.model_copy(update=own))
+        rows["accuracy"] += [row.model_copy(update=own) for row in entry.accuracy]
+    first = group[0].source.report
+    names = {row.suite for row in group[0].accuracy}
+    suites = tuple(row for row in first.suites if row.suite in names)
+    unused = {"gates", "gains", "throughput", "corruptions", "cue_conflicts", "vocabularies", "unknowns", "own_metrics",
+              "comparisons", "placements", "notes"}  # fmt: skip
+    kept = {name: tuple(found) for name, found in rows.items()}
+    return first.model_copy(update=dict.fromkeys(unused, ()) | kept | {"suites": suites})
+
+
+def _content(raw: RawResults, row: AccuracyRow) -> str:
+    """Return a fingerprint of a suite's images, their order, labels and classes."""
+    parts = [*raw.ids(row.run, row.suite), *raw.classes(row.run, row.suite)]
+    return _digest("\0".join(parts).encode(), raw.labels(row.run, row.suite).astype("<i8"))
+
+
+def _digest(*values: np.ndarray | bytes) -> str:
+    found = hashlib.sha256()
+    for value in values:
+        found.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()
+
+
+def _machine(source: Source) -> tuple[str, ...]:
+    env = source.report.environment
+    return (
+        env["cpu"],
+        f"{env['usable_cores']} cores",
+        f"governor {env['governor'] or 'unknown'}",
+        f"{'quick' if source.report.quick else 'full'} protocol",
+    )
+
+
+def groups(found: Sequence[Entry], by: str) -> list[list[Entry]]:
+    """Return entries that agree in `images` or in `machine`, in the order of their first appearance."""
+    grouped: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in found:
+        grouped.setdefault(getattr(entry, by), []).append(entry)
+    return list(grouped.values())
+
+
+def reference(group: Sequence[Entry]) -> Entry:
+    """Return the entry that the others are compared with: the first exported file, else student, else the first."""
+    order = ("artifact", "torch", "teacher")
+    return min(group, key=lambda entry: order.index(entry.summary.kind))
+
+
+def against(entry: Entry, other: Entry) -> Difference:
+    """Return accuracy of `entry` minus that of `other` on the unseen domains (else on all suites), paired."""
+    rows = [row for row in entry.accuracy if row.suite.startswith("ood:")] or list(entry.accuracy)
+    pairs = []
+    for row in rows:
+        labels = entry.source.raw.labels(row.run, row.suite)
+        mine = entry.source.raw.logits(*row.who, row.suite)
+        theirs = other.source.raw.logits(*other.summary.who, row.suite)
+        pairs.append((metrics.correct(mine, labels), metrics.correct(theirs, labels)))
+    return difference(pairs)
+
+
+def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[str]:
+    """Yield what keeps these reports from being compared in full, one sentence each."""
+    contents: dict[str, dict[str, list[str]]] = {}
+    for entry in found:
+        for row, (suite, content) in zip(entry.accuracy, entry.images, strict=True):
+            who = f"{entry.source.letter or entry.summary.run} (n = {row.n:,})"
+            users = contents.setdefault(suite, {}).setdefault(content, [])
+            if who not in users:
+                users.append(who)
+    for suite, users_of in contents.items():
+        if len(users_of) > 1:
+            parts = " and ".join(", ".join(users) for users in users_of.values())
+            yield f"{suite} is not the same images in {parts}: their accuracies are in separate tables."
+    only = [suite for suite in contents if any(suite not in dict(entry.images) for entry in found)]
+    if only:
+        yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
+    machines: dict[tuple[str, ...], list[str]] = {}
+    for source in sources:
+        machines.setdefault(_machine(source), []).append(source.letter or source.name)
+    if len(machines) > 1:
+        parts = "; ".join(
+            f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items()
+        )
+        yield f"Machines or protocols differ, so latencies are in separate tables. {parts}."
+    yield from _versions(sources)
+    if len(sources) > 1:
+        yield (
+            "The reports were measured at different times: what the machine did then is part of their latencies. "
+            "For a ratio with an interval measure two files in turns: edgekd benchmark A B --compare."
+        )
+
+
+def _versions(sources: Sequence[Source]) -> Iterator[str]:
+    versions = [source.report.environment["versions"] for source in sources]
+    for package in dict.fromkeys(name for one in versions for name in one):
+        values = [one.get(package) for one in versions]
+        if len(set(values)) > 1:
+            told = (f"{s.letter} {v or 'none'}" for s, v in zip(sources, values, strict=True))
+            yield f"Versions of {package} differ: {', '.join(told)}."

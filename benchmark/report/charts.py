@@ -1,0 +1,428 @@
+"""Charts by matplotlib, as SVG in the page's own colours and as report.png.
+
+Drawings use the light palette. In SVG every colour of it becomes the page's CSS variable of the same role, so that a
+drawing follows the page from light to dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark import metrics
+from edgekd.benchmark.report.metric import ms, percent
+from edgekd.benchmark.report.rows import AccuracyRow, LatencyRow, SummaryRow
+from edgekd.benchmark.report.sections import printable
+from edgekd.benchmark.report.tables import mark
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ROLES = ("paper", "ink", "soft", "line", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "ct")
+LIGHT = dict(zip(_ROLES, (
+    "#ffffff", "#1b1f24", "#59636e", "#d5dae0", "#1f63b5", "#b8500a", "#24773b", "#7b46b8", "#b0265c", "#0d7480",
+    "#7c5a12", "#5b6570"), strict=True))  # fmt: skip
+DARK = dict(zip(_ROLES, (
+    "#14181d", "#e7ebef", "#a3adb8", "#353d46", "#74adf5", "#f79a55", "#69c582", "#bd95f2", "#f680a8", "#54c6d2",
+    "#d3ad62", "#a8b2bc"), strict=True))  # fmt: skip
+COLOURS = 7
+WIDE, NARROW = 1000, 340
+"""Widths in pixels for which a large chart is drawn; the style sheet shows the one that fits."""
+BINS = 15
+_MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
+_FONT = 11.5
+Samples = Sequence[NDArray[np.float64]]
+"""Milliseconds in the order measured, one array a process."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One subject of a chart; `colour` is a key of the palettes."""
+
+    name: str
+    colour: str
+    summary: SummaryRow
+    time: LatencyRow
+
+    @property
+    def levels(self) -> list[float]:
+        """ID and OOD (else adapted) accuracy in percent, as far as known."""
+        row = self.summary
+        outside = row.adapted_avg if row.ood_avg is None else row.ood_avg
+        return [100 * value for value in (row.id, outside) if value is not None]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of this size in pixels of the page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def svg(figure: Figure, key: str, title: str, description: str) -> str:
+    """Return a figure as an SVG element in the page's colours and font; `key` is unique on the page."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    root = ElementTree.Element(
+        "svg", viewBox=f"0 0 {width} {height}", width=f"{width}", height=f"{height}", role="img"
+    )
+    root.extend(_plain(ElementTree.fromstring(buffer.getvalue())))
+    text = ElementTree.tostring(root, encoding="unicode")
+    used = set(re.findall(r"#([\w-]+)(?=[\")])", text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r'(href="|url\()#', rf"\g<1>#{key}-", text)
+    for role, colour in LIGHT.items():
+        text = text.replace(colour, f"var(--{role})")
+    labels = []
+    for tag, name in (("title", title), ("desc", description)):
+        label = ElementTree.Element(tag, id=f"{key}-{tag}")
+        label.text = printable(name)
+        labels.append(ElementTree.tostring(label, encoding="unicode"))
+    start, _, rest = text.partition(">")
+    return f'{start} aria-labelledby="{key}-title {key}-desc">{"".join(labels)}{rest}'
+
+
+def _plain(element: ElementTree.Element) -> list[ElementTree.Element]:
+    """Return what an element draws, without namespaces, metadata, plain groups and superfluous digits."""
+    element.tag = element.tag.partition("}")[2]
+    children = [one for child in element for one in _plain(child)]
+    for name in [*element.attrib]:
+        value = element.attrib.pop(name)
+        if name in ("d", "x", "y", "transform"):
+            value = re.sub(r"(\.\d)\d+|\s*\n\s*", lambda m: m[1] or " ", value).strip()
+        elif name == "style":
+            value = re.sub(r"font: [^;]*?([\d.]+)px [^;]*", r"font-size: \1px", value)
+            value = re.sub(r" ?font-family: [^;]*;?", "", value)
+        if not value.startswith("rotate(-0 "):
+            element.set(name.rpartition("}")[2], value)
+    element.tail, element.text = None, (element.text or "").strip() or None
+    element[:] = children
+    empty = element.tag in ("g", "defs") and not children
+    if empty or element.tag in ("metadata", "style") or element.get("style") == "fill: none":
+        return []
+    is_plain = element.tag == "svg" or (element.tag == "g" and not element.attrib.keys() - {"id"})
+    return children if is_plain else [element]
+
+
+def dress(axes: Axes, *, x: str = "", y: str = "") -> None:
+    """Give axes a quiet grid, no frame, and their names."""
+    axes.grid(True, color=LIGHT["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=_FONT, labelcolor=LIGHT["soft"])
+    axes.set_xlabel(x, fontsize=_FONT, color=LIGHT["soft"])
+    axes.set_title(y, loc="left", fontsize=_FONT, color=LIGHT["soft"], pad=6)
+
+
+def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> None:
+    """Make axis `x` or `y` logarithmic from `low` to `high` with about `count` round ticks and no others."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+    found = list(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    if high / low >= 4:
+        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+        for subs in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+            found = [s * 10.0**p for p in powers for s in subs if low <= s * 10.0**p <= high]
+            if len(found) <= count + 1:
+                break
+    getattr(axes, f"set_{axis}scale")("log")
+    getattr(axes, f"set_{axis}lim")(low, high)
+    target = getattr(axes, f"{axis}axis")
+    target.set_major_locator(FixedLocator([v for v in found if low <= v <= high and v > 0]))
+    target.set_minor_locator(NullLocator())
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Return the files that no other beats in both p50 and accuracy (OOD, else ID), fastest first."""
+    found: list[Point] = []
+    files = [point for point in points if point.summary.kind == "artifact" and point.levels]
+    for point in sorted(files, key=lambda p: (p.time.p50_ms, -p.levels[-1])):
+        if not found or point.levels[-1] > found[-1].levels[-1]:
+            found.append(point)
+    return found
+
+
+def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) -> Figure:
+    """Draw ID (hollow) and OOD (filled) accuracy against p50, and against size where files differ in it.
+
+    The latency axis spans the exported files. A subject outside it, such as a torch student in the background, is
+    drawn at the edge with its value. Labels are drawn where the width has room for them.
+    """
+    points = [point for point in points if point.levels]
+    roomy = width >= 560
+    panels = 1 + (len({point.summary.size_mb for point in points if point.summary.size_mb}) > 1)
+    height = height or (400 if roomy else 300 * panels)
+    figure = new_figure(width, height)
+    if not points:
+        figure.text(0.5, 0.5, "No accuracy in or out of domain was measured.", ha="center")
+        return figure
+    shape = (1, panels) if roomy else (panels, 1)
+    ratios = (3, 2)[:panels] if roomy else None
+    grid = figure.subplots(*shape, sharey=True, width_ratios=ratios, squeeze=False).ravel()
+    sides = (42 / width, 46 / height, 1 - 12 / width, 1 - 30 / height)
+    figure.subplots_adjust(*sides, wspace=0.07, hspace=0.35)
+    levels = [level for point in points for level in point.levels]
+    margin = max(3.0, 0.1 * (max(levels) - min(levels)))
+    for axes, what in zip(grid, ("p50 of one image, ms", "size of the file, MB"), strict=False):
+        dress(
+            axes, x=f"{what} (logarithmic)", y="" if roomy and axes is not grid[0] else "top-1, %"
+        )
+        axes.set_ylim(max(0.0, min(levels) - margin), min(102.0, max(levels) + margin))
+        size = axes is not grid[0]
+        labels = _scatter(axes, [p for p in points if not size or p.summary.size_mb], size, roomy)
+        if roomy:
+            place_labels(axes, labels)
+    return figure
+
+
+def _scatter(
+    axes: Axes, points: Sequence[Point], size: bool, roomy: bool
+) -> list[tuple[float, float, str, str]]:
+    """Draw the points of one panel, and return their labels for `place_labels`."""
+    files = [point for point in points if point.summary.kind == "artifact"] or list(points)
+    ends = [(p.summary.size_mb,) * 2 if size else p.time.p50_ci95_ms for p in files]
+    low, high = min(end[0] or 1 for end in ends) / 1.15, max(end[1] or 1 for end in ends) * 1.15
+    middle = (low * high) ** 0.5
+    half = max((high / low) ** 0.5, 1.6)  # a narrower range would make noise look like a difference
+    low, high = middle / half, middle * half * (1.25 if roomy else 1.0)
+    logarithmic(axes, low, high, "x", 8 if roomy else 4)
+    if not size and (best := front(points)):
+        steps = [(p.time.p50_ms, p.levels[-1]) for p in best] + [(high, best[-1].levels[-1])]
+        dashes = (0, (5, 4))
+        axes.step(*zip(*steps, strict=True), where="post", color=LIGHT["soft"], linestyle=dashes)
+    labels = []
+    for point in points:
+        colour, value = LIGHT[point.colour], point.summary.size_mb if size else point.time.p50_ms
+        strength = 0.5 if mark(point.time) and not size else 1.0
+        x = float(np.clip(value or 1, low * 1.02, high / 1.02))
+        beyond = f" {'←' if x > (value or 1) else '→'} {ms(value)} ms" if x != value else ""
+        axes.plot([x] * len(point.levels), point.levels, color=colour, alpha=0.5 * strength)
+        for level, hollow in zip(point.levels, (point.summary.id is not None, False), strict=False):
+            if not size and not beyond:
+                axes.plot(point.time.p50_ci95_ms, [level] * 2, color=colour, alpha=strength)
+            axes.plot(
+                x, level, _MARKERS[point.summary.kind], markersize=9, alpha=strength, markeredgecolor=colour,
+                markerfacecolor=LIGHT["paper" if hollow else point.colour], markeredgewidth=1.8, clip_on=False,
+            )  # fmt: skip
+        name = printable(point.name) + ("" if size else mark(point.time)) + beyond
+        labels.append((x, point.levels[-1], name, colour))
+    return labels
+
+
+def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str, str]]) -> list[Any]:
+    """Write each label (x, y, text, colour) at the free place nearest to its point, with a line where it is moved away.
+
+    Returns:
+        The labels. None covers another, a marker or a line as long as there is room.
+    """
+    figure = cast("Figure", axes.figure)
+    figure.draw_without_rendering()
+    frame, pixels = axes.get_window_extent().extents, axes.transData.transform
+    unit = figure.dpi / 72
+    taken = np.empty((0, 4))  # left, bottom, right, top in pixels
+    prices = np.empty(0)
+    for line in axes.lines:
+        corners = pixels(np.column_stack(line.get_data()))  # [n, 2]
+        along = [np.linspace(*pair, 40) for pair in pairwise(corners)]
+        spots = np.concatenate([corners, *along])
+        is_marker = line.get_marker() not in ("None", None)
+        reach = 7 * unit if is_marker else unit
+        taken = np.concatenate([taken, np.hstack([spots - reach, spots + reach])])
+        prices = np.concatenate([prices, np.full(len(spots), 1e3 if is_marker else 4.0 * unit)])
+    found = []
+    for x, y, text, colour in sorted(labels, key=lambda label: (-label[1], label[0])):
+        label = axes.annotate(
+            text, (x, y), xytext=(0, 0), textcoords="offset pixels", fontsize=_FONT, color=colour,
+            va="center", fontweight="bold", zorder=5,
+        )  # fmt: skip
+        wide, tall = label.get_window_extent().size
+        px, py = pixels((x, y))
+        right, left = 11 * unit, -11 * unit - wide
+        shifts = [sign * step * tall * 0.55 for step in range(26) for sign in (1, -1)]
+        places = [(dx, dy) for dx in (right, left, -wide / 2) for dy in shifts]
+        boxes = [
+            np.array([px + dx, py + dy - tall / 2, px + dx + wide, py + dy + tall / 2])
+            for dx, dy in places
+        ]
+        costs = [
+            1e6 * ((box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any())
+            + prices[((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2])).all(axis=1)].sum()
+            + abs(dy)
+            + 24 * unit * (dx != right)
+            for (dx, dy), box in zip(places, boxes, strict=True)
+        ]
+        best = int(np.argmin(costs))
+        dx, dy = places[best]
+        label.set_position((dx, dy))
+        if abs(dy) > 1.4 * tall:
+            corner = px + (dx if dx > 0 else dx + wide), py + dy
+            end = axes.transData.inverted().transform(corner)
+            axes.plot([x, end[0]], [y, end[1]], color=colour, linewidth=0.8, zorder=1)
+        taken, prices = np.vstack([taken, boxes[best]]), np.append(prices, 1e3)
+        found.append(label)
+    return found
+
+
+def bars_figure(
+    suites: Sequence[str], rows: Sequence[tuple[str, str, AccuracyRow]], width: float
+) -> Figure:
+    """Draw top-1 of every subject on every suite as bars with Wilson intervals.
+
+    Args:
+        suites: in the order to be drawn.
+        rows: subject's name, its colour, its row; those of one suite in the order to be drawn.
+    """
+    roomy = width >= 560
+    height = 46.0 + sum(34 + 18 * sum(row.suite == suite for *_, row in rows) for suite in suites)
+    figure = new_figure(width, height)
+    gutter = 16 + 6.4 * max((len(name) for name, *_ in rows), default=0) if roomy else 8
+    gutter = min(gutter, width / 3)
+    axes = figure.add_axes(
+        (gutter / width, 36 / height, 1 - (gutter + 50) / width, 1 - 40 / height)
+    )
+    dress(axes, x="top-1, %")
+    axes.grid(False, axis="y")
+    axes.set(xlim=(0, 100), ylim=(height - 40, 0), xticks=[0, 25, 50, 75, 100], yticks=[])
+    style: dict[str, Any] = {"fontsize": _FONT, "color": LIGHT["ink"], "va": "center"}
+    y = 0.0
+    for suite in suites:
+        own = [item for item in rows if item[2].suite == suite]
+        heading = f"{printable(suite)}  {own[0][2].n:,} images" if own else printable(suite)
+        axes.text(0, y + 15, heading, fontweight="bold", **style)
+        y += 26
+        for name, colour, row in own:
+            low, high = (100 * end for end in row.top1_ci95)
+            value = 100 * row.top1
+            axes.barh(y + 7.5, max(value, 0.3), 15, color=LIGHT[colour], alpha=0.85)
+            axes.plot([low, high], [y + 7.5] * 2, color=LIGHT["ink"], linewidth=1.4)
+            axes.text(max(value, high) + 0.8, y + 7.5, percent(row.top1), **style)
+            if roomy:
+                axes.text(-0.8, y + 7.5, printable(name), ha="right", **style)
+            y += 18
+        y += 8
+    return figure
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """15 equally wide bins of the largest softmax probability, closed on the right.
+
+    Attributes:
+        count: images in each bin, int64 `[15]`.
+        accuracy, confidence: means in each bin, 0–1, NaN where it is empty.
+        ece: Σ count/N · |accuracy − confidence|.
+    """
+
+    count: NDArray[np.int64]
+    accuracy: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    ece: float
+
+
+def reliability(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Reliability:
+    """Bin float logits `[N, C]` with int labels `[N]` as `metrics.ece` does."""
+    confidence = metrics.confidence(logits)  # [N]
+    bin_of = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    count = np.bincount(bin_of, minlength=BINS)
+    filled = np.where(count > 0, count, np.nan)
+    correct = np.bincount(bin_of, weights=metrics.correct(logits, labels), minlength=BINS)
+    means = np.bincount(bin_of, weights=confidence, minlength=BINS) / filled
+    return Reliability(count, correct / filled, means, metrics.ece(logits, labels))
+
+
+def reliability_figure(found: Reliability, colour: str) -> Figure:
+    """Draw each bin's accuracy as a bar, the gap to its mean confidence hatched, and beneath its share of the
+    images."""
+    figure = new_figure(236, 296)
+    upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    figure.subplots_adjust(0.15, 0.14, 0.95, 0.92, hspace=0.3)
+    dress(upper, y="accuracy")
+    dress(lower, x="confidence", y="images, %")
+    some = np.flatnonzero(found.count)
+    middles, accuracy, confidence = (
+        (some + 0.5) / BINS,
+        found.accuracy[some],
+        found.confidence[some],
+    )
+    upper.bar(middles, np.maximum(accuracy, 0.005), 0.058, color=LIGHT[colour], alpha=0.85)
+    upper.bar(
+        middles, np.abs(accuracy - confidence), 0.058, np.minimum(accuracy, confidence), facecolor="none",
+        edgecolor=LIGHT["ink"], linewidth=0.8, hatch="/////",
+    )  # fmt: skip
+    upper.plot([0, 1], [0, 1], color=LIGHT["ink"], linewidth=1, linestyle=(0, (4, 3)))
+    share = 100 * found.count / max(int(found.count.sum()), 1)
+    lower.bar(middles, share[some], 0.058, color=LIGHT["soft"], alpha=0.6)
+    upper.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
+    lower.set_yticks([round(float(share.max()))])
+    return figure
+
+
+def span(parts: Samples) -> tuple[float, float]:
+    """Return a little more than the range of all samples."""
+    low, high = (float(f(np.concatenate(list(parts)))) for f in (np.min, np.max))
+    middle = (low * high) ** 0.5
+    return min(low / 1.05, middle / 1.1), max(high * 1.05, middle * 1.1)
+
+
+def _small(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = new_figure(420, 200)
+    axes = figure.add_axes((0.1, 0.2, 0.87, 0.68))
+    dress(axes, x=x, y=y)
+    return figure, axes
+
+
+def histogram_figure(parts: Samples, row: LatencyRow, colour: str) -> Figure:
+    """Draw how often which latency occurred, in bins that are equally wide on a logarithmic axis."""
+    figure, axes = _small("ms (logarithmic)", "samples")
+    logarithmic(axes, *span(parts), "x", 5)
+    counts, edges = np.histogram(np.concatenate(list(parts)), np.geomspace(*span(parts), 49))
+    tall = np.where(counts, np.maximum(counts, 0.012 * counts.max()), 0)  # outliers stay visible
+    axes.stairs(tall, edges, fill=True, color=LIGHT[colour], alpha=0.85)
+    axes.set_ylim(0, 1.12 * counts.max())
+    for value, name, side in ((row.p50_ms, "p50 ", "right"), (row.p90_ms, " p90", "left")):
+        axes.axvline(value, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (3, 2)))
+        axes.text(
+            value, 1.11 * counts.max(), name, ha=side, va="top", fontsize=10.5, color=LIGHT["ink"]
+        )
+    return figure
+
+
+def timeline_figure(parts: Samples, colour: str) -> Figure:
+    """Draw the samples in the order measured, against the time that the model itself ran.
+
+    Up to 120 samples are points. More are drawn as 120 columns from minimum to maximum with a point at the median.
+    """
+    figure, axes = _small("seconds of own run time", "ms")
+    logarithmic(axes, *span(parts), "y", 3)
+    samples = np.concatenate(list(parts))
+    seconds = np.cumsum(samples) / 1e3
+    for end in np.cumsum([len(part) for part in parts])[:-1]:
+        axes.axvline(seconds[end - 1], color=LIGHT["soft"], linewidth=1, linestyle=(0, (2, 3)))
+    columns = np.array_split(np.arange(len(samples)), min(120, len(samples)))
+    x = np.asarray([seconds[column].mean() for column in columns])
+    low, high, middle = (
+        np.asarray([f(samples[column]) for column in columns]) for f in (np.min, np.max, np.median)
+    )
+    if len(columns) < len(samples):
+        lines = np.column_stack([low, high, np.full(len(x), np.nan)]).ravel()
+        axes.plot(np.repeat(x, 3), lines, color=LIGHT[colour], linewidth=1.2, alpha=0.45)
+    axes.plot(x, middle, "o", markersize=3, color=LIGHT[colour], markeredgewidth=0)
+    return figure

@@ -1,0 +1,165 @@
+"""The page and the Markdown of several reports side by side: `comparison.html`, `comparison.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from edgekd.benchmark.report.across import (
+    Entry,
+    Source,
+    against,
+    differences,
+    entries,
+    groups,
+    merged,
+    read_sources,
+    reference,
+)
+from edgekd.benchmark.report.answers import verdict
+from edgekd.benchmark.report.contents import latency_items, points_of, scatter, suite_items
+from edgekd.benchmark.report.html import html
+from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.metric import Metric, p_value, points
+from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
+from edgekd.benchmark.report.sections import (
+    Column,
+    Document,
+    Item,
+    Section,
+    Table,
+    Text,
+    table,
+    words,
+)
+from edgekd.benchmark.report.tables import results
+from edgekd.benchmark.robustness import effective_robustness
+from edgekd.errors import EdgekdError
+from edgekd.files import write_text
+from edgekd.folders import COMPARISON, publishing
+
+
+def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
+    """Compare the stored reports of `paths`, without measuring anything.
+
+    Args:
+        paths: report folders, or run folders, whose newest report is taken.
+        folder: gets comparison.html and comparison.md.
+        overwrite: replace an earlier comparison in `folder`.
+
+    Returns:
+        comparison.html.
+
+    Raises:
+        EdgekdError: no report, a damaged one, or `folder` holds something.
+    """
+    if not paths:
+        raise EdgekdError(
+            "There is no report to show.", "Name report folders, or runs that were benchmarked."
+        )
+    with publishing(folder, COMPARISON, overwrite=overwrite) as scratch:
+        page = comparison(read_sources(paths))
+        write_text(scratch / "comparison.html", html(page))
+        write_text(scratch / "comparison.md", markdown(page))
+    return folder / "comparison.html"
+
+
+def comparison(sources: Sequence[Source]) -> Document:
+    """Return the document of several reports."""
+    found = entries(sources)
+    notes = [Text(text, tone="note") for text in differences(sources, found)]
+    method = tuple(Text(text, name) for name, text in definitions())
+    by_machine = groups(found, "machine")
+    sections = (
+        Section("reports", "What is compared", (_reports(sources), *notes)),
+        Section(
+            "accuracy",
+            "Accuracy",
+            tuple(item for group in groups(found, "images") for item in _accuracy(group)),
+        ),
+        Section(
+            "latency", "Latency", tuple(item for group in by_machine for item in _latency(group))
+        ),
+        Section("method", "How each number is measured", method),
+    )
+    title = " against ".join(source.name for source in sources)
+    byline = "From the stored results of each report; nothing was measured again."
+    return Document("comparison", title, byline, sections)
+
+
+def _reports(sources: Sequence[Source]) -> Table:
+    def runs(source: Source) -> str:
+        facts = source.report.context.get("runs", ())
+        keys = ("name", "student", "recipe", "data", "split_hash")
+        return "; ".join(words([one[key] for key in keys if key in one]) for one in facts) or "–"
+
+    layout: list[Column] = [
+        ("report", lambda source: source.name),
+        ("measured, UTC", lambda source: source.report.created[:16].replace("T", " ")),
+        ("protocol", lambda source: QUICK_MARK if source.report.quick else "full"),
+        ("machine", lambda source: machine_line(source.report)),
+        ("runs", runs),
+        ("gates", lambda source: verdict(source.report)[1]),
+    ]
+    return table("The reports", sources, layout, words=True)
+
+
+def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
+    """Yield what entries with the same images have in common: table, differences, bars, effective robustness."""
+    report = merged(group)
+    images = ", ".join(f"{row.suite} n = {row.n:,}" for row in group[0].accuracy)
+    yield Text(f"On the same images: {images}.")
+    yield results(report, timed=False)
+    yield _changes(group, reference(group))
+    for part in groups(group, "machine"):
+        yield scatter(points_of(merged(part)))
+    yield from suite_items(report)
+    yield from _robustness(group)
+
+
+def _changes(group: Sequence[Entry], base: Entry) -> Table:
+    """Return the difference of every other entry to the base entry."""
+    found = [(entry, against(entry, base)) for entry in group if entry is not base]
+    where = "OOD" if any(row.suite.startswith("ood:") for row in base.accuracy) else "ID"
+    layout: list[Column] = [
+        ("subject", lambda pair: pair[0].name),
+        (f"{where} difference, points", lambda pair: Metric("", "points").show(pair[1])),
+        ("p", lambda pair: p_value(pair[1].mcnemar_p)),
+    ]
+    note = "Accuracy minus the reference's on the same images; positive is better. Paired bootstrap, McNemar p."
+    return table(f"Against {base.name}", found, layout, note=note)
+
+
+def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
+    """Yield effective robustness as a table and its lines; a sentence alone where it cannot be computed."""
+    found = effective_robustness(group)
+    if found.reason:
+        yield Text(f"Effective robustness cannot be computed: {found.reason}.", tone="quiet")
+        return
+
+    def beyond(suite: str) -> Column:
+        return suite, lambda item: points(item[1].get(suite))
+
+    layout: list[Column] = [("subject", lambda item: item[0].name)]
+    layout += [beyond(line.suite) for line in found.lines]
+    if len(found.lines) > 1:
+        layout.append(("mean", lambda item: points(sum(item[1].values()) / len(item[1]))))
+    lines = "; ".join(
+        f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
+        for line in found.lines
+    )
+    note = (
+        f"Accuracy beyond the line through {len(found.models)} students ({', '.join(found.models)}) between the "
+        f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
+        "rough: it has no interval, and the students that shape it lie near it."
+    )
+    items = list(zip(group, found.beyond, strict=True))
+    yield table("Effective robustness, points", items, layout, note=note)
+
+
+def _latency(group: Sequence[Entry]) -> Iterator[Item]:
+    yield Text(f"On {', '.join(group[0].machine)}.")
+    report = merged(group)
+    of = {(entry.run, entry.summary.subject): entry for entry in group}
+    files = [point for point in points_of(report) if point.summary.kind == "artifact"]
+    yield from latency_items(report, files, lambda who: of[who].samples())

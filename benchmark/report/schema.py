@@ -1,0 +1,233 @@
+"""`report.json`: a report and what it says about several subjects at once; `rows` has the numbers of each.
+
+`python -m edgekd.benchmark.report.schema` prints the JSON Schema.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+from edgekd.benchmark.report.metric import Metric
+from edgekd.benchmark.report.rows import (
+    HERE,
+    HIGHER,
+    AccuracyRow,
+    CorruptionRow,
+    Count,
+    CueConflictRow,
+    Difference,
+    Fraction,
+    Frozen,
+    Interval,
+    LatencyRow,
+    OwnMetricsRow,
+    PlacementRow,
+    Row,
+    SuiteRow,
+    SummaryRow,
+    ThroughputRow,
+    Time,
+    UnknownRow,
+    VocabularyRow,
+)
+
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
+
+
+Cause = Literal["distillation", "unlabelled", "run"]
+Where = Literal["id", "ood", "adapted"]
+
+
+class GainRow(Row):
+    """Accuracy of a subject minus that of the subject of the same name in another run, on the same images."""
+
+    base_run: str
+    cause: Cause
+    """How the two runs differ: a distilled one against a baseline without teacher; one trained with unlabelled
+    images against one without; anything else."""
+    where: Where
+    suites: tuple[str, ...]
+    n: Annotated[Count, Metric("images", "count")]
+    gain: Annotated[Difference, Metric(
+        "gain", "points", HIGHER, "top-1 minus that of the base run on the same images; interval: paired bootstrap, "
+        "10,000 draws", gate=False)]  # fmt: skip
+
+
+class GateRow(Frozen):
+    """One gate on one file. A gate that could not be evaluated has no value and has not passed."""
+
+    expression: str
+    run: str | None
+    subject: str | None
+    """Null where no file was measured."""
+    metric: str
+    operator: Literal["<=", ">=", "<", ">"]
+    limit: float
+    value: float | None
+    passed: bool
+    reason: str | None
+    """Why it could not be evaluated."""
+
+
+class SuiteComparison(Frozen):
+    """Accuracy of A minus accuracy of B on the same images of one suite."""
+
+    suite: str
+    n: Annotated[Count, Metric("images", "count")]
+    a: Annotated[Fraction, Metric("A", "%")]
+    b: Annotated[Fraction, Metric("B", "%")]
+    value: Annotated[
+        float, Metric("A − B", "points", formula="top-1 of A minus top-1 of B", interval="ci95")
+    ]
+    ci95: Interval
+    mcnemar_p: Annotated[Fraction, Metric("p", "p")]
+    agreement: Annotated[Fraction, Metric("agreement", "%")]
+
+
+class Comparison(Frozen):
+    """Two files side by side: latency from alternating blocks, accuracy on the same images."""
+
+    a_run: str
+    a: str
+    b_run: str
+    b: str
+    p50_a_ms: Time
+    p50_b_ms: Time
+    p50_ratio: float
+    """p50 of A / p50 of B: below 1, A is faster."""
+    p50_ratio_ci95: Interval
+    turns: Count
+    """Pairs of alternating blocks."""
+    processes: Count
+    accuracy: tuple[SuiteComparison, ...]
+    withheld: str | None = None
+    """Why no claim about speed is made; null where it holds."""
+
+
+class SpeedRow(Frozen):
+    """Two exported files of one run on one device: p50 of A / p50 of B, and whether it may be stated as a speed."""
+
+    a_run: str
+    a: str
+    b_run: str
+    b: str
+    device: str = HERE
+    ratio: float
+    """Below 1, A is faster."""
+    ci95: Interval
+    withheld: str | None
+    """Why no claim about speed is made; null where it holds."""
+
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+class State(BaseModel):
+    """What changes while measuring (`environment.state`)."""
+
+    load_average: float | None
+    cpu_mhz: float | None
+    temperature_c: float | None = Field(ge=-273, le=1000)
+    throttle_count: int | None
+    throttle_flags: Short | None
+    power_mode: Short | None
+
+
+class Machine(BaseModel):
+    """What was measured on (`environment.describe`), with the states before and after."""
+
+    cpu: Short | None
+    features: list[Short] = Field(max_length=256)
+    cores: int | None = Field(ge=1, le=10**6)
+    usable_cores: int = Field(ge=1, le=10**6)
+    machine: Short
+    system: Short
+    governor: Short | None
+    python: Short
+    versions: dict[Short, Short | None] = Field(max_length=256)
+    before: State
+    after: State
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+class Report(Frozen):
+    """A benchmark's results."""
+
+    folder: Path = Field(default=Path(), exclude=True)
+    """Where the report lies; not part of the file."""
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    quick: bool
+    notes: tuple[str, ...]
+    gates: tuple[GateRow, ...] = ()
+    suites: tuple[SuiteRow, ...]
+    summary: tuple[SummaryRow, ...]
+    gains: tuple[GainRow, ...] = ()
+    accuracy: tuple[AccuracyRow, ...]
+    latency: tuple[LatencyRow, ...]
+    throughput: tuple[ThroughputRow, ...] = ()
+    corruptions: tuple[CorruptionRow, ...] = ()
+    cue_conflicts: tuple[CueConflictRow, ...] = ()
+    vocabularies: tuple[VocabularyRow, ...] = ()
+    unknowns: tuple[UnknownRow, ...] = ()
+    own_metrics: tuple[OwnMetricsRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    speed: tuple[SpeedRow, ...] = ()
+    placements: tuple[PlacementRow, ...] = ()
+    protocol: dict[str, Any]
+    """Limits of the latency protocol, every preprocessing by its hash, seconds spent."""
+    context: dict[str, Any]
+    """Facts of the runs and of the exported files."""
+    environment: dict[str, Any]
+    """Machine, versions, state before and after, devices."""
+
+    @property
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(row.run for row in self.summary))
+
+    @property
+    def listed(self) -> list[SummaryRow]:
+        """One row for each model: a teacher that runs share once."""
+        return [row for row in self.summary if row.same_as is None]
+
+    @property
+    def exported(self) -> list[SummaryRow]:
+        return [row for row in self.summary if row.kind == "artifact"]
+
+    def time(self, row: Row) -> LatencyRow:
+        """Return the latency of the same subject."""
+        return next(one for one in self.latency if one.who == row.who)
+
+    def label(self, row: Row) -> str:
+        """Return the subject's name for tables, with its run's before it where the report has several runs."""
+        names = {"teacher": "teacher zero-shot", "torch": "torch student"}
+        kind = next(one.kind for one in self.summary if one.who == row.who)
+        name = names.get(kind, row.subject)
+        shared = kind == "teacher" and sum(one.kind == "teacher" for one in self.listed) == 1
+        return name if shared or len(self.runs) == 1 else f"{row.run}: {name}"
+
+    def families(self, *families: str) -> set[str]:
+        """Return the names of the suites of these families."""
+        return {row.suite for row in self.suites if row.family in families}
+
+    def shown(self, rows: Iterable[AnyRow]) -> list[AnyRow]:
+        """Return the rows without those of models that are listed under another run."""
+        listed = {row.who for row in self.listed}
+        return [row for row in rows if row.who in listed]
+
+
+def of(rows: Iterable[AnyRow], who: Row) -> list[AnyRow]:
+    """Return the rows about the same subject."""
+    return [row for row in rows if row.who == who.who]
+
+
+if __name__ == "__main__":
+    print(json.dumps(Report.model_json_schema(mode="serialization"), indent=2, ensure_ascii=False))

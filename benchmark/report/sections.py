@@ -1,0 +1,193 @@
+"""The parts that a report is written from; renderers know these and nothing about benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from edgekd import readers
+from edgekd.benchmark.report.metric import NONE, metrics_of
+
+
+def printable(text: object) -> str:
+    """Return text on one line, control characters and marks that reorder text written as escapes."""
+    return readers.printable(" ".join(str(text).split()))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell with a `tone`: `good`, `bad`, `why` (a sentence in place of a number), or a shade such as `r3`, `w10`."""
+
+    text: str
+    tone: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text cells; the first `heads` cells of a row name it.
+
+    Attributes:
+        lead: positions of the columns that decide; the others are shown on request. Empty: all are shown.
+        words: cells are words, not numbers.
+        folded: the whole table is shown on request.
+        matrix: narrow cells with shades and upright headings.
+        console: the console shows it too, with its leading columns.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
+    heads: int = 1
+    note: str = ""
+    lead: tuple[int, ...] = ()
+    words: bool = False
+    folded: bool = False
+    matrix: bool = False
+    console: bool = False
+
+    @property
+    def leading(self) -> Table:
+        """The table with its leading columns only."""
+        if not self.lead:
+            return self
+        heads = sum(position < self.heads for position in self.lead)
+        rows = tuple(tuple(row[n] for n in self.lead) for row in self.rows)
+        return Table(self.title, tuple(self.header[n] for n in self.lead), rows, heads, self.note)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or with a `label` an entry of a list. `tone`: empty, `quiet`, `note`, `good` or `bad`."""
+
+    body: str
+    label: str = ""
+    tone: str = ""
+    console: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing that `draw` returns as SVG elements: one, or a wide and a narrow one."""
+
+    title: str
+    description: str
+    draw: Callable[[str], Sequence[str]]
+    """From a key that is unique on the page."""
+    caption: str = ""
+    half: bool = False
+    """Two stand side by side where there is room."""
+    legend: tuple[tuple[str, str], ...] = ()
+    """Names with their colours (keys of the charts' palettes), for the narrow drawing, which has no labels."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as a `data:` address (empty where it cannot be shown), with what it shows."""
+
+    address: str
+    name: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small images side by side."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str = ""
+
+
+Item = Table | Text | Figure | Gallery
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it; `tone` colours the verdict."""
+
+    key: str
+    title: str
+    items: tuple[Item, ...]
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report or a comparison before it is rendered. `badge` marks a quick measurement."""
+
+    kind: str
+    title: str
+    byline: str
+    sections: tuple[Section, ...]
+    badge: str = ""
+    foot: tuple[str, ...] = field(default=())
+
+
+AnyItem = TypeVar("AnyItem")
+Column = tuple[str, Callable[[Any], str | Cell]]
+"""Heading, and a row's cell."""
+
+
+def columns(
+    row: type[BaseModel], keys: str, get: Callable[[Any], Any] = lambda item: item
+) -> list[Column]:
+    """Return a column for each of the row class's fields in `keys`; a `*` stands for all metrics not named.
+
+    Args:
+        keys: names of fields, separated by spaces.
+        get: finds the row in an item of the table.
+    """
+    metrics, names = metrics_of(row), keys.split()
+    if "*" in names:
+        place = names.index("*")
+        names[place : place + 1] = [key for key in metrics if key not in names]
+
+    def column(key: str) -> Column:
+        metric = metrics.get(key)
+        if metric is not None:
+            return metric.heading, lambda item: metric.shown(get(item), key)
+        return key.replace("_", " "), lambda item: words(getattr(get(item), key))
+
+    return [column(key) for key in names]
+
+
+def words(value: object) -> str:
+    """Return a fact as text: lists cut after twelve, floats with four digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {words(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        more = f" and {len(value) - 12} more" if len(value) > 12 else ""
+        return ("; ".join(words(item) for item in value[:12]) + more) or "none"
+    return NONE if value is None else str(value)
+
+
+def table(
+    title: str, items: Iterable[AnyItem], layout: Sequence[Column], lead: int = 0, **options: Any
+) -> Table:
+    """Return the table of `items`; columns without any value are left out.
+
+    Args:
+        lead: the first columns of `layout` that decide; 0 for all.
+        options: of `Table`.
+    """
+    rows = [tuple(cell(item) for _, cell in layout) for item in items]
+    heads = options.get("heads", 1)
+    kept = [n for n in range(len(layout)) if n < heads or any(str(row[n]) != NONE for row in rows)]
+    first = tuple(place for place, n in enumerate(kept) if n < lead)
+    return Table(
+        title,
+        tuple(layout[n][0] for n in kept),
+        tuple(tuple(row[n] for n in kept) for row in rows),
+        lead=first if len(first) < len(kept) else (),
+        **options,
+    )

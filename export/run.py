@@ -1,0 +1,236 @@
+"""A finished run's student as artifacts: which files, on which images they are calibrated, searched and checked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.benchmark.compare import speed_here
+from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
+from edgekd.benchmark.speed import in_words
+from edgekd.configs.export import ExportConfig
+from edgekd.distill.load import LoadedRun, load_run
+from edgekd.distill.plan import newest_run
+from edgekd.distill.predict import pixel_batches
+from edgekd.embedding import check_embeds, embedding_with_bank
+from edgekd.errors import EdgekdError
+from edgekd.export.export import Source, export_model
+from edgekd.export.graph import Deployable, fold_head
+from edgekd.export.mixed import Yardstick
+from edgekd.export.parity import MIN_AGREEMENT
+from edgekd.folders import ARTIFACT
+from edgekd.manifest import Artifact, Precision, read_artifact
+from edgekd.targets.profiles import follow_profile
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target
+from edgekd.targets.session import open_session
+
+if TYPE_CHECKING:
+    from edgekd.data import ImageSet
+    from edgekd.split import Split
+
+PARITY_IMAGES = 256
+YARDSTICK_IMAGES = 256
+"""Of each kind, that measure what INT8 costs: one image is 0.4 points."""
+
+
+def export_run(config: ExportConfig) -> list[Artifact]:
+    """Export a run's student into `<run>/artifacts/<target>-<precision>/`; returns as `edgekd.export`."""
+    config = follow_profile(config, {"input", *get_target(config.target).options})
+    loaded = load_run(config.run or newest_run())
+    folders = _folders(config, loaded)
+    if config.head == "embedding":
+        check_embeds(loaded)
+    source = source_of(loaded, config)
+    base = _folder(config, loaded, DEFAULT_TARGET, "fp32", "uint8")
+    artifacts = []
+    for precision, folder in folders.items():
+        one = config
+        if precision != config.precision:
+            one = config.model_copy(
+                update={"precision": precision, "calibrator": None, "min_agreement": None}
+            )
+        fp32 = base / "model.onnx" if base.exists() and folder != base else None
+        artifact = export_model(source, folder, one, fp32_path=fp32)
+        artifacts.append(artifact.model_copy(update={"folder": folder}))
+    return artifacts
+
+
+def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
+    """Return what is exported of a run: its graph, and the images that calibrate, limit and check the files."""
+    images, split = loaded.data(config.data)
+    calibration = spread(split.train, config.calibration_images, images)
+    calibrated = config.precision in get_target(config.target).calibrated
+    shown, keys = parity_images(loaded, config.data)
+    model, bank = (
+        embedding_with_bank(loaded, config.data)
+        if config.head == "embedding"
+        else (deployable(loaded), None)
+    )
+    return Source(
+        model=model,
+        bank=bank,
+        classes=tuple(loaded.run.classes),
+        preprocess=loaded.run.preprocess,
+        calibration=pixels_of(loaded, images, calibration) if calibrated else None,
+        calibration_ids=tuple(images.ids[i] for i in calibration) if calibrated else (),
+        parity_images=shown,
+        parity_keys=tuple(keys),
+        yardstick=_yardstick(loaded, config) if config.limited else None,
+        facts=_facts(loaded, images, split),
+    )
+
+
+def _folder(
+    config: ExportConfig, loaded: LoadedRun, target: str, precision: Precision, input: Any
+) -> Path:
+    name = artifact_name(target, precision, embedding=config.head == "embedding", input=input)
+    return loaded.folder / "artifacts" / name
+
+
+def _folders(config: ExportConfig, loaded: LoadedRun) -> dict[Precision, Path]:
+    """Return precision → folder of the files to write, the wanted one last.
+
+    For ONNX Runtime the other precisions are made from the FP32 file, which is written with them where there is none.
+    """
+    kind = config.input or "uint8"
+    base = _folder(config, loaded, DEFAULT_TARGET, "fp32", "uint8")
+    beside = _folder(config, loaded, DEFAULT_TARGET, "fp32", kind)
+    for place in {base, beside}:
+        if place.exists() and (
+            read_artifact(place).source.get("student_sha256") != loaded.run.student_sha256
+        ):
+            raise EdgekdError(
+                f"{place} was exported from another student.",
+                f"Remove {place.parent} and export again.",
+            )
+    wanted: list[Precision] = [config.precision]
+    if config.precision != "fp32" and config.target == DEFAULT_TARGET and not beside.exists():
+        wanted.insert(0, "fp32")
+    folders = {
+        precision: _folder(config, loaded, config.target, precision, kind) for precision in wanted
+    }
+    for place in folders.values():
+        ARTIFACT.refuse(place, overwrite=config.overwrite)
+    return folders
+
+
+def deployable(loaded: LoadedRun) -> Deployable:
+    """Return the graph that a run's student is exported as."""
+    scale = float(loaded.student.scale)
+    if loaded.vectors is not None:
+        head = fold_head(loaded.student.projector, loaded.vectors, scale)
+    else:
+        assert loaded.student.head is not None
+        head = fold_head(loaded.student.head, torch.eye(len(loaded.run.classes)), scale)
+    return Deployable(loaded.student.body, head, loaded.run.preprocess).eval()
+
+
+def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
+    """Return images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and content keys."""
+    images, split = loaded.data(data)
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    chosen = spread(held_out, PARITY_IMAGES, images)
+    return pixels_of(loaded, images, chosen), [images.keys[index] for index in chosen]
+
+
+def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
+    """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
+    images, split = loaded.data(config.data)
+    chosen = spread(split.val, YARDSTICK_IMAGES, images)
+    if len(chosen) == 0:
+        raise EdgekdError(
+            "The run has no validation images to measure the drop on.",
+            "Leave out --max-drop-id, -ood.",
+        )
+    pixels = pixels_of(loaded, images, chosen)
+
+    def corrupted(number: int) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels[number])
+        wide = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        spoilt = corrupt(wide, NAMES[number % len(NAMES)], 3, images.keys[chosen[number]])
+        return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
+
+    limits = (config.max_drop_id, config.max_drop_ood)
+    limit_id, limit_ood = (math.inf if limit is None else limit for limit in limits)
+    agreement = config.min_agreement
+    return Yardstick(
+        pixels,
+        images.labels[chosen],
+        np.stack([corrupted(number) for number in range(len(pixels))]),
+        limit_id,
+        limit_ood,
+        search_seconds=config.search_seconds,
+        min_agreement=MIN_AGREEMENT[config.precision] if agreement is None else agreement / 100,
+    )
+
+
+def spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[np.int64]:
+    """Return `count` of the indices, the same share of every domain as far as there are enough, in a fixed order."""
+    rng = np.random.Generator(np.random.Philox(0))
+    queues = [
+        rng.permutation(indices[images.domain_of[indices] == domain]).tolist()
+        for domain in range(len(images.domains))
+    ]
+    chosen: list[int] = []
+    while any(queues) and len(chosen) < count:
+        for queue in queues:
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop())
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def pixels_of(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return images as the run's student takes them, uint8 `[N, H, W, 3]`."""
+    return np.concatenate(list(pixel_batches(images, indices, loaded.run.preprocess)))
+
+
+def _facts(loaded: LoadedRun, images: ImageSet, split: Split) -> dict[str, Any]:
+    """Return where an artifact comes from, and enough of the split to name its test images far from the run."""
+    run = loaded.run
+    trained = {images.domains[domain] for domain in images.domain_of[split.train].tolist()}
+    return {
+        "run": run.name,
+        "student": run.student,
+        "recipe": run.recipe,
+        "teacher": run.teacher,
+        "split_hash": run.split_hash,
+        "split_seed": split.seed,
+        "test_domain": run.test_domain,
+        "train_domains": sorted(trained),
+        "unlabelled_domains": list(split.unlabelled_domains),
+        "student_sha256": run.student_sha256,
+    }
+
+
+def int8_speed(artifact: Artifact) -> str | None:
+    """Compare the latency of an INT8 artifact that runs here with the FP32 one beside it: one image, one thread.
+
+    Returns:
+        A predicate with its interval, or why no claim is made (`benchmark.speed.in_words`); None without an FP32
+        artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
+    """
+    if (
+        artifact.folder is None
+        or artifact.precision != "int8"
+        or artifact.format not in ("onnx", "openvino")
+    ):
+        return None
+    own = artifact.name.replace("int8", "fp32")
+    usual = own.replace(artifact.target, DEFAULT_TARGET)
+    places = (artifact.folder.with_name(own), artifact.folder.with_name(usual))
+    beside = next((place for place in places if (place / "artifact.json").is_file()), None)
+    if beside is None:
+        return None
+    size = artifact.preprocess.size
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    models = {
+        folder.name: open_session(folder, threads=1, spinning=False).run
+        for folder in (artifact.folder, beside)
+    }
+    return in_words(speed_here(models, images), beside.name)

@@ -1,0 +1,181 @@
+"""Typer commands whose parameters are made from a configuration when they are first needed.
+
+So `edgekd --help` imports neither pydantic nor rich's tables; the help of a command has a heading per group of options.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from edgekd.errors import EdgekdError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+Given = dict[str, Any]
+"""The options on a command line, by field; those that were not given are left out."""
+Show = Callable[[Any, Given], None]
+
+
+def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[Show], Show]:
+    """Register a command that calls a verb; the decorated function prints what it returns.
+
+    Args:
+        verb: `module:function` decorated with `edgekd.configs.verbs.verb`; imported when it is needed.
+        name: the command; None takes the function's name.
+    """
+
+    def register(show: Show) -> Show:
+        @functools.cache
+        def made() -> Any:
+            return _command(verb, show)
+
+        class Lazy(TyperCommand):
+            """Takes parameters, help page and callback of the command made from the configuration."""
+
+            @property
+            def params(self) -> Any:
+                return made().params
+
+            @params.setter
+            def params(self, _: Any) -> None:
+                pass
+
+            def format_help(self, ctx: Any, formatter: Any) -> None:
+                made().format_help(ctx, formatter)
+
+            def invoke(self, ctx: Any) -> Any:
+                return made().invoke(ctx)
+
+        app.command(name or show.__name__, cls=Lazy, help=inspect.getdoc(show))(lambda: None)
+        return show
+
+    return register
+
+
+def _command(verb: str, show: Show) -> Any:
+    from edgekd.configs.base import COMMAS, options_of
+
+    module, _, function = verb.partition(":")
+    options = options_of(getattr(importlib.import_module(module), function).config)
+    parameters, switches = [], {}
+    for name, (field, panel, extra) in options.items():
+        kind = _kind(field.annotation)
+        if kind is None or extra.get("flag") == "":
+            continue
+        parameters.append(_parameter(name, field, kind, panel, extra))
+        for number, (flag, (value, help_)) in enumerate((extra.get("switches") or {}).items()):
+            switch = f"{name}_{number}"
+            switches[switch] = (name, value)
+            parameters.append(_switch(switch, flag, value, help_, panel))
+
+    def callback(**values: Any) -> None:
+        given: Given = {}
+        for name, value in values.items():
+            if value is None or value == []:
+                continue
+            name, value = _switched(switches[name], value) if name in switches else (name, value)
+            if name in given:
+                flags = ", ".join(options[name][2]["switches"])
+                raise EdgekdError(
+                    f"More than one {name} was given.",
+                    f"Give one of {flags}, and repeat the command for another.",
+                )
+            given[name] = ",".join(value) if COMMAS in options[name][0].metadata else value
+        show(getattr(importlib.import_module(module), function)(**given), given)
+
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    app.command(help=_escaped(inspect.getdoc(show) or ""))(callback)
+    return typer.main.get_command(app)
+
+
+def _kind(annotation: Any) -> Any:
+    """Return what typer parses for a field's type; None for tables, which have no flag."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin in (Union, types.UnionType):
+        kinds = [_kind(kind) for kind in inner if kind is not type(None)]
+        return kinds[0] if len(kinds) == 1 else None
+    if origin is Literal:
+        return str
+    if origin is tuple:
+        return list[Path] if inner[0] is Path else list[str]
+    return annotation if annotation in (str, int, float, bool, Path) else None
+
+
+def _parameter(name: str, field: FieldInfo, kind: Any, panel: str, extra: Any) -> inspect.Parameter:
+    told: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": panel}
+    if choices := list(_choices(field.annotation)):
+        told["autocompletion"] = lambda incomplete: [c for c in choices if c.startswith(incomplete)]
+        told["metavar"] = "|".join(choices) if len(choices) < 4 else None
+    flag = extra.get("flag")
+    if extra.get("positional") and flag is None:
+        default = inspect.Parameter.empty if field.is_required() else None
+        del told["rich_help_panel"]  # arguments have a heading of their own
+        annotated: Any = Annotated[
+            kind if field.is_required() else kind | None, typer.Argument(**told)
+        ]
+        return _make(name, annotated, default)
+    flag = flag or "--" + name.replace("_", "-")
+    if kind is bool and "/" not in flag and field.default is not False:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    return _make(name, Annotated[kind | None, typer.Option(flag, **told)])
+
+
+def _switch(name: str, flag: str, value: Any, help_: str, panel: str) -> inspect.Parameter:
+    metavar = "|".join(value) if isinstance(value, dict) else None
+    told = typer.Option(
+        flag, help=_escaped(help_), show_default=False, rich_help_panel=panel, metavar=metavar
+    )
+    return _make(name, Annotated[(str if metavar else bool) | None, told])
+
+
+def _make(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _switched(switch: tuple[str, Any], given: Any) -> tuple[str, Any]:
+    """Return the field that a switch sets, and its value."""
+    name, value = switch
+    if isinstance(value, dict) and given not in value:
+        raise EdgekdError(f'There is no {name} "{given}" here.', f"Give {' or '.join(value)}.")
+    return name, value[given] if isinstance(value, dict) else value
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    if get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for kind in get_args(annotation):
+            yield from _choices(kind)
+
+
+def _help(field: FieldInfo) -> str:
+    """Return a field's docstring with its default in brackets: its last words `Default: …`, or the value."""
+    text, _, default = " ".join((field.description or "").replace("`", "").split()).partition(
+        " Default: "
+    )
+    if not default and not field.is_required():
+        value = field.get_default(call_default_factory=True)
+        if value is not None and not isinstance(value, bool | dict) and value not in ((), ""):
+            default = ",".join(value) if isinstance(value, tuple) else str(value)
+    return _escaped(f"{text} [default: {default.rstrip('.')}]" if default else text)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,288 @@
+"""The base of every configuration: a pydantic model whose fields are the options of one verb.
+
+A field is everything there is to say about an option: its type, default, rules, and help (its docstring). Whether it is
+given as a flag, in a file, with `--set`, or to the Python function, it passes through `Config.load`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Self,
+    TypeVar,
+    dataclass_transform,
+)
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from edgekd.configs.files import put, read_settings
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.readers import printable
+
+Read = TypeVar("Read")
+Write = TypeVar("Write")
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _words(value: Any) -> Any:
+    """Split a string at its commas; leave any other sequence as it is."""
+    return (
+        tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+    )
+
+
+def _items(value: Any) -> Any:
+    """Wrap a single value, which may be a string with commas in it."""
+    return (value,) if isinstance(value, str | Path) else value
+
+
+def _numbers(kind: type, what: str, example: str) -> BeforeValidator:
+    def parse(value: Any) -> Any:
+        try:
+            return tuple(kind(number) for number in _words(value))
+        except (TypeError, ValueError) as error:
+            raise EdgekdError(
+                f'"{value}" is not a list of {what}.', f"Write them with commas: {example}."
+            ) from error
+
+    return BeforeValidator(parse)
+
+
+SETTINGS = "Settings"
+"""Heading over the ways to give any option."""
+COMMAS = BeforeValidator(_words)
+"""Marks a field that takes one string with commas as well as a sequence."""
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+
+    class Converted(Generic[Read, Write]):
+        """Static type of a field that is given as `Write` and read as `Read`."""
+
+        def __get__(self, instance: object, owner: Any = None) -> Read: ...
+        def __set__(self, instance: object, value: Write) -> None: ...
+
+    AnyPath = Converted[Path, str | Path]
+    OptionalPath = Converted[Path | None, str | Path | None]
+    Paths = Converted[tuple[Path, ...], str | Path | Sequence[str | Path]]
+    Spec = Converted[str, str | Path]
+    OptionalSpec = Converted[str | None, str | Path | None]
+    Words = Converted[tuple[str, ...], str | Sequence[str]]
+    Items = Converted[tuple[str, ...], str | Sequence[str]]
+    Counts = Converted[tuple[int, ...], str | Sequence[int]]
+    Numbers = Converted[tuple[float, ...], str | Sequence[float]]
+else:
+    ModelMetaclass = type(BaseModel)
+    AnyPath = Path
+    OptionalPath = Path | None
+    Paths = Annotated[tuple[Path, ...], BeforeValidator(_items)]
+    Spec = Annotated[
+        str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+    ]
+    OptionalSpec = Spec | None
+    Words = Annotated[tuple[str, ...], COMMAS]
+    Items = Annotated[tuple[str, ...], BeforeValidator(_items)]
+    Counts = Annotated[tuple[int, ...], _numbers(int, "whole numbers", "1,8,32"), COMMAS]
+    Numbers = Annotated[tuple[float, ...], _numbers(float, "numbers", "0.01,0.1,1"), COMMAS]
+
+
+def option(
+    *,
+    default: Any = ...,
+    default_factory: Callable[[], Any] | None = None,
+    kw_only: bool = True,
+    group: str | None = None,
+    flag: str | None = None,
+    switches: Mapping[str, tuple[str | dict[str, str], str]] | None = None,
+    **rules: Any,
+) -> Any:
+    """Declare an option; with nothing but a default, `name: type = default` does.
+
+    Args:
+        kw_only: False for what the command line and Python also take by position.
+        group: heading in `--help` instead of the class's.
+        flag: spelling on the command line instead of `--name`.
+        switches: further flags that set this field: flag → (value, help), or ({argument: value}, help).
+        **rules: further arguments of `pydantic.Field`, such as `ge=1`.
+    """
+    extra: Any = {
+        "positional": not kw_only,
+        "group": group,
+        "flag": flag,
+        "switches": switches or {},
+    }
+    if default_factory is not None:
+        return Field(default_factory=default_factory, json_schema_extra=extra, **rules)
+    return Field(default, json_schema_extra=extra, **rules)
+
+
+def check(method: Method) -> Method:
+    """Mark a method of a `Config` that raises an `EdgekdError` where its fields contradict each other."""
+    method.is_check = True  # type: ignore[attr-defined]
+    return method
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(option,))
+class _Meta(ModelMetaclass):
+    """Lets type checkers and editors see `option` and `Converted` in the constructor."""
+
+
+class Config(BaseModel, metaclass=_Meta):
+    """The options of one verb. `None` means: chosen from the others when the verb runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    whole_file: ClassVar[bool] = False
+    """Whether a file without a table of the verb holds nothing but its settings."""
+
+    config: OptionalPath = option(default=None, group=SETTINGS, exclude=True)
+    """TOML or YAML file with any of these settings."""
+    settings: Items = option(default=(), group=SETTINGS, flag="--set", exclude=True)
+    """Any setting as name=value or a.b=value; may be repeated."""
+
+    @classmethod
+    def verb(cls) -> str:
+        """Return the command, which is also the table in a file: `vl train` of `VlTrainConfig`."""
+        return " ".join(re.findall("[A-Z][a-z]+", cls.__name__.removesuffix("Config"))).lower()
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Merge the file `config`, the options given (None: not given), and `settings`, later ones first.
+
+        Raises:
+            EdgekdError: every problem of the three sources in one message.
+        """
+        given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
+        file, settings = given.pop("config", None), _items(given.pop("settings", ()))
+        values = cls.from_file(read_settings(Path(file)), Path(file)) if file is not None else {}
+        if str(values.get("descriptions", "")).startswith("command:"):
+            raise EdgekdError(
+                f"{file} names a command for descriptions; edgekd runs one from the command line only.",
+                "Give it there: --descriptions command:PROGRAM.",
+            )
+        values |= given
+        for setting in settings:
+            put(values, setting)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [_problem(cls, one) for one in error.errors()]
+            wrong = {str(one["loc"][0]) for one in error.errors() if one["loc"]}
+        try:  # what is left may contradict itself
+            right = {name: value for name, value in values.items() if name not in wrong}
+            cls.model_validate(right, context={"wrong": wrong})
+        except EdgekdError as error:
+            problems.append(error)
+        except ValidationError:
+            pass
+        raise _together(problems, cls.verb())
+
+    @classmethod
+    def restore(cls, values: Any, path: Path) -> Self:
+        """Validate the settings that a run wrote into the file `path`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise EdgekdError(
+                f"The run configuration at {path} is damaged ({printable(error.errors()[0]['msg'].lower())}).",
+                "Restore it, or train again with --overwrite.",
+            ) from error
+
+    @classmethod
+    def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return this verb's settings of a file."""
+        table = values.get(cls.verb())
+        if table is None and cls.whole_file:
+            return {name: value for name, value in values.items() if name != "gates"}
+        if not isinstance(table, dict):
+            raise EdgekdError(
+                f"{path} has no table [{cls.verb()}].", f"Write the settings under [{cls.verb()}]."
+            )
+        return dict(table)
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
+        for name in (info.context or {}).get("wrong", ()):
+            self.__dict__.pop(name, None)
+        if problems := list(self._contradictions()):
+            raise _together(problems, self.verb())
+        return self
+
+    def _contradictions(self) -> Iterator[EdgekdError]:
+        methods = {
+            name: method
+            for kind in reversed(type(self).__mro__)
+            for name, method in vars(kind).items()
+        }
+        for name, method in methods.items():
+            if getattr(method, "is_check", False):
+                try:
+                    getattr(self, name)()
+                except EdgekdError as error:
+                    yield error
+                except AttributeError:
+                    if set(type(self).model_fields) <= set(self.__dict__):
+                        raise  # else it looks at a field that is wrong by itself
+
+
+def options_of(model: type[Config]) -> dict[str, tuple[FieldInfo, str, Mapping[str, Any]]]:
+    """Return name → field, heading in `--help`, and the arguments of `option`.
+
+    The heading is the name of the class that declares the field, `Data` of `DataOptions`. What is taken by position
+    comes first; headings have the order of the fields, which is that of a dataclass: the last base first.
+    """
+    rows = {}
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        owner = next(
+            kind for kind in model.__mro__[::-1] if name in vars(kind).get("__annotations__", {})
+        )
+        words = re.findall("[A-Z][a-z]+", owner.__name__)
+        heading = extra.get("group") or (words[-2] if words[-1] == "Options" else "Options")
+        rows[name] = (field, str(heading), extra)
+    headings = [*dict.fromkeys(row[1] for row in rows.values() if row[1] != SETTINGS), SETTINGS]
+    return dict(
+        sorted(
+            rows.items(),
+            key=lambda row: (not row[1][2].get("positional"), headings.index(row[1][1])),
+        )
+    )
+
+
+def _problem(model: type[BaseModel], error: Any) -> EdgekdError:
+    name, value = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "extra_forbidden":
+        return EdgekdError(
+            f'There is an unknown setting "{name}".', did_you_mean(name, model.model_fields)
+        )
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return EdgekdError(f'There is no {name} "{value}".', did_you_mean(str(value), choices))
+    return EdgekdError(f"The setting {name} does not hold: {error['msg'].lower()}.")
+
+
+def _together(problems: Sequence[EdgekdError], verb: str) -> EdgekdError:
+    help_ = f"See: edgekd {verb} --help."
+    if len(problems) == 1:
+        return EdgekdError(problems[0].message, problems[0].hint or help_)
+    told = "; ".join(
+        one.message.removesuffix(".") + (f" ({one.hint.removesuffix('.')})" if one.hint else "")
+        for one in problems
+    )
+    return EdgekdError(f"The settings have {len(problems)} problems: {told}.", help_)

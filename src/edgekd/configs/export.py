@@ -1,0 +1,161 @@
+"""`edgekd export`, `edgekd verify` and `edgekd classes`: what is done with artifacts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
+from edgekd.errors import EdgekdError
+from edgekd.formats import Input, Precision
+
+
+class FileOptions(Config):
+    """What the file is."""
+
+    run: OptionalPath = option(default=None, kw_only=False)
+    """Run folder. Default: the newest under runs/."""
+    target: str = "onnxruntime"
+    """See edgekd list targets."""
+    precision: Precision = option(
+        default="fp32",
+        switches={
+            "--int8": ("int8", "8-bit integers, calibrated on training images."),
+            "--fp16": ("fp16", "16-bit floats."),
+            "--fp32": ("fp32", "32-bit floats (the default)."),
+            "--w8a8": ("w8a8", "Core ML: 8-bit activations too, where --int8 means 8-bit weights."),
+            "--palettize": (
+                {"4": "pal4", "6": "pal6"},
+                "Core ML: weights as indices of 4 or 6 bits into a palette.",
+            ),
+        },
+    )
+    """One of the target's precisions."""
+    head: Literal["classes", "embedding"] = "classes"
+    """What the file ends in: classes, or embedding: the image's vector, with class vectors beside the file that can be
+    added to (edgekd classes add)."""
+    input: Input | None = None
+    """What the file takes: uint8, RGB pixels `[B, H, W, 3]`, or float: `[B, 3, H, W]`, normalised already, as other
+    programs feed them. Default: the profile's, or uint8."""
+    profile: str | None = None
+    """Device profile, by name or .toml file: its compute capability, its deployment target, its input."""
+    compute_capability: str | None = None
+    """TensorRT: the GPUs to build for, for example 8.6,8.9."""
+    deployment_target: str | None = None
+    """Core ML: oldest system to run on. Default: iOS17."""
+    overwrite: bool = False
+    """Replace artifacts of the same name."""
+
+
+class QuantizationOptions(Config):
+    """How the file is calibrated, and how far it may differ from the student."""
+
+    data: OptionalSpec = option(default=None)
+    """Where the run's images are now, if they have moved: toy, a folder, or a .csv/.parquet manifest."""
+    calibration_images: int = option(default=300, ge=1)
+    """Training images that INT8 ranges are measured on."""
+    calibrator: str | None = None
+    """INT8: how ranges are chosen: minmax, percentile, entropy or mse. Default: minmax; TensorRT: mse."""
+    max_drop_id: float | None = option(default=None, ge=0)
+    """INT8: points of top-1 it may lose on ID validation, against FP32; the worst layers stay in float."""
+    max_drop_ood: float | None = option(default=None, ge=0)
+    """INT8: the same on corrupted ID validation images."""
+    search_seconds: float = option(default=300.0, ge=0)
+    """INT8 with --max-drop-…: time for finding the layers to keep in float."""
+    min_agreement: float | None = option(default=None, ge=0, le=100)
+    """Percent of images on which the file must predict the torch student's class. Default: the precision's; INT8 97."""
+
+
+class ExportConfig(QuantizationOptions, FileOptions):
+    """An export of a run's student."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit on what INT8 may cost."""
+        return self.max_drop_id is not None or self.max_drop_ood is not None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The target's own switches that are set."""
+        from edgekd.targets.registry import TARGETS
+
+        names = [name for target in TARGETS.values() for name in target.options]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    @check
+    def _target(self) -> None:
+        from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
+
+        target = get_target(self.target)
+        if self.precision not in target.precisions:
+            raise EdgekdError(
+                f"{self.target} takes no {self.precision}.",
+                f"It takes: {', '.join(target.precisions)}.",
+            )
+        check_calibrator(target, self.precision, self.calibrator)
+        if self.input is not None:
+            check_input(target, self.input)
+        for name in set(self.options) - set(target.options):
+            takers = [other.name for other in TARGETS.values() if name in other.options]
+            raise EdgekdError(
+                f"{self.target} has no option {name}.", f"It belongs to {', '.join(takers)}."
+            )
+
+    @check
+    def _limits(self) -> None:
+        from edgekd.export.parity import EXACT
+        from edgekd.targets.registry import TARGETS
+
+        mixed = [target.name for target in TARGETS.values() if target.mixed]
+        if self.limited and (self.precision != "int8" or self.target not in mixed):
+            raise EdgekdError(
+                f"A largest drop can be set for INT8 on {', '.join(mixed)} only.",
+                f"Add --int8, with --target {' or '.join(mixed)}.",
+            )
+        if self.min_agreement is not None and self.precision in EXACT:
+            raise EdgekdError(
+                f"{self.precision} has to agree with the student: a file that does not is wrong.",
+                "Leave out --min-agreement.",
+            )
+
+
+class VerifyConfig(Config):
+    """A repetition of an artifact's parity check."""
+
+    artifact: AnyPath = option(kw_only=False)
+    """Artifact folder, in its run or copied anywhere."""
+    data: OptionalSpec = option(default=None)
+    """Where the images are; needed outside the run: toy, a folder, or a .csv/.parquet manifest."""
+
+
+class ClassConfig(Config):
+    """A class of an artifact that ends in an embedding."""
+
+    artifact: AnyPath = option(kw_only=False)
+    """Artifact folder, in its run or copied anywhere."""
+    name: str = option(kw_only=False)
+    """Name of the class, for example "fire hydrant"."""
+
+
+class AddClassConfig(ClassConfig):
+    """A class to add."""
+
+    images: Paths = option(default=())
+    """By a few images of it, embedded by the artifact: an image or a folder; may be repeated."""
+    text_vector: OptionalPath = option(default=None)
+    """By the teacher's text vectors of it, in a .npy file: `[D]` or `[prompts, D]`."""
+    teacher: str | None = None
+    """By its name and the run's prompts: where the teacher is now. Default: the run's."""
+    descriptions: str | None = None
+    """Sentences about the class for its prompts, as for edgekd train."""
+
+    @check
+    def _one_source(self) -> None:
+        if self.descriptions and (self.images or self.text_vector is not None):
+            raise EdgekdError(
+                "Descriptions stand behind the class's name, and its name is not asked.",
+                "Leave them out.",
+            )
+        if bool(self.images) + (self.text_vector is not None) + (self.teacher is not None) > 1:
+            raise EdgekdError(
+                "A class comes from one source.", "Give --images, --text-vector or --teacher."
+            )

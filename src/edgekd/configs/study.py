@@ -1,0 +1,142 @@
+"""`edgekd study`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from edgekd.configs.base import Config, Items, Numbers, OptionalPath, Words, check, option
+from edgekd.configs.train import RunOptions, TrainConfig
+from edgekd.errors import EdgekdError
+
+DECIDED = {
+    "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
+    "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
+    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot",
+}  # fmt: skip
+"""Settings of a run that a study decides, and what to give instead."""
+
+
+class StudyOptions(Config):
+    """What a study compares, and on what."""
+
+    recipes: Words = option(default=("erm", "kd", "vl2v-adip"), kw_only=False, flag="--recipes")
+    """Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."""
+    protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot"] = "lodo"
+    """lodo (unseen domains), class-disjoint (classes), k-shot (a few images of such classes) or low-shot (labels)."""
+    seeds: int = 3
+    """How many seeds, from 0."""
+    test_domains: Words = option(default=())
+    """Domains to leave out in turn, with commas. Default: all; low-shot: the last."""
+    unseen_classes: Words = option(default=())
+    """class-disjoint, k-shot: classes with commas, or a part such as 30%. Default: 50%."""
+    fractions: Numbers = option(default=())
+    """low-shot: parts of the training labels. Default: 0.01,0.1,1."""
+    shots: Numbers = option(default=())
+    """k-shot: images of each unseen class. Default: 1,4,16."""
+    baseline: str | None = None
+    """Recipe that the others are compared with. Default: erm, or the first."""
+    oracle: bool = False
+    """lodo, low-shot: beside each result the best step's, chosen on the unseen images."""
+    jobs: int = 1
+    """Cells side by side, in processes that share cores and GPUs."""
+    keep: bool = False
+    """Keep the run folders of finished cells."""
+    out: OptionalPath = option(default=None)
+    """Study folder; one that stopped goes on. Default: studies/PROTOCOL-DATA."""
+    recipe_settings: Items = option(default=(), flag="--recipe-set", group="Settings")
+    """Setting of one recipe as RECIPE:name=value or RECIPE:a.b=value; may be repeated."""
+
+
+class StudyConfig(RunOptions, StudyOptions):
+    """A comparison of recipes; what a single run can be given holds for every recipe."""
+
+    whole_file: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decided(cls, values: Any) -> Any:
+        for name in DECIDED.keys() - cls.model_fields.keys():
+            if name in values:
+                raise decided(name)
+        return values
+
+    @check
+    def _counts(self) -> None:
+        if self.seeds < 1:
+            raise EdgekdError(
+                f"A study over {self.seeds} seeds has no runs.",
+                "Give --seeds 1 or more; 3 are usual.",
+            )
+        if self.jobs < 1:
+            raise EdgekdError(f"{self.jobs} jobs run nothing.", "Give --jobs 1 or more.")
+        for part in self.fractions:
+            if not 0 < part <= 1:
+                raise EdgekdError(
+                    f"{part:g} is not a part of the labels.",
+                    "Give numbers above 0, up to 1: 0.01,0.1,1.",
+                )
+        for count in self.shots:
+            if count < 1 or count != int(count):
+                raise EdgekdError(
+                    f"{count:g} is not a number of images.", "Give whole numbers from 1: 1,4,16."
+                )
+
+    @check
+    def _protocol(self) -> None:
+        protocol = self.protocol
+        if self.unseen_classes and not self.by_class:
+            raise EdgekdError(
+                f"{protocol} tests on unseen domains, and unseen classes were named.",
+                "Use --protocol class-disjoint or k-shot.",
+            )
+        if self.test_domains and self.by_class:
+            raise EdgekdError(
+                f"{protocol} tests on unseen classes, and unseen domains were named.",
+                "Use --protocol lodo.",
+            )
+        if self.fractions and protocol != "low-shot":
+            raise EdgekdError(
+                f"{protocol} trains on all labels.",
+                "Use --protocol low-shot for fractions of them.",
+            )
+        if self.shots and protocol != "k-shot":
+            raise EdgekdError(
+                f"{protocol} shows no images of unseen classes.",
+                "Use --protocol k-shot for some of them.",
+            )
+        if self.oracle and self.by_class:
+            raise EdgekdError(
+                f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
+            )
+
+    @property
+    def by_class(self) -> bool:
+        """Whether classes are unseen, and not domains."""
+        return self.protocol in ("class-disjoint", "k-shot")
+
+    @property
+    def folder(self) -> Path:
+        """`out`; None: the same folder for the same words, so that the study goes on there."""
+        return self.out or Path("studies") / f"{self.protocol}-{Path(self.data).stem}"
+
+    def train_config(self, settings: Sequence[str]) -> TrainConfig:
+        """Return what was given for every run, with the `a.b=c` strings of one recipe."""
+        given = self.model_dump(include=set(RunOptions.model_fields), exclude_unset=True)
+        return TrainConfig.load(**given, settings=settings)
+
+    @classmethod
+    def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Return the settings of `edgekd train` in the file, and the table [study]."""
+        own = values.pop(cls.verb(), {})
+        return TrainConfig.from_file(values, path) | super().from_file({cls.verb(): own}, path)
+
+
+def decided(name: str) -> EdgekdError:
+    """Return the error for a setting of a run that a study decides."""
+    return EdgekdError(
+        f"A study decides {name} itself, and it is set.", f"Take it out; give {DECIDED[name]}."
+    )

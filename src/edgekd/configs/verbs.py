@@ -1,0 +1,102 @@
+"""A function of one configuration becomes a function of that configuration's fields."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from edgekd.configs.base import Config, options_of
+
+P = ParamSpec("P")
+C = TypeVar("C")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+StrPath = str | Path
+
+
+class OfPaths(Protocol[P, R_co]):
+    """A verb that takes any number of paths by position; the third argument may be a list of the others."""
+
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(
+        self, first: StrPath, second: StrPath, /, *args: P.args, **options: P.kwargs
+    ) -> R_co: ...
+
+
+def verb(model: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
+    """Give a function of one `Config` the parameters of its constructor, for type checkers and at run time.
+
+    The arguments pass through `Config.load`, so None means not given, and every mistake is an `EdgekdError`.
+    """
+    kind = cast(type[Config], model)
+
+    def decorate(function: Callable[[C], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> R:
+            return function(cast(C, kind.load(**_named(call, args), **options)))
+
+        options = options_of(kind)
+        call.config = kind  # type: ignore[attr-defined]
+        call.__signature__ = _signature(kind, function)  # type: ignore[attr-defined]
+        told = [
+            f"    {name}: {' '.join((field.description or '').split())}"
+            for name, (field, *_) in options.items()
+        ]
+        call.__doc__ = "\n".join(
+            [*(inspect.getdoc(function) or "").splitlines(), "", "Options:", *told]
+        )
+        call.__annotations__ = {}
+        return cast(Callable[P, R], call)
+
+    return decorate
+
+
+def verb_of_paths(model: Callable[P, C]) -> Callable[[Callable[[C], R]], OfPaths[P, R]]:
+    """Return `verb(model)` for a model whose `paths` are taken by position, one by one."""
+    return cast(Callable[[Callable[[C], R]], OfPaths[P, R]], verb(model))
+
+
+def _signature(model: type[Config], function: Callable[..., Any]) -> inspect.Signature:
+    parameters = []
+    for name, (field, _, extra) in options_of(model).items():
+        kind: Any = inspect.Parameter.KEYWORD_ONLY
+        default = (
+            inspect.Parameter.empty
+            if field.is_required()
+            else field.get_default(call_default_factory=True)
+        )
+        if extra.get("positional"):
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if name == "paths":
+                kind, default = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.empty
+        parameters.append(
+            inspect.Parameter(name, kind, default=default, annotation=field.annotation)
+        )
+    return inspect.Signature(
+        parameters, return_annotation=inspect.signature(function).return_annotation
+    )
+
+
+def _named(call: Callable[..., Any], args: Sequence[Any]) -> dict[str, Any]:
+    """Return positional arguments by their names."""
+    signature = inspect.signature(call)
+    if "paths" in signature.parameters:
+        places: list[Any] = []
+        for given in args:
+            places += [given] if isinstance(given, StrPath) else given
+        return {"paths": places} if places else {}
+    names = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if len(args) > len(names):
+        raise TypeError(
+            f"{call.__name__}() takes {len(names)} positional arguments but {len(args)} were given"
+        )
+    return dict(zip(names, args, strict=False))
