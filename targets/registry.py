@@ -60,6 +60,7 @@ TARGETS: dict[str, Target] = {
         runtime="OpenVINO, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
+        options=("inference_precision",),
     ),
     "tensorrt": Target(
         name="tensorrt",

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Predict, Subject
-from edgekd.benchmark.counting import count_folder
+from edgekd.benchmark.measure.counting import count_folder
+from edgekd.benchmark.subjects import Predict, Subject
 from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.evaluation.flops import count_torch
+from edgekd.export.fuse import fuse
 from edgekd.files import short_hash
-from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
 from edgekd.targets.session import open_session
 
@@ -97,7 +98,9 @@ def subjects_of(
             say(
                 f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images"
             )
-    answer = student_predict(loaded.student, loaded.vectors)
+    height, width = run.preprocess.shape
+    student = fuse(loaded.student, torch.rand(2, 3, height, width)).model  # as it is exported
+    answer = student_predict(student, loaded.vectors)
     subjects.append(
         Subject(
             name="torch",
@@ -108,7 +111,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.shape),
+            counted=count_torch(answer, student, run.preprocess.shape),
         )
     )
     for name in artifacts:
