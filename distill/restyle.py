@@ -2,14 +2,16 @@
 
 Half of the student's views are redrawn: amplitudes mixed with another image's (Fourier; FACT, Xu et al., CVPR 2021),
 random convolutions (RandConv, Xu et al., ICLR 2021), line drawings (extended difference of Gaussians, Winnemöller et
-al. 2012), flattened painting (Kuwahara filter, posterised), solarisation. The teacher's target is that of the view
-before. Everything is a function of the image's content hash, the number of the visit and the policy; the partner of a
-Fourier mixture is drawn from the global batch, so it does not depend on the number of processes.
+al. 2012), flattened painting (Kuwahara filter, posterised), solarisation. The teacher embeds the same restyled view
+(consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024); of a Fourier mixture, whose partner is drawn from the
+global batch, it embeds the view before. Everything is a function of the image's content hash, the number of the view,
+the policy and, for the partner, the batch; nothing depends on the number of processes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -25,9 +27,10 @@ from edgekd.files import short_hash
 
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
-_WINDOW = 5
-_BLURS = (0.5, 0.8, 1.3, 2.1)
-"""Standard deviations in pixels; a line drawing subtracts two neighbours."""
+_WINDOW = 5 / 64
+"""Side of the windows that a view is flattened by, as a part of its side."""
+_BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
+"""Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,20 @@ class Restyle(NamedTuple):
     partners: Tensor
     """uint8 `[m, S, S, 3]`: other images for the `m` Fourier mixtures, in order."""
 
+    def for_teacher(self) -> Restyle:
+        """Return the restyling without the kinds whose outcome depends on other images."""
+        kinds = np.where(self.kinds == KINDS.index("fourier"), -1, self.kinds)
+        return self._replace(kinds=kinds)
+
     def rows(self, kind: str) -> Tensor:
         """Rows of the views of one kind, int64."""
         return torch.from_numpy(np.flatnonzero(self.kinds == KINDS.index(kind)))
 
 
 def restyle_params(
-    keys: Sequence[str], visits: Sequence[int], policy: RestylePolicy
+    keys: Sequence[str], views: Sequence[int], policy: RestylePolicy
 ) -> tuple[Restyle, NDArray[np.float64]]:
-    """Draw how visit `visits[i]` of the image with content hash `keys[i]` is restyled.
+    """Draw how view `views[i]` of the image with content hash `keys[i]` is restyled.
 
     Returns:
         The restyling, without partners; and for each Fourier mixture a number in 0–1 that chooses its partner.
@@ -72,8 +80,8 @@ def restyle_params(
     kinds = np.full(len(keys), -1, dtype=np.int64)
     draws = np.zeros((len(keys), 6), dtype=np.float32)
     kernels, partners = [], []
-    for row, (key, visit) in enumerate(zip(keys, visits, strict=True)):
-        digest = hashlib.sha256(f"{policy.id}/{key}/{visit}".encode()).digest()
+    for row, (key, view) in enumerate(zip(keys, views, strict=True)):
+        digest = hashlib.sha256(f"{policy.id}/{key}/{view}".encode()).digest()
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
         kind, partner, *own = rng.random(8)
         draws[row] = own
@@ -172,7 +180,9 @@ def _lines(own: Tensor, draws: Tensor) -> Tensor:
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
     smooth = torch.where(numbers[:, 1] < 0.5, _flattened(own), own)
     grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
-    blurred = torch.stack([gaussian_blur(grey, [9, 9], [sigma, sigma]) for sigma in _BLURS])
+    sigmas = [part * own.shape[-1] for part in _BLURS]
+    reach = 2 * math.ceil(2 * sigmas[-1]) + 1
+    blurred = torch.stack([gaussian_blur(grey, [reach, reach], [s, s]) for s in sigmas])
     width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
     edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
     ink = torch.tanh((edges - 0.005).clamp(min=0) * (15 + 60 * numbers[:, 2]))
@@ -189,10 +199,12 @@ def _paint(own: Tensor, numbers: Tensor) -> Tensor:
 
 def _flattened(own: Tensor) -> Tensor:
     """Give each pixel the mean of the calmest of the four windows around it (Kuwahara 1976)."""
-    reach, side = _WINDOW // 2, own.shape[-1]
+    side = own.shape[-1]
+    reach = max(1, round(_WINDOW * side / 2))
+    window = 2 * reach + 1
     padded = pad(own, [2 * reach] * 4, mode="reflect")
-    mean = avg_pool2d(padded, _WINDOW, stride=1)
-    variance = (avg_pool2d(padded.square(), _WINDOW, stride=1) - mean.square()).sum(1, keepdim=True)
+    mean = avg_pool2d(padded, window, stride=1)
+    variance = (avg_pool2d(padded.square(), window, stride=1) - mean.square()).sum(1, keepdim=True)
     corners = [
         (slice(y, y + side), slice(x, x + side)) for y in (0, 2 * reach) for x in (0, 2 * reach)
     ]

@@ -20,9 +20,8 @@ from benchmark_fakes import (
     subject,
 )
 
-from edgekd.benchmark.accuracy import Suite
-from edgekd.benchmark.aggregate import computed
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.aggregate import computed
 from edgekd.benchmark.gates import parse_gates
 from edgekd.benchmark.report import write
 from edgekd.benchmark.report.answers import answers, choice
@@ -37,6 +36,7 @@ from edgekd.benchmark.report.tables import by_suite, results
 from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 
 FACTS = {
@@ -359,9 +359,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path: Path)
             False,
             "torch of run r",
         ),
-        ([one], suites, full, True, "not a report"),
+        ([one], suites, full, True, "is not a report"),
         ([one], suites, full / "thesis.txt", True, "is a file"),
-        ([one], suites, old, False, "exists already"),
+        ([one], suites, old, False, "holds a report"),
     ):
         with pytest.raises(EdgekdError, match=message):
             run_benchmark(subjects, chosen, folder, overwrite=overwrite)

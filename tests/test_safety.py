@@ -25,6 +25,7 @@ from edgekd.data import load_images
 from edgekd.distill.cache import EmbeddingCache
 from edgekd.distill.pixels import open_store
 from edgekd.errors import EdgekdError
+from edgekd.evaluation.suites import folder_suites
 from edgekd.files import cache_folder, csv_text, sha256_file, write_json
 from edgekd.manifest import Run, read_artifact, read_run
 from edgekd.preprocess import Preprocess
@@ -40,7 +41,6 @@ from edgekd.readers import (
     read_toml,
 )
 from edgekd.split import make_split, read_split
-from edgekd.suites import folder_suites
 from edgekd.targets.agent.job import Job, parse_job, read_job
 from edgekd.targets.agent.model import read_manifest
 from edgekd.targets.agent.store import read_step, receive, write_step

@@ -21,8 +21,8 @@ from edgekd.distill.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError
-from edgekd.few import teacher_keys
-from edgekd.measure import suites_of
+from edgekd.evaluation.few_shot import teacher_keys
+from edgekd.evaluation.gather import suites_of
 from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
 from edgekd.studies.write import study_document

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.metric import ms, percent
 from edgekd.benchmark.report.rows import AccuracyRow, SummaryRow
 from edgekd.benchmark.report.sections import printable

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from edgekd.benchmark.evaluate.robustness import effective_robustness
 from edgekd.benchmark.report.across import (
     Entry,
     Source,
@@ -33,7 +34,6 @@ from edgekd.benchmark.report.sections import (
     words,
 )
 from edgekd.benchmark.report.tables import results
-from edgekd.benchmark.robustness import effective_robustness
 from edgekd.errors import EdgekdError
 from edgekd.files import write_text
 from edgekd.folders import COMPARISON, publishing

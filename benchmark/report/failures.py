@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.metric import percent
 from edgekd.benchmark.report.rows import AccuracyRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
 from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.metric import Metric
 
 HERE = "local"
@@ -87,7 +87,8 @@ class SuiteRow(Frozen):
     domains: tuple[str, ...]
     remarks: tuple[str, ...]
     excluded: dict[str, int] = {}
-    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it."""
+    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it; `tested`:
+    because another suite of an unseen domain has them."""
 
 
 class Calibration(Frozen):

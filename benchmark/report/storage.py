@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgekd.benchmark.latency import Protocol
+from edgekd.benchmark.measure.latency import Protocol
 from edgekd.benchmark.report.schema import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,

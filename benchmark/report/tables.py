@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from edgekd.benchmark.measure.speed import ratio_text
 from edgekd.benchmark.report.metric import metrics_of, ms, percent, points
 from edgekd.benchmark.report.rows import AccuracyRow, Calibration, SummaryRow, VocabularyRow
 from edgekd.benchmark.report.schema import Comparison, GateRow, Report
 from edgekd.benchmark.report.sections import Cell, Cells, Table, shown, table
 from edgekd.benchmark.report.timings import LatencyRow
-from edgekd.benchmark.speed import ratio_text
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 FEW_SUITES = 3

@@ -80,7 +80,7 @@ def export(artifacts: Any, _: Given) -> None:
 
     speed = int8_speed(artifacts[-1])
     if speed is not None:
-        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
+        result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     result(f"next:     edgekd benchmark {shell_word(artifacts[-1].folder.parent.parent)} --quick")
 
 
@@ -322,7 +322,7 @@ def main(arguments: list[str] | None = None) -> Any:
         # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
             stopped = _stopped(leaving)
-            typer.echo(f"{stopped.message}\nhint:  {stopped.hint}", err=True)
+            typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
             sys.exit(stopped.exit_code)
         raise
 

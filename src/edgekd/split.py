@@ -306,7 +306,11 @@ def read_split(path: Path, images: ImageSet) -> Split:
             "Restore the file that was written.",
         )
     chosen = _located(path, images, entries)
-    unused = len(images) - len({index for indices in chosen.values() for index in indices})
+    used = {index for indices in chosen.values() for index in indices}
+    without_label = set(stored.roles.get("unlabelled", {}).values())
+    unused = sum(
+        index not in used and key not in without_label for index, key in enumerate(images.keys)
+    )
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
     split = build_split(
