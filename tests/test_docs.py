@@ -10,6 +10,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,7 @@ TOOLS = {
     "cd",
     "run",
     "export",
+    "mkdocs",
 }
 """Programs other than edgekd that a console block may call."""
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -451,3 +454,13 @@ def test_thresholds_agree_with_the_check() -> None:
     )
     assert {name: round(float(percent) / 100, 6) for name, percent, _ in rows} == MIN_AGREEMENT
     assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR
+
+
+def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason='needs pip install "edgekd[docs]"')
+    pytest.importorskip("mkdocstrings", reason='needs pip install "edgekd[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="edgekd.api.{verb}"' in page for verb in ("train", "export", "benchmark"))

@@ -93,6 +93,19 @@ def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> Non
     assert inside["provenance"]["student"] == "test"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_the_same_model_is_the_same_file(tmp_path: Path, target: str, precision: str) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino")
+    first, again = (
+        export(build(), tmp_path / name, precision, target=target, parity_keys=["a"] * 64)
+        for name in ("first", "again")
+    )
+    assert first.files == again.files
+    assert first.quantization == again.quantization
+
+
 def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> None:
     artifact = export(build(), tmp_path / "int8", "int8", fp32_path=fp32 / "model.onnx")
     assert read_artifact(tmp_path / "int8") == artifact

@@ -5,6 +5,7 @@ The options are those of the configurations (`edgekd.configs`); heavy imports ar
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -79,7 +80,7 @@ def export(artifacts: Any, _: Given) -> None:
 
     speed = int8_speed(artifacts[-1])
     if speed is not None:
-        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
+        result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     result(f"next:     edgekd benchmark {shell_word(artifacts[-1].folder.parent.parent)} --quick")
 
 
@@ -306,6 +307,9 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
+    # Idle threads of OpenMP sleep instead of spinning; it must be set before torch loads.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     open_streams()
     _raise_on_sigterm()
     try:
@@ -318,9 +322,7 @@ def main(arguments: list[str] | None = None) -> Any:
         # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
             stopped = _stopped(leaving)
-            typer.echo(f"stopped: {stopped.message}", err=True)
-            if stopped.hint:
-                typer.echo(f"hint:    {stopped.hint}", err=True)
+            typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
             sys.exit(stopped.exit_code)
         raise
 
@@ -331,7 +333,10 @@ def _raise_on_sigterm() -> None:
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
 
-    if threading.current_thread() is threading.main_thread():
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+    ):
         signal.signal(signal.SIGTERM, stop)
 
 

@@ -42,6 +42,8 @@ class FileOptions(Config):
     """TensorRT: the GPUs to build for, for example 8.6,8.9."""
     deployment_target: str | None = None
     """Core ML: oldest system to run on. Default: iOS17."""
+    inference_precision: str | None = None
+    """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
     overwrite: bool = False
     """Replace artifacts of the same name."""
 
