@@ -106,7 +106,8 @@ def uses_teacher(config: TrainConfig) -> bool:
 
 def _check_teacher(config: TrainConfig) -> None:
     """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
-    if not is_toy(config) and "teacher" not in config.model_fields_set and uses_teacher(config):
+    own = not is_toy(config) and config.data is not None and Path(config.data).expanduser().exists()
+    if own and "teacher" not in config.model_fields_set and uses_teacher(config):
         raise EdgekdError(
             f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
             "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",

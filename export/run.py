@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.compare import speed_here
-from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
-from edgekd.benchmark.speed import in_words
+from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
+from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.configs.export import ExportConfig
 from edgekd.console import warn
 from edgekd.distill.load import LoadedRun, load_run
@@ -235,7 +234,7 @@ def int8_speed(artifact: Artifact) -> str | None:
     """Compare the latency of an INT8 artifact that runs here with the FP32 one beside it: one image, one thread.
 
     Returns:
-        A predicate with its interval, or why no claim is made (`benchmark.speed.in_words`); None without an FP32
+        A predicate with its interval, or why no claim is made (`speed.in_words`); None without an FP32
         artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
     """
     if (
@@ -256,4 +255,5 @@ def int8_speed(artifact: Artifact) -> str | None:
         folder.name: open_session(folder, threads=1, spinning=False).run
         for folder in (artifact.folder, beside)
     }
-    return in_words(speed_here(models, images), beside.name)
+    found = timed_in_turns(models, images)
+    return in_words(speed_of(artifact.folder.name, beside.name, found), beside.name)
