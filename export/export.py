@@ -34,13 +34,6 @@ from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
-WRITERS = {
-    "onnxruntime": "edgekd.export.ort",
-    "openvino": "edgekd.export.ov",
-    "tensorrt": "edgekd.export.trt",
-    "coreml": "edgekd.export.coreml",
-}
-"""Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
 _BATCH = 32
@@ -100,7 +93,7 @@ def export_model(
             "There are no images for the parity check.", "Give some real images, 64 or more."
         )
     ARTIFACT.refuse(folder, overwrite=config.overwrite)
-    writer = importlib.import_module(WRITERS[config.target])
+    writer = importlib.import_module(get_target(config.target).writer)
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
         build = _build(source, scratch, config, fp32_path)
         written: Written = writer.write(build)

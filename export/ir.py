@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError
 from edgekd.export.evaluate import Evaluate
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.openvino_runtime import load_openvino, reason_of, version_of
+from edgekd.targets.openvino import load_openvino, reason_of, version_of
 
 
 def read(path: Path) -> Any:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Optional
+from pathlib import Path
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.targets.feed import Feed, feed_of
 from edgekd.targets.placement import Placement
 
+OR_ANOTHER = "or name a Python that has it."
+"""End of a hint about a package that a device lacks."""
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """RGB uint8 `[B, H, W, 3]` → the file's own output, float32 `[B, …]`."""
 Ask = Callable[[], Optional[Placement]]  # noqa: UP045  `Placement | None` is no expression in Python 3.9
@@ -33,6 +37,50 @@ class Opened:
     """May open the model once more."""
     largest_batch: int | None = None
     """Images that one call of `run` takes at most; None takes any number."""
+
+
+class Opener(Protocol):
+    """What a module of targets/ offers for the files of one format."""
+
+    def open_file(
+        self,
+        artifact: Mapping[str, Any],
+        folder: Path,
+        *,
+        threads: int | None,
+        spinning: bool,
+        provider: str | None,
+    ) -> Opened:
+        """Open an artifact's model file.
+
+        Args:
+            artifact: what `artifact.json` holds.
+            threads: threads within one operator; None is the runtime's choice.
+            spinning: waiting threads poll; runtimes without such a choice ignore it.
+            provider: who executes the file; None where the target has one runtime.
+
+        Raises:
+            NotHere: the runtime is not on this machine.
+            EdgekdError: a file that the runtime refuses.
+        """
+
+    def check(self, artifact: Mapping[str, Any]) -> None:
+        """Refuse, with an `EdgekdError`, an artifact whose runtime this device's Python lacks."""
+
+    def make_ready(
+        self, artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+    ) -> dict[str, Any] | None:
+        """Do once on a device what must be done before the file can be opened; return what was built."""
+
+
+def feed_for(artifact: Mapping[str, Any]) -> Feed:
+    """Return what brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
+    return feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
+
+
+def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:
+    """Return the path of the artifact's model file."""
+    return Path(folder) / str(next(iter(artifact["files"])))
 
 
 def in_pieces(run: Run, images: NDArray[np.uint8], largest: int | None) -> NDArray[np.float32]:

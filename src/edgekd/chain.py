@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,8 @@ from edgekd.files import scratch_folder
 from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.manifest import Run as TrainingRun
 from edgekd.targets.bank import read_bank
-from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
-from edgekd.targets.session import feed_for, open_session
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, target_of
+from edgekd.targets.session import open_session
 
 if TYPE_CHECKING:
     from edgekd.export.graph import Deployable
@@ -140,23 +141,15 @@ def _exported(
 
 
 def _runner(folder: Path, artifact: Artifact) -> Run:
-    """The artifact's own runtime; for TensorRT without a GPU the ONNX file of its engine, as at the export.
-
-    Core ML's classifiers give probabilities; the logits are the reference evaluator's, on every system.
-    """
-    if artifact.format == "coreml":
-        from edgekd.export.coreml import coreml_evaluator
-
-        evaluate = coreml_evaluator(folder)
-    else:
+    """The artifact's own runtime, or the reference evaluator of its target, as at the export."""
+    target = target_of(artifact.format)
+    if target.reference != "always":
         try:
             return open_session(folder, spinning=False).run
         except NotHere:
-            if artifact.format != "tensorrt":
+            if target.reference is None:
                 raise
-        from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-
-        evaluate = onnx_evaluator(folder / ONNX_FILE, feed_for(artifact))
+    evaluate: Run = importlib.import_module(target.writer).reference(artifact, folder)
     if artifact.bank is None:
         return evaluate
     bank = read_bank(folder / artifact.bank)
