@@ -13,13 +13,7 @@ from pydantic import BaseModel
 from edgekd.benchmark import metrics
 from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.report.metric import metrics_of
-from edgekd.benchmark.report.rows import (
-    AccuracyRow,
-    Calibration,
-    Difference,
-    SuiteRow,
-    SummaryRow,
-)
+from edgekd.benchmark.report.rows import AccuracyRow, Calibration, Difference, SuiteRow, SummaryRow
 from edgekd.benchmark.stats import wilson_interval
 
 OOD = "ood:"

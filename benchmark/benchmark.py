@@ -34,8 +34,9 @@ from edgekd.benchmark.latency import (
 )
 from edgekd.benchmark.placement import placement_rows
 from edgekd.benchmark.report.notes import notes
-from edgekd.benchmark.report.rows import HERE, EnergyRow, LatencyRow
+from edgekd.benchmark.report.rows import HERE
 from edgekd.benchmark.report.schema import Comparison, Report
+from edgekd.benchmark.report.timings import EnergyRow, LatencyRow
 from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.scores import Logits, score
 from edgekd.benchmark.speed import load_of, speed_rows

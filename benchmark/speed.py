@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.latency import LatencySamples, joined
-from edgekd.benchmark.report.rows import HERE, LatencyRow, SummaryRow
+from edgekd.benchmark.report.rows import HERE, SummaryRow
 from edgekd.benchmark.report.schema import Comparison, Report, SpeedRow
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.stats import Interval, interval_of, percentile_draws
 
 WIDE_CV = 0.3

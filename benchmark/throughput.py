@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekd.benchmark.accuracy import Subject
 from edgekd.benchmark.latency import LatencySamples, Protocol
 from edgekd.benchmark.measured import Measured
-from edgekd.benchmark.report.rows import ThroughputRow
+from edgekd.benchmark.report.timings import ThroughputRow
 from edgekd.benchmark.stats import rate_interval
 from edgekd.benchmark.worker import run_child
 from edgekd.console import say

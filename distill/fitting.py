@@ -113,8 +113,7 @@ def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
             f"The recipe {recipe.name} has no teacher to filter unlabelled images with.",
             "Leave unlabelled_filter out.",
         )
-    terms = [item for stage in recipe.stages for item in stage.terms.items()]
-    if all(uses_labels(name, spec) for name, spec in terms):
+    if not recipe.takes_unlabelled:
         raise EdgekdError(
             f"Every term of the recipe {recipe.name} needs labels, so unlabelled images are of no use.",
             "Leave --unlabelled out, or take a recipe that reads the teacher: edgekd list recipes.",

@@ -26,7 +26,7 @@ from edgekd.files import short_hash
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
 _WINDOW = 5
-_BLURS = (0.7, 1.1, 1.8, 2.9)
+_BLURS = (0.5, 0.8, 1.3, 2.1)
 """Standard deviations in pixels; a line drawing subtracts two neighbours."""
 
 
@@ -49,7 +49,7 @@ class Restyle(NamedTuple):
     kinds: NDArray[np.int64]
     """`[B]`, place in `KINDS`, −1 for a view that stays as it is."""
     draws: Tensor
-    """Float `[B, 4]` in 0–1: the numbers of each kind."""
+    """Float `[B, 6]` in 0–1: the numbers of each kind."""
     kernels: Tensor
     """Float `[n, 3, 3, 7, 7]` of the `n` random convolutions, in order."""
     partners: Tensor
@@ -70,12 +70,12 @@ def restyle_params(
     """
     edges = policy.share * np.cumsum(policy.weights) / sum(policy.weights)
     kinds = np.full(len(keys), -1, dtype=np.int64)
-    draws = np.zeros((len(keys), 4), dtype=np.float32)
+    draws = np.zeros((len(keys), 6), dtype=np.float32)
     kernels, partners = [], []
     for row, (key, visit) in enumerate(zip(keys, visits, strict=True)):
         digest = hashlib.sha256(f"{policy.id}/{key}/{visit}".encode()).digest()
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-        kind, partner, *own = rng.random(6)
+        kind, partner, *own = rng.random(8)
         draws[row] = own
         if kind >= policy.share:
             continue
@@ -120,7 +120,7 @@ def restyle(views: Tensor, how: Restyle) -> Tensor:
         rows = how.rows(kind).to(views.device)
         if not len(rows):
             continue
-        own, numbers = views[rows], draws[rows][:, :, None, None, None]  # [b, 4, 1, 1, 1]
+        own, numbers = views[rows], draws[rows][:, :, None, None, None]  # [b, 6, 1, 1, 1]
         if kind == "fourier":
             partners = how.partners.to(views.device).permute(0, 3, 1, 2).float() / 255
             redrawn = _fourier(own, partners, numbers[:, 0])
@@ -164,20 +164,20 @@ def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _lines(own: Tensor, draws: Tensor) -> Tensor:
-    """Draw dark lines on white paper, at one of three widths; a third keeps its colours under the lines.
+    """Draw darker lines on bright paper, at one of three widths; a third keeps its colours under the lines.
 
     Half of the views are flattened first, which leaves outlines and drops texture.
     """
     rows = torch.arange(len(own), device=own.device)
-    smooth = torch.where((draws[:, 1] < 0.5)[:, None, None, None], _flattened(own), own)
+    numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
+    smooth = torch.where(numbers[:, 1] < 0.5, _flattened(own), own)
     grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
     blurred = torch.stack([gaussian_blur(grey, [9, 9], [sigma, sigma]) for sigma in _BLURS])
     width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
     edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
-    strength = (15 + 60 * draws[:, 2])[:, None, None, None]
-    ink = torch.tanh((edges - 0.005).clamp(min=0) * strength)
-    paper = torch.where((draws[:, 3] < 1 / 3)[:, None, None, None], own, torch.ones_like(own))
-    return paper * (1 - ink)
+    ink = torch.tanh((edges - 0.005).clamp(min=0) * (15 + 60 * numbers[:, 2]))
+    paper = torch.where(numbers[:, 3] < 1 / 3, own, (0.8 + 0.2 * numbers[:, 5]).expand_as(own))
+    return paper * (1 - (0.5 + 0.5 * numbers[:, 4]) * ink)
 
 
 def _paint(own: Tensor, numbers: Tensor) -> Tensor:

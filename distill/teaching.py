@@ -306,7 +306,7 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     """The bank with the common part of the teacher's space, which the student then need not learn.
 
     CLIP's embeddings lie in a narrow cone, images in one and texts in another. Where they do, a cosine is nearly blind
-    to what tells classes apart (docs/results.md has the figures), so what is compared is what is left without the mean.
+    to what tells classes apart (docs/measurements.md has the figures), so embeddings are compared without their mean.
     Ours; the published systems compare in the cone. The image centre is a mean over training images (their cached
     first view), never over the unseen domain.
 

@@ -15,6 +15,7 @@ from edgekd.benchmark.compare import speed_here
 from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
 from edgekd.benchmark.speed import in_words
 from edgekd.configs.export import ExportConfig
+from edgekd.console import warn
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
@@ -29,6 +30,7 @@ from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
+from edgekd.unlabelled import NO_DOMAIN, with_unlabelled
 
 if TYPE_CHECKING:
     from edgekd.data import ImageSet
@@ -64,7 +66,7 @@ def export_run(config: ExportConfig) -> list[Artifact]:
 def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
     """Return what is exported of a run: its graph, and the images that calibrate, limit and check the files."""
     images, split = loaded.data(config.data)
-    calibration = spread(split.train, config.calibration_images, images)
+    trained, calibration = calibration_data(loaded, images, split, config.calibration_images)
     calibrated = config.precision in get_target(config.target).calibrated
     shown, keys = parity_images(loaded, config.data)
     model, bank = (
@@ -77,8 +79,8 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
         bank=bank,
         classes=tuple(loaded.run.classes),
         preprocess=loaded.run.preprocess,
-        calibration=pixels_of(loaded, images, calibration) if calibrated else None,
-        calibration_ids=tuple(images.ids[i] for i in calibration) if calibrated else (),
+        calibration=pixels_of(loaded, trained, calibration) if calibrated else None,
+        calibration_ids=tuple(trained.ids[i] for i in calibration) if calibrated else (),
         parity_images=shown,
         parity_keys=tuple(keys),
         yardstick=_yardstick(loaded, config) if config.limited else None,
@@ -131,6 +133,26 @@ def deployable(loaded: LoadedRun) -> Deployable:
     return Deployable(loaded.student.body, head, loaded.run.preprocess).eval()
 
 
+def calibration_data(
+    loaded: LoadedRun, images: ImageSet, split: Split, count: int
+) -> tuple[ImageSet, NDArray[np.int64]]:
+    """Return images that INT8 ranges are measured on, and `count` indices of them.
+
+    Unlabelled images are pictures of the place of use, so they are among them while their sources are there.
+    """
+    config, indices = loaded.config, split.train
+    if split.unlabelled:
+        try:
+            images, split = with_unlabelled(
+                images, split, config.unlabelled, config.unlabelled_images, config.adapt
+            )
+            first = len(images) - len(split.unlabelled)
+            indices = np.concatenate([split.train, np.arange(first, len(images))])
+        except EdgekdError as error:
+            warn(f"INT8 ranges are measured on labelled images alone: {error.message}")
+    return images, spread(indices, count, images)
+
+
 def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
     """Return images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and content keys."""
     images, split = loaded.data(data)
@@ -175,7 +197,7 @@ def spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[
     rng = np.random.Generator(np.random.Philox(0))
     queues = [
         rng.permutation(indices[images.domain_of[indices] == domain]).tolist()
-        for domain in range(len(images.domains))
+        for domain in (*range(len(images.domains)), NO_DOMAIN)
     ]
     chosen: list[int] = []
     while any(queues) and len(chosen) < count:

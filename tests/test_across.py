@@ -163,6 +163,13 @@ def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
         edgekd.report(tmp_path / "nowhere", out=tmp_path / "new")
     with pytest.raises(EdgekdError, match="named twice"):
         edgekd.report(runs[0], runs[0] / "benchmark", out=tmp_path / "new")
+    home = shutil.copytree(runs[0], tmp_path / "run")
+    for number, created in (("2", "2031"), ("10", "2030")):
+        later = shutil.copytree(home / "benchmark", home / f"benchmark-{number}")
+        facts = json.loads((later / "report.json").read_text()) | {"created": created}
+        (later / "report.json").write_text(json.dumps(facts))
+    with pytest.raises(EdgekdError, match="named twice"):  # a run's report is the newest one
+        edgekd.report(home, home / "benchmark-2", out=tmp_path / "new")
     shutil.copytree(runs[0] / "benchmark", tmp_path / "partial")
     (tmp_path / "partial" / "latency.npz").unlink()
     with pytest.raises(EdgekdError, match=r"no latency\.npz"):

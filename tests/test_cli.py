@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,10 +193,11 @@ def test_missing_data_folder(fails: Callable[..., tuple[str, str]]) -> None:
 def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    for more in ([], ["--overwrite"]):
-        error, hint = fails(2, "train", "--smoke", "--out", "run", *more)
-        assert "run exists already and is not a run" in error
-        assert "empty folder" in hint
+    error, hint = fails(2, "train", "--smoke", "--out", "run")
+    assert "run exists already" in error
+    assert "empty folder" in hint
+    error, hint = fails(2, "train", "--smoke", "--out", "run", "--overwrite")
+    assert "not a run" in error
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
@@ -270,11 +272,11 @@ def test_error_without_a_hint(
 @pytest.mark.parametrize(
     ("stop", "code", "told"),
     [
-        (KeyboardInterrupt(), 130, "stopped: Stopped.\n"),
+        (KeyboardInterrupt(), 130, "--resume"),
         (
             Stopped(signal.SIGTERM, "It ended.", "Go on."),
             143,
-            "stopped: It ended.\nhint:    Go on.\n",
+            "It ended.\nhint:  Go on.\n",
         ),
     ],
 )
@@ -289,7 +291,47 @@ def test_a_signal_has_the_shells_exit_code(
     with pytest.raises(SystemExit) as leaving:
         main(["train"])
     assert leaving.value.code == code
-    assert capsys.readouterr().err == told
+    assert told in capsys.readouterr().err
+
+
+def test_sigterm_unwinds_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwound = []
+
+    def export(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            unwound.append(True)
+
+    monkeypatch.setattr("edgekd.api.export", export)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            main(["export"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert leaving.value.code == 143
+    assert unwound == [True]
+
+
+def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgekd.api.train", _raises(EdgekdError("It is so.")))
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_WAIT_POLICY", "unset")
+            patch.delenv("OMP_WAIT_POLICY")
+            patch.delenv("GOMP_SPINCOUNT", raising=False)
+            for name, value in given.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit):
+                main(["train"])
+            expected = (
+                None if "GOMP_SPINCOUNT" in given else given.get("OMP_WAIT_POLICY", "PASSIVE")
+            )
+            assert os.environ.get("OMP_WAIT_POLICY") == expected
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

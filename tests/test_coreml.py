@@ -109,6 +109,11 @@ def test_artifact_lists_every_file_of_the_package(fp16: Artifact) -> None:
     read_artifact(folder)
 
 
+def test_the_same_model_is_the_same_file(fp16: Artifact, tmp_path: Path) -> None:
+    """coremltools draws the order of maps and the identifiers of a package at random."""
+    assert export(tmp_path / "coreml-fp16", "fp16").files == fp16.files
+
+
 def test_verify_repeats_the_check_far_from_the_run(root: Path, tmp_path: Path) -> None:
     from PIL import Image
 

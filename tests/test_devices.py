@@ -226,7 +226,7 @@ def test_bundle_is_carried_there_and_back(
     check_measured(measured, subjects, suites, name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)
-    with pytest.raises(EdgekdError, match="not an empty folder"):
+    with pytest.raises(EdgekdError, match="exists already"):
         devices.bundle(subjects, suites, folder, quick=True)
     whole = result.read_bytes()
     result.write_bytes(whole[: len(whole) // 2])

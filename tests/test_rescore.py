@@ -56,7 +56,7 @@ def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Pat
     with pytest.raises(EdgekdError, match="lacks labels/id"):
         rescore(tmp_path)
     (tmp_path / "predictions.npz").unlink()
-    with pytest.raises(EdgekdError, match=r"no predictions.npz"):
+    with pytest.raises(EdgekdError, match=r"no predictions\.npz"):
         rescore(tmp_path)
 
 

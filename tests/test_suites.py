@@ -543,7 +543,7 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert teacher.mce == pytest.approx(1.0)
     lines = (tmp_path / "out" / "corruptions.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 75
-    assert "r,torch,snow,5,10,0.500000" in lines
+    assert "r,torch,snow,5,10,0.5" in lines
     assert rescore(tmp_path / "out").corruptions == report.corruptions
     assert "corruption:" not in (tmp_path / "out" / "report.md").read_text()
 

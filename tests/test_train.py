@@ -130,7 +130,7 @@ def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str
         "student.safetensors",
         "tensorboard",
     }
-    labels_alone = recipe in ("erm", "lp-ft")
+    labels_alone = recipe in ("erm", "lp-ft", "pseudo-label")
     if not labels_alone:
         expected.add("text_bank.safetensors")
     assert {path.name for path in folder.iterdir()} == expected
@@ -184,7 +184,8 @@ def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.Monk
 def test_one_seed_gives_one_result_and_another_seed_another(run: Trainer, tmp_path: Path) -> None:
     first = folder_of(run(out=tmp_path / "a", seed=1))
     assert losses(folder_of(run(out=tmp_path / "b", seed=1))) == losses(first)
-    assert same_weights(tmp_path / "a", tmp_path / "b")
+    for name in ("student.safetensors", "text_bank.safetensors", "split.json", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     other = folder_of(run(out=tmp_path / "c", seed=2))
     assert losses(other) != losses(first)
     assert (other / "split.json").read_text() == (first / "split.json").read_text()

@@ -102,8 +102,11 @@ def test_order_covers_everything_in_turn() -> None:
 
 def test_mistakes(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(EdgekdError, match="exists"):
-        train_vl(**small(), out=tmp_path / "there")
+    (tmp_path / "there" / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(EdgekdError, match="exists"):
+            train_vl(**small(), out=tmp_path / "there", overwrite=overwrite)
+    assert (tmp_path / "there" / "thesis.txt").read_text() == "mine"
     with pytest.raises(EdgekdError, match="no vision-language run"):
         evaluate_vl(tmp_path / "there")
     with pytest.raises(EdgekdError, match="sketch"):

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from edgekd.benchmark.report.metric import ms, percent, points
-from edgekd.benchmark.report.rows import Difference, LatencyRow, SummaryRow, UnknownRow
+from edgekd.benchmark.report.rows import Difference, SummaryRow, UnknownRow
 from edgekd.benchmark.report.schema import GainRow, Report, of
 from edgekd.benchmark.report.sections import Text
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.speed import WIDE_CV, in_words, speed_between
 
 _PLACES = {"id": "in domain", "ood": "out of domain", "adapted": "on the adapted domains"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.benchmark.report.rows import LatencyRow
 from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.speed import fastest, in_words, speed_between
 from edgekd.benchmark.throttling import throttle_remarks
 

@@ -187,9 +187,8 @@ def check_arrays(raw: RawResults) -> None:
     for subject in raw.report.summary:
         for (run, suite), count in classes_of.items():
             name = f"logits/{subject.run}/{subject.subject}/{suite}"
-            if run not in (None, subject.run) or (
-                name not in raw.predictions and (subject.run, subject.subject, suite) not in needed
-            ):
+            present = name in raw.predictions or (subject.run, subject.subject, suite) in needed
+            if run not in (None, subject.run) or not present:
                 continue
             logits = raw.logits(subject.run, subject.subject, suite)
             shape = (len(raw.ids(subject.run, suite)), count)

@@ -114,7 +114,8 @@ def parts_of(
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
-    run, stored = loaded.run, read_stored_split(loaded.folder / "split.json")
+    run, split = loaded.run, read_stored_split(loaded.folder / "split.json")
+    unlabelled = split.roles.get("unlabelled", {})
     return {
         "name": run.name,
         "student": run.student,
@@ -125,14 +126,10 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "steps": run.steps,
         "train_seconds": run.train_seconds,
         "selection": run.selection,
-        "split_rule": stored.rule,
+        "split_rule": split.rule,
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
-        **(
-            {"unlabelled": len(unlabelled)}
-            if (unlabelled := stored.roles.get("unlabelled"))
-            else {}
-        ),
+        **({"unlabelled": len(unlabelled)} if unlabelled else {}),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
 

@@ -19,6 +19,7 @@ from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError, NotHere
+from edgekd.export.fuse import fuse
 from edgekd.files import short_hash
 from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
@@ -97,7 +98,9 @@ def subjects_of(
             say(
                 f"the teacher of {run.name} is a file of embeddings: it has no row, it cannot be asked about new images"
             )
-    answer = student_predict(loaded.student, loaded.vectors)
+    height, width = run.preprocess.shape
+    student = fuse(loaded.student, torch.rand(2, 3, height, width)).model  # as it is exported
+    answer = student_predict(student, loaded.vectors)
     subjects.append(
         Subject(
             name="torch",
@@ -108,7 +111,7 @@ def subjects_of(
             predict=answer,
             classes=run.classes,
             threads=torch.get_num_threads(),
-            counted=count_torch(answer, loaded.student, run.preprocess.shape),
+            counted=count_torch(answer, student, run.preprocess.shape),
         )
     )
     for name in artifacts:
