@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Predict, Subject, Suite
+from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
 from edgekd.benchmark.report.rows import Difference
 from edgekd.benchmark.report.schema import (
@@ -24,6 +24,7 @@ from edgekd.benchmark.report.schema import (
 from edgekd.benchmark.speed import Timed, reason_to_withhold
 from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
 from edgekd.errors import EdgekdError
+from edgekd.predictor import Predictor
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""
@@ -116,7 +117,7 @@ class _Timed:
     stolen_cpu: float | None
 
 
-def speed_here(models: Mapping[str, Predict], images: NDArray[np.uint8]) -> SpeedRow:
+def speed_here(models: Mapping[str, Predictor], images: NDArray[np.uint8]) -> SpeedRow:
     """Time two models in alternating blocks of this process, for a few seconds, and return their ratio.
 
     Args:

@@ -21,7 +21,6 @@ from edgekd.configs.export import ExportConfig
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.evaluate import in_batches
 from edgekd.export.fuse import Fused, fuse
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
@@ -30,6 +29,7 @@ from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_re
 from edgekd.files import sha256_file
 from edgekd.folders import ARTIFACT, publishing
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.predictor import in_batches
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target

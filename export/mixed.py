@@ -25,8 +25,8 @@ from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import C, Dialect
-from edgekd.export.evaluate import Evaluate, in_batches
 from edgekd.export.units import Unit
+from edgekd.predictor import Predictor, in_batches
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""
@@ -203,7 +203,7 @@ def rank(
     return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
-def interleaved_ms(runs: Mapping[str, Evaluate], images: NDArray[np.uint8]) -> dict[str, float]:
+def interleaved_ms(runs: Mapping[str, Predictor], images: NDArray[np.uint8]) -> dict[str, float]:
     """Least latency of one of `images` `[N, H, W, 3]` per file that is open.
 
     Neighbours only ever add to it: beside other work, the medians of two copies of one file differed by a factor of 2.

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgekd.errors import EdgekdError
+from edgekd.predictor import Predictor
 from edgekd.targets.feed import Feed, feed_of
 from edgekd.targets.placement import Placement
 
 OR_ANOTHER = "or name a Python that has it."
 """End of a hint about a package that a device lacks."""
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""RGB uint8 `[B, H, W, 3]` → the file's own output, float32 `[B, …]`."""
 Ask = Callable[[], Optional[Placement]]  # noqa: UP045  `Placement | None` is no expression in Python 3.9
 """Asks the runtime which nodes run where; None from runtimes that do not tell."""
 
@@ -26,7 +22,8 @@ Ask = Callable[[], Optional[Placement]]  # noqa: UP045  `Placement | None` is no
 class Opened:
     """A model file in its runtime."""
 
-    run: Run
+    run: Predictor
+    """The file's own output."""
     provider: str
     """What executes the graph, in the runtime's own words."""
     threads: int
@@ -81,15 +78,6 @@ def feed_for(artifact: Mapping[str, Any]) -> Feed:
 def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:
     """Return the path of the artifact's model file."""
     return Path(folder) / str(next(iter(artifact["files"])))
-
-
-def in_pieces(run: Run, images: NDArray[np.uint8], largest: int | None) -> NDArray[np.float32]:
-    """What `run` answers for `images` `[B, H, W, 3]`, with at most `largest` of them in a call."""
-    if largest is None or len(images) <= largest:
-        return run(images)
-    return np.concatenate(
-        [run(images[start : start + largest]) for start in range(0, len(images), largest)]
-    )
 
 
 def refuse_batch(batch: int, largest: int | None) -> None:

@@ -21,8 +21,8 @@ class Target:
     format: str
     """Of its artifacts; no two targets share one."""
     writer: str
-    """Module in export/ with `write(build: Build) -> Written`, and `reference(artifact, folder) -> Run` where a file is
-    evaluated without its runtime."""
+    """Module in export/ with `write(build: Build) -> Written`, and `reference(artifact, folder) -> Predictor` where a
+    file is evaluated without its runtime."""
     opener: str
     """Module in targets/, an `edgekd.targets.opened.Opener`; of a target with `packages` it needs numpy alone beside
     the runtime."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.predictor import Predictor, in_batches
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.opened import Ask, Opened, Run, in_pieces
+from edgekd.targets.opened import Ask, Opened
 from edgekd.targets.registry import opener_of, target_of
 
 
@@ -26,7 +27,7 @@ class Session:
     """Threads within one operator; operators run one after the other."""
     load_ms: float
     """Reading and preparing the model, without the check of its hash."""
-    predict: Run
+    predict: Predictor
     """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
     placement: Ask = lambda: None
     """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
@@ -42,7 +43,7 @@ class Session:
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
-        answer = in_pieces(self.predict, self._checked(images), self.largest_batch)
+        answer = in_batches(self.predict, self._checked(images), self.largest_batch)
         return answer if self.bank is None else self.bank.logits(answer)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -56,7 +57,7 @@ class Session:
                 f"{self.artifact.name} ends in the logits of its classes and gives no embedding.",
                 "Export with --head embedding.",
             )
-        return in_pieces(self.predict, self._checked(images), self.largest_batch)
+        return in_batches(self.predict, self._checked(images), self.largest_batch)
 
     def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = self.artifact.preprocess.size

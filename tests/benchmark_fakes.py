@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from edgekd.benchmark import benchmark
-from edgekd.benchmark.accuracy import Kind, Predict, Subject, Suite
+from edgekd.benchmark.accuracy import Kind, Subject, Suite
 from edgekd.benchmark.latency import LatencySamples, Protocol
 from edgekd.benchmark.report import charts, write
 from edgekd.benchmark.worker import ArtifactLatency
 from edgekd.data import ImageSet
+from edgekd.predictor import Predictor
 from edgekd.preprocess import Preprocess
 
 CLASSES = ("cat", "dog", "fish")
@@ -49,7 +50,7 @@ def paint_images(n: int = 120) -> ImageSet:
     )
 
 
-def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predict:
+def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predictor:
     """Wrong on every image whose number is a multiple of `wrong_every` (0: never wrong)."""
 
     def predict(pixels: np.ndarray) -> np.ndarray:
@@ -64,8 +65,8 @@ def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES
 
 
 def subject(
-    name: str, kind: Kind, predict: Predict, *, run: str = "r", preprocess: Preprocess = SMALL, precision: str = "fp32",
-    folder: Path | None = None, identity: str = "", classes: tuple[str, ...] = CLASSES,
+    name: str, kind: Kind, predict: Predictor, *, run: str = "r", preprocess: Preprocess = SMALL,
+    precision: str = "fp32", folder: Path | None = None, identity: str = "", classes: tuple[str, ...] = CLASSES,
 ) -> Subject:  # fmt: skip
     return Subject(name, run, kind, precision, preprocess, predict, classes, folder, identity)
 

@@ -13,7 +13,7 @@ from browser import CHROMIUM, open_page
 from pydantic import ValidationError
 
 from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Predict, Suite
+from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import shared_suites
 from edgekd.benchmark.gates import evaluate, parse_gate, parse_gates
@@ -23,11 +23,12 @@ from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
 from edgekd.errors import EdgekdError
+from edgekd.predictor import Predictor
 
 N_ID, N_UNKNOWN = 60, 30
 
 
-def wavering(predict: Predict, seed: int, unknown: float) -> Predict:
+def wavering(predict: Predictor, seed: int, unknown: float) -> Predictor:
     """Surer of some images than of others, and about `unknown` times as sure of those numbered 200 and more."""
 
     def predicted(pixels: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from benchmark_fakes import (
     subject,
 )
 
-from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
+from edgekd.benchmark.accuracy import Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
@@ -29,6 +29,7 @@ from edgekd.benchmark.scores import FIXED
 from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
+from edgekd.predictor import Predictor
 from edgekd.wording import _bank, in_other_words, read_words
 
 
@@ -119,7 +120,7 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()  # every image looks like a bird to it
 
-    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predict:
+    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
         np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
         return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
 

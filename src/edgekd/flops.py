@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgekd.benchmark.accuracy import Predict
 from edgekd.benchmark.counting import Counted
+from edgekd.predictor import Predictor
 
 
-def count_torch(predict: Predict, module: nn.Module, shape: tuple[int, int]) -> Counted:
+def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -> Counted:
     """Parameters of `module`, and the multiply-accumulates of one prediction for an image of `shape` pixels.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Predict, Subject
+from edgekd.benchmark.accuracy import Subject
 from edgekd.benchmark.counting import count_folder
 from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
@@ -23,6 +23,7 @@ from edgekd.export.fuse import fuse
 from edgekd.files import short_hash
 from edgekd.flops import count_torch
 from edgekd.manifest import read_artifact, read_run
+from edgekd.predictor import Predictor
 from edgekd.targets.session import open_session
 
 COPIED = " (copied)"
@@ -146,7 +147,7 @@ def _artifact_subject(folder: Path, elsewhere: bool) -> Subject:
         return _silent_subject(folder, reason)
     artifact, bank = session.artifact, session.bank
 
-    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predict:
+    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
         assert bank is not None
         changed = replace(bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))

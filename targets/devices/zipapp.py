@@ -16,6 +16,7 @@ SHARED = (
     "errors.py",
     "formats.py",
     "images.py",
+    "predictor.py",
     "readers.py",
     "resize.py",
     "benchmark/energy.py",
