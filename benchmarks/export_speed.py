@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 Runner = Callable[[NDArray[np.uint8]], Any]
 BATCH = 8
+QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip", "MaxPool", "AveragePool")
 
 
 def student(name: str) -> Any:
@@ -78,7 +79,7 @@ def step_bare(folder: Path, name: str) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from edgekd.export.quantize import QUANTIZED_OPS, float_nodes
+    from edgekd.export.quantize import float_nodes
 
     shaped = onnx.shape_inference.infer_shapes(onnx.load(folder / "fp32.onnx"))
     quantize_static(
@@ -88,7 +89,7 @@ def step_bare(folder: Path, name: str) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=list(QUANTIZED_OPS),
+        op_types_to_quantize=list(QUANTIZED),
         nodes_to_exclude=float_nodes(shaped),
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )

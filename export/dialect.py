@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.evaluate import Evaluate, in_batches
-from edgekd.export.quantize import Calibrated, Grid, weight_errors
+from edgekd.export.qdq import WeightGrid
+from edgekd.export.quantize import Calibrated, weight_errors
 from edgekd.export.units import Unit
 from edgekd.manifest import Precision
 
@@ -58,7 +59,7 @@ def onnx_dialect(
     write: Write[Calibrated],
     units: Callable[[Calibrated], list[Unit]],
     *,
-    grid: Grid,
+    grid: WeightGrid,
     open: Callable[[Path], Evaluate],
     rest: Precision,
     timed: bool,

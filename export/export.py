@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -21,13 +22,14 @@ from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.evaluate import in_batches
+from edgekd.export.fuse import Fused, fuse
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.files import sha256_file
 from edgekd.folders import ARTIFACT, publishing
-from edgekd.manifest import Artifact
+from edgekd.manifest import Artifact, read_artifact
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
@@ -100,12 +102,19 @@ def export_model(
             "There are no images for the parity check.", "Give some real images, 64 or more."
         )
     ARTIFACT.refuse(folder, overwrite=config.overwrite)
+    fused = fuse(source.model, torch.from_numpy(np.array(source.parity_images[:2])))
+    if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
+        fp32_path = None
     writer = importlib.import_module(WRITERS[config.target])
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
-        build = _build(source, scratch, config, fp32_path)
+        deployed = dataclasses.replace(source, model=fused.model)
+        build = _build(deployed, scratch, config, fp32_path)
         written: Written = writer.write(build)
         reference = build.logits(torch_logits(source.model, source.parity_images))
         draft = _draft(source, scratch, config, written, reference)
+        draft = draft.model_copy(
+            update={"details": draft.details | _fused_facts(source.model, fused)}
+        )
         draft.write(scratch)
         candidate, run_by = _answers(build, written, source.parity_images)
         least = None if config.min_agreement is None else config.min_agreement / 100
@@ -180,6 +189,22 @@ def _draft(
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _fused_facts(model: Deployable, fused: Fused[Deployable]) -> dict[str, Any]:
+    if fused.error is None:
+        return {}
+    sizes = [sum(one.numel() for one in net.parameters()) for net in (model, fused.model)]
+    facts = {"trained_parameters": sizes[0], "parameters": sizes[1]}
+    return {"fused": facts | {"max_error_relative": fused.error}}
+
+
+def _holds_fused(fp32: Path) -> bool:
+    """Return whether an fp32 artifact holds the fused form; files of earlier versions do not."""
+    try:
+        return "fused" in read_artifact(fp32.parent, check_hashes=False).details
+    except EdgekdError:
+        return False
 
 
 def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -50,30 +51,55 @@ def export_onnx(
     plain = _with_plain_pooling(copy.deepcopy(model).cpu().eval())
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
-        with quiet():
-            program = torch.onnx.export(
-                plain,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image"],
-                output_names=[output],
-                dynamic_shapes=({0: "batch"},),
-                external_data=False,
-                verbose=False,
-            )
+        proto = _to_proto(plain, example, output)
     except torch.onnx.OnnxExporterError as error:
-        raise EdgekdError(
-            f"The student cannot be written as ONNX: {_first_line(error)}",
-            "Choose another student, or one built from common layers.",
-        ) from error
-    assert program is not None  # None only for the legacy exporter
-    proto = program.model_proto
+        # Attention within windows: torch's fused attention needs a batch size that is known ahead.
+        if not _unfuse_attention(plain):
+            raise _refusal(error) from error
+        try:
+            proto = _to_proto(plain, example, output)
+        except torch.onnx.OnnxExporterError as second:
+            raise _refusal(second) from second
     strip_metadata(proto)
     sizes_from_floats(proto)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
+
+
+def _to_proto(model: nn.Module, example: Tensor, output: str) -> onnx.ModelProto:
+    with quiet():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=[output],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # None only for the legacy exporter
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def _unfuse_attention(model: nn.Module) -> bool:
+    """Let timm's attention compute its products one by one, in place; return whether there was any."""
+    fused: list[Any] = [
+        module for module in model.modules() if getattr(module, "fused_attn", False)
+    ]
+    for module in fused:
+        setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module declares no such attribute
+    return bool(fused)
+
+
+def _refusal(error: Exception) -> EdgekdError:
+    return EdgekdError(
+        f"The student cannot be written as ONNX: {_first_line(error)}",
+        "Choose another student, or one built from common layers.",
+    )
 
 
 def sizes_from_floats(proto: onnx.ModelProto) -> None:

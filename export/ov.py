@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx
 
+from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.export import ir, ov_int8
 from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
 from edgekd.export.float_input import take_floats
@@ -13,6 +14,8 @@ from edgekd.export.ranges import check_calibration
 from edgekd.targets.openvino_runtime import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
+INFERENCE_PRECISIONS = ("f32", "bf16", "f16")
+"""What OpenVINO's CPU device can compute in, apart from int8."""
 
 
 def write(build: Build) -> Written:
@@ -25,6 +28,7 @@ def write(build: Build) -> Written:
         GateFailed: int8 costs more than the build's yardstick allows, whatever stays in float.
     """
     openvino = load_openvino()
+    computes_in = _inference_precision(build)
     base, path = build.folder / "fp32.onnx", build.folder / MODEL_FILES[0]
     quantization: dict[str, Any] | None = None
     fp32_onnx(build, base)
@@ -49,5 +53,21 @@ def write(build: Build) -> Written:
         inputs=(build.image,),
         outputs=(build.output,),
         quantization=quantization,
-        details={"openvino": version_of(openvino)},
+        details={"openvino": version_of(openvino), "inference_precision": computes_in},
     )
+
+
+def _inference_precision(build: Build) -> str:
+    """Return what the file's float layers compute in; `f32` unless the option says otherwise."""
+    chosen = str(build.options.get("inference_precision") or "f32")
+    if chosen not in INFERENCE_PRECISIONS:
+        raise EdgekdError(
+            f'OpenVINO has no inference precision "{chosen}".',
+            did_you_mean(chosen, INFERENCE_PRECISIONS),
+        )
+    if build.precision == "fp32" and chosen != "f32":
+        raise EdgekdError(
+            f"An fp32 file gives the student's own logits, which {chosen} does not.",
+            "Export with --fp16 or --int8 for this inference precision.",
+        )
+    return chosen

@@ -5,7 +5,7 @@ the range that a calibrator chose on the calibration images. Biases stay float, 
 are quantized. What is not quantized computes in half precision: a strongly typed network runs every layer in the type
 that the file says, so a float32 remainder would cost more than INT8 gains, and TensorRT-RTX has no float32 matrix
 product for compute capability 7.5. The pixel normalisation, the squeeze-and-excite layers and the logits are not
-quantized (`quantize.float_nodes`), nor are products of two activations, as in attention.
+quantized (`float_nodes`), nor are products of two activations, as in attention.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgekd.errors import EdgekdError
 from edgekd.export import quantize
 from edgekd.export.bias import Scales, correct_biases, to_average
 from edgekd.export.calibrators import Calibrator
+from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, sorted_nodes
 from edgekd.export.ranges import (
     Ranges,
     check_calibration,
@@ -35,7 +36,6 @@ from edgekd.export.ranges import (
 from edgekd.export.trt_rules import weight_axis
 from edgekd.export.units import Unit, names_of
 
-_WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
 _HALF_MAX = 65504.0
 
@@ -65,12 +65,12 @@ def calibrate_trt(
     """Measure the ranges of what becomes INT8; arguments and errors as `quantize_trt`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     check_calibration(calibration, model)
-    in_float = set(quantize.float_nodes(model))
+    in_float = set(float_nodes(model))
     extremes, means = observe(
         model, calibration, float_activations(model), to_average(model, in_float)
     )
     refuse_overflow(extremes)
-    near = touched(model, (*_WEIGHTED_OPS, "Add"), in_float)
+    near = touched(model, (*WEIGHTED_OPS, "Add"), in_float)
     near_extremes = {name: extremes[name] for name in near}
     ranges = clipped_ranges(model, calibration, near_extremes, calibrator, symmetric=True)
     return quantize.Calibrated(model, ranges, means, tuple(in_float), len(calibration), calibrator)
@@ -85,20 +85,19 @@ def write_trt(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     corrected = correct_biases(model, calibrated.means, _weight_scales(model, in_float))
     quantized = insert_pairs(to_half(model), ranges, in_float)
-    if keep:
-        read_unrounded(quantized, keep)
+    read_unrounded(quantized, keep)
     del quantized.metadata_props[:]
     onnx.helper.set_model_props(quantized, metadata)
     onnx.checker.check_model(quantized, full_check=True)
     onnx.save(quantized, out)
-    layers = [node.name for node in model.graph.node if node.op_type in _WEIGHTED_OPS]
+    layers = [node.name for node in model.graph.node if node.op_type in WEIGHTED_OPS]
     weights = {
         node.output[0] for node in quantized.graph.node if node.op_type == "DequantizeLinear"
     }
     chosen = {
         node.name
         for node in quantized.graph.node
-        if node.op_type in _WEIGHTED_OPS and node.input[1] in weights
+        if node.op_type in WEIGHTED_OPS and node.input[1] in weights
     }
     return {
         "method": "explicit Q/DQ for TensorRT: int8, symmetric, activations per tensor, weights per channel; "
@@ -108,6 +107,17 @@ def write_trt(
         "quantized_layers": len(chosen & set(layers)),
         "float_layers": sorted(set(layers) - chosen),
     }
+
+
+def float_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that are not quantized: the normalisation, layers on 1 × 1 maps, sums of tokens."""
+    graph = Graph(model)
+    small = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and graph.shape(node.input[0])[2:] == [1, 1]
+    ]
+    return quantize.ahead_of_layers(graph) + small + quantize.between_tokens(graph)
 
 
 def refuse_overflow(ranges: Ranges) -> None:
@@ -134,6 +144,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     finally:
         logging.disable(before)
     del half.graph.value_info[:]  # they still name the old types
+    half = sorted_nodes(half)
     return onnx.shape_inference.infer_shapes(half)
 
 
@@ -142,7 +153,7 @@ def units_trt(calibrated: quantize.Calibrated) -> list[Unit]:
     model = calibrated.model
     chosen = [node for node, _ in _rounded(model, calibrated.ranges, set(calibrated.in_float))]
     names = names_of(model, chosen)
-    return [Unit(names[node.name], (node.name,), node.op_type in _WEIGHTED_OPS) for node in chosen]
+    return [Unit(names[node.name], (node.name,), node.op_type in WEIGHTED_OPS) for node in chosen]
 
 
 def read_unrounded(model: onnx.ModelProto, keep: Collection[str]) -> None:
@@ -186,7 +197,7 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
     scales = _weight_scales(model, in_float)
     nodes, overrides = [], {}
     for node, activations in _rounded(model, ranges, in_float):
-        if node.op_type in _WEIGHTED_OPS:
+        if node.op_type in WEIGHTED_OPS:
             axis, weight_scales = scales[node.input[1]]
             overrides[node.input[1]] = [
                 {"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in weight_scales
@@ -212,12 +223,12 @@ def insert_pairs(model: onnx.ModelProto, ranges: Ranges, in_float: set[str]) -> 
         ),
         nodes_to_quantize=nodes or [""],  # an empty list would mean every node
         nodes_to_exclude=[],
-        op_types_to_quantize=[*_WEIGHTED_OPS, "Add"],
+        op_types_to_quantize=[*WEIGHTED_OPS, "Add"],
         extra_options={
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": [*_WEIGHTED_OPS, "Add"],
+            "OpTypesToExcludeOutputQuantization": [*WEIGHTED_OPS, "Add"],
             "TensorQuantOverrides": overrides,
         },
     )
@@ -249,9 +260,7 @@ def _weight_scales(model: onnx.ModelProto, in_float: set[str]) -> Scales:
             node, onnx.numpy_helper.to_array(constants[node.input[1]]).astype(np.float32)
         )
         for node in model.graph.node
-        if node.op_type in _WEIGHTED_OPS
-        and node.name not in in_float
-        and node.input[1] in constants
+        if node.op_type in WEIGHTED_OPS and node.name not in in_float and node.input[1] in constants
     }
 
 
@@ -269,7 +278,7 @@ def _rounded(
     for node in model.graph.node:
         if node.name in in_float:
             continue
-        if node.op_type in _WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
+        if node.op_type in WEIGHTED_OPS and node.input[1] in constants and node.input[0] in ranges:
             yield node, [node.input[0]]
         elif (
             node.op_type == "Add"

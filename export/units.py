@@ -1,4 +1,5 @@
-"""What INT8 takes or leaves as one: a layer or an addition, for ONNX Runtime with what follows it: activations, pools.
+"""What INT8 takes or leaves as one: a layer or an addition, for ONNX Runtime with what follows it: activations, pools,
+products.
 
 Together the units hold every operation that INT8 changes, so a file whose units all stay in float is the FP32 file.
 """
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgekd.export.quantize import QUANTIZED_OPS, WEIGHTED_OPS, Calibrated
+from edgekd.export.onnx_graph import WEIGHTED_OPS
+from edgekd.export.qdq import plan
+from edgekd.export.quantize import Calibrated
 
-_FOLLOWERS = ("Relu", "Clip", "MaxPool", "AveragePool")
-"""The quantizer takes them along where what they read is rounded anyway, and else leaves them alone."""
+_LEADING_OPS = (*WEIGHTED_OPS, "Add", "Concat")
 
 
 @dataclass(frozen=True)
@@ -28,31 +30,25 @@ class Unit:
 
 
 def units_of(calibrated: Calibrated) -> list[Unit]:
-    """Every unit that INT8 for ONNX Runtime takes, in graph order; no node is in two of them."""
-    graph, skip = calibrated.model.graph, set(calibrated.in_float)
-    leads: list[tuple[onnx.NodeProto, list[str]]] = []
-    after: dict[str, list[str]] = {}  # tensor → the unit that computes it
-    before: dict[str, list[str]] = {}  # tensor → the first unit that reads it
-    waiting = []
-    for node in graph.node:
-        if node.op_type not in QUANTIZED_OPS or node.name in skip:
-            continue
-        if node.op_type not in _FOLLOWERS:
-            leads.append((node, nodes := [node.name]))
+    """Return every unit that INT8 for ONNX Runtime takes, in graph order; no node is in two of them."""
+    taken = plan(calibrated.model, calibrated.in_float).taken
+    units: list[tuple[onnx.NodeProto, list[str]]] = []
+    after: dict[str, list[str]] = {}  # tensor → the nodes of the unit that computes it
+    before: dict[str, list[str]] = {}  # tensor → the nodes of the first unit that reads it
+    for node in taken.values():
+        if node.op_type in _LEADING_OPS:
+            units.append((node, nodes := [node.name]))
             before |= {name: nodes for name in node.input if name not in before}
-        elif node.input[0] in after:
-            (nodes := after[node.input[0]]).append(node.name)
-        else:
-            waiting.append(node)  # its input may be rounded for somebody else who reads it
-            continue
-        after[node.output[0]] = nodes
-    for node in waiting:
-        if node.input[0] in before:
-            (nodes := before[node.input[0]]).append(node.name)
+    for node in taken.values():
+        if node.op_type not in _LEADING_OPS:
+            (nodes := after.get(node.input[0]) or before[node.input[0]]).append(node.name)
             before.setdefault(node.output[0], nodes)
-    names = names_of(calibrated.model, [node for node, _ in leads])
+        else:
+            nodes = next(nodes for lead, nodes in units if lead is node)
+        after[node.output[0]] = nodes
+    names = names_of(calibrated.model, [node for node, _ in units])
     return [
-        Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in leads
+        Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in units
     ]
 
 

@@ -56,6 +56,7 @@ def open_ir(
     threads: int | None = None,
     spinning: bool = True,
     written_by: str = "",
+    inference_precision: str = "f32",
 ) -> Opened:
     """Open an IR file on the CPU.
 
@@ -67,18 +68,20 @@ def open_ir(
         feed: uint8 `[B, size, size, 3]` → that input.
         threads: threads within one operator; None is OpenVINO's choice.
         written_by: the release that wrote the file, for the sentence where this one is too old for it.
+        inference_precision: `f32`, `bf16` or `f16`: what everything that is not int8 computes in. Left to OpenVINO, it
+            would be bfloat16 where the processor has it, whatever the file holds.
 
     Raises:
         NotHere: no OpenVINO.
-        EdgekdError: another release of it, a corrupt file, or one from a newer release.
+        EdgekdError: another release of it, a corrupt file, one from a newer release, or an inference precision that
+            this processor does not have.
     """
     openvino = load_openvino()
     version = version_of(openvino)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        # Left alone, it computes in bfloat16 where the processor has it, whatever the file says.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": inference_precision,
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -98,8 +101,14 @@ def open_ir(
             model = core.read_model(path)
             model.reshape([batch, *item])
             compiled = core.compile_model(model, "CPU", settings)
+            used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except RuntimeError as error:
             raise _explained(error, path, written_by, version) from error
+        if used != inference_precision:
+            raise EdgekdError(
+                f"This processor computes in {used} for OpenVINO, where {path} wants {inference_precision}.",
+                "Export without --inference-precision, or run it on a processor that has it.",
+            )
         request = compiled.create_infer_request()
         return (
             compiled,
@@ -145,7 +154,9 @@ def open_ir(
         return Placement("CPU", {devices[0]: kinds}, "OpenVINO's runtime model")
 
     threads_used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-    return Opened(run, f"OpenVINO {version}, CPU", threads_used, load_ms, placement)
+    return Opened(
+        run, f"OpenVINO {version}, CPU, {inference_precision}", threads_used, load_ms, placement
+    )
 
 
 def version_of(openvino: Any) -> str:

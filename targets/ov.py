@@ -20,5 +20,6 @@ def open_openvino(
         threads=threads,
         spinning=spinning,
         written_by=str(artifact.details.get("openvino", "")),
+        inference_precision=str(artifact.details.get("inference_precision", "f32")),
     )
     return session_of(artifact, opened)

@@ -27,7 +27,7 @@ class Target:
     calibrators: tuple[str, ...] = ("minmax",)
     """Ways to choose the ranges of INT8."""
     default_calibrator: str = "minmax"
-    """The one of them that is taken where none is asked for (docs/results.md has the measurements)."""
+    """The one of them that is taken where none is asked for (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
     """What its files can take."""
     mixed: bool = True
@@ -60,6 +60,7 @@ TARGETS: dict[str, Target] = {
         runtime="OpenVINO, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
+        options=("inference_precision",),
     ),
     "tensorrt": Target(
         name="tensorrt",

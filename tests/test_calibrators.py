@@ -142,7 +142,7 @@ def test_both_dialects_cover_what_the_calibrator_says(
         {
             tensor.name: float(onnx.numpy_helper.to_array(tensor))
             for tensor in onnx.load(tmp_path / name).graph.initializer
-            if tensor.name.endswith("_scale") and not tensor.dims
+            if tensor.name.endswith(("_scale", "/scale")) and not tensor.dims
         }
         for name in ("a.onnx", "b.onnx")
     ]

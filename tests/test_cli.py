@@ -261,7 +261,9 @@ def test_failed_gate_is_exit_code_1(
 def test_error_without_a_hint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(EdgekdError("It is so.")))
+    monkeypatch.setattr(
+        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(EdgekdError("It is so."))
+    )
     with pytest.raises(SystemExit) as leaving:
         main(["evaluate"])
     assert leaving.value.code == 2
@@ -338,7 +340,9 @@ def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(ZeroDivisionError()))
+    monkeypatch.setattr(
+        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(ZeroDivisionError())
+    )
     with pytest.raises(ZeroDivisionError):
         main(["evaluate"])
 

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from torch import nn
 
 from edgekd.errors import EdgekdError
@@ -134,3 +135,29 @@ def test_the_image_feeds_nothing_but_its_cast_where_a_graph_asks_for_the_batch(
     )
     found = session.run(None, {"image": images})[0]
     np.testing.assert_allclose(found, model(torch.from_numpy(images)).detach().numpy(), atol=1e-4)
+
+
+class Windows(nn.Module):
+    """Attention within windows, as MaxViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        config = MaxxVitTransformerCfg(dim_head=4, window_size=(8, 8))
+        self.stem = nn.Conv2d(3, 8, 2, stride=2)
+        self.attention = PartitionAttentionCl(8, cfg=config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2))
+
+
+def test_attention_within_windows_takes_any_batch(tmp_path: Path) -> None:
+    model = Deployable(Windows(), nn.Linear(8, 5), Preprocess(size=32)).eval()
+    export_onnx(model, tmp_path / "x.onnx", size=32, metadata={})
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        x = images(batch)
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(session.run(None, {"image": x})[0], wanted, atol=1e-5)
+    assert model.backbone.attention.attn.fused_attn, "the given model stays as it is"

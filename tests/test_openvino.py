@@ -18,7 +18,8 @@ from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Subject
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
@@ -269,6 +270,37 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
         )
     assert found[0].measured is not None
     assert found[0].measured.facts["versions"]["openvino"] is not None
+
+
+@pytest.mark.parametrize("wanted", ["f32", "bf16"])
+def test_the_inference_precision_is_the_files_own(wanted: str, tmp_path: Path) -> None:
+    if wanted not in processor_precisions():
+        with pytest.raises(EdgekdError, match=f"wants {wanted}"):
+            export(tmp_path / "a", "fp16", options={"inference_precision": wanted})
+        return
+    artifact = export(
+        tmp_path / "a", "fp16", options={"inference_precision": wanted}, min_agreement=None
+    )
+    assert artifact.details["inference_precision"] == wanted
+    session = open_session(tmp_path / "a", threads=1, spinning=False)
+    assert session.provider.endswith(f"CPU, {wanted}")
+    error = np.abs(session.run(pictures(9)) - torch_logits(build(), pictures(9))).max()
+    assert (error < 5e-3) == (wanted == "f32")
+
+
+def processor_precisions() -> set[str]:
+    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {"f32"} | ({"bf16"} if "BF16" in found else set())
+
+
+def test_an_inference_precision_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    for precision, wanted, reason in (
+        ("fp16", "fp8", "no inference precision"),
+        ("fp32", "bf16", "the student's own logits"),
+    ):
+        with pytest.raises(EdgekdError, match=reason):
+            export(tmp_path / "a", precision, options={"inference_precision": wanted})
+    assert not (tmp_path / "a").exists()
 
 
 def test_an_agent_says_which_runtime_it_lacks(

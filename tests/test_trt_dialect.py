@@ -84,6 +84,28 @@ def test_weights_are_rounded_to_their_own_channels_scale(files: tuple[Path, Path
     assert (error <= 0.55 * scale).all()
 
 
+def test_a_scaled_residual_beside_a_quantized_reader_stays_in_float(tmp_path: Path) -> None:
+    """ConvNeXt's: the sum's one side goes into the next depthwise layer too, its other side comes from a product."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 1)
+            self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.gamma = nn.Parameter(torch.rand(8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            y = nn.functional.gelu(self.depthwise(x))
+            return (x + self.gamma * self.head(y)).mean((2, 3))
+
+    model = Deployable(Scaled(), nn.Linear(8, 4), Preprocess(size=SIZE))
+    export_onnx(model, tmp_path / "a", size=SIZE, metadata={})
+    assert quantize_trt(tmp_path / "a", tmp_path / "b", pictures(32))["quantized_layers"] == 4
+    assert findings(onnx.load(tmp_path / "b")) == []
+
+
 def test_scales_by_hand() -> None:
     scales = int8_scales(np.array([127.0, 12.7, 0.0, 1e-7], np.float32))
     assert scales.dtype == np.float16

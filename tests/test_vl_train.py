@@ -45,7 +45,18 @@ def test_train_evaluate_export_on_the_command_line(
 ) -> None:
     out = tmp_path / "run"
     options = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "heads"]
-    common = ["--task", "ve", "--data", str(colours), "--test-domain", "dark", "--out", str(out)]
+    common = [
+        "--task",
+        "ve",
+        "--data",
+        str(colours),
+        "--teacher",
+        "toy",
+        "--test-domain",
+        "dark",
+        "--out",
+        str(out),
+    ]
     cli.app(["vl", "train", *common, *options], standalone_mode=False)
     record = json.loads((out / "vl_run.json").read_text())
     assert record["synthetic"]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
 from edgekd.errors import EdgekdError
-from edgekd.formats import Input, Precision
+from edgekd.formats import EXACT, Input, Precision
 
 
 class FileOptions(Config):
@@ -42,6 +42,8 @@ class FileOptions(Config):
     """TensorRT: the GPUs to build for, for example 8.6,8.9."""
     deployment_target: str | None = None
     """Core ML: oldest system to run on. Default: iOS17."""
+    inference_precision: str | None = None
+    """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
     overwrite: bool = False
     """Replace artifacts of the same name."""
 
@@ -102,7 +104,6 @@ class ExportConfig(QuantizationOptions, FileOptions):
 
     @check
     def _limits(self) -> None:
-        from edgekd.export.parity import EXACT
         from edgekd.targets.registry import TARGETS
 
         mixed = [target.name for target in TARGETS.values() if target.mixed]

@@ -1,0 +1,114 @@
+"""What runs have seen in training, image contents and domains, and how test suites are named by it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekd.split import read_stored_split
+from edgekd.targets.bank import plain_name
+
+SEEN_IN = ("train", "val", "unlabelled")
+"""Roles of `split.json` whose images are no test images."""
+TESTED = "tested"
+"""Role of images that a suite of the run has already: they would count twice."""
+SuiteKind = Literal["ood", "seen", "adapted"]
+LARGEST_OVERLAP = 0.1
+"""From this share of a domain's images on that trained, the domain itself counts as trained."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
+
+    Attributes:
+        roles: content key → `train`, `val` (which selects weights), `unlabelled`, or `tested`.
+        domains: domains with labelled training images.
+        unlabelled_domains: domains (styles) that were seen in unlabelled images alone.
+        left_out: domains that were left out as unseen.
+    """
+
+    roles: Mapping[str, str] = field(default_factory=dict)
+    domains: frozenset[str] = frozenset()
+    unlabelled_domains: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
+
+    def excluded(self, keys: Iterable[str]) -> dict[str, int]:
+        """Role → how many of these image contents were seen in it; roles without any are left out."""
+        count = Counter(self.roles[key] for key in keys if key in self.roles)
+        return {role: count[role] for role in (*SEEN_IN, TESTED) if count[role]}
+
+    def with_tested(self, keys: Iterable[str]) -> Trained:
+        """The same with further image contents as `tested`."""
+        return replace(self, roles=dict.fromkeys(keys, TESTED) | dict(self.roles))
+
+
+def read_trained(path: Path) -> Trained:
+    """Read what a run saw from its `split.json`.
+
+    Raises:
+        EdgekdError: not a split.
+    """
+    stored = read_stored_split(path)
+    domains: Iterable[str] | None = stored.train_domains
+    if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
+        domains = {name.split("/")[0] for name in stored.roles["train"] if name.count("/") >= 2}
+    return Trained(
+        trained_of_split(stored.roles).roles,
+        frozenset(plain_name(name) for name in domains),
+        frozenset(plain_name(name) for name in stored.unlabelled_domains),
+        frozenset(plain_name(name) for name in [stored.test_domain] if name is not None),
+    )
+
+
+def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:
+    """The image contents of a split's roles, each role {image id: content key}; nothing about domains."""
+    return Trained(
+        {key: role for role in reversed(SEEN_IN) for key in roles.get(role, {}).values()}
+    )
+
+
+def trained_of_source(source: Mapping[str, Any]) -> Trained:
+    """What an artifact away from its run says about its training: the domains, but no image contents."""
+    left_out = source.get("test_domain")
+    return Trained(
+        {},
+        frozenset(plain_name(name) for name in source.get("train_domains") or () if name != "all"),
+        frozenset(plain_name(name) for name in source.get("unlabelled_domains") or ()),
+        frozenset(plain_name(name) for name in [left_out] if name is not None),
+    )
+
+
+def all_trained(parts: Sequence[Trained]) -> Trained:
+    """What was seen by any of several runs; `train` goes before `val` before `unlabelled`."""
+    return Trained(
+        {
+            key: role
+            for wanted in reversed(SEEN_IN)
+            for part in parts
+            for key, role in part.roles.items()
+            if role == wanted
+        },
+        frozenset().union(*(part.domains for part in parts)),
+        frozenset().union(*(part.unlabelled_domains for part in parts)),
+        frozenset().union(*(part.left_out for part in parts)),
+    )
+
+
+def suite_kind(names: Collection[str], overlap: Mapping[str, float], trained: Trained) -> SuiteKind:
+    """Return whether a domain counts as unseen (`ood`), trained (`seen`) or seen without labels (`adapted`).
+
+    Args:
+        names: what the domain is called: by its folder, by the suite.
+        overlap: role → share 0–1 of the domain's images whose content was seen in that role.
+    """
+    called = {plain_name(name) for name in names}
+    labelled = overlap.get("train", 0.0) + overlap.get("val", 0.0)
+    if called & trained.domains or labelled > LARGEST_OVERLAP:
+        return "seen"
+    if called & trained.unlabelled_domains or overlap.get("unlabelled", 0.0) > LARGEST_OVERLAP:
+        return "adapted"
+    return "ood"

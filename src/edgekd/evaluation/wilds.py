@@ -1,0 +1,179 @@
+"""Test images of the WILDS benchmark (Koh et al. 2021) through its own package: its splits, its images, its metrics."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.benchmark.subjects import Suite
+from edgekd.data import ImageSet
+from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.readers import printable, read_text
+
+PREFIX = "wilds:"
+DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")
+"""Those of WILDS that classify images."""
+INSIDE = ("id_test", "id_val")
+"""Held-out images of the training domains, the first that a data set has."""
+
+
+@dataclass(frozen=True)
+class _Reader:
+    dataset: Any
+
+    def __call__(self, index: int) -> Image.Image:
+        image: Image.Image = self.dataset.get_input(index)
+        return image.convert("RGB")
+
+
+def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """`wilds:NAME` and `wilds:NAME=DIR` among the `--ood` strings as (name, folder), and the other strings.
+
+    Raises:
+        EdgekdError: a data set that is none of `DATASETS`.
+    """
+    pairs, others = [], []
+    for text in given:
+        if not text.startswith(PREFIX):
+            others.append(text)
+            continue
+        name, _, folder = text.removeprefix(PREFIX).partition("=")
+        if name not in DATASETS:
+            raise EdgekdError(
+                f'WILDS has no images "{name}" to classify.', did_you_mean(name, DATASETS)
+            )
+        pairs.append((name, folder or "data"))
+    return pairs, others
+
+
+def wilds_suites(
+    name: str, root: str, classes: tuple[str, ...], run: str | None = None
+) -> list[Suite]:
+    """The official OOD test split as `ood:NAME`, and held-out images of the training domains as `wilds:NAME/SPLIT`.
+
+    The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
+
+    Args:
+        name: one of `DATASETS`.
+        root: the folder that WILDS calls `root_dir`.
+        classes: of the subjects.
+        run: only subjects of this run are measured on them.
+
+    Raises:
+        EdgekdError: no package, no data, or classes that are not among `classes`.
+    """
+    package = _package()
+    try:
+        dataset = package.get_dataset(dataset=name, root_dir=root, download=False)
+    except FileNotFoundError as error:
+        raise EdgekdError(
+            f"The images of WILDS's {name} are not in {root}.",
+            f"Get them as WILDS says, then name the folder: --ood {PREFIX}{name}=DIR.",
+        ) from error
+    except ImportError as error:
+        raise _lacking(error) from error
+    except ValueError as error:
+        raise EdgekdError(
+            f"WILDS cannot open {name} in {root}: {error}.", "Download it again."
+        ) from error
+    labels = np.asarray(dataset.y_array, dtype=np.int64).reshape(-1)
+    ids = tuple(f"{name}/{index}" for index in range(len(labels)))
+    domain_of = np.zeros(len(labels), dtype=np.int64)
+    images = ImageSet(
+        f"WILDS {name}",
+        _class_names(dataset, name),
+        ("all",),
+        labels,
+        domain_of,
+        ids,
+        ids,
+        None,
+        _Reader(dataset),
+    )
+    images = spoken_as(images, classes, name)
+    splits: dict[str, int] = dataset.split_dict
+    inside = next((split for split in INSIDE if split in splits), None)
+    suites = []
+    for split, title in (("test", f"ood:{name}"), (inside, f"wilds:{name}/{inside}")):
+        if split is None or split not in splits:
+            continue
+        indices = np.flatnonzero(np.asarray(dataset.split_array) == splits[split])
+        if not len(indices):
+            continue
+        place = (
+            "unseen domains"
+            if split == "test"
+            else "held-out images of WILDS's training domains, in no mean"
+        )
+        remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
+        told_by = f"wilds {getattr(package, '__version__', '')}, {name}.eval".replace(" ,", ",")
+        suites.append(
+            Suite(title, images, indices, run, "folder", (remark,), own_metrics=_eval(dataset, indices),
+                  own_metrics_by=told_by)
+        )  # fmt: skip
+    if not suites:
+        raise EdgekdError(
+            f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}."
+        )
+    return suites
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("wilds")
+    except ImportError as error:
+        raise _lacking(error) from error
+
+
+def _lacking(error: ImportError) -> EdgekdError:
+    return EdgekdError(
+        f"WILDS is read by its own package, which does not load ({error}).", "pip install wilds"
+    )
+
+
+def _eval(
+    dataset: Any, indices: NDArray[np.int64]
+) -> Callable[[NDArray[np.int64]], dict[str, float]]:
+    """The data set's metrics of answers for `indices`; without those of groups that have no images, which are NaN."""
+    import torch
+
+    def metrics(answers: NDArray[np.int64]) -> dict[str, float]:
+        chosen = torch.from_numpy(indices)
+        results, _ = dataset.eval(
+            torch.from_numpy(answers.astype(np.int64)),
+            torch.as_tensor(dataset.y_array)[chosen],
+            dataset.metadata_array[chosen],
+        )
+        return {
+            str(key): float(value) for key, value in results.items() if math.isfinite(float(value))
+        }
+
+    return metrics
+
+
+def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
+    """Names where WILDS has some, else the numbers."""
+    count = int(dataset.n_classes)
+    if name == "camelyon17":
+        return ("normal", "tumor")
+    if name == "fmow":
+        return tuple(importlib.import_module("wilds.datasets.fmow_dataset").categories)
+    table = (
+        Path(str(dataset.data_dir)) / "categories.csv"
+    )  # iWildCam: columns y and name, among others
+    if table.is_file():
+        lines = read_text(table, "list of categories").splitlines()
+        names = {row.get("y"): row.get("name") for row in csv.DictReader(lines)}
+        if all(names.get(str(number)) for number in range(count)):
+            return tuple(printable(str(names[str(number)])) for number in range(count))
+    return tuple(str(number) for number in range(count))
