@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from edgekd.benchmark.measure.speed import WIDE_CV, in_words, speed_between
+from edgekd.benchmark.measure.speed import (
+    WIDE_CV,
+    in_words,
+    load_of,
+    reason_to_withhold,
+    speed_between,
+)
 from edgekd.benchmark.report.metric import ms, percent, points
 from edgekd.benchmark.report.rows import Difference, SummaryRow, UnknownRow
 from edgekd.benchmark.report.schema import GainRow, Report, of
@@ -141,6 +147,9 @@ def _speed(report: Report, file: SummaryRow | None) -> str:
     env = report.environment
     where = f"{env['cpu']}, {env['usable_cores']} cores" if time.device == "local" else time.device
     text = f"{_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
+    # The ratio (0, 0) leaves what speaks against the latency itself.
+    doubt = reason_to_withhold((time,), (0.0, 0.0), load_of(report.environment, time.device))
+    text += f"; indicative only, since {doubt}" if doubt else ""
     other = _fp32(report, file)
     return f"{text}. {_beside(report, file, other) if other else ''}".rstrip()
 
