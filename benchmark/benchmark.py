@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import environment
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
-from edgekd.benchmark.aggregate import suite_row
 from edgekd.benchmark.clock_images import buffers_of, encoded_of
 from edgekd.benchmark.compare import check_comparable, compare, gain_rows
 from edgekd.benchmark.device import device_facts
-from edgekd.benchmark.energy import per_image
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.aggregate import suite_row
+from edgekd.benchmark.evaluate.scores import Logits, score
 from edgekd.benchmark.gates import Gate, evaluate
-from edgekd.benchmark.latency import (
+from edgekd.benchmark.measure import environment
+from edgekd.benchmark.measure.energy import per_image
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.latency import (
     CONTEXT,
     END_TO_END,
     END_TO_END_QUICK,
@@ -32,19 +34,20 @@ from edgekd.benchmark.latency import (
     rotating,
     summarise,
 )
-from edgekd.benchmark.placement import placement_rows
+from edgekd.benchmark.measure.local import measure_artifacts, measure_end_to_end
+from edgekd.benchmark.measure.placement import placement_rows
+from edgekd.benchmark.measure.speed import load_of, speed_rows
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.report.notes import notes
-from edgekd.benchmark.report.rows import HERE, EnergyRow, LatencyRow
+from edgekd.benchmark.report.rows import HERE
 from edgekd.benchmark.report.schema import Comparison, Report
+from edgekd.benchmark.report.timings import EnergyRow, LatencyRow
 from edgekd.benchmark.report.write import write_report
-from edgekd.benchmark.scores import Logits, score
-from edgekd.benchmark.speed import load_of, speed_rows
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.throughput import Grid, throughput_rows
-from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts, measure_end_to_end
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say
 from edgekd.errors import EdgekdError
 from edgekd.folders import REPORT, publishing
+from edgekd.targets.devices.result import Clocked
 
 
 def run_benchmark(
@@ -95,9 +98,7 @@ def run_benchmark(
     latency, parts, whole = _latency(
         subjects, suites, protocol, threads, together=compared is not None, energy=energy
     )
-    throughput = throughput_rows(
-        subjects, buffers_of(subjects, suites)[0] if grid else {}, grid, quick=quick
-    )
+    throughput = throughput_rows(subjects, encoded_of(suites) if grid else (), grid, quick=quick)
     scores = score(subjects, suites, logits)
     facts = environment.describe() | {
         "before": before,
@@ -144,13 +145,7 @@ def run_benchmark(
     )
     found = {"notes": tuple(notes(report)), "gates": evaluate(gates, report), "folder": out}
     report = report.model_copy(update=found)
-    raw: dict[str, NDArray[Any]] = {}
-    for subject in subjects:
-        raw |= _raw(f"{subject.run}/{subject.name}", parts[subject.key])
-        if subject.key in whole:
-            raw[f"end_to_end_ms/{subject.run}/{subject.name}"] = whole[
-                subject.key
-            ].samples.samples_ms
+    raw = _raw(subjects, parts, whole)
     predictions = _predictions(subjects, suites, logits)
     with publishing(out, REPORT, overwrite=overwrite) as scratch:
         write_report(
@@ -236,7 +231,7 @@ def _latency(
     *,
     together: bool,
     energy: str | None,
-) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]], dict[str, ArtifactLatency]]:
+) -> tuple[list[LatencyRow], dict[str, list[LatencySamples]], dict[str, Clocked]]:
     """A row for each subject; by its key the samples of each process, and an artifact's clock from file to answer."""
     models = {subject.key: subject for subject in subjects}
     buffers, prepare_ms = buffers_of(models.values(), suites)
@@ -251,18 +246,23 @@ def _latency(
         },
         CONTEXT,
     )
-    here = {key: subject for key, subject in artifacts.items() if subject.measured is None}
+    here = {
+        key: subject.folder
+        for key, subject in artifacts.items()
+        if subject.measured is None and subject.folder is not None
+    }
+    encoded = encoded_of(suites) if here else []
     exported = measure_artifacts(
-        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
-        {key: buffers[subject.preprocess.hash] for key, subject in here.items()},
+        here,
+        encoded,
         protocol,
         threads=threads,
         together=together,
         energy=energy,
     )
     whole = measure_end_to_end(
-        {key: subject.folder for key, subject in here.items() if subject.folder is not None},
-        encoded_of(suites) if here else (),
+        here,
+        encoded,
         END_TO_END_QUICK if protocol is QUICK else END_TO_END,
         threads=threads,
     )
@@ -306,7 +306,7 @@ def _latency(
     return found_rows, parts, whole
 
 
-def _whole_facts(whole: ArtifactLatency) -> dict[str, Any]:
+def _whole_facts(whole: Clocked) -> dict[str, Any]:
     return {
         "end_to_end_p50_ms": percentile(whole.samples.samples_ms, 50),
         "end_to_end_p90_ms": percentile(whole.samples.samples_ms, 90),
@@ -314,7 +314,7 @@ def _whole_facts(whole: ArtifactLatency) -> dict[str, Any]:
     }
 
 
-def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
+def _session_facts(found: Sequence[Clocked]) -> dict[str, Any]:
     return {
         "provider": found[0].provider,
         "threads": found[0].threads,
@@ -323,7 +323,7 @@ def _session_facts(found: Sequence[ArtifactLatency]) -> dict[str, Any]:
     }
 
 
-def _energy(found: Sequence[ArtifactLatency]) -> EnergyRow | None:
+def _energy(found: Sequence[Clocked]) -> EnergyRow | None:
     joules = [one.samples.joules for one in found if one.samples.joules is not None]
     told = [one.energy for one in found if one.energy is not None]
     if len(joules) < len(found) or len(told) < len(found):
@@ -334,11 +334,20 @@ def _energy(found: Sequence[ArtifactLatency]) -> EnergyRow | None:
     return EnergyRow(**per_image(joules, [one.samples.metered_s for one in found], images, facts))
 
 
-def _raw(name: str, parts: Sequence[LatencySamples]) -> dict[str, NDArray[Any]]:
+def _raw(
+    subjects: Sequence[Subject],
+    parts: Mapping[str, Sequence[LatencySamples]],
+    whole: Mapping[str, Clocked],
+) -> dict[str, NDArray[Any]]:
+    """The arrays of latency.npz."""
     raw: dict[str, NDArray[Any]] = {}
-    for process, part in enumerate(parts):
-        raw[f"samples_ms/{name}/{process}"] = part.samples_ms
-        raw[f"blocks/{name}/{process}"] = part.blocks
+    for subject in subjects:
+        name = f"{subject.run}/{subject.name}"
+        for process, part in enumerate(parts[subject.key]):
+            raw[f"samples_ms/{name}/{process}"] = part.samples_ms
+            raw[f"blocks/{name}/{process}"] = part.blocks
+        if subject.key in whole:
+            raw[f"end_to_end_ms/{name}"] = whole[subject.key].samples.samples_ms
     return raw
 
 

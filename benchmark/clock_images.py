@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Subject, Suite, prepare
 from edgekd.benchmark.device import latency_places
-from edgekd.benchmark.stats import percentile
+from edgekd.benchmark.evaluate.accuracy import prepare
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.targets.devices.payload import encoded_image
 
 

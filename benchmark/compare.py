@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Predict, Subject, Suite
-from edgekd.benchmark.latency import LatencySamples, Protocol, measure_interleaved, rotating
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
+from edgekd.benchmark.measure.intervals import ratio_interval
+from edgekd.benchmark.measure.latency import LatencySamples
+from edgekd.benchmark.measure.speed import Timed, reason_to_withhold, turns_of
 from edgekd.benchmark.report.rows import Difference
-from edgekd.benchmark.report.schema import (
-    Cause,
-    Comparison,
-    GainRow,
-    SpeedRow,
-    SuiteComparison,
-    Where,
-)
-from edgekd.benchmark.speed import Timed, reason_to_withhold
-from edgekd.benchmark.stats import mcnemar_p, paired_interval, percentile, ratio_interval
+from edgekd.benchmark.report.schema import Cause, Comparison, GainRow, SuiteComparison, Where
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
@@ -82,7 +75,7 @@ def compare(
         load: load average per core of this machine before the run.
         first_samples, second_samples: one entry per process, measured in alternating blocks of the same process.
     """
-    turns, p50 = _turns(first_samples, second_samples)
+    turns, p50 = turns_of(first_samples, second_samples)
     ci95 = ratio_interval(*turns)
     return Comparison(
         a_run=first.run,
@@ -100,53 +93,6 @@ def compare(
             _on(suites[number], logits[first.key, number], logits[second.key, number])
             for number in shared_suites(first, second, suites)
         ),
-    )
-
-
-NOTE = Protocol("note", 20, 0.5, 4.0, 60, 2.0, 8.0, 0.1, 1)
-"""A few seconds for one sentence."""
-
-
-@dataclass(frozen=True)
-class _Timed:
-    subject: str
-    settled: bool
-    cv: float
-    other_cpu: float | None
-    stolen_cpu: float | None
-
-
-def speed_here(models: Mapping[str, Predict], images: NDArray[np.uint8]) -> SpeedRow:
-    """Time two models in alternating blocks of this process, for a few seconds, and return their ratio.
-
-    Args:
-        models: names of A and B, in this order, and how they answer.
-        images: uint8 `[N, H, W, 3]`, in rotation.
-    """
-    found = measure_interleaved(
-        {name: rotating(model, images) for name, model in models.items()}, NOTE
-    )
-    (a, first), (b, second) = found.items()
-    turns, p50 = _turns([first], [second])
-    timed = [
-        _Timed(
-            name,
-            one.settled,
-            float(one.samples_ms.std() / one.samples_ms.mean()),
-            one.other_cpu,
-            one.stolen_cpu,
-        )
-        for name, one in found.items()
-    ]
-    ci95 = ratio_interval(*turns)
-    return SpeedRow(
-        a_run="",
-        a=a,
-        b_run="",
-        b=b,
-        ratio=p50[0] / p50[1],
-        ci95=ci95,
-        withheld=reason_to_withhold(timed, ci95),
     )
 
 
@@ -244,29 +190,3 @@ def _content(suite: Suite) -> tuple[object, ...]:
     """Return what identifies the images of a suite, their order, labels and classes."""
     ids = tuple(suite.images.ids[index] for index in suite.indices)
     return ids, suite.labels.tobytes(), suite.images.classes
-
-
-Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
-
-
-def _turns(
-    first: Sequence[LatencySamples], second: Sequence[LatencySamples]
-) -> tuple[Turns, tuple[float, float]]:
-    """Return the samples of A and of B in each turn, the process of each turn, and both medians over these turns.
-
-    Blocks of the slower model after the other has finished have no partner and are left out.
-    """
-    a: list[NDArray[np.float64]] = []
-    b: list[NDArray[np.float64]] = []
-    process_of: list[int] = []
-    for process, (one, other) in enumerate(zip(first, second, strict=True)):
-        pairs = list(zip(_by_block(one), _by_block(other), strict=False))
-        a += [block for block, _ in pairs]
-        b += [block for _, block in pairs]
-        process_of += [process] * len(pairs)
-    p50 = percentile(np.concatenate(a), 50), percentile(np.concatenate(b), 50)
-    return (a, b, np.asarray(process_of, dtype=np.int64)), p50
-
-
-def _by_block(samples: LatencySamples) -> list[NDArray[np.float64]]:
-    return np.split(samples.samples_ms, np.flatnonzero(np.diff(samples.blocks)) + 1)

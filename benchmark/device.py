@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import throughput
-from edgekd.benchmark.accuracy import Subject, Suite, columns_of, prepare
-from edgekd.benchmark.latency import FULL, MIN_BUFFERS, QUICK
-from edgekd.benchmark.measured import Measured
-from edgekd.benchmark.throughput import Grid
-from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.benchmark.evaluate.accuracy import columns_of, prepare
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.latency import FULL, MIN_BUFFERS, QUICK
+from edgekd.benchmark.measure.measured import Measured
+from edgekd.benchmark.measure.throughput import Grid
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_artifact
@@ -27,7 +27,7 @@ from edgekd.targets.agent.runtimes import FORMATS, PACKAGES, needs
 from edgekd.targets.devices.drive import Device, measure_on, unable
 from edgekd.targets.devices.find import find_device
 from edgekd.targets.devices.payload import ImagePack, Payload, artifact_folder_name, assemble
-from edgekd.targets.devices.result import Clocked, DeviceResult, check_result, open_result
+from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,10 +327,9 @@ def _subjects(
             if (place := order.places[clocked, index]) in checks
         ]
         measured = Measured(
-            [_latency(clock) for clock in one.model],
-            _latency(one.whole),
+            one.model,
+            one.whole,
             one.prepare_ms,
-            one.peak_rss_mb,
             logits,
             facts,
             float(np.mean(same)) if same else None,
@@ -342,12 +341,6 @@ def _subjects(
             replace(subject, name=f"{subject.name}@{shown}", device=shown, measured=measured)
         )
     return found
-
-
-def _latency(clock: Clocked) -> ArtifactLatency:
-    return ArtifactLatency(
-        clock.samples, clock.load_ms, clock.provider, clock.threads, clock.energy
-    )
 
 
 def _places(

@@ -20,11 +20,11 @@ from edgekd.benchmark.report.rows import (
     AccuracyRow,
     CorruptionRow,
     DetectionRow,
-    LatencyRow,
     SummaryRow,
     UnknownRow,
 )
 from edgekd.benchmark.report.schema import GateRow, Report, of
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.errors import EdgekdError, did_you_mean
 
 Operator = Literal["<=", ">=", "<", ">"]

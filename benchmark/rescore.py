@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.compare import gain_rows
+from edgekd.benchmark.evaluate.scores import Logits, score
 from edgekd.benchmark.report.rows import SuiteRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import read_results
-from edgekd.benchmark.scores import Logits, score
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError
 from edgekd.preprocess import Preprocess

@@ -9,6 +9,7 @@ image and the same precision. Random pixels on both sides: benchmark_app draws i
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from edgekd.benchmark.latency import QUICK
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.worker import measure_artifacts
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.latency import QUICK
+from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.manifest import read_artifact
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")
@@ -51,10 +53,15 @@ def app_ms(model: Path, size: int, seconds: int) -> Times:
 
 
 def own_ms(folder: Path, size: int, seconds: int) -> Times:
-    """One round of edgekd's worker."""
+    """One round of edgekd's stopwatch."""
     rule = replace(QUICK, seconds=float(seconds), runs=100)
     pixels = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), dtype=np.uint8)
-    [found] = measure_artifacts({"a": folder}, {"a": pixels}, rule, threads=1)["a"]
+    encoded = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    [found] = measure_artifacts({"a": folder}, encoded, rule, threads=1)["a"]
     samples = found.samples.samples_ms
     return percentile(samples, 50), float(samples.min())
 

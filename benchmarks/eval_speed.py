@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import load_images
 from edgekd.targets.session import open_session
 

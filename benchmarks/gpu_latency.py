@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.latency import FULL, QUICK, measure_interleaved, rotating
+from edgekd.benchmark.measure.latency import FULL, QUICK, measure_interleaved, rotating
 from edgekd.distill.load import load_run
 from edgekd.errors import EdgekdError
 from edgekd.export.run import deployable, parity_images

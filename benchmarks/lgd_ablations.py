@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from cells import Cell, finished
 
-from edgekd.benchmark.metrics import top1
+from edgekd.benchmark.evaluate.metrics import top1
 from edgekd.configs.train import TrainConfig
 from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import softmax
 from torch.optim.swa_utils import update_bn
 
+from edgekd.console import say
 from edgekd.distill.averaging import Ema, LastWeights, Swad
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.job import Job
@@ -21,6 +23,7 @@ from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student, fit_scale, save_student
 from edgekd.distill.teacher import ClipTeacher
+from edgekd.distill.teaching import plain_embeddings
 from edgekd.distill.tower import interpolate_with_teacher
 from edgekd.distill.validate import domain_mean, source_loss
 from edgekd.distill.views import render
@@ -28,6 +31,7 @@ from edgekd.errors import EdgekdError
 from edgekd.files import sha256_file
 from edgekd.manifest import Run
 from edgekd.readers import read_torch
+from edgekd.unlabelled import NO_DATA
 from edgekd.version import __version__
 
 SWAD_EVALUATIONS = 20
@@ -96,10 +100,15 @@ def finish(
             f"The trained student's scores are not finite: its weights grew without bound ({selection}).",
             "Lower --lr; nothing was saved from this run.",
         )
-    final.scale.fill_(
-        fit_scale(torch.from_numpy(scores), torch.from_numpy(images.labels[split.val]))
-    )
-    progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)
+    if config.data == NO_DATA:
+        selection += "; scale fitted to the teacher's probabilities, as no image has a label"
+        targets = _teacher_probabilities(job)
+        agreement = float((scores.argmax(axis=1) == targets.argmax(dim=1).numpy()).mean())
+        say(f"the teacher's class on {100 * agreement:.1f} % of {len(scores)} held-out images")
+    else:
+        targets = torch.from_numpy(images.labels[split.val])
+        progress.evaluated(steps, domain_mean(scores, images, split.val), final=True)
+    final.scale.fill_(fit_scale(torch.from_numpy(scores), targets))
     save_student(
         final, out / "student.safetensors", {"student": config.student, "recipe": recipe.name}
     )
@@ -133,6 +142,14 @@ def finish(
     shutil.rmtree(out / "swad", ignore_errors=True)
     for path in (checkpoint.path, checkpoint.best_path):
         path.unlink(missing_ok=True)
+
+
+def _teacher_probabilities(job: Job) -> Tensor:
+    """The teacher's zero-shot probabilities on the held-out images, float `[len(val), C]`."""
+    assert job.teacher is not None
+    assert job.bank is not None
+    found = plain_embeddings(job.fabric, job.teacher, job.images, job.split.val)
+    return softmax(job.bank.zero_shot(found), dim=-1)
 
 
 @torch.no_grad()

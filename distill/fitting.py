@@ -12,6 +12,7 @@ from edgekd.distill.students import TEACHERS_TOWER, timm_name
 from edgekd.distill.terms import uses_labels
 from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
+from edgekd.unlabelled import NO_DATA
 
 
 def settle_method(config: TrainConfig) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
             f"The recipe {recipe.name} reads no text, so descriptions are of no use.",
             "Leave them out; in a study give them to one recipe: --recipe-set vlm-ood:descriptions=FILE.",
         )
-    if config.vocabulary is not None:
+    if config.vocabulary is not None and config.data != NO_DATA:
         labelled = [
             name
             for stage in recipe.stages
@@ -106,6 +107,8 @@ def _check_inputs(recipe: Recipe, config: TrainConfig) -> None:
 
 
 def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
+    if config.data == NO_DATA:
+        _check_label_free(config)
     if not (config.unlabelled or config.adapt):
         return
     if config.unlabelled_filter and not recipe.needs & {"teacher", "bank"}:
@@ -113,12 +116,31 @@ def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
             f"The recipe {recipe.name} has no teacher to filter unlabelled images with.",
             "Leave unlabelled_filter out.",
         )
-    terms = [item for stage in recipe.stages for item in stage.terms.items()]
-    if all(uses_labels(name, spec) for name, spec in terms):
+    if not recipe.takes_unlabelled:
         raise EdgekdError(
             f"Every term of the recipe {recipe.name} needs labels, so unlabelled images are of no use.",
             "Leave --unlabelled out, or take a recipe that reads the teacher: edgekd list recipes.",
         )
+
+
+def _check_label_free(config: TrainConfig) -> None:
+    if config.vocabulary is None or not config.unlabelled:
+        raise EdgekdError(
+            "A run without labelled images needs names and unlabelled images.",
+            "Give --vocabulary FILE and --unlabelled DIR.",
+        )
+    read_vocabulary(config.vocabulary)
+    for name, is_set in {
+        "--select best": config.select == "best",
+        "--average swad": config.average == "swad",
+        "--eval-every": config.eval_every is not None,
+        "--unlabelled-filter": config.unlabelled_filter,
+    }.items():
+        if is_set:
+            raise EdgekdError(
+                f"{name} needs labelled validation images, and there are none.",
+                "Leave it out, or give labelled images with --data.",
+            )
 
 
 def _check_student(recipe: Recipe, config: TrainConfig) -> None:

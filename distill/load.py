@@ -20,6 +20,7 @@ from edgekd.manifest import Run, read_run
 from edgekd.readers import read_tensors
 from edgekd.scarce import run_images
 from edgekd.split import Split, read_split
+from edgekd.unlabelled import NO_DATA, label_free
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,36 @@ class LoadedRun:
         kept = self.folder / DESCRIPTIONS_FILE
         return kept_descriptions(kept, self.config.descriptions, classes, may_run=False)
 
+    def check_labelled(self) -> None:
+        """Refuse a run that has no labelled images of its own to test on."""
+        if self.run.data == NO_DATA:
+            raise EdgekdError(
+                f"{self.run.name} was trained without labels, so it has no test images of its own.",
+                "Give labelled images: --data DIR, or edgekd benchmark --ood NAME=DIR.",
+            )
+
     def images(self, override: str | None = None) -> ImageSet:
         """The run's images, those of classes that never trained left out."""
+        if override is None and self.run.data == NO_DATA:
+            return self._label_free()[0]
         return run_images(load_images(override or self.run.data), self.config)
 
     def data(self, override: str | None = None) -> tuple[ImageSet, Split]:
         """The run's images and its written-down split; `override` says where the images lie now."""
+        if override is None and self.run.data == NO_DATA:
+            return self._label_free()
         images = self.images(override)
         return images, read_split(self.folder / "split.json", images)
+
+    def _label_free(self) -> tuple[ImageSet, Split]:
+        config = self.config
+        return label_free(
+            config.unlabelled,
+            tuple(self.run.classes),
+            config.unlabelled_images,
+            config.split_seed,
+            self.folder / "split.json",
+        )
 
 
 def load_run(folder: Path) -> LoadedRun:

@@ -33,7 +33,7 @@ class RawBatch:
     teacher_pixels: Tensor | None
     """For an online teacher: uint8 `[b, S', S', 3]`."""
     restyle: Restyle | None = None
-    """How the student's views are redrawn after the teacher's."""
+    """How the views are redrawn."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class BatchSource:
             params=view_params(keys, views.tolist(), self.policy),
             labels=torch.from_numpy(images.labels[indices]),
             teacher=teacher,
-            restyle=self._restyle(keys, visits, every) if self.restyle else None,
+            restyle=self._restyle(keys, views, every) if self.restyle else None,
             teacher_pixels=torch.from_numpy(self.teacher_store.batch(indices))
             if self.teacher_store
             else None,
         )
 
     def _restyle(
-        self, keys: list[str], visits: NDArray[np.int64], batch: NDArray[np.int64]
+        self, keys: list[str], views: NDArray[np.int64], batch: NDArray[np.int64]
     ) -> Restyle:
         assert self.restyle is not None
-        how, places = restyle_params(keys, visits.tolist(), self.restyle)
+        how, places = restyle_params(keys, views.tolist(), self.restyle)
         partners = self.store.batch(batch[(places * len(batch)).astype(np.int64)])
         return how._replace(partners=torch.from_numpy(partners))
 

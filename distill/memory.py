@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Let glibc reuse large blocks instead of handing them back to the kernel.
 
     It maps everything beyond 32 MiB anew, and a batch's activations are that large: at every step the kernel then
-    clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/results.md).
+    clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/measurements.md).
 
     Returns:
         Whether this process runs on glibc, and took it.

@@ -15,12 +15,13 @@ from edgekd.distill.fitting import settle_method
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
+from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
 from edgekd.files import write_json
 from edgekd.folders import RUN, clear, free_name, growing
 from edgekd.scarce import check_unseen, run_images, run_split
 from edgekd.split import Split, read_split
-from edgekd.unlabelled import with_unlabelled
+from edgekd.unlabelled import NO_DATA, label_free, with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 120
@@ -46,10 +47,12 @@ def settle(config: TrainConfig) -> TrainConfig:
         say(f"resuming {out} with the settings it was started with")
         return stored.model_copy(update={"out": out, "resume": True})
     chosen: dict[str, object] = settle_start(config)
+    if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:
+        chosen["data"] = NO_DATA
     config = config.model_copy(update=chosen)
     chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
-    toy, tower = config.data == "toy", config.student == TEACHERS_TOWER
+    toy, tower = is_toy(config), config.student == TEACHERS_TOWER
     _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
     chosen["unlabelled"] = tuple(_absolute(source) for source in config.unlabelled)
@@ -100,11 +103,19 @@ def uses_teacher(config: TrainConfig) -> bool:
 
 def _check_teacher(config: TrainConfig) -> None:
     """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
-    if config.data != "toy" and "teacher" not in config.model_fields_set and uses_teacher(config):
+    own = not is_toy(config) and config.data is not None and Path(config.data).expanduser().exists()
+    if own and "teacher" not in config.model_fields_set and uses_teacher(config):
         raise EdgekdError(
             f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
             "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
         )
+
+
+def is_toy(config: TrainConfig) -> bool:
+    """Whether a run has built-in images alone."""
+    if config.data == NO_DATA:
+        return all(source.startswith("toy:") for source in config.unlabelled)
+    return config.data == "toy"
 
 
 def _absolute(spec: str) -> str:
@@ -126,10 +137,17 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
         The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
     """
     assert config.out is not None
+    path = config.out / "split.json"
+    if config.data == NO_DATA:
+        assert config.vocabulary is not None
+        names = read_vocabulary(config.vocabulary)
+        before = path if config.resume and path.exists() else None
+        return label_free(
+            config.unlabelled, names, config.unlabelled_images, config.split_seed, before
+        )
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
-    path = config.out / "split.json"
     split = (
         read_split(path, images) if config.resume and path.exists() else run_split(config, images)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgekd.distill.students import Projector
-from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs
+from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs, uses_labels
 from edgekd.errors import EdgekdError, did_you_mean
 
 Part = Literal["backbone", "projector", "head"]
@@ -57,6 +57,12 @@ class Recipe:
     """Of the visual bank, where a term looks at one."""
     centre: bool = False
     """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
+
+    @property
+    def takes_unlabelled(self) -> bool:
+        """Whether some term counts images without a label."""
+        terms = [item for stage in self.stages for item in stage.terms.items()]
+        return not all(uses_labels(name, spec) for name, spec in terms)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -187,6 +193,20 @@ RECIPES: dict[str, Recipe] = {
             (
                 Stage("probe", 0.3, {"ce": TermSpec(1.0)}, ("head",), lr=10.0),
                 Stage("finetune", 0.7, {"ce": TermSpec(1.0)}, ("backbone", "head")),
+            ),
+        ),
+        Recipe(
+            "pseudo-label",
+            "labels, and the student's own confident answers on all images: self-training without a teacher",
+            "Lee 2013; threshold 0.95 as in FixMatch (Sohn et al. 2020)",
+            "linear",
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {"ce": TermSpec(1.0), "pseudo_ce": TermSpec(1.0, {"threshold": 0.95})},
+                    ("backbone", "head"),
+                ),
             ),
         ),
         Recipe(

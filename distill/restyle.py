@@ -2,14 +2,16 @@
 
 Half of the student's views are redrawn: amplitudes mixed with another image's (Fourier; FACT, Xu et al., CVPR 2021),
 random convolutions (RandConv, Xu et al., ICLR 2021), line drawings (extended difference of Gaussians, Winnemöller et
-al. 2012), flattened painting (Kuwahara filter, posterised), solarisation. The teacher's target is that of the view
-before. Everything is a function of the image's content hash, the number of the visit and the policy; the partner of a
-Fourier mixture is drawn from the global batch, so it does not depend on the number of processes.
+al. 2012), flattened painting (Kuwahara filter, posterised), solarisation. The teacher embeds the same restyled view
+(consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024); of a Fourier mixture, whose partner is drawn from the
+global batch, it embeds the view before. Everything is a function of the image's content hash, the number of the view,
+the policy and, for the partner, the batch; nothing depends on the number of processes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -25,9 +27,10 @@ from edgekd.files import short_hash
 
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
-_WINDOW = 5
-_BLURS = (0.7, 1.1, 1.8, 2.9)
-"""Standard deviations in pixels; a line drawing subtracts two neighbours."""
+_WINDOW = 5 / 64
+"""Side of the windows that a view is flattened by, as a part of its side."""
+_BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
+"""Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,16 @@ class Restyle(NamedTuple):
     kinds: NDArray[np.int64]
     """`[B]`, place in `KINDS`, −1 for a view that stays as it is."""
     draws: Tensor
-    """Float `[B, 4]` in 0–1: the numbers of each kind."""
+    """Float `[B, 6]` in 0–1: the numbers of each kind."""
     kernels: Tensor
     """Float `[n, 3, 3, 7, 7]` of the `n` random convolutions, in order."""
     partners: Tensor
     """uint8 `[m, S, S, 3]`: other images for the `m` Fourier mixtures, in order."""
+
+    def for_teacher(self) -> Restyle:
+        """Return the restyling without the kinds whose outcome depends on other images."""
+        kinds = np.where(self.kinds == KINDS.index("fourier"), -1, self.kinds)
+        return self._replace(kinds=kinds)
 
     def rows(self, kind: str) -> Tensor:
         """Rows of the views of one kind, int64."""
@@ -61,21 +69,21 @@ class Restyle(NamedTuple):
 
 
 def restyle_params(
-    keys: Sequence[str], visits: Sequence[int], policy: RestylePolicy
+    keys: Sequence[str], views: Sequence[int], policy: RestylePolicy
 ) -> tuple[Restyle, NDArray[np.float64]]:
-    """Draw how visit `visits[i]` of the image with content hash `keys[i]` is restyled.
+    """Draw how view `views[i]` of the image with content hash `keys[i]` is restyled.
 
     Returns:
         The restyling, without partners; and for each Fourier mixture a number in 0–1 that chooses its partner.
     """
     edges = policy.share * np.cumsum(policy.weights) / sum(policy.weights)
     kinds = np.full(len(keys), -1, dtype=np.int64)
-    draws = np.zeros((len(keys), 4), dtype=np.float32)
+    draws = np.zeros((len(keys), 6), dtype=np.float32)
     kernels, partners = [], []
-    for row, (key, visit) in enumerate(zip(keys, visits, strict=True)):
-        digest = hashlib.sha256(f"{policy.id}/{key}/{visit}".encode()).digest()
+    for row, (key, view) in enumerate(zip(keys, views, strict=True)):
+        digest = hashlib.sha256(f"{policy.id}/{key}/{view}".encode()).digest()
         rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-        kind, partner, *own = rng.random(6)
+        kind, partner, *own = rng.random(8)
         draws[row] = own
         if kind >= policy.share:
             continue
@@ -120,7 +128,7 @@ def restyle(views: Tensor, how: Restyle) -> Tensor:
         rows = how.rows(kind).to(views.device)
         if not len(rows):
             continue
-        own, numbers = views[rows], draws[rows][:, :, None, None, None]  # [b, 4, 1, 1, 1]
+        own, numbers = views[rows], draws[rows][:, :, None, None, None]  # [b, 6, 1, 1, 1]
         if kind == "fourier":
             partners = how.partners.to(views.device).permute(0, 3, 1, 2).float() / 255
             redrawn = _fourier(own, partners, numbers[:, 0])
@@ -164,20 +172,22 @@ def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _lines(own: Tensor, draws: Tensor) -> Tensor:
-    """Draw dark lines on white paper, at one of three widths; a third keeps its colours under the lines.
+    """Draw darker lines on bright paper, at one of three widths; a third keeps its colours under the lines.
 
     Half of the views are flattened first, which leaves outlines and drops texture.
     """
     rows = torch.arange(len(own), device=own.device)
-    smooth = torch.where((draws[:, 1] < 0.5)[:, None, None, None], _flattened(own), own)
+    numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
+    smooth = torch.where(numbers[:, 1] < 0.5, _flattened(own), own)
     grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
-    blurred = torch.stack([gaussian_blur(grey, [9, 9], [sigma, sigma]) for sigma in _BLURS])
+    sigmas = [part * own.shape[-1] for part in _BLURS]
+    reach = 2 * math.ceil(2 * sigmas[-1]) + 1
+    blurred = torch.stack([gaussian_blur(grey, [reach, reach], [s, s]) for s in sigmas])
     width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
     edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
-    strength = (15 + 60 * draws[:, 2])[:, None, None, None]
-    ink = torch.tanh((edges - 0.005).clamp(min=0) * strength)
-    paper = torch.where((draws[:, 3] < 1 / 3)[:, None, None, None], own, torch.ones_like(own))
-    return paper * (1 - ink)
+    ink = torch.tanh((edges - 0.005).clamp(min=0) * (15 + 60 * numbers[:, 2]))
+    paper = torch.where(numbers[:, 3] < 1 / 3, own, (0.8 + 0.2 * numbers[:, 5]).expand_as(own))
+    return paper * (1 - (0.5 + 0.5 * numbers[:, 4]) * ink)
 
 
 def _paint(own: Tensor, numbers: Tensor) -> Tensor:
@@ -189,10 +199,12 @@ def _paint(own: Tensor, numbers: Tensor) -> Tensor:
 
 def _flattened(own: Tensor) -> Tensor:
     """Give each pixel the mean of the calmest of the four windows around it (Kuwahara 1976)."""
-    reach, side = _WINDOW // 2, own.shape[-1]
+    side = own.shape[-1]
+    reach = max(1, round(_WINDOW * side / 2))
+    window = 2 * reach + 1
     padded = pad(own, [2 * reach] * 4, mode="reflect")
-    mean = avg_pool2d(padded, _WINDOW, stride=1)
-    variance = (avg_pool2d(padded.square(), _WINDOW, stride=1) - mean.square()).sum(1, keepdim=True)
+    mean = avg_pool2d(padded, window, stride=1)
+    variance = (avg_pool2d(padded.square(), window, stride=1) - mean.square()).sum(1, keepdim=True)
     corners = [
         (slice(y, y + side), slice(x, x + side)) for y in (0, 2 * reach) for x in (0, 2 * reach)
     ]

@@ -299,20 +299,24 @@ def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> N
 
 
 @torch.inference_mode()
-def fit_scale(scores: Tensor, labels: Tensor) -> float:
-    """The factor on raw scores `[N, C]` with the least negative log-likelihood (temperature scaling, Guo et al. 2017).
+def fit_scale(scores: Tensor, targets: Tensor) -> float:
+    """Return the factor on raw scores with the least cross-entropy (temperature scaling, Guo et al. 2017).
 
     Golden-section search over ln(factor): the loss is unimodal in it. Targets are smoothed by 1/(N+2) as in Platt
     1999; otherwise a validation set without a mistake would ask for an infinite factor.
+
+    Args:
+        scores: float `[N, C]`.
+        targets: labels, int64 `[N]`, or probabilities, float `[N, C]`.
     """
-    smoothing = 1 / (len(labels) + 2)
+    smoothing = 1 / (len(targets) + 2)
     low, high = math.log(1e-3), math.log(1e4)
     ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_factor: float) -> float:
         return float(
             nn.functional.cross_entropy(
-                scores.double() * math.exp(log_factor), labels, label_smoothing=smoothing
+                scores.double() * math.exp(log_factor), targets, label_smoothing=smoothing
             )
         )
 

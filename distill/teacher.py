@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from edgekd.benchmark.environment import describe
+from edgekd.benchmark.measure.environment import describe
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
 from edgekd.errors import EdgekdError, did_you_mean, first_line
 from edgekd.files import sha256_file, short_hash

@@ -22,12 +22,13 @@ from edgekd.distill.pixels import open_store, store_side
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
-from edgekd.distill.restyle import RestylePolicy
-from edgekd.distill.sampling import MixedSampler, Sampler, make_sampler, mix
+from edgekd.distill.restyle import RestylePolicy, restyle, restyle_params
+from edgekd.distill.sampling import BalancedSampler, MixedSampler, Sampler, make_sampler, mix
 from edgekd.distill.students import TEACHERS_TOWER
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
 from edgekd.errors import EdgekdError
+from edgekd.files import short_hash
 from edgekd.scarce import class_places
 from edgekd.split import Split
 from edgekd.unlabelled import keep_unlabelled
@@ -58,6 +59,8 @@ def run_sampler(job: Job) -> Sampler:
             f"unlabelled: {len(job.unlabelled)} images for the {wanted} places that they may take in a batch; each "
             "batch holds all of them"
         )
+    if not len(split.train):
+        return BalancedSampler((job.unlabelled,), config.batch_size, config.seed)
     labelled = make_sampler(split.train, images.domain_of, is_shot, batch, config.seed)
     return labelled if others is None else MixedSampler(labelled, others)
 
@@ -66,6 +69,7 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
     """The run's batches, with the teacher's embeddings cached, looked up by image, or asked for at every step."""
     fabric, config, images, teacher = job.fabric, job.config, job.images, job.teacher
     policy = ViewPolicy()
+    restyling = RestylePolicy() if config.augment == "restyle" else None
     store = open_store(images, store_side(job.student.preprocess.size))
     asks_teacher = teacher is not None and "teacher" in job.recipe.needs
     embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
@@ -84,9 +88,10 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         embeddings = by_id
     elif asks_teacher:
         assert isinstance(teacher, ClipTeacher)
-        teacher = caching_teacher(fabric, config, teacher, images, job.trained, policy)
-        cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
-        fill_cache(fabric, cache, teacher, policy, images, job.trained, config.views)
+        seen = cached_views(policy, restyling)
+        teacher = caching_teacher(fabric, config, teacher, images, job.trained, seen)
+        cache = EmbeddingCache(teacher.cache_id, seen, teacher.dim)
+        fill_cache(fabric, cache, teacher, policy, images, job.trained, config.views, restyling)
         embeddings = cached(images.keys, cache, plain=False)
     fixed_views = (
         config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
@@ -100,8 +105,13 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         teacher_store,
         fabric.global_rank,
         fabric.world_size,
-        RestylePolicy() if config.augment == "restyle" else None,
+        restyling,
     )
+
+
+def cached_views(policy: ViewPolicy, restyling: RestylePolicy | None) -> str:
+    """Identity of the views whose embeddings are cached together."""
+    return policy.id if restyling is None else short_hash(policy.id, restyling.id)
 
 
 def caching_teacher(
@@ -110,12 +120,15 @@ def caching_teacher(
     teacher: ClipTeacher,
     images: ImageSet,
     indices: NDArray[np.int64],
-    policy: ViewPolicy,
+    seen: str,
 ) -> ClipTeacher:
     """Return the teacher that fills the cache: in bfloat16 where the processor has it and the embeddings stay the same.
 
     What is cached in float32 already is used as it is. The check is the smallest cosine between the two precisions on
     the first images; less than `LEAST_COSINE` keeps float32.
+
+    Args:
+        seen: identity of the views, from `cached_views`.
     """
     wanted = config.teacher_precision
     if wanted == "fp32" or (
@@ -123,11 +136,11 @@ def caching_teacher(
     ):
         return teacher
     keys = [images.keys[i] for i in indices]
-    before = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+    before = EmbeddingCache(teacher.cache_id, seen, teacher.dim)
     if wanted == "auto" and not fabric.broadcast(bool(before.missing(keys, range(config.views)))):
         return teacher
     half = teacher.in_bfloat16()
-    if wanted == "bf16" or len(EmbeddingCache(half.cache_id, policy.id, teacher.dim)):
+    if wanted == "bf16" or len(EmbeddingCache(half.cache_id, seen, teacher.dim)):
         return half
     some = indices[:_CHECKED_IMAGES]
     pixels = next(pixel_batches(images, some, teacher.preprocess, batch=len(some)))
@@ -149,6 +162,7 @@ def fill_cache(
     images: ImageSet,
     indices: NDArray[np.int64],
     views: int,
+    restyling: RestylePolicy | None = None,
 ) -> None:
     """Make sure that `views` views of every image at `indices` are stored; processes share the work."""
     keys = [images.keys[i] for i in indices]
@@ -174,10 +188,13 @@ def fill_cache(
             pixels = torch.from_numpy(store.batch(rows)).to(fabric.device)
             if (chosen == UNAUGMENTED).all():
                 return teacher.embed_images(plain(pixels)).cpu().numpy()
-            params = view_params([images.keys[i] for i in rows], chosen.tolist(), policy)
-            return (
-                teacher.embed_images(render(pixels, params, teacher.preprocess.size)).cpu().numpy()
-            )
+            names = [images.keys[i] for i in rows]
+            params = view_params(names, chosen.tolist(), policy)
+            drawn = render(pixels, params, teacher.preprocess.size)
+            if restyling is not None:
+                how, _ = restyle_params(names, chosen.tolist(), restyling)
+                drawn = restyle(drawn, how.for_teacher())
+            return teacher.embed_images(drawn).cpu().numpy()
 
         with Progress.counting(f"teacher passes ({teacher.spec})", len(missing), fabric) as advance:
             fill(cache, work, keys, embed, on_progress=lambda n: advance(n * fabric.world_size))
@@ -198,6 +215,8 @@ def teacher_embedding(
         return None
     assert isinstance(teacher, ClipTeacher)
     views = render(raw.teacher_pixels.to(device), raw.params, teacher.preprocess.size)
+    if raw.restyle is not None:
+        views = restyle(views, raw.restyle.for_teacher())
     return teacher.embed_images(views).clone()  # out of inference mode
 
 
@@ -306,7 +325,7 @@ def centred(job: Job, source: BatchSource) -> TextBank:
     """The bank with the common part of the teacher's space, which the student then need not learn.
 
     CLIP's embeddings lie in a narrow cone, images in one and texts in another. Where they do, a cosine is nearly blind
-    to what tells classes apart (docs/results.md has the figures), so what is compared is what is left without the mean.
+    to what tells classes apart (docs/measurements.md has the figures), so embeddings are compared without their mean.
     Ours; the published systems compare in the cone. The image centre is a mean over training images (their cached
     first view), never over the unseen domain.
 

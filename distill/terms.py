@@ -86,6 +86,17 @@ def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
     return mse_loss(batch.embedding, batch.teacher, reduction="none").mean(dim=-1)
 
 
+def pseudo_ce(batch: Batch, threshold: float = 0.95) -> Tensor:
+    """Cross-entropy of the linear head with its own most probable class, where that has at least `threshold`.
+
+    Self-training without a teacher (Lee 2013; the threshold is FixMatch's, Sohn et al. 2020). 0 for the other images.
+    """
+    assert batch.logits is not None
+    probability, guess = softmax(batch.logits.detach(), dim=-1).max(dim=-1)
+    losses = cross_entropy(batch.logits, guess, reduction="none")
+    return torch.where(probability >= threshold, losses, 0.0)
+
+
 @dataclass(frozen=True)
 class TermInfo:
     """A term and the batch fields it cannot do without."""
@@ -100,6 +111,7 @@ TERMS: dict[str, TermInfo] = {
     "cos_img": TermInfo(cos_img, frozenset({"embedding", "teacher"})),
     "cos_text": TermInfo(cos_text, frozenset({"embedding", "bank", "labels"})),
     "text_ce": TermInfo(text_ce, frozenset({"embedding", "bank", "labels"})),
+    "pseudo_ce": TermInfo(pseudo_ce, frozenset({"logits"})),
     "feat_mse": TermInfo(feat_mse, frozenset({"embedding", "teacher"})),
     "im_nce": TermInfo(im_nce, frozenset({"embedding", "teacher"})),
     "vlprox": TermInfo(vlprox, frozenset({"embedding", "teacher", "bank"})),

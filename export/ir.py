@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from edgekd.export.evaluate import Evaluate
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino_runtime import load_openvino, reason_of, version_of
 
+_AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
+
 
 def read(path: Path) -> Any:
     """The model of an ONNX file.
@@ -24,7 +27,7 @@ def read(path: Path) -> Any:
     """
     openvino = load_openvino()
     try:
-        return openvino.Core().read_model(path)
+        return _renumbered(openvino.Core().read_model(path))
     except RuntimeError as error:
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} cannot read the student's ONNX graph: {reason_of(error)}.",
@@ -42,6 +45,7 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
         EdgekdError: it cannot be written.
     """
     openvino = load_openvino()
+    model = _renumbered(model.clone())
     for key, value in metadata.items():
         model.set_rt_info(value, ["edgekd", key])
     try:
@@ -55,6 +59,17 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
             f"OpenVINO {version_of(openvino)} could not write its files in {place} ({reason_of(error)}).",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
+
+
+def _renumbered(model: Any) -> Any:
+    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
+    names: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if found := _AUTOMATIC.match(name):
+            number = names.setdefault(found[0], f"{found[1]}_{len(names)}")
+            node.set_friendly_name(number + name[found.end() :])
+    return model
 
 
 def evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:

@@ -21,11 +21,13 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import C, Dialect
-from edgekd.export.evaluate import Evaluate, in_batches
+from edgekd.export.evaluate import in_batches
 from edgekd.export.units import Unit
 
 _RANKING = 16
@@ -38,7 +40,6 @@ _CHECKED, _SURELY = 256, 1.64
 """Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
 _NAMED = 8
 """Units in float that are named on the screen; `artifact.json` has them all."""
-_RUNS = 50
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def quantize_within(
 
     Returns:
         As the dialect's writer, and `mixed`: what was kept, the drops, and what they cost in MB; where the dialect is
-        timed also in ms (`interleaved_ms` of one image on this machine), and the time of FP32.
+        timed also in ms (p50 of one image on this machine, and why no claim about speed is made, if so), and the
+            time of FP32.
 
     Raises:
         GateFailed: FP32 itself is outside the gate: a drop below 0 was asked for.
@@ -203,23 +205,6 @@ def rank(
     return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
-def interleaved_ms(runs: Mapping[str, Evaluate], images: NDArray[np.uint8]) -> dict[str, float]:
-    """Least latency of one of `images` `[N, H, W, 3]` per file that is open.
-
-    Neighbours only ever add to it: beside other work, the medians of two copies of one file differed by a factor of 2.
-    The files take turns in either order, so that nobody always comes first.
-    """
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(_RUNS + 3):
-        image = images[turn % len(images)][None]
-        for name, run in sorted(runs.items(), reverse=turn % 2 == 1):
-            started = time.perf_counter()
-            run(image)
-            if turn >= 3:
-                samples[name].append((time.perf_counter() - started) * 1e3)
-    return {name: min(values) for name, values in samples.items()}
-
-
 class _Reference(Generic[C]):
     """What FP32 says about the yardstick's images, and files of the dialect beside it."""
 
@@ -284,7 +269,7 @@ def _shortest_prefix(
 
 def _costs(
     files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something.
 
     Args:
@@ -298,15 +283,21 @@ def _costs(
     if not dialect.timed:
         say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
         return {"cost_mb": round(mb, 3)}
-    times = interleaved_ms(
+    found = timed_in_turns(
         {name: dialect.open(file) for name, file in files.items()}, yardstick.pixels[:8]
     )
-    ms = times["mixed"] - times["plain"]
+    p50 = {name: percentile(one.samples_ms, 50) for name, one in found.items()}
+    speed = speed_of("mixed", "plain", found)
     say(
-        f"int8: they cost {ms:+.2f} ms and {mb:+.2f} MB: {times['mixed']:.2f} ms an image, "
-        f"{times['plain']:.2f} all in INT8, {times['fp32']:.2f} in FP32"
+        f"int8: they cost {mb:+.2f} MB; the file {in_words(speed, 'all in INT8')} (p50 {p50['mixed']:.2f} ms, "
+        f"{p50['plain']:.2f} all in INT8, {p50['fp32']:.2f} in FP32)"
     )
-    return {"cost_ms": round(ms, 3), "cost_mb": round(mb, 3), "fp32_ms": round(times["fp32"], 3)}
+    return {
+        "cost_ms": round(p50["mixed"] - p50["plain"], 3),
+        "cost_mb": round(mb, 3),
+        "fp32_ms": round(p50["fp32"], 3),
+        "speed_withheld": speed.withheld,
+    }
 
 
 def _nodes(units: Sequence[Unit]) -> list[str]:

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -86,7 +87,9 @@ def _to_proto(model: nn.Module, example: Tensor, output: str) -> onnx.ModelProto
 
 def _unfuse_attention(model: nn.Module) -> bool:
     """Let timm's attention compute its products one by one, in place; return whether there was any."""
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    fused: list[Any] = [
+        module for module in model.modules() if getattr(module, "fused_attn", False)
+    ]
     for module in fused:
         setattr(module, "fused_attn", False)  # noqa: B010 - nn.Module declares no such attribute
     return bool(fused)

@@ -81,11 +81,11 @@ def quantize(
                 preset=nncf.QuantizationPreset.MIXED,  # asymmetric activations: HardSwish goes below 0, by little
                 target_device=nncf.TargetDevice.CPU,
                 # Leaves layer norms and the stream of tokens in float: on a toy vit_tiny the logits' error was 30 to
-                # 200 times as large without it, and the file slower (docs/results.md).
+                # 200 times as large without it, and the file slower (docs/measurements.md).
                 model_type=nncf.ModelType.TRANSFORMER if attends else None,
                 subset_size=len(calibration),
                 # NNCF's own choice averages the extremes of the images and cuts off what gates rarely reach:
-                # on the toy mobilenetv3 the logits' error was 25 times as large (docs/results.md).
+                # on the toy mobilenetv3 the logits' error was 25 times as large (docs/measurements.md).
                 advanced_parameters=nncf.AdvancedQuantizationParameters(
                     activations_range_estimator_params=range_estimator.RangeEstimatorParametersSet.MINMAX,
                     smooth_quant_alphas=unsmoothed,  # it changes weights, which could then not be taken back

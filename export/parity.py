@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
+from edgekd.formats import EXACT as EXACT
 from edgekd.readers import read_arrays
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
@@ -24,8 +25,6 @@ MIN_AGREEMENT = {
 }
 """Share of images on which both predict the same class."""
 
-EXACT = ("fp32", "fp16")
-"""Precisions that promise the student's own answers: their threshold is not negotiable."""
 REFERENCE_FILE = "parity.npz"
 
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.compare import speed_here
-from edgekd.benchmark.corruptions import NAMES, SIZE, corrupt
-from edgekd.benchmark.speed import in_words
+from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
+from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.configs.export import ExportConfig
+from edgekd.console import warn
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
@@ -29,6 +29,7 @@ from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target
 from edgekd.targets.session import open_session
+from edgekd.unlabelled import NO_DOMAIN, with_unlabelled
 
 if TYPE_CHECKING:
     from edgekd.data import ImageSet
@@ -64,7 +65,7 @@ def export_run(config: ExportConfig) -> list[Artifact]:
 def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
     """Return what is exported of a run: its graph, and the images that calibrate, limit and check the files."""
     images, split = loaded.data(config.data)
-    calibration = spread(split.train, config.calibration_images, images)
+    trained, calibration = calibration_data(loaded, images, split, config.calibration_images)
     calibrated = config.precision in get_target(config.target).calibrated
     shown, keys = parity_images(loaded, config.data)
     model, bank = (
@@ -77,8 +78,8 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
         bank=bank,
         classes=tuple(loaded.run.classes),
         preprocess=loaded.run.preprocess,
-        calibration=pixels_of(loaded, images, calibration) if calibrated else None,
-        calibration_ids=tuple(images.ids[i] for i in calibration) if calibrated else (),
+        calibration=pixels_of(loaded, trained, calibration) if calibrated else None,
+        calibration_ids=tuple(trained.ids[i] for i in calibration) if calibrated else (),
         parity_images=shown,
         parity_keys=tuple(keys),
         yardstick=_yardstick(loaded, config) if config.limited else None,
@@ -131,6 +132,26 @@ def deployable(loaded: LoadedRun) -> Deployable:
     return Deployable(loaded.student.body, head, loaded.run.preprocess).eval()
 
 
+def calibration_data(
+    loaded: LoadedRun, images: ImageSet, split: Split, count: int
+) -> tuple[ImageSet, NDArray[np.int64]]:
+    """Return images that INT8 ranges are measured on, and `count` indices of them.
+
+    Unlabelled images are pictures of the place of use, so they are among them while their sources are there.
+    """
+    config, indices = loaded.config, split.train
+    if split.unlabelled:
+        try:
+            images, split = with_unlabelled(
+                images, split, config.unlabelled, config.unlabelled_images, config.adapt
+            )
+            first = len(images) - len(split.unlabelled)
+            indices = np.concatenate([split.train, np.arange(first, len(images))])
+        except EdgekdError as error:
+            warn(f"INT8 ranges are measured on labelled images alone: {error.message}")
+    return images, spread(indices, count, images)
+
+
 def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
     """Return images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and content keys."""
     images, split = loaded.data(data)
@@ -141,6 +162,7 @@ def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8
 
 def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
     """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
+    loaded.check_labelled()
     images, split = loaded.data(config.data)
     chosen = spread(split.val, YARDSTICK_IMAGES, images)
     if len(chosen) == 0:
@@ -175,7 +197,7 @@ def spread(indices: NDArray[np.int64], count: int, images: ImageSet) -> NDArray[
     rng = np.random.Generator(np.random.Philox(0))
     queues = [
         rng.permutation(indices[images.domain_of[indices] == domain]).tolist()
-        for domain in range(len(images.domains))
+        for domain in (*range(len(images.domains)), NO_DOMAIN)
     ]
     chosen: list[int] = []
     while any(queues) and len(chosen) < count:
@@ -212,7 +234,7 @@ def int8_speed(artifact: Artifact) -> str | None:
     """Compare the latency of an INT8 artifact that runs here with the FP32 one beside it: one image, one thread.
 
     Returns:
-        A predicate with its interval, or why no claim is made (`benchmark.speed.in_words`); None without an FP32
+        A predicate with its interval, or why no claim is made (`speed.in_words`); None without an FP32
         artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
     """
     if (
@@ -233,4 +255,5 @@ def int8_speed(artifact: Artifact) -> str | None:
         folder.name: open_session(folder, threads=1, spinning=False).run
         for folder in (artifact.folder, beside)
     }
-    return in_words(speed_here(models, images), beside.name)
+    found = timed_in_turns(models, images)
+    return in_words(speed_of(artifact.folder.name, beside.name, found), beside.name)

@@ -40,7 +40,12 @@ def resolved() -> list[str]:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [str(Path(folder) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", f"{ROOT}[{','.join(EXTRAS)}]"], check=True)
-        frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True)
+        frozen = subprocess.run(
+            [*pip, "freeze", "--all", "--exclude", "pip"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     # Only what an index serves: neither edgekd itself nor a machine's own builds (`+cpu`).
     lines = (re.match(r"[A-Za-z0-9_.-]+==[^+@\s]+", line) for line in frozen.stdout.splitlines())
     return sorted((line[0] for line in lines if line), key=str.lower)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,3 +202,11 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
 def plain_name(name: str) -> str:
     """The name without what people write differently: case, spaces, underscores and hyphens."""
     return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
+
+
+def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of names that differ in case, spaces, hyphens and underscores only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(plain_name(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]

@@ -27,7 +27,7 @@ class Target:
     calibrators: tuple[str, ...] = ("minmax",)
     """Ways to choose the ranges of INT8."""
     default_calibrator: str = "minmax"
-    """The one of them that is taken where none is asked for (docs/results.md has the measurements)."""
+    """The one of them that is taken where none is asked for (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
     """What its files can take."""
     mixed: bool = True

@@ -54,6 +54,8 @@ def open_engine(
     if not path.is_file():
         raise NotHere(f"{folder} holds no engine yet.", f"Build it on the device: {_HOW}.")
     names = list(MODULES) if path == local else [details["builder"]]
+    if names[0] not in MODULES:
+        raise EdgekdError(f"{path} was built by {names[0]}, which is not known here.", _HOW)
     runtimes = {name: trt for name in names if (trt := _module(name)) is not None}
     if not runtimes:
         raise NotHere(

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from edgekd.benchmark import benchmark
-from edgekd.benchmark.accuracy import Kind, Predict, Subject, Suite
-from edgekd.benchmark.latency import LatencySamples, Protocol
+from edgekd.benchmark.measure.latency import LatencySamples, Protocol
 from edgekd.benchmark.report import charts, write
-from edgekd.benchmark.worker import ArtifactLatency
+from edgekd.benchmark.report.rows import Kind
+from edgekd.benchmark.subjects import Predict, Subject, Suite
 from edgekd.data import ImageSet
 from edgekd.preprocess import Preprocess
+from edgekd.targets.devices.result import Clocked
 
 CLASSES = ("cat", "dog", "fish")
 SMALL, LARGE = Preprocess(size=16), Preprocess(size=32)
@@ -114,11 +115,11 @@ def fake_measurements(
         monkeypatch.setattr(charts, "svg", lambda figure, key, title, text: f"<svg id={key}></svg>")
 
     def measure_artifacts(
-        folders, buffers, protocol: Protocol, *, threads=None, together=False, energy=None
+        folders, encoded, protocol: Protocol, *, threads=None, together=False, energy=None
     ):  # type: ignore[no-untyped-def]
         return {
             key: [
-                ArtifactLatency(
+                Clocked(
                     LatencySamples(
                         p50_ms[key] * np.linspace(0.9, 1.1, 201),
                         np.arange(201) // 10,
@@ -142,7 +143,7 @@ def fake_measurements(
     def measure_end_to_end(folders, encoded, protocol: Protocol, *, threads=None):  # type: ignore[no-untyped-def]
         times = np.linspace(0.9, 1.1, 201)
         return {
-            key: ArtifactLatency(
+            key: Clocked(
                 LatencySamples(
                     (p50_ms[key] + 3.0) * times, np.arange(201) // 10, 9.0, 50, 3.0, True, True
                 ),

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Subject, Suite
-from edgekd.benchmark.latency import Protocol
+from edgekd.benchmark.measure.latency import Protocol
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import FileReader, ImageSet
 from edgekd.export.parity import compare
 from edgekd.files import sha256_file

@@ -99,6 +99,10 @@ class Reference:
             temperature**2 * divergence(p, softmax([value / temperature for value in self.z[i]]))
         )
 
+    def pseudo_ce(self, s: list[float], t: list[float], y: int, i: int) -> float:
+        best = max(softmax(self.z[i]))
+        return -math.log(best) if best >= self.params.get("threshold", 0.95) else 0.0
+
     def feat_mse(self, s: list[float], t: list[float], y: int, i: int) -> float:
         if self.params.get("normed"):
             return 2 - 2 * cosine(s, t)
@@ -181,6 +185,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("text_ce", {"tau": 0.5}),
     ("logit_kd", {}),
     ("logit_kd", {"temperature": 1.5}),
+    ("pseudo_ce", {"threshold": 0.0}),
+    ("pseudo_ce", {"threshold": 0.5}),
     ("feat_mse", {}),
     ("feat_mse", {"normed": True}),
     ("im_nce", {}),

@@ -7,7 +7,8 @@ import pytest
 from benchmark_fakes import CLASSES, LARGE, SMALL, Paint, model, paint_images, subject
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Suite, predict_suite, prepare
+from edgekd.benchmark.evaluate.accuracy import predict_suite, prepare
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage
 

@@ -14,7 +14,6 @@ from browser import CHROMIUM, open_page
 from test_page import Elements
 
 import edgekd
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.across import (
     against,
@@ -25,6 +24,7 @@ from edgekd.benchmark.report.across import (
     reference,
 )
 from edgekd.benchmark.report.comparison import write_comparison
+from edgekd.benchmark.subjects import Suite
 from edgekd.cli import main
 from edgekd.errors import EdgekdError
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.benchmark.agreement import (
+from edgekd.benchmark.evaluate.agreement import (
     angle_degrees,
     m_neigh,
     m_rel,

@@ -53,7 +53,8 @@ def test_verb_that_is_also_a_room(verb: str) -> None:
 
 def test_verbs_stay_callable_whatever_was_imported_first() -> None:
     program = (
-        "import edgekd.export.parity, edgekd.benchmark.metrics\nfrom edgekd import benchmark, evaluate, export, train\n"
+        "import edgekd.export.parity, edgekd.benchmark.evaluate.metrics\n"
+        "from edgekd import benchmark, evaluate, export, train\n"
         "assert all(map(callable, (benchmark, evaluate, export, train)))"
     )
     done = subprocess.run(
@@ -145,7 +146,7 @@ def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch
         seen.append(tuple(paths))
         return Path("page")
 
-    monkeypatch.setattr("edgekd.benchmark.comparison.write_comparison", compare)
+    monkeypatch.setattr("edgekd.benchmark.report.comparison.write_comparison", compare)
     edgekd.report("a", "b", Path("c"))
     edgekd.report(["a", "b"])
     edgekd.report("a", "b", ["c", "d"])

@@ -11,7 +11,8 @@ import pytest
 from device_fakes import BRIEF
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import load_images
 from edgekd.targets.session import open_session
 

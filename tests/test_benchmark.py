@@ -12,11 +12,12 @@ from benchmark_fakes import CLASSES, SMALL, paint_images, subject
 from onnx import TensorProto, helper
 
 from edgekd.benchmark import benchmark
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.latency import END_TO_END_QUICK, QUICK
-from edgekd.benchmark.metrics import log_softmax
+from edgekd.benchmark.evaluate.metrics import log_softmax
+from edgekd.benchmark.measure.latency import END_TO_END_QUICK, QUICK
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
+from edgekd.export.parity import compare
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
 from edgekd.targets.session import open_session
@@ -52,7 +53,7 @@ def artifact(tmp_path: Path) -> Path:
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
         classes=CLASSES,
         preprocess=SMALL,
-        parity={},
+        parity=compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)),
         source={},
         versions={},
         created="2026-01-01T00:00:00+00:00",
@@ -104,7 +105,7 @@ def test_an_altered_artifact_is_refused_and_nothing_is_written(
 ) -> None:
     one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
     (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes() + b" ")
-    with pytest.raises(EdgekdError, match="SHA-256"):
+    with pytest.raises(EdgekdError, match="not the file that was exported"):
         run_benchmark(
             [one], [Suite("id", paint_images(9), np.arange(9))], tmp_path / "out", quick=True
         )

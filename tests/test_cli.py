@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,9 @@ def test_failed_gate_is_exit_code_1(
 def test_error_without_a_hint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(EdgekdError("It is so.")))
+    monkeypatch.setattr(
+        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(EdgekdError("It is so."))
+    )
     with pytest.raises(SystemExit) as leaving:
         main(["evaluate"])
     assert leaving.value.code == 2
@@ -270,11 +273,15 @@ def test_error_without_a_hint(
 @pytest.mark.parametrize(
     ("stop", "code", "told"),
     [
-        (KeyboardInterrupt(), 130, "stopped: Stopped.\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "Stopped.\nhint:  A training run goes on with --resume, a study with the same command.\n",
+        ),
         (
             Stopped(signal.SIGTERM, "It ended.", "Go on."),
             143,
-            "stopped: It ended.\nhint:    Go on.\n",
+            "It ended.\nhint:  Go on.\n",
         ),
     ],
 )
@@ -292,8 +299,50 @@ def test_a_signal_has_the_shells_exit_code(
     assert capsys.readouterr().err == told
 
 
+def test_sigterm_unwinds_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    unwound = []
+
+    def export(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            unwound.append(True)
+
+    monkeypatch.setattr("edgekd.export.run.export_run", export)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as leaving:
+            main(["export"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert leaving.value.code == 143
+    assert unwound == [True]
+
+
+def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgekd.distill.train.train", _raises(EdgekdError("It is so.")))
+    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_WAIT_POLICY", "unset")
+            patch.delenv("OMP_WAIT_POLICY")
+            patch.delenv("GOMP_SPINCOUNT", raising=False)
+            for name, value in given.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit):
+                main(["train"])
+            expected = (
+                None if "GOMP_SPINCOUNT" in given else given.get("OMP_WAIT_POLICY", "PASSIVE")
+            )
+            assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgekd.likeness.zero_shot_rows", _raises(ZeroDivisionError()))
+    monkeypatch.setattr(
+        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(ZeroDivisionError())
+    )
     with pytest.raises(ZeroDivisionError):
         main(["evaluate"])
 

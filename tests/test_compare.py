@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare
-from edgekd.benchmark.latency import LatencySamples
+from edgekd.benchmark.measure.intervals import ratio_interval
+from edgekd.benchmark.measure.latency import LatencySamples
+from edgekd.benchmark.measure.speed import ratio_text
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.write import print_table
-from edgekd.benchmark.speed import ratio_text
-from edgekd.benchmark.stats import ratio_interval
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 
 

@@ -137,6 +137,7 @@ def test_a_benchmark_takes_gates_from_the_file_and_the_command(tmp_path: Path) -
     file = toml(tmp_path, '[gates]\np90_ms = "<=20"\n[benchmark]\nquick = true\n')
     config = BenchmarkConfig.load(config=file, gates=["ece<=0.1"])
     assert config.gates == ("p90_ms<=20", "ece<=0.1")
+    assert BenchmarkConfig.load(gates="ece<=0.1").gates == ("ece<=0.1",)
     assert config.quick
     with pytest.raises(EdgekdError, match=r"has no \[gates\]"):
         BenchmarkConfig.load(config=toml(tmp_path, "[train]\nlr = 1\n"))

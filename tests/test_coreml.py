@@ -109,11 +109,16 @@ def test_artifact_lists_every_file_of_the_package(fp16: Artifact) -> None:
     read_artifact(folder)
 
 
+def test_the_same_model_is_the_same_file(fp16: Artifact, tmp_path: Path) -> None:
+    """coremltools draws the order of maps and the identifiers of a package at random."""
+    assert export(tmp_path / "coreml-fp16", "fp16").files == fp16.files
+
+
 def test_verify_repeats_the_check_far_from_the_run(root: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from edgekd.chain import verify_artifact
     from edgekd.data import load_images
+    from edgekd.evaluation.verify import verify_artifact
 
     for number, pixels in enumerate(pictures(8, seed=7)):
         path = tmp_path / "photos" / CLASSES[number % 3] / f"{number}.png"
@@ -424,7 +429,7 @@ def test_session_says_that_only_macos_has_core_ml(fp16: Artifact) -> None:
 def test_benchmark_leaves_it_out_aloud(
     fp16: Artifact, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgekd.subjects import subjects_of
+    from edgekd.evaluation.subjects import subjects_of
 
     run = SimpleNamespace(name="run", student_sha256="abc", preprocess=PREPROCESS, classes=CLASSES)
     loaded: Any = SimpleNamespace(

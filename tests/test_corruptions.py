@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark import corruptions as c
-from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate import corruptions as c
+from edgekd.benchmark.evaluate.mce import ALEXNET_ERRORS, mean_corruption_error
 
 
 @pytest.fixture(scope="module")

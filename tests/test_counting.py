@@ -11,8 +11,8 @@ import timm
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekd.benchmark.counting import Counted, count_folder, count_onnx
-from edgekd.flops import count_torch
+from edgekd.benchmark.measure.counting import Counted, count_folder, count_onnx
+from edgekd.evaluation.flops import count_torch
 
 
 def constant(name: str, *shape: int, dtype: type = np.float32) -> onnx.TensorProto:

@@ -422,7 +422,7 @@ def test_manifest_without_rows_or_text(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     assert "not a readable Parquet file" in refusal(tmp_path / "torn.parquet").message
     (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.png,x\n")
-    assert "not UTF-8 CSV" in refusal(tmp_path / "latin.csv").message
+    assert "not readable UTF-8" in refusal(tmp_path / "latin.csv").message
 
 
 def test_columns_that_are_not_used_are_said(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.config import load_config
 from edgekd.distill.descriptions import (
     QUESTION,
     descriptions_for,
@@ -78,7 +79,7 @@ def test_a_command_that_fails_or_says_nothing_is_named_with_the_class(command: s
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="cannot be read"):
+    with pytest.raises(EdgekdError, match="no descriptions file"):
         descriptions_for(str(tmp_path / "none.json"), CLASSES)
 
 
@@ -104,12 +105,24 @@ def test_what_was_written_down_is_not_asked_again(tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_text('{"dog": ["It barked then."]}')
     (tmp_path / "now.json").write_text('{"dog": "It barks now.", "dining table": "A flat top."}')
     spec = str(tmp_path / "now.json")
-    assert kept_descriptions(tmp_path / "kept.json", spec, CLASSES) == {
+    assert kept_descriptions(tmp_path / "kept.json", spec, CLASSES, may_run=False) == {
         "dog": ("It barked then.",),
         "dining_table": ("A flat top.",),
     }
-    assert kept_descriptions(tmp_path / "kept.json", "command:false", ("dog",)) == {
-        "dog": ("It barked then.",)
-    }
     for nothing in (None, tmp_path / "none.json"):
-        assert kept_descriptions(nothing, spec, ("dog",)) == {"dog": ("It barks now.",)}
+        found = kept_descriptions(nothing, spec, ("dog",), may_run=False)
+        assert found == {"dog": ("It barks now.",)}
+
+
+def test_a_stored_command_never_runs(tmp_path: Path) -> None:
+    (tmp_path / "kept.json").write_text('{"dog": ["It barked then."]}')
+    command = f"command:touch {tmp_path / 'ran'}"
+    found = kept_descriptions(tmp_path / "kept.json", command, ("dog",), may_run=False)
+    assert found == {"dog": ("It barked then.",)}
+    with pytest.raises(EdgekdError, match="dining_table"):
+        kept_descriptions(tmp_path / "kept.json", command, CLASSES, may_run=False)
+    (tmp_path / "run.toml").write_text(f'descriptions = "{command}"')
+    with pytest.raises(EdgekdError, match="from the command line only"):
+        load_config({}, file=tmp_path / "run.toml")
+    assert not (tmp_path / "ran").exists()
+    assert load_config({"descriptions": command}).descriptions == command

@@ -22,13 +22,15 @@ from device_fakes import (
     write_images,
 )
 
-from edgekd.benchmark import benchmark, throughput
+from edgekd.benchmark import benchmark
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.report import write
 from edgekd.benchmark.report.storage import read_report
-from edgekd.benchmark.throughput import Grid, throughput_rows
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
 from edgekd.files import cache_root
 from edgekd.targets.devices import drive
@@ -68,8 +70,8 @@ def check_measured(
         assert len(clock.samples.samples_ms) >= BRIEF.runs
         assert clock.samples.complete
         assert (one.measured.whole.samples.samples_ms > one.measured.prepare_ms).all()
-        assert one.measured.peak_rss_mb is not None
-        assert 20 < one.measured.peak_rss_mb < 1000
+        assert one.measured.whole.peak_rss_mb is not None
+        assert 20 < one.measured.whole.peak_rss_mb < 1000
 
 
 def test_local_agent_gives_a_report_like_any_other(
@@ -226,7 +228,7 @@ def test_bundle_is_carried_there_and_back(
     check_measured(measured, subjects, suites, name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)
-    with pytest.raises(EdgekdError, match="not an empty folder"):
+    with pytest.raises(EdgekdError, match="exists already"):
         devices.bundle(subjects, suites, folder, quick=True)
     whole = result.read_bytes()
     result.write_bytes(whole[: len(whole) // 2])
@@ -328,8 +330,8 @@ def test_the_command_line_says_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """From `--device bundle:` over `--import` to the report, with what a run would give put in place of a run."""
-    from edgekd import measure
     from edgekd.cli import main
+    from edgekd.evaluation import gather as measure
 
     subjects, suites = setting
     monkeypatch.setattr(

@@ -10,6 +10,8 @@ import io
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,7 @@ TOOLS = {
     "cd",
     "run",
     "export",
+    "mkdocs",
 }
 """Programs other than edgekd that a console block may call."""
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -416,14 +419,22 @@ def test_version_table_agrees_with_pyproject() -> None:
     }
 
 
-def test_settings_table_agrees_with_the_configuration() -> None:
+def test_settings_without_a_flag_are_those_of_the_page() -> None:
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    table = page[page.index("| setting | default |") :].split("\n\n")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", table, re.MULTILINE))
-    assert len(rows) == 10
-    for name, shown in rows.items():
-        default = TrainConfig.model_fields[name].get_default(call_default_factory=True)
-        assert shown == ("none" if default in (None, {}) else str(default)), name
+    table = page[page.index("| setting | meaning |") :].split("\n\n")[0]
+    command: Any = get_command(app)
+    flags = {parameter.name for parameter in command.commands["train"].params}
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == (
+        TrainConfig.model_fields.keys() - flags
+    )
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("yaml"))
+def test_yaml_configurations_hold(page: Path, block: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(block, encoding="utf-8")
+    config = TrainConfig.load(config=file)
+    get_recipe(config.recipe, config.stages)
 
 
 def test_recipe_table_names_every_recipe() -> None:
@@ -443,3 +454,13 @@ def test_thresholds_agree_with_the_check() -> None:
     )
     assert {name: round(float(percent) / 100, 6) for name, percent, _ in rows} == MIN_AGREEMENT
     assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR
+
+
+def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason='needs pip install "edgekd[docs]"')
+    pytest.importorskip("mkdocstrings", reason='needs pip install "edgekd[docs]"')
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="edgekd.api.{verb}"' in page for verb in ("train", "export", "benchmark"))

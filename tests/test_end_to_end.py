@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,12 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     asked = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
     assert asked["torch"] is not None
     assert asked[artifact.subject] is None
+
+
+@pytest.mark.slow
+def test_nothing_of_ours_dies_of_warnings_made_errors(tmp_path: Path) -> None:
+    strict = [sys.executable, "-W", "error", "-m", "edgekd.cli"]
+    for arguments in (["--help"], ["train", "--smoke", "--out", str(tmp_path / "run")]):
+        done = subprocess.run([*strict, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Warning" not in done.stderr

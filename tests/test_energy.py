@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 from device_fakes import write_artifact
+from PIL import Image
 
-from edgekd.benchmark import benchmark, energy, worker
-from edgekd.benchmark.energy import Meter, Sensor, Source, open_sensor, per_image
-from edgekd.benchmark.latency import Protocol, measure, measure_interleaved
+from edgekd.benchmark import benchmark
+from edgekd.benchmark.measure import energy
+from edgekd.benchmark.measure.energy import Meter, Sensor, Source, open_sensor, per_image
+from edgekd.benchmark.measure.latency import Protocol, measure, measure_interleaved
+from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.errors import EdgekdError
-from edgekd.files import write_json
+from edgekd.targets.agent import steps
+from edgekd.targets.agent.job import read_job
 
 RULE = Protocol("quick", 5, 0.0, 1.0, 10, 0.5, 10.0, 0.1, 1)
 
@@ -231,10 +235,10 @@ def test_per_image_by_hand() -> None:
     )
 
 
-def test_the_worker_reads_the_declared_sensor(
+def test_the_agent_reads_the_declared_sensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way of a job, in this process: a battery at 2 W, so every image takes 2 W times its time."""
+    """A latency step in this process: a battery at 2 W, so every image takes 2 W times its time."""
     write(
         tmp_path,
         "class/power_supply/BAT0",
@@ -242,25 +246,23 @@ def test_the_worker_reads_the_declared_sensor(
         status="Discharging",
         power_now="2000000",
     )
-    monkeypatch.setattr(worker, "open_sensor", lambda name: open_sensor(name, tmp_path))
+    monkeypatch.setattr(steps, "open_sensor", lambda name: open_sensor(name, tmp_path))
     monkeypatch.setattr(Meter, "rest", lambda meter: setattr(meter, "idle_w", 0.5))
-    np.save(tmp_path / "0.npy", np.zeros((64, 16, 16, 3), dtype=np.uint8))
-    entry = {"key": "r/fp32", "folder": str(write_artifact(tmp_path / "fp32")), "buffers": "0.npy"}
-    rule = {"name": "quick", "warmup_runs": 5, "warmup_s": 0.0, "warmup_limit_s": 0.1, "runs": 10, "seconds": 0.05,
-            "limit_s": 1.0, "block_s": 0.01, "processes": 1}  # fmt: skip
-    write_json(
-        tmp_path / "job.json",
-        {"protocol": rule, "threads": 1, "energy": "battery", "batch": 1, "entries": [entry]},
-    )
-    worker.work(tmp_path / "job.json")
-    answer = worker.read_json(tmp_path / "answer.json", "answer")
-    with np.load(tmp_path / "samples.npz") as arrays:
-        found = worker._from_answer(answer["entries"][0], 0, arrays)
+    rule = Protocol("quick", 5, 0.0, 0.1, 10, 0.05, 1.0, 0.01, 1)
+    folder = write_artifact(tmp_path / "fp32")
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+
+    def in_this_process(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+        job, step = Path(command[-2]), command[-1]
+        steps.run_group(read_job(job), job, [step], lambda text: None)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", in_this_process)
+    images = [(tmp_path / "one.png").read_bytes()]
+    [found] = measure_artifacts({"r": folder}, images, rule, threads=1, energy="battery")["r"]
     assert found.energy == {"sensor": "battery", "covers": "the whole device", "idle_w": 0.5}
     assert found.samples.joules == pytest.approx(2.0 * found.samples.metered_s)
     assert found.samples.metered_s >= found.samples.samples_ms.sum() / 1e3
-    assert found.peak_rss_mb is None or found.peak_rss_mb > 10
     row = benchmark._energy([found])
     assert row is not None
     assert row.mean_w == pytest.approx(2.0)
-    assert row.joules_per_image_above_idle == pytest.approx(0.75 * row.joules_per_image)

@@ -23,17 +23,19 @@ from device_fakes import (
 )
 from trt_fakes import plant, write_trt_bundle
 
-from edgekd.benchmark import benchmark, throughput
+from edgekd.benchmark import benchmark
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.throughput import Grid
 from edgekd.benchmark.report import write
 from edgekd.benchmark.report.storage import read_report
-from edgekd.benchmark.throughput import Grid
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
+from edgekd.evaluation.subjects import lone_artifact
 from edgekd.files import cache_root, sha256_file
 from edgekd.manifest import read_artifact
-from edgekd.subjects import lone_artifact
 from edgekd.targets.agent import engines
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step

@@ -9,6 +9,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from edgekd.errors import EdgekdError, GateFailed, did_you_mean
 from edgekd.files import (
@@ -20,7 +23,9 @@ from edgekd.files import (
     sha256_file,
     short_hash,
     sweep,
+    tensor_facts,
     write_json,
+    write_tensors,
     write_text,
 )
 
@@ -158,6 +163,24 @@ def test_json_inside_a_file_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("x")
     with pytest.raises(EdgekdError, match="thing"):
         read_json(tmp_path / "model.onnx" / "a.json", "thing")
+
+
+def test_equal_tensors_and_facts_are_equal_bytes(tmp_path: Path) -> None:
+    """safetensors writes several entries of metadata in random order."""
+    tensors = {name: torch.arange(3) * number for number, name in enumerate("cab")}
+    facts = {name: {"z": 1, "a": ["Bär"]} for name in ["student", "recipe", "data", "seed"]}
+    hashes = set()
+    for number in range(20):
+        names = sorted(facts, reverse=bool(number % 2))
+        write_tensors(tmp_path / "t", tensors, {name: facts[name] for name in names})
+        hashes.add(sha256_file(tmp_path / "t"))
+    assert len(hashes) == 1
+    with safe_open(tmp_path / "t", framework="pt") as handle:
+        assert tensor_facts(handle.metadata()) == facts
+    save_file(tensors, tmp_path / "old", metadata={"student": "a", "recipe": "b"})
+    with safe_open(tmp_path / "old", framework="pt") as handle:
+        assert tensor_facts(handle.metadata()) == {"student": "a", "recipe": "b"}
+    assert tensor_facts(None) == {}
 
 
 def test_hashes(tmp_path: Path) -> None:

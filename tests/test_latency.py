@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgekd.benchmark.latency import (
+from edgekd.benchmark.measure.latency import (
     CONTEXT,
     FULL,
     QUICK,

@@ -97,7 +97,7 @@ def test_a_file_that_embeds_is_compared_as_the_student_is(
             raise NotHere("It runs on another machine.", "Go there.")
         return open_it(folder, **words)
 
-    monkeypatch.setattr("edgekd.likeness.open_session", but_one)
+    monkeypatch.setattr("edgekd.evaluation.teacher_agreement.open_session", but_one)
     rows = edgekd.evaluate(copy, agreement=True)
     assert "onnxruntime-fp32 is left out: It runs on another machine." in capsys.readouterr().err
     assert [row["subject"] for row in rows] == ["student", "onnxruntime-fp32-embedding"] * 2

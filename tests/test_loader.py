@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from edgekd.distill import teaching
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
 from edgekd.distill.pixels import open_store
+from edgekd.distill.restyle import RestylePolicy
 from edgekd.distill.sampling import BalancedSampler
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.teaching import caching_teacher, fill_cache, teacher_embedding
+from edgekd.distill.teaching import cached_views, caching_teacher, fill_cache, teacher_embedding
 from edgekd.distill.views import ViewPolicy, view_params
 
 Make = Callable[..., Path]
@@ -219,10 +221,50 @@ def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
     everything, policy = np.arange(len(images)), ViewPolicy()
 
     def choice() -> str:
-        return caching_teacher(fabric, config, teacher, images, everything, policy).precision
+        return caching_teacher(fabric, config, teacher, images, everything, policy.id).precision
 
     assert choice() == precision
     # What is there in float32 is used as it is, unless told otherwise.
     cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
     fill_cache(fabric, cache, teacher, policy, images, everything, 1)
     assert choice() == ("bf16" if wanted == "bf16" else "fp32")
+
+
+def test_the_cache_holds_the_teachers_embeddings_of_restyled_views(
+    images: ImageSet, tiny_teacher: Path
+) -> None:
+    teacher = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(teacher, ClipTeacher)
+    policy, restyling = ViewPolicy(), RestylePolicy()
+    cache = EmbeddingCache(teacher.id, cached_views(policy, restyling), teacher.dim)
+    assert (
+        cache.folder != EmbeddingCache(teacher.id, cached_views(policy, None), teacher.dim).folder
+    )
+    everything = np.arange(len(images))
+    fill_cache(
+        Fabric(accelerator="cpu", devices=1),
+        cache,
+        teacher,
+        policy,
+        images,
+        everything,
+        2,
+        restyling,
+    )
+    store = open_store(images, round(32 * 1.2))
+    from_cache = source(
+        images, embeddings=cached(images.keys, cache, plain=False), restyle=restyling
+    )(2)
+    online = source(images, teacher_store=store, restyle=restyling)(2)
+    assert from_cache.restyle is not None
+    assert online.restyle is not None
+    # A batch of two visits: the cached views are those of the same number.
+    asked = teacher_embedding(
+        replace(online, params=from_cache.params, restyle=from_cache.restyle),
+        teacher,
+        torch.device("cpu"),
+    )
+    stored = teacher_embedding(from_cache, None, torch.device("cpu"))
+    assert stored is not None
+    assert asked is not None
+    assert torch.allclose(stored, asked, atol=3e-3, rtol=3e-3)

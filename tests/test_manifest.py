@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekd.errors import EdgekdError
+from edgekd.export.parity import compare
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, Run, TensorSpec, read_artifact, read_run
 from edgekd.preprocess import Preprocess
@@ -28,7 +30,7 @@ def artifact_folder(folder: Path) -> Path:
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 2), layout="NC"),),
         classes=("cat", "dog"),
         preprocess=Preprocess(size=32),
-        parity={},
+        parity=compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)),
         source={},
         versions={},
         created="2026-01-01T00:00:00+00:00",
@@ -136,7 +138,7 @@ def test_a_run_that_is_missing_unfinished_or_damaged_is_refused(tmp_path: Path) 
     assert "steps" in refusal(read_run, folder)
     for content in (b"{", b"\xff\xfe"):
         (folder / "run.json").write_bytes(content)
-        assert "damaged" in refusal(read_run, folder)
+        assert "not readable" in refusal(read_run, folder)
     (folder / "run.json").unlink()
     assert "no finished run" in refusal(read_run, folder)
     (folder / "config.json").write_text("{}")

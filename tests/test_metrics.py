@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
 
 
 def logits_of(probabilities: list[list[float]]) -> np.ndarray:

@@ -17,7 +17,7 @@ from torch import nn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export import mixed, trt
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick, interleaved_ms, rank
+from edgekd.export.mixed import Yardstick, rank
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
 from edgekd.export.ort import DIALECT
@@ -251,12 +251,6 @@ def test_no_validation_images_is_a_sentence(fp32: Path, tmp_path: Path) -> None:
         quantize_within(
             fp32, tmp_path / "x.onnx", pictures(32), Yardstick(none, np.zeros(0, np.int64), none)
         )
-
-
-def test_latency_is_of_every_file(fp32: Path) -> None:
-    found = interleaved_ms({"a": DIALECT.open(fp32), "b": DIALECT.open(fp32)}, pictures(2))
-    assert set(found) == {"a", "b"}
-    assert min(found.values()) > 0
 
 
 def rounded_inputs(model: onnx.ModelProto) -> dict[str, int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from study_data import done
 
-from edgekd.benchmark.stats import paired_interval, paired_seeds_interval
+from edgekd.benchmark.evaluate.statistics import paired_interval, paired_seeds_interval
 from edgekd.studies.numbers import recipe_rows, stat, t_interval
 from edgekd.studies.plan import Cell
 

@@ -18,7 +18,8 @@ from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Subject
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("distill", "export", "benchmark", "targets")
@@ -190,3 +193,45 @@ def test_ci_runs_the_readme_command() -> None:
     assert len(lines) == 1
     assert lines[0].count(" && ") == 2
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints" / "tested.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_the_tested_versions_are_allowed_and_complete(project: dict[str, Any]) -> None:
+    tested = {canonicalize_name(name): version for name, version in constraints().items()}
+    extras = project["project"]["optional-dependencies"]
+    wanted = list(project["project"]["dependencies"])
+    wanted += [one for extra in extras if not extra.startswith("tensorrt") for one in extras[extra]]
+    for requirement in map(Requirement, wanted):
+        assert tested[canonicalize_name(requirement.name)] in requirement.specifier
+    assert all(re.fullmatch(r"[\w.!]+", version) for version in tested.values())
+
+
+def test_every_lower_bound_is_a_version_that_its_own_range_allows(project: dict[str, Any]) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "refresh_constraints.py"), "--lowest"]
+    printed = subprocess.run([*script, "siglip"], capture_output=True, text=True, check=True).stdout
+    lowest = dict(line.split("==") for line in printed.split())
+    wanted = [
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["siglip"],
+    ]
+    requirements = {one.name: one.specifier for one in map(Requirement, wanted)}
+    assert set(lowest) == set(requirements)
+    assert all(version in requirements[name] for name, version in lowest.items())
+
+
+def test_the_install_page_names_the_tested_versions(project: dict[str, Any]) -> None:
+    tested = {canonicalize_name(name): version for name, version in constraints().items()}
+    bounds = {
+        canonicalize_name(one.name): one.specifier
+        for one in map(Requirement, project["project"]["dependencies"])
+    }
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(rows) > 10
+    for name, version, allowed in rows:
+        assert tested[canonicalize_name(name)] == version
+        assert SpecifierSet(allowed) == bounds[canonicalize_name(name)]

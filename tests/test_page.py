@@ -17,8 +17,8 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from browser import CHROMIUM, open_page
 
 from edgekd.benchmark import benchmark as benchmark_module
-from edgekd.benchmark import metrics
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report import charts
 from edgekd.benchmark.report.answers import findings, verdict
 from edgekd.benchmark.report.charts import DARK, LIGHT, Point, front, reliability

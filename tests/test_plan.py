@@ -42,7 +42,8 @@ def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> No
     assert settled(data="photos", teacher="toy").prompts is None
 
 
-def test_the_toy_teacher_is_for_other_images_only_by_name() -> None:
+def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
     with pytest.raises(EdgekdError, match="No teacher was named for photos"):
         settled(data="photos")
     assert settled(data="photos", teacher="toy").teacher == "toy"

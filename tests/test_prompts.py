@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from edgekd.distill.prompts import (
     TextBank,
@@ -92,6 +93,20 @@ def test_a_bank_goes_round(tmp_path: Path) -> None:
     assert back.logit_scale == bank.logit_scale
     assert back.image_centre is None
     assert back.head is back.vectors
+
+
+def test_a_bank_of_an_earlier_edgekd_is_read(tmp_path: Path) -> None:
+    header = {
+        "classes": "sea lion\nBär",
+        "templates": "a {}",
+        "teacher_id": "0123",
+        "logit_scale": repr(1 / 0.07),
+        "described": "1",
+    }
+    save_file({"vectors": torch.eye(2)}, tmp_path / "bank.safetensors", metadata=header)
+    back = read_text_bank(tmp_path / "bank.safetensors")
+    assert (back.classes, back.templates) == (("sea lion", "Bär"), ("a {}",))
+    assert (back.logit_scale, back.described) == (1 / 0.07, True)
 
 
 def test_a_centred_bank_goes_round_and_leaves_out_the_common_part(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 
 
@@ -56,7 +56,7 @@ def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Pat
     with pytest.raises(EdgekdError, match="lacks labels/id"):
         rescore(tmp_path)
     (tmp_path / "predictions.npz").unlink()
-    with pytest.raises(EdgekdError, match=r"no predictions.npz"):
+    with pytest.raises(EdgekdError, match=r"no predictions\.npz"):
         rescore(tmp_path)
 
 

@@ -23,8 +23,8 @@ Make = Callable[..., Path]
 KEYS = tuple(f"{number:032x}" for number in range(64))
 
 
-def of_kind(kind: str, draws: tuple[float, ...], count: int = 1) -> Restyle:
-    numbers = torch.tensor([draws] * count)
+def of_kind(kind: str, draws: tuple[float, float, float, float], count: int = 1) -> Restyle:
+    numbers = torch.tensor([(*draws, 1.0, 1.0)] * count)
     return Restyle(
         np.full(count, KINDS.index(kind)),
         numbers,
@@ -100,7 +100,9 @@ def test_a_fourier_mixture_keeps_the_phase_and_takes_the_other_amplitude() -> No
     partner = (255 * noise(2, 20)[1:]).permute(0, 2, 3, 1).byte()
     how = of_kind("fourier", (0.0, 0, 0, 0))._replace(partners=partner)
     assert torch.allclose(restyle(own.clone(), how), own, atol=1e-5)
-    whole = restyle(own.clone() * 0.1 + 0.45, how._replace(draws=torch.tensor([[1.0, 0, 0, 0]])))
+    whole = restyle(
+        own.clone() * 0.1 + 0.45, how._replace(draws=torch.tensor([[1.0, 0, 0, 0, 1, 1]]))
+    )
     mean = (partner[0, 2:18, 2:18].float() / 255).mean(dim=(0, 1))  # the amplitude at frequency 0
     assert torch.allclose(whole.mean(dim=(2, 3))[0], mean, atol=0.05)
 
@@ -117,24 +119,35 @@ def test_a_convolution_keeps_mean_and_layout() -> None:
 
 
 def test_lines_stand_where_the_picture_changes() -> None:
-    own = torch.full((1, 3, 32, 32), 0.8)
-    own[:, :, 12:20, 12:20] = 0.2
-    drawn = restyle(own.clone(), of_kind("lines", (0.0, 0.9, 0.5, 0.9)))
-    assert (drawn[..., :6, :6] > 0.99).all()  # paper
-    assert (drawn[..., 15:17, 15:17] > 0.9).all()  # nor is the inside filled
-    assert drawn[0, 0, 16, 12] < 0.2
-    coloured = restyle(own.clone(), of_kind("lines", (0.0, 0.9, 0.5, 0.1)))
-    assert torch.allclose(coloured[..., :6, :6], own[..., :6, :6], atol=0.01)
+    own = torch.full((1, 3, 64, 64), 0.8)
+    own[:, :, 24:40, 24:40] = 0.2
+    drawn = restyle(own.clone(), of_kind("lines", (0.9, 0.9, 0.5, 0.9)))
+    assert (drawn[..., :12, :12] > 0.99).all()  # paper
+    assert (drawn[..., 30:34, 30:34] > 0.9).all()  # nor is the inside filled
+    assert drawn[0, 0, 32, 24] < 0.3
+    coloured = restyle(own.clone(), of_kind("lines", (0.9, 0.9, 0.5, 0.1)))
+    assert torch.allclose(coloured[..., :12, :12], own[..., :12, :12], atol=0.01)
 
 
 def test_paint_drops_texture_and_keeps_edges() -> None:
-    own = noise(1, 32) * 0.1 + 0.2
-    own[..., 16:] += 0.6
+    own = noise(1, 64) * 0.1 + 0.2
+    own[..., 32:] += 0.6
     flat = restyle(own.clone(), of_kind("paint", (0.9, 0, 0, 0)))
-    assert flat[..., :14].std() < own[..., :14].std() / 2
-    assert (flat[..., 16:] - flat[..., 15:16]).min() > 0.4
+    assert flat[..., :28].std() < own[..., :28].std() / 2
+    assert (flat[..., 32:] - flat[..., 31:32]).min() > 0.4
     few = restyle(own.clone(), of_kind("paint", (0.1, 0.0, 0, 0)))  # 3 levels
     assert set(few.unique().tolist()) <= {0.0, 0.5, 1.0}
+
+
+def test_the_teacher_sees_the_same_view_but_for_what_depends_on_the_batch() -> None:
+    how, places = restyle_params(KEYS, [0] * len(KEYS), RestylePolicy())
+    how = how._replace(partners=torch.zeros(len(places), 28, 28, 3, dtype=torch.uint8))
+    views = noise(len(KEYS))
+    students, teachers = restyle(views.clone(), how), restyle(views.clone(), how.for_teacher())
+    mixed = torch.from_numpy(how.kinds == KINDS.index("fourier"))
+    assert torch.equal(students[~mixed], teachers[~mixed])
+    assert torch.equal(teachers[mixed], views[mixed])
+    assert not torch.equal(students[mixed], views[mixed])
 
 
 def test_solarisation_turns_what_is_bright() -> None:

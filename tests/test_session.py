@@ -10,8 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edgekd.benchmark.accuracy import Suite, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
+from edgekd.export.parity import compare
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
 from edgekd.preprocess import Preprocess
@@ -49,7 +51,7 @@ def write_artifact(folder: Path, content: bytes) -> Path:
         outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 3), layout="NC"),),
         classes=("r", "g", "b"),
         preprocess=Preprocess(size=16),
-        parity={},
+        parity=compare(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)),
         source={},
         versions={},
         created="2026-01-01T00:00:00+00:00",

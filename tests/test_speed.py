@@ -9,19 +9,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from edgekd.benchmark.compare import speed_here
-from edgekd.benchmark.environment import other_work, processor_seconds
-from edgekd.benchmark.latency import LatencySamples
-from edgekd.benchmark.report.schema import Report, SpeedRow
-from edgekd.benchmark.speed import (
+from edgekd.benchmark.measure.environment import other_work, processor_seconds
+from edgekd.benchmark.measure.latency import LatencySamples
+from edgekd.benchmark.measure.speed import (
     fastest,
     in_words,
     load_of,
     reason_to_withhold,
     speed_between,
+    speed_of,
     speed_rows,
+    timed_in_turns,
     turned,
 )
+from edgekd.benchmark.report.schema import Report, SpeedRow
 
 
 def row(
@@ -159,7 +160,8 @@ def test_a_short_measurement_of_two_models() -> None:
     def waits(rounds: int) -> Any:
         return lambda images: [float(np.sqrt(images).sum()) for _ in range(rounds)]
 
-    found = speed_here({"slow": waits(40), "fast": waits(4)}, np.ones((4, 64, 64, 3), np.uint8))
+    models = {"slow": waits(40), "fast": waits(4)}
+    found = speed_of("slow", "fast", timed_in_turns(models, np.ones((4, 64, 64, 3), np.uint8)))
     assert (found.a, found.b) == ("slow", "fast")
     assert found.ratio > 2  # ten times the work
     assert found.ci95[0] <= found.ratio <= found.ci95[1]

@@ -21,7 +21,8 @@ import pytest
 from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, write_images
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.accuracy import Subject, Suite, predict_suite
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.errors import EdgekdError
 from edgekd.targets.devices import drive
 

@@ -21,8 +21,8 @@ from edgekd.distill.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError
-from edgekd.few import teacher_keys
-from edgekd.measure import suites_of
+from edgekd.evaluation.few_shot import teacher_keys
+from edgekd.evaluation.gather import suites_of
 from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
 from edgekd.studies.write import study_document
@@ -168,7 +168,6 @@ def test_a_killed_cell_resumes_to_the_same_answers(
         patch.setattr(training.Progress, "step", stop)
         with pytest.raises(KeyboardInterrupt):
             edgekd.study("erm", **words)
-    assert (tmp_path / "s" / "runs" / "erm-art-0" / "config.json").exists()
     edgekd.study("erm", **words)
     with (
         np.load(tmp_path / "s" / "cells" / "erm-art-0.npz") as now,
@@ -630,3 +629,40 @@ def test_words_about_shots(base: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(EdgekdError, match=sentence):
             edgekd.study(**(own | words))
     assert not (tmp_path / "s").exists()
+
+
+def test_a_curve_over_unlabelled_images_of_a_new_domain(
+    base: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = edgekd.study(
+        "erm,pseudo-label,kd",
+        protocol="adapt",
+        seeds=1,
+        test_domains="sketch",
+        adapt_images=[4, 8, 99],
+        keep=True,
+        out=tmp_path / "s",
+        **base,
+    )
+    assert "left out: 99" in " ".join(capsys.readouterr().err.split())
+    assert [table.title for table in study.tables] == [
+        "4 unlabelled images of the new domain",
+        "8 unlabelled images of the new domain",
+    ]
+    for table in study.tables:
+        rows = {row.name: row for row in table.rows}
+        assert list(rows) == ["teacher zero-shot", "erm", "pseudo-label", "kd"]
+        assert table.names["ood"] == "adapted"
+    # Five trainings: the baseline reads no unlabelled image and is trained once.
+    assert len(lines(tmp_path / "s")) == 5
+    first, second = ({row.name: row for row in table.rows}["erm"] for table in study.tables)
+    assert first.average == second.average
+    four = load_run(tmp_path / "s" / "runs" / "kd-sketch-4unlabelled-0").data()[1]
+    eight = load_run(tmp_path / "s" / "runs" / "kd-sketch-8unlabelled-0").data()[1]
+    assert len(four.unlabelled) == 4
+    assert set(four.unlabelled.values()) < set(eight.unlabelled.values())
+    assert four.entries["ood_test"] == eight.entries["ood_test"]
+    assert len(four.ood_test) == 10
+    assert not set(eight.unlabelled.values()) & set(eight.entries["ood_test"].values())
+    with pytest.raises(EdgekdError, match="fewer than 11"):
+        edgekd.study("kd", protocol="adapt", adapt_images=[11], out=tmp_path / "t", **base)

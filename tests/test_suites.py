@@ -14,28 +14,30 @@ import pytest
 from benchmark_fakes import CLASSES, Paint, fake_measurements, model, paint_images, subject
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
-from edgekd.layouts import LAYOUTS, known_layout, unwrapped
-from edgekd.measure import parts_of
-from edgekd.split import make_split
-from edgekd.suites import (
+from edgekd.evaluation.gather import Further, parts_of
+from edgekd.evaluation.special_suites import (
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
+    unknown_suites,
+)
+from edgekd.evaluation.suites import (
     folder_suites,
     hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
-    unknown_suites,
 )
-from edgekd.trained import Trained, all_trained, read_trained, suite_kind
+from edgekd.evaluation.trained import Trained, all_trained, read_trained, suite_kind
+from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.layouts import LAYOUTS, known_layout, unwrapped
+from edgekd.split import make_split
 from edgekd.unlabelled import load_unlabelled
-from edgekd.vocabulary import spoken_as
 
 ANIMALS = ("cat", "dog", "fish", "horse")
 
@@ -161,7 +163,7 @@ def test_images_the_run_trained_on_are_left_out(tmp_path: Path) -> None:
     assert suite.excluded == {"train": 4, "val": 1}
     # 5 of 12: the domain trained, whatever it is called
     assert (suite.name, suite.kind) == ("seen:x", "seen")
-    with pytest.raises(EdgekdError, match="has seen all images"):
+    with pytest.raises(EdgekdError, match="is left to measure"):
         folder_suites("x", str(root), ANIMALS, trained=Trained(dict.fromkeys(images.keys, "train")))
 
 
@@ -243,6 +245,21 @@ def test_domains_that_trained_are_seen_and_the_others_unseen(tmp_path: Path) -> 
     )
     [suite] = folder_suites("x", str(new), ("cat", "dog"), trained=trained)
     assert (suite.name, suite.excluded) == ("seen:x", {})
+
+
+def test_images_of_an_unseen_domain_do_not_count_twice(tmp_path: Path) -> None:
+    root = paint(tmp_path / "d", tree(("art", "sketch"), ("cat", "dog"), 3))
+    images = load_images(root)
+    own = Suite("ood:sketch", images, np.flatnonzero(images.domain_of == 1)[:4])
+    trained = {"r": Trained({}, frozenset({"art"}))}
+    further = Further([("d", str(root)), ("e", str(root / "sketch"))], [], [], None)
+    one = subject("torch", "torch", model(0), classes=("cat", "dog"))
+    with pytest.raises(EdgekdError, match="6 are in another suite"):
+        further.suites([one], trained, [own])
+    [seen, rest] = replace(further, ood=further.ood[:1]).suites([one], trained, [own])
+    assert (seen.name, rest.name) == ("seen:d/art", "ood:d/sketch")
+    assert rest.excluded == {"tested": 4}
+    assert len(rest.indices) == 2
 
 
 def test_a_domain_of_nothing_but_training_images_is_named(
@@ -515,7 +532,7 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekd.benchmark.corruptions as module
+    import edgekd.benchmark.evaluate.corruptions as module
 
     def strike(pixels: np.ndarray, name: str, severity: int, key: str) -> np.ndarray:
         """Severity s ruins images 0 … s − 1 of ten; fog ruins nothing."""
@@ -543,7 +560,7 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert teacher.mce == pytest.approx(1.0)
     lines = (tmp_path / "out" / "corruptions.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 75
-    assert "r,torch,snow,5,10,0.500000" in lines
+    assert "r,torch,snow,5,10,0.5" in lines
     assert rescore(tmp_path / "out").corruptions == report.corruptions
     assert "corruption:" not in (tmp_path / "out" / "report.md").read_text()
 

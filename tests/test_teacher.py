@@ -268,11 +268,11 @@ def timm_teacher(folder: Path, **vision: Any) -> Path:
     return folder
 
 
-FIXED = {"timm_model_name": "test_vit4", "timm_proj": "linear"}  # takes no other size
+FIXED = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear"}  # takes no other size
 
 
 def test_an_image_size_that_the_image_encoder_contradicts_is_refused(tmp_path: Path) -> None:
-    assert_as_open_clip(timm_teacher(tmp_path / "right", **FIXED), (40, 30))
+    assert_as_open_clip(timm_teacher(tmp_path / "right", image_size=224, **FIXED), (40, 30))
     error = refusal(f"local-dir:{timm_teacher(tmp_path / 'wrong', image_size=96, **FIXED)}")
     assert "image encoder" in error.message
     assert "96" in error.message

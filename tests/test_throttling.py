@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgekd.benchmark import environment
-from edgekd.benchmark.throttling import throttle_remarks
+from edgekd.benchmark.measure import environment
+from edgekd.benchmark.measure.throttling import throttle_remarks
 
 NOTHING = {
     "temperature_c": None,

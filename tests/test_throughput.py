@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,42 +11,49 @@ import pytest
 from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images, subject
 
 import edgekd
-from edgekd.benchmark import benchmark, throughput
+from edgekd.benchmark import benchmark
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.latency import QUICK, rotating
+from edgekd.benchmark.measure import throughput
+from edgekd.benchmark.measure.intervals import rate_interval
+from edgekd.benchmark.measure.latency import QUICK, rotating
+from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.stats import rate_interval
-from edgekd.benchmark.throughput import Grid, throughput_rows
 from edgekd.errors import EdgekdError
+from edgekd.targets.devices.result import Rate
 
 PLANTED = """
 import sys, time, types
+from pathlib import Path
+import numpy
 
-class Session:
+class Model:
     load_ms, provider = 1.0, "planted"
     def __init__(self, threads, largest_batch):
         self.threads, self.largest_batch = threads or 4, largest_batch
+    def prepare(self, encoded):
+        return numpy.zeros((16, 16, 3), dtype="uint8")
     def run(self, images):
         if len(images) > 8:
             from edgekd.errors import EdgekdError
             raise EdgekdError("It takes at most 8 images.", "")
         time.sleep((2 + 2 * len(images)) / 1000 / self.threads)
 
-module = types.ModuleType("edgekd.targets.session")
-module.open_session = lambda folder, *, threads=None: Session(threads, 1 if folder.name == "single" else None)
-sys.modules["edgekd.targets.session"] = module
+def open_model(folder, *, threads):
+    return Model(threads, 1 if Path(folder).resolve().name == "single" else None)
+
+module = types.ModuleType("edgekd.targets.agent.model")
+module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+sys.modules["edgekd.targets.agent.model"] = module
 """
-BUFFERS = {
-    subject("", "torch", lambda x: x).preprocess.hash: np.zeros((6, 16, 16, 3), dtype=np.uint8)
-}
+IMAGES = [b"as the stand-in pleases"] * 6
 
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"), prepend=os.pathsep)
     brief = replace(
         throughput.QUICK,
         warmup_runs=4,
@@ -63,7 +71,7 @@ def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
         subject("torch", "torch", lambda x: x),
         subject("a", "artifact", lambda x: x, folder=tmp_path),
     ]
-    rows = throughput_rows(subjects, BUFFERS, Grid((1, 8, 16), (None, 2)), quick=True)
+    rows = throughput_rows(subjects, IMAGES, Grid((1, 8, 16), (None, 2)), quick=True)
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
         ("a", 1, 4), ("a", 1, 2), ("a", 8, 4), ("a", 8, 2), ("a", 16, None), ("a", 16, 2)
     ]  # fmt: skip
@@ -83,18 +91,18 @@ def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
 def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
     """A session would run eight images through a file for one, eight times: that is no batch of eight."""
     single = subject("a", "artifact", lambda x: x, folder=tmp_path / "single")
-    one, eight = throughput_rows([single], BUFFERS, Grid((1, 8), (None,)), quick=True)
+    one, eight = throughput_rows([single], IMAGES, Grid((1, 8), (None,)), quick=True)
     assert one.images_per_s is not None
     assert (eight.images_per_s, eight.reason) == (
         None,
-        "The file is made for one image at a time, not for 8.",
+        "The file is made for one image at a time, not for 8. Ask for smaller batches.",
     )
 
 
 def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:
     broken = subject("a", "artifact", lambda x: x, folder=tmp_path)
     with pytest.raises(EdgekdError):
-        throughput_rows([broken], BUFFERS, Grid((1,), (None,)), quick=True)
+        throughput_rows([broken], IMAGES, Grid((1,), (None,)), quick=True)
 
 
 def test_batches_go_round_and_repeat_where_images_are_few() -> None:
@@ -120,16 +128,15 @@ def test_the_interval_of_a_rate() -> None:
 def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
 
-    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, {}, QUICK)[
+    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, [], QUICK)[
         "r/onnxruntime-fp32"
     ][0]
 
-    def run_child(*given, batch):  # type: ignore[no-untyped-def]
-        if batch == 8:
-            raise EdgekdError("It takes one image at a time.", "")
-        return {"": found}
+    def measure_rate(folder, encoded, protocol, batch, threads):  # type: ignore[no-untyped-def]
+        refused = "It takes one image at a time." if batch == 8 else None
+        return Rate(batch, threads, None if refused else found, refused)
 
-    monkeypatch.setattr(throughput, "run_child", run_child)
+    monkeypatch.setattr(throughput, "measure_rate", measure_rate)
     report = run_benchmark(
         four_subjects(tmp_path),
         id_and_ood(paint_images()),

@@ -276,7 +276,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 import numpy as np
-from edgekd.chain import _runner
+from edgekd.evaluation.verify import _runner
 from edgekd.manifest import read_artifact
 artifact = read_artifact(Path({str(bundle)!r}))
 size = artifact.preprocess.size

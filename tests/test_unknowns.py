@@ -12,16 +12,16 @@ from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_
 from browser import CHROMIUM, open_page
 from pydantic import ValidationError
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Predict, Suite
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import shared_suites
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.gates import evaluate, parse_gate, parse_gates
 from edgekd.benchmark.report.rows import UnknownRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.subjects import Predict, Suite
 from edgekd.errors import EdgekdError
 
 N_ID, N_UNKNOWN = 60, 30

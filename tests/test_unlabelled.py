@@ -16,7 +16,13 @@ from edgekd.errors import EdgekdError
 from edgekd.scarce import run_split, untested_half
 from edgekd.split import Split, make_split, read_split
 from edgekd.toy import toy_images
-from edgekd.unlabelled import NO_CLASS, NO_DOMAIN, load_unlabelled, with_unlabelled
+from edgekd.unlabelled import (
+    NO_CLASS,
+    NO_DOMAIN,
+    label_free,
+    load_unlabelled,
+    with_unlabelled,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +213,21 @@ def test_half_of_the_unseen_domain_adapts_and_the_other_half_is_tested(tmp_path:
     assert run_split(TrainConfig(data="x", adapt=0), images).hash == split.hash
     with pytest.raises(EdgekdError, match="no domain is left out"):
         run_split(TrainConfig(data="x", adapt=4, test_domain="none"), images)
+
+
+def test_a_run_without_any_label_holds_a_tenth_out(tmp_path: Path) -> None:
+    source = paint(tmp_path / "camera", *(f"{number}.png" for number in range(30)))
+    images, split = label_free([str(source)], ("cat", "dog"))
+    assert (images.classes, len(images)) == (("cat", "dog"), 30)
+    assert images.labels.tolist() == [NO_CLASS] * 30
+    assert split.val.tolist() == [0, 1, 2]
+    assert len(split.train) == len(split.id_test) == len(split.ood_test) == 0
+    assert list(split.unlabelled.values()) == list(images.keys[3:])
+    split.write(tmp_path / "split.json")
+    # Pictures that come later do not change the run's.
+    Image.new("RGB", (12, 12), (200, 200, 200)).save(source / "later.png")
+    again, same = label_free([str(source)], ("cat", "dog"), before=tmp_path / "split.json")
+    assert (again.keys, same.hash, same.unlabelled) == (images.keys, split.hash, split.unlabelled)
+    (source / images.ids[7]).unlink()
+    with pytest.raises(EdgekdError, match="unlabelled images are gone"):
+        label_free([str(source)], ("cat", "dog"), before=tmp_path / "split.json")

@@ -45,7 +45,18 @@ def test_train_evaluate_export_on_the_command_line(
 ) -> None:
     out = tmp_path / "run"
     options = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "heads"]
-    common = ["--task", "ve", "--data", str(colours), "--test-domain", "dark", "--out", str(out)]
+    common = [
+        "--task",
+        "ve",
+        "--data",
+        str(colours),
+        "--teacher",
+        "toy",
+        "--test-domain",
+        "dark",
+        "--out",
+        str(out),
+    ]
     cli.app(["vl", "train", *common, *options], standalone_mode=False)
     record = json.loads((out / "vl_run.json").read_text())
     assert record["synthetic"]
@@ -102,8 +113,11 @@ def test_order_covers_everything_in_turn() -> None:
 
 def test_mistakes(small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(EdgekdError, match="exists"):
-        train_vl(**small(), out=tmp_path / "there")
+    (tmp_path / "there" / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(EdgekdError, match="exists"):
+            train_vl(**small(), out=tmp_path / "there", overwrite=overwrite)
+    assert (tmp_path / "there" / "thesis.txt").read_text() == "mine"
     with pytest.raises(EdgekdError, match="no vision-language run"):
         evaluate_vl(tmp_path / "there")
     with pytest.raises(EdgekdError, match="sketch"):

@@ -19,7 +19,7 @@ from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.errors import EdgekdError
-from edgekd.wilds import wilds_named, wilds_suites
+from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")
 SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}

@@ -19,17 +19,18 @@ from benchmark_fakes import (
     subject,
 )
 
-from edgekd.benchmark.accuracy import Predict, Suite, predict_suite
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.scores import FIXED
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.scores import FIXED
+from edgekd.benchmark.subjects import Predict, Suite
 from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
-from edgekd.wording import _bank, in_other_words, read_words
+from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
 
 
 def words(path: Path, text: str) -> Path:

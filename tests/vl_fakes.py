@@ -51,6 +51,7 @@ def small(colours: Path) -> Callable[..., dict[str, Any]]:
         **SMALL,
         "task": "ve",
         "data": str(colours),
+        "teacher": "toy",
         "control": "none",
         **changes,
     }

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
 from edgekd.benchmark.compare import difference
-from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
+from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.errors import EdgekdError
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")

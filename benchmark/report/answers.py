@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from edgekd.benchmark.measure.speed import WIDE_CV, in_words, speed_between
 from edgekd.benchmark.report.metric import ms, percent, points
-from edgekd.benchmark.report.rows import Difference, LatencyRow, SummaryRow, UnknownRow
+from edgekd.benchmark.report.rows import Difference, SummaryRow, UnknownRow
 from edgekd.benchmark.report.schema import GainRow, Report, of
 from edgekd.benchmark.report.sections import Text
-from edgekd.benchmark.speed import WIDE_CV, in_words, speed_between
+from edgekd.benchmark.report.timings import LatencyRow
 
 _PLACES = {"id": "in domain", "ood": "out of domain", "adapted": "on the adapted domains"}
 

@@ -17,11 +17,12 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import metrics
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.metric import ms, percent
-from edgekd.benchmark.report.rows import AccuracyRow, LatencyRow, SummaryRow
+from edgekd.benchmark.report.rows import AccuracyRow, SummaryRow
 from edgekd.benchmark.report.sections import printable
 from edgekd.benchmark.report.tables import mark
+from edgekd.benchmark.report.timings import LatencyRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from edgekd.benchmark.evaluate.robustness import effective_robustness
 from edgekd.benchmark.report.across import (
     Entry,
     Source,
@@ -20,10 +21,10 @@ from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.contents import latency_items, points_of, scatter, suite_items
 from edgekd.benchmark.report.html import html
 from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.report.metric import Metric, p_value, points
+from edgekd.benchmark.report.metric import Metric, points
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
 from edgekd.benchmark.report.sections import (
-    Column,
+    Cells,
     Document,
     Item,
     Section,
@@ -33,7 +34,6 @@ from edgekd.benchmark.report.sections import (
     words,
 )
 from edgekd.benchmark.report.tables import results
-from edgekd.benchmark.robustness import effective_robustness
 from edgekd.errors import EdgekdError
 from edgekd.files import write_text
 from edgekd.folders import COMPARISON, publishing
@@ -93,15 +93,18 @@ def _reports(sources: Sequence[Source]) -> Table:
         keys = ("name", "student", "recipe", "data", "split_hash")
         return "; ".join(words([one[key] for key in keys if key in one]) for one in facts) or "–"
 
-    layout: list[Column] = [
-        ("report", lambda source: source.name),
-        ("measured, UTC", lambda source: source.report.created[:16].replace("T", " ")),
-        ("protocol", lambda source: QUICK_MARK if source.report.quick else "full"),
-        ("machine", lambda source: machine_line(source.report)),
-        ("runs", runs),
-        ("gates", lambda source: verdict(source.report)[1]),
+    cells: list[Cells] = [
+        {
+            "report": source.name,
+            "measured, UTC": source.report.created[:16].replace("T", " "),
+            "protocol": QUICK_MARK if source.report.quick else "full",
+            "machine": machine_line(source.report),
+            "runs": runs(source),
+            "gates": verdict(source.report)[1],
+        }
+        for source in sources
     ]
-    return table("The reports", sources, layout, words=True)
+    return table("The reports", cells, words=True)
 
 
 def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
@@ -119,15 +122,15 @@ def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
 
 def _changes(group: Sequence[Entry], base: Entry) -> Table:
     """Return the difference of every other entry to the base entry."""
-    found = [(entry, against(entry, base)) for entry in group if entry is not base]
     where = "OOD" if any(row.suite.startswith("ood:") for row in base.accuracy) else "ID"
-    layout: list[Column] = [
-        ("subject", lambda pair: pair[0].name),
-        (f"{where} difference, points", lambda pair: Metric("", "points").show(pair[1])),
-        ("p", lambda pair: p_value(pair[1].mcnemar_p)),
+    show = Metric("", "points").show
+    cells: list[Cells] = [
+        {"subject": entry.name, f"{where} difference, points": show(against(entry, base))}
+        for entry in group
+        if entry is not base
     ]
     note = "Accuracy minus the reference's on the same images; positive is better. Paired bootstrap, McNemar p."
-    return table(f"Against {base.name}", found, layout, note=note)
+    return table(f"Against {base.name}", cells, note=note)
 
 
 def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
@@ -137,13 +140,6 @@ def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
         yield Text(f"Effective robustness cannot be computed: {found.reason}.", tone="quiet")
         return
 
-    def beyond(suite: str) -> Column:
-        return suite, lambda item: points(item[1].get(suite))
-
-    layout: list[Column] = [("subject", lambda item: item[0].name)]
-    layout += [beyond(line.suite) for line in found.lines]
-    if len(found.lines) > 1:
-        layout.append(("mean", lambda item: points(sum(item[1].values()) / len(item[1]))))
     lines = "; ".join(
         f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
         for line in found.lines
@@ -153,8 +149,11 @@ def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
         f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
         "rough: it has no interval, and the students that shape it lie near it."
     )
-    items = list(zip(group, found.beyond, strict=True))
-    yield table("Effective robustness, points", items, layout, note=note)
+    cells: list[Cells] = []
+    for entry, beyond in zip(group, found.beyond, strict=True):
+        mean = {"mean": points(sum(beyond.values()) / len(beyond))} if len(beyond) > 1 else {}
+        cells.append({"subject": entry.name} | {k: points(v) for k, v in beyond.items()} | mean)
+    yield table("Effective robustness, points", cells, note=note)
 
 
 def _latency(group: Sequence[Entry]) -> Iterator[Item]:

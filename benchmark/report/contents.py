@@ -135,7 +135,8 @@ def scatter(points: Sequence[Point]) -> Figure:
 
 def _results(report: Report) -> Iterator[Item]:
     yield tables.results(report)
-    yield Text(f"{provenance.images(report)} {provenance.latency_rule(report)}", tone="quiet")
+    about = f"{provenance.images(report)} {provenance.latency_rule(report)}"
+    yield Text(f"{about} Brackets: 95 % intervals.", tone="quiet")
     for text in provenance.remarks(report):
         yield Text(text, tone="quiet")
     for text in report.notes:
@@ -145,11 +146,7 @@ def _results(report: Report) -> Iterator[Item]:
     points = points_of(report)
     if any(point.levels for point in points):
         yield scatter(points)
-    for found in (tables.gains(report), tables.costs(report)):
-        if found is not None:
-            yield found
-    for pair in report.comparisons:
-        yield tables.comparison(pair)
+    yield from tables.changes(report)
 
 
 def bars(rows: Sequence[tuple[str, str, AccuracyRow]], suites: Sequence[str]) -> Figure:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.metric import percent
 from edgekd.benchmark.report.rows import AccuracyRow
 from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.sections import Cell, Gallery, Item, Picture, Table, table
+from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
 from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage
 
@@ -159,14 +159,17 @@ def failure_items(found: Failure, pictures: dict[tuple[str, str, str], str]) -> 
     pairs = [
         (a, b) for a, b in zip(*np.unravel_index(order, matrix.shape), strict=True) if matrix[a, b]
     ]
-    layout = [
-        ("label", lambda pair: found.classes[pair[0]]),
-        ("predicted", lambda pair: found.classes[pair[1]]),
-        ("images", lambda pair: str(matrix[pair])),
-        ("of the label %", lambda pair: percent(matrix[pair] / found.confusion[pair[0]].sum())),
+    cells: list[Cells] = [
+        {
+            "label": found.classes[a],
+            "predicted": found.classes[b],
+            "images": str(matrix[a, b]),
+            "of the label %": percent(matrix[a, b] / found.confusion[a].sum()),
+        }
+        for a, b in pairs
     ]
-    if pairs:
-        yield table("Most frequent confusions", pairs, layout, heads=2)
+    if cells:
+        yield table("Most frequent confusions", cells, heads=2)
         note = "At most two of each kind; the percentage is the confidence in the wrong class."
         shown = (
             _picture(error, pictures.get((row.run, row.suite, error.image), ""))
@@ -189,7 +192,7 @@ def _matrix(found: Failure) -> Table:
     shown = np.sort(np.argsort(-errors, kind="stable")[:MATRIX_CLASSES])
     cut = len(matrix) - len(shown)
 
-    def cells(c: int) -> Iterator[str | Cell]:
+    def cells(c: int) -> Iterator[str]:
         total = int(matrix[c].sum())
         yield found.classes[c]
         for d in shown:

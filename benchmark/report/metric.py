@@ -6,7 +6,7 @@ Tables, gates, charts, the definitions in every report and the JSON Schema read 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -59,30 +59,30 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a report, as metadata of its field: `top1: Annotated[float, Metric("top-1", "%", "higher", …)]`.
+    """A number of a report, as metadata of its field: `top1: Annotated[float, Metric("top-1", "%", "higher")]`.
 
     Attributes:
         name: as tables show it.
         unit: one of `%` and `points` (stored as fractions), `ms`, `s`, `MB` (10⁶ bytes), `M` (stored as a count), `mJ`
             (stored as joules), `W`, `1/s`, `count`, `p`, or none.
         better: which direction is better; empty where neither is.
-        formula: the definition, without a full stop.
         source: the paper or document that defines it.
         missing: why the value can be None.
         interval: name of the field with its 95 % interval.
         gate: whether a gate may use it; by default whatever has a better direction.
         compute: calculates it from logits and labels; the evaluation then fills the field of every accuracy row.
+        formula: the definition: the docstring under the field.
     """
 
     name: str
     unit: str = ""
     better: Literal["higher", "lower", ""] = ""
-    formula: str = ""
     source: str = ""
     missing: str = "it was not measured"
     interval: str = ""
     gate: bool | None = None
     compute: Compute | None = None
+    formula: str = ""
 
     @property
     def heading(self) -> str:
@@ -104,15 +104,17 @@ class Metric:
         return round(100 * value, 9) if self.is_share else value
 
     def show(self, value: Any, interval: tuple[float, float] | None = None) -> str:
-        """Return a value, or a difference that carries its `ci95`, as text with its interval in brackets."""
+        """Return a value, or a difference with its `ci95` and p-value, as text with the interval in brackets."""
         if value is None:
             return NONE
         write = _FORMATS[self.unit][1]
+        p = getattr(value, "mcnemar_p", None)
         if hasattr(value, "ci95"):
             value, interval = value.value, value.ci95
         if interval is None:
             return write(value)
-        return f"{write(value)} [{write(interval[0])}, {write(interval[1])}]"
+        end = "" if p is None else f", p {p_value(p)}"
+        return f"{write(value)} [{write(interval[0])}, {write(interval[1])}]{end}"
 
     def shown(self, row: BaseModel, key: str) -> str:
         """Return the field `key` of `row` as text, with its interval where it has one."""
@@ -121,24 +123,22 @@ class Metric:
     @property
     def definition(self) -> str:
         """Formula and source as one sentence."""
-        return f"{self.formula}{f' ({self.source})' if self.source else ''}."
+        text = " ".join(self.formula.split()).removesuffix(".")
+        return f"{text}{f' ({self.source})' if self.source else ''}."
 
     def __get_pydantic_json_schema__(
         self, core: Any, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        unit = {"%": "fraction", "points": "difference of fractions", "M": "count", "mJ": "J"}
-        return handler(core) | {
-            "title": self.name,
-            "description": self.definition,
-            "x-unit": unit.get(self.unit, self.unit),
-            "x-better": self.better,
-        }
+        units = {"%": "fraction", "points": "difference of fractions", "M": "count", "mJ": "J"}
+        found = {"title": self.name, "x-unit": units.get(self.unit, self.unit)}
+        more = {"x-better": self.better, "x-source": self.source}
+        return handler(core) | found | {key: value for key, value in more.items() if value}
 
 
 def metrics_of(row: type[BaseModel]) -> dict[str, Metric]:
     """Return the metrics of a row class by field, in the order in which they are declared."""
     return {
-        key: found
+        key: replace(found, formula=field.description or "")
         for key, field in row.model_fields.items()
         for found in field.metadata
         if isinstance(found, Metric)

@@ -15,16 +15,16 @@ from edgekd.benchmark.report.metric import percent
 from edgekd.benchmark.report.notes import takes_floats
 from edgekd.benchmark.report.rows import Row, SummaryRow
 from edgekd.benchmark.report.schema import Report, of
-from edgekd.benchmark.report.sections import Column, Item, Section, Text, printable, table, words
-
-_WHAT: list[Column] = [("what", lambda pair: pair[0]), ("value", lambda pair: pair[1])]
+from edgekd.benchmark.report.sections import Item, Section, Text, facts, printable, table
 
 
 def model_card(report: Report) -> str:
     """Return the card of the report's first run; other runs in the report are measured beside it and left out."""
     report = _of_run(report, report.runs[0])
     run = report.runs[0]
-    facts: dict[str, Any] = next((one for one in report.context["runs"] if one["name"] == run), {})
+    run_facts: dict[str, Any] = next(
+        (one for one in report.context["runs"] if one["name"] == run), {}
+    )
     sections = [
         Section("results", "Results", tuple(_results(report))),
         Section("calibration", "Calibration", tuple(tables.calibration(report))),
@@ -32,16 +32,14 @@ def model_card(report: Report) -> str:
     ]
     body = [line for one in sections for line in section(one)]
     body += [*_use(report, run), *section(Section("limits", "Limits", tuple(_limits(report))))]
-    told = [(k.replace("_", " "), words(v)) for k, v in facts.items() if k != "name"]
-    if told:
-        body += section(
-            Section("training", "Training", (table("Settings", told, _WHAT, words=True),))
-        )
+    if training := facts(run_facts, "name"):
+        settings = table("Settings", training, words=True)
+        body += section(Section("training", "Training", (settings,)))
     body += _files(report)
     method = tuple(Text(text, name) for name, text in provenance.definitions())
     body += section(Section("method", "How each number is measured", method))
     body.append(f"From `report.json`, measured {report.created[:10]} with edgekd.")
-    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, facts)), "", *body]
+    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, run_facts)), "", *body]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
@@ -115,14 +113,14 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
         }
 
 
-def _about(report: Report, facts: dict[str, Any]) -> str:
+def _about(report: Report, run: dict[str, Any]) -> str:
     kinds = ", ".join(row.subject for row in report.exported) or "no exported file yet"
     files = f"Exported files measured here: {kinds}."
-    if not facts:
+    if not run:
         return files
     return (
-        f"A {facts.get('student', '')} image classifier, trained with the recipe {facts.get('recipe', 'unknown')} from "
-        f"the teacher {facts.get('teacher', 'unknown')} on {facts.get('data', 'unknown data')}. {files}"
+        f"A {run.get('student', '')} image classifier, trained with the recipe {run.get('recipe', 'unknown')} from "
+        f"the teacher {run.get('teacher', 'unknown')} on {run.get('data', 'unknown data')}. {files}"
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgekd.benchmark.report.rows import LatencyRow
+from edgekd.benchmark.measure.speed import fastest, in_words, speed_between
+from edgekd.benchmark.measure.throttling import throttle_remarks
 from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.speed import fastest, in_words, speed_between
-from edgekd.benchmark.throttling import throttle_remarks
+from edgekd.benchmark.report.timings import LatencyRow
 
 
 def notes(report: Report) -> list[str]:
@@ -61,7 +61,8 @@ def _excluded(report: Report) -> Iterator[str]:
     if count:
         each = ", ".join(f"{name} {number:,}" for name, number in count.items())
         yield (
-            f"{sum(count.values()):,} images are left out of the suites, since training has seen them: {each}."
+            f"{sum(count.values()):,} images are left out of the suites, since training or another suite has them: "
+            f"{each}."
         )
 
 

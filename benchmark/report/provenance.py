@@ -7,14 +7,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report import rows, schema
+from edgekd.benchmark.report import rows, schema, timings
 from edgekd.benchmark.report.metric import NONE, metrics_of, percent
 from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.sections import Cell, Column, Item, Table, Text, table, words
+from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
 from edgekd.benchmark.report.tables import mark
 
 QUICK_MARK = "QUICK – indicative only"
-_WHAT: list[Column] = [("what", lambda pair: pair[0]), ("value", lambda pair: pair[1])]
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",
           "power_mode": ""}  # fmt: skip
 METHOD = (
@@ -38,8 +37,8 @@ METHOD = (
      "provider than requested gets no report."),
 )  # fmt: skip
 _DEFINED = (rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow,
-            rows.VocabularyRow, rows.DetectionRow, rows.UnknownRow, rows.LatencyRow, rows.ThroughputRow,
-            rows.EnergyRow)  # fmt: skip
+            rows.VocabularyRow, rows.DetectionRow, rows.UnknownRow, timings.LatencyRow, timings.ThroughputRow,
+            timings.EnergyRow)  # fmt: skip
 
 
 def images(report: Report) -> str:
@@ -89,109 +88,94 @@ def latency_rule(report: Report) -> str:
     )
 
 
-def devices(report: Report) -> Iterator[Item]:
-    """Yield facts of each device that ran files; emulation is named."""
-    for facts in report.environment.get("devices", ()):
-        if facts["emulated"]:
-            text = (
-                f"Device {facts['device']} is an emulation: its times say nothing about a device."
-            )
-            yield Text(text, tone="note", console=True)
-        hidden = ("device", "artifacts", "before", "after", "emulated", "versions")
-        pairs = [(k.replace("_", " "), words(v)) for k, v in facts.items() if k not in hidden]
-        pairs += [*_states(facts), *((k, v) for k, v in facts["versions"].items() if v)]
-        yield table(f"Device {facts['device']}", pairs, _WHAT, words=True)
-        layout: list[Column] = [
-            ("file", lambda one: one[0]),
-            ("same class here %", lambda one: percent(one[1]["agreement_here"])),
-            ("same pixels %", lambda one: percent(one[1]["same_pixels"])),
-            ("engine built there", lambda one: words(one[1].get("built"))),
-        ]
-        note = (
-            "Against the same file on this machine, where its runtime is here, and pixels prepared here. Engines are "
-            "built before anything is timed."
-        )
-        yield table(f"Files on {facts['device']}", facts["artifacts"].items(), layout, note=note)
-
-
-def _states(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield load, clock, temperature, throttling and power mode at both ends of the measurement."""
-    for key, unit in _STATE.items():
-        first, last = (facts[when].get(key) for when in ("before", "after"))
-        text = "n/a" if first is None and last is None else f"{first}{unit} → {last}{unit}"
-        yield key.replace("_", " "), text
-
-
 def origin(report: Report) -> Iterator[Item]:
-    """Yield parity, placement, quantization, machine, runs and preprocessing."""
+    """Yield parity, placement, quantization, machine, devices, runs and preprocessing."""
     yield from _parity(report)
-    yield from _placement(report)
-    for facts in report.context.get("artifacts", ()):
-        if quantization := facts.get("quantization"):
-            yield Text(words(quantization), f"Quantization of {facts['run']}/{facts['name']}")
-    yield machine(report)
+    placed: list[Cells] = [
+        {"file": f"{row.run}/{row.subject}", "provider": who or NONE}
+        | {"nodes": f"{sum(kinds.values()):,}" if kinds else NONE}
+        | {"operators": most_frequent(kinds) if kinds else "n/a", "source": row.source}
+        for row in report.placements
+        for who, kinds in (row.nodes or {row.provider: {}}).items()
+    ]
+    if placed:
+        yield table("Placement", placed, heads=2, words=True)
+    for one in report.context.get("artifacts", ()):
+        if one.get("quantization"):
+            yield Text(words(one["quantization"]), f"Quantization of {one['run']}/{one['name']}")
+    yield _machine("Machine", report.environment)
     yield from devices(report)
-    for facts in report.context.get("runs", ()):
-        pairs = [(k.replace("_", " "), words(v)) for k, v in facts.items() if k != "name"]
-        yield table(f"Run {facts['name']}", pairs, _WHAT, words=True)
+    for one in report.context.get("runs", ()):
+        yield table(f"Run {one['name']}", facts(one, "name"), words=True)
     others = {k: v for k, v in report.context.items() if k not in ("runs", "artifacts")}
     if others:
         yield Text(f"{words(others)}.")
     users: dict[str, dict[str, None]] = {}
     for row in report.listed:
         users.setdefault(row.preprocess, {})[row.subject] = None
-    pixels = [
-        (key, settings, users.get(key, {}))
+    pixels: list[Cells] = [
+        {"hash": key, "settings": words(settings), "subjects": ", ".join(users.get(key, {}))}
         for key, settings in report.protocol["preprocess"].items()
     ]
-    layout: list[Column] = [
-        ("hash", lambda one: one[0]),
-        ("settings", lambda one: words(one[1])),
-        ("subjects", lambda one: ", ".join(one[2])),
-    ]
-    yield table("Preprocessing", pixels, layout, words=True)
+    yield table("Preprocessing", pixels, words=True)
 
 
 def _parity(report: Report) -> Iterator[Table]:
     providers = {row.who: row.provider for row in report.latency}
-    facts = report.context.get("artifacts", ())
-    layout: list[Column] = [
-        ("file", lambda one: f"{one['run']}/{one['name']}"),
-        ("same class %", lambda one: percent(one["parity"]["top1_agreement"])),
-        ("largest logit error / range", lambda one: f"{one['parity']['max_error_relative']:.2e}"),
-        ("cosine", lambda one: f"{one['parity']['cosine']:.5f}"),
-        ("KL, nats", lambda one: f"{one['parity']['kl']:.2e}"),
-        ("images", lambda one: f"{one['parity']['n']:,}"),
-        (
-            "check",
-            lambda one: (
-                Cell("✓ passed", "good")
-                if one["parity"].get("passed", True)
-                else Cell("✗ failed", "bad")
-            ),
-        ),
-        ("runs on", lambda one: providers.get((one["run"], one["name"]), NONE)),
-    ]
-    if facts:
+    cells: list[Cells] = []
+    for one in report.context.get("artifacts", ()):
+        parity = one["parity"]
+        passed = parity.get("passed", True)
+        cells.append(
+            {
+                "file": f"{one['run']}/{one['name']}",
+                "same class %": percent(parity["top1_agreement"]),
+                "largest logit error / range": f"{parity['max_error_relative']:.2e}",
+                "cosine": f"{parity['cosine']:.5f}",
+                "KL, nats": f"{parity['kl']:.2e}",
+                "images": f"{parity['n']:,}",
+                "check": Cell("✓ passed", "good") if passed else Cell("✗ failed", "bad"),
+                "runs on": providers.get((one["run"], one["name"]), NONE),
+            }
+        )
+    if cells:
         note = "Against the torch student, at export, on real images."
-        yield table("Parity", facts, layout, note=note)
+        yield table("Parity", cells, note=note)
 
 
-def _placement(report: Report) -> Iterator[Table]:
-    items = [
-        (row, part)
-        for row in report.placements
-        for part in (row.nodes.items() if row.nodes is not None else [(row.provider or NONE, None)])
-    ]
-    layout: list[Column] = [
-        ("file", lambda one: f"{one[0].run}/{one[0].subject}"),
-        ("provider", lambda one: one[1][0]),
-        ("nodes", lambda one: NONE if one[1][1] is None else f"{sum(one[1][1].values()):,}"),
-        ("operators", lambda one: "n/a" if one[1][1] is None else most_frequent(one[1][1])),
-        ("source", lambda one: one[0].source),
-    ]
-    if items:
-        yield table("Placement", items, layout, heads=2, words=True)
+def _machine(title: str, env: dict[str, Any]) -> Table:
+    """Return processor, system, states before and after, and versions."""
+    states = {key: tuple(env[when].get(key) for when in ("before", "after")) for key in _STATE}
+    changes = {
+        f"{key}{_STATE[key]}": "n/a" if pair == (None, None) else " → ".join(map(str, pair))
+        for key, pair in states.items()
+    }
+    hidden = ("before", "after", "versions", "devices", "device", "artifacts", "emulated")
+    versions = {name: version for name, version in env["versions"].items() if version}
+    return table(title, facts(env, *hidden) + facts(changes) + facts(versions), words=True)
+
+
+def devices(report: Report) -> Iterator[Item]:
+    """Yield facts of each device that ran files; emulation is named."""
+    for one in report.environment.get("devices", ()):
+        if one["emulated"]:
+            text = f"Device {one['device']} is an emulation: its times say nothing about a device."
+            yield Text(text, tone="note", console=True)
+        yield _machine(f"Device {one['device']}", one)
+        cells: list[Cells] = [
+            {
+                "file": name,
+                "same class here %": percent(check["agreement_here"]),
+                "same pixels %": percent(check["same_pixels"]),
+                "engine built there": words(check.get("built")),
+            }
+            for name, check in one["artifacts"].items()
+        ]
+        note = (
+            "Against the same file on this machine, where its runtime is here, and pixels prepared here. Engines are "
+            "built before anything is timed."
+        )
+        yield table(f"Files on {one['device']}", cells, note=note)
 
 
 def most_frequent(kinds: dict[str, int], at_most: int = 6) -> str:
@@ -199,15 +183,6 @@ def most_frequent(kinds: dict[str, int], at_most: int = 6) -> str:
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f" and {len(ordered) - at_most} more kinds" if len(ordered) > at_most else ""
     return ", ".join(f"{kind} {count}" for kind, count in ordered[:at_most]) + more
-
-
-def machine(report: Report) -> Table:
-    """Processor, system, clocks and versions."""
-    env = report.environment
-    hidden = ("before", "after", "versions", "devices")
-    pairs = [(key.replace("_", " "), words(env[key])) for key in env if key not in hidden]
-    pairs += [*_states(env), *((name, value) for name, value in env["versions"].items() if value)]
-    return table("Machine", pairs, _WHAT, words=True)
 
 
 def method(report: Report) -> Iterator[Item]:
@@ -218,19 +193,19 @@ def method(report: Report) -> Iterator[Item]:
               "warmup_limit_s": "warm-up, s at most", "runs": "measured, runs at least",
               "seconds": "measured, s at least", "limit_s": "measured, s at most", "block_s": "block, s",
               "processes": "fresh processes"}  # fmt: skip
-    layout: list[Column] = [
-        ("limit", lambda key: limits[key]),
-        (f"files ({own['name']})", lambda key: f"{own[key]:g}"),
-        ("background (†)", lambda key: f"{background[key]:g}"),
+    cells: list[Cells] = [
+        {
+            "limit": name,
+            f"files ({own['name']})": f"{own[key]:g}",
+            "background (†)": f"{background[key]:g}",
+        }
+        for key, name in limits.items()
     ]
-    yield table("Latency protocol", list(limits), layout)
+    yield table("Latency protocol", cells)
     seconds = report.protocol["seconds"]
     yield Text(
-        f"Measuring took {seconds['accuracy']} s for accuracy and {seconds['latency']} s for latency. The same "
-        "numbers for "
-        f"programs are in report.json (schema version {report.schema_version}), every prediction in "
-        "predictions.npz, every "
-        "latency sample in latency.npz.",
+        f"Measuring took {seconds['accuracy']} s for accuracy and {seconds['latency']} s for latency. For programs: "
+        f"report.json (schema version {report.schema_version}), predictions.npz, latency.npz.",
         tone="quiet",
     )
 
@@ -241,5 +216,5 @@ def definitions() -> list[tuple[str, str]]:
     sources: list[type[BaseModel]] = list(_DEFINED)
     for metric in (metric for row in sources for metric in metrics_of(row).values()):
         if metric.formula:
-            found.setdefault(metric.name, metric.definition[0].upper() + metric.definition[1:])
+            found.setdefault(metric.name, metric.definition)
     return [*found.items(), *METHOD]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from edgekd.benchmark.report.metric import Metric
 from edgekd.benchmark.report.rows import (
@@ -24,17 +24,16 @@ from edgekd.benchmark.report.rows import (
     Fraction,
     Frozen,
     Interval,
-    LatencyRow,
     OwnMetricsRow,
-    PlacementRow,
     Row,
     SuiteRow,
     SummaryRow,
-    ThroughputRow,
     Time,
     UnknownRow,
     VocabularyRow,
 )
+from edgekd.benchmark.report.timings import LatencyRow, PlacementRow, ThroughputRow
+from edgekd.manifest import Parity
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -54,9 +53,8 @@ class GainRow(Row):
     where: Where
     suites: tuple[str, ...]
     n: Annotated[Count, Metric("images", "count")]
-    gain: Annotated[Difference, Metric(
-        "gain", "points", HIGHER, "top-1 minus that of the base run on the same images; interval: paired bootstrap, "
-        "10,000 draws", gate=False)]  # fmt: skip
+    gain: Annotated[Difference, Metric("gain", "points", HIGHER, gate=False)]
+    """Top-1 minus that of the base run on the same images; interval: paired bootstrap, 10,000 draws."""
 
 
 class GateRow(Frozen):
@@ -82,9 +80,8 @@ class SuiteComparison(Frozen):
     n: Annotated[Count, Metric("images", "count")]
     a: Annotated[Fraction, Metric("A", "%")]
     b: Annotated[Fraction, Metric("B", "%")]
-    value: Annotated[
-        float, Metric("A − B", "points", formula="top-1 of A minus top-1 of B", interval="ci95")
-    ]
+    value: Annotated[float, Metric("A − B", "points", interval="ci95")]
+    """Top-1 of A minus top-1 of B."""
     ci95: Interval
     mcnemar_p: Annotated[Fraction, Metric("p", "p")]
     agreement: Annotated[Fraction, Metric("agreement", "%")]
@@ -137,6 +134,34 @@ class State(BaseModel):
     throttle_count: int | None
     throttle_flags: Short | None
     power_mode: Short | None
+
+
+class RunFacts(BaseModel):
+    """What is read of a run in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    split_hash: str = ""
+
+
+class ArtifactFacts(BaseModel):
+    """What is read of an artifact in a report's context."""
+
+    model_config = ConfigDict(extra="allow")
+    run: str
+    name: str
+    format: str
+    files: dict[str, str] = Field(default_factory=dict)
+    parity: Parity
+    quantization: dict[str, Any] | None = None
+
+
+class Context(BaseModel):
+    """Facts about a report's runs and artifacts that are not measurements."""
+
+    model_config = ConfigDict(extra="allow")
+    runs: list[RunFacts] = Field(default_factory=list)
+    artifacts: list[ArtifactFacts] = Field(default_factory=list)
 
 
 class Machine(BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -17,15 +17,16 @@ def printable(text: object) -> str:
     return readers.printable(" ".join(str(text).split()))
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(str):
     """A cell with a `tone`: `good`, `bad`, `why` (a sentence in place of a number), or a shade such as `r3`, `w10`."""
 
-    text: str
-    tone: str = ""
+    tone: str
 
-    def __str__(self) -> str:
-        return self.text
+    def __new__(cls, text: str, tone: str) -> Cell:
+        """Return text with a tone."""
+        made = super().__new__(cls, text)
+        made.tone = tone
+        return made
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Table:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
+    rows: tuple[tuple[str, ...], ...]
     heads: int = 1
     note: str = ""
     lead: tuple[int, ...] = ()
@@ -129,32 +130,39 @@ class Document:
     foot: tuple[str, ...] = field(default=())
 
 
-AnyItem = TypeVar("AnyItem")
-Column = tuple[str, Callable[[Any], str | Cell]]
-"""Heading, and a row's cell."""
+Cells = dict[str, str]
+"""A row of a table: heading → cell."""
 
 
-def columns(
-    row: type[BaseModel], keys: str, get: Callable[[Any], Any] = lambda item: item
-) -> list[Column]:
-    """Return a column for each of the row class's fields in `keys`; a `*` stands for all metrics not named.
+def shown(row: BaseModel | None, keys: str) -> Cells:
+    """Return fields of a row under the headings of their metrics; a `*` stands for all metrics not named.
 
     Args:
+        row: None gives no cells.
         keys: names of fields, separated by spaces.
-        get: finds the row in an item of the table.
     """
-    metrics, names = metrics_of(row), keys.split()
+    if row is None:
+        return {}
+    metrics, names = metrics_of(type(row)), keys.split()
     if "*" in names:
         place = names.index("*")
         names[place : place + 1] = [key for key in metrics if key not in names]
+    return {
+        metrics[key].heading if key in metrics else key.replace("_", " "): metrics[key].shown(
+            row, key
+        )
+        if key in metrics
+        else words(getattr(row, key))
+        for key in names
+    }
 
-    def column(key: str) -> Column:
-        metric = metrics.get(key)
-        if metric is not None:
-            return metric.heading, lambda item: metric.shown(get(item), key)
-        return key.replace("_", " "), lambda item: words(getattr(get(item), key))
 
-    return [column(key) for key in names]
+def facts(values: Mapping[str, object], *hidden: str) -> list[Cells]:
+    """Return named facts as the rows of a table, without the `hidden` ones."""
+    pairs = (
+        (key.replace("_", " "), words(value)) for key, value in values.items() if key not in hidden
+    )
+    return [{"what": key, "value": value} for key, value in pairs]
 
 
 def words(value: object) -> str:
@@ -171,23 +179,17 @@ def words(value: object) -> str:
     return NONE if value is None else str(value)
 
 
-def table(
-    title: str, items: Iterable[AnyItem], layout: Sequence[Column], lead: int = 0, **options: Any
-) -> Table:
-    """Return the table of `items`; columns without any value are left out.
+def table(title: str, rows: Iterable[Cells], lead: int = 0, **options: Any) -> Table:
+    """Return a table of rows; columns without any value are left out.
 
     Args:
-        lead: the first columns of `layout` that decide; 0 for all.
+        lead: the first columns that decide; 0 for all.
         options: of `Table`.
     """
-    rows = [tuple(cell(item) for _, cell in layout) for item in items]
-    heads = options.get("heads", 1)
-    kept = [n for n in range(len(layout)) if n < heads or any(str(row[n]) != NONE for row in rows)]
-    first = tuple(place for place, n in enumerate(kept) if n < lead)
-    return Table(
-        title,
-        tuple(layout[n][0] for n in kept),
-        tuple(tuple(row[n] for n in kept) for row in rows),
-        lead=first if len(first) < len(kept) else (),
-        **options,
-    )
+    found = list(rows)
+    names = list(dict.fromkeys(name for row in found for name in row))
+    heads = names[: options.get("heads", 1)]
+    kept = [n for n in names if n in heads or any(str(row.get(n, NONE)) != NONE for row in found)]
+    first = tuple(place for place, name in enumerate(kept) if name in names[:lead])
+    cells = tuple(tuple(row.get(name, NONE) for name in kept) for row in found)
+    return Table(title, tuple(kept), cells, lead=first if len(first) < len(kept) else (), **options)

@@ -11,8 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgekd.benchmark.latency import Protocol
-from edgekd.benchmark.report.schema import READABLE_VERSIONS, SCHEMA_VERSION, Machine, Report
+from edgekd.benchmark.measure.latency import Protocol
+from edgekd.benchmark.report.schema import (
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Context,
+    Machine,
+    Report,
+)
 from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
 from edgekd.manifest import first_problem
@@ -102,6 +108,7 @@ def read_report(folder: Path) -> Report:
     try:
         report = Report.model_validate(data | {"folder": folder, "schema_version": SCHEMA_VERSION})
         Machine.model_validate(report.environment)
+        Context.model_validate(report.context)
         for settings in report.protocol["preprocess"].values():
             Preprocess.model_validate(settings)
         for rule in ("latency", "latency_context"):
@@ -176,15 +183,21 @@ def check_arrays(raw: RawResults) -> None:
         texture = raw.predictions.get(f"texture/{name}")
         if texture is not None and (texture.shape != (n,) or texture.dtype.kind not in "iu"):
             raise _foreign(folder, name)
-    for one in raw.report.accuracy:
-        logits = raw.logits(one.run, one.subject, one.suite)
-        count = classes_of.get((None, one.suite), classes_of.get((one.run, one.suite)))
-        shape = (len(raw.ids(one.run, one.suite)), count)
-        if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
-            raise _foreign(folder, f"{one.run}/{one.subject}/{one.suite}")
+    needed = {(one.run, one.subject, one.suite) for one in raw.report.accuracy}
+    for subject in raw.report.summary:
+        for (run, suite), count in classes_of.items():
+            name = f"logits/{subject.run}/{subject.subject}/{suite}"
+            present = name in raw.predictions or (subject.run, subject.subject, suite) in needed
+            if run not in (None, subject.run) or not present:
+                continue
+            logits = raw.logits(subject.run, subject.subject, suite)
+            shape = (len(raw.ids(subject.run, suite)), count)
+            if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
+                raise _foreign(folder, name)
     for name, part in raw.latency.items():
         known = part.ndim == 1 and len(part) and part.dtype.kind in "fiu"
-        if not known or not np.isfinite(part).all() or part.min() < 0:
+        least = 0 if name.startswith("blocks/") else 1e-9
+        if not known or not np.isfinite(part).all() or part.min() < least:
             raise _foreign(folder, name)
 
 

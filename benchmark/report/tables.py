@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from edgekd.benchmark.report.metric import NONE, Metric, metrics_of, ms, percent
-from edgekd.benchmark.report.rows import (
-    AccuracyRow,
-    Calibration,
-    CorruptionRow,
-    CueConflictRow,
-    DetectionRow,
-    Difference,
-    EnergyRow,
-    LatencyRow,
-    Row,
-    SummaryRow,
-    ThroughputRow,
-    UnknownRow,
-    VocabularyRow,
-)
-from edgekd.benchmark.report.schema import Comparison, GainRow, GateRow, Report, SuiteComparison
-from edgekd.benchmark.report.sections import Cell, Column, Table, columns, table
-from edgekd.benchmark.speed import ratio_text
+from edgekd.benchmark.measure.speed import ratio_text
+from edgekd.benchmark.report.metric import metrics_of, ms, percent, points
+from edgekd.benchmark.report.rows import AccuracyRow, Calibration, SummaryRow, VocabularyRow
+from edgekd.benchmark.report.schema import Comparison, GateRow, Report
+from edgekd.benchmark.report.sections import Cell, Cells, Table, shown, table
+from edgekd.benchmark.report.timings import LatencyRow
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 FEW_SUITES = 3
 """More OOD suites than these are rows of a table of their own, not columns of the main table."""
-_P = columns(Difference, "mcnemar_p")[0]
 
 
 def mark(row: LatencyRow) -> str:
@@ -36,85 +21,68 @@ def mark(row: LatencyRow) -> str:
     return "†" if row.protocol == "context" else ""
 
 
-def subject_of(report: Report) -> Column:
-    """Return the column of the subjects' names."""
-    return "subject", lambda row: report.label(row)
-
-
 def gates(rows: Sequence[GateRow]) -> Table:
-    """Every gate with its outcome first."""
-
-    def measured(row: GateRow) -> str | Cell:
-        return (
-            Cell(f"not evaluated: {row.reason}", "why") if row.value is None else f"{row.value:.4g}"
-        )
-
-    layout: list[Column] = [
-        (
-            "outcome",
-            lambda row: Cell("✓ passed", "good") if row.passed else Cell("✗ FAILED", "bad"),
-        ),
-        ("gate", lambda row: row.metric),
-        ("file", lambda row: f"{row.run}/{row.subject}" if row.run else "no file"),
-        ("measured", measured),
-        ("limit", lambda row: f"{row.operator} {row.limit:g}"),
+    """Return every gate with its outcome first."""
+    cells: list[Cells] = [
+        {
+            "outcome": Cell("✓ passed", "good") if row.passed else Cell("✗ FAILED", "bad"),
+            "gate": row.metric,
+            "file": f"{row.run}/{row.subject}" if row.run else "no file",
+            "measured": _or_why("not evaluated", row.reason, f"{row.value or 0:.4g}"),
+            "limit": f"{row.operator} {row.limit:g}",
+        }
+        for row in rows
     ]
-    return table("Gates", rows, layout, heads=3, console=True)
+    return table("Gates", cells, heads=3, console=True)
+
+
+def _or_why(what: str, reason: str | None, text: str) -> str:
+    """Return text, or in its place the reason why there is no number."""
+    return Cell(f"{what}: {reason}", "why") if reason else text
 
 
 def results(report: Report, *, timed: bool = True) -> Table:
-    """The main table: a row for each subject, the columns that decide first, with or without latencies."""
+    """Return the main table: a row for each subject, the columns that decide first, with or without latencies."""
 
-    def time(key: str) -> list[Column]:
-        metric: Metric = metrics_of(LatencyRow)[key]
-        show = lambda row: metric.shown(found := report.time(row), key) + mark(found)  # noqa: E731
-        return [(metric.heading, show)] if timed else []
+    def time(row: SummaryRow, key: str) -> Cells:
+        found = report.time(row)
+        return {k: f"{v}{mark(found)}" for k, v in shown(found, key).items()} if timed else {}
 
-    layout = [
-        subject_of(report),
-        *columns(SummaryRow, "id ood_avg adapted_avg"),
-        *time("p90_ms"),
-        *columns(SummaryRow, "size_mb"),
-        *(_domains(report) if len(_outside(report)) <= FEW_SUITES else ()),
-        *columns(SummaryRow, "ood_worst gap retention ece_id ece_ood"),
-        *time("p50_ms"),
-        *columns(SummaryRow, "parameters macs"),
+    few = len(_outside(report)) <= FEW_SUITES
+    cells = [
+        {"subject": report.label(row)}
+        | shown(row, "id ood_avg adapted_avg")
+        | time(row, "p90_ms")
+        | shown(row, "size_mb")
+        | ({f"{suite} %": percent(_top1(row, suite)) for suite in _outside(report)} if few else {})
+        | shown(row, "ood_worst gap retention ece_id ece_ood")
+        | time(row, "p50_ms")
+        | shown(row, "parameters macs")
+        for row in report.listed
     ]
-    return table("Accuracy, latency and size", report.listed, layout, lead=6, console=True)
+    title = "Accuracy, latency and size" if timed else "Accuracy and size"
+    return table(title, cells, lead=6, console=True)
 
 
 def _outside(report: Report) -> list[str]:
     """Return the suites besides `id` that a summary has top-1 of."""
-    names = (
-        name for row in report.summary for name in [*(f"ood:{d}" for d in row.ood), *row.apart]
-    )
+    names = (n for row in report.summary for n in [*(f"ood:{d}" for d in row.ood), *row.apart])
     return list(dict.fromkeys(names))
 
 
-def _domains(report: Report) -> Iterator[Column]:
-    def column(suite: str) -> Column:
-        of = suite.removeprefix("ood:")
-        return f"{suite} %", lambda row: percent((row.ood if of != suite else row.apart).get(of))
-
-    return map(column, _outside(report))
+def _top1(row: SummaryRow, suite: str) -> float | None:
+    return row.apart.get(suite, row.ood.get(suite.removeprefix("ood:")))
 
 
 def by_suite(report: Report) -> Table | None:
-    """Top-1 with suites as rows and subjects as columns; None where the main table has them as columns."""
+    """Return top-1 with suites as rows and subjects as columns; None where the main table has them as columns."""
     if len(_outside(report)) <= FEW_SUITES:
         return None
-    top1 = {(row.who, row.suite): row for row in plain(report)}
-    suites = list(dict.fromkeys((row.suite, row.n) for row in plain(report)))
-
-    def of(who: tuple[str, str]) -> Callable[[Any], str]:
-        return lambda suite: percent(row.top1) if (row := top1.get((who, suite[0]))) else NONE
-
-    layout: list[Column] = [
-        ("suite", lambda suite: suite[0]),
-        ("images", lambda suite: f"{suite[1]:,}"),
-    ]
-    layout += [(report.label(row), of(row.who)) for row in report.listed]
-    return table("Top-1 % by suite", suites, layout, console=True)
+    rows: dict[tuple[str, int], Cells] = {}
+    for row in plain(report):
+        cells = rows.setdefault((row.suite, row.n), {"suite": row.suite, "images": f"{row.n:,}"})
+        cells[report.label(row)] = percent(row.top1)
+    return table("Top-1 % by suite", rows.values(), console=True)
 
 
 def plain(report: Report) -> list[AccuracyRow]:
@@ -124,228 +92,176 @@ def plain(report: Report) -> list[AccuracyRow]:
 
 
 def every_suite(report: Report) -> Table:
-    """All accuracy and calibration numbers."""
-    first = columns(AccuracyRow, "suite n top1 macro ece")
-    worst: Column = (
-        "worst class %",
-        lambda row: f"{row.worst_class} {percent(row.worst_class_recall)}",
-    )
-    named = ("n", "top1", "macro", "ece", "worst_class_recall")
-    others = [key for key in metrics_of(AccuracyRow) if key not in named]
-    layout = [subject_of(report), *first, worst, *columns(AccuracyRow, " ".join(others))]
+    """Return all accuracy and calibration numbers."""
+    cells = [
+        {"subject": report.label(row)}
+        | shown(row, "suite n top1 macro ece")
+        | {"worst": row.worst_class}
+        | shown(row, "*")
+        for row in plain(report)
+    ]
     folded = by_suite(report) is not None
-    return table(
-        "Every subject on every suite", plain(report), layout, lead=6, heads=2, folded=folded
-    )
+    return table("Every subject on every suite", cells, lead=6, heads=2, folded=folded)
 
 
-def costs(report: Report) -> Table | None:
-    """What the export cost; None without exported files and their torch student."""
-
-    def p(key: str) -> Column:
-        return "p", lambda row: NONE if getattr(row, key) is None else _P[1](getattr(row, key))
-
-    rows = [row for row in report.exported if row.quant_cost_id or row.quant_cost_ood]
-    layout = [
-        subject_of(report),
-        *columns(SummaryRow, "quant_cost_id"),
-        p("quant_cost_id"),
-        *columns(SummaryRow, "quant_cost_ood"),
-        p("quant_cost_ood"),
-        *columns(SummaryRow, "agreement_id agreement_ood"),
+def changes(report: Report) -> Iterator[Table]:
+    """Yield what each run gained over its baseline, what the export cost, and two files measured in turns."""
+    gains = [
+        {"subject": report.label(row), "against": row.base_run, "difference": CAUSES[row.cause]}
+        | {"on": row.where.upper() if row.where != "adapted" else row.where}
+        | shown(row, "n gain")
+        for row in report.gains
     ]
-    note = "Torch student minus file on the same images; positive is a loss."
-    return table("Export cost", rows, layout, note=note) if rows else None
-
-
-def gains(report: Report) -> Table | None:
-    """Accuracy of each run minus that of its baseline; None for one run."""
-    layout = [
-        subject_of(report),
-        ("against", lambda row: row.base_run),
-        ("difference", lambda row: CAUSES[row.cause]),
-        ("on", lambda row: row.where.upper() if row.where != "adapted" else row.where),
-        *columns(GainRow, "n gain"),
-        ("p", lambda row: _P[1](row.gain)),
+    if gains:
+        note = "The same kind of model of both runs on the same images; positive is a gain."
+        yield table("Gain over the other run", gains, heads=4, note=note)
+    costs = [
+        {"subject": report.label(row)}
+        | shown(row, "quant_cost_id quant_cost_ood agreement_id agreement_ood")
+        for row in report.exported
+        if row.quant_cost_id or row.quant_cost_ood
     ]
-    note = "The same kind of model of both runs on the same images; positive is a gain."
-    return (
-        table("Gain over the other run", report.gains, layout, heads=4, note=note)
-        if report.gains
-        else None
-    )
+    if costs:
+        note = "Torch student minus file on the same images; positive is a loss."
+        yield table("Export cost", costs, note=note)
+    yield from map(comparison, report.comparisons)
 
 
 def comparison(pair: Comparison) -> Table:
-    """Two files measured in turns."""
+    """Return two files measured in turns."""
     note = (
         f"Latency A / B: {ratio_text(pair)} (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} "
         f"pairs of alternating blocks in {pair.processes} process{'' if pair.processes == 1 else 'es'})."
     )
-    layout = columns(SuiteComparison, "suite n a b value mcnemar_p agreement")
     title = f"A {pair.a_run}/{pair.a} against B {pair.b_run}/{pair.b}"
-    return table(title, pair.accuracy, layout, note=note, console=True)
+    return table(title, (shown(row, "suite *") for row in pair.accuracy), note=note, console=True)
 
 
 def corruptions(report: Report) -> Iterator[Table]:
-    """Robust accuracy, mCE and severities; then every cell."""
-    if not report.corruptions:
+    """Yield robust accuracy, mCE and severities, then every cell."""
+    rows = report.shown(report.corruptions)
+    if not rows:
         return
 
     def mean(values: Sequence[float]) -> str:
         return percent(sum(values) / len(values))
 
-    def severity(level: int) -> Column:
-        return str(level + 1), lambda row: mean([cells[level] for cells in row.top1.values()])
-
-    layout = [
-        subject_of(report),
-        *columns(CorruptionRow, "n robust_accuracy mce"),
-        *(severity(level) for level in range(5)),
+    cells = [
+        {"subject": report.label(row)}
+        | shown(row, "n robust_accuracy mce")
+        | {str(n + 1): mean([values[n] for values in row.top1.values()]) for n in range(5)}
+        for row in rows
     ]
-    whose = dict.fromkeys(
-        row.mce_denominators for row in report.corruptions if row.mce_denominators
-    )
+    whose = dict.fromkeys(row.mce_denominators for row in rows if row.mce_denominators)
     note = "Columns 1–5: mean top-1 % over the 15 corruptions at that severity."
     note += "".join(f" Denominators of mCE: {text}." for text in whose)
-    rows = report.shown(report.corruptions)
-    yield table("Corruptions", rows, layout, note=note, console=True)
-    cells = [(row, name, values) for row in rows for name, values in row.top1.items()]
-
-    def cell(level: int) -> Column:
-        return str(level + 1), lambda cell: percent(cell[2][level])
-
-    layout = [
-        ("subject", lambda cell: report.label(cell[0])),
-        ("corruption", lambda cell: cell[1].replace("_", " ")),
-        *map(cell, range(5)),
-        ("mean", lambda cell: mean(cell[2])),
+    yield table("Corruptions", cells, note=note, console=True)
+    every = [
+        {"subject": report.label(row), "corruption": name.replace("_", " ")}
+        | {str(n + 1): percent(values[n]) for n in range(5)}
+        | {"mean": mean(values)}
+        for row in rows
+        for name, values in row.top1.items()
     ]
-    yield table("Every corruption at every severity, top-1 %", cells, layout, heads=2, folded=True)
-
-
-def _or_reason(layout: list[Column], key: str) -> list[Column]:
-    """Return the columns with the row's `reason` in place of a missing number in column `key`."""
-
-    def cell(heading: str, show: Callable[[Any], str | Cell]) -> Column:
-        if heading != key:
-            return heading, show
-        return heading, lambda row: Cell(f"n/a: {row.reason}", "why") if row.reason else show(row)
-
-    return [cell(*column) for column in layout]
+    yield table("Every corruption at every severity, top-1 %", every, heads=2, folded=True)
 
 
 def suite_extras(report: Report) -> Iterator[Table]:
-    """Changed prompts, unknown images, a data set's own metrics, shape against texture."""
-    subject = subject_of(report)
+    """Yield changed prompts, unknown images, a data set's own metrics, shape against texture."""
     if report.vocabularies:
-        metrics = columns(VocabularyRow, "suite top1 base_top1 to_added added n")
-        loss: Column = (
-            "loss, points",
-            lambda row: (
-                NONE if row.top1 is None else f"{100 * (row.base_top1 - row.top1) + 0.0:+.1f}"
-            ),
-        )
-        layout = [subject, *metrics[:3], loss, *metrics[3:]]
         note = "The same images with other prompts or added names. Loss: top-1 with the run's own prompts minus this."
-        yield table(
-            "Other prompts",
-            report.vocabularies,
-            _or_reason(layout, metrics[1][0]),
-            heads=2,
-            note=note,
-        )
-    if report.unknowns:
-        yield _unknowns(report)
-    if report.own_metrics:
-        values = [(row, *pair) for row in report.own_metrics for pair in row.metrics.items()]
-        layout = [
-            ("subject", lambda one: report.label(one[0])),
-            ("suite", lambda one: one[0].suite),
-            ("metric", lambda one: one[1]),
-            ("value", lambda one: f"{one[2]:.4g}"),
-            ("computed by", lambda one: one[0].source),
-        ]
-        yield table("The data set's own metrics", values, layout, heads=3)
-    if report.cue_conflicts:
-        layout = [subject, *columns(CueConflictRow, "suite n shape texture shape_bias")]
-        yield table(
-            "Shape against texture",
-            report.shown(report.cue_conflicts),
-            layout,
-            heads=2,
-            console=True,
-        )
-
-
-def _unknowns(report: Report) -> Table:
-    rows = report.shown(report.unknowns)
-    items = [
-        (row, score, found)
-        for suite in dict.fromkeys(row.suite for row in rows)
+        cells = [_vocabulary(report, row) for row in report.vocabularies]
+        yield table("Other prompts", cells, heads=2, note=note)
+    unknown = report.shown(report.unknowns)
+    cells = [
+        {"subject": report.label(row), "suite": row.suite, "score": score}
+        | shown(row.msp if score == "softmax" else row.mls, "*")
+        | (shown(row, "confidence confidence_inside") if score == "softmax" else {})
+        for suite in dict.fromkeys(row.suite for row in unknown)
         for score in ("softmax", "logit")
-        for row in rows
+        for row in unknown
         if row.suite == suite
-        for found in (row.msp if score == "softmax" else row.mls,)
     ]
-    layout: list[Column] = [
-        ("subject", lambda item: report.label(item[0])),
-        ("suite", lambda item: item[0].suite),
-        ("score", lambda item: item[1]),
-        *columns(DetectionRow, "*", lambda item: item[2]),
-        *columns(UnknownRow, "confidence confidence_inside", lambda item: item[0]),
+    if cells:
+        note = (
+            "No class is right on these images. Scores: largest softmax probability, largest logit."
+        )
+        yield table("Unknown images", cells, lead=6, heads=3, note=note, console=True)
+    own: list[Cells] = [
+        {"subject": report.label(row), "suite": row.suite, "metric": name, "value": f"{value:.4g}"}
+        | {"computed by": row.source}
+        for row in report.own_metrics
+        for name, value in row.metrics.items()
     ]
-    note = "No class is right on these images. Scores: largest softmax probability, largest logit."
-    return table("Unknown images", items, layout, lead=6, heads=3, note=note, console=True)
+    if own:
+        yield table("The data set's own metrics", own, heads=3)
+    cells = [
+        {"subject": report.label(row)} | shown(row, "suite n shape texture shape_bias")
+        for row in report.shown(report.cue_conflicts)
+    ]
+    if cells:
+        yield table("Shape against texture", cells, heads=2, console=True)
+
+
+def _vocabulary(report: Report, row: VocabularyRow) -> Cells:
+    cells = {"subject": report.label(row)} | shown(row, "suite top1 base_top1")
+    [top1] = shown(row, "top1")
+    cells[top1] = _or_why("n/a", row.reason, str(cells[top1]))
+    loss = None if row.top1 is None or row.base_top1 is None else row.base_top1 - row.top1
+    cells["loss points ↓"] = points(loss)
+    return cells | shown(row, "to_added added n")
 
 
 def calibration(report: Report) -> Iterator[Table]:
-    """Temperatures, and calibration before and after them; nothing without ID validation images."""
-    if all(row.temperature is None for row in report.listed):
+    """Yield temperatures, and calibration before and after them; nothing without ID validation images."""
+    cells = [
+        {"subject": report.label(row)}
+        | shown(row, "temperature ece_id ece_id_scaled ece_ood ece_ood_scaled")
+        for row in report.listed
+        if row.temperature is not None
+    ]
+    if not cells:
         return
-    rows = [row for row in report.listed if row.temperature is not None]
-    layout = columns(SummaryRow, "temperature ece_id ece_id_scaled ece_ood ece_ood_scaled")
     note = "One temperature for each subject, fitted on ID validation images only."
-    yield table(
-        "Calibration before and after one temperature",
-        rows,
-        [subject_of(report), *layout],
-        note=note,
-    )
+    yield table("Calibration before and after one temperature", cells, note=note)
     metrics = metrics_of(Calibration)
-
-    def pair(key: str) -> Column:
-        show = metrics[key].show
-        return metrics[
-            key
-        ].name, lambda row: f"{show(getattr(row, key))} → {show(getattr(row.scaled, key))}"
-
-    suites = [row for row in plain(report) if row.scaled]
-    layout = [subject_of(report), *columns(AccuracyRow, "suite"), *map(pair, metrics)]
-    yield table("Calibration before → after on every suite", suites, layout, heads=2, folded=True)
+    every = [
+        {"subject": report.label(row), "suite": row.suite}
+        | {
+            m.name: f"{m.shown(row, key)} → {m.shown(row.scaled, key)}"
+            for key, m in metrics.items()
+        }
+        for row in plain(report)
+        if row.scaled
+    ]
+    yield table("Calibration before → after on every suite", every, heads=2, folded=True)
 
 
 def latencies(report: Report) -> Iterator[Table]:
-    """Every latency, throughput, energy."""
-
-    def name(row: Row) -> str:
-        return report.label(row) + mark(row) if isinstance(row, LatencyRow) else report.label(row)
-
-    layout: list[Column] = [("subject", name), *columns(
-        LatencyRow, "p50_ms p90_ms end_to_end_p50_ms peak_rss_mb p99_ms mean_ms cv first_ms load_ms prepare_p50_ms "
-        "end_to_end_p90_ms * threads provider device")]  # fmt: skip
-    yield table("Latency of one image", report.shown(report.latency), layout, lead=5)
+    """Yield every latency, throughput, energy."""
+    keys = (
+        "p50_ms p90_ms end_to_end_p50_ms peak_rss_mb p99_ms mean_ms cv first_ms load_ms prepare_p50_ms "
+        "end_to_end_p90_ms * threads provider device"
+    )
+    rows = report.shown(report.latency)
+    cells = [{"subject": f"{report.label(row)}{mark(row)}"} | shown(row, keys) for row in rows]
+    yield table("Latency of one image", cells, lead=5)
     if report.throughput:
-        metrics = columns(ThroughputRow, "batch threads images_per_s calls device")
-        layout = _or_reason([subject_of(report), *metrics], metrics[2][0])
+        cells = []
+        for row in report.throughput:
+            rate = shown(row, "images_per_s")
+            [name] = rate
+            rate[name] = _or_why("n/a", row.reason, str(rate[name]))
+            subject = {"subject": report.label(row)}
+            cells.append(subject | shown(row, "batch threads") | rate | shown(row, "calls device"))
         note = (
             "Whole batches one after the other, each line in a process of its own: not a latency."
         )
-        yield table("Throughput", report.throughput, layout, note=note)
-    metered = [row for row in report.latency if row.energy]
-    if metered:
-        layout = [
-            subject_of(report),
-            *columns(EnergyRow, "* sensor covers", lambda row: row.energy),
-        ]
-        yield table("Energy of one image, over the latency blocks", metered, layout)
+        yield table("Throughput", cells, note=note)
+    cells = [
+        {"subject": report.label(row)} | shown(row.energy, "* sensor covers")
+        for row in report.latency
+        if row.energy
+    ]
+    if cells:
+        yield table("Energy of one image, over the latency blocks", cells)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.report import charts, provenance
 from edgekd.benchmark.report.console import print_document
 from edgekd.benchmark.report.contents import document, points_of
@@ -19,6 +18,7 @@ from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import GateFailed
 from edgekd.files import csv_text, replacing, write_json, write_text
 

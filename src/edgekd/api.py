@@ -17,10 +17,10 @@ from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.errors import EdgekdError
 
 if TYPE_CHECKING:
+    from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
-    from edgekd.benchmark.throughput import Grid
+    from edgekd.evaluation.gather import Gathered
     from edgekd.manifest import Artifact, Run
-    from edgekd.measure import Gathered
     from edgekd.studies.study import Study
 
 
@@ -83,7 +83,7 @@ def verify(config: VerifyConfig) -> list[dict[str, Any]]:
     Returns:
         One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
     """
-    from edgekd.chain import verify_artifact
+    from edgekd.evaluation.verify import verify_artifact
 
     return verify_artifact(config.artifact, config.data)
 
@@ -144,8 +144,8 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
+    from edgekd.evaluation.subjects import artifact_facts, compared_of
     from edgekd.folders import REPORT, free_name, publishing
-    from edgekd.subjects import artifact_facts, compared_of
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
@@ -202,7 +202,7 @@ def _bundle(config: BenchmarkConfig) -> str:
 def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
     """Return what is measured on what, and the runs and artifacts that were named."""
     from edgekd.distill.plan import newest_run
-    from edgekd.measure import gather
+    from edgekd.evaluation.gather import gather
 
     places = list(config.paths) or [newest_run()]
     found = gather(
@@ -214,7 +214,7 @@ def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
 
 
 def _grid(config: BenchmarkConfig) -> Grid | None:
-    from edgekd.benchmark.throughput import Grid
+    from edgekd.benchmark.measure.throughput import Grid
 
     if not config.batch_sizes and not config.thread_counts:
         return None
@@ -252,8 +252,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     """
     from edgekd.distill.load import load_run
     from edgekd.distill.plan import newest_run
-    from edgekd.few import few_rows
-    from edgekd.likeness import agreement_rows, probe_rows, zero_shot_rows
+    from edgekd.evaluation.few_shot import few_rows
+    from edgekd.evaluation.teacher_agreement import agreement_rows, probe_rows, zero_shot_rows
 
     if not (config.agreement or config.probe or config.shots):
         return zero_shot_rows(load_run(config.run) if config.run else None, config)

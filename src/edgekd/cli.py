@@ -5,6 +5,7 @@ The options are those of the configurations (`edgekd.configs`); heavy imports ar
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from edgekd.commands import Given, command
+from edgekd.console import clean, open_streams, out, result, shell_word
 from edgekd.errors import EdgekdError, GateFailed, Stopped
 from edgekd.version import __version__
 
@@ -40,20 +42,6 @@ app.add_typer(classes, name="classes")
 app.add_typer(vl, name="vl")
 
 
-def result(*lines: str) -> None:
-    """Print the last lines of a command; see `edgekd.console.result`."""
-    from edgekd.console import result
-
-    result(*lines)
-
-
-def _word(path: Any) -> str:
-    """Return a path as one word of a command line."""
-    from edgekd.console import shell_word
-
-    return shell_word(path)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"edgekd {__version__}")
@@ -75,7 +63,7 @@ def train(run: Any, _: Given) -> None:
     result(
         f"student: {run.folder}  ({run.steps} steps in {run.train_seconds:.0f} s, "
         f"{run.images_per_second:.0f} images/s, data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {_word(run.folder)} --target onnxruntime --int8",
+        f"next:    edgekd export {shell_word(run.folder)} --target onnxruntime --int8",
     )
 
 
@@ -92,8 +80,8 @@ def export(artifacts: Any, _: Given) -> None:
 
     speed = int8_speed(artifacts[-1])
     if speed is not None:
-        result(f"speed:    INT8 {speed} on this machine, one image, one thread")
-    result(f"next:     edgekd benchmark {_word(artifacts[-1].folder.parent.parent)} --quick")
+        result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
+    result(f"next:     edgekd benchmark {shell_word(artifacts[-1].folder.parent.parent)} --quick")
 
 
 @command(app, "edgekd.api:verify")
@@ -131,16 +119,17 @@ def benchmark(report: Any, given: Given) -> None:
 
 def _bundle(line: str, given: Given) -> None:
     """Print how a bundle goes on: the line to run there, and the command that reads its result."""
-    from edgekd.configs.benchmark import SuiteOptions
+    from edgekd.configs.benchmark import BenchmarkConfig, SuiteOptions
 
-    folder = given["device"][0].removeprefix("bundle:")
-    words = [str(path) for path in given.get("paths", ())]
-    for name in SuiteOptions.model_fields.keys() & given.keys() - {"paths"}:
-        flag = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
-        values = given[name] if isinstance(given[name], list) else [given[name]]
-        words += [word for value in values for word in (flag, str(value))]
+    config = BenchmarkConfig.load(**given)
+    words = [str(path) for path in config.paths]
+    for name in SuiteOptions.model_fields:
+        if name in config.model_fields_set and name != "paths":
+            value = getattr(config, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [f"--{name.replace('_', '-')}", one]
     result(
-        f"bundle:  {folder}  (copy it to the device)",
+        f"bundle:  {config.bundle}  (copy it to the device)",
         f"there:   {line}",
         f"then:    edgekd benchmark {shlex.join([*words, '--import', 'RESULT'])}",
     )
@@ -153,11 +142,9 @@ def report(page: Any, _: Given) -> None:
 
 
 @command(app, "edgekd.api:evaluate")
-def evaluate(rows: Any, given: Given) -> None:
+def evaluate(rows: Any, _: Given) -> None:
     """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
-    from edgekd.console import out
-
-    columns = _AGREEMENT if given.get("agreement") else _ACCURACY
+    columns = _AGREEMENT if rows and "top1_agreement" in rows[0] else _ACCURACY
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
     out.print(f"{'subject':<{widest}}{'domain':<16}{'part':<12}{'images':>8}{titles}", markup=False)
@@ -227,15 +214,13 @@ def vl_train(run: Any, _: Given) -> None:
     result(
         f"student: {run.folder}  ({run.record['data']}, validation accuracy {100 * run.record['val_accuracy']:.1f} %, "
         f"{run.record['train_seconds']:.0f} s)",
-        f"next:    edgekd vl evaluate {_word(run.folder)}",
+        f"next:    edgekd vl evaluate {shell_word(run.folder)}",
     )
 
 
 @command(vl, "edgekd.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Given) -> None:
     """Accuracy in domain and on the domain left out, beside the most frequent answer's."""
-    from edgekd.console import out
-
     out.print(
         f"{'suite':<24}{'examples':>10}{'accuracy %':>12}{'constant answer %':>19}", markup=False
     )
@@ -257,7 +242,7 @@ def vl_export(record: Any, given: Given) -> None:
     result(
         f"artifact: {artifact_folder(given['run'])}  (same answer as the torch student on "
         f"{100 * parity['top1_agreement']:.1f} % of {parity['n']} examples)",
-        f"next:     edgekd vl evaluate {_word(given['run'])} --onnx",
+        f"next:     edgekd vl evaluate {shell_word(given['run'])} --onnx",
     )
 
 
@@ -322,8 +307,9 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
-    from edgekd.console import clean, open_streams
-
+    # Idle threads of OpenMP sleep instead of spinning; it must be set before torch loads.
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     open_streams()
     _raise_on_sigterm()
     try:
@@ -336,9 +322,7 @@ def main(arguments: list[str] | None = None) -> Any:
         # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
             stopped = _stopped(leaving)
-            typer.echo(f"stopped: {stopped.message}", err=True)
-            if stopped.hint:
-                typer.echo(f"hint:    {stopped.hint}", err=True)
+            typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
             sys.exit(stopped.exit_code)
         raise
 
@@ -349,7 +333,10 @@ def _raise_on_sigterm() -> None:
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
 
-    if threading.current_thread() is threading.main_thread():
+    if (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
+    ):
         signal.signal(signal.SIGTERM, stop)
 
 

@@ -75,7 +75,7 @@ def _command(verb: str, show: Show) -> Any:
         parameters.append(_parameter(name, field, kind, panel, extra))
         for number, (flag, (value, help_)) in enumerate((extra.get("switches") or {}).items()):
             switch = f"{name}_{number}"
-            switches[switch] = (name, value)
+            switches[switch] = (name, flag, value)
             parameters.append(_switch(switch, flag, value, help_, panel))
 
     def callback(**values: Any) -> None:
@@ -147,11 +147,11 @@ def _make(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
     return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
-def _switched(switch: tuple[str, Any], given: Any) -> tuple[str, Any]:
+def _switched(switch: tuple[str, str, Any], given: Any) -> tuple[str, Any]:
     """Return the field that a switch sets, and its value."""
-    name, value = switch
+    name, flag, value = switch
     if isinstance(value, dict) and given not in value:
-        raise EdgekdError(f'There is no {name} "{given}" here.', f"Give {' or '.join(value)}.")
+        raise EdgekdError(f'{flag} takes no "{given}".', f"Give {flag} {' or '.join(value)}.")
     return name, value[given] if isinstance(value, dict) else value
 
 

@@ -18,10 +18,11 @@ from PIL import Image
 from edgekd import scan
 from edgekd.console import say, warn, warn_counted
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import cache_folder, short_hash, write_text
+from edgekd.files import cache_root, short_hash, write_text
 from edgekd.images import UnreadableImage, decode, read_bytes
 from edgekd.layouts import class_names
 from edgekd.readers import read_json
+from edgekd.targets.bank import like_names
 
 _INDEX_VERSION = 1
 _WORTH_SAYING = 2000
@@ -274,7 +275,7 @@ def _warn_contradictions(images: ImageSet) -> None:
 
 def _warn_like_names(images: ImageSet) -> None:
     """Name the classes that a teacher reads alike: of each pair one can never win."""
-    groups = [", ".join(f'"{name}"' for name in group) for group in scan.like_names(images.classes)]
+    groups = [", ".join(f'"{name}"' for name in group) for group in like_names(images.classes)]
     if groups:
         warn(
             f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {_some(groups)}. A "
@@ -292,7 +293,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time need
     not be read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
     """
-    index_file = cache_folder("index") / f"{short_hash(os.path.realpath(listing.root))}.json"
+    index_file = cache_root() / "index" / f"{short_hash(os.path.realpath(listing.root))}.json"
     known = _read_index(index_file)
     keys: dict[str, str] = {}
     stamps: dict[str, tuple[int, int]] = {}
@@ -334,7 +335,7 @@ def _look(path: Path) -> tuple[str, str]:
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
-    if not path.exists():
+    if not os.path.exists(path):  # or it lies where this user may not look
         return {}
     try:
         stored = read_json(path, "index of images")

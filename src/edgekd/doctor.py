@@ -30,7 +30,7 @@ def examine() -> list[str]:
     import onnxruntime
     import torch
 
-    from edgekd.benchmark.environment import describe
+    from edgekd.benchmark.measure.environment import describe
     from edgekd.hub import hub_reachable
     from edgekd.targets.trt_builders import describe as tensorrt_builder
 

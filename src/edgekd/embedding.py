@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softmax
 
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import predict_all
@@ -15,6 +15,7 @@ from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.targets.bank import ClassBank
+from edgekd.unlabelled import NO_DATA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,12 @@ def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable
     raw = torch.from_numpy(predict_all(embed, images, chosen, loaded.run.preprocess))  # [N, D]
     vectors = loaded.vectors
     assert vectors is not None
-    scale = fit_scale(normalize(raw, dim=1) @ vectors.T, torch.from_numpy(images.labels[chosen]))
+    targets = torch.from_numpy(images.labels[chosen])
+    if (
+        loaded.run.data == NO_DATA
+    ):  # the student's own scale stands for labels, which there are none of
+        targets = softmax(float(loaded.student.scale) * raw @ vectors.T, dim=1)
+    scale = fit_scale(normalize(raw, dim=1) @ vectors.T, targets)
     return embedding_model(loaded, float(raw.norm(dim=1).mean())), class_bank(loaded, scale)
 
 

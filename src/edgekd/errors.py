@@ -35,6 +35,9 @@ class GateFailed(EdgekdError):
     exit_code = 1
 
 
+_GO_ON = "A training run goes on with --resume, a study with the same command."
+
+
 class Stopped(KeyboardInterrupt):
     """A signal ended the command. Not an `EdgekdError`: what goes on after a mistake does not go on after a signal.
 
@@ -44,7 +47,7 @@ class Stopped(KeyboardInterrupt):
         hint: one sentence saying how to go on.
     """
 
-    def __init__(self, number: int, message: str = "Stopped.", hint: str = "") -> None:
+    def __init__(self, number: int, message: str = "Stopped.", hint: str = _GO_ON) -> None:
         super().__init__(number, message, hint)
         self.message = message
         self.hint = hint

@@ -161,8 +161,19 @@ def write_tensors(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text in one step."""
-    write_bytes(path, text.encode())
+    """Write UTF-8 text in one step.
+
+    Raises:
+        EdgekdError: a file name in it has bytes that are no UTF-8.
+    """
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise EdgekdError(
+            f"{path} cannot be written: a file name in it is no UTF-8 text.",
+            "Rename that file or folder, or set PYTHONUTF8=1 where the names are UTF-8.",
+        ) from error
+    write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -202,4 +213,7 @@ def sha256_file(path: Path) -> str:
 
 def short_hash(*parts: str) -> str:
     """16 hex digits over the parts, for names of folders and ids."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    data = "\0".join(parts).encode(
+        errors="surrogateescape"
+    )  # a path may have bytes that are no UTF-8
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -10,3 +10,6 @@ and `pal6` are weights as indices into a palette."""
 
 Input = Literal["uint8", "float"]
 """What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
+
+EXACT = ("fp32", "fp16")
+"""Precisions that promise the student's own answers: their threshold is not negotiable."""

@@ -38,6 +38,40 @@ class _Manifest(BaseModel):
         return printable_values(data)
 
 
+class _Record(BaseModel):
+    """Base of records that may hold more than is checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Parity(_Record):
+    """What is read of the record of `export.parity`."""
+
+    n: int = Field(ge=1)
+    max_error_relative: float = Field(ge=0)
+    cosine: float
+    top1_agreement: float = Field(ge=0, le=1)
+    kl: float
+    passed: bool = True
+    min_agreement: float | None = Field(default=None, ge=0, le=1)
+
+
+class _Source(_Record):
+    run: str | None = None
+    student_sha256: str | None = None
+    split_hash: str | None = None
+    split_seed: int | None = None
+    train_domains: list[str] | None = None
+    test_domain: str | None = None
+
+
+class _Details(_Record):
+    builder: str | None = None
+    builder_version: str | None = None
+    compute_capabilities: list[str] | None = None
+    max_batch: int | None = Field(default=None, ge=1, le=65_536)
+
+
 class Artifact(_Manifest):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
@@ -81,6 +115,18 @@ class Artifact(_Manifest):
     def _bank_is_a_file(self) -> Artifact:
         if self.bank is not None and self.bank not in self.files:
             raise ValueError("the class bank is not among the files")
+        return self
+
+    @model_validator(mode="after")
+    def _records_hold_what_is_read_of_them(self) -> Artifact:
+        try:
+            Parity.model_validate(self.parity)
+            _Source.model_validate(self.source)
+            details = _Details.model_validate(self.details)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from error
+        if details.builder and not (details.builder_version and details.compute_capabilities):
+            raise ValueError("details name a builder without its version and GPUs")
         return self
 
     @property

@@ -41,6 +41,8 @@ _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def printable(text: str) -> str:
     """Return `text` with every control character as an escape such as `\\x1b`, so that it cannot drive a terminal."""
@@ -180,7 +182,8 @@ def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
         pairs: objects as lists of pairs, in which a name that stands there twice is seen.
 
     Raises:
-        ValueError: not JSON, nested deeper than `MAX_DEPTH`, or a number that is not finite or not of 64 bits.
+        ValueError: not JSON, nested deeper than `MAX_DEPTH`, half a surrogate pair in a text, or a number that is not
+            finite or not of 64 bits.
     """
     return _bounded(lambda: json.loads(text, object_pairs_hook=list if pairs else None))
 
@@ -247,11 +250,14 @@ def _bounded(parse: Callable[[], Any]) -> Any:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
+                below.extend(item)
                 below.extend(item.values())
             elif isinstance(item, (list, tuple)):
                 below.extend(item)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise ValueError("a number is not finite")
+            elif isinstance(item, str) and _SURROGATE.search(item):
+                raise ValueError("a text is not Unicode")
             elif isinstance(item, int) and not -(2**63) <= item < 2**64:
                 raise ValueError("a whole number has more than 64 bits")
         if not below:

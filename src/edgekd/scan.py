@@ -12,7 +12,7 @@ import difflib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
 from edgekd.layouts import whole_parts
 from edgekd.readers import printable, read_text
-from edgekd.targets.bank import plain_name
+from edgekd.targets.bank import like_names
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."
@@ -398,11 +398,3 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
             "Name every class differently; case, spaces, hyphens and underscores do not tell them apart.",
         )
     return chosen
-
-
-def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ in case, spaces, hyphens and underscores only."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(plain_name(name), []).append(name)
-    return [tuple(group) for group in groups.values() if len(group) > 1]

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from edgekd.console import warn, warn_counted
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json, short_hash, write_json
+from edgekd.files import short_hash, write_json
+from edgekd.readers import printable_values, read_object
 
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1
@@ -296,42 +298,71 @@ def read_split(path: Path, images: ImageSet) -> Split:
     Raises:
         EdgekdError: not a split, or an image is gone or altered; a split is never made anew in silence.
     """
-    data = read_json(path, "split")
-    try:
-        if data["schema_version"] != _SCHEMA_VERSION:
-            raise EdgekdError(
-                f"The split at {path} has schema version {data['schema_version']}, not {_SCHEMA_VERSION}.",
-                "Use the edgekd that wrote it.",
-            )
-        stored = {
-            role: {str(name): str(key) for name, key in data["roles"][role].items()}
-            for role in ROLES
-        }
-        unlabelled = {
-            str(name): str(key) for name, key in data["roles"].get("unlabelled", {}).items()
-        }
-        unlabelled_domains = tuple(map(str, data.get("unlabelled_domains", ())))
-        rule, seed, test_domain, expected = (
-            str(data["rule"]),
-            int(data["seed"]),
-            data["test_domain"],
-            data["hash"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EdgekdError(
-            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
-        ) from error
-    if _hash(stored) != expected:
+    stored = read_stored_split(path)
+    entries = {role: stored.roles[role] for role in ROLES}
+    if _hash(entries) != stored.hash:
         raise EdgekdError(
             f"The split at {path} was altered: its hash differs.",
             "Restore the file that was written.",
         )
-    chosen = _located(path, images, stored)
-    unused = len(images) - len({index for indices in chosen.values() for index in indices})
+    chosen = _located(path, images, entries)
+    used = {index for indices in chosen.values() for index in indices}
+    without_label = set(stored.roles.get("unlabelled", {}).values())
+    unused = sum(
+        index not in used and key not in without_label for index, key in enumerate(images.keys)
+    )
     if unused:
         warn(f"{unused} images of {images.name} are not in {path}; they are not used.")
-    split = build_split(images, chosen, test_domain=test_domain, rule=rule, seed=seed)
-    return replace(split, unlabelled=unlabelled, unlabelled_domains=unlabelled_domains)
+    split = build_split(
+        images, chosen, test_domain=stored.test_domain, rule=stored.rule, seed=stored.seed
+    )
+    return replace(
+        split,
+        unlabelled=stored.roles.get("unlabelled", {}),
+        unlabelled_domains=stored.unlabelled_domains,
+    )
+
+
+class StoredSplit(BaseModel):
+    """What `split.json` holds; control characters in any text are escaped."""
+
+    model_config = ConfigDict(frozen=True)
+    rule: str
+    seed: int
+    test_domain: str | None
+    hash: str
+    roles: dict[str, dict[str, str]]
+    """Role → image id → content key: `ROLES`, and `unlabelled` where images train without labels."""
+    train_domains: tuple[str, ...] | None = None
+    """None in a file of an earlier version."""
+    unlabelled_domains: tuple[str, ...] = ()
+
+    @field_validator("roles")
+    @classmethod
+    def _has_all(cls, roles: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        if not set(ROLES) <= set(roles):
+            raise ValueError("a role is missing")
+        return roles
+
+
+def read_stored_split(path: Path) -> StoredSplit:
+    """Read a `split.json` without its images.
+
+    Raises:
+        EdgekdError: missing, damaged or of another schema version.
+    """
+    data = printable_values(read_object(path, "split"))
+    if data.get("schema_version") != _SCHEMA_VERSION:
+        raise EdgekdError(
+            f"The split at {path} has schema version {str(data.get('schema_version'))[:20]}, not {_SCHEMA_VERSION}.",
+            "Use the edgekd that wrote it.",
+        )
+    try:
+        return StoredSplit.model_validate(data)
+    except ValidationError as error:
+        raise EdgekdError(
+            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
+        ) from error
 
 
 def _located(

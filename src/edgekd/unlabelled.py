@@ -16,7 +16,7 @@ from edgekd.data import FileReader, ImageSet, JoinedReader, readable
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.images import EXTENSIONS
 from edgekd.scarce import untested_half
-from edgekd.split import ROLES, Split
+from edgekd.split import ROLES, Split, build_split, read_split, shuffled
 
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
@@ -25,6 +25,8 @@ NO_DOMAIN = -1
 TOY_SEED = 1
 """Of the unlabelled toy images; the labelled suite has seed 0, so the two share no image."""
 TOY_PER_CLASS = 20
+NO_DATA = "none"
+"""The `data` of a run without labelled images."""
 _DEEPEST = 32
 
 
@@ -235,3 +237,63 @@ def join(parts: Sequence[ImageSet]) -> ImageSet:
         roles=None,
         reader=JoinedReader(tuple(parts)),
     )
+
+
+def label_free(
+    sources: Sequence[str],
+    classes: tuple[str, ...],
+    limit: int | None = None,
+    seed: int = 0,
+    before: Path | None = None,
+) -> tuple[ImageSet, Split]:
+    """Load the images of a run without any label.
+
+    Args:
+        sources: as `load_unlabelled` takes them.
+        classes: names that the student is to tell apart.
+        limit: only so many images, the first by content key.
+        seed: of the order by content hash in which a tenth is held out.
+        before: `split.json` of the run, where it exists.
+
+    Returns:
+        The images, the held-out ones first, and a split with these in `val`: they have no label, and serve to compare
+        the student with its teacher and an exported file with the student.
+
+    Raises:
+        EdgekdError: as `with_unlabelled`; fewer than two images.
+    """
+    nothing = ImageSet(
+        name="unlabelled images",
+        classes=classes,
+        domains=("all",),
+        labels=np.zeros(0, dtype=np.int64),
+        domain_of=np.zeros(0, dtype=np.int64),
+        keys=(),
+        ids=(),
+        roles=None,
+        reader=JoinedReader(()),
+    )
+    empty: dict[str, list[int]] = {role: [] for role in ROLES}
+    bare = build_split(nothing, empty, test_domain=None, rule="", seed=seed)
+    images, made = with_unlabelled(nothing, bare, sources, limit)
+    if len(images) < 2:
+        raise EdgekdError("One unlabelled image is too few to train.", "Give more images.")
+    order = shuffled(images, range(len(images)), seed)
+    count = max(1, len(order) // 10)
+    held, trained = sorted(order[:count]), order[count:]
+    if before is not None:
+        stored = read_split(before, images)
+        place = {key: i for i, key in enumerate(images.keys)}
+        wanted = list(stored.unlabelled.values())
+        if gone := [key for key in wanted if key not in place]:
+            raise EdgekdError(
+                f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
+                "Restore them, or start a new run.",
+            )
+        held, trained = stored.val.tolist(), [place[key] for key in wanted]
+    rule = "No image has a label; a tenth of them, by content hash, does not train."
+    images = images.at(np.array([*held, *trained], dtype=np.int64))
+    chosen = empty | {"val": list(range(len(held)))}
+    split = build_split(images, chosen, test_domain=None, rule=rule, seed=seed)
+    found = dict(zip(images.ids[len(held) :], images.keys[len(held) :], strict=True))
+    return images, replace(split, unlabelled=found, unlabelled_domains=made.unlabelled_domains)

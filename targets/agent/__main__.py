@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark import environment
+from edgekd.benchmark.measure import environment
 from edgekd.errors import EdgekdError
 from edgekd.readers import inside, parse_json
 from edgekd.targets.agent import steps

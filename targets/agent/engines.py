@@ -120,6 +120,8 @@ def ready_engine(
 def _runtime(details: Mapping[str, Any]) -> tuple[str, Any]:
     """The module that built the engine, or the first that can build one."""
     builder = details.get("builder")
+    if builder is not None and builder not in MODULES:
+        raise EdgekdError(f"{builder} is no builder of engines.", "Copy the artifact again.")
     failed = None
     for name in MODULES if builder is None else (builder,):
         try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgekd.benchmark.latency import Protocol
+from edgekd.benchmark.measure.latency import Protocol
 from edgekd.errors import EdgekdError
 from edgekd.readers import plain_path, printable, read_json
 

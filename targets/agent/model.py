@@ -72,6 +72,11 @@ def _check(artifact: dict[str, Any]) -> None:
         raise TypeError("classes")
     if not isinstance(details, dict) or not isinstance(artifact["inputs"][0]["dtype"], str):
         raise TypeError("inputs")
+    if details.get("builder") is not None:
+        texts = [details["builder"], details["builder_version"], *details["compute_capabilities"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("builder")
+    whole(details.get("max_batch", 1), 1, 65_536)
     whole(preprocess["size"], 16, 4096)
     number(preprocess["crop_pct"], 1e-3, 1)
     for value in (*preprocess["mean"], *preprocess["std"]):

@@ -97,6 +97,8 @@ def open_file(artifact: Mapping[str, Any], folder: Path, *, threads: int | None)
     Raises:
         EdgekdError: as `check_runtime`, or a file that the runtime refuses.
     """
+    if artifact["format"] == "coreml":
+        return _open_coreml(folder, threads)
     check_runtime(artifact)
     path, size = folder / next(iter(artifact["files"])), int(artifact["preprocess"]["size"])
     feed = feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
@@ -118,4 +120,24 @@ def open_file(artifact: Mapping[str, Any], folder: Path, *, threads: int | None)
         threads=threads,
         written_by=str(details.get("openvino", "")),
         inference_precision=str(details.get("inference_precision", "f32")),
+    )
+
+
+def _open_coreml(folder: Path, threads: int | None) -> Opened:
+    """A Core ML package on this Mac; the modules that open it are in the whole package, not in the agent's file."""
+    try:
+        from edgekd.targets.session import open_session
+    except ImportError as error:
+        raise EdgekdError(
+            "The agent cannot run artifacts of the format coreml.",
+            "Measure them on a Mac without --device.",
+        ) from error
+    session = open_session(folder, threads=threads)
+    return Opened(
+        session.predict,
+        session.provider,
+        session.threads,
+        session.load_ms,
+        session.placement,
+        session.largest_batch,
     )

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark.energy import Meter, open_sensor
-from edgekd.benchmark.environment import peak_rss_mb, state, usable_cores
-from edgekd.benchmark.latency import LatencySamples, measure, measure_interleaved, rotating
+from edgekd.benchmark.measure.energy import Meter, open_sensor
+from edgekd.benchmark.measure.environment import peak_rss_mb, state, usable_cores
+from edgekd.benchmark.measure.latency import LatencySamples, measure, measure_interleaved, rotating
 from edgekd.errors import EdgekdError
 from edgekd.images import MAX_BYTES
 from edgekd.readers import read_errors

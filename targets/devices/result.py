@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.latency import LatencySamples
+from edgekd.benchmark.measure.latency import LatencySamples
 from edgekd.benchmark.report.schema import Machine
 from edgekd.errors import EdgekdError
 from edgekd.readers import printable
@@ -28,7 +28,10 @@ class Clocked:
     load_ms: float
     provider: str
     threads: int
-    energy: dict[str, Any] | None
+    energy: dict[str, Any] | None = None
+    """What `energy.Meter.facts` says; None without a sensor."""
+    peak_rss_mb: float | None = None
+    """Largest resident memory of a process that held this artifact alone, in 10^6 bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,6 @@ class ArtifactResult:
         model: the model's clock, one entry per process.
         whole: the clock from encoded image to logits.
         prepare_ms: of each of `whole`'s samples, the part that decoding and resizing took.
-        peak_rss_mb: largest resident memory of the process of `whole`, in 10^6 bytes.
     """
 
     logits: NDArray[np.float32]
@@ -72,7 +74,6 @@ class ArtifactResult:
     model: list[Clocked]
     whole: Clocked
     prepare_ms: NDArray[np.float64]
-    peak_rss_mb: float | None
     placement: Placement | None
     """Which nodes ran where; None from an agent that did not ask."""
     rates: tuple[Rate, ...] = ()
@@ -200,19 +201,20 @@ def _artifact(
         raise ValueError("logits that are not finite")
     whole_step = f"endtoend-{place}"
     prepare_ms = arrays[f"{whole_step}/prepare_ms_{place}"]
-    found = _clocked(whole_step, place, arrays, steps)
+    found = clocked(whole_step, place, arrays, steps)
     if prepare_ms.shape != found.samples.samples_ms.shape:
         raise ValueError("another number of preparations than of samples")
-    memory = steps[whole_step]["peak_rss_mb"]
     return ArtifactResult(
         logits,
         pixels,
-        [_clocked(name, place, arrays, steps) for name in clocks],
+        [clocked(name, place, arrays, steps) for name in clocks],
         found,
         _times(prepare_ms, least=0.0),
-        None if memory is None else number(memory, 0, 1e9),
         _placement(steps[parts[0]].get("placement")),
-        tuple(_rate(job, place, cell, arrays, steps) for cell in range(len(job.grid))),
+        tuple(
+            rate(asked, f"throughput-{place}-{cell}", place, arrays, steps)
+            for cell, asked in enumerate(job.grid)
+        ),
         built,
     )
 
@@ -229,12 +231,19 @@ def _built(told: Any) -> Built | None:
     )
 
 
-def _rate(job: Job, place: int, cell: int, arrays: Arrays, steps: Mapping[str, Any]) -> Rate:
-    batch, threads = job.grid[cell]
-    name = f"throughput-{place}-{cell}"
+def rate(
+    asked: tuple[int, int | None], name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]
+) -> Rate:
+    """Return the throughput that the step `name` took; errors as `clocked`.
+
+    Args:
+        asked: batch size and threads.
+        place: the artifact's number in the job.
+    """
+    batch, threads = asked
     if "reason" in steps[name]:
         return Rate(batch, threads, None, printable(str(steps[name]["reason"]))[:300])
-    return Rate(batch, threads, _clocked(name, place, arrays, steps), None)
+    return Rate(batch, threads, clocked(name, place, arrays, steps), None)
 
 
 def _placement(told: Any) -> Placement | None:
@@ -259,7 +268,18 @@ def _times(values: NDArray[Any], *, least: float) -> NDArray[np.float64]:
     return times
 
 
-def _clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
+def clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
+    """Return what the step `name` measured of one artifact.
+
+    Args:
+        place: the artifact's number in the job.
+        arrays: `NAME/ARRAY` → values.
+        steps: name → facts.
+
+    Raises:
+        ValueError, KeyError, TypeError: values that are none.
+    """
+    memory = steps[name].get("peak_rss_mb")
     facts = steps[name][str(place)]
     samples_ms, blocks = arrays[f"{name}/samples_ms_{place}"], arrays[f"{name}/blocks_{place}"]
     times = _times(samples_ms, least=1e-6)
@@ -294,4 +314,5 @@ def _clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) ->
         short_text(facts["provider"], 128),
         whole(facts["threads"], 0, 4096),
         energy,
+        None if memory is None else number(memory, 0, 1e9),
     )

@@ -17,10 +17,10 @@ SHARED = (
     "images.py",
     "readers.py",
     "resize.py",
-    "benchmark/energy.py",
-    "benchmark/environment.py",
-    "benchmark/latency.py",
-    "benchmark/stats.py",
+    "benchmark/measure/energy.py",
+    "benchmark/measure/environment.py",
+    "benchmark/measure/latency.py",
+    "benchmark/measure/intervals.py",
     "targets/__init__.py",
     "targets/bank.py",
     "targets/bank_change.py",
@@ -73,7 +73,8 @@ def agent_bytes() -> bytes:
     """The agent as one executable zip file; equal for equal sources."""
     agent = Path(__file__).parents[1] / "agent"
     contents = {"__main__.py": _START.encode(), "edgekd/__init__.py": _EMPTY.encode()}
-    contents["edgekd/benchmark/__init__.py"] = _EMPTY.encode()
+    for folder in ("benchmark", "benchmark/measure"):
+        contents[f"edgekd/{folder}/__init__.py"] = _EMPTY.encode()
     contents |= {f"edgekd/{name}": _module(name) for name in SHARED}
     contents |= {
         f"edgekd/targets/agent/{path.name}": path.read_bytes() for path in agent.glob("*.py")

@@ -112,9 +112,9 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
     @classmethod
     def load(cls, **given: Any) -> BenchmarkConfig:
         """Load as every configuration; gates given add to those of the file."""
-        gates = given.pop("gates", None) or ()
+        more = super().load(gates=given.pop("gates", None)).gates
         config = super().load(**given)
-        return config.model_copy(update={"gates": (*config.gates, *gates)})
+        return config.model_copy(update={"gates": (*config.gates, *more)})
 
     @property
     def bundle(self) -> str | None:
@@ -181,7 +181,8 @@ class EvaluateConfig(Config):
 
     @check
     def _teacher(self) -> None:
-        if self.run is None and self.teacher is None and self.data not in (None, "toy"):
+        alone = not (self.run or self.teacher or self.agreement or self.probe or self.shots)
+        if alone and self.data not in (None, "toy"):
             raise EdgekdError(
                 f"No teacher was named for {self.data}, and the built-in one knows the toy images alone.",
                 "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
 from edgekd.errors import EdgekdError
-from edgekd.formats import Input, Precision
+from edgekd.formats import EXACT, Input, Precision
 
 
 class FileOptions(Config):
@@ -104,7 +104,6 @@ class ExportConfig(QuantizationOptions, FileOptions):
 
     @check
     def _limits(self) -> None:
-        from edgekd.export.parity import EXACT
         from edgekd.targets.registry import TARGETS
 
         mixed = [target.name for target in TARGETS.values() if target.mixed]

@@ -15,7 +15,7 @@ from edgekd.errors import EdgekdError
 DECIDED = {
     "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",
     "overwrite": "another --out", "smoke": "--set steps=4", "unseen_classes": "--unseen-classes",
-    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot",
+    "label_fraction": "--fractions", "shots": "--shots", "start": "--protocol k-shot", "adapt": "--adapt-images",
 }  # fmt: skip
 """Settings of a run that a study decides, and what to give instead."""
 
@@ -25,8 +25,9 @@ class StudyOptions(Config):
 
     recipes: Words = option(default=("erm", "kd", "vl2v-adip"), kw_only=False, flag="--recipes")
     """Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."""
-    protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot"] = "lodo"
-    """lodo (unseen domains), class-disjoint (classes), k-shot (a few images of such classes) or low-shot (labels)."""
+    protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot", "adapt"] = "lodo"
+    """lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few images of such
+    classes) or low-shot (labels)."""
     seeds: int = 3
     """How many seeds, from 0."""
     test_domains: Words = option(default=())
@@ -37,6 +38,8 @@ class StudyOptions(Config):
     """low-shot: parts of the training labels. Default: 0.01,0.1,1."""
     shots: Numbers = option(default=())
     """k-shot: images of each unseen class. Default: 1,4,16."""
+    adapt_images: Numbers = option(default=())
+    """adapt: images of the new domain that train without labels. Default: 25,50,100,200,400."""
     baseline: str | None = None
     """Recipe that the others are compared with. Default: erm, or the first."""
     oracle: bool = False
@@ -79,6 +82,11 @@ class StudyConfig(RunOptions, StudyOptions):
                     f"{part:g} is not a part of the labels.",
                     "Give numbers above 0, up to 1: 0.01,0.1,1.",
                 )
+        for count in self.adapt_images:
+            if count < 0 or count != int(count):
+                raise EdgekdError(
+                    f"{count:g} is not a number of images.", "Give whole numbers: 25,100,400."
+                )
         for count in self.shots:
             if count < 1 or count != int(count):
                 raise EdgekdError(
@@ -108,7 +116,11 @@ class StudyConfig(RunOptions, StudyOptions):
                 f"{protocol} shows no images of unseen classes.",
                 "Use --protocol k-shot for some of them.",
             )
-        if self.oracle and self.by_class:
+        if self.adapt_images and protocol != "adapt":
+            raise EdgekdError(
+                f"{protocol} has no curve over unlabelled images.", "Use --protocol adapt."
+            )
+        if self.oracle and protocol not in ("lodo", "low-shot"):
             raise EdgekdError(
                 f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
             )

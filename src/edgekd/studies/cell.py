@@ -15,7 +15,7 @@ from edgekd.configs.train import TrainConfig
 from edgekd.data import load_images
 from edgekd.distill.load import LoadedRun
 from edgekd.errors import EdgekdError, Stopped
-from edgekd.few import can_zero_shot, new_vectors, student_scores
+from edgekd.evaluation.few_shot import can_zero_shot, new_vectors, student_scores
 from edgekd.readers import parse_json
 from edgekd.scarce import unseen_test
 from edgekd.studies.descriptions import from_file

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgekd.benchmark.environment import usable_cores
+from edgekd.benchmark.measure.environment import usable_cores
 from edgekd.console import say, warn
 from edgekd.errors import EdgekdError
 from edgekd.studies.cell import run_cell

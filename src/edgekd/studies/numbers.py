@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.stats import Interval, paired_seeds_interval
+from edgekd.benchmark.evaluate.statistics import paired_seeds_interval
+from edgekd.benchmark.measure.intervals import Interval
 from edgekd.studies.store import Done, Outcome
 
 ID, OOD, ORACLE = "id", "ood", "oracle"

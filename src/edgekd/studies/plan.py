@@ -21,12 +21,14 @@ from edgekd.errors import EdgekdError
 from edgekd.files import short_hash
 from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, without_classes
 from edgekd.studies.wanted import (
+    adapt_counts,
     domain_names,
     named_recipes,
     settings_by_recipe,
     unseen_names,
 )
 
+NONE_UNLABELLED = "no unlabelled images"
 FRACTIONS = (0.01, 0.1, 1.0)
 SHOTS = (1, 4, 16)
 
@@ -42,10 +44,18 @@ class Cell:
     """Of the training labels."""
     shots: int = 0
     """Images of each unseen class that may be looked at."""
+    adapt: int | None = None
+    """Images of the unseen domain that train without labels, where the other half of it is tested."""
 
     @property
     def table(self) -> str:
         """Cells of one table are averaged and compared; the name of the table among the study's."""
+        if self.adapt is not None:
+            return (
+                f"{self.adapt} unlabelled images of the new domain"
+                if self.adapt
+                else NONE_UNLABELLED
+            )
         if self.shots:
             return f"{self.shots} image{'' if self.shots == 1 else 's'} of each unseen class"
         return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
@@ -60,8 +70,9 @@ class Cell:
         """A file name, different for every cell."""
         part = "" if self.fraction == 1 else f"{self.fraction:g}"
         shots = f"{self.shots}shot" if self.shots else ""
+        adapt = f"{self.adapt}unlabelled" if self.adapt is not None else ""
         name = "-".join(
-            word for word in (self.recipe, self.column, part, shots, str(self.seed)) if word
+            word for word in (self.recipe, self.column, part, shots, adapt, str(self.seed)) if word
         )
         plain = re.sub(r"[^\w.+-]", "_", name)
         return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
@@ -138,6 +149,7 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
             "test_domain": cell.domain or "none",
             "label_fraction": cell.fraction,
             "shots": cell.shots,
+            "adapt": cell.adapt,
             "out": folder,
         }
     )
@@ -167,13 +179,22 @@ def make_plan(study: StudyConfig) -> Plan:
     counts = (
         (0,) if study.protocol != "k-shot" else tuple(sorted(set(map(int, study.shots)))) or SHOTS
     )
+    numbers: tuple[int | None, ...] = (None,)
+    if study.protocol == "adapt":
+        numbers = adapt_counts(study.adapt_images, images, domains)
+    # What reads labels alone is trained once, and is in every table of the curve.
+    adapts = {
+        name: (0,) if numbers != (None,) and not recipe_of(config).takes_unlabelled else numbers
+        for name, config in configs.items()
+    }
     cells = [
-        Cell(name, seed, domain, part, count)
+        Cell(name, seed, domain, part, count, adapt)
         for part in parts
         for count in counts
         for seed in range(study.seeds)
         for domain in domains
         for name in named
+        for adapt in adapts[name]
     ]
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:
@@ -215,7 +236,7 @@ def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainCon
 
 def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
     """Return the domains to leave out in turn; None stands for none."""
-    if study.protocol == "lodo":
+    if study.protocol in ("lodo", "adapt"):
         return domain_names(images, study.test_domains or ("all",))
     if study.protocol == "low-shot" and (study.test_domains or len(images.domains) > 1):
         return domain_names(images, study.test_domains or images.domains[-1:])

@@ -13,7 +13,7 @@ from edgekd.data import ImageSet
 from edgekd.distill.job import Look
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.train import train
-from edgekd.few import student_scores
+from edgekd.evaluation.few_shot import student_scores
 from edgekd.manifest import Run
 from edgekd.studies.store import Outcome
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgekd.configs.train import TrainConfig
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun
-from edgekd.few import cached_scores, can_zero_shot, new_vectors, student_scores
+from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
 from edgekd.scarce import left_to_test, take_shots
 from edgekd.studies.numbers import ID, OOD
 from edgekd.studies.plan import Cell, Plan, cell_config

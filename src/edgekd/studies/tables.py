@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.environment import describe
+from edgekd.benchmark.measure.environment import describe
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table, recipe_rows, stat
-from edgekd.studies.plan import Plan, Test, recipe_of
+from edgekd.studies.plan import NONE_UNLABELLED, Cell, Plan, Test, recipe_of
 from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images
 from edgekd.studies.store import Done, Outcome
 from edgekd.studies.teacher import uses_teacher
@@ -26,9 +26,16 @@ def make_tables(
         scores: the teacher's, on all images; see `teacher_scores`.
     """
     tables = []
-    for title in dict.fromkeys(cell.table for cell in plan.cells):
+    titles = list(dict.fromkeys(cell.table for cell in plan.cells))
+    # A recipe of labels alone stands in every table of the curve, and has none of its own.
+    if len(titles) > 1 and not any(
+        cell.table == NONE_UNLABELLED and recipe_of(plan.configs[cell.recipe]).takes_unlabelled
+        for cell in plan.cells
+    ):
+        titles = [title for title in titles if title != NONE_UNLABELLED]
+    for title in titles:
         columns = tuple(dict.fromkeys(cell.column for cell in plan.cells if cell.table == title))
-        own = [on_common_images(plan, one) for one in done if one.cell.table == title]
+        own = [on_common_images(plan, one) for one in done if in_table(plan, one.cell, title)]
         tests = {column: plan.tests[title, column] for column in columns}
         names = measures_of(plan)
         shown = tuple(measure for measure in names if measure != ID)
@@ -39,6 +46,12 @@ def make_tables(
         notes = tuple(_notes(plan, own, tests))
         tables.append(Table(headline, columns, shown, names, tuple(rows), plan.baseline, notes))
     return tables
+
+
+def in_table(plan: Plan, cell: Cell, title: str) -> bool:
+    """Whether a cell stands in a table: its own, or every one of the curve for a recipe of labels alone."""
+    alone = cell.adapt == 0 and not recipe_of(plan.configs[cell.recipe]).takes_unlabelled
+    return cell.table == title or alone
 
 
 def measures_of(plan: Plan) -> dict[str, str]:
@@ -54,6 +67,8 @@ def measures_of(plan: Plan) -> dict[str, str]:
         }
     if plan.unseen:
         return {ID: "seen classes", OOD: "unseen classes"}
+    if plan.protocol == "adapt":
+        return {ID: "ID", OOD: "adapted"}
     return {ID: "ID", OOD: "OOD"} | ({ORACLE: "oracle"} if plan.oracle else {})
 
 
@@ -99,6 +114,12 @@ def _protocol(plan: Plan) -> str:
             f"Protocol: class-disjoint. The classes {', '.join(plan.unseen)} never train. Unseen classes: all their "
             "images, zero-shot through the text head, chosen among the unseen classes; seen classes: their test "
             f"images, chosen among the seen ones. Macro accuracy, the mean over classes, in %.{without}"
+        )
+    if plan.protocol == "adapt":
+        return (
+            "Protocol: adapt. One domain has no labels: of one half of it the first images by content hash train "
+            "without any, and its other half is tested: top-1 %. That is adaptation: the domain is not unseen. ID: the "
+            "test images of the other domains. Recipes that read labels alone saw none of it."
         )
     what = (
         "leave one domain out"

@@ -6,11 +6,16 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from edgekd.configs.train import TrainConfig
+from edgekd.console import say
 from edgekd.data import ImageSet
 from edgekd.distill.recipes import RECIPES
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.scarce import check_unseen
+
+ADAPT_IMAGES = (25, 50, 100, 200, 400)
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
@@ -98,3 +103,32 @@ def unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[st
             "Name two or more: --unseen-classes dog,horse, or a part: --unseen-classes 30%.",
         )
     return names
+
+
+def adapt_counts(
+    wanted: Sequence[float], images: ImageSet, domains: Sequence[str | None]
+) -> tuple[int, ...]:
+    """Return numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message.
+
+    Raises:
+        EdgekdError: all of them are beyond.
+    """
+    numbers = sorted({int(number) for number in wanted or ADAPT_IMAGES})
+    sizes: dict[str, int] = {}
+    for place, name in enumerate(images.domains):
+        if name in domains:
+            own = {images.keys[i] for i in np.flatnonzero(images.domain_of == place)}
+            sizes[name] = len(own) // 2
+    smallest = min(sizes, key=lambda name: sizes[name])
+    kept = tuple(number for number in numbers if number <= sizes[smallest])
+    if not kept:
+        raise EdgekdError(
+            f"Half of the domain {smallest} is {sizes[smallest]} images, fewer than {numbers[0]}.",
+            f"Give fewer: --adapt-images {sizes[smallest]}.",
+        )
+    if beyond := numbers[len(kept) :]:
+        say(
+            f"study: half of {smallest} is {sizes[smallest]} images; left out: "
+            f"{', '.join(map(str, beyond))}"
+        )
+    return kept

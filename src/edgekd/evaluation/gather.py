@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.console import say
 from edgekd.data import ImageSet, load_images
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import read_json
-from edgekd.manifest import read_artifact
-from edgekd.split import read_split
-from edgekd.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
-from edgekd.suites import (
+from edgekd.evaluation.prompt_variants import in_other_words
+from edgekd.evaluation.special_suites import (
     CORRUPTION_IMAGES,
     clean_suite,
     corruption_suites,
     cue_conflict_suite,
+    unknown_suites,
+)
+from edgekd.evaluation.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
+from edgekd.evaluation.suites import (
     folder_suites,
     hold_out_suite,
     lone_suites,
     named_folders,
     split_suites,
-    unknown_suites,
 )
-from edgekd.trained import (
+from edgekd.evaluation.trained import (
     SEEN_IN,
     SuiteKind,
     Trained,
@@ -40,18 +40,27 @@ from edgekd.trained import (
     suite_kind,
     trained_of_source,
 )
-from edgekd.unlabelled import load_unlabelled
-from edgekd.vocabulary import spoken_as
-from edgekd.wilds import wilds_named, wilds_suites
-from edgekd.wording import in_other_words
+from edgekd.evaluation.vocabulary import spoken_as
+from edgekd.evaluation.wilds import wilds_named, wilds_suites
+from edgekd.manifest import read_artifact
+from edgekd.split import read_split, read_stored_split
+from edgekd.unlabelled import NO_DATA, load_unlabelled
 
 COMPUTED = ("corruptions",)
 """Suites that are made from in-domain test images."""
 
 
-def suites_of(loaded: LoadedRun, data: str | None, run: str | None) -> list[Suite]:
-    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it."""
-    images, trained = loaded.images(data), trained_of([loaded])
+def suites_of(
+    loaded: LoadedRun, data: str | None, run: str | None, beside: Sequence[LoadedRun] = ()
+) -> list[Suite]:
+    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it.
+
+    Args:
+        beside: further runs that are measured on these suites; what one of them saw is unseen for none.
+    """
+    if data is None and loaded.run.data == NO_DATA:
+        return []
+    images, trained = loaded.images(data), trained_of([loaded, *beside])
     try:
         split = read_split(loaded.folder / "split.json", images)
     except EdgekdError:
@@ -89,11 +98,11 @@ def parts_of(
     without labels, `unseen` images of other domains or classes; `unused` are images of the run's data in no part of
     its split.
     """
-    stored = read_json(loaded.folder / "split.json", "split")
+    stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
-    left_out = suite_kind({stored["test_domain"] or ""}, {}, trained)
-    part = dict.fromkeys(stored["roles"]["ood_test"].values(), _PART_OF[left_out])
-    part |= dict.fromkeys(stored["roles"]["id_test"].values(), "test")
+    left_out = suite_kind({stored.test_domain or ""}, {}, trained)
+    part = dict.fromkeys(stored.roles["ood_test"].values(), _PART_OF[left_out])
+    part |= dict.fromkeys(stored.roles["id_test"].values(), "test")
     part |= trained.roles
     of_domain = []
     for d, domain in enumerate(images.domains):
@@ -115,8 +124,8 @@ def parts_of(
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
     """What the report says about a run besides its numbers."""
-    split = read_json(loaded.folder / "split.json", "split")
-    run = loaded.run
+    run, split = loaded.run, read_stored_split(loaded.folder / "split.json")
+    unlabelled = split.roles.get("unlabelled", {})
     return {
         "name": run.name,
         "student": run.student,
@@ -127,14 +136,10 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
         "steps": run.steps,
         "train_seconds": run.train_seconds,
         "selection": run.selection,
-        "split_rule": split["rule"],
+        "split_rule": split.rule,
         "split_hash": run.split_hash,
         "test_domain": run.test_domain,
-        **(
-            {"unlabelled": len(unlabelled)}
-            if (unlabelled := split["roles"].get("unlabelled"))
-            else {}
-        ),
+        **({"unlabelled": len(unlabelled)} if unlabelled else {}),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
 
@@ -206,7 +211,11 @@ def gather(
     if loaded:
         _check_splits(alone, loaded)
         for one in loaded[:1] if same_split else loaded:
-            measured += suites_of(one, data, None if same_split else one.run.name)
+            measured += (
+                suites_of(one, data, None, loaded[1:])
+                if same_split
+                else suites_of(one, data, one.run.name)
+            )
     trained = {one.run.name: trained_of([one]) for one in loaded}
     for place in alone:
         source = read_artifact(place, check_hashes=False).source
@@ -216,7 +225,7 @@ def gather(
             measured += own
         same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
         trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
-    measured += further.suites(subjects, trained)
+    measured += further.suites(subjects, trained, measured)
     measured += _beside_id(
         subjects,
         measured,
@@ -224,6 +233,8 @@ def gather(
         all_trained(list(trained.values())),
         (corruption_images or CORRUPTION_IMAGES) if "corruptions" in suites else 0,
     )
+    if not measured and loaded:
+        loaded[0].check_labelled()
     if vocabulary:
         subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
     return Gathered(
@@ -286,11 +297,17 @@ class Further:
     def any(self) -> bool:
         return bool(self.ood or self.test or self.benches or self.texture_shape)
 
-    def suites(self, subjects: Sequence[Subject], trained: Mapping[str, Trained]) -> list[Suite]:
+    def suites(
+        self,
+        subjects: Sequence[Subject],
+        trained: Mapping[str, Trained],
+        measured: Sequence[Suite],
+    ) -> list[Suite]:
         """Suites for all subjects together where their runs know and saw the same, else for each run.
 
         Args:
             trained: run → what it saw.
+            measured: the runs' own suites; images of their unseen domains would count twice in the mean.
         """
         runs = dict.fromkeys(subject.run for subject in subjects)
         classes = {subject.run: subject.classes for subject in subjects}
@@ -301,7 +318,8 @@ class Further:
         for run in [first] if shared else runs:
             owner, words = None if shared else run, classes[run]
             for name, folder in self.ood:
-                found += folder_suites(name, folder, words, trained=saw[run], run=owner)
+                outside = saw[run].with_tested(_unseen_keys([*measured, *found], run))
+                found += folder_suites(name, folder, words, trained=outside, run=owner)
             for name, folder in self.test:
                 found.append(hold_out_suite(name, folder, words, trained=saw[run], run=owner))
             for name, root in self.benches:
@@ -311,6 +329,13 @@ class Further:
                     cue_conflict_suite("texture-shape", cues, words, trained=saw[run], run=owner)
                 )
         return found
+
+
+def _unseen_keys(suites: Sequence[Suite], run: str) -> Iterator[str]:
+    """Content keys of the images in a run's suites of unseen domains."""
+    for suite in suites:
+        if suite.run in (None, run) and suite.name.startswith("ood:"):
+            yield from (suite.images.keys[index] for index in suite.indices)
 
 
 def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.errors import EdgekdError
-from edgekd.files import read_json
+from edgekd.split import read_stored_split
 from edgekd.targets.bank import plain_name
 
 SEEN_IN = ("train", "val", "unlabelled")
 """Roles of `split.json` whose images are no test images."""
+TESTED = "tested"
+"""Role of images that a suite of the run has already: they would count twice."""
 SuiteKind = Literal["ood", "seen", "adapted"]
 LARGEST_OVERLAP = 0.1
 """From this share of a domain's images on that trained, the domain itself counts as trained."""
@@ -24,7 +25,7 @@ class Trained:
     """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
 
     Attributes:
-        roles: content key → `train`, `val` (which selects weights) or `unlabelled`.
+        roles: content key → `train`, `val` (which selects weights), `unlabelled`, or `tested`.
         domains: domains with labelled training images.
         unlabelled_domains: domains (styles) that were seen in unlabelled images alone.
         left_out: domains that were left out as unseen.
@@ -38,7 +39,11 @@ class Trained:
     def excluded(self, keys: Iterable[str]) -> dict[str, int]:
         """Role → how many of these image contents were seen in it; roles without any are left out."""
         count = Counter(self.roles[key] for key in keys if key in self.roles)
-        return {role: count[role] for role in SEEN_IN if count[role]}
+        return {role: count[role] for role in (*SEEN_IN, TESTED) if count[role]}
+
+    def with_tested(self, keys: Iterable[str]) -> Trained:
+        """The same with further image contents as `tested`."""
+        return replace(self, roles=dict.fromkeys(keys, TESTED) | dict(self.roles))
 
 
 def read_trained(path: Path) -> Trained:
@@ -47,23 +52,16 @@ def read_trained(path: Path) -> Trained:
     Raises:
         EdgekdError: not a split.
     """
-    data = read_json(path, "split")
-    try:
-        trained = trained_of_split(data["roles"])
-        domains = data.get("train_domains")
-        if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
-            ids = data["roles"]["train"]
-            domains = {name.split("/")[0] for name in ids if name.count("/") >= 2}
-        return Trained(
-            trained.roles,
-            frozenset(plain_name(name) for name in domains),
-            frozenset(plain_name(name) for name in data.get("unlabelled_domains", ())),
-            frozenset(plain_name(name) for name in [data["test_domain"]] if name is not None),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EdgekdError(
-            f"The split at {path} is damaged.", "Restore it, or train again with --overwrite."
-        ) from error
+    stored = read_stored_split(path)
+    domains: Iterable[str] | None = stored.train_domains
+    if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
+        domains = {name.split("/")[0] for name in stored.roles["train"] if name.count("/") >= 2}
+    return Trained(
+        trained_of_split(stored.roles).roles,
+        frozenset(plain_name(name) for name in domains),
+        frozenset(plain_name(name) for name in stored.unlabelled_domains),
+        frozenset(plain_name(name) for name in [stored.test_domain] if name is not None),
+    )
 
 
 def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:

@@ -21,10 +21,10 @@ from edgekd.distill.retrieval import retrieval_scores
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.likeness import Parts, accuracy_rows, own_teacher, teacher_vectors
-from edgekd.measure import trained_of
+from edgekd.evaluation.gather import trained_of
+from edgekd.evaluation.teacher_agreement import Parts, accuracy_rows, own_teacher, teacher_vectors
+from edgekd.evaluation.trained import Trained
 from edgekd.scarce import left_to_test, take_shots
-from edgekd.trained import Trained
 
 Keys = Literal["student", "teacher"]
 """Whose embeddings of the few images are kept."""

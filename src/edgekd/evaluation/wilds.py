@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.benchmark.accuracy import Suite
+from edgekd.benchmark.subjects import Suite
 from edgekd.data import ImageSet
 from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.evaluation.vocabulary import spoken_as
 from edgekd.readers import printable, read_text
-from edgekd.vocabulary import spoken_as
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")

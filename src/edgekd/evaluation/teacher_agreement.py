@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import columns_among
-from edgekd.benchmark.agreement import (
+from edgekd.benchmark.evaluate.accuracy import columns_among
+from edgekd.benchmark.evaluate.agreement import (
     angle_degrees,
     m_neigh,
     m_rel,
@@ -20,7 +20,7 @@ from edgekd.benchmark.agreement import (
     recall_at,
     squared_distance,
 )
-from edgekd.benchmark.metrics import macro, top1
+from edgekd.benchmark.evaluate.metrics import macro, top1
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
@@ -32,7 +32,7 @@ from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.measure import parts_of, suites_of
+from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
 
 Scores = NDArray[np.float32]
@@ -71,7 +71,7 @@ def image_bank(
 
 
 Parts = Sequence[tuple[str | None, NDArray[np.int64]]]
-"""(part of a run, indices of its images); see `edgekd.measure.parts_of`. The part of images without a run is None."""
+"""(part of a run, indices of its images), as `gather.parts_of` has them; the part of images without a run is None."""
 
 
 def accuracy_rows(
@@ -104,6 +104,8 @@ def accuracy_rows(
 
 def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Return the accuracies of a teacher's zero-shot classifier on any images, and of a run's student."""
+    if loaded and not config.data:
+        loaded.check_labelled()
     images = loaded.images() if loaded and not config.data else load_images(config.data or "toy")
     spec = config.teacher or (loaded.run.teacher if loaded else "toy")
     everything = np.arange(len(images))
@@ -138,6 +140,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> list[dic
 
 def probe_rows(loaded: LoadedRun) -> list[dict[str, Any]]:
     """Linear probe and nearest neighbours on the run's own split."""
+    loaded.check_labelled()
     images, split = loaded.data()
     test = np.concatenate([split.id_test if len(split.id_test) else split.val, split.ood_test])
     scores = probe_scores(loaded.student, images, split.train, test)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.stats import percentile
-from edgekd.benchmark.worker import ArtifactLatency
-from edgekd.targets.devices.result import Built, Rate
+from edgekd.benchmark.measure.intervals import percentile
+from edgekd.targets.devices.result import Built, Clocked, Rate
 from edgekd.targets.placement import Placement
 
 
@@ -23,7 +22,6 @@ class Measured:
         model: the model's clock, one entry per process.
         whole: the clock from encoded image to logits, one process.
         prepare_ms: the part of each of `whole`'s samples that decoding and resizing took, `[n]`.
-        peak_rss_mb: largest resident memory of `whole`'s process, in 10^6 bytes.
         logits: position of the suite → float32 `[n, C]`, columns in the suite's class order.
         facts: what the report says about the device; shared by all artifacts measured there.
         same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
@@ -33,10 +31,9 @@ class Measured:
         built: the engine that the device built for itself; None where the file runs as it is.
     """
 
-    model: list[ArtifactLatency]
-    whole: ArtifactLatency
+    model: list[Clocked]
+    whole: Clocked
     prepare_ms: NDArray[np.float64]
-    peak_rss_mb: float | None
     logits: Mapping[int, NDArray[np.float32]]
     facts: dict[str, Any]
     same_pixels: float | None
@@ -46,4 +43,4 @@ class Measured:
 
     def row_facts(self) -> dict[str, Any]:
         """What a latency row says beyond the model's clock."""
-        return {"prepare_p50_ms": percentile(self.prepare_ms, 50), "peak_rss_mb": self.peak_rss_mb}
+        return {"prepare_p50_ms": percentile(self.prepare_ms, 50)}

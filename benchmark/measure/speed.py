@@ -6,17 +6,36 @@ the samples had not settled, scatter widely, were taken on a busy machine, or wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Structure
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.latency import LatencySamples, joined
-from edgekd.benchmark.report.rows import HERE, LatencyRow, SummaryRow
-from edgekd.benchmark.report.schema import Comparison, Report, SpeedRow
-from edgekd.benchmark.stats import Interval, interval_of, percentile_draws
+from edgekd.benchmark.measure.intervals import (
+    Interval,
+    interval_of,
+    percentile,
+    percentile_draws,
+    ratio_interval,
+)
+from edgekd.benchmark.measure.latency import (
+    LatencySamples,
+    Protocol,
+    joined,
+    measure_interleaved,
+    rotating,
+)
+from edgekd.benchmark.report.rows import HERE
+from edgekd.benchmark.report.schema import Comparison, SpeedRow
+
+if TYPE_CHECKING:
+    from edgekd.benchmark.report.rows import SummaryRow
+    from edgekd.benchmark.report.schema import Report
+    from edgekd.benchmark.report.timings import LatencyRow
 
 WIDE_CV = 0.3
 """Above this share of the mean a single percentile says little: the machine was busy, or has several states."""
@@ -28,7 +47,7 @@ LOADED = 0.5
 """Load average per core before the run from which on a machine counts as busy, where it tells nothing finer."""
 
 
-class Timed(Protocol):
+class Timed(Structure):
     """What decides whether a latency is good enough for a claim; a `LatencyRow`, or a short measurement."""
 
     @property
@@ -209,3 +228,84 @@ def fastest(report: Report) -> Iterator[str]:
             f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 "
             f"{first.p50_ms:.2f} ms{beside}); {other.subject}, the best of another runtime, {in_words(speed, 'it')}."
         )
+
+
+NOTE = Protocol("note", 20, 0.3, 2.0, 40, 1.0, 4.0, 0.05, 1)
+"""A few seconds for one sentence."""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    subject: str
+    settled: bool
+    cv: float
+    other_cpu: float | None
+    stolen_cpu: float | None
+
+
+def timed_in_turns(
+    models: Mapping[str, Callable[[NDArray[np.uint8]], object]], images: NDArray[np.uint8]
+) -> dict[str, LatencySamples]:
+    """Time models in alternating blocks of this process, for a few seconds.
+
+    Args:
+        models: name → a model of uint8 `[1, H, W, 3]`.
+        images: uint8 `[N, H, W, 3]`, in rotation.
+    """
+    return measure_interleaved(
+        {name: rotating(model, images) for name, model in models.items()}, NOTE
+    )
+
+
+def speed_of(a: str, b: str, found: Mapping[str, LatencySamples]) -> SpeedRow:
+    """The ratio of model `a` to model `b`, which were timed in turns."""
+    turns, p50 = turns_of([found[a]], [found[b]])
+    ci95 = ratio_interval(*turns)
+    timed = [
+        _Timed(
+            name,
+            one.settled,
+            float(one.samples_ms.std() / one.samples_ms.mean()),
+            one.other_cpu,
+            one.stolen_cpu,
+        )
+        for name in (a, b)
+        for one in [found[name]]
+    ]
+    return SpeedRow(
+        a_run="",
+        a=a,
+        b_run="",
+        b=b,
+        ratio=p50[0] / p50[1],
+        ci95=ci95,
+        withheld=reason_to_withhold(timed, ci95),
+    )
+
+
+Turns = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]], NDArray[np.int64]]
+
+
+def turns_of(
+    first: Sequence[LatencySamples], second: Sequence[LatencySamples]
+) -> tuple[Turns, tuple[float, float]]:
+    """Samples of A and of B in each turn, the process of each turn, and both medians over these turns.
+
+    A model that is done earlier leaves the other to go on alone; what it measures then has no partner and is not used.
+    """
+    a: list[NDArray[np.float64]] = []
+    b: list[NDArray[np.float64]] = []
+    process_of: list[int] = []
+    for process, (one, other) in enumerate(zip(first, second, strict=True)):
+        mine, theirs = _by_block(one), _by_block(other)
+        count = min(len(mine), len(theirs))
+        a += mine[:count]
+        b += theirs[:count]
+        process_of += [process] * count
+    p50 = percentile(np.concatenate(a), 50), percentile(np.concatenate(b), 50)
+    return (a, b, np.asarray(process_of, dtype=np.int64)), p50
+
+
+def _by_block(samples: LatencySamples) -> list[NDArray[np.float64]]:
+    starts = np.flatnonzero(np.diff(samples.blocks)) + 1
+    return np.split(samples.samples_ms, starts)

@@ -17,17 +17,18 @@ REPLICATES = 2000
 
 
 def auroc(known: Scores, unknown: Scores) -> float:
-    """Area under the receiver operating characteristic; 0.5 is chance.
+    """Return the area under the receiver operating characteristic; 0.5 is chance.
 
     It is the probability that a known image scores higher than an unknown one, ties counting one half (Mann–Whitney's
     U over N·M; Hanley & McNeil 1982), and the same whichever of both is called positive.
     """
-    below, upto = _ranks(known, unknown)
-    return float((below + upto).sum() / (2 * len(known) * len(unknown)))
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_labelled(known, unknown)))
 
 
 def average_precision(positive: Scores, negative: Scores) -> float:
-    """Area under precision over recall: Σ over distinct thresholds of (recall gained · precision there).
+    """Return Σ over distinct thresholds of (recall gained · precision there): the area under precision over recall.
 
     Chance is the share of positives among all images, so values compare between equal shares only. No line is drawn
     between thresholds: it would be too favourable (Davis & Goadrich 2006).
@@ -37,11 +38,15 @@ def average_precision(positive: Scores, negative: Scores) -> float:
             unknown images, as Hendrycks et al. 2021 do.
         negative: the other images' scores.
     """
-    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]  # [T], falling
-    hits = len(positive) - np.searchsorted(np.sort(positive), thresholds, side="left")  # [T]
-    alarms = len(negative) - np.searchsorted(np.sort(negative), thresholds, side="left")  # [T]
-    gained = np.diff(hits, prepend=0) / len(positive)
-    return float((gained * hits / (hits + alarms)).sum())
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*_labelled(positive, negative)))
+
+
+def _labelled(positive: Scores, negative: Scores) -> tuple[NDArray[np.bool_], Scores]:
+    """Labels `[N + M]`, true for the positive ones, and all scores."""
+    labels = np.repeat([True, False], [len(positive), len(negative)])
+    return labels, np.concatenate([positive, negative])
 
 
 def fpr_at_95(known: Scores, unknown: Scores) -> float:

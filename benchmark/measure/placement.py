@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from edgekd.benchmark.accuracy import Subject
-from edgekd.benchmark.report.rows import PlacementRow
+from edgekd.benchmark.report.timings import PlacementRow
+from edgekd.benchmark.subjects import Subject
 from edgekd.targets.placement import refuse_fallback
 
 UNTOLD = "the runtime does not say"

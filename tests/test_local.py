@@ -1,7 +1,8 @@
-"""Latency in fresh processes: a stand-in for the runtime's session is planted in the child through PYTHONPATH."""
+"""Latency in fresh processes of the agent: a stand-in for its models is planted in the child through PYTHONPATH."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.benchmark.latency import QUICK
-from edgekd.benchmark.worker import ArtifactLatency, measure_artifacts
+from edgekd.benchmark.measure.latency import QUICK
+from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.errors import EdgekdError
+from edgekd.targets.devices.result import Clocked
 
 BRIEF = replace(
     QUICK,
@@ -25,29 +27,34 @@ BRIEF = replace(
 )
 PLANTED = '''
 import os, sys, time, types
+from pathlib import Path
+import numpy
 
-class Session:
+class Model:
     """Loads in as many ms as its process id says; its provider tells whether torch was there."""
-    def __init__(self, folder, threads):
+    def __init__(self, name, threads):
         self.load_ms, self.threads, self.largest_batch = float(os.getpid()), threads or 7, None
-        self.slow = folder.name == "slow"
+        self.slow = name == "slow"
         self.provider = "with torch" if "torch" in sys.modules else "without torch"
+    def prepare(self, encoded):
+        return numpy.frombuffer(encoded, dtype="uint8").reshape(4, 4, 3)
     def run(self, images):
         assert images.dtype == "uint8" and images.shape == (1, 4, 4, 3)
         time.sleep(0.003 if self.slow else 0.001)
 
-def open_session(folder, *, threads=None):
-    if folder.name == "altered":
+def open_model(folder, *, threads):
+    name = Path(folder).resolve().name
+    if name == "altered":
         from edgekd.errors import EdgekdError
         raise EdgekdError("The artifact was altered.", "Export it again.")
-    if folder.name == "fatal":
+    if name == "fatal":
         print("Illegal instruction: avx9", file=sys.stderr)
         os._exit(3)
-    return Session(folder, threads)
+    return Model(name, threads)
 
-module = types.ModuleType("edgekd.targets.session")
-module.open_session = open_session
-sys.modules["edgekd.targets.session"] = module
+module = types.ModuleType("edgekd.targets.agent.model")
+module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+sys.modules["edgekd.targets.agent.model"] = module
 '''
 
 
@@ -55,15 +62,15 @@ sys.modules["edgekd.targets.session"] = module
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted").mkdir()
     (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"), prepend=os.pathsep)
 
 
 def measured(
     *names: str, processes: int = 1, threads: int | None = None
-) -> dict[str, list[ArtifactLatency]]:
-    buffers = {name: np.zeros((64, 4, 4, 3), dtype=np.uint8) for name in names}
+) -> dict[str, list[Clocked]]:
     folders = {name: Path(name) for name in names}
-    return measure_artifacts(folders, buffers, replace(BRIEF, processes=processes), threads=threads)
+    images = [bytes(48)] * 64
+    return measure_artifacts(folders, images, replace(BRIEF, processes=processes), threads=threads)
 
 
 def test_one_fresh_process_for_all_artifacts_without_torch() -> None:

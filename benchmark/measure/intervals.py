@@ -1,4 +1,4 @@
-"""How sure a number is: intervals for percentiles, accuracies and differences, and when a percentile may be named.
+"""Bootstrap intervals of percentiles, ratios and rates, and when a percentile may be stated (the agent carries this).
 
 Every random draw is seeded: the same samples give the same interval.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Interval = tuple[float, float]
-_Z95, _Z99 = 1.959963984540054, 2.5758293035489004
+_Z99 = 2.5758293035489004
 
 
 def percentile(samples: NDArray[np.float64], q: float) -> float:
@@ -156,81 +156,3 @@ def queries_to_claim(q: float) -> int:
     p = q / 100
     margin = (1 - p) / 20
     return math.ceil(_Z99**2 * p * (1 - p) / margin**2 / 2**13) * 2**13
-
-
-def wilson_interval(hits: int, n: int) -> Interval:
-    """95 % interval of a fraction (Wilson 1927), inside 0–1 even for 0 or `n` hits."""
-    p = hits / n
-    spread = 1 + _Z95**2 / n
-    centre = (p + _Z95**2 / (2 * n)) / spread
-    half = _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n)) / spread
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_interval(
-    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
-    *,
-    replicates: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
-
-    Args:
-        pairs: for each suite, which images the first and the second model classify rightly, bool `[n]` each, in the
-            same order. Images are drawn in pairs, each suite on its own.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros(replicates)
-    for first, second in pairs:
-        n = len(first)
-        won, lost = int((first & ~second).sum()), int((~first & second).sum())
-        # Resampling images only changes how many of them differ in either direction: three counts, one multinomial.
-        counts = rng.multinomial(n, [won / n, lost / n, 1 - (won + lost) / n], size=replicates)
-        drawn += (counts[:, 0] - counts[:, 1]) / n
-    return interval_of(drawn / len(pairs))
-
-
-def paired_seeds_interval(
-    pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
-    *,
-    replicates: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """As `paired_interval`, for models trained from several seeds: accuracies are means over the seeds.
-
-    An image is drawn with the answers of all seeds, which are not independent: what is hard for one is hard for the
-    others.
-
-    Args:
-        pairs: for each suite, which images the first and the second recipe's models classify rightly, bool
-            `[seeds, n]` each.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = np.zeros(replicates)
-    for first, second in pairs:
-        lead = first.sum(axis=0) - second.sum(
-            axis=0, dtype=np.int64
-        )  # [n], seeds won less seeds lost
-        values, counts = np.unique(lead, return_counts=True)
-        drawn += (
-            rng.multinomial(len(lead), counts / len(lead), size=replicates)
-            @ values
-            / (len(lead) * len(first))
-        )
-    return interval_of(drawn / len(pairs))
-
-
-def mcnemar_p(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Exact two-sided McNemar p-value for "both models are right equally often" (McNemar 1947, binomial form).
-
-    1.0 when they never differ in being right.
-    """
-    won, lost = int((first & ~second).sum()), int((~first & second).sum())
-    discordant, fewer = won + lost, min(won, lost)
-    if won == lost:
-        return 1.0
-    tail = term = 1
-    for k in range(fewer):
-        term = term * (discordant - k) // (k + 1)
-        tail += term
-    return min(1.0, float(tail / 2 ** (discordant - 1)))

@@ -1,40 +1,32 @@
-"""Test images of every kind as the benchmark room's suites: a run's own, folders, class subsets, unknown classes, cue
-conflicts.
-"""
+"""Test images as the benchmark's suites: a run's own, and the domains of any folder, without what training has seen."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.accuracy import Suite
 from edgekd.benchmark.report.rows import Family
+from edgekd.benchmark.subjects import Suite
 from edgekd.console import warn
 from edgekd.data import ImageSet, load_images
 from edgekd.errors import EdgekdError
+from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
+from edgekd.evaluation.vocabulary import spoken_as
 from edgekd.layouts import known_layout, unwrapped
 from edgekd.split import Split, make_split
 from edgekd.targets.bank import plain_name
-from edgekd.trained import Trained, suite_kind, trained_of_source, trained_of_split
-from edgekd.vocabulary import called, spoken_as
 
 SEEN = (
     "The artifact was trained on this domain and its split is not here, so training images may be among these: "
     "not a test result."
 )
 _NAME = re.compile(r"[\w.+-]+")
-_CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
-_IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
-CORRUPTION_IMAGES = 200
-"""Images in each of the 75 cells, unless told otherwise."""
-
-
+IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
 NOTHING = Trained()
 
 
@@ -77,7 +69,7 @@ def _domain_suite(
     overlap = {role: count / len(keys) for role, count in excluded.items()}
     kind = suite_kind({title, *names}, overlap, trained)
     kept = indices[[key not in trained.roles for key in keys]]
-    told = [*remarks, *_left_out(excluded)]
+    told = [*remarks, *left_out(excluded)]
     if kind != "ood":
         told.append(_OF_KIND[kind])
         family = kind
@@ -90,12 +82,21 @@ _OF_KIND = {
 }
 
 
-def _left_out(excluded: Mapping[str, int]) -> list[str]:
+def left_out(excluded: Mapping[str, int]) -> list[str]:
     """A remark about images that training saw, if there are any."""
-    if not excluded:
-        return []
-    how = ", ".join(f"{count} as {role}" for role, count in excluded.items())
-    return [f"{sum(excluded.values())} images left out, since the run has seen them ({how})."]
+    return [f"images left out: {_counted(excluded)}."] if excluded else []
+
+
+_OF_ROLE = {
+    "train": "trained",
+    "val": "were validated on",
+    "unlabelled": "were seen without labels",
+    "tested": "are in another suite of an unseen domain",
+}
+
+
+def _counted(excluded: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {_OF_ROLE[role]}" for role, count in excluded.items())
 
 
 def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], Trained]:
@@ -189,7 +190,7 @@ def folder_suites(
         EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that training has
             not seen.
     """
-    if _IMAGENET_O.fullmatch(name):
+    if IMAGENET_O.fullmatch(name):
         raise EdgekdError(
             "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
             f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
@@ -216,7 +217,7 @@ def folder_suites(
                 remarks=remarks,
             )
         )
-    return _not_empty(suites, spec)
+    return not_empty(suites, spec)
 
 
 def _held_out(
@@ -242,7 +243,7 @@ def _held_out(
     return images, np.flatnonzero(held), remarks
 
 
-def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
+def not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
     """The suites that have images left; the others are named.
 
     Raises:
@@ -251,15 +252,12 @@ def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
     kept = [suite for suite in suites if len(suite.indices)]
     if not kept:
         raise EdgekdError(
-            f"The run has seen all images of {spec} in training.",
-            "Give images that it did not see.",
+            f"No image of {spec} is left to measure: {_counted(suites[0].excluded)}.",
+            "Give images that the run did not see.",
         )
     for suite in suites:
         if not len(suite.indices):
-            warn(
-                f"{suite.name} is left out: the run has seen all of its "
-                f"{sum(suite.excluded.values())} images in training."
-            )
+            warn(f"{suite.name} is left out: of its images {_counted(suite.excluded)}.")
     return kept
 
 
@@ -288,186 +286,6 @@ def hold_out_suite(
     keys = [images.keys[index] for index in held]
     excluded = trained.excluded(keys)
     kept = held[[key not in trained.roles for key in keys]]
-    remarks += ["given as an in-domain test; in no mean over unseen domains.", *_left_out(excluded)]
+    remarks += ["given as an in-domain test; in no mean over unseen domains.", *left_out(excluded)]
     suite = Suite(f"test:{name}", images, kept, run, "test", tuple(remarks), excluded=excluded)
-    return _not_empty([suite], spec)[0]
-
-
-def clean_suite(subset: Suite, inside: Suite) -> Suite | None:
-    """The ID images of the subset's classes, chosen among just these; None where there are none."""
-    return _of_classes(inside, subset.images.classes, subset.name)
-
-
-def _of_classes(inside: Suite, names: Collection[str], suite: str) -> Suite | None:
-    """The suite `clean:…` of `suite`: the ID images of these classes, chosen among just these."""
-    images = inside.images
-    wanted = [images.classes.index(name) for name in names if name in images.classes]
-    indices = inside.indices[np.isin(inside.labels, wanted)]
-    if not len(indices):
-        return None
-    place = {old: new for new, old in enumerate(wanted)}
-    labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
-    fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
-    title = suite.partition(":")[2]
-    remark = (
-        f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
-    )
-    return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
-
-
-def unknown_suites(
-    name: str,
-    images: ImageSet,
-    inside: Suite,
-    classes: tuple[str, ...],
-    *,
-    trained: Trained = NOTHING,
-) -> list[Suite]:
-    """Images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
-
-    ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where the
-    subjects know these, both sides are restricted to them as its authors do, and the known images are a `clean:` suite
-    that comes along.
-
-    Args:
-        name: the suite's name.
-        images: from `load_unlabelled`.
-        inside: in-domain test images of the same subjects.
-        classes: of the subjects.
-        trained: what the runs saw; images with such content, and with that of any image of `inside`'s data, are left
-            out.
-
-    Raises:
-        EdgekdError: a folder called by one of the classes, or only images of the run.
-    """
-    known = _known_folders(images, classes)
-    beside, found = inside, []
-    if known and not _IMAGENET_O.fullmatch(name):
-        place, word = next(iter(known.items()))
-        spoken = "" if place == word else f' ("{word}")'
-        hint = "Leave that folder out; images of classes that the model knows are measured with --ood NAME=DIR."
-        if re.fullmatch(r"n\d{8}", place):
-            hint += " ImageNet-O, whose folders only say what its images are mistaken for: --unknown imagenet-o=DIR."
-        raise EdgekdError(
-            f'The folder "{place}" of {images.name} is called by a class that the model knows{spoken}.',
-            hint,
-        )
-    if known:
-        subset = _of_classes(inside, dict.fromkeys(known.values()), f"unknown:{name}")
-        if subset is not None and len(subset.images.classes) > 1:
-            beside, found = subset, [subset]
-    own = {*trained.roles, *inside.images.keys}
-    kept = np.flatnonzero([key not in own for key in images.keys])
-    if not len(kept):
-        raise EdgekdError(
-            f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
-            "Give images of something else.",
-        )
-    remarks = [
-        f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."
-    ]
-    if beside is not inside:
-        remarks.append(
-            f"only the logits of the {len(beside.images.classes)} classes that its folders name are looked at."
-        )
-    if len(kept) < len(images):
-        remarks.append(
-            f"{len(images) - len(kept)} images left out, since they are among the run's own."
-        )
-    unknown = replace(images, classes=beside.images.classes)
-    found.append(
-        Suite(
-            f"unknown:{name}",
-            unknown,
-            kept,
-            inside.run,
-            "unknown",
-            tuple(remarks),
-            base=beside.name,
-            excluded=trained.excluded(images.keys),
-        )
-    )
-    return found
-
-
-def _known_folders(images: ImageSet, classes: tuple[str, ...]) -> dict[str, str]:
-    """Names of the folders that the images lie in, at any depth, which are classes → the class."""
-    names = sorted({part for image_id in images.ids for part in image_id.split("/")[:-1]})
-    words = ((name, name if name in classes else called([name], classes)[0]) for name in names)
-    return {name: word for name, word in words if word is not None}
-
-
-def cue_conflict_suite(
-    name: str,
-    spec: str,
-    classes: tuple[str, ...],
-    *,
-    trained: Trained = NOTHING,
-    run: str | None = None,
-) -> Suite:
-    """Images named `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
-
-    Images whose texture is of the shape's own class show no conflict and are left out, and so are those that training
-    has seen.
-
-    Raises:
-        EdgekdError: a file name of another form, a folder that is not its shape, a class that is not in `classes`.
-    """
-    images = load_images(spec)
-    spoken = spoken_as(images, classes, name)
-    place = {shape: number for number, shape in enumerate(images.classes)}
-    texture = np.empty(len(images), dtype=np.int64)
-    for i, image_id in enumerate(images.ids):
-        stem = Path(image_id).stem
-        found = _CUE.fullmatch(stem)
-        shape = images.classes[images.labels[i]]
-        if found is None or found[1] != shape or found[2] not in place:
-            raise EdgekdError(
-                f"{image_id} does not follow the file names of cue-conflict images.",
-                "They are SHAPE/SHAPE1-TEXTURE2.png, shape and texture both names of class folders.",
-            )
-        texture[i] = place[found[2]]
-    conflict: NDArray[np.int64] = np.flatnonzero(texture != images.labels)
-    if not len(conflict):
-        raise EdgekdError(
-            f"No image of {spec} has shape and texture of different classes.", "Check the folder."
-        )
-    remarks = (
-        [f"{len(images) - len(conflict)} images without conflict left out."]
-        if len(conflict) < len(images)
-        else []
-    )
-    if len(images.classes) < len(classes):
-        remarks.append(
-            f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
-        )
-    keys = [images.keys[index] for index in conflict]
-    excluded = trained.excluded(keys)
-    conflict = conflict[[key not in trained.roles for key in keys]]
-    suite = Suite(
-        f"cue:{name}", spoken, conflict, run, "cue-conflict", (*remarks, *_left_out(excluded)),
-        texture[conflict], excluded=excluded,
-    )  # fmt: skip
-    return _not_empty([suite], spec)[0]
-
-
-def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
-    """The 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
-    from edgekd.benchmark.corruptions import NAMES, REMARKS, SEVERITIES
-
-    chosen = inside.indices
-    remarks: tuple[str, ...] = REMARKS
-    if len(chosen) > count:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
-        remarks = (
-            *REMARKS,
-            f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.",
-        )
-    return [
-        Suite(
-            f"corruption:{name}:{severity}", inside.images, chosen, inside.run, "corruption", remarks,
-            corruption=(name, severity),
-        )
-        for name in NAMES
-        for severity in SEVERITIES
-    ]  # fmt: skip
+    return not_empty([suite], spec)[0]

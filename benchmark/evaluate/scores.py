@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import aggregate, metrics
-from edgekd.benchmark.accuracy import Subject, Suite
 from edgekd.benchmark.compare import difference
-from edgekd.benchmark.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate import aggregate, metrics
+from edgekd.benchmark.evaluate.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate.statistics import wilson_interval
+from edgekd.benchmark.evaluate.unknowns import unknown_rows
 from edgekd.benchmark.report.rows import (
     AccuracyRow,
     CorruptionRow,
@@ -23,8 +24,7 @@ from edgekd.benchmark.report.rows import (
     UnknownRow,
     VocabularyRow,
 )
-from edgekd.benchmark.stats import wilson_interval
-from edgekd.benchmark.unknowns import unknown_rows
+from edgekd.benchmark.subjects import Subject, Suite
 
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from edgekd.benchmark.accuracy import Subject, Suite, Wording
+from edgekd.benchmark.subjects import Subject, Suite, Wording
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank, readable
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
-from edgekd.suites import named_folders
+from edgekd.evaluation.suites import named_folders
 
 BASES = ("id", "domain", "folder")
 """Families of suites that are asked again."""

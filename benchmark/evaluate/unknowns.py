@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark import detection, metrics
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.evaluate import detection, metrics
+from edgekd.benchmark.measure.intervals import interval_of
 from edgekd.benchmark.report.rows import AurocCost, DetectionRow, UnknownRow
-from edgekd.benchmark.stats import interval_of
+from edgekd.benchmark.subjects import Subject, Suite
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
 

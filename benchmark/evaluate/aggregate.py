@@ -10,17 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from edgekd.benchmark import metrics
-from edgekd.benchmark.accuracy import Subject, Suite
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.statistics import wilson_interval
 from edgekd.benchmark.report.metric import metrics_of
-from edgekd.benchmark.report.rows import (
-    AccuracyRow,
-    Calibration,
-    Difference,
-    SuiteRow,
-    SummaryRow,
-)
-from edgekd.benchmark.stats import wilson_interval
+from edgekd.benchmark.report.rows import AccuracyRow, Calibration, Difference, SuiteRow, SummaryRow
+from edgekd.benchmark.subjects import Subject, Suite
 
 OOD = "ood:"
 APART = ("test:", "seen:", "adapted:")

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgekd.benchmark.accuracy import Predict
-from edgekd.benchmark.counting import Counted
+from edgekd.benchmark.measure.counting import Counted
+from edgekd.benchmark.subjects import Predict
 
 
 def count_torch(predict: Predict, module: nn.Module, shape: tuple[int, int]) -> Counted:

@@ -1,0 +1,1 @@
+"""Accuracy of logits: suites predicted, metrics, intervals, detection, corruptions."""

@@ -1,0 +1,118 @@
+"""What docs/architecture.md states about imports: rooms import in one direction, and no module imports in a circle."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "edgekd"
+MAY_IMPORT = {
+    "core": {"core"},
+    "distill": {"core", "distill"},
+    "export": {"core", "targets", "export"},
+    "targets": {"core", "targets"},
+    "benchmark": {"core", "targets", "benchmark"},
+}
+"""What a room may import. Every other module is part of the application: it may import any room, and no room it."""
+CORE = {"config", "console", "data", "errors", "files", "hub", "images", "layouts", "manifest", "preprocess", "resize",
+        "scan", "scarce", "split", "toy", "toy_draw", "toy_shapes", "unlabelled", "version"}  # fmt: skip
+# Known exceptions, by module. This list only gets shorter.
+KNOWN = {
+    # The package can be called: `edgekd.export(...)`.
+    "edgekd.benchmark": {"app"},
+    "edgekd.export": {"app"},
+    # The agent's stopwatch is the benchmark's.
+    "edgekd.targets.agent.__main__": {"benchmark"},
+    "edgekd.targets.agent.job": {"benchmark"},
+    "edgekd.targets.agent.steps": {"benchmark"},
+    "edgekd.targets.devices.result": {"benchmark"},
+}
+KNOWN_CYCLES = {
+    ("edgekd.chain", "edgekd.api"),
+    ("edgekd.callable_module", "edgekd.api"),  # `edgekd.benchmark` is a package and a verb
+    ("edgekd.toy", "edgekd.data"),
+    ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
+    ("edgekd.distill.vl.entailment", "edgekd.distill.vl.data"),
+}
+"""Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name; `edgekd/distill` and the like are links to the top-level folders."""
+    found = {}
+    for folder in (PACKAGE, *(path for path in PACKAGE.iterdir() if path.is_symlink())):
+        for path in folder.resolve().rglob("*.py"):
+            inner = path.relative_to(folder.resolve()).with_suffix("").parts
+            own = () if folder == PACKAGE else (folder.name,)
+            parts = ("edgekd", *own, *inner)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, *, at_load: bool = False) -> set[str]:
+    """The edgekd modules that a module imports, in functions too unless `at_load`."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    found = set()
+    todo: list[ast.AST] = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{one.name}" for one in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {one.name for one in node.names}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif not (at_load and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+            todo += ast.iter_child_nodes(node)
+    return {one for one in found if one in MODULES and one != name}
+
+
+def room(name: str) -> str:
+    """The folder of a module; `core` or `app` for the modules of `src/edgekd` itself."""
+    first = (*name.split("."), "")[1]
+    if first in MAY_IMPORT and first != "core":
+        return first
+    return "core" if first in CORE or first == "core" or not first else "app"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_rooms_import_in_one_direction(name: str) -> None:
+    allowed = MAY_IMPORT.get(room(name))
+    if allowed is not None:
+        used = {room(other) for other in imports(name)} - allowed - KNOWN.get(name, set())
+        assert not used, sorted(other for other in imports(name) if room(other) in used)
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    def first_cycle(graph: dict[str, set[str]]) -> list[str]:
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            return list(error.args[1])
+        return []
+
+    assert not first_cycle({name: imports(name, at_load=True) for name in MODULES})
+    known = {
+        name: {other for other in imports(name) if (name, other) not in KNOWN_CYCLES}
+        for name in MODULES
+    }
+    assert not first_cycle(known)
+
+
+def test_measuring_never_imports_torch() -> None:
+    for name in MODULES:
+        if room(name) in ("benchmark", "targets"):
+            text = MODULES[name].read_text(encoding="utf-8")
+            names = {
+                one.name if isinstance(node, ast.Import) else node.module or ""
+                for node in ast.walk(ast.parse(text))
+                if isinstance(node, (ast.Import, ast.ImportFrom))
+                for one in node.names
+            }
+            assert not {one.split(".")[0] for one in names} & {"torch", "timm", "open_clip"}, name
