@@ -24,7 +24,7 @@ from edgekd.split import Split, read_split
 from edgekd.unlabelled import NO_DATA, label_free, with_unlabelled
 
 TOY_SIZE = 48
-TOY_STEPS = 120
+TOY_STEPS = 150
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
 
@@ -62,6 +62,9 @@ def settle(config: TrainConfig) -> TrainConfig:
     if start is None and not tower:
         start = "hub" if not toy else "toy" if toy_weights(config.student) else "scratch"
     chosen["pretrained"] = start
+    if config.augment is None:
+        unlabelled = bool(config.unlabelled or config.adapt)
+        chosen["augment"] = "plain" if unlabelled else get_recipe(config.recipe).augment
     if config.size is None and toy and not tower:
         chosen["size"] = TOY_SIZE
     if toy and config.prompts is None and get_recipe(config.recipe).prompts == "photo":

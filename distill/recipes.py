@@ -55,6 +55,8 @@ class Recipe:
     """`teacher`: the student is the teacher's own image tower."""
     momentum: float = 0.999
     """Of the visual bank, where a term looks at one."""
+    augment: Literal["plain", "restyle"] = "plain"
+    """Student's views unless `--augment` says otherwise; plain where unlabelled images train."""
     centre: bool = False
     """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
 
@@ -219,22 +221,28 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "edgekd",
-            "all that a teacher says: rise's labels, probabilities and texts, and vl2v-adip's image embeddings",
-            "ours: the terms of rise (Huang et al., ICCV 2023) and cos_img of VL2V (Addepalli et al., CVPR 2024)",
+            "labels, and the teacher's probabilities, texts and image embeddings, on restyled or unlabelled images",
+            "ours: terms of RISE (Huang et al., ICCV 2023) and cos_img of VL2V (Addepalli et al., CVPR 2024)",
             "learned",
             (
                 Stage(
                     "train",
                     1.0,
-                    {**_RISE, "cos_img": TermSpec(1.0)},
+                    {
+                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
+                        "ce": TermSpec(0.2),
+                        "cos_text": TermSpec(1.0),
+                        "cos_img": TermSpec(1.0),
+                    },
                     ("backbone", "projector", "head"),
                 ),
             ),
             prompts="imagenet7",
+            augment="restyle",
         ),
     )
 }
-DEFAULT_RECIPE = "vl2v-adip"
+DEFAULT_RECIPE = "edgekd"
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:

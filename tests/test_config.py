@@ -31,7 +31,7 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 def test_without_sources_everything_is_as_documented() -> None:
     assert TrainConfig.load() == TrainConfig()
-    assert TrainConfig().recipe == "vl2v-adip"
+    assert TrainConfig().recipe == "edgekd"
 
 
 def test_later_sources_win(tmp_path: Path) -> None:

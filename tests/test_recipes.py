@@ -56,7 +56,11 @@ def test_the_recipes_say_what_the_literature_says() -> None:
     }
     own = get_recipe("edgekd")
     assert (own.head, own.prompts, own.centre) == (rise.head, rise.prompts, rise.centre)
-    assert own.stages[0].terms == {**rise.stages[0].terms, "cos_img": TermSpec(1.0)}
+    rest = {name: spec for name, spec in rise.stages[0].terms.items() if name != "domain_rel"}
+    assert own.stages[0].terms == {**rest, "cos_img": TermSpec(1.0)}
+    assert [name for name, recipe in RECIPES.items() if recipe.augment == "restyle"] == ["edgekd"]
+    assert not get_recipe("erm").takes_unlabelled
+    assert own.takes_unlabelled
     vl2v = get_recipe("vl2v-adip")
     assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
     assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]

@@ -23,7 +23,7 @@ DECIDED = {
 class StudyOptions(Config):
     """What a study compares, and on what."""
 
-    recipes: Words = option(default=("erm", "kd", "vl2v-adip"), kw_only=False, flag="--recipes")
+    recipes: Words = option(default=("erm", "kd", "edgekd"), kw_only=False, flag="--recipes")
     """Recipes to compare, with commas; NAME=RECIPE renames one. See edgekd list recipes."""
     protocol: Literal["lodo", "class-disjoint", "k-shot", "low-shot", "adapt"] = "lodo"
     """lodo (unseen domains), adapt (unlabelled images of them), class-disjoint (classes), k-shot (a few images of such

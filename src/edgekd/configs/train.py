@@ -49,8 +49,9 @@ class DataOptions(Config):
     unlabelled_filter: bool = False
     """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
     validation images: pictures of nothing that the classes name."""
-    augment: Literal["plain", "restyle"] = "plain"
-    """Student's views: plain (crops and colours), or restyle for half of them in other styles."""
+    augment: Literal["plain", "restyle"] | None = None
+    """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
+    unlabelled images."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split; apart from `seed`, so that seeds compare on the same images."""
 
@@ -177,7 +178,7 @@ class TrainConfig(RunOptions):
 
     whole_file: ClassVar[bool] = True
 
-    recipe: str = option(default="vl2v-adip", group="Recipe")
+    recipe: str = option(default="edgekd", group="Recipe")
     """See edgekd list recipes."""
     test_domain: str = option(default="auto", group="Data")
     """Domain to leave out as unseen; auto is the last by name, none leaves none out."""
