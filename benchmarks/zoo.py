@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 SIZES: dict[str, int] = {
     "convnext_atto": 64,
     "convnextv2_atto": 64,
-    "csatv2": 512,
     "deit_tiny_patch16_224": 224,
     "edgenext_xx_small": 64,
     "efficientformer_l1": 224,

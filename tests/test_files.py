@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edgekd.errors import EdgekdError, GateFailed, did_you_mean
@@ -23,11 +22,11 @@ from edgekd.files import (
     sha256_file,
     short_hash,
     sweep,
-    tensor_facts,
     write_json,
     write_tensors,
     write_text,
 )
+from edgekd.readers import read_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -175,12 +174,11 @@ def test_equal_tensors_and_facts_are_equal_bytes(tmp_path: Path) -> None:
         write_tensors(tmp_path / "t", tensors, {name: facts[name] for name in names})
         hashes.add(sha256_file(tmp_path / "t"))
     assert len(hashes) == 1
-    with safe_open(tmp_path / "t", framework="pt") as handle:
-        assert tensor_facts(handle.metadata()) == facts
+    assert read_tensors(tmp_path / "t", "tensors")[1] == facts
     save_file(tensors, tmp_path / "old", metadata={"student": "a", "recipe": "b"})
-    with safe_open(tmp_path / "old", framework="pt") as handle:
-        assert tensor_facts(handle.metadata()) == {"student": "a", "recipe": "b"}
-    assert tensor_facts(None) == {}
+    assert read_tensors(tmp_path / "old", "tensors")[1] == {"student": "a", "recipe": "b"}
+    save_file(tensors, tmp_path / "plain")
+    assert read_tensors(tmp_path / "plain", "tensors")[1] == {}
 
 
 def test_hashes(tmp_path: Path) -> None:
