@@ -238,7 +238,7 @@ def _order(
     if not artifacts:
         raise EdgekdError(
             "There is no artifact for the device to run.",
-            "Make one: edgekd export --target onnxruntime.",
+            "Make one: edgekd export.",
         )
     if any(suite.corruption is not None for suite in suites):
         raise EdgekdError(

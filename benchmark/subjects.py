@@ -13,11 +13,11 @@ from edgekd.benchmark.measure.counting import Counted
 from edgekd.benchmark.measure.measured import Measured
 from edgekd.benchmark.report.rows import HERE, Family, Kind
 from edgekd.data import ImageSet
+from edgekd.predictor import Predictor
 from edgekd.preprocess import Preprocess
 from edgekd.targets.placement import Placement
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-Wording = tuple[Predict, tuple[str, ...]]
+Wording = tuple[Predictor, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
@@ -57,7 +57,7 @@ class Subject:
     kind: Kind
     precision: str
     preprocess: Preprocess
-    predict: Predict
+    predict: Predictor
     classes: tuple[str, ...]
     folder: Path | None = None
     identity: str = ""
@@ -67,7 +67,7 @@ class Subject:
     placement: Callable[[], Placement | None] = lambda: None
     wordings: Mapping[str, Wording] = field(default_factory=dict)
     counted: Counted | None = None
-    reworded: Callable[[tuple[str, ...], NDArray[np.float32]], Predict] | None = None
+    reworded: Callable[[tuple[str, ...], NDArray[np.float32]], Predictor] | None = None
     here: bool = True
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -15,10 +15,8 @@ from edgekd.distill.prompts import TextBank
 from edgekd.distill.students import Student
 from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.views import plain
+from edgekd.predictor import Predictor
 from edgekd.preprocess import Preprocess
-
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""uint8 `[B, H, W, 3]` → float32 scores `[B, C]`."""
 
 
 def pixel_batches(
@@ -40,7 +38,7 @@ def pixel_batches(
             yield np.stack([future.result() for future in current])
 
 
-def student_predict(student: Student, bank: Tensor | None) -> Predict:
+def student_predict(student: Student, bank: Tensor | None) -> Predictor:
     """The torch student as a callable on uint8 images."""
     student.eval()
 
@@ -52,7 +50,7 @@ def student_predict(student: Student, bank: Tensor | None) -> Predict:
     return predict
 
 
-def teacher_predict(teacher: ClipTeacher, bank: TextBank) -> Predict:
+def teacher_predict(teacher: ClipTeacher, bank: TextBank) -> Predictor:
     """The teacher's zero-shot classifier, `logit_scale · cos`, as a callable on uint8 images."""
 
     @torch.inference_mode()
@@ -63,7 +61,7 @@ def teacher_predict(teacher: ClipTeacher, bank: TextBank) -> Predict:
 
 
 def predict_all(
-    predict: Predict, images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess
+    predict: Predictor, images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess
 ) -> NDArray[np.float32]:
     """Scores of all images at `indices`, float32 `[len(indices), C]`."""
     return np.concatenate(

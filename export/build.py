@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
-from edgekd.export.evaluate import Evaluate
 from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import to_fp16
 from edgekd.manifest import Input, Precision, TensorSpec
+from edgekd.predictor import Predictor
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.zipapp import write_agent
@@ -105,7 +105,7 @@ class Written:
     quantization: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
     """What else a reader of artifact.json should know about this format: JSON values."""
-    evaluate: Evaluate | None = None
+    evaluate: Predictor | None = None
     """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None
     """Who `evaluate` is, for the parity record."""
@@ -171,7 +171,7 @@ def within(
     """`quantize_within` for the build: fp32 file, int8 file to write, calibration images → what was done."""
     assert build.yardstick is not None
 
-    def logits(file: Path) -> Evaluate:
+    def logits(file: Path) -> Predictor:
         run = dialect.open(file)
         return lambda images: build.logits(run(images))
 

@@ -37,7 +37,7 @@ from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
-from edgekd.manifest import TensorSpec
+from edgekd.manifest import Artifact, TensorSpec
 from edgekd.readers import parse_json, read_json
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
@@ -349,6 +349,13 @@ def _links(
     wanted = ("n", "max_error_relative", "cosine", "top1_agreement")
     compared = {name: compare(*map(build.logits, pair)) for name, pair in steps.items()}
     return {name: {key: numbers[key] for key in wanted} for name, numbers in compared.items()}
+
+
+def reference(
+    artifact: Artifact, folder: Path
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """Return the reference evaluator of an artifact; see `coreml_evaluator`."""
+    return coreml_evaluator(folder)
 
 
 def coreml_evaluator(folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:

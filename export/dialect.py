@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.evaluate import Evaluate, in_batches
 from edgekd.export.qdq import WeightGrid
 from edgekd.export.quantize import Calibrated, weight_errors
 from edgekd.export.units import Unit
 from edgekd.manifest import Precision
+from edgekd.predictor import Predictor, in_batches
 
 C = TypeVar("C")
 """All that is known about a model before a file is written."""
@@ -42,7 +42,7 @@ class Dialect(Generic[C]):
     """Everything that `write` quantizes; with all of it in `keep` no value is rounded to 8 bits."""
     rounding: Callable[[C], Mapping[str, float]]
     """Leading node of a unit → squared error that INT8 makes in its weights, relative to their squares."""
-    open: Callable[[Path], Evaluate]
+    open: Callable[[Path], Predictor]
     """Who runs a file, on one thread: its logits, or embeddings."""
     rest: Precision
     """What the nodes in float compute in."""
@@ -60,7 +60,7 @@ def onnx_dialect(
     units: Callable[[Calibrated], list[Unit]],
     *,
     grid: WeightGrid,
-    open: Callable[[Path], Evaluate],
+    open: Callable[[Path], Predictor],
     rest: Precision,
     timed: bool,
 ) -> Dialect[Calibrated]:

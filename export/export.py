@@ -21,7 +21,6 @@ from edgekd.configs.export import ExportConfig
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
-from edgekd.export.evaluate import in_batches
 from edgekd.export.fuse import Fused, fuse
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
@@ -30,19 +29,13 @@ from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_re
 from edgekd.files import sha256_file
 from edgekd.folders import ARTIFACT, publishing
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.predictor import in_batches
 from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
-WRITERS = {
-    "onnxruntime": "edgekd.export.ort",
-    "openvino": "edgekd.export.ov",
-    "tensorrt": "edgekd.export.trt",
-    "coreml": "edgekd.export.coreml",
-}
-"""Target → module with `write(build: Build) -> Written`; imported when it is asked for."""
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them come first among the ways on."""
 _BATCH = 32
@@ -105,7 +98,7 @@ def export_model(
     fused = fuse(source.model, torch.from_numpy(np.array(source.parity_images[:2])))
     if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
         fp32_path = None
-    writer = importlib.import_module(WRITERS[config.target])
+    writer = importlib.import_module(get_target(config.target).writer)
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
         deployed = dataclasses.replace(source, model=fused.model)
         build = _build(deployed, scratch, config, fp32_path)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
-from edgekd.export.evaluate import Evaluate
+from edgekd.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.openvino_runtime import load_openvino, reason_of, version_of
+from edgekd.targets.openvino import load_openvino, reason_of, version_of
 
 _AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
 
@@ -72,7 +72,7 @@ def _renumbered(model: Any) -> Any:
     return model
 
 
-def evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
+def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
     """What OpenVINO says of an IR or ONNX file on one CPU thread, compiled for each batch size that comes."""
     core = load_openvino().Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be written anew while this is alive

@@ -27,8 +27,8 @@ from edgekd.console import say, warn
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import C, Dialect
-from edgekd.export.evaluate import in_batches
 from edgekd.export.units import Unit
+from edgekd.predictor import in_batches
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""

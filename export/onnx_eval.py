@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.export.evaluate import Evaluate
+from edgekd.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
 
 ONNX_FILE = "model.onnx"
 
 
-def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
+def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
     """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
@@ -28,14 +28,14 @@ def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Evaluate:
     return _evaluator(path, options, feed)
 
 
-def runtime_evaluator(path: Path) -> Evaluate:
+def runtime_evaluator(path: Path) -> Predictor:
     """The output of an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return _evaluator(path, options, as_pixels)
 
 
-def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Evaluate:
+def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> Predictor:
     options.log_severity_level = 4
     # From bytes: the file is renamed with its folder while this is alive.
     session = onnxruntime.InferenceSession(

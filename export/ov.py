@@ -11,7 +11,7 @@ from edgekd.export import ir, ov_int8
 from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
 from edgekd.export.float_input import take_floats
 from edgekd.export.ranges import check_calibration
-from edgekd.targets.openvino_runtime import load_openvino, version_of
+from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
 INFERENCE_PRECISIONS = ("f32", "bf16", "f16")

@@ -18,7 +18,7 @@ from edgekd.export.ir import evaluator, read, save
 from edgekd.export.onnx import unprinted
 from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units, weighted
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.openvino_runtime import reason_of
+from edgekd.targets.openvino import reason_of
 
 
 def dialect(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.export.units import Unit
-from edgekd.targets.openvino_runtime import load_openvino
+from edgekd.targets.openvino import load_openvino
 
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 _BETWEEN = ("Reshape", "Convert")

@@ -27,7 +27,7 @@ from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.folders import ARTIFACT
 from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.targets.profiles import follow_profile
-from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
 from edgekd.unlabelled import NO_DOMAIN, with_unlabelled
 
@@ -240,7 +240,7 @@ def int8_speed(artifact: Artifact) -> str | None:
     if (
         artifact.folder is None
         or artifact.precision != "int8"
-        or artifact.format not in ("onnx", "openvino")
+        or not target_of(artifact.format).timed_at_export
     ):
         return None
     own = artifact.name.replace("int8", "fp32")

@@ -140,7 +140,7 @@ def run(words: Sequence[str], folder: Path, kill_after: float | None = None) -> 
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        os.setsid()
+        os.setpgid(0, 0)
         log = os.open(folder / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -157,6 +157,7 @@ def run(words: Sequence[str], folder: Path, kill_after: float | None = None) -> 
             )
         finally:
             os._exit(code)
+    os.setpgid(child, child)  # here too: it may be killed before it has begun
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

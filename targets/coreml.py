@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.errors import EdgekdError, NotHere
-from edgekd.manifest import Artifact
-from edgekd.targets.session import Session
+from edgekd.targets.opened import Opened
 
 EMBEDDING = "embedding"
 """Name of the output of a package that ends in an embedding."""
 _TINY = np.finfo(np.float32).tiny
 
 
-def open_coreml(
-    artifact: Artifact, folder: Path, *, threads: int | None, spinning: bool
-) -> Session:
+def open_file(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None,
+    spinning: bool,
+    provider: str | None,
+) -> Opened:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
-    The session gives the logarithms of the probabilities: the logits, less one number per image that moves neither the
-    argmax nor the softmax.
+    See `edgekd.targets.opened.Opener`. The answers are logarithms of the probabilities: the logits, less one number
+    per image that moves neither the argmax nor the softmax.
 
     Raises:
         NotHere: not macOS.
@@ -35,7 +39,7 @@ def open_coreml(
     """
     if platform.system() != "Darwin":
         raise NotHere(
-            f"{artifact.name} needs Core ML, which only macOS has.",
+            f"{artifact['name']} needs Core ML, which only macOS has.",
             "Copy the folder to a Mac; its parity record says what was checked here.",
         )
     if threads is not None:
@@ -44,13 +48,13 @@ def open_coreml(
         )
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
-    package = folder / Path(artifact.model_file).parts[0]
-    predict = (
-        load_package(package, artifact.classes) if artifact.bank is None else load_embedder(package)
+    package = Path(folder) / Path(next(iter(artifact["files"]))).parts[0]
+    run = (
+        load_package(package, tuple(artifact["classes"]))
+        if artifact.get("bank") is None
+        else load_embedder(package)
     )
-    return Session(
-        artifact, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3, predict
-    )
+    return Opened(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
 
 
 def load_package(

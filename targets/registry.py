@@ -1,13 +1,16 @@
-"""What edgekd can export to. A new target is one entry here, one writer in export/ (`WRITERS`)
-and, where its runtime exists on a machine that edgekd runs on, one opener in targets/ (`OPENERS`)."""
+"""What edgekd can export to and open: one entry for each target (the device agent carries this file).
+
+A new target is one entry here, a writer in export/ and an opener in targets/; no other module names a target.
+"""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.manifest import Input, Precision
+from edgekd.formats import Input, Precision
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,14 @@ class Target:
     """A runtime on a class of devices."""
 
     name: str
+    format: str
+    """Of its artifacts; no two targets share one."""
+    writer: str
+    """Module in export/ with `write(build: Build) -> Written`, and `reference(artifact, folder) -> Predictor` where a
+    file is evaluated without its runtime."""
+    opener: str
+    """Module in targets/, an `edgekd.targets.opened.Opener`; of a target with `packages` it needs numpy alone beside
+    the runtime."""
     runtime: str
     """What executes the artifact, and on what."""
     precisions: tuple[Precision, ...]
@@ -32,6 +43,14 @@ class Target:
     """What its files can take."""
     mixed: bool = True
     """Whether its INT8 can keep layers in float."""
+    packages: str | None = None
+    """What a device's Python needs besides numpy and Pillow, for people; None: the agent does not run it."""
+    providers: bool = False
+    """Whether its opener takes a provider."""
+    timed_at_export: bool = False
+    """Whether its files run on the machine that exports them."""
+    reference: Literal["always", "without-runtime"] | None = None
+    """When logits for a comparison come from the writer's `reference` and not from the opener."""
 
 
 DEFAULT_TARGET = "onnxruntime"
@@ -40,6 +59,12 @@ _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target(
         name="onnxruntime",
+        format="onnx",
+        writer="edgekd.export.ort",
+        opener="edgekd.targets.onnxruntime",
+        packages="onnxruntime",
+        providers=True,
+        timed_at_export=True,
         runtime="ONNX Runtime, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
@@ -47,6 +72,10 @@ TARGETS: dict[str, Target] = {
     ),
     "coreml": Target(
         name="coreml",
+        format="coreml",
+        writer="edgekd.export.coreml",
+        opener="edgekd.targets.coreml",
+        reference="always",  # Core ML's classifiers give probabilities; the evaluator gives logits, on every system
         runtime="Core ML, iOS 17 / macOS 14 and later",
         precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
@@ -57,6 +86,11 @@ TARGETS: dict[str, Target] = {
     ),
     "openvino": Target(
         name="openvino",
+        format="openvino",
+        writer="edgekd.export.ov",
+        opener="edgekd.targets.openvino",
+        packages="openvino",
+        timed_at_export=True,
         runtime="OpenVINO, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
@@ -64,6 +98,11 @@ TARGETS: dict[str, Target] = {
     ),
     "tensorrt": Target(
         name="tensorrt",
+        format="tensorrt",
+        writer="edgekd.export.trt",
+        opener="edgekd.targets.tensorrt",
+        packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
+        reference="without-runtime",
         runtime="TensorRT, NVIDIA GPUs",
         precisions=("fp32", "fp16", "int8"),
         summary="an engine where one can be built, and always what builds one on the device",
@@ -72,6 +111,29 @@ TARGETS: dict[str, Target] = {
         default_calibrator="mse",
     ),
 }
+
+
+def target_of(format: str) -> Target:
+    """Return the target whose artifacts have this format.
+
+    Raises:
+        EdgekdError: there is none.
+    """
+    for target in TARGETS.values():
+        if target.format == format:
+            return target
+    formats = ", ".join(target.format for target in TARGETS.values())
+    raise EdgekdError(f"edgekd cannot run the format {format}.", f"It runs {formats}.")
+
+
+def opener_of(format: str) -> Any:
+    """Return the module that opens files of this format, an `edgekd.targets.opened.Opener`.
+
+    Raises:
+        EdgekdError: there is no such format.
+        ImportError, OSError: its runtime is not installed, or does not load.
+    """
+    return importlib.import_module(target_of(format).opener)
 
 
 def check_calibrator(target: Target, precision: str, calibrator: str | None) -> None:

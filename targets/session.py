@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,17 +10,10 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.manifest import Artifact, read_artifact
+from edgekd.predictor import Predictor, in_batches
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.feed import Feed, feed_of
-from edgekd.targets.opened import Ask, Opened, Run, in_pieces
-
-OPENERS = {
-    "onnx": "edgekd.targets.ort:open_onnx",
-    "openvino": "edgekd.targets.ov:open_openvino",
-    "tensorrt": "edgekd.targets.trt:open_tensorrt",
-    "coreml": "edgekd.targets.coreml:open_coreml",
-}
-"""Format → function `(artifact, folder, *, threads, spinning) -> Session`; imported when a file asks for it."""
+from edgekd.targets.opened import Ask, Opened
+from edgekd.targets.registry import opener_of, target_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Session:
     """Threads within one operator; operators run one after the other."""
     load_ms: float
     """Reading and preparing the model, without the check of its hash."""
-    predict: Run
+    predict: Predictor
     """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
     placement: Ask = lambda: None
     """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
@@ -51,7 +43,7 @@ class Session:
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
-        answer = in_pieces(self.predict, self._checked(images), self.largest_batch)
+        answer = in_batches(self.predict, self._checked(images), self.largest_batch)
         return answer if self.bank is None else self.bank.logits(answer)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -65,7 +57,7 @@ class Session:
                 f"{self.artifact.name} ends in the logits of its classes and gives no embedding.",
                 "Export with --head embedding.",
             )
-        return in_pieces(self.predict, self._checked(images), self.largest_batch)
+        return in_batches(self.predict, self._checked(images), self.largest_batch)
 
     def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         size = self.artifact.preprocess.size
@@ -80,11 +72,6 @@ class Session:
                 "Prepare the images with the artifact's preprocess.",
             )
         return images
-
-
-def feed_for(artifact: Artifact) -> Feed:
-    """What brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
-    return feed_of(artifact.inputs[0].dtype, artifact.preprocess.model_dump())
 
 
 def session_of(artifact: Artifact, opened: Opened) -> Session:
@@ -115,8 +102,8 @@ def open_session(
         check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
         spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
             sleep, for work beside other work. Runtimes without such a choice ignore it.
-        provider: for ONNX files, who executes them: `cpu`, `cuda`, `tensorrt` or `tensorrt-rtx`; None is the format's
-            own default. Nothing else is ever used in its place.
+        provider: who executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
+            target's own. Nothing else is ever used in its place.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
@@ -126,21 +113,19 @@ def open_session(
     if threads is not None and threads < 1:
         raise EdgekdError(f"{threads} threads are not possible.", "Give 1 or more.")
     artifact = read_artifact(folder, check_hashes=check_hashes)
-    if artifact.format not in OPENERS:
-        raise EdgekdError(
-            f"The artifact at {folder} has the format {artifact.format}, which edgekd cannot run.",
-            f"It runs {', '.join(OPENERS)}.",
-        )
-    chosen = {} if provider is None else {"provider": provider}
-    if chosen and artifact.format != "onnx":
+    if provider is not None and not target_of(artifact.format).providers:
         raise EdgekdError(
             f"The format {artifact.format} has one runtime and no providers.",
             "Leave the provider out.",
         )
-    module, _, function = OPENERS[artifact.format].partition(":")
-    session: Session = getattr(importlib.import_module(module), function)(
-        artifact, folder, threads=threads, spinning=spinning, **chosen
+    opened: Opened = opener_of(artifact.format).open_file(
+        artifact.model_dump(mode="json"),
+        folder,
+        threads=threads,
+        spinning=spinning,
+        provider=provider,
     )
+    session = session_of(artifact, opened)
     if artifact.bank is None:
         return session
     bank = read_bank(folder / artifact.bank)

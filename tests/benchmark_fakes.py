@@ -12,8 +12,9 @@ from edgekd.benchmark import benchmark
 from edgekd.benchmark.measure.latency import LatencySamples, Protocol
 from edgekd.benchmark.report import charts, write
 from edgekd.benchmark.report.rows import Kind
-from edgekd.benchmark.subjects import Predict, Subject, Suite
+from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data import ImageSet
+from edgekd.predictor import Predictor
 from edgekd.preprocess import Preprocess
 from edgekd.targets.devices.result import Clocked
 
@@ -50,7 +51,7 @@ def paint_images(n: int = 120) -> ImageSet:
     )
 
 
-def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predict:
+def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES)) -> Predictor:
     """Wrong on every image whose number is a multiple of `wrong_every` (0: never wrong)."""
 
     def predict(pixels: np.ndarray) -> np.ndarray:
@@ -65,8 +66,8 @@ def model(wrong_every: int, *, strength: float = 4.0, classes: int = len(CLASSES
 
 
 def subject(
-    name: str, kind: Kind, predict: Predict, *, run: str = "r", preprocess: Preprocess = SMALL, precision: str = "fp32",
-    folder: Path | None = None, identity: str = "", classes: tuple[str, ...] = CLASSES,
+    name: str, kind: Kind, predict: Predictor, *, run: str = "r", preprocess: Preprocess = SMALL,
+    precision: str = "fp32", folder: Path | None = None, identity: str = "", classes: tuple[str, ...] = CLASSES,
 ) -> Subject:  # fmt: skip
     return Subject(name, run, kind, precision, preprocess, predict, classes, folder, identity)
 

@@ -51,7 +51,7 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
         "import runpy, sys\n"
         "for name in ('torch', 'pydantic', 'typer', 'rich', 'platformdirs', 'onnx'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(agent)!r})\n"
-        "import edgekd.targets.agent.__main__, edgekd.targets.onnx_runtime, edgekd.targets.openvino_runtime, edgekd\n"
+        "import edgekd.targets.agent.__main__, edgekd.targets.onnxruntime, edgekd.targets.openvino, edgekd\n"
         "print(edgekd.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

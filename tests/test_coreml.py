@@ -354,8 +354,8 @@ def test_students_that_cannot_be_exported(
     [
         ({"calibration": None}, "FP16 needs calibration images"),
         ({"calibration": pictures(1)[:0]}, "range analysis for half precision needs images"),
-        ({"options": {"deployment_target": "iOS12"}}, "not made for iOS12"),
-        ({"options": {"engine": 1}}, "coreml has no option engine"),
+        ({"deployment_target": "iOS12"}, "not made for iOS12"),
+        ({"compute_capability": "8.6"}, "coreml has no option compute_capability"),
     ],
 )
 def test_impossible_wishes_leave_nothing_behind(

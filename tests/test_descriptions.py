@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.config import load_config
+from edgekd.configs.train import TrainConfig
 from edgekd.distill.descriptions import (
     QUESTION,
     descriptions_for,
@@ -123,6 +123,6 @@ def test_a_stored_command_never_runs(tmp_path: Path) -> None:
         kept_descriptions(tmp_path / "kept.json", command, CLASSES, may_run=False)
     (tmp_path / "run.toml").write_text(f'descriptions = "{command}"')
     with pytest.raises(EdgekdError, match="from the command line only"):
-        load_config({}, file=tmp_path / "run.toml")
+        TrainConfig.load(config=tmp_path / "run.toml")
     assert not (tmp_path / "ran").exists()
-    assert load_config({"descriptions": command}).descriptions == command
+    assert TrainConfig.load(descriptions=command).descriptions == command

@@ -15,7 +15,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.errors import EdgekdError
-from edgekd.targets.onnx_runtime import profiled_nodes
+from edgekd.targets.onnxruntime import profiled_nodes
 from edgekd.targets.placement import Placement, refuse_fallback
 from edgekd.targets.session import open_session
 
@@ -60,14 +60,15 @@ def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
 def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     from edgekd.manifest import read_artifact
-    from edgekd.targets.ov import open_openvino
+    from edgekd.targets.openvino import open_file
 
     folder = write_artifact(tmp_path / "ov")
     openvino.save_model(
         openvino.convert_model(folder / "model.onnx"), folder / "model.xml", compress_to_fp16=False
     )
     artifact = dataclasses_replace_files(read_artifact(folder), "model.xml")
-    placement = open_openvino(artifact, folder, threads=1, spinning=True).placement()
+    data = artifact.model_dump(mode="json")
+    placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
     assert placement is not None
     assert (placement.asked, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])

@@ -16,8 +16,8 @@ from edgekd.errors import EdgekdError
 from edgekd.export.parity import compare
 from edgekd.files import sha256_file
 from edgekd.manifest import Artifact, TensorSpec
+from edgekd.predictor import in_batches
 from edgekd.preprocess import Preprocess
-from edgekd.targets.opened import in_pieces
 from edgekd.targets.session import open_session
 
 
@@ -75,7 +75,7 @@ def test_runs_any_batch(folder: Path) -> None:
     assert session.load_ms > 0
 
 
-def test_a_file_made_for_one_image_answers_any_number_in_pieces(tmp_path: Path) -> None:
+def test_a_file_made_for_one_image_answers_any_number_in_batches(tmp_path: Path) -> None:
     """As the accuracy run asks: many at once."""
     free, single = (
         open_session(device_fakes.write_artifact(tmp_path / str(batch), batch=batch), threads=1)
@@ -101,8 +101,8 @@ def test_pieces_are_no_larger_than_the_file_takes() -> None:
         return images[:, 0, 0].astype(np.float32)
 
     images = np.arange(7 * 3, dtype=np.uint8).reshape(7, 1, 1, 3)
-    np.testing.assert_array_equal(in_pieces(run, images, 3), images[:, 0, 0])
-    np.testing.assert_array_equal(in_pieces(run, images, None), images[:, 0, 0])
+    np.testing.assert_array_equal(in_batches(run, images, 3), images[:, 0, 0])
+    np.testing.assert_array_equal(in_batches(run, images, None), images[:, 0, 0])
     assert asked == [3, 3, 1, 7]
 
 

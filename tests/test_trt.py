@@ -23,8 +23,8 @@ from edgekd.export import trt as writer
 from edgekd.export.export import torch_logits
 from edgekd.export.trt import EVALUATED_BY, check_legal
 from edgekd.manifest import read_artifact
-from edgekd.targets import trt as session
-from edgekd.targets import trt_builders, trt_runtime
+from edgekd.targets import tensorrt, trt_builders
+from edgekd.targets.opened import feed_for
 from edgekd.targets.session import open_session
 from edgekd.targets.trt_build import BuildError
 from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
@@ -294,15 +294,15 @@ DETAILS = {
 
 
 def test_engine_of_another_gpu_or_version_is_named() -> None:
-    trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.7.1.116")
+    tensorrt.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.7.1.116")
     with pytest.raises(
         NotHere, match=r"built for compute capability 8\.6, 8\.9, and this Orin has 8\.7"
     ):
-        trt_runtime.refuse_mismatch(DETAILS, ORIN, "1.7.1.116")
+        tensorrt.refuse_mismatch(DETAILS, ORIN, "1.7.1.116")
     with pytest.raises(
         EdgekdError, match=r"built by tensorrt-rtx 1\.7\.1\.116, and here is 1\.8\.0"
     ):
-        trt_runtime.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.8.0")
+        tensorrt.refuse_mismatch(DETAILS, Gpu("RTX 3080", "8.6"), "1.8.0")
 
 
 def test_engine_without_its_package_or_without_a_gpu(
@@ -310,11 +310,11 @@ def test_engine_without_its_package_or_without_a_gpu(
 ) -> None:
     folder = shutil.copytree(bundle, tmp_path / "copy")
     (folder / "device.engine").write_bytes(b"plan")
-    monkeypatch.setattr(trt_runtime, "_module", lambda name: None)
+    monkeypatch.setattr(tensorrt, "_module", lambda name: None)
     with pytest.raises(NotHere, match="needs the Python package tensorrt"):
         open_session(folder)
-    monkeypatch.setattr(trt_runtime, "_module", lambda name: FULL)
-    monkeypatch.setattr(trt_runtime, "find_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt, "_module", lambda name: FULL)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     with pytest.raises(NotHere, match="needs an NVIDIA GPU"):
         open_session(folder)
 
@@ -378,8 +378,9 @@ def test_engine_on_a_gpu_computes_the_student(
     if find_gpu() is None:
         pytest.skip("there is no NVIDIA GPU")
     export(build(), tmp_path / "a", precision, target="tensorrt")
-    engine, _ = session.open_engine(
-        read_artifact(tmp_path / "a"), tmp_path / "a", cuda_graph=cuda_graph
+    data = read_artifact(tmp_path / "a").model_dump(mode="json")
+    engine, _ = tensorrt.open_engine(
+        data["details"], tmp_path / "a", feed=feed_for(data), cuda_graph=cuda_graph
     )
     reference = torch_logits(build(), pictures(32, seed=5))
     for batch in (1, 32, 5, 1):

@@ -21,13 +21,14 @@ from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.subjects import Predict, Suite
+from edgekd.benchmark.subjects import Suite
 from edgekd.errors import EdgekdError
+from edgekd.predictor import Predictor
 
 N_ID, N_UNKNOWN = 60, 30
 
 
-def wavering(predict: Predict, seed: int, unknown: float) -> Predict:
+def wavering(predict: Predictor, seed: int, unknown: float) -> Predictor:
     """Surer of some images than of others, and about `unknown` times as sure of those numbered 200 and more."""
 
     def predicted(pixels: np.ndarray) -> np.ndarray:

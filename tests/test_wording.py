@@ -26,11 +26,12 @@ from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.subjects import Predict, Suite
+from edgekd.benchmark.subjects import Suite
 from edgekd.console import say
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.errors import EdgekdError
 from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
+from edgekd.predictor import Predictor
 
 
 def words(path: Path, text: str) -> Path:
@@ -120,7 +121,7 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()  # every image looks like a bird to it
 
-    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predict:
+    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
         np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
         return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
 

@@ -63,7 +63,7 @@ def train(run: Any, _: Given) -> None:
     result(
         f"student: {run.folder}  ({run.steps} steps in {run.train_seconds:.0f} s, "
         f"{run.images_per_second:.0f} images/s, data_wait {run.data_wait_percent:.0f} %)",
-        f"next:    edgekd export {shell_word(run.folder)} --target onnxruntime --int8",
+        f"next:    edgekd export {shell_word(run.folder)} --int8",
     )
 
 

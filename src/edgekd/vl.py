@@ -9,6 +9,7 @@ from edgekd.configs.verbs import verb
 from edgekd.configs.vl import VlEvaluateConfig, VlExportConfig, VlTrainConfig
 from edgekd.console import shell_word
 from edgekd.errors import EdgekdError
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 
 if TYPE_CHECKING:
     from edgekd.distill.vl.build import VlRun
@@ -45,7 +46,7 @@ def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
 
 def artifact_folder(run: Path) -> Path:
     """Return where a run's exported file is."""
-    return run / "artifacts" / "onnxruntime-fp32"
+    return run / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32")
 
 
 @verb(VlExportConfig)

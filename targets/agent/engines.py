@@ -17,9 +17,9 @@ from typing import Any
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.readers import read_object
 from edgekd.targets.agent.store import sha256_of
+from edgekd.targets.tensorrt import DEVICE_FILE, refuse_mismatch
 from edgekd.targets.trt_build import MODULES, BuildError, build
 from edgekd.targets.trt_builders import Gpu, find_gpu
-from edgekd.targets.trt_runtime import DEVICE_FILE, refuse_mismatch
 
 MODEL_FILE = "model.onnx"
 ABOUT_FILE = DEVICE_FILE + ".json"

@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError
 from edgekd.images import UnreadableImage, decode
+from edgekd.predictor import Predictor
 from edgekd.readers import inside, printable, read_object
 from edgekd.resize import resize_rgb
 from edgekd.targets.agent.job import number, whole
 from edgekd.targets.agent.runtimes import open_file
 from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.bank import read_bank
-from edgekd.targets.opened import Ask, Run
+from edgekd.targets.opened import Ask
 
 
 @dataclass(frozen=True)
 class DeviceModel:
     """An artifact, ready to answer."""
 
-    run: Run
+    run: Predictor
     """uint8 `[B, H, W, 3]` → float32 logits `[B, C]`."""
     prepare: Callable[[bytes], NDArray[np.uint8]]
     """An encoded image → uint8 `[H, W, 3]`."""
@@ -37,7 +38,7 @@ class DeviceModel:
     """Which nodes run where; may open the model once more."""
     largest_batch: int | None
     """Images that one call takes at most; None: any number."""
-    embed: Run | None = None
+    embed: Predictor | None = None
     """uint8 `[B, H, W, 3]` → unit vectors float32 `[B, D]`, of an artifact that ends in an embedding."""
 
 

@@ -14,7 +14,9 @@ from edgekd.files import write_bytes
 
 SHARED = (
     "errors.py",
+    "formats.py",
     "images.py",
+    "predictor.py",
     "readers.py",
     "resize.py",
     "benchmark/measure/energy.py",
@@ -26,14 +28,15 @@ SHARED = (
     "targets/bank_change.py",
     "targets/feed.py",
     "targets/new_class.py",
-    "targets/onnx_runtime.py",
+    "targets/onnxruntime.py",
     "targets/opened.py",
-    "targets/openvino_runtime.py",
+    "targets/openvino.py",
     "targets/placement.py",
+    "targets/registry.py",
     "targets/trt_build.py",
     "targets/trt_builders.py",
     "targets/trt_engine.py",
-    "targets/trt_runtime.py",
+    "targets/tensorrt.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 

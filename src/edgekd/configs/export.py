@@ -7,6 +7,7 @@ from typing import Any, Literal
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
 from edgekd.errors import EdgekdError
 from edgekd.formats import EXACT, Input, Precision
+from edgekd.targets.registry import DEFAULT_TARGET
 
 
 class FileOptions(Config):
@@ -14,7 +15,7 @@ class FileOptions(Config):
 
     run: OptionalPath = option(default=None, kw_only=False)
     """Run folder. Default: the newest under runs/."""
-    target: str = "onnxruntime"
+    target: str = DEFAULT_TARGET
     """See edgekd list targets."""
     precision: Precision = option(
         default="fp32",

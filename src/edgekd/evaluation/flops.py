@@ -14,10 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd.benchmark.measure.counting import Counted
-from edgekd.benchmark.subjects import Predict
+from edgekd.predictor import Predictor
 
 
-def count_torch(predict: Predict, module: nn.Module, shape: tuple[int, int]) -> Counted:
+def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -> Counted:
     """Parameters of `module`, and the multiply-accumulates of one prediction for an image of `shape` pixels.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.counting import count_folder
-from edgekd.benchmark.subjects import Predict, Subject
+from edgekd.benchmark.subjects import Subject
 from edgekd.console import say, shell_word, warn
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
@@ -23,6 +23,7 @@ from edgekd.evaluation.flops import count_torch
 from edgekd.export.fuse import fuse
 from edgekd.files import short_hash
 from edgekd.manifest import read_artifact, read_run
+from edgekd.predictor import Predictor
 from edgekd.targets.session import open_session
 
 COPIED = " (copied)"
@@ -146,7 +147,7 @@ def _artifact_subject(folder: Path, elsewhere: bool) -> Subject:
         return _silent_subject(folder, reason)
     artifact, bank = session.artifact, session.bank
 
-    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predict:
+    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
         assert bank is not None
         changed = replace(bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))

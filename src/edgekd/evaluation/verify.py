@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +14,16 @@ from edgekd.console import shell_word
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
 from edgekd.files import scratch_folder
-from edgekd.manifest import Artifact, Precision, read_artifact
-from edgekd.manifest import Run as TrainingRun
+from edgekd.manifest import Artifact, Precision, Run, read_artifact
+from edgekd.predictor import Predictor, in_batches
 from edgekd.targets.bank import read_bank
-from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
-from edgekd.targets.session import feed_for, open_session
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, target_of
+from edgekd.targets.session import open_session
 
 if TYPE_CHECKING:
     from edgekd.export.graph import Deployable
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""What the deployable graph gives `[B, …]` → logits `[B, C]`."""
-_BATCH = 32
 
 
 def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any]]:
@@ -77,7 +75,7 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
         bank = class_bank(loaded, read_bank(folder / artifact.bank).logit_scale)
         model, to_logits = embedding_model(loaded), bank.logits
     student = to_logits(torch_logits(model, pixels))
-    candidate = _exported(_logits(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
     least = artifact.parity.get("min_agreement")
     whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
@@ -122,7 +120,7 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
             "Give the images of its run.",
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
-    candidate = _exported(_logits(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
     trained = (
         "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
     )
@@ -139,24 +137,16 @@ def _exported(
     return candidate[:, : reference.shape[1]]
 
 
-def _runner(folder: Path, artifact: Artifact) -> Run:
-    """The artifact's own runtime; for TensorRT without a GPU the ONNX file of its engine, as at the export.
-
-    Core ML's classifiers give probabilities; the logits are the reference evaluator's, on every system.
-    """
-    if artifact.format == "coreml":
-        from edgekd.export.coreml import coreml_evaluator
-
-        evaluate = coreml_evaluator(folder)
-    else:
+def _runner(folder: Path, artifact: Artifact) -> Predictor:
+    """The artifact's own runtime, or the reference evaluator of its target, as at the export."""
+    target = target_of(artifact.format)
+    if target.reference != "always":
         try:
             return open_session(folder, spinning=False).run
         except NotHere:
-            if artifact.format != "tensorrt":
+            if target.reference is None:
                 raise
-        from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-
-        evaluate = onnx_evaluator(folder / ONNX_FILE, feed_for(artifact))
+    evaluate: Predictor = importlib.import_module(target.writer).reference(artifact, folder)
     if artifact.bank is None:
         return evaluate
     bank = read_bank(folder / artifact.bank)
@@ -165,7 +155,7 @@ def _runner(folder: Path, artifact: Artifact) -> Run:
 
 def _fp32_onnx(
     beside: Path,
-    run: TrainingRun,
+    run: Run,
     model: Deployable,
     to_logits: ToLogits,
     pixels: NDArray[np.uint8],
@@ -174,20 +164,14 @@ def _fp32_onnx(
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:
-            return _logits(_runner(beside, artifact), pixels)
+            return in_batches(_runner(beside, artifact), pixels)
     from edgekd.export.onnx import export_onnx
     from edgekd.export.onnx_eval import onnx_evaluator
 
     with scratch_folder() as scratch:
         path = scratch / "fp32.onnx"
         export_onnx(model, path, size=run.preprocess.size, metadata={})
-        return to_logits(_logits(onnx_evaluator(path), pixels))
-
-
-def _logits(run: Run, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate(
-        [run(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
-    )
+        return to_logits(in_batches(onnx_evaluator(path), pixels))
 
 
 def _link(

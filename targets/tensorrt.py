@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import Opened
+from edgekd.targets.opened import Opened, feed_for
 from edgekd.targets.trt_build import MODULES
 from edgekd.targets.trt_builders import Gpu, find_gpu
 from edgekd.targets.trt_engine import Engine
@@ -23,6 +23,34 @@ ENGINE_FILE = "model.engine"
 DEVICE_FILE = "device.engine"
 """Built later, on the device: by the scripts beside it, or by the device agent."""
 _HOW = "sh build.sh, or python3 build_engine.py"
+
+
+def open_file(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None,
+    spinning: bool,
+    provider: str | None,
+) -> Opened:
+    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_engine`. Threads say nothing here."""
+    return open_trt(artifact["details"], Path(folder), feed=feed_for(artifact))
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.opened.Opener`."""
+    from edgekd.targets.agent.engines import check_tensorrt
+
+    check_tensorrt(artifact["details"])
+
+
+def make_ready(
+    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Build the engine of an artifact that came without one; see `edgekd.targets.agent.engines.ready_engine`."""
+    from edgekd.targets.agent.engines import ready_engine
+
+    return ready_engine(artifact, folder, say)
 
 
 def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels) -> Opened:

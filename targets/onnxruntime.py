@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgekd.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.readers import read_json
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import Opened
+from edgekd.targets.opened import Opened, feed_for, model_path
 from edgekd.targets.placement import Nodes, Placement
 
 PROVIDERS = {
@@ -26,6 +26,36 @@ PROVIDERS = {
     "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
 }
 """Our word → ONNX Runtime's."""
+
+
+def open_file(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None,
+    spinning: bool,
+    provider: str | None,
+) -> Opened:
+    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_onnx`."""
+    return open_onnx(
+        model_path(artifact, folder),
+        int(artifact["preprocess"]["size"]),
+        feed=feed_for(artifact),
+        threads=threads,
+        spinning=spinning,
+        provider=provider or "cpu",
+    )
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Whoever imports this module has ONNX Runtime; see `edgekd.targets.opened.Opener`."""
+
+
+def make_ready(
+    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
+    return None
 
 
 def open_onnx(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import Opened
+from edgekd.targets.opened import OR_ANOTHER, Opened, feed_for, model_path
 from edgekd.targets.placement import Placement
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
@@ -23,6 +24,47 @@ OLDEST, TOO_NEW = (2025, 0), (2027, 0)
 
 KEPT_BATCHES = 4
 """Batch sizes kept compiled: the single image, the full batch of an evaluation, its last one, and one to spare."""
+
+
+def open_file(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None,
+    spinning: bool,
+    provider: str | None,
+) -> Opened:
+    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_ir`."""
+    return open_ir(
+        model_path(artifact, folder),
+        int(artifact["preprocess"]["size"]),
+        feed=feed_for(artifact),
+        threads=threads,
+        spinning=spinning,
+        written_by=str(artifact["details"].get("openvino", "")),
+        inference_precision=str(artifact["details"].get("inference_precision", "f32")),
+    )
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.opened.Opener`."""
+    bounds = f"openvino>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"
+    hint = f"On the device: python3 -m pip install '{bounds}', {OR_ANOTHER}"
+    try:
+        load_openvino()
+    except NotHere as error:
+        raise EdgekdError(
+            f"The device's Python cannot load openvino ({error.__cause__}).", hint
+        ) from error
+    except EdgekdError as error:
+        raise EdgekdError(f"The device's Python: {error.message}", hint) from error
+
+
+def make_ready(
+    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
+    return None
 
 
 def load_openvino() -> Any:

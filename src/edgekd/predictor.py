@@ -1,0 +1,26 @@
+"""The one way to run a model: teacher, torch student, exported file (the device agent carries this module)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that ends in an embedding, unit vectors `[B, D]`."""
+
+
+def in_batches(
+    predict: Predictor, images: NDArray[np.uint8], most: int | None = 16
+) -> NDArray[np.float32]:
+    """Return what `predict` gives for images `[B, H, W, 3]`, B ≥ 1, with at most `most` of them in a call.
+
+    Args:
+        most: None: all in one call.
+    """
+    if most is None or len(images) <= most:
+        return predict(images)
+    return np.concatenate(
+        [predict(images[start : start + most]) for start in range(0, len(images), most)]
+    )
