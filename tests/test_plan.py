@@ -35,11 +35,18 @@ def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixtu
 
 
 def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> None:
-    assert settled().prompts == "domain"
+    assert settled(recipe="kd").prompts == "domain"
     assert settled(prompts="photo").prompts == "photo"
     assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
     (tmp_path / "photos").mkdir()
     assert settled(data="photos", teacher="toy").prompts is None
+
+
+def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
+    assert settled().augment == "restyle"
+    assert settled(recipe="kd").augment == "plain"
+    assert settled(unlabelled=["toy:sketch"]).augment == "plain"
+    assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
 
 
 def test_the_toy_teacher_is_for_other_images_only_by_name(tmp_path: Path) -> None:
