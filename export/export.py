@@ -183,7 +183,7 @@ def _draft(
         bank=BANK_FILE if source.bank is not None else None,
         preprocess=source.preprocess,
         quantization=quantization,
-        parity={},
+        parity=compare(reference, reference),  # until the file itself has been compared
         details=written.details,
         source=source.facts,
         versions=_versions(),
