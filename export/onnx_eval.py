@@ -8,8 +8,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgekd.manifest import Artifact
 from edgekd.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
+from edgekd.targets.opened import feed_for
 
 ONNX_FILE = "model.onnx"
 
@@ -47,3 +49,8 @@ def _evaluator(path: Path, options: onnxruntime.SessionOptions, feed: Feed) -> P
         return logits
 
     return run
+
+
+def reference(artifact: Artifact, folder: Path) -> Predictor:
+    """Return the ONNX file in an artifact's folder as ONNX Runtime computes it."""
+    return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))

@@ -17,9 +17,7 @@ from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
-from edgekd.manifest import Artifact, TensorSpec
-from edgekd.predictor import Predictor
-from edgekd.targets.opened import feed_for
+from edgekd.manifest import TensorSpec
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 
@@ -171,8 +169,3 @@ DIALECT = onnx_dialect(
     rest="fp16",
     timed=False,
 )
-
-
-def reference(artifact: Artifact, folder: Path) -> Predictor:
-    """Return the ONNX file of an engine, as ONNX Runtime computes it: uint8 `[B, H, W, 3]` → float32 `[B, …]`."""
-    return onnx_evaluator(folder / ONNX_FILE, feed_for(artifact.model_dump(mode="json")))

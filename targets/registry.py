@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.formats import Input, Precision
@@ -21,8 +21,7 @@ class Target:
     format: str
     """Of its artifacts; no two targets share one."""
     writer: str
-    """Module in export/ with `write(build: Build) -> Written`, and `reference(artifact, folder) -> Predictor` where a
-    file is evaluated without its runtime."""
+    """Module in export/ with `write(build: Build) -> Written`."""
     opener: str
     """Module in targets/, an `edgekd.targets.opened.Opener`; of a target with `packages` it needs numpy alone beside
     the runtime."""
@@ -49,8 +48,10 @@ class Target:
     """Whether its opener takes a provider."""
     timed_at_export: bool = False
     """Whether its files run on the machine that exports them."""
-    reference: Literal["always", "without-runtime"] | None = None
-    """When logits for a comparison come from the writer's `reference` and not from the opener."""
+    reference: str | None = None
+    """Module in export/ with `reference(artifact, folder) -> Predictor`, which evaluates a file without its runtime."""
+    compared_by_reference: bool = False
+    """Whether logits for a comparison come from `reference` even where the runtime is at hand."""
 
 
 DEFAULT_TARGET = "onnxruntime"
@@ -75,7 +76,8 @@ TARGETS: dict[str, Target] = {
         format="coreml",
         writer="edgekd.export.coreml",
         opener="edgekd.targets.coreml",
-        reference="always",  # Core ML's classifiers give probabilities; the evaluator gives logits, on every system
+        reference="edgekd.export.coreml",
+        compared_by_reference=True,  # Core ML's classifiers give probabilities, the evaluator logits
         runtime="Core ML, iOS 17 / macOS 14 and later",
         precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
@@ -102,7 +104,7 @@ TARGETS: dict[str, Target] = {
         writer="edgekd.export.trt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
-        reference="without-runtime",
+        reference="edgekd.export.onnx_eval",
         runtime="TensorRT, NVIDIA GPUs",
         precisions=("fp32", "fp16", "int8"),
         summary="an engine where one can be built, and always what builds one on the device",

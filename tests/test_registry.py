@@ -31,7 +31,7 @@ def test_no_other_module_names_a_target() -> None:
     )
     # Names of packages whose versions are listed, and an example that calls ONNX Runtime.
     packages = re.compile(
-        r"(benchmark/environment|src/edgekd/doctor|export/export|benchmark/report/modelcard)\.py"
+        r"(benchmark/measure/environment|src/edgekd/doctor|export/export|benchmark/report/modelcard)\.py"
     )
     words = {*TARGETS, *(target.format for target in TARGETS.values())}
     found = [

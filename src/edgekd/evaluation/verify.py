@@ -140,13 +140,13 @@ def _exported(
 def _runner(folder: Path, artifact: Artifact) -> Predictor:
     """The artifact's own runtime, or the reference evaluator of its target, as at the export."""
     target = target_of(artifact.format)
-    if target.reference != "always":
+    if target.reference is None or not target.compared_by_reference:
         try:
             return open_session(folder, spinning=False).run
         except NotHere:
             if target.reference is None:
                 raise
-    evaluate: Predictor = importlib.import_module(target.writer).reference(artifact, folder)
+    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
     if artifact.bank is None:
         return evaluate
     bank = read_bank(folder / artifact.bank)
