@@ -31,7 +31,7 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
         "student": "test_efficientnet",
         "teacher": f"local-dir:{tiny_teacher}", "data": str(tmp_path / "data"), "pretrained": "scratch", "size": 32,
         "steps": 2, "batch_size": 8, "views": 1, "out": tmp_path / "run", "test_domain": "sketch",
-        "accelerator": "cpu",
+        "recipe": "vl2v-adip", "accelerator": "cpu",
     }  # fmt: skip
     edgekd.train(**settings)
     edgekd.export(tmp_path / "run")

@@ -34,6 +34,7 @@ def bank_of(
     job: Any = SimpleNamespace(
         images=None,
         split=SimpleNamespace(train=TRAIN),
+        trained=TRAIN,
         teacher=None,
         bank=bank,
         config=SimpleNamespace(centre=centre, student=student),
