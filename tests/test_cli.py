@@ -379,3 +379,29 @@ def test_real_process(tmp_path: Path) -> None:
     error, hint = done.stderr.splitlines()
     assert error.startswith('error: There is no target "onnx".')
     assert hint.startswith("hint:  ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--data"),
+        ("train", "--out"),
+        ("train", "--teacher"),
+        ("export",),
+        ("verify",),
+        ("evaluate",),
+        ("report",),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_sentence(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    long = str(tmp_path / ("a" * 300))
+    given = f"local-dir:{long}" if "--teacher" in words else long
+    with pytest.raises(SystemExit) as leaving:
+        main([*words, given])
+    assert leaving.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "hint:" in told

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +218,18 @@ def test_an_option_is_declared_once(tmp_path: Path) -> None:
     assert "gloss" in str(run("--gloss", "2").exception)
     assert 'Did you mean "gloss"' in str(run("--set", "glos=1").exception)
     assert "Only one colour" in str(run("--gloss", "1", "--colours", "red,blue").exception)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "edgekd:descriptions=command:x",
+        'edgekd:descriptions = "\\u0063ommand:x"',
+    ],
+)
+def test_a_study_runs_no_program_that_a_file_names(tmp_path: Path, setting: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(f"[study]\nrecipe_settings = [{json.dumps(setting)}]\n[train]\nsteps = 2\n")
+    with pytest.raises(EdgekdError, match="command line only"):
+        StudyConfig.load(config=file)
+    assert StudyConfig.load(recipe_settings=[setting]).recipe_settings == (setting,)

@@ -10,7 +10,17 @@ import pytest
 
 from edgekd import folders
 from edgekd.errors import EdgekdError
-from edgekd.folders import ARTIFACT, LOCK, REPORT, RUN, clear, free_name, growing, publishing
+from edgekd.folders import (
+    ARTIFACT,
+    COMPARISON,
+    LOCK,
+    REPORT,
+    RUN,
+    clear,
+    free_name,
+    growing,
+    publishing,
+)
 
 SETTINGS = json.dumps({"student": "a", "pretrained": None, "teacher": "toy"})
 
@@ -237,3 +247,51 @@ def test_the_lock_is_no_content(tmp_path: Path) -> None:
     out.mkdir()
     (out / LOCK).write_text("")
     RUN.refuse(out, overwrite=False)
+
+
+def test_a_run_that_lacks_its_record_is_still_refused(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", "split.json", "student.safetensors")
+    (out / "artifacts").mkdir()
+    before = names(out)
+    with (
+        pytest.raises(EdgekdError, match="exists already"),
+        growing(out, RUN, overwrite=False),
+    ):
+        pass
+    with pytest.raises(RuntimeError), growing(out, RUN, overwrite=True):
+        raise RuntimeError
+    assert names(out) == before
+
+
+@pytest.mark.parametrize("files", [5, ["thesis.txt", 3], {"thesis.txt": "0"}])
+def test_the_settings_of_a_run_list_no_files_to_remove(tmp_path: Path, files: object) -> None:
+    out = make_run(tmp_path / "run", "run.json", "thesis.txt")
+    (out / "config.json").write_text(json.dumps(json.loads(SETTINGS) | {"files": files}))
+    clear(out, RUN)
+    assert names(out) == {"thesis.txt"}
+
+
+def test_a_page_of_someone_else_is_no_comparison(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    page.write_text("mine")
+    with (
+        pytest.raises(EdgekdError, match="not overwritten"),
+        publishing(tmp_path, COMPARISON, overwrite=True),
+    ):
+        pass
+    assert page.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".", "deep/.."])
+def test_a_folder_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    if name == ".":
+        with pytest.raises(EdgekdError), publishing(Path(name), REPORT, overwrite=False):
+            pass
+    else:
+        make_report(tmp_path / "a")
+        with pytest.raises(EdgekdError), publishing(tmp_path / name, REPORT, overwrite=True):
+            pass

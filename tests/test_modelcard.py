@@ -125,3 +125,13 @@ def test_a_report_without_exported_files_describes_the_student(
         "r/torch"
     ]
     assert "## Use" not in text
+
+
+def test_a_file_name_is_text_in_the_example(folder: Path) -> None:
+    name = "{exit()}'.onnx"
+    artifact = ARTIFACT | {"run": "r", "files": {name: "0" * 64}}
+    report = read_report(folder).model_copy(update={"context": {"artifacts": [artifact]}})
+    [code] = re.findall(r"```python\n(.*?)```", model_card(report), re.DOTALL)
+    found = list(ast.walk(ast.parse(code)))
+    assert f"/{name}" in [one.value for one in found if isinstance(one, ast.Constant)]
+    assert not any(isinstance(one, ast.FormattedValue) for one in found)

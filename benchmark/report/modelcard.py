@@ -175,8 +175,8 @@ import onnxruntime
 from PIL import Image
 
 folder = {printable(onnx[-1]["name"])!r}
-classes = json.load(open(f"{{folder}}/artifact.json"))["classes"]
-session = onnxruntime.InferenceSession(f"{{folder}}/{printable(next(iter(onnx[0]["files"])))}")
+classes = json.load(open(folder + "/artifact.json"))["classes"]
+session = onnxruntime.InferenceSession(folder + {"/" + printable(next(iter(onnx[0]["files"])))!r})
 image = Image.open("picture.jpg").convert("RGB")
 {resize}
 logits = session.run(None, {{session.get_inputs()[0].name: {given}}})[0]

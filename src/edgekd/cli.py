@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import threading
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -315,9 +315,16 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         app(arguments)
     except EdgekdError as error:
-        hint = f"\nhint:  {error.hint}" if error.hint else ""
-        typer.echo(clean(f"error: {error.message}{hint}"), err=True)
-        sys.exit(error.exit_code)
+        _leave(error)
+    except (
+        OSError
+    ) as error:  # a path that the system refuses: too long, a loop, a file where a folder is meant
+        _leave(
+            EdgekdError(
+                f"{error.filename or 'A file'} cannot be used ({error.strerror or error}).",
+                "Check the path and its permissions.",
+            )
+        )
     except SystemExit as leaving:
         # typer has turned any KeyboardInterrupt into 130, without a word.
         if leaving.code == 130:
@@ -325,6 +332,13 @@ def main(arguments: list[str] | None = None) -> Any:
             typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
             sys.exit(stopped.exit_code)
         raise
+
+
+def _leave(error: EdgekdError) -> NoReturn:
+    """Print the error and its hint, and exit."""
+    hint = f"\nhint:  {error.hint}" if error.hint else ""
+    typer.echo(clean(f"error: {error.message}{hint}"), err=True)
+    sys.exit(error.exit_code)
 
 
 def _raise_on_sigterm() -> None:

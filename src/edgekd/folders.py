@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from edgekd.errors import EdgekdError
 from edgekd.files import disk_errors, sweep
-from edgekd.readers import read_json
+from edgekd.readers import read_json, read_text
 
 LOCK = ".running.lock"
 """In a folder that grows while it is written: a run, a study."""
@@ -33,25 +33,34 @@ class Kind:
         name: for messages, such as "run".
         marker: the file by which such a folder is recognised.
         keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
-        patterns: names of the entries that edgekd writes into it, as for `fnmatch`; what the marker lists under
-            `files` counts too.
+        patterns: names of the entries that edgekd writes into it, as for `fnmatch`; where `files` is one of the keys,
+            what the marker lists there counts too.
+        text: what the marker, if it is not JSON, contains at least.
     """
 
     name: str
     marker: str
     keys: tuple[str, ...]
     patterns: tuple[str, ...]
+    text: str = ""
 
     def is_at(self, folder: Path) -> bool:
         """Return whether `folder` is of this kind."""
         marker = folder / self.marker
-        return marker.is_file() and all(key in _fields(marker) for key in self.keys)
+        if not marker.is_file() or not all(key in _fields(marker) for key in self.keys):
+            return False
+        with contextlib.suppress(EdgekdError):
+            return not self.text or self.text in read_text(marker, "marker of a folder")
+        return False
 
     def owned(self, folder: Path) -> list[str]:
         """Return the names of the entries of `folder` that edgekd wrote, sorted."""
-        listed = {
-            name.partition("/")[0] for name in _fields(folder / self.marker).get("files") or ()
-        }
+        files = _fields(folder / self.marker).get("files") if "files" in self.keys else None
+        listed = (
+            {str(name).partition("/")[0] for name in files}
+            if isinstance(files, (dict, list))
+            else set()
+        )
         return sorted(
             name
             for name in os.listdir(folder)
@@ -107,7 +116,23 @@ REPORT = Kind(
     ),
 )  # fmt: skip
 BUNDLE = Kind("bundle", "README.txt", (), ())
-COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",))
+COMPARISON = Kind(
+    "comparison",
+    "comparison.html",
+    (),
+    ("comparison.md",),
+    '<meta name="generator" content="edgekd',
+)
+_EARLY = (
+    "config.json",
+    "split.json",
+    "descriptions.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "best.pt",
+    "swad",
+)
+"""What a run has written before its first checkpoint."""
 
 
 @contextlib.contextmanager
@@ -194,6 +219,11 @@ def publishing(folder: Path, kind: Kind, *, overwrite: bool) -> Iterator[Path]:
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     kind.refuse(folder, overwrite=overwrite)
+    if folder.name in ("", ".."):
+        raise EdgekdError(
+            f"{folder} is no name of a {kind.name}, which appears in one rename.",
+            "Name the folder: --out NAME.",
+        )
     lock = folder.with_name(f".{folder.name}.lock")
     with disk_errors(folder), held(lock, f"Another process is writing {folder}."):
         for old in folder.parent.glob(f".old-*-{folder.name}"):
@@ -252,9 +282,7 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
 
 def _stopped_at_start(folder: Path, kind: Kind) -> bool:
     """A run that ended before its first checkpoint: nothing in it can be continued or used."""
-    return kind.is_at(folder) and not any(
-        (folder / name).exists() for name in ("run.json", "vl_run.json", "checkpoint.pt")
-    )
+    return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
 def _holds_anything(folder: Path) -> bool:

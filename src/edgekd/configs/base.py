@@ -171,11 +171,7 @@ class Config(BaseModel, metaclass=_Meta):
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
         values = cls.from_file(read_settings(Path(file)), Path(file)) if file is not None else {}
-        if str(values.get("descriptions", "")).startswith("command:"):
-            raise EdgekdError(
-                f"{file} names a command for descriptions; edgekd runs one from the command line only.",
-                "Give it there: --descriptions command:PROGRAM.",
-            )
+        refuse_command(values, file)
         values |= given
         for setting in settings:
             put(values, setting)
@@ -239,6 +235,19 @@ class Config(BaseModel, metaclass=_Meta):
                 except AttributeError:
                     if set(type(self).model_fields) <= set(self.__dict__):
                         raise  # else it looks at a field that is wrong by itself
+
+
+def refuse_command(values: Mapping[str, Any], file: object) -> None:
+    """Check that the settings of a file name no program for descriptions.
+
+    Raises:
+        EdgekdError: they do.
+    """
+    if str(values.get("descriptions", "")).startswith("command:"):
+        raise EdgekdError(
+            f"{file} names a command for descriptions; edgekd runs one from the command line only.",
+            "Give it there: --descriptions command:PROGRAM.",
+        )
 
 
 def options_of(model: type[Config]) -> dict[str, tuple[FieldInfo, str, Mapping[str, Any]]]:

@@ -8,7 +8,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from edgekd.configs.base import Config, Items, Numbers, OptionalPath, Words, check, option
+from edgekd.configs.base import (
+    Config,
+    Items,
+    Numbers,
+    OptionalPath,
+    Words,
+    check,
+    option,
+    refuse_command,
+)
+from edgekd.configs.files import put
 from edgekd.configs.train import RunOptions, TrainConfig
 from edgekd.errors import EdgekdError
 
@@ -143,8 +153,13 @@ class StudyConfig(RunOptions, StudyOptions):
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the settings of `edgekd train` in the file, and the table [study]."""
-        own = values.pop(cls.verb(), {})
-        return TrainConfig.from_file(values, path) | super().from_file({cls.verb(): own}, path)
+        own = super().from_file({cls.verb(): values.pop(cls.verb(), {})}, path)
+        settings = own.get("recipe_settings", [])
+        for setting in settings if isinstance(settings, list) else (settings,):
+            table: dict[str, Any] = {}
+            put(table, str(setting).partition(":")[2])
+            refuse_command(table, path)
+        return TrainConfig.from_file(values, path) | own
 
 
 def decided(name: str) -> EdgekdError:
