@@ -161,8 +161,12 @@ def test_misspelt_options_are_usage_errors(
         (["train", "--test-domain", "skech"], "skech", "sketch"),
         (["train", "--prompts", "imagnet7"], "imagnet7", "imagenet7"),
         (["train", "--set", "batchsize=8"], "batchsize", "batch_size"),
-        (["train", "--set", "stages.distil.share=1"], "distil", "distill"),
-        (["train", "--set", "stages.distill.terms.cos_imag=1"], "cos_imag", "cos_img"),
+        (["train", "--recipe", "vl2v-adip", "--set", "stages.distil.share=1"], "distil", "distill"),
+        (
+            ["train", "--recipe", "vl2v-adip", "--set", "stages.distill.terms.cos_imag=1"],
+            "cos_imag",
+            "cos_img",
+        ),
         (["export", "--target", "onnxruntim"], "onnxruntim", "onnxruntime"),
         (
             ["list", "students", "mobilenetv3_larg_100"],

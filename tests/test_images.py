@@ -221,7 +221,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "absent.png") == "missing"
     (tmp_path / "empty.jpg").touch()
     assert reason_of(tmp_path / "empty.jpg") == "empty file"
-    assert reason_of(tmp_path) == "not a file"
+    assert reason_of(tmp_path) == "not a regular file"
     assert reason_of(b"<html>not an image</html>") == "not an image"
     # EPS is an image to Pillow, which would hand it to Ghostscript.
     assert reason_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n") == "not an image"
@@ -239,10 +239,10 @@ def test_file_without_permission(tmp_path: Path) -> None:
 def test_permission_error_has_its_own_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path) -> bytes:
+    def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("edgekd.images.open_regular", refuse)
     assert reason_of(tmp_path / "a.png") == "not permitted"
 
 

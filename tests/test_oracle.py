@@ -159,7 +159,7 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
         else:
             assert line["oracle_step"] is None
             assert np.array_equal(found["ood"], found["oracle"])
-    assert len(better) > 1  # else nothing was put to the test
+    assert better  # else nothing was put to the test
 
 
 def test_places_are_those_of_validation_or_ten(made: dict[bool, Path]) -> None:

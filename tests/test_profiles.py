@@ -119,7 +119,7 @@ def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture
         ('["int8"]', '["int7"]', "precisions"),
         ("threads = 2", "treads = 2", "treads"),
         ("https://example.org/board", "hearsay", "url"),
-        ("[because]", "[because", "not TOML"),
+        ("[because]", "[because", "not readable TOML"),
     ],
 )
 def test_a_claim_without_a_source_is_refused(
@@ -136,6 +136,6 @@ def test_unknown_names_get_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(EdgekdError, match='There is no profile "rasberry-pi-5"') as caught:
         load_profile("rasberry-pi-5")
     assert caught.value.hint == 'Did you mean "raspberry-pi-5"?'
-    with pytest.raises(EdgekdError, match="cannot be read"):
+    with pytest.raises(EdgekdError, match="There is no profile at"):
         load_profile(tmp_path / "none.toml")
     assert FOLDER.is_dir()

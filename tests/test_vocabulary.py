@@ -25,7 +25,7 @@ def test_duplicates_and_too_few_names_are_refused(tmp_path: Path, text: str, sai
     (tmp_path / "v.txt").write_text(text)
     with pytest.raises(EdgekdError, match=said):
         read_vocabulary(tmp_path / "v.txt")
-    with pytest.raises(EdgekdError, match="cannot be read"):
+    with pytest.raises(EdgekdError, match="There is no vocabulary at"):
         read_vocabulary(tmp_path / "none.txt")
 
 
