@@ -18,8 +18,8 @@ MAY_IMPORT = {
 }
 """What a room may import. Every other module is part of the application: it may import any room, and no room it."""
 CORE = {"configs", "console", "data", "errors", "files", "folders", "formats", "hub", "images", "layouts", "manifest",
-        "predictor", "preprocess", "readers", "resize", "scan", "scarce", "split", "toy", "toy_draw", "toy_shapes", "unlabelled",
-        "version"}  # fmt: skip
+        "predictor", "preprocess", "readers", "resize", "scan", "scarce", "split", "toy", "toy_draw", "toy_shapes",
+        "unlabelled", "version"}  # fmt: skip
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
     # The package can be called: `edgekd.export(...)`.
