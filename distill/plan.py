@@ -13,7 +13,7 @@ from edgekd.data import ImageSet, load_images
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.recipes import get_recipe
-from edgekd.distill.start import settle_start
+from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.distill.vocabulary import read_vocabulary
 from edgekd.errors import EdgekdError
@@ -151,13 +151,14 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     images = load_images(config.data)
     check_unseen(config, images)
     images = run_images(images, config)
-    split = (
-        read_split(path, images) if config.resume and path.exists() else run_split(config, images)
-    )
+    resumed = config.resume and path.exists()
+    split = read_split(path, images) if resumed else run_split(config, images)
     if config.unlabelled or config.adapt:
-        return with_unlabelled(
+        images, split = with_unlabelled(
             images, split, config.unlabelled, config.unlabelled_images, config.adapt
         )
+    if config.start is not None and not resumed:
+        split = split_after(config.start, split)
     return images, split
 
 

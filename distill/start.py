@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgekd.configs.train import TrainConfig, read_config
+from edgekd.distill.prompts import readable
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.errors import EdgekdError
 from edgekd.manifest import read_run
 from edgekd.readers import read_tensors
+from edgekd.split import Split, read_stored_split
 
 _SHARED = ("student", "student_options", "size")
 """Settings that both runs have in common; those left out are taken from the run to start from."""
@@ -49,6 +52,37 @@ def settle_start(config: TrainConfig) -> dict[str, Any]:
         "start": folder,
         "pretrained": None if before.student == TEACHERS_TOWER else "scratch",
     }
+
+
+def split_after(folder: Path, split: Split) -> Split:
+    """Return the split of a run that starts from the one in `folder`, with the domains that were seen there.
+
+    Raises:
+        EdgekdError: the run in `folder` trained on the domain that is left out, or on test images.
+    """
+    before = read_stored_split(folder / "split.json")
+    trained, domain = before.train_domains or (), split.test_domain
+    if domain is not None and readable(domain).casefold() in [
+        readable(name).casefold() for name in trained
+    ]:
+        raise EdgekdError(
+            f"The run at {folder} trained on the domain {domain}, so it is not unseen.",
+            f"Leave out a domain that it left out too, or none: --test-domain {before.test_domain or 'none'}.",
+        )
+    seen = {key for role in ("train", "unlabelled") for key in before.roles.get(role, {}).values()}
+    tested = [key for role in ("id_test", "ood_test") for key in split.entries[role].values()]
+    if count := sum(key in seen for key in tested):
+        raise EdgekdError(
+            f"The run at {folder} trained on {count:,} of the {len(tested):,} test images.",
+            f"Split the images as it did: --split-seed {before.seed}, and the same --test-domain and --adapt.",
+        )
+    return replace(
+        split,
+        train_domains=tuple(sorted({*split.train_domains, *trained})),
+        unlabelled_domains=tuple(
+            dict.fromkeys((*split.unlabelled_domains, *before.unlabelled_domains))
+        ),
+    )
 
 
 @torch.no_grad()

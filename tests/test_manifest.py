@@ -102,6 +102,8 @@ def test_an_altered_file_is_noticed(tmp_path: Path) -> None:
         ({"schema_version": 2}, "version 2"),
         ({"precision": "fp8"}, "precision"),
         ({"extra": 1}, "extra"),
+        ({"source": {"unlabelled_domains": 5}}, "unlabelled_domains"),
+        ({"source": {"unlabelled_domains": [5]}}, "unlabelled_domains"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(

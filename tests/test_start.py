@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from study_data import draw_domains
 
 from edgekd.configs.train import TrainConfig
+from edgekd.data import load_images
 from edgekd.distill import train as training
 from edgekd.distill.load import load_run
-from edgekd.distill.start import continue_from, settle_start
+from edgekd.distill.start import continue_from, settle_start, split_after
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train
 from edgekd.errors import EdgekdError
+from edgekd.split import make_split, read_stored_split
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,17 @@ def test_a_run_that_is_none_and_parts_that_are_missing(before: Path, tmp_path: P
     embedding = make_student("test_efficientnet", pretrained="scratch", size=32, dim=8)
     with pytest.raises(EdgekdError, match=r"\(erm\) has not the parts that this recipe needs"):
         continue_from(before, embedding, ("ant", "cat"))
+
+
+def test_what_the_other_run_trained_on_is_no_test(before: Path) -> None:
+    stored = read_stored_split(before / "split.json")
+    images = load_images(load_run(before).config.data)
+    assert stored.train_domains
+    leaving_out = make_split(images, test_domain=stored.train_domains[0])
+    with pytest.raises(EdgekdError, match="not unseen"):
+        split_after(before, leaving_out)
+    with pytest.raises(EdgekdError, match=r"of the .* test images"):
+        split_after(before, make_split(images, test_domain="none", seed=stored.seed + 1))
+    same = make_split(images, test_domain="none", seed=stored.seed)
+    other = replace(same, train_domains=("elsewhere",))
+    assert set(split_after(before, other).train_domains) == {"elsewhere", *stored.train_domains}

@@ -62,6 +62,7 @@ class _Source(_Record):
     split_hash: str | None = None
     split_seed: int | None = None
     train_domains: list[str] | None = None
+    unlabelled_domains: list[str] | None = None
     test_domain: str | None = None
 
 
