@@ -177,9 +177,9 @@ def run(
         time.sleep(0.005)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and kill_after is not None:
         return None
-    if may_be_done and os.WEXITSTATUS(status) == 2:
-        if "exists already" in (folder / "log.txt").read_text()[-500:]:
-            return None
+    refused = may_be_done and os.WEXITSTATUS(status) == 2
+    if refused and "exists already" in (folder / "log.txt").read_text()[-500:]:
+        return None
     if status:
         sys.exit(
             f"edgekd {' '.join(words)} ended with status {status}:\n{(folder / 'log.txt').read_text()[-2000:]}"
