@@ -24,7 +24,8 @@ from edgekd.distill.load import LoadedRun, load_run
 from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.ort import DIALECT
 from edgekd.export.run import pixels_of
-from edgekd.files import read_json, write_json
+from edgekd.files import write_json
+from edgekd.readers import read_json
 from edgekd.targets.session import open_session
 
 UNSEEN = "sketch"

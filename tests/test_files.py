@@ -16,7 +16,6 @@ from edgekd.errors import EdgekdError, GateFailed, did_you_mean
 from edgekd.files import (
     cache_root,
     disk_errors,
-    read_json,
     replacing,
     scratch_folder,
     sha256_file,
@@ -26,7 +25,7 @@ from edgekd.files import (
     write_tensors,
     write_text,
 )
-from edgekd.readers import read_tensors
+from edgekd.readers import read_json, read_tensors
 
 
 def names(folder: Path) -> list[str]:

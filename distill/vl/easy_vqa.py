@@ -107,7 +107,7 @@ def _package_folder() -> Path:
 
 
 def _questions(path: Path) -> tuple[list[str], list[str], list[int]]:
-    from edgekd.files import read_json
+    from edgekd.readers import read_json
 
     rows = read_json(path, "question file of easy-vqa")
     return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]

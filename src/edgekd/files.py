@@ -23,7 +23,6 @@ import platformdirs
 
 from edgekd.errors import EdgekdError
 from edgekd.readers import FACTS
-from edgekd.readers import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor

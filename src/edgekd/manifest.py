@@ -121,8 +121,7 @@ class Artifact(_Manifest):
     @model_validator(mode="after")
     def _records_hold_what_is_read_of_them(self) -> Artifact:
         try:
-            if self.parity:  # an export reads its own file before it has any
-                Parity.model_validate(self.parity)
+            Parity.model_validate(self.parity)
             _Source.model_validate(self.source)
             details = _Details.model_validate(self.details)
         except ValidationError as error:
