@@ -44,9 +44,9 @@ from edgekd.benchmark.report.schema import Comparison, Report
 from edgekd.benchmark.report.timings import EnergyRow, LatencyRow
 from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.console import say
-from edgekd.errors import EdgekdError
-from edgekd.folders import REPORT, publishing
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.folders import REPORT, publishing
 from edgekd.targets.devices.result import Clocked
 
 

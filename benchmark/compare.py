@@ -16,7 +16,7 @@ from edgekd.benchmark.measure.speed import Timed, reason_to_withhold, turns_of
 from edgekd.benchmark.report.rows import Difference
 from edgekd.benchmark.report.schema import Cause, Comparison, GainRow, SuiteComparison, Where
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 Logits = Mapping[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`."""

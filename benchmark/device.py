@@ -19,9 +19,9 @@ from edgekd.benchmark.measure.latency import FULL, MIN_BUFFERS, QUICK
 from edgekd.benchmark.measure.measured import Measured
 from edgekd.benchmark.measure.throughput import Grid
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
-from edgekd.manifest import read_artifact
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import read_artifact
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.runtimes import FORMATS, PACKAGES, needs
 from edgekd.targets.devices.drive import Device, measure_on, unable

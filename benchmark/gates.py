@@ -25,7 +25,7 @@ from edgekd.benchmark.report.rows import (
 )
 from edgekd.benchmark.report.schema import GateRow, Report, of
 from edgekd.benchmark.report.timings import LatencyRow
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
 
 Operator = Literal["<=", ">=", "<", ">"]
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}

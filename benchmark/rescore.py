@@ -16,10 +16,10 @@ from edgekd.benchmark.report.rows import SuiteRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import read_results
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError
-from edgekd.preprocess import Preprocess
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import printable
+from edgekd.data.image_set import ImageSet
 
 _NOT_PREDICTED = ("size_mb", "parameters", "macs", "same_as")
 

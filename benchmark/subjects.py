@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from edgekd.benchmark.measure.counting import Counted
 from edgekd.benchmark.measure.measured import Measured
 from edgekd.benchmark.report.rows import HERE, Family, Kind
-from edgekd.data import ImageSet
-from edgekd.predictor import Predictor
-from edgekd.preprocess import Preprocess
+from edgekd.core.predictor import Predictor
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
 from edgekd.targets.placement import Placement
 
 Wording = tuple[Predictor, tuple[str, ...]]

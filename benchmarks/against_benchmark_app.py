@@ -22,7 +22,7 @@ from PIL import Image
 from edgekd.benchmark.measure.intervals import percentile
 from edgekd.benchmark.measure.latency import QUICK
 from edgekd.benchmark.measure.local import measure_artifacts
-from edgekd.manifest import read_artifact
+from edgekd.core.manifest import read_artifact
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")
 Times = tuple[float, float]

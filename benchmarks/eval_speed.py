@@ -20,7 +20,7 @@ import numpy as np
 
 from edgekd.benchmark.evaluate.accuracy import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import load_images
+from edgekd.data.image_set import load_images
 from edgekd.targets.session import open_session
 
 BATCH = 64

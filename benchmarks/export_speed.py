@@ -35,8 +35,8 @@ def student(name: str) -> Any:
     import timm
     import torch
 
+    from edgekd.core.preprocess import Preprocess
     from edgekd.export.graph import Deployable
-    from edgekd.preprocess import Preprocess
 
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=10)

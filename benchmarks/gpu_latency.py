@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.latency import FULL, QUICK, measure_interleaved, rotating
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import read_artifact
 from edgekd.distill.load import load_run
-from edgekd.errors import EdgekdError
 from edgekd.export.run import deployable, parity_images
-from edgekd.manifest import read_artifact
 from edgekd.targets.session import open_session
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgekd
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.files import write_json
+from edgekd.core.readers import read_json
 from edgekd.distill.load import LoadedRun, load_run
-from edgekd.errors import EdgekdError, GateFailed
 from edgekd.export.ort import DIALECT
 from edgekd.export.run import pixels_of
-from edgekd.files import write_json
-from edgekd.readers import read_json
 from edgekd.targets.session import open_session
 
 UNSEEN = "sketch"

@@ -102,8 +102,8 @@ def network(name: str, size: int) -> Any:
     import torch
     from torch import nn
 
+    from edgekd.core.preprocess import Preprocess
     from edgekd.export.graph import Deployable
-    from edgekd.preprocess import Preprocess
 
     torch.manual_seed(0)
     config = timm.get_pretrained_cfg(name)
@@ -139,9 +139,9 @@ def export_cell(
 ) -> dict[str, Any]:
     """Export one cell and return how it went: `ok` with figures, `refused` with a sentence, or `traceback`."""
     from edgekd.configs.export import ExportConfig
-    from edgekd.errors import EdgekdError
+    from edgekd.core.errors import EdgekdError
+    from edgekd.core.preprocess import Preprocess
     from edgekd.export.export import Source, export_model
-    from edgekd.preprocess import Preprocess
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"
@@ -183,7 +183,7 @@ def run_model(name: str, targets: list[str], precisions: list[str]) -> dict[str,
     """Return the cells of one model; keys `target-precision`."""
     import torch
 
-    from edgekd.errors import EdgekdError
+    from edgekd.core.errors import EdgekdError
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

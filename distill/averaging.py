@@ -12,9 +12,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from edgekd.core.files import replacing
+from edgekd.core.readers import read_torch
 from edgekd.distill.students import Student
-from edgekd.files import replacing
-from edgekd.readers import read_torch
 
 
 class LastWeights:

@@ -20,11 +20,11 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder as folder_of
-from edgekd.files import disk_errors, write_bytes
-from edgekd.readers import map_array, read_array
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder as folder_of
+from edgekd.core.files import disk_errors, write_bytes
+from edgekd.core.readers import map_array, read_array
 
 UNAUGMENTED = 0xFFFF
 """The view number of the plain image."""

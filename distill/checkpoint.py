@@ -17,7 +17,10 @@ from typing import Any
 import torch
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import say
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.files import write_bytes
+from edgekd.core.readers import read_torch
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.job import Job
 from edgekd.distill.launch import Fabric
@@ -25,9 +28,6 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student
 from edgekd.distill.validate import source_accuracy
 from edgekd.distill.visual_bank import VisualBank
-from edgekd.errors import EdgekdError, Stopped
-from edgekd.files import write_bytes
-from edgekd.readers import read_torch
 
 
 class StopRequest:

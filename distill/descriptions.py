@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.files import write_json
+from edgekd.core.readers import parse_json, printable, read_text
 from edgekd.distill.prompts import readable
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_json
-from edgekd.readers import parse_json, printable, read_text
 
 QUESTION = "Use a single sentence to describe the appearance and shape of {}. Only describe the shape and appearance."
 """What the paper asked its language model; a `command:` gets it with the class name filled in."""

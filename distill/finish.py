@@ -14,7 +14,12 @@ from torch import Tensor
 from torch.nn.functional import softmax
 from torch.optim.swa_utils import update_bn
 
-from edgekd.console import say
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Run
+from edgekd.core.readers import read_torch
+from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import Ema, LastWeights, Swad
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.job import Job
@@ -27,11 +32,6 @@ from edgekd.distill.teaching import plain_embeddings
 from edgekd.distill.tower import interpolate_with_teacher
 from edgekd.distill.validate import domain_mean, source_loss
 from edgekd.distill.views import render
-from edgekd.errors import EdgekdError
-from edgekd.files import sha256_file
-from edgekd.manifest import Run
-from edgekd.readers import read_torch
-from edgekd.unlabelled import NO_DATA
 from edgekd.version import __version__
 
 SWAD_EVALUATIONS = 20

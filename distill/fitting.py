@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHERS_TOWER, timm_name
 from edgekd.distill.terms import uses_labels
 from edgekd.distill.vocabulary import read_vocabulary
-from edgekd.errors import EdgekdError
-from edgekd.unlabelled import NO_DATA
 
 
 def settle_method(config: TrainConfig) -> dict[str, Any]:

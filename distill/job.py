@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
 from edgekd.distill.launch import Fabric
 from edgekd.distill.lessons import Lessons
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import Student
 from edgekd.distill.teacher import Teacher
-from edgekd.split import Split
 
 Look = Callable[["Job", Student, int, tuple[int, ...]], None]
 """Called as `look(job, student, done, places)` on process 0, with the weights that would be kept after `done` steps;

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import set_rank
-from edgekd.errors import EdgekdError
+from edgekd.core.console import set_rank
+from edgekd.core.errors import EdgekdError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import say
-from edgekd.data import ImageSet
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
 from edgekd.distill.cache import EmbeddingCache, fill
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.launch import Fabric
@@ -24,8 +26,6 @@ from edgekd.distill.recipes import Recipe
 from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.distill.visual_bank import VisualBank
 from edgekd.distill.vocabulary import read_captions, read_vocabulary
-from edgekd.errors import EdgekdError
-from edgekd.split import Split
 
 
 @dataclass(frozen=True, eq=False)

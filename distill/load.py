@@ -9,18 +9,18 @@ from pathlib import Path
 from torch import Tensor
 
 from edgekd.configs.train import TrainConfig, read_config
-from edgekd.data import ImageSet, load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Run, read_run
+from edgekd.core.readers import read_tensors
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import Split, read_split
+from edgekd.data.subsets import run_images
+from edgekd.data.unlabelled import NO_DATA, label_free
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions, kept_descriptions
 from edgekd.distill.prompts import TextBank, read_text_bank
 from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.tower import tower_student
-from edgekd.errors import EdgekdError
-from edgekd.manifest import Run, read_run
-from edgekd.readers import read_tensors
-from edgekd.scarce import run_images
-from edgekd.split import Split, read_split
-from edgekd.unlabelled import NO_DATA, label_free
 
 
 @dataclass(frozen=True)

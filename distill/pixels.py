@@ -15,11 +15,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.console import say, warn
-from edgekd.data import ImageSet, JoinedReader
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder, replacing, short_hash
-from edgekd.readers import map_array
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, replacing, short_hash
+from edgekd.core.readers import map_array
+from edgekd.data.image_set import ImageSet, JoinedReader
 
 MAX_BYTES = 8 * 2**30
 """Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""

@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgekd.configs.train import TrainConfig, read_config
-from edgekd.console import is_main_process, say, shell_word
-from edgekd.data import ImageSet, load_images
+from edgekd.core.console import is_main_process, say, shell_word
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_json
+from edgekd.core.folders import RUN, clear, free_name, growing
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import Split, read_split
+from edgekd.data.subsets import check_unseen, run_images, run_split
+from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.distill.vocabulary import read_vocabulary
-from edgekd.errors import EdgekdError
-from edgekd.files import write_json
-from edgekd.folders import RUN, clear, free_name, growing
-from edgekd.scarce import check_unseen, run_images, run_split
-from edgekd.split import Split, read_split
-from edgekd.unlabelled import NO_DATA, label_free, with_unlabelled
 
 TOY_SIZE = 48
 TOY_STEPS = 150

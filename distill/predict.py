@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.data import ImageSet
+from edgekd.core.predictor import Predictor
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.students import Student
 from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.views import plain
-from edgekd.predictor import Predictor
-from edgekd.preprocess import Preprocess
 
 
 def pixel_batches(

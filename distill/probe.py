@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from edgekd.data import ImageSet
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.students import Student
 from edgekd.distill.views import plain

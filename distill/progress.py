@@ -22,11 +22,11 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import err, say
+from edgekd.core.console import err, say
+from edgekd.core.files import disk_errors, write_text
+from edgekd.core.readers import parse_json, read_text
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher
-from edgekd.files import disk_errors, write_text
-from edgekd.readers import parse_json, read_text
 
 
 class Progress:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from edgekd.console import warn
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import write_tensors
-from edgekd.readers import printable, read_tensors
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.files import write_tensors
+from edgekd.core.readers import printable, read_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 

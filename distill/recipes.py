@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.distill.students import Projector
 from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs, uses_labels
-from edgekd.errors import EdgekdError, did_you_mean
 
 Part = Literal["backbone", "projector", "head"]
 

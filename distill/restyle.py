@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 from torchvision.transforms.v2.functional import gaussian_blur, rgb_to_grayscale
 
-from edgekd.files import short_hash
+from edgekd.core.files import short_hash
 
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from edgekd.configs.train import TrainConfig, read_config
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import read_run
+from edgekd.core.readers import read_tensors
+from edgekd.data.split import Split, read_stored_split
 from edgekd.distill.prompts import readable
 from edgekd.distill.students import TEACHERS_TOWER, Student
-from edgekd.errors import EdgekdError
-from edgekd.manifest import read_run
-from edgekd.readers import read_tensors
-from edgekd.split import Split, read_stored_split
 
 _SHARED = ("student", "student_options", "size")
 """Settings that both runs have in common; those left out are taken from the run to start from."""

@@ -12,11 +12,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.files import write_tensors
+from edgekd.core.hub import hub_reachable, prefer_local_cache
+from edgekd.core.preprocess import Interpolation, Preprocess
 from edgekd.distill.weights import load_backbone, load_weights
-from edgekd.errors import EdgekdError, did_you_mean, first_line
-from edgekd.files import write_tensors
-from edgekd.hub import hub_reachable, prefer_local_cache
-from edgekd.preprocess import Interpolation, Preprocess
 
 Pretrained = Literal["hub", "scratch", "toy"]
 Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
@@ -269,7 +269,7 @@ def _feature_count(
 def toy_weights(student: str) -> Path | None:
     """The shipped first weights for the toy images (scripts/make_toy_student.py), where there are any."""
     path = (
-        Path(str(importlib.resources.files("edgekd.toy_student")))
+        Path(str(importlib.resources.files("edgekd.data.toy_student")))
         / f"{timm_name(student)}.safetensors"
     )
     return path if path.is_file() else None

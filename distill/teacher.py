@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from edgekd.benchmark.measure.environment import describe
+from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.files import sha256_file, short_hash
+from edgekd.core.hub import hub_reachable, prefer_local_cache
+from edgekd.core.preprocess import Preprocess, open_clip_preprocess
+from edgekd.core.readers import read_arrays
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
-from edgekd.errors import EdgekdError, did_you_mean, first_line
-from edgekd.files import sha256_file, short_hash
-from edgekd.hub import hub_reachable, prefer_local_cache
-from edgekd.preprocess import Preprocess, open_clip_preprocess
-from edgekd.readers import read_arrays
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def load_teacher(spec: str) -> Teacher:
         EdgekdError: unknown name (with the closest known one), missing or unreadable files, no network for a hub name.
     """
     if spec == "toy":
-        folder = importlib.resources.files("edgekd.toy_teacher")
+        folder = importlib.resources.files("edgekd.data.toy_teacher")
         with importlib.resources.as_file(folder) as path:
             return _open_clip_teacher(spec, f"local-dir:{path}", None)
     if spec.startswith("embeddings:"):

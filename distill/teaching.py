@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softmax
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import say, warn
-from edgekd.data import ImageSet
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import short_hash
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
+from edgekd.data.subsets import class_places
+from edgekd.data.unlabelled import keep_unlabelled
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, fill
 from edgekd.distill.job import Job, total
 from edgekd.distill.launch import Fabric
@@ -27,11 +32,6 @@ from edgekd.distill.sampling import BalancedSampler, MixedSampler, Sampler, make
 from edgekd.distill.students import TEACHERS_TOWER
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
-from edgekd.errors import EdgekdError
-from edgekd.files import short_hash
-from edgekd.scarce import class_places
-from edgekd.split import Split
-from edgekd.unlabelled import keep_unlabelled
 
 CONE = 0.5
 """Length of the mean of unit vectors from which on they lie in a cone: a quarter of their energy is common."""

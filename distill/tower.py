@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import FramedPreprocess
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import TEACHERS_TOWER, Student, make_student
 from edgekd.distill.teacher import ClipTeacher, Teacher
-from edgekd.errors import EdgekdError
-from edgekd.preprocess import FramedPreprocess
 
 
 def tower_student(

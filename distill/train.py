@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import say, set_rank
-from edgekd.data import ImageSet
+from edgekd.core.console import say, set_rank
+from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.manifest import Run, read_run
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
 from edgekd.distill.checkpoint import Checkpoint, StopRequest
 from edgekd.distill.finish import averaging, finish
 from edgekd.distill.fitting import check_needs
@@ -55,9 +58,6 @@ from edgekd.distill.teaching import (
 from edgekd.distill.terms import Batch, objective
 from edgekd.distill.tower import first_student
 from edgekd.distill.views import render
-from edgekd.errors import EdgekdError, Stopped
-from edgekd.manifest import Run, read_run
-from edgekd.split import Split
 
 
 def train(config: TrainConfig, look: Look | None = None) -> Run:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy, normalize
 
-from edgekd.data import ImageSet
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.students import Student

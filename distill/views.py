@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from edgekd.files import short_hash
+from edgekd.core.files import short_hash
 
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601 luma
 _YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=np.float64)

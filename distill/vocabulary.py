@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import parse_json, printable, read_text
 from edgekd.distill.prompts import readable
-from edgekd.errors import EdgekdError
-from edgekd.readers import parse_json, printable, read_text
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training programs keep the weights in their checkpoint, in timm's order: averaged weights first."""

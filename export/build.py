@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.manifest import Input, Precision, TensorSpec
+from edgekd.core.predictor import Predictor
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
 from edgekd.export.float_input import take_floats
@@ -19,9 +22,6 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import to_fp16
-from edgekd.manifest import Input, Precision, TensorSpec
-from edgekd.predictor import Predictor
-from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.feed import Feed, feed_of

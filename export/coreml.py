@@ -23,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.console import say, warn
-from edgekd.errors import EdgekdError, first_line
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.readers import parse_json, read_json
 from edgekd.export.build import Build, Written
 from edgekd.export.coreml_compress import (
     PALETTE_BITS,
@@ -37,8 +39,6 @@ from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
 from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
-from edgekd.manifest import Artifact, TensorSpec
-from edgekd.readers import parse_json, read_json
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
 

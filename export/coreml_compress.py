@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export.mil_program import MilProgram, import_coremltools, quiet
 from edgekd.export.mil_ranges import Ranges
 

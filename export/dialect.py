@@ -10,12 +10,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.manifest import Precision
+from edgekd.core.predictor import Predictor, in_batches
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.qdq import WeightGrid
 from edgekd.export.quantize import Calibrated, weight_errors
 from edgekd.export.units import Unit
-from edgekd.manifest import Precision
-from edgekd.predictor import Predictor, in_batches
 
 C = TypeVar("C")
 """All that is known about a model before a file is written."""

@@ -18,7 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.configs.export import ExportConfig
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.files import sha256_file
+from edgekd.core.folders import ARTIFACT, publishing
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.predictor import in_batches
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.build import Build, Written
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.fuse import Fused, fuse
@@ -26,11 +31,6 @@ from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
-from edgekd.files import sha256_file
-from edgekd.folders import ARTIFACT, publishing
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.predictor import in_batches
-from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 _NORMALISING = ("Cast", "Reshape", "Mul", "Add")
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgekd.console import warn
+from edgekd.core.console import warn
 
 M = TypeVar("M", bound=nn.Module)
 MAX_ERROR = 1e-5

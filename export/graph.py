@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError
-from edgekd.preprocess import Preprocess
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 
 
 class Deployable(nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.predictor import Predictor
+from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import load_openvino, reason_of, version_of
 

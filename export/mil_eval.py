@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export.mil_ops import OPS
 from edgekd.export.mil_program import MilProgram, Op, Ref
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 """Where a package keeps its weights."""

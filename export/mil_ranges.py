@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export.mil_eval import evaluate
 from edgekd.export.mil_program import MilProgram, Op, Ref
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.intervals import percentile
 from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
-from edgekd.console import say, warn
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.predictor import in_batches
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import C, Dialect
 from edgekd.export.units import Unit
-from edgekd.predictor import in_batches
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""

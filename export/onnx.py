@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 OPSET = 20
 """The newest opset that ONNX Runtime's and NNCF's quantizers both take."""

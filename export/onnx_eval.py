@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.manifest import Artifact
-from edgekd.predictor import Predictor
+from edgekd.core.manifest import Artifact
+from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import feed_for
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.export import ir, ov_int8
 from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
 from edgekd.export.float_input import take_floats

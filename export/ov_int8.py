@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError, first_line
+from edgekd.core.errors import EdgekdError, first_line
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import Dialect
 from edgekd.export.ir import evaluator, read, save

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.formats import EXACT as EXACT
-from edgekd.readers import read_arrays
+from edgekd.core.errors import EdgekdError
+from edgekd.core.formats import EXACT as EXACT
+from edgekd.core.readers import read_arrays
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 """Largest logit error, as a share of the reference's logit range, where a precision promises one."""

@@ -16,10 +16,10 @@ import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import scratch_folder
 from edgekd.export.bias import Means
 from edgekd.export.calibrators import BINS, METHODS
-from edgekd.files import scratch_folder
 
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Tensor name → smallest and largest value, float32 scalars."""

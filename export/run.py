@@ -14,26 +14,26 @@ from PIL import Image
 from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
 from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.configs.export import ExportConfig
-from edgekd.console import warn
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.folders import ARTIFACT
+from edgekd.core.manifest import Artifact, Precision, read_artifact
+from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
 from edgekd.embedding import check_embeds, embedding_with_bank
-from edgekd.errors import EdgekdError
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.mixed import Yardstick
 from edgekd.export.parity import MIN_AGREEMENT
-from edgekd.folders import ARTIFACT
-from edgekd.manifest import Artifact, Precision, read_artifact
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
-from edgekd.unlabelled import NO_DOMAIN, with_unlabelled
 
 if TYPE_CHECKING:
-    from edgekd.data import ImageSet
-    from edgekd.split import Split
+    from edgekd.data.image_set import ImageSet
+    from edgekd.data.split import Split
 
 PARITY_IMAGES = 256
 YARDSTICK_IMAGES = 256

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx
 
-from edgekd.console import say
-from edgekd.errors import EdgekdError
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, write_onnx, write_within
 from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
 from edgekd.export.trt_rules import findings
-from edgekd.manifest import TensorSpec
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 

@@ -20,7 +20,7 @@ import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export import quantize
 from edgekd.export.bias import Scales, correct_biases, to_average
 from edgekd.export.calibrators import Calibrator

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.files import sha256_file, write_json
+from edgekd.core.folders import VL_ARTIFACT, publishing
 from edgekd.export.onnx import OPSET, quiet, strip_metadata
 from edgekd.export.parity import check, compare
-from edgekd.files import sha256_file, write_json
-from edgekd.folders import VL_ARTIFACT, publishing
 
 VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 

@@ -1,6 +1,6 @@
-"""Train the toy student's first weights: what ImageNet weights are to real images, shipped in `edgekd.toy_student`.
+"""Train the toy student's first weights, shipped in `edgekd.data.toy_student`: what ImageNet weights are to photographs.
 
-    python scripts/make_toy_student.py --out src/edgekd/toy_student
+    python scripts/make_toy_student.py --out src/edgekd/data/toy_student
 
 A real student starts from a network that has seen many photos of many things, and no sketches of yours. So does this
 one: it learns object kind, colour and surroundings from *photo-style* toy images alone, with colours and surroundings
@@ -22,10 +22,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from edgekd import toy
+from edgekd.core.files import replacing, write_json
+from edgekd.data import toy
 from edgekd.distill.train import schedule
 from edgekd.distill.views import ViewPolicy, render, view_params
-from edgekd.files import replacing, write_json
 
 NAME = "mobilenetv3_large_100"
 SIZE = 48

@@ -1,6 +1,6 @@
-"""Train the toy teacher: a small, genuine open_clip model of the toy suite's world, shipped in `edgekd.toy_teacher`.
+"""Train the toy teacher, a small genuine open_clip model of the toy suite, shipped in `edgekd.data.toy_teacher`.
 
-    python scripts/make_toy_teacher.py --out src/edgekd/toy_teacher
+    python scripts/make_toy_teacher.py --out src/edgekd/data/toy_teacher
 
 The images are drawn with `world=True` (colours and surroundings free of the class) from keys that no suite of the
 student's uses; all four domains take part. Captions name the class, mostly the style, sometimes the colour and the
@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate, log_softmax, normalize
 
-from edgekd import toy
-from edgekd.files import replacing, write_json
+from edgekd.core.files import replacing, write_json
+from edgekd.data import toy
 
 IMAGE = 48
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -311,7 +311,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("src/edgekd/toy_teacher"), help="folder of the model"
+        "--out", type=Path, default=Path("src/edgekd/data/toy_teacher"), help="folder of the model"
     )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=64)

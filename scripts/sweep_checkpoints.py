@@ -19,8 +19,8 @@ import timm
 import torch
 from torch import Tensor
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.students import make_student
-from edgekd.errors import EdgekdError
 
 MODELS = """
 test_vit test_convnext test_nfnet test_byobnet mobilenetv3_small_050 mobilenetv2_050

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import parse_json, printable, printable_values, read_arrays
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import parse_json, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
 """The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import inside, open_regular, parse_json, read_errors
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import inside, open_regular, parse_json, read_errors
 from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
 
 MANIFEST = "artifact.json"

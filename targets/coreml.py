@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.opened import Opened
 
 EMBEDDING = "embedding"

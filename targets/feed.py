@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 Feed = Callable[[NDArray[np.uint8]], NDArray[Any]]
 """RGB uint8 `[B, H, W, 3]` → what the file's one input takes."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.images import EXTENSIONS, UnreadableImage, read_bytes
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import printable
+from edgekd.data.images import EXTENSIONS, UnreadableImage, read_bytes
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.bank_change import change_bank
 

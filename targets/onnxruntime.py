@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError, NotHere, did_you_mean
-from edgekd.readers import read_json
+from edgekd.core.errors import EdgekdError, NotHere, did_you_mean
+from edgekd.core.readers import read_json
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened, feed_for, model_path
 from edgekd.targets.placement import Nodes, Placement

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
-from edgekd.errors import EdgekdError
-from edgekd.predictor import Predictor
+from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, feed_of
 from edgekd.targets.placement import Placement
 

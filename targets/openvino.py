@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import OR_ANOTHER, Opened, feed_for, model_path
 from edgekd.targets.placement import Placement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 Nodes = dict[str, dict[str, int]]
 """Execution provider or device → kind of operator → how many of them it ran."""

@@ -9,10 +9,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgekd.console import say
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.manifest import Input, Precision, first_problem
-from edgekd.readers import read_toml
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.manifest import Input, Precision, first_problem
+from edgekd.core.readers import read_toml
 
 FOLDER = Path(__file__).parent / "profiles"
 _CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")

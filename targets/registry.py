@@ -9,8 +9,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.formats import Input, Precision
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.formats import Input, Precision
 
 
 @dataclass(frozen=True)

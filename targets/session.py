@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.predictor import Predictor, in_batches
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.predictor import Predictor, in_batches
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.opened import Ask, Opened
 from edgekd.targets.registry import opener_of, target_of

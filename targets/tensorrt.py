@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened, feed_for
 from edgekd.targets.trt_build import MODULES

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.trt_build import MODULES
 
 KNOWN_CAPABILITIES = {

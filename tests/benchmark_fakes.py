@@ -13,9 +13,9 @@ from edgekd.benchmark.measure.latency import LatencySamples, Protocol
 from edgekd.benchmark.report import charts, write
 from edgekd.benchmark.report.rows import Kind
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import ImageSet
-from edgekd.predictor import Predictor
-from edgekd.preprocess import Preprocess
+from edgekd.core.predictor import Predictor
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
 from edgekd.targets.devices.result import Clocked
 
 CLASSES = ("cat", "dog", "fish")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from edgekd.benchmark.measure.latency import Protocol
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import FileReader, ImageSet
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.export.parity import compare
-from edgekd.files import sha256_file
-from edgekd.manifest import Artifact, TensorSpec
-from edgekd.preprocess import Preprocess
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from edgekd.core.files import sha256_file, write_bytes
+from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.parity import compare
-from edgekd.files import sha256_file, write_bytes
-from edgekd.manifest import Artifact, TensorSpec
-from edgekd.preprocess import Preprocess
 from edgekd.targets.bank import ClassBank
 
 SIZE = 16

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.configs.export import ExportConfig
+from edgekd.core.manifest import Artifact
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable
-from edgekd.manifest import Artifact
 
 
 def export_parts(

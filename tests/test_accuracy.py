@@ -9,8 +9,8 @@ from PIL import Image
 
 from edgekd.benchmark.evaluate.accuracy import predict_suite, prepare
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
-from edgekd.images import UnreadableImage
+from edgekd.core.errors import EdgekdError
+from edgekd.data.images import UnreadableImage
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 500])

@@ -26,7 +26,7 @@ from edgekd.benchmark.report.across import (
 from edgekd.benchmark.report.comparison import write_comparison
 from edgekd.benchmark.subjects import Suite
 from edgekd.cli import main
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 def measure(place: Path, run: str, *, every: int, suites: list[Suite] | None = None) -> Path:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from device_fakes import BRIEF, CLASSES, result_of, run_agent, write_images, write_job
 
-import edgekd.errors
+import edgekd.core.errors
 import edgekd.targets
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.devices.zipapp import SHARED, agent_bytes, write_agent
@@ -34,7 +34,7 @@ def agent(tmp_path: Path) -> Path:
 
 
 def test_the_modules_in_it_are_the_packages_own(agent: Path) -> None:
-    core = Path(edgekd.errors.__file__).parent
+    core = Path(edgekd.core.errors.__file__).parent
     rooms = Path(edgekd.targets.__file__).parents[1]
     with zipfile.ZipFile(agent) as archive:
         for name in SHARED:

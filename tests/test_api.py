@@ -21,7 +21,7 @@ from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import AddClassConfig, ExportConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 VERBS = ("train", "export", "benchmark", "evaluate", "study", "verify")
 

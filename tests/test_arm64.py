@@ -13,7 +13,7 @@ from device_fakes import BRIEF
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.accuracy import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import load_images
+from edgekd.data.image_set import load_images
 from edgekd.targets.session import open_session
 
 ROOT = os.environ.get("EDGEKD_ARM64_ROOT", "")

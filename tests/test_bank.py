@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from embedding_fakes import red_and_green, write_colours
 
-from edgekd.errors import EdgekdError
-from edgekd.manifest import read_artifact
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import read_artifact
 from edgekd.targets import bank_change
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.bank_change import change_bank

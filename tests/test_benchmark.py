@@ -16,10 +16,10 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.metrics import log_softmax
 from edgekd.benchmark.measure.latency import END_TO_END_QUICK, QUICK
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.export.parity import compare
-from edgekd.files import sha256_file
-from edgekd.manifest import Artifact, TensorSpec
 from edgekd.targets.session import open_session
 
 

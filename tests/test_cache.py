@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, cache_folder, fill
-from edgekd.errors import EdgekdError
 
 DIM = 3
 KEYS = [f"{number:032x}" for number in range(1, 21)]

@@ -11,13 +11,13 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
+from edgekd.core.preprocess import Preprocess
 from edgekd.export import calibrators, ranges
 from edgekd.export.calibrators import BINS, entropy, mse, percentile, rounding_error
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import quantize_int8
 from edgekd.export.trt_dialect import quantize_trt
-from edgekd.preprocess import Preprocess
 
 
 def heavy(kind: str, n: int = 200_000) -> np.ndarray:

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 import edgekd
 from edgekd.cli import main
-from edgekd.errors import EdgekdError
-from edgekd.files import sha256_file
-from edgekd.manifest import read_artifact
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import read_artifact
 
 
 @pytest.fixture(scope="module")

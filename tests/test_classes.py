@@ -17,8 +17,8 @@ from PIL import Image
 
 import edgekd
 from edgekd.cli import main
-from edgekd.errors import EdgekdError
-from edgekd.manifest import read_artifact
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import read_artifact
 from edgekd.targets.bank import read_bank, unit
 from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.new_class import recognised

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from edgekd.cli import app, main
 from edgekd.configs.train import TrainConfig
-from edgekd.errors import EdgekdError, GateFailed, Stopped
+from edgekd.core.errors import EdgekdError, GateFailed, Stopped
 
 HELP_RATIO = 2.5
 

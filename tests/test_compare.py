@@ -18,7 +18,7 @@ from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 def turns(

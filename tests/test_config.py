@@ -14,7 +14,7 @@ from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.verbs import verb
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 def refusal(**given: Any) -> EdgekdError:

@@ -18,13 +18,13 @@ import torch
 from export_fakes import export_parts
 from torch import nn
 
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.export.mil_eval import logits_of
 from edgekd.export.mil_program import Ref, decompress, quiet, read_program
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.preprocess import Preprocess
 from edgekd.targets.session import open_session
 
 coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")
@@ -117,7 +117,7 @@ def test_the_same_model_is_the_same_file(fp16: Artifact, tmp_path: Path) -> None
 def test_verify_repeats_the_check_far_from_the_run(root: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    from edgekd.data import load_images
+    from edgekd.data.image_set import load_images
     from edgekd.evaluation.verify import verify_artifact
 
     for number, pixels in enumerate(pictures(8, seed=7)):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgekd.data
-from edgekd.data import load_images
-from edgekd.errors import EdgekdError
+import edgekd.data.image_set
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import load_images
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 
@@ -453,13 +453,13 @@ def test_second_load_opens_nothing(
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     first = load_images(root)
     opened: list[str] = []
-    plain = edgekd.data._look
+    plain = edgekd.data.image_set._look
 
     def spy(path: Path) -> tuple[str, str]:
         opened.append(path.name)
         return plain(path)
 
-    monkeypatch.setattr(edgekd.data, "_look", spy)
+    monkeypatch.setattr(edgekd.data.image_set, "_look", spy)
     assert load_images(root).keys == first.keys
     # What could not be read is tried again: a permission may have been mended.
     assert opened == ["torn.png"]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.descriptions import (
     QUESTION,
     descriptions_for,
     kept_descriptions,
     write_descriptions,
 )
-from edgekd.errors import EdgekdError
 
 CLASSES = ("dog", "dining_table")
 

@@ -31,8 +31,8 @@ from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.report import write
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_root
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_root
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.find import find_device
 

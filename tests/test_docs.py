@@ -298,7 +298,7 @@ def test_exported_file_is_used_as_documented(
 
 def test_documented_resizing_is_edgekds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels the page prepares by hand are those of `Preprocess.pixels`."""
-    from edgekd.preprocess import Preprocess
+    from edgekd.core.preprocess import Preprocess
 
     code = next(
         b.values[1]
@@ -379,7 +379,7 @@ def test_documented_embeddings_file_is_a_teacher(
 
 
 def test_documented_manifest_and_class_names_are_read(tmp_path: Path) -> None:
-    from edgekd.scan import display_names, list_manifest
+    from edgekd.data.scan import display_names, list_manifest
 
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     csv, names = (

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from edgekd import doctor
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.version import __version__
 
 
 @pytest.fixture
 def facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    monkeypatch.setattr("edgekd.hub.hub_reachable", lambda: False)
+    monkeypatch.setattr("edgekd.core.hub.hub_reachable", lambda: False)
     monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
     return {line[:18].strip(): line[18:] for line in doctor.examine()}
 

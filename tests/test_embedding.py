@@ -20,11 +20,11 @@ from PIL import Image
 from test_export import PREPROCESS, Backbone, pictures
 
 import edgekd
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.export.mixed import Yardstick
-from edgekd.manifest import Artifact, read_artifact
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import edgekd
 from edgekd.benchmark.report.storage import read_report
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from edgekd.benchmark.measure import energy
 from edgekd.benchmark.measure.energy import Meter, Sensor, Source, open_sensor, per_image
 from edgekd.benchmark.measure.latency import Protocol, measure, measure_interleaved
 from edgekd.benchmark.measure.local import measure_artifacts
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import read_job
 

@@ -32,10 +32,10 @@ from edgekd.benchmark.measure.throughput import Grid
 from edgekd.benchmark.report import write
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_root, sha256_file
+from edgekd.core.manifest import read_artifact
 from edgekd.evaluation.subjects import lone_artifact
-from edgekd.files import cache_root, sha256_file
-from edgekd.manifest import read_artifact
 from edgekd.targets.agent import engines
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step

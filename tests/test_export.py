@@ -20,13 +20,13 @@ from export_fakes import export_parts
 from PIL import Image
 from torch import nn
 
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
 from edgekd.export.run import int8_speed
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.preprocess import Preprocess
 from edgekd.targets.session import open_session
 
 PREPROCESS = Preprocess(size=32)

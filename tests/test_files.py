@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgekd.errors import EdgekdError, GateFailed, did_you_mean
-from edgekd.files import (
+from edgekd.core.errors import EdgekdError, GateFailed, did_you_mean
+from edgekd.core.files import (
     cache_root,
     disk_errors,
     replacing,
@@ -25,7 +25,7 @@ from edgekd.files import (
     write_tensors,
     write_text,
 )
-from edgekd.readers import read_json, read_tensors
+from edgekd.core.readers import read_json, read_tensors
 
 
 def names(folder: Path) -> list[str]:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.fitting import check_needs, settle_method
 from edgekd.distill.recipes import get_recipe
-from edgekd.errors import EdgekdError
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"recipe": "vl2v-sd", "student": "resnet18"}, "own image tower, not resnet18"),

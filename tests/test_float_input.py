@@ -24,14 +24,14 @@ from torch import nn
 
 from edgekd.cli import main
 from edgekd.configs.export import ExportConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.data.images import decode
 from edgekd.doctor import target_lines
-from edgekd.errors import EdgekdError
 from edgekd.export.export import torch_logits
 from edgekd.export.float_input import with_float_input
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick
-from edgekd.images import decode
-from edgekd.manifest import Artifact, read_artifact
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model
 from edgekd.targets.feed import feed_of, normalising

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgekd import folders
-from edgekd.errors import EdgekdError
-from edgekd.folders import (
+from edgekd.core import folders
+from edgekd.core.errors import EdgekdError
+from edgekd.core.folders import (
     ARTIFACT,
     COMPARISON,
     LOCK,

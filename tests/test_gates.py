@@ -20,7 +20,7 @@ from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_gates, print_table
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.errors import EdgekdError, GateFailed
 
 
 @pytest.fixture(scope="module")

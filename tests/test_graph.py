@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable, UnitHead, fold_head
-from edgekd.preprocess import Preprocess
 
 PREPROCESS = Preprocess(size=16, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
 

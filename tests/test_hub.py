@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from edgekd import hub
+from edgekd.core import hub
 
 
 @pytest.fixture(autouse=True)

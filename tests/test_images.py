@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.images import EXTENSIONS, UnreadableImage, decode
+from edgekd.data.images import EXTENSIONS, UnreadableImage, decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -242,7 +242,7 @@ def test_permission_error_has_its_own_reason(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("edgekd.images.open_regular", refuse)
+    monkeypatch.setattr("edgekd.data.images.open_regular", refuse)
     assert reason_of(tmp_path / "a.png") == "not permitted"
 
 
@@ -287,7 +287,7 @@ def test_large_images_print_nothing(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(raw_png(9_487, 9_487, bits=1, colour=0, rows=b""))
     (tmp_path / "huge.png").write_bytes(raw_png(12_000, 12_000, bits=1, colour=0, rows=b""))
     code = (
-        "import sys; from pathlib import Path; from edgekd.images import UnreadableImage, decode\n"
+        "import sys; from pathlib import Path; from edgekd.data.images import UnreadableImage, decode\n"
         "for name in sys.argv[1:]:\n"
         "    try: decode(Path(name))\n"
         "    except UnreadableImage as error: print(error.reason)\n"

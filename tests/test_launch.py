@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import is_main_process, set_rank
+from edgekd.core.console import is_main_process, set_rank
 from edgekd.distill.launch import find_launch, make_fabric
 
 LEFT_OVER = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Run
 from edgekd.distill.load import load_run
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.train import train
-from edgekd.errors import EdgekdError
-from edgekd.manifest import Run
 
 Trainer = Callable[..., Run]
 

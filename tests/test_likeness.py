@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import edgekd
 from edgekd.cli import main
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.load import load_run
-from edgekd.errors import EdgekdError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_agreement_is_measured_before_and_after_export(
 def test_a_file_that_embeds_is_compared_as_the_student_is(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgekd.errors import NotHere
+    from edgekd.core.errors import NotHere
     from edgekd.targets import session
 
     copy = Path(shutil.copytree(run, tmp_path / "copy"))

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import teaching
 from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
 from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached

@@ -12,7 +12,7 @@ import pytest
 
 from edgekd.benchmark.measure.latency import QUICK
 from edgekd.benchmark.measure.local import measure_artifacts
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices.result import Clocked
 
 BRIEF = replace(
@@ -45,7 +45,7 @@ class Model:
 def open_model(folder, *, threads):
     name = Path(folder).resolve().name
     if name == "altered":
-        from edgekd.errors import EdgekdError
+        from edgekd.core.errors import EdgekdError
         raise EdgekdError("The artifact was altered.", "Export it again.")
     if name == "fatal":
         print("Illegal instruction: avx9", file=sys.stderr)

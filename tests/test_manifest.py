@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Artifact, Run, TensorSpec, read_artifact, read_run
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.parity import compare
-from edgekd.files import sha256_file
-from edgekd.manifest import Artifact, Run, TensorSpec, read_artifact, read_run
-from edgekd.preprocess import Preprocess
 
 
 def artifact_folder(folder: Path) -> Path:

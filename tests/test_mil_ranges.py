@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export.mil_eval import evaluate, logits_of
 from edgekd.export.mil_program import MilProgram, Op, Ref
 from edgekd.export.mil_ranges import layers_to_keep, measure_ranges

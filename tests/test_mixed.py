@@ -14,7 +14,8 @@ from onnx import numpy_helper
 from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
-from edgekd.errors import EdgekdError, GateFailed
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.preprocess import Preprocess
 from edgekd.export import mixed, trt
 from edgekd.export.graph import Deployable
 from edgekd.export.mixed import Yardstick, rank
@@ -25,7 +26,6 @@ from edgekd.export.quantize import calibrate, weight_errors, weight_grid, write_
 from edgekd.export.trt_dialect import calibrate_trt, to_half, units_trt, write_trt
 from edgekd.export.trt_rules import findings
 from edgekd.export.units import units_of
-from edgekd.preprocess import Preprocess
 
 quantize_within = partial(mixed.quantize_within, dialect=DIALECT)
 

@@ -11,10 +11,10 @@ import torch
 from timm.models.maxxvit import MaxxVitTransformerCfg, PartitionAttentionCl
 from torch import nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.preprocess import Preprocess
 
 
 class Small(nn.Module):

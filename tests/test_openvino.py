@@ -20,12 +20,12 @@ from torch import nn
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.accuracy import predict_suite
 from edgekd.benchmark.subjects import Subject
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
-from edgekd.files import sha256_file
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.preprocess import Preprocess
 from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.session import open_session
 

@@ -10,7 +10,7 @@ import pytest
 from test_mixed import spoilt, yardstick
 from test_quantize import logits, pictures
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export import ov_int8
 from edgekd.export.ir import read
 from edgekd.export.mixed import quantize_within

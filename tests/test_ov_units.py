@@ -11,11 +11,11 @@ import torch
 from test_quantize import SIZE, pictures
 from torch import nn
 
+from edgekd.core.preprocess import Preprocess
 from edgekd.export import ov_int8
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units
-from edgekd.preprocess import Preprocess
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
 

@@ -82,14 +82,14 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
     templates = "edgekd/benchmark/report/templates"
     assert {f"{templates}/page.html", f"{templates}/style.css"} <= names
     assert "edgekd/targets/profiles/raspberry-pi-5.toml" in names
-    teacher = {name for name in names if name.startswith("edgekd/toy_teacher/")}
-    assert "edgekd/toy_teacher/open_clip_config.json" in teacher
+    teacher = {name for name in names if name.startswith("edgekd/data/toy_teacher/")}
+    assert "edgekd/data/toy_teacher/open_clip_config.json" in teacher
     assert any(name.endswith(".safetensors") for name in teacher)
 
 
 def test_toy_teacher_is_small(wheel: zipfile.ZipFile) -> None:
     entries = [
-        entry for entry in wheel.infolist() if entry.filename.startswith("edgekd/toy_teacher/")
+        entry for entry in wheel.infolist() if entry.filename.startswith("edgekd/data/toy_teacher/")
     ]
     assert 0.1e6 < sum(entry.file_size for entry in entries) <= 6e6
 

@@ -32,8 +32,8 @@ from edgekd.benchmark.report.rows import CorruptionRow, CueConflictRow
 from edgekd.benchmark.report.schema import Comparison, GateRow, Report, SuiteComparison
 from edgekd.benchmark.report.storage import RawResults, read_arrays, read_results
 from edgekd.benchmark.report.write import print_table
-from edgekd.errors import EdgekdError
-from edgekd.files import csv_text
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import csv_text
 
 EVIL = ("<script>alert(1)</script>", "dog & 'co'", 'fish" onload="x')
 RUN = "<img src=x onerror=alert(2)>"

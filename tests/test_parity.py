@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.export.parity import check, compare
 
 

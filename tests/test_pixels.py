@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.data import ImageSet, load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import pixels
 from edgekd.distill.pixels import open_store, squashed, store_side
-from edgekd.errors import EdgekdError
 
 Make = Callable[..., Path]
 

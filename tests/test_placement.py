@@ -14,7 +14,7 @@ from device_fakes import write_artifact
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.onnxruntime import profiled_nodes
 from edgekd.targets.placement import Placement, refuse_fallback
 from edgekd.targets.session import open_session
@@ -59,7 +59,7 @@ def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
 
 def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    from edgekd.manifest import read_artifact
+    from edgekd.core.manifest import read_artifact
     from edgekd.targets.openvino import open_file
 
     folder = write_artifact(tmp_path / "ov")

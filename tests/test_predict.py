@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.data import ImageSet, load_images
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.predict import pixel_batches, predict_all, student_predict
 from edgekd.distill.students import Student, make_student
-from edgekd.preprocess import Preprocess
 
 Make = Callable[..., Path]
 

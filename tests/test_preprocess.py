@@ -6,7 +6,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from edgekd.preprocess import Preprocess
+from edgekd.core.preprocess import Preprocess
 
 
 def picture(width: int, height: int) -> Image.Image:

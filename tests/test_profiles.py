@@ -7,8 +7,8 @@ import pytest
 
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import ExportConfig
+from edgekd.core.errors import EdgekdError
 from edgekd.doctor import target_lines
-from edgekd.errors import EdgekdError
 from edgekd.targets.profiles import FOLDER, follow_profile, load_profile, profile_names
 from edgekd.targets.registry import get_target
 

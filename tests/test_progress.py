@@ -11,9 +11,9 @@ import torch
 from lightning_fabric import Fabric
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
 from edgekd.distill import progress as module
 from edgekd.distill.progress import Progress
-from edgekd.errors import EdgekdError
 
 
 @pytest.fixture(scope="module")

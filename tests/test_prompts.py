@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.prompts import (
     TextBank,
     ensemble,
@@ -14,7 +15,6 @@ from edgekd.distill.prompts import (
     templates_for,
     warn_of_like_classes,
 )
-from edgekd.errors import EdgekdError
 
 
 def test_published_template_sets() -> None:

@@ -11,12 +11,12 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 from edgekd.export import qdq, ranges
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import quantize_int8, to_fp16, weight_grid, weight_scales
-from edgekd.preprocess import Preprocess
 
 SIZE = 32
 

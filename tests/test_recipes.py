@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.recipes import RECIPES, get_recipe
 from edgekd.distill.terms import TermSpec
 from edgekd.distill.train import schedule, share_out
-from edgekd.errors import EdgekdError
 
 
 def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import edgekd.targets
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.registry import TARGETS, get_target, target_of
 
 

@@ -37,7 +37,7 @@ from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 FACTS = {
     "name": "r",

@@ -13,7 +13,7 @@ from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 def noisy(predict, seed: int):  # type: ignore[no-untyped-def]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgekd.data import ImageSet, load_images
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.loader import BatchSource
 from edgekd.distill.pixels import open_store
 from edgekd.distill.restyle import KINDS, Restyle, RestylePolicy, restyle, restyle_params

@@ -21,15 +21,11 @@ from device_fakes import CLASSES as RGB
 from device_fakes import result_of, run_agent, write_artifact, write_images, write_job
 from embedding_fakes import write_colours
 
-from edgekd.data import load_images
-from edgekd.distill.cache import EmbeddingCache
-from edgekd.distill.pixels import open_store
-from edgekd.errors import EdgekdError
-from edgekd.evaluation.suites import folder_suites
-from edgekd.files import cache_folder, csv_text, sha256_file, write_json
-from edgekd.manifest import Run, read_artifact, read_run
-from edgekd.preprocess import Preprocess
-from edgekd.readers import (
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, csv_text, sha256_file, write_json
+from edgekd.core.manifest import Run, read_artifact, read_run
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import (
     map_array,
     parse_json,
     plain_path,
@@ -40,7 +36,11 @@ from edgekd.readers import (
     read_tensors,
     read_toml,
 )
-from edgekd.split import make_split, read_split
+from edgekd.data.image_set import load_images
+from edgekd.data.split import make_split, read_split
+from edgekd.distill.cache import EmbeddingCache
+from edgekd.distill.pixels import open_store
+from edgekd.evaluation.suites import folder_suites
 from edgekd.targets.agent.job import Job, parse_job, read_job
 from edgekd.targets.agent.model import read_manifest
 from edgekd.targets.agent.store import read_step, receive, write_step

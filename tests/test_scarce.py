@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError
-from edgekd.scarce import (
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import make_split, read_split
+from edgekd.data.subsets import (
     check_unseen,
     fewer_labels,
     left_to_test,
@@ -20,7 +21,6 @@ from edgekd.scarce import (
     unseen_test,
     without_classes,
 )
-from edgekd.split import make_split, read_split
 
 
 @pytest.fixture

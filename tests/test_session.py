@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 
 from edgekd.benchmark.evaluate.accuracy import predict_suite
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.predictor import in_batches
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.parity import compare
-from edgekd.files import sha256_file
-from edgekd.manifest import Artifact, TensorSpec
-from edgekd.predictor import in_batches
-from edgekd.preprocess import Preprocess
 from edgekd.targets.session import open_session
 
 

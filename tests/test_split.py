@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError
-from edgekd.split import ROLES, Split, make_split, read_split
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import ROLES, Split, make_split, read_split
 
 Make = Callable[..., Path]
 

@@ -23,7 +23,7 @@ from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, wr
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.accuracy import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices import drive
 
 SSHD = shutil.which("sshd") or next(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from study_data import done
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.studies.plan import Cell
 from edgekd.studies.store import Store
 

@@ -14,6 +14,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 from edgekd.distill.students import (
     FRIENDLY,
     Student,
@@ -23,8 +25,6 @@ from edgekd.distill.students import (
     timm_name,
 )
 from edgekd.distill.weights import load_weights
-from edgekd.errors import EdgekdError
-from edgekd.preprocess import Preprocess
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 NAME = "test_efficientnet"
@@ -314,7 +314,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("edgekd.hub", "edgekd.distill.students", "edgekd.distill.teacher"):
+    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teacher"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -330,7 +330,7 @@ def test_a_hub_out_of_reach_is_one_sentence_with_three_ways_on() -> None:
 def test_a_model_without_published_weights_is_not_blamed_on_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgekd.hub.hub_reachable", lambda: True)
+    monkeypatch.setattr("edgekd.core.hub.hub_reachable", lambda: True)
     monkeypatch.setattr("edgekd.distill.students.hub_reachable", lambda: True)
     assert not timm.get_pretrained_cfg("mobilenetv3_large_075").has_weights
     error = refusal(

@@ -14,16 +14,16 @@ from study_data import draw_domains, tiny_settings
 
 import edgekd
 from edgekd.cli import main
-from edgekd.data import ImageSet, load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.subsets import take_shots, unseen_test
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.pixels import squashed, store_side
 from edgekd.distill.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
-from edgekd.errors import EdgekdError
 from edgekd.evaluation.few_shot import teacher_keys
 from edgekd.evaluation.gather import suites_of
-from edgekd.scarce import take_shots, unseen_test
 from edgekd.studies import grid, runs
 from edgekd.studies.write import study_document
 

@@ -17,8 +17,11 @@ from PIL import Image
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.layouts import LAYOUTS, known_layout, unwrapped
+from edgekd.data.split import make_split
+from edgekd.data.unlabelled import load_unlabelled
 from edgekd.evaluation.gather import Further, parts_of
 from edgekd.evaluation.special_suites import (
     clean_suite,
@@ -35,9 +38,6 @@ from edgekd.evaluation.suites import (
 )
 from edgekd.evaluation.trained import Trained, all_trained, read_trained, suite_kind
 from edgekd.evaluation.vocabulary import spoken_as
-from edgekd.layouts import LAYOUTS, known_layout, unwrapped
-from edgekd.split import make_split
-from edgekd.unlabelled import load_unlabelled
 
 ANIMALS = ("cat", "dog", "fish", "horse")
 

@@ -17,11 +17,11 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.predict import teacher_predict
 from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, load_teacher
 from edgekd.distill.tower import tower_student
 from edgekd.distill.views import plain
-from edgekd.errors import EdgekdError
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 
@@ -426,7 +426,7 @@ def test_a_name_without_a_tag_is_asked_for_one() -> None:
 def test_a_hub_out_of_reach_is_said_with_other_ways(
     spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in ("edgekd.hub", "edgekd.distill.teacher"):
+    for module in ("edgekd.core.hub", "edgekd.distill.teacher"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -514,7 +514,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_the_toy_teacher_is_in_the_package() -> None:
     import importlib.resources
 
-    folder = importlib.resources.files("edgekd.toy_teacher")
+    folder = importlib.resources.files("edgekd.data.toy_teacher")
     if not folder.joinpath("open_clip_config.json").is_file():
         pytest.skip("the toy teacher has not been made yet")
     toy = load_teacher("toy")

@@ -19,7 +19,7 @@ from edgekd.benchmark.measure.latency import QUICK, rotating
 from edgekd.benchmark.measure.throughput import Grid, throughput_rows
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices.result import Rate
 
 PLANTED = """
@@ -35,7 +35,7 @@ class Model:
         return numpy.zeros((16, 16, 3), dtype="uint8")
     def run(self, images):
         if len(images) > 8:
-            from edgekd.errors import EdgekdError
+            from edgekd.core.errors import EdgekdError
             raise EdgekdError("It takes at most 8 images.", "")
         time.sleep((2 + 2 * len(images)) / 1000 / self.threads)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.load import load_run
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.tower import interpolate_with_teacher, tower_student
 from edgekd.distill.train import train
-from edgekd.errors import EdgekdError
 
 
 @pytest.fixture(scope="module")

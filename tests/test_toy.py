@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgekd import toy
-from edgekd.data import load_images
-from edgekd.toy_draw import SIZE
+from edgekd.data import toy
+from edgekd.data.image_set import load_images
+from edgekd.data.toy_draw import SIZE
 
 
 def mean_colour(cls: str, domain: str, seed: int) -> list[float]:

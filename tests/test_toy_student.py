@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd import toy
+from edgekd.core.errors import EdgekdError
+from edgekd.data import toy
 from edgekd.distill.students import make_student, toy_weights
-from edgekd.errors import EdgekdError
 
 
 def test_weights_are_shipped_for_mobilenetv3_only() -> None:

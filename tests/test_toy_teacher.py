@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from edgekd import toy
-from edgekd.preprocess import Preprocess
+from edgekd.core.preprocess import Preprocess
+from edgekd.data import toy
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return Path(str(importlib.resources.files("edgekd.toy_teacher")))
+    return Path(str(importlib.resources.files("edgekd.data.toy_teacher")))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,9 @@ from safetensors.torch import load_file
 
 from edgekd.configs.export import ExportConfig
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
+from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.manifest import Run
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate
 from edgekd.distill.load import load_run
@@ -29,8 +31,6 @@ from edgekd.distill.recipes import RECIPES
 from edgekd.distill.teacher import ClipTeacher
 from edgekd.distill.teaching import CONE
 from edgekd.distill.train import train
-from edgekd.errors import EdgekdError, Stopped
-from edgekd.manifest import Run
 
 STUDENT = "test_efficientnet"
 STEPS = 8
@@ -551,7 +551,7 @@ def test_there_must_be_something_to_resume(run: Trainer) -> None:
 
 def full_disk_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the temporary files of every file called `name` lie on /dev/full, where each write fails with ENOSPC."""
-    monkeypatch.setattr("edgekd.files.uuid.uuid4", lambda: SimpleNamespace(hex="0" * 32))
+    monkeypatch.setattr("edgekd.core.files.uuid.uuid4", lambda: SimpleNamespace(hex="0" * 32))
     monkeypatch.setattr(Path, "write_bytes", _refusing(name, Path.write_bytes))
 
 

@@ -17,12 +17,12 @@ import pytest
 from test_export import build, export, pictures
 from test_trt_rules import legal, shifted
 
-from edgekd.console import err
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.console import err
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.manifest import read_artifact
 from edgekd.export import trt as writer
 from edgekd.export.export import torch_logits
 from edgekd.export.trt import EVALUATED_BY, check_legal
-from edgekd.manifest import read_artifact
 from edgekd.targets import tensorrt, trt_builders
 from edgekd.targets.opened import feed_for
 from edgekd.targets.session import open_session
@@ -277,7 +277,7 @@ sys.modules["torch"] = None
 from pathlib import Path
 import numpy as np
 from edgekd.evaluation.verify import _runner
-from edgekd.manifest import read_artifact
+from edgekd.core.manifest import read_artifact
 artifact = read_artifact(Path({str(bundle)!r}))
 size = artifact.preprocess.size
 print(_runner(artifact.folder, artifact)(np.zeros((3, size, size, 3), np.uint8)).shape[0])

@@ -11,13 +11,13 @@ from onnx import numpy_helper
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
 from edgekd.export.trt_dialect import int8_scales, quantize_trt, refuse_overflow
 from edgekd.export.trt_rules import findings
-from edgekd.preprocess import Preprocess
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_table
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
-from edgekd.predictor import Predictor
+from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import Predictor
 
 N_ID, N_UNKNOWN = 60, 30
 

@@ -10,19 +10,19 @@ import pytest
 from PIL import Image
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
-from edgekd.distill.pixels import open_store
-from edgekd.errors import EdgekdError
-from edgekd.scarce import run_split, untested_half
-from edgekd.split import Split, make_split, read_split
-from edgekd.toy import toy_images
-from edgekd.unlabelled import (
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import Split, make_split, read_split
+from edgekd.data.subsets import run_split, untested_half
+from edgekd.data.toy import toy_images
+from edgekd.data.unlabelled import (
     NO_CLASS,
     NO_DOMAIN,
     label_free,
     load_unlabelled,
     with_unlabelled,
 )
+from edgekd.distill.pixels import open_store
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from vl_fakes import colours as colours
 
-from edgekd.data import load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import load_images
 from edgekd.distill.vl import easy_vqa, tokens
 from edgekd.distill.vl.data import load_vl_data
 from edgekd.distill.vl.entailment import LABELS, article, make_choice, make_entailment
 from edgekd.distill.vl.split import low_shot, split_examples
-from edgekd.errors import EdgekdError
 
 
 def test_entailment_says_what_the_folders_say(colours: Path) -> None:

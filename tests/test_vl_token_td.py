@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from vl_fakes import colours as colours
 
 from edgekd.configs.vl import CONTROLS, VlTrainConfig
-from edgekd.data import load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import load_images
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.terms import weighted_mean
 from edgekd.distill.vl import tokens
@@ -28,7 +29,6 @@ from edgekd.distill.vl.token_td import (
     masked_mean,
     token_td,
 )
-from edgekd.errors import EdgekdError
 
 B, L, P, D, W = 3, 5, 4, 6, 8
 

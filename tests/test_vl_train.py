@@ -16,8 +16,8 @@ from vl_fakes import colours as colours
 from vl_fakes import small as small
 
 import edgekd.cli as cli
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.vl.examples import order
-from edgekd.errors import EdgekdError
 from edgekd.vl import evaluate_vl, export_vl, train_vl
 
 

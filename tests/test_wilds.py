@@ -18,7 +18,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.storage import read_report
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")

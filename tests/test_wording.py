@@ -27,11 +27,11 @@ from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.console import say
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import Predictor
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.errors import EdgekdError
 from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
-from edgekd.predictor import Predictor
 
 
 def words(path: Path, text: str) -> Path:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import Stopped
 from edgekd.distill.progress import Progress
 from edgekd.distill.train import train
-from edgekd.errors import Stopped
 
 
 def die_after(step: int) -> None:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.images import UnreadableImage
-from edgekd.preprocess import Preprocess
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
+from edgekd.data.images import UnreadableImage
 
 
 def predict_suite(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
 
 SENSORS = ("rapl", "nvml", "ina", "battery")
 IDLE_S = 2.0

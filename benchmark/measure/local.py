@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.benchmark.measure.latency import Protocol
-from edgekd.console import say
-from edgekd.errors import EdgekdError
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import Arrays, read_step
 from edgekd.targets.devices.result import Clocked, Rate, clocked, rate

@@ -11,7 +11,7 @@ from edgekd.benchmark.measure.latency import LatencySamples, Protocol
 from edgekd.benchmark.measure.local import measure_rate
 from edgekd.benchmark.report.timings import ThroughputRow
 from edgekd.benchmark.subjects import Subject
-from edgekd.console import say
+from edgekd.core.console import say
 from edgekd.targets.devices.result import Rate
 
 FULL = Protocol("throughput", 50, 3.0, 30.0, 10, 10.0, 60.0, 1.0, 1)

@@ -20,7 +20,7 @@ from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
 from edgekd.benchmark.report.timings import LatencyRow
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
 """Families of suites that are not compared across reports."""

@@ -34,9 +34,9 @@ from edgekd.benchmark.report.sections import (
     words,
 )
 from edgekd.benchmark.report.tables import results
-from edgekd.errors import EdgekdError
-from edgekd.files import write_text
-from edgekd.folders import COMPARISON, publishing
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_text
+from edgekd.core.folders import COMPARISON, publishing
 
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:

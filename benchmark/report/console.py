@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from edgekd.benchmark.report.sections import Document, Table, Text, printable
-from edgekd.console import is_main_process, out
+from edgekd.core.console import is_main_process, out
 
 WIDTH = 100
 _STYLES = {"good": "green", "bad": "red", "note": "yellow", "quiet": "dim"}

@@ -19,8 +19,8 @@ from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
 from edgekd.benchmark.report.storage import RawResults
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import EdgekdError
-from edgekd.images import UnreadableImage
+from edgekd.core.errors import EdgekdError
+from edgekd.data.images import UnreadableImage
 
 ERRORS = 12
 THUMBNAIL_PX = 112

@@ -33,7 +33,7 @@ from edgekd.benchmark.report.rows import (
     VocabularyRow,
 )
 from edgekd.benchmark.report.timings import LatencyRow, PlacementRow, ThroughputRow
-from edgekd.manifest import Parity
+from edgekd.core.manifest import Parity
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)

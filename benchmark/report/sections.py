@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd import readers
 from edgekd.benchmark.report.metric import NONE, metrics_of
+from edgekd.core import readers
 
 
 def printable(text: object) -> str:

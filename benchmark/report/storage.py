@@ -19,12 +19,12 @@ from edgekd.benchmark.report.schema import (
     Machine,
     Report,
 )
-from edgekd.console import shell_word
-from edgekd.errors import EdgekdError
-from edgekd.manifest import first_problem
-from edgekd.preprocess import Preprocess
-from edgekd.readers import printable, printable_values, read_object
-from edgekd.readers import read_arrays as read_npz
+from edgekd.core.console import shell_word
+from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import first_problem
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import printable, printable_values, read_object
+from edgekd.core.readers import read_arrays as read_npz
 
 Arrays = Mapping[str, NDArray[Any]]
 

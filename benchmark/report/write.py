@@ -19,8 +19,8 @@ from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.storage import RawResults
 from edgekd.benchmark.subjects import Suite
-from edgekd.errors import GateFailed
-from edgekd.files import csv_text, replacing, write_json, write_text
+from edgekd.core.errors import GateFailed
+from edgekd.core.files import csv_text, replacing, write_json, write_text
 
 
 def write_report(

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.configs.vl import VlTrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_tensors
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import printable_values, read_object, read_tensors
 from edgekd.distill.students import make_student
 from edgekd.distill.vl.data import check_task
 from edgekd.distill.vl.student import VlStudent, patch_rows
-from edgekd.errors import EdgekdError
-from edgekd.files import write_tensors
-from edgekd.preprocess import Preprocess
-from edgekd.readers import printable_values, read_object, read_tensors
 
 RECORD = "vl_run.json"
 WEIGHTS = "student.safetensors"

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data.image_set import ImageSet, load_images
 
 Task = Literal["vqa", "ve", "choice"]
 TASKS: dict[str, str] = {

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd.data import FileReader, ImageSet
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.distill.vl.data import VlData
-from edgekd.errors import EdgekdError
-from edgekd.files import sha256_file
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -107,7 +107,7 @@ def _package_folder() -> Path:
 
 
 def _questions(path: Path) -> tuple[list[str], list[str], list[int]]:
-    from edgekd.readers import read_json
+    from edgekd.core.readers import read_json
 
     rows = read_json(path, "question file of easy-vqa")
     return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]

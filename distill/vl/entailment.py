@@ -10,10 +10,10 @@ import re
 
 import numpy as np
 
-from edgekd.data import ImageSet
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.prompts import readable
 from edgekd.distill.vl.data import VlData
-from edgekd.errors import EdgekdError
 
 LABELS = ("entailment", "contradiction", "neutral")
 _ABOUT_CLASS = ("there is {a} in the picture", "this shows {a}", "one can see {a} here")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.vl.build import VlRun
 from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.examples import Reader, make_reader
 from edgekd.distill.vl.frozen import frozen_maps
 from edgekd.distill.vl.split import split_examples, spread
 from edgekd.distill.vl.student import VlStudent
-from edgekd.errors import EdgekdError
 
 Predict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 """uint8 `[B, S, S, 3]`, int64 tokens → float32 logits."""

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.core.preprocess import Preprocess
 from edgekd.distill.pixels import PixelStore, open_store
 from edgekd.distill.vl.data import VlData
 from edgekd.distill.vl.tokens import tokenize
-from edgekd.preprocess import Preprocess
 
 
 @dataclass(frozen=True, eq=False)

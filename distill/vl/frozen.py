@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.teacher import weights_hash
 from edgekd.distill.vl.examples import Reader
 from edgekd.distill.vl.kept import kept
 from edgekd.distill.vl.student import VlStudent
-from edgekd.errors import EdgekdError
 
 _CHUNK = 64
 _MAX_BYTES = 8 * 2**30

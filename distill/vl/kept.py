@@ -10,10 +10,10 @@ from collections.abc import Callable
 from filelock import FileLock
 from torch import Tensor
 
-from edgekd.console import warn
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder, disk_errors, short_hash, write_tensors
-from edgekd.readers import read_tensors
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, disk_errors, short_hash, write_tensors
+from edgekd.core.readers import read_tensors
 
 
 def kept(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data import ImageSet
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split, make_split
 from edgekd.distill.vl.data import VlData
-from edgekd.errors import EdgekdError
-from edgekd.split import Split, make_split
 
 
 @dataclass(frozen=True, eq=False)

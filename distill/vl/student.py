@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from edgekd.core.preprocess import Preprocess
 from edgekd.distill.vl.data import Task
 from edgekd.distill.vl.tokens import END
-from edgekd.preprocess import Preprocess
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
-from edgekd.data import ImageSet
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.teacher import ClipTeacher, Teacher
 from edgekd.distill.vl import tokens
-from edgekd.errors import EdgekdError
 
 _CHUNK = 64
 _MAX_BYTES = 4 * 2**30

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.console import warn
+from edgekd.core.console import warn
 
 VOCABULARY = 49408
 BEGIN, END = 49406, 49407

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.console import say
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_json
+from edgekd.core.folders import RUN, clear, growing
 from edgekd.distill.teacher import load_teacher
 from edgekd.distill.terms import weighted_mean
 from edgekd.distill.vl import tokens
@@ -33,9 +36,6 @@ from edgekd.distill.vl.split import VlSplit, split_examples, spread
 from edgekd.distill.vl.student import Joint, VlStudent
 from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
 from edgekd.distill.vl.token_td import TokenMaps, confidence, token_td
-from edgekd.errors import EdgekdError
-from edgekd.files import write_json
-from edgekd.folders import RUN, clear, growing
 from edgekd.version import __version__
 
 _WARM_UP = 0.1

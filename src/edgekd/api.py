@@ -14,13 +14,13 @@ from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, Ver
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 if TYPE_CHECKING:
     from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
+    from edgekd.core.manifest import Artifact, Run
     from edgekd.evaluation.gather import Gathered
-    from edgekd.manifest import Artifact, Run
     from edgekd.studies.study import Study
 
 
@@ -43,9 +43,9 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     Returns:
         Names of images, as the file's `image_ids` must have them.
     """
-    from edgekd.data import load_images
+    from edgekd.data.image_set import load_images
+    from edgekd.data.unlabelled import load_unlabelled
     from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
-    from edgekd.unlabelled import load_unlabelled
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
@@ -144,8 +144,8 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.benchmark import run_benchmark
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
+    from edgekd.core.folders import REPORT, free_name, publishing
     from edgekd.evaluation.subjects import artifact_facts, compared_of
-    from edgekd.folders import REPORT, free_name, publishing
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.configs.export import AddClassConfig
-from edgekd.console import warn
-from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors
-from edgekd.images import UnreadableImage, decode
-from edgekd.manifest import Artifact, read_artifact
-from edgekd.readers import printable, read_array
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors
+from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.readers import printable, read_array
+from edgekd.data.images import UnreadableImage, decode
 from edgekd.targets.bank import ClassBank, read_bank
 from edgekd.targets.bank_change import change_bank
 from edgekd.targets.new_class import add_by_images, provenance

@@ -15,8 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from edgekd.commands import Given, command
-from edgekd.console import clean, open_streams, out, result, shell_word
-from edgekd.errors import EdgekdError, GateFailed, Stopped
+from edgekd.core.console import clean, open_streams, out, result, shell_word
+from edgekd.core.errors import EdgekdError, GateFailed, Stopped
 from edgekd.version import __version__
 
 

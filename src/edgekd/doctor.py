@@ -6,8 +6,8 @@ import fnmatch
 import importlib.metadata
 import platform
 
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import cache_root
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.files import cache_root
 from edgekd.version import __version__
 
 PACKAGES = (
@@ -31,7 +31,7 @@ def examine() -> list[str]:
     import torch
 
     from edgekd.benchmark.measure.environment import describe
-    from edgekd.hub import hub_reachable
+    from edgekd.core.hub import hub_reachable
     from edgekd.targets.trt_builders import describe as tensorrt_builder
 
     machine = describe()

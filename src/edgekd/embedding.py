@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize, softmax
 
+from edgekd.core.errors import EdgekdError
+from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import predict_all
 from edgekd.distill.students import fit_scale
 from edgekd.distill.views import plain
-from edgekd.errors import EdgekdError
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.targets.bank import ClassBank
-from edgekd.unlabelled import NO_DATA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.configs.verbs import verb
 from edgekd.configs.vl import VlEvaluateConfig, VlExportConfig, VlTrainConfig
-from edgekd.console import shell_word
-from edgekd.errors import EdgekdError
+from edgekd.core.console import shell_word
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 
 if TYPE_CHECKING:

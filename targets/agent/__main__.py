@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from edgekd.benchmark.measure import environment
-from edgekd.errors import EdgekdError
-from edgekd.readers import inside, parse_json
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import inside, parse_json
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import open_model, read_manifest

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError, NotHere
-from edgekd.readers import read_object
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.readers import read_object
 from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.tensorrt import DEVICE_FILE, refuse_mismatch
 from edgekd.targets.trt_build import MODULES, BuildError, build

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.benchmark.measure.latency import Protocol
-from edgekd.errors import EdgekdError
-from edgekd.readers import plain_path, printable, read_json
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import plain_path, printable, read_json
 
 FORMAT = 1
 """Raised when `job.json` or the result changes its meaning; agent and edgekd of different formats refuse each other."""

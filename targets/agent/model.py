@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.images import UnreadableImage, decode
-from edgekd.predictor import Predictor
-from edgekd.readers import inside, printable, read_object
-from edgekd.resize import resize_rgb
+from edgekd.core.errors import EdgekdError
+from edgekd.core.predictor import Predictor
+from edgekd.core.readers import inside, printable, read_object
+from edgekd.data.images import UnreadableImage, decode
+from edgekd.data.resize import resize_rgb
 from edgekd.targets.agent.job import number, whole
 from edgekd.targets.agent.runtimes import open_file
 from edgekd.targets.agent.store import sha256_of

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 from edgekd.targets.opened import OR_ANOTHER, Opened
 from edgekd.targets.registry import TARGETS, opener_of
 

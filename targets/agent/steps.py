@@ -18,9 +18,9 @@ import numpy as np
 from edgekd.benchmark.measure.energy import Meter, open_sensor
 from edgekd.benchmark.measure.environment import peak_rss_mb, state, usable_cores
 from edgekd.benchmark.measure.latency import LatencySamples, measure, measure_interleaved, rotating
-from edgekd.errors import EdgekdError
-from edgekd.images import MAX_BYTES
-from edgekd.readers import read_errors
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import read_errors
+from edgekd.data.images import MAX_BYTES
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
 from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import inside, parse_json, read_arrays, read_errors
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import inside, parse_json, read_arrays, read_errors
 
 try:
     import fcntl

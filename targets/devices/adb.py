@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import printable
 from edgekd.targets.devices.drive import ShellDevice
 
 _FILES = "/data/data/com.termux/files"

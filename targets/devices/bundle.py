@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgekd.errors import EdgekdError
-from edgekd.files import write_text
-from edgekd.folders import BUNDLE, publishing
-from edgekd.readers import inside, printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_text
+from edgekd.core.folders import BUNDLE, publishing
+from edgekd.core.readers import inside, printable
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.devices.payload import Payload
 

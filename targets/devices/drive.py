@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from edgekd.console import say
-from edgekd.errors import EdgekdError
-from edgekd.files import sha256_file
-from edgekd.readers import parse_json, printable
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file
+from edgekd.core.readers import parse_json, printable
 from edgekd.targets.devices.payload import Payload, agent_name
 from edgekd.targets.devices.zipapp import write_agent
 

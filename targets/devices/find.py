@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import printable
 from edgekd.targets.devices.adb import adb_device
 from edgekd.targets.devices.drive import Device
 from edgekd.targets.devices.local import local_device

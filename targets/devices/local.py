@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder, disk_errors
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, disk_errors
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.data import FileReader, ImageSet
-from edgekd.files import disk_errors, sha256_file, short_hash
-from edgekd.images import read_bytes
-from edgekd.manifest import read_artifact
-from edgekd.readers import inside
+from edgekd.core.files import disk_errors, sha256_file, short_hash
+from edgekd.core.manifest import read_artifact
+from edgekd.core.readers import inside
+from edgekd.data.image_set import FileReader, ImageSet
+from edgekd.data.images import read_bytes
 from edgekd.targets.agent.job import Job
 from edgekd.targets.devices.zipapp import write_agent
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.latency import LatencySamples
 from edgekd.benchmark.report.schema import Machine
-from edgekd.errors import EdgekdError
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import printable
 from edgekd.targets.agent.job import Job, number, parse_job, short_text, whole
 from edgekd.targets.agent.store import Arrays, read_step
 from edgekd.targets.placement import Placement

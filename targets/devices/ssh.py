@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import printable
 from edgekd.targets.devices.drive import ShellDevice
 
 _FORM = "Write ssh://[USER@]HOST[:PORT][?python=PATH]."

@@ -10,15 +10,15 @@ import io
 import zipfile
 from pathlib import Path
 
-from edgekd.files import write_bytes
+from edgekd.core.files import write_bytes
 
 SHARED = (
-    "errors.py",
-    "formats.py",
-    "images.py",
-    "predictor.py",
-    "readers.py",
-    "resize.py",
+    "core/errors.py",
+    "core/formats.py",
+    "data/images.py",
+    "core/predictor.py",
+    "core/readers.py",
+    "data/resize.py",
     "benchmark/measure/energy.py",
     "benchmark/measure/environment.py",
     "benchmark/measure/latency.py",
@@ -76,7 +76,7 @@ def agent_bytes() -> bytes:
     """The agent as one executable zip file; equal for equal sources."""
     agent = Path(__file__).parents[1] / "agent"
     contents = {"__main__.py": _START.encode(), "edgekd/__init__.py": _EMPTY.encode()}
-    for folder in ("benchmark", "benchmark/measure"):
+    for folder in ("benchmark", "benchmark/measure", "core", "data"):
         contents[f"edgekd/{folder}/__init__.py"] = _EMPTY.encode()
     contents |= {f"edgekd/{name}": _module(name) for name in SHARED}
     contents |= {

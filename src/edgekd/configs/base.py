@@ -33,8 +33,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from edgekd.configs.files import put, read_settings
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.readers import printable
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import printable
 
 Read = TypeVar("Read")
 Write = TypeVar("Write")

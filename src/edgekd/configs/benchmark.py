@@ -17,7 +17,7 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 
 class SuiteOptions(Config):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
-from edgekd.errors import EdgekdError
-from edgekd.formats import EXACT, Input, Precision
+from edgekd.core.errors import EdgekdError
+from edgekd.core.formats import EXACT, Input, Precision
 from edgekd.targets.registry import DEFAULT_TARGET
 
 

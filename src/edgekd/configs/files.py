@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import parse_toml, read_toml, read_yaml
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import parse_toml, read_toml, read_yaml
 
 _CHECK = "Check --config; docs/train.md has an example."
 

@@ -20,7 +20,7 @@ from edgekd.configs.base import (
 )
 from edgekd.configs.files import put
 from edgekd.configs.train import RunOptions, TrainConfig
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 DECIDED = {
     "recipe": "--recipes", "seed": "--seeds", "test_domain": "--test-domains", "out": "--out", "resume": "nothing",

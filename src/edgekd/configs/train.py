@@ -17,8 +17,8 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.errors import EdgekdError
-from edgekd.readers import read_object
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import read_object
 
 
 class SwadRule(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Spec, check, option
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
 
 Select = Literal["relevance", "random", "all", "none"]
 Confidence = Literal["label", "max", "relative", "none"]

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgekd.console import warn
-from edgekd.data import ImageSet, load_images
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.pixels import PixelStore, store_side
 from edgekd.distill.predict import predict_all, student_predict
@@ -20,11 +22,9 @@ from edgekd.distill.probe import student_vectors
 from edgekd.distill.retrieval import retrieval_scores
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
-from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.evaluation.gather import trained_of
 from edgekd.evaluation.teacher_agreement import Parts, accuracy_rows, own_teacher, teacher_vectors
 from edgekd.evaluation.trained import Trained
-from edgekd.scarce import left_to_test, take_shots
 
 Keys = Literal["student", "teacher"]
 """Whose embeddings of the few images are kept."""

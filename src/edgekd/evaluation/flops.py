@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd.benchmark.measure.counting import Counted
-from edgekd.predictor import Predictor
+from edgekd.core.predictor import Predictor
 
 
 def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -> Counted:

@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.console import say
-from edgekd.data import ImageSet, load_images
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.manifest import read_artifact
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.split import read_split, read_stored_split
+from edgekd.data.unlabelled import NO_DATA, load_unlabelled
 from edgekd.distill.load import LoadedRun, load_run
-from edgekd.errors import EdgekdError, did_you_mean
 from edgekd.evaluation.prompt_variants import in_other_words
 from edgekd.evaluation.special_suites import (
     CORRUPTION_IMAGES,
@@ -42,9 +45,6 @@ from edgekd.evaluation.trained import (
 )
 from edgekd.evaluation.vocabulary import spoken_as
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
-from edgekd.manifest import read_artifact
-from edgekd.split import read_split, read_stored_split
-from edgekd.unlabelled import NO_DATA, load_unlabelled
 
 COMPUTED = ("corruptions",)
 """Suites that are made from in-domain test images."""

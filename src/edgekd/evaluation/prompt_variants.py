@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from edgekd.benchmark.subjects import Subject, Suite, Wording
+from edgekd.core.errors import EdgekdError
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank, readable
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.errors import EdgekdError
 from edgekd.evaluation.suites import named_folders
 
 BASES = ("id", "domain", "folder")

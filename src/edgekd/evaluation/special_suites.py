@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.subjects import Suite
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.evaluation.suites import IMAGENET_O, NOTHING, left_out, not_empty
 from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.vocabulary import called, spoken_as

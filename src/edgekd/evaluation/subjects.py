@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.counting import count_folder
 from edgekd.benchmark.subjects import Subject
-from edgekd.console import say, shell_word, warn
+from edgekd.core.console import say, shell_word, warn
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.files import short_hash
+from edgekd.core.manifest import read_artifact, read_run
+from edgekd.core.predictor import Predictor
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.errors import EdgekdError, NotHere
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.fuse import fuse
-from edgekd.files import short_hash
-from edgekd.manifest import read_artifact, read_run
-from edgekd.predictor import Predictor
 from edgekd.targets.session import open_session
 
 COPIED = " (copied)"

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.report.rows import Family
 from edgekd.benchmark.subjects import Suite
-from edgekd.console import warn
-from edgekd.data import ImageSet, load_images
-from edgekd.errors import EdgekdError
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.layouts import known_layout, unwrapped
+from edgekd.data.split import Split, make_split
 from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
 from edgekd.evaluation.vocabulary import spoken_as
-from edgekd.layouts import known_layout, unwrapped
-from edgekd.split import Split, make_split
 from edgekd.targets.bank import plain_name
 
 SEEN = (

@@ -22,8 +22,9 @@ from edgekd.benchmark.evaluate.agreement import (
 )
 from edgekd.benchmark.evaluate.metrics import macro, top1
 from edgekd.configs.benchmark import EvaluateConfig
-from edgekd.console import warn
-from edgekd.data import ImageSet, load_images
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.descriptions import descriptions_for
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import pixel_batches, predict_all, student_predict, teacher_predict
@@ -31,7 +32,6 @@ from edgekd.distill.probe import probe_scores, student_vectors
 from edgekd.distill.prompts import TextBank, templates_for
 from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import plain
-from edgekd.errors import EdgekdError, NotHere
 from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekd.split import read_stored_split
+from edgekd.data.split import read_stored_split
 from edgekd.targets.bank import plain_name
 
 SEEN_IN = ("train", "val", "unlabelled")

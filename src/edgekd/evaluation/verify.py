@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.console import shell_word
-from edgekd.errors import EdgekdError, NotHere
+from edgekd.core.console import shell_word
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.files import scratch_folder
+from edgekd.core.manifest import Artifact, Precision, Run, read_artifact
+from edgekd.core.predictor import Predictor, in_batches
 from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
-from edgekd.files import scratch_folder
-from edgekd.manifest import Artifact, Precision, Run, read_artifact
-from edgekd.predictor import Predictor, in_batches
 from edgekd.targets.bank import read_bank
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, target_of
 from edgekd.targets.session import open_session
@@ -98,7 +98,7 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
 
 
 def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
-    from edgekd.data import load_images
+    from edgekd.data.image_set import load_images
 
     if REFERENCE_FILE not in artifact.files:
         raise EdgekdError(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data.image_set import ImageSet
 from edgekd.targets.bank import plain_name
 
 _WNID = re.compile(r"n\d{8}")

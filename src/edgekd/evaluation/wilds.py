@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.subjects import Suite
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import printable, read_text
+from edgekd.data.image_set import ImageSet
 from edgekd.evaluation.vocabulary import spoken_as
-from edgekd.readers import printable, read_text
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import load_images
+from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.readers import parse_json
+from edgekd.data.image_set import load_images
+from edgekd.data.subsets import unseen_test
 from edgekd.distill.load import LoadedRun
-from edgekd.errors import EdgekdError, Stopped
 from edgekd.evaluation.few_shot import can_zero_shot, new_vectors, student_scores
-from edgekd.readers import parse_json
-from edgekd.scarce import unseen_test
 from edgekd.studies.descriptions import from_file
 from edgekd.studies.numbers import ID, OOD, ORACLE
 from edgekd.studies.oracle import oracle_of, watch

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.files import short_hash, write_json
 from edgekd.distill.descriptions import descriptions_for, kept_descriptions
 from edgekd.distill.vocabulary import read_vocabulary
-from edgekd.files import short_hash, write_json
 from edgekd.studies.plan import Plan
 
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgekd.benchmark.measure.environment import usable_cores
-from edgekd.console import say, warn
-from edgekd.errors import EdgekdError
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
 from edgekd.studies.cell import run_cell
 from edgekd.studies.plan import Cell, Plan
 from edgekd.studies.store import Store

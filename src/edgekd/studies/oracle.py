@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_bytes
+from edgekd.core.readers import read_arrays
 from edgekd.distill.job import Job
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.students import Student
 from edgekd.distill.validate import scores_on
-from edgekd.errors import EdgekdError
-from edgekd.files import write_bytes
-from edgekd.readers import read_arrays
 from edgekd.studies.store import Outcome
 
 _FILE = "oracle.npz"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.benchmark.report.charts import COLOURS, LIGHT, dress, new_figure
-from edgekd.files import replacing
+from edgekd.core.files import replacing
 from edgekd.studies.numbers import ORACLE, Table
 from edgekd.studies.tables import TEACHER
 from edgekd.studies.write import group_titles, group_values

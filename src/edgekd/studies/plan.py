@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from edgekd.configs.study import DECIDED, StudyConfig, decided
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import short_hash
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.subsets import left_to_test, run_split, take_shots, unseen_test, without_classes
 from edgekd.distill.plan import settle
 from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.errors import EdgekdError
-from edgekd.files import short_hash
-from edgekd.scarce import left_to_test, run_split, take_shots, unseen_test, without_classes
 from edgekd.studies.wanted import (
     adapt_counts,
     domain_names,

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet
+from edgekd.core.manifest import Run
+from edgekd.data.image_set import ImageSet
 from edgekd.distill.job import Look
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.train import train
 from edgekd.evaluation.few_shot import student_scores
-from edgekd.manifest import Run
 from edgekd.studies.store import Outcome
 
 

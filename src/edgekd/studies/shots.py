@@ -17,10 +17,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet, load_images
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.distill.load import LoadedRun
 from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
-from edgekd.scarce import left_to_test, take_shots
 from edgekd.studies.numbers import ID, OOD
 from edgekd.studies.plan import Cell, Plan, cell_config
 from edgekd.studies.runs import asked, chosen_among, facts_of, trained

@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from edgekd.errors import EdgekdError
-from edgekd.files import write_bytes, write_json, write_text
-from edgekd.folders import LOCK, held
-from edgekd.readers import parse_json, printable_values, read_arrays, read_object, read_text
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_bytes, write_json, write_text
+from edgekd.core.folders import LOCK, held
+from edgekd.core.readers import parse_json, printable_values, read_arrays, read_object, read_text
 from edgekd.studies.plan import Cell
 
 _SCHEMA_VERSION = 1

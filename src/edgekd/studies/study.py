@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.benchmark.report.markdown import markdown
-from edgekd.errors import EdgekdError, Stopped
-from edgekd.files import write_text
+from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.files import write_text
 from edgekd.studies.descriptions import ask_once
 from edgekd.studies.grid import Failure, run_cells
 from edgekd.studies.numbers import Table

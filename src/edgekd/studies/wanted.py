@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from edgekd.configs.train import TrainConfig
-from edgekd.console import say
-from edgekd.data import ImageSet
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data.image_set import ImageSet
+from edgekd.data.subsets import check_unseen
 from edgekd.distill.recipes import RECIPES
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.scarce import check_unseen
 
 ADAPT_IMAGES = (25, 50, 100, 200, 400)
 

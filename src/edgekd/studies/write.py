@@ -8,7 +8,7 @@ from edgekd.benchmark.measure.intervals import Interval
 from edgekd.benchmark.report.metric import NONE
 from edgekd.benchmark.report.sections import Document, Section, Text
 from edgekd.benchmark.report.sections import Table as TextTable
-from edgekd.files import csv_text
+from edgekd.core.files import csv_text
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
 

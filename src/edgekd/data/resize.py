@@ -16,7 +16,7 @@ _RESAMPLING = {
 def resize_rgb(
     image: Image.Image, *, size: int, resize: str, crop_pct: float, interpolation: str
 ) -> NDArray[np.uint8]:
-    """RGB image of any size → uint8 `[size, size, 3]`; the arguments are fields of `edgekd.preprocess.Preprocess`."""
+    """Resize an RGB image to uint8 `[size, size, 3]`; the arguments are fields of `Preprocess`."""
     resampling = _RESAMPLING[interpolation]
     if resize == "squash":
         resized = image.resize((size, size), resampling)

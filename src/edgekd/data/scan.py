@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekd.console import warn
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.images import EXTENSIONS
-from edgekd.layouts import whole_parts
-from edgekd.readers import printable, read_text
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import printable, read_text
+from edgekd.data.images import EXTENSIONS
+from edgekd.data.layouts import whole_parts
 from edgekd.targets.bank import like_names
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
-from edgekd.readers import NOT_REGULAR, open_regular
+from edgekd.core.readers import NOT_REGULAR, open_regular
 
 MAX_MEGAPIXELS = 100
 """Larger images are refused by their header, before a pixel is decoded."""

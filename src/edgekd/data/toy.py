@@ -22,15 +22,15 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.console import warn
-from edgekd.errors import EdgekdError
-from edgekd.files import cache_folder, replacing
-from edgekd.readers import map_array
-from edgekd.toy_draw import SIZE, STYLES, Colour, Scene
-from edgekd.toy_shapes import SHAPES, Role, pose
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, replacing
+from edgekd.core.readers import map_array
+from edgekd.data.toy_draw import SIZE, STYLES, Colour, Scene
+from edgekd.data.toy_shapes import SHAPES, Role, pose
 
 if TYPE_CHECKING:
-    from edgekd.data import ImageSet
+    from edgekd.data.image_set import ImageSet
 
 VERSION = "toy-1"
 """Part of every key: raise it with any change that alters a drawing."""
@@ -219,7 +219,7 @@ def toy_images(seed: int = 0, per_class: int = PER_CLASS, world: bool = False) -
 
     Suites of another seed, and the teacher's (`world`), share no image with it.
     """
-    from edgekd.data import ImageSet
+    from edgekd.data.image_set import ImageSet
 
     reader = ToyReader(seed, per_class, world)
     places = np.array(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekd import scan
-from edgekd.console import warn_counted
-from edgekd.data import FileReader, ImageSet, JoinedReader, readable
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.images import EXTENSIONS
-from edgekd.scarce import untested_half
-from edgekd.split import ROLES, Split, build_split, read_split, shuffled
+from edgekd.core.console import warn_counted
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data import scan
+from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable
+from edgekd.data.images import EXTENSIONS
+from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
+from edgekd.data.subsets import untested_half
 
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
@@ -92,7 +92,7 @@ def _list_all(root: Path) -> scan.Listing:
 
 
 def _toy_style(style: str) -> ImageSet:
-    from edgekd.toy import DOMAINS, KeptReader, ToyReader, toy_images
+    from edgekd.data.toy import DOMAINS, KeptReader, ToyReader, toy_images
 
     if style not in DOMAINS:
         raise EdgekdError(f'The toy data have no style "{style}".', did_you_mean(style, DOMAINS))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekd.files import short_hash
-from edgekd.resize import resize_rgb
+from edgekd.core.files import short_hash
+from edgekd.data.resize import resize_rgb
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from edgekd.toy_shapes import CANVAS, Part, Points, Role, box, poly, turned
+from edgekd.data.toy_shapes import CANVAS, Part, Points, Role, box, poly, turned
 
 SIZE = CANVAS // 2
 """Side of a finished drawing, pixels."""

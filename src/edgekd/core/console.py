@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edgekd.readers import printable
+from edgekd.core.readers import printable
 
 
 class _Console(Console):

@@ -16,9 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from edgekd.errors import EdgekdError
-from edgekd.files import disk_errors, sweep
-from edgekd.readers import read_json, read_text
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors, sweep
+from edgekd.core.readers import read_json, read_text
 
 LOCK = ".running.lock"
 """In a folder that grows while it is written: a run, a study."""

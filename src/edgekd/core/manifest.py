@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from edgekd.console import shell_word
-from edgekd.errors import EdgekdError
-from edgekd.files import sha256_file, write_json
-from edgekd.formats import Input as Input
-from edgekd.formats import Precision as Precision
-from edgekd.preprocess import Preprocess
-from edgekd.readers import inside, plain_path, printable, printable_values, read_object
+from edgekd.core.console import shell_word
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import sha256_file, write_json
+from edgekd.core.formats import Input as Input
+from edgekd.core.formats import Precision as Precision
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import inside, plain_path, printable, printable_values, read_object
 
 FileName = Annotated[str, AfterValidator(plain_path)]
 """A plain relative path below the manifest's folder."""

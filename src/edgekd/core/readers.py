@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from edgekd.errors import EdgekdError
+from edgekd.core.errors import EdgekdError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.configs.train import TrainConfig
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.split import ROLES, Split, build_split, grouped, make_split, shuffled
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import ROLES, Split, build_split, grouped, make_split, shuffled
 
 
 def without_classes(images: ImageSet, unseen: Collection[str]) -> ImageSet:

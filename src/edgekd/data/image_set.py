@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd import scan
-from edgekd.console import say, warn, warn_counted
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import cache_root, short_hash, write_text
-from edgekd.images import UnreadableImage, decode, read_bytes
-from edgekd.layouts import class_names
-from edgekd.readers import read_json
+from edgekd.core.console import say, warn, warn_counted
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.files import cache_root, short_hash, write_text
+from edgekd.core.readers import read_json
+from edgekd.data import scan
+from edgekd.data.images import UnreadableImage, decode, read_bytes
+from edgekd.data.layouts import class_names
 from edgekd.targets.bank import like_names
 
 _INDEX_VERSION = 1
@@ -152,7 +152,7 @@ class JoinedReader:
 
 
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
-    """Load the data named by `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.scan`).
+    """Load `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.data.scan`).
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
@@ -164,7 +164,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
     """
     if str(spec) == "toy":
-        from edgekd.toy import KeptReader, ToyReader, toy_images
+        from edgekd.data.toy import KeptReader, ToyReader, toy_images
 
         images = toy_images()
         assert isinstance(images.reader, ToyReader)

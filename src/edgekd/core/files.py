@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from edgekd.errors import EdgekdError
-from edgekd.readers import FACTS
+from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import FACTS
 
 if TYPE_CHECKING:
     from torch import Tensor

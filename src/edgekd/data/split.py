@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from edgekd.console import warn, warn_counted
-from edgekd.data import ImageSet
-from edgekd.errors import EdgekdError, did_you_mean
-from edgekd.files import short_hash, write_json
-from edgekd.readers import printable_values, read_object
+from edgekd.core.console import warn, warn_counted
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.files import short_hash, write_json
+from edgekd.core.readers import printable_values, read_object
+from edgekd.data.image_set import ImageSet
 
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1

@@ -1,0 +1,1 @@
+"""What every room shares: errors, console, files and their safe readers, manifests, preprocessing."""
