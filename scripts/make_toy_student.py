@@ -1,4 +1,4 @@
-"""Train the toy student's first weights, shipped in `edgekd.data.toy_student`: what ImageNet weights are to photographs.
+"""Train the toy student's first weights, shipped in `edgekd.data.toy_student`: like ImageNet weights.
 
     python scripts/make_toy_student.py --out src/edgekd/data/toy_student
 

@@ -1,6 +1,6 @@
 """`edgekd-agent.pyz`: the agent and the package's own modules that it runs, in one file, made from the package's files.
 
-The modules lie in it under the names they have here, byte for byte; tests/test_agent.py compares them.
+The modules lie in it under the names they have here, byte for byte; tests/targets/test_agent.py compares them.
 """
 
 from __future__ import annotations

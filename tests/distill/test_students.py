@@ -26,7 +26,7 @@ from edgekd.distill.students import (
 )
 from edgekd.distill.weights import load_weights
 
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 NAME = "test_efficientnet"
 
 

@@ -34,7 +34,7 @@ from edgekd.distill.train import train
 
 STUDENT = "test_efficientnet"
 STEPS = 8
-WORKER = Path(__file__).with_name("train_worker.py")
+WORKER = Path(__file__).parents[1] / "train_worker.py"
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

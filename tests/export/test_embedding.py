@@ -272,7 +272,7 @@ def test_a_trained_classifier_has_no_embedding(runs: Path) -> None:
 def test_documented_lines_are_all_that_numpy_needs(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     [code] = [
         block
         for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -289,7 +289,7 @@ def test_documented_lines_are_all_that_numpy_needs(
 
 
 def test_agent_in_the_folder_runs_as_documented(fp32: Path, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     lines = re.findall(r"^python3 edgekd-agent.pyz (\w+) ", text, re.MULTILINE)
     assert lines == ["add", "classify"]
     classifies(fp32, tmp_path)

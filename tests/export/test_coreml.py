@@ -34,7 +34,7 @@ from edgekd.export.coreml_compress import palettize, quantize_weights  # noqa: E
 
 PREPROCESS = Preprocess(size=24, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
 CLASSES = ("cat", "dog", "élan")
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 
 
 class Backbone(nn.Module):
@@ -193,7 +193,7 @@ def test_package_names_no_machine(fp16: Artifact) -> None:
     for name in fp16.files:
         data = (fp16.folder / name).read_bytes()
         assert b"site-packages" not in data
-        assert str(Path(__file__).parents[1]).encode() not in data
+        assert str(Path(__file__).parents[2]).encode() not in data
 
 
 def test_fp32_computes_the_model(root: Path) -> None:

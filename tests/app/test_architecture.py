@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "edgekd"
+PACKAGE = Path(__file__).parents[2] / "src" / "edgekd"
 MAY_IMPORT = {
     "core": {"core"},
     "distill": {"core", "distill"},

@@ -23,7 +23,7 @@ from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, load_teacher
 from edgekd.distill.tower import tower_student
 from edgekd.distill.views import plain
 
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 
 
 def refusal(spec: str) -> EdgekdError:

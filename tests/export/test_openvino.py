@@ -121,7 +121,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
             "model.bin",
             "model.xml",
         ]
-        assert str(Path(__file__).parents[1]) not in (folder / "model.xml").read_text(
+        assert str(Path(__file__).parents[2]) not in (folder / "model.xml").read_text(
             encoding="utf-8"
         )
 

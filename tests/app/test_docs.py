@@ -32,7 +32,7 @@ from edgekd.distill.recipes import RECIPES, get_recipe
 from edgekd.distill.terms import TERMS, Batch, objective
 from edgekd.targets.profiles import load_profile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 TOOLS = {
     "python3.11",

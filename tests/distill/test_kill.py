@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "kill_test.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_test.py"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import edgekd.data.image_set
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -39,7 +39,7 @@ from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
 from edgekd.targets.trt_engine import Engine
 
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
+ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 IMAGES = pictures(40, seed=7)
 
 
@@ -143,7 +143,7 @@ def test_real_images_get_the_same_logits(fp32: Path, pixels: Path) -> None:
 def test_the_documented_lines_feed_it(
     fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     [code] = [
         block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "planes" in block
     ]
