@@ -15,7 +15,7 @@ from edgekd.benchmark.report.rows import HERE, Family, Kind
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import Placement
 
 Wording = tuple[Predictor, tuple[str, ...]]
 """How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""

@@ -69,7 +69,7 @@ def step_fp32(folder: Path, name: str) -> None:
 
 def step_edgekd(folder: Path, name: str) -> None:
     """edgekd's INT8 from the FP32 file."""
-    from edgekd.export.quantize import quantize_int8
+    from edgekd.export.quantize.onnxruntime import quantize_int8
 
     quantize_int8(folder / "fp32.onnx", folder / "edgekd.onnx", np.load(folder / "images.npy"))
 
@@ -79,7 +79,7 @@ def step_bare(folder: Path, name: str) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from edgekd.export.quantize import float_nodes
+    from edgekd.export.quantize.onnxruntime import float_nodes
 
     shaped = onnx.shape_inference.infer_shapes(onnx.load(folder / "fp32.onnx"))
     quantize_static(
@@ -98,7 +98,7 @@ def step_bare(folder: Path, name: str) -> None:
 def step_whole(folder: Path, name: str) -> None:
     """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
     from edgekd.configs.export import ExportConfig
-    from edgekd.export.export import Source, export_model
+    from edgekd.export.artifact import Source, export_model
 
     (model, preprocess), images = student(name), np.load(folder / "images.npy")
     source = Source(
@@ -142,7 +142,7 @@ def run_step(step: str, folder: Path, name: str) -> None:
     """One step, without the imports that edgekd's own commands have behind them by then."""
     import onnxruntime.quantization  # noqa: F401
 
-    import edgekd.export.export  # noqa: F401
+    import edgekd.export.artifact  # noqa: F401
 
     started, used = time.perf_counter(), time.process_time()
     STEPS[step](folder, name)
@@ -160,7 +160,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
     from nncf.quantization.advanced_parameters import QuantizationParameters
     from onnxruntime.quantization import quantize_static
 
-    from edgekd.export.ov_int8 import quantize as quantize_openvino
+    from edgekd.export.quantize.openvino import quantize as quantize_openvino
 
     fp32 = folder / "fp32.onnx"
     quantize_static(fp32, folder / "static.onnx", Reader(images, 1))

@@ -29,9 +29,10 @@ from export_speed import draw, student
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.export import integer_form, qdq, quantize
 from edgekd.export.fuse import fuse
 from edgekd.export.onnx import export_onnx
+from edgekd.export.quantize import integer_form, qdq
+from edgekd.export.quantize import onnxruntime as quantize
 
 BARS = {
     "mobilenetv3_large_100": 0.80,

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
 from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import to_fp16
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.onnxruntime import to_fp16
+from edgekd.export.quantize.scheme import Scheme
+from edgekd.export.quantize.search import AccuracyBudget, quantize_within
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.feed import Feed, feed_of
@@ -49,7 +49,7 @@ class Build:
     """The same model as an fp32 ONNX file, where one has been exported already."""
     options: Mapping[str, Any]
     """The target's own switches, checked against `Target.options`."""
-    yardstick: Yardstick | None = None
+    budget: AccuracyBudget | None = None
     """What int8 may cost, where there is a limit."""
     calibrator: Calibrator = "minmax"
     """How int8 ranges are chosen, where the target leaves the choice."""
@@ -160,22 +160,20 @@ def agent_beside(build: Build) -> tuple[str, ...]:
     return (AGENT_FILE,)
 
 
-def write_within(build: Build, path: Path, dialect: Dialect[Any]) -> dict[str, Any] | None:
-    """Put the model at `path` as an INT8 file within the build's yardstick; returns as `quantize_within`."""
-    return write_onnx(build, path, within(build, dialect))
+def write_within(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] | None:
+    """Put the model at `path` as an INT8 file within the build's budget; returns as `quantize_within`."""
+    return write_onnx(build, path, within(build, scheme))
 
 
 def within(
-    build: Build, dialect: Dialect[Any]
+    build: Build, scheme: Scheme[Any]
 ) -> Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]:
     """`quantize_within` for the build: fp32 file, int8 file to write, calibration images → what was done."""
-    assert build.yardstick is not None
+    assert build.budget is not None
 
     def logits(file: Path) -> Predictor:
-        run = dialect.open(file)
+        run = scheme.open(file)
         return lambda images: build.logits(run(images))
 
-    judged = replace(dialect, open=logits)
-    return partial(
-        quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator
-    )
+    judged = replace(scheme, open=logits)
+    return partial(quantize_within, budget=build.budget, scheme=judged, calibrator=build.calibrator)

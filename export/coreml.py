@@ -28,16 +28,16 @@ from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.readers import parse_json, read_json
 from edgekd.export.build import Build, Written
-from edgekd.export.coreml_compress import (
+from edgekd.export.graph import Deployable, UnitHead
+from edgekd.export.mil.compress import (
     PALETTE_BITS,
     palettize,
     quantize_activations,
     quantize_weights,
 )
-from edgekd.export.graph import Deployable, UnitHead
-from edgekd.export.mil_eval import logits_of
-from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
-from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
+from edgekd.export.mil.evaluate import logits_of
+from edgekd.export.mil.program import MilProgram, import_coremltools, quiet, read_program
+from edgekd.export.mil.ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.parity import compare
 from edgekd.targets.coreml import EMBEDDING
 from edgekd.version import __version__
@@ -102,9 +102,10 @@ def write(build: Build) -> Written:
         model = convert(exported, build.preprocess.size, classes, deployment, half=True, keep=kept)
         half = _read_back(model, build.folder)
         with _written():
-            if build.precision == "int8":
+            if build.precision == "int8-weights":
                 model, quantization = quantize_weights(model)
-            elif build.precision == "w8a8":
+            elif build.precision == "int8":
+                say("int8: 8-bit weights and activations; --int8-weights is what --int8 was in 0.1")
                 model, quantization = quantize_activations(
                     model, half, measure_ranges(half, build.calibration)
                 )
@@ -338,7 +339,7 @@ def _links(
     build: Build, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
     """How far the logits of each step stray from those of the one before, on the same images."""
-    from edgekd.export.export import torch_logits
+    from edgekd.export.artifact import torch_logits
 
     rounded = logits_of(half, looks)
     steps = {
@@ -368,7 +369,7 @@ def _evaluation(build: Build) -> tuple[Any, str]:
     """Who answers for the parity check: Core ML itself where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
         return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
-    from edgekd.export.export import torch_logits
+    from edgekd.export.artifact import torch_logits
     from edgekd.targets.coreml import load_embedder, load_package
 
     by = f"Core ML on macOS {platform.mac_ver()[0]}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgekd.core.manifest import Artifact
 from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import feed_for
+from edgekd.targets.session import feed_for
 
 ONNX_FILE = "model.onnx"
 

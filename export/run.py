@@ -23,10 +23,10 @@ from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
 from edgekd.embedding import check_embeds, embedding_with_bank
-from edgekd.export.export import Source, export_model
+from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
-from edgekd.export.mixed import Yardstick
 from edgekd.export.parity import MIN_AGREEMENT
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgekd.data.split import Split
 
 PARITY_IMAGES = 256
-YARDSTICK_IMAGES = 256
+BUDGET_IMAGES = 256
 """Of each kind, that measure what INT8 costs: one image is 0.4 points."""
 
 
@@ -82,7 +82,7 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
         calibration_ids=tuple(trained.ids[i] for i in calibration) if calibrated else (),
         parity_images=shown,
         parity_keys=tuple(keys),
-        yardstick=_yardstick(loaded, config) if config.limited else None,
+        budget=_budget(loaded, config) if config.limited else None,
         facts=_facts(loaded, images, split),
     )
 
@@ -160,11 +160,11 @@ def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8
     return pixels_of(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
-def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
+def _budget(loaded: LoadedRun, config: ExportConfig) -> AccuracyBudget:
     """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
     loaded.check_labelled()
     images, split = loaded.data(config.data)
-    chosen = spread(split.val, YARDSTICK_IMAGES, images)
+    chosen = spread(split.val, BUDGET_IMAGES, images)
     if len(chosen) == 0:
         raise EdgekdError(
             "The run has no validation images to measure the drop on.",
@@ -181,7 +181,7 @@ def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
     limits = (config.max_drop_id, config.max_drop_ood)
     limit_id, limit_ood = (math.inf if limit is None else limit for limit in limits)
     agreement = config.min_agreement
-    return Yardstick(
+    return AccuracyBudget(
         pixels,
         images.labels[chosen],
         np.stack([corrupted(number) for number in range(len(pixels))]),

@@ -3,15 +3,15 @@
 Such a file gives `ê`, the image's unit vector in the teacher's space; its logits are `logit_scale · ê · V`, one product
 with the class vectors `V`. They lie in an npz file of their own, so that a class is added without touching the model.
 
-Where the teacher's vectors lie in a cone, the student was trained in that space less its mean, images and texts each
-their own (`text_mean`). `V` is in the student's space already; what comes later has to be brought there (`of_text`).
+Where the teacher's embeddings are anisotropic, the student was trained in their mean-centred space, images and texts
+each with their own mean (`text_mean`). `V` is in the student's space already; `of_text` brings later vectors there.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
+from edgekd.core.names import plain_name
 from edgekd.core.readers import parse_json, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
@@ -197,16 +198,3 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
         vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     ).astype(np.float32)
     return scaled
-
-
-def plain_name(name: str) -> str:
-    """The name without what people write differently: case, spaces, underscores and hyphens."""
-    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
-
-
-def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ in case, spaces, hyphens and underscores only."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(plain_name(name), []).append(name)
-    return [tuple(group) for group in groups.values() if len(group) > 1]

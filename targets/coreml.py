@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.opened import Opened
+from edgekd.targets.session import Session
 
 EMBEDDING = "embedding"
 """Name of the output of a package that ends in an embedding."""
@@ -27,10 +27,10 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
+) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
-    See `edgekd.targets.opened.Opener`. The answers are logarithms of the probabilities: the logits, less one number
+    See `edgekd.targets.session.Opener`. The answers are logarithms of the probabilities: the logits, less one number
     per image that moves neither the argmax nor the softmax.
 
     Raises:
@@ -54,7 +54,7 @@ def open_file(
         if artifact.get("bank") is None
         else load_embedder(package)
     )
-    return Opened(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
+    return Session(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
 
 
 def load_package(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from edgekd.core.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.core.readers import read_json
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import Opened, feed_for, model_path
-from edgekd.targets.placement import Nodes, Placement
+from edgekd.targets.session import Nodes, Placement, Session, feed_for, model_path
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -35,8 +34,8 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_onnx`."""
+) -> Session:
+    """Open an artifact; see `edgekd.targets.session.Opener`, errors as `open_onnx`."""
     return open_onnx(
         model_path(artifact, folder),
         int(artifact["preprocess"]["size"]),
@@ -47,17 +46,6 @@ def open_file(
     )
 
 
-def check(artifact: Mapping[str, Any]) -> None:
-    """Whoever imports this module has ONNX Runtime; see `edgekd.targets.opened.Opener`."""
-
-
-def make_ready(
-    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
-    return None
-
-
 def open_onnx(
     path: Path,
     size: int,
@@ -66,7 +54,7 @@ def open_onnx(
     threads: int | None = None,
     spinning: bool = True,
     provider: str = "cpu",
-) -> Opened:
+) -> Session:
     """Open a model file on the CPU, or on request with one of the GPU providers.
 
     Args:
@@ -116,7 +104,7 @@ def open_onnx(
         )
 
     threads_used = options.intra_op_num_threads or _default_threads()
-    return Opened(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
+    return Session(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
 
 
 def onnx_placement(path: Path, image: NDArray[Any], *, provider: str = "cpu") -> Placement:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import OR_ANOTHER, Opened, feed_for, model_path
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import OR_ANOTHER, Placement, Session, feed_for, model_path
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
 """Releases that edgekd takes: from the first on, and before the second."""
@@ -33,8 +32,8 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_ir`."""
+) -> Session:
+    """Open an artifact; see `edgekd.targets.session.Opener`, errors as `open_ir`."""
     return open_ir(
         model_path(artifact, folder),
         int(artifact["preprocess"]["size"]),
@@ -47,7 +46,7 @@ def open_file(
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.opened.Opener`."""
+    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.session.Opener`."""
     bounds = f"openvino>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"
     hint = f"On the device: python3 -m pip install '{bounds}', {OR_ANOTHER}"
     try:
@@ -58,13 +57,6 @@ def check(artifact: Mapping[str, Any]) -> None:
         ) from error
     except EdgekdError as error:
         raise EdgekdError(f"The device's Python: {error.message}", hint) from error
-
-
-def make_ready(
-    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
-    return None
 
 
 def load_openvino() -> Any:
@@ -99,7 +91,7 @@ def open_ir(
     spinning: bool = True,
     written_by: str = "",
     inference_precision: str = "f32",
-) -> Opened:
+) -> Session:
     """Open an IR file on the CPU.
 
     OpenVINO has no choice between polling and sleeping. It ties its threads to cores, which helps on a quiet machine
@@ -196,7 +188,7 @@ def open_ir(
         return Placement("CPU", {devices[0]: kinds}, "OpenVINO's runtime model")
 
     threads_used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-    return Opened(
+    return Session(
         run, f"OpenVINO {version}, CPU, {inference_precision}", threads_used, load_ms, placement
     )
 

@@ -23,7 +23,7 @@ class Target:
     writer: str
     """Module in export/ with `write(build: Build) -> Written`."""
     opener: str
-    """Module in targets/, an `edgekd.targets.opened.Opener`; of a target with `packages` it needs numpy alone beside
+    """Module in targets/, an `edgekd.targets.session.Opener`; of a target with `packages` it needs numpy alone beside
     the runtime."""
     runtime: str
     """What executes the artifact, and on what."""
@@ -61,7 +61,7 @@ TARGETS: dict[str, Target] = {
     "onnxruntime": Target(
         name="onnxruntime",
         format="onnx",
-        writer="edgekd.export.ort",
+        writer="edgekd.export.onnxruntime",
         opener="edgekd.targets.onnxruntime",
         packages="onnxruntime",
         providers=True,
@@ -79,9 +79,9 @@ TARGETS: dict[str, Target] = {
         reference="edgekd.export.coreml",
         compared_by_reference=True,  # Core ML's classifiers give probabilities, the evaluator logits
         runtime="Core ML, iOS 17 / macOS 14 and later",
-        precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
+        precisions=("fp32", "fp16", "int8", "int8-weights", "pal4", "pal6"),
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
-        calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
+        calibrated=("fp16", "int8", "int8-weights", "pal4", "pal6"),
         options=("deployment_target",),
         inputs=("uint8",),
         mixed=False,
@@ -89,7 +89,7 @@ TARGETS: dict[str, Target] = {
     "openvino": Target(
         name="openvino",
         format="openvino",
-        writer="edgekd.export.ov",
+        writer="edgekd.export.openvino",
         opener="edgekd.targets.openvino",
         packages="openvino",
         timed_at_export=True,
@@ -101,7 +101,7 @@ TARGETS: dict[str, Target] = {
     "tensorrt": Target(
         name="tensorrt",
         format="tensorrt",
-        writer="edgekd.export.trt",
+        writer="edgekd.export.tensorrt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
         reference="edgekd.export.onnx_eval",
@@ -129,7 +129,7 @@ def target_of(format: str) -> Target:
 
 
 def opener_of(format: str) -> Any:
-    """Return the module that opens files of this format, an `edgekd.targets.opened.Opener`.
+    """Return the module that opens files of this format, an `edgekd.targets.session.Opener`.
 
     Raises:
         EdgekdError: there is no such format.

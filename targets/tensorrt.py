@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import Opened, feed_for
+from edgekd.targets.session import Session, feed_for
 from edgekd.targets.trt_build import MODULES
 from edgekd.targets.trt_builders import Gpu, find_gpu
 from edgekd.targets.trt_engine import Engine
@@ -32,13 +32,13 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_engine`. Threads say nothing here."""
+) -> Session:
+    """Open an artifact; see `edgekd.targets.session.Opener`, errors as `open_engine`. Threads say nothing here."""
     return open_trt(artifact["details"], Path(folder), feed=feed_for(artifact))
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.opened.Opener`."""
+    """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.session.Opener`."""
     from edgekd.targets.agent.engines import check_tensorrt
 
     check_tensorrt(artifact["details"])
@@ -53,7 +53,7 @@ def make_ready(
     return ready_engine(artifact, folder, say)
 
 
-def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels) -> Opened:
+def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels) -> Session:
     """The engine in `folder` with the time it took to load; errors as `open_engine`.
 
     TensorRT does not tell which of its kernels run where: all of them run on the GPU.
@@ -61,7 +61,7 @@ def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels
     started = time.perf_counter()
     engine, provider = open_engine(details, folder, feed=feed)
     load_ms = (time.perf_counter() - started) * 1e3
-    return Opened(engine.run, provider, 1, load_ms, largest_batch=engine.max_batch)
+    return Session(engine.run, provider, 1, load_ms, largest_batch=engine.max_batch)
 
 
 def open_engine(

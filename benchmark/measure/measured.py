@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.intervals import percentile
 from edgekd.targets.devices.result import Built, Clocked, Rate
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import Placement
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from edgekd.benchmark.report.timings import PlacementRow
 from edgekd.benchmark.subjects import Subject
-from edgekd.targets.placement import refuse_fallback
+from edgekd.targets.session import refuse_fallback
 
 UNTOLD = "the runtime does not say"
 

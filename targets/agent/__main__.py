@@ -36,7 +36,7 @@ from edgekd.targets.agent.store import (
     sha256_of,
     write_step,
 )
-from edgekd.targets.new_class import add_by_images, told
+from edgekd.targets.bank_change import add_by_images, describe_last
 
 RESULT = "edgekd-result.npz"
 READY = "ready.npz"
@@ -194,18 +194,9 @@ def _classify(arguments: list[str]) -> None:
 def _add(arguments: list[str]) -> None:
     """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: a class that the artifact is to tell apart from now on."""
     folder, name = Path(arguments[0]), arguments[1]
-    model = open_model(folder, threads=None)
-    if model.embed is None:
-        raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.",
-            "Export with --head embedding.",
-        )
-    embed = model.embed
-    places = [Path(place) for place in arguments[2:]]
-    bank = add_by_images(
-        folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0]
-    )
-    _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {told(bank)}")
+    session = open_model(folder, threads=None)
+    bank = add_by_images(folder, name, [Path(place) for place in arguments[2:]], session)
+    _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {describe_last(bank)}")
 
 
 def _image(name: str) -> bytes:

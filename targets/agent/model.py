@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgekd.core.errors import EdgekdError
-from edgekd.core.predictor import Predictor
-from edgekd.core.readers import inside, printable, read_object
-from edgekd.data.images import UnreadableImage, decode
-from edgekd.data.resize import resize_rgb
+from edgekd.core.readers import inside, read_object
 from edgekd.targets.agent.job import number, whole
-from edgekd.targets.agent.runtimes import open_file
+from edgekd.targets.agent.runtimes import FORMATS, check_runtime
 from edgekd.targets.agent.store import sha256_of
-from edgekd.targets.bank import read_bank
-from edgekd.targets.opened import Ask
-
-
-@dataclass(frozen=True)
-class DeviceModel:
-    """An artifact, ready to answer."""
-
-    run: Predictor
-    """uint8 `[B, H, W, 3]` → float32 logits `[B, C]`."""
-    prepare: Callable[[bytes], NDArray[np.uint8]]
-    """An encoded image → uint8 `[H, W, 3]`."""
-    classes: tuple[str, ...]
-    provider: str
-    threads: int
-    load_ms: float
-    placement: Ask
-    """Which nodes run where; may open the model once more."""
-    largest_batch: int | None
-    """Images that one call takes at most; None: any number."""
-    embed: Predictor | None = None
-    """uint8 `[B, H, W, 3]` → unit vectors float32 `[B, D]`, of an artifact that ends in an embedding."""
+from edgekd.targets.session import Session, open_artifact
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -90,7 +61,7 @@ def _check(artifact: dict[str, Any]) -> None:
         raise ValueError("preprocess")
 
 
-def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
+def open_model(folder: Path, *, threads: int | None) -> Session:
     """Open an artifact folder with the runtime its format asks for.
 
     Raises:
@@ -102,31 +73,6 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
             raise EdgekdError(
                 f"{folder / name} is not the file that was exported.", "Copy the artifact again."
             )
-    opened = open_file(artifact, folder, threads=threads)
-    bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
-    return DeviceModel(
-        opened.run if bank is None else lambda images: bank.logits(opened.run(images)),
-        preparing(artifact["preprocess"]),
-        tuple(printable(name) for name in artifact["classes"]),
-        opened.provider,
-        opened.threads,
-        opened.load_ms,
-        opened.placement,
-        opened.largest_batch,
-        None if bank is None else opened.run,
-    )
-
-
-def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Decode and resize as `artifact.json` says; what the file takes is made of that when it runs."""
-    wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
-
-    def prepare(encoded: bytes) -> NDArray[np.uint8]:
-        try:
-            return resize_rgb(decode(encoded), **wanted)
-        except UnreadableImage as error:
-            raise EdgekdError(
-                f"The device's Pillow cannot read an image: {error.reason}.", "Update Pillow there."
-            ) from error
-
-    return prepare
+    if artifact["format"] in FORMATS:
+        check_runtime(artifact)
+    return open_artifact(artifact, folder, threads=threads)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.opened import OR_ANOTHER, Opened
 from edgekd.targets.registry import TARGETS, opener_of
+from edgekd.targets.session import OR_ANOTHER
 
 PACKAGES = {
     target.format: target.packages for target in TARGETS.values() if target.packages is not None
@@ -29,7 +29,7 @@ def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_runtime(artifact: Mapping[str, Any]) -> Any:
-    """Return the opener of an artifact, an `edgekd.targets.opened.Opener`, whose runtime this device's Python has.
+    """Return the opener of an artifact, an `edgekd.targets.session.Opener`, whose runtime this device's Python has.
 
     Args:
         artifact: what `artifact.json` holds; what `needs` takes of it is enough.
@@ -50,7 +50,8 @@ def check_runtime(artifact: Mapping[str, Any]) -> Any:
             f"The device's Python cannot load {package} ({error}).",
             f"On the device: python3 -m pip install {package}, {OR_ANOTHER}",
         ) from error
-    opener.check(artifact)
+    if hasattr(opener, "check"):
+        opener.check(artifact)
     return opener
 
 
@@ -65,27 +66,8 @@ def make_ready(
     Raises:
         EdgekdError: as `check_runtime`, or a build that fails.
     """
-    built: dict[str, Any] | None = check_runtime(artifact).make_ready(artifact, folder, say)
+    opener = check_runtime(artifact)
+    if not hasattr(opener, "make_ready"):
+        return None
+    built: dict[str, Any] | None = opener.make_ready(artifact, folder, say)
     return built
-
-
-def open_file(artifact: Mapping[str, Any], folder: Path, *, threads: int | None) -> Opened:
-    """Open the model file of an artifact in its runtime.
-
-    Raises:
-        EdgekdError: as `check_runtime`, or a file that the runtime refuses.
-    """
-    if artifact["format"] in FORMATS:
-        opener = check_runtime(artifact)
-    else:
-        try:  # the other openers are in the whole package, not in the agent's file
-            opener = opener_of(artifact["format"])
-        except ImportError as error:
-            raise EdgekdError(
-                f"The agent cannot run artifacts of the format {artifact['format']}.",
-                f"It runs {', '.join(FORMATS)}; measure others without --device.",
-            ) from error
-    opened: Opened = opener.open_file(
-        artifact, folder, threads=threads, spinning=True, provider=None
-    )
-    return opened

@@ -22,10 +22,9 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import read_errors
 from edgekd.data.images import MAX_BYTES
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
-from edgekd.targets.agent.model import DeviceModel, open_model
+from edgekd.targets.agent.model import open_model
 from edgekd.targets.agent.store import Arrays, write_step
-from edgekd.targets.opened import refuse_batch
-from edgekd.targets.placement import refuse_fallback
+from edgekd.targets.session import Session, refuse_batch, refuse_fallback
 
 Said = Callable[[str], None]
 _CPUINFO = "/proc/cpuinfo"
@@ -80,7 +79,7 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
 
 def _predict(
     artifact: JobArtifact,
-    model: DeviceModel,
+    model: Session,
     images: zipfile.ZipFile,
     folder: Path,
     names: Sequence[str],
@@ -114,7 +113,7 @@ def _predict(
 
 
 def _end_to_end(
-    job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said
+    job: Job, number: int, model: Session, images: zipfile.ZipFile, done: Path, say: Said
 ) -> None:
     artifact = job.artifacts[number]
     say(f"from file to answer with {artifact.name}, {job.protocol.seconds:g} s")
@@ -182,7 +181,7 @@ def sample_facts(samples: LatencySamples) -> dict[str, Any]:
     }
 
 
-def opened_facts(model: DeviceModel) -> dict[str, Any]:
+def opened_facts(model: Session) -> dict[str, Any]:
     return {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
 
 

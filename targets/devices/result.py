@@ -17,7 +17,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable
 from edgekd.targets.agent.job import Job, number, parse_job, short_text, whole
 from edgekd.targets.agent.store import Arrays, read_step
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import Placement
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,11 +27,8 @@ KNOWN = {
     "edgekd.export.run": {"app", "benchmark", "distill"},
     # Whether the processor has bfloat16.
     "edgekd.distill.teacher": {"benchmark"},
-    # The characters that a class name may have are the class bank's, which the agent carries.
-    "edgekd.data.image_set": {"targets"},
-    "edgekd.data.scan": {"targets"},
     # The search for layers in float times files as the benchmark does.
-    "edgekd.export.mixed": {"benchmark"},
+    "edgekd.export.quantize.search": {"benchmark"},
     # Options whose choices and checks are another room's.
     "edgekd.configs.benchmark": {"benchmark"},
     "edgekd.configs.export": {"export", "targets"},

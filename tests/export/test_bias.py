@@ -12,11 +12,11 @@ from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import ranges
-from edgekd.export.bias import correct_biases, to_average
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import float_nodes
+from edgekd.export.quantize import ranges
+from edgekd.export.quantize.bias import correct_biases, to_average
+from edgekd.export.quantize.onnxruntime import float_nodes
 
 
 def one_layer(group: int, bias: np.ndarray, *, shared: bool = False) -> onnx.ModelProto:

@@ -12,12 +12,18 @@ from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import calibrators, ranges
-from edgekd.export.calibrators import BINS, entropy, mse, percentile, rounding_error
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import quantize_int8
-from edgekd.export.trt_dialect import quantize_trt
+from edgekd.export.quantize import calibrators, ranges
+from edgekd.export.quantize.calibrators import (
+    BINS,
+    entropy,
+    mse,
+    percentile,
+    rounding_error,
+)
+from edgekd.export.quantize.onnxruntime import quantize_int8
+from edgekd.export.quantize.tensorrt import quantize_trt
 
 
 def heavy(kind: str, n: int = 200_000) -> np.ndarray:
@@ -121,7 +127,7 @@ def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("calibrator", "dialect"),
+    ("calibrator", "scheme"),
     [
         ("percentile", quantize_int8),
         ("entropy", quantize_int8),
@@ -130,12 +136,12 @@ def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
     ],
 )
 def test_both_dialects_cover_what_the_calibrator_says(
-    fp32: Path, tmp_path: Path, calibrator: str, dialect: object
+    fp32: Path, tmp_path: Path, calibrator: str, scheme: object
 ) -> None:
     images = pictures(32)
-    assert callable(dialect)
-    facts = dialect(fp32, tmp_path / "a.onnx", images, calibrator=calibrator)
-    plain = dialect(fp32, tmp_path / "b.onnx", images)
+    assert callable(scheme)
+    facts = scheme(fp32, tmp_path / "a.onnx", images, calibrator=calibrator)
+    plain = scheme(fp32, tmp_path / "b.onnx", images)
     assert (facts["calibrator"], plain["calibrator"]) == (calibrator, "minmax")
     assert facts.get("percentile") == (99.99 if calibrator == "percentile" else None)
     scales = [

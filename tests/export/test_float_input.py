@@ -28,10 +28,10 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
 from edgekd.doctor import target_lines
-from edgekd.export.export import torch_logits
+from edgekd.export.artifact import torch_logits
 from edgekd.export.float_input import with_float_input
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model
 from edgekd.targets.feed import feed_of, normalising
@@ -238,8 +238,8 @@ def test_a_largest_drop_works_for_every_target(target: str, pixels: Path, tmp_pa
         pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
     images, base = pictures(48, seed=3), pixels / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)
-    limits = Yardstick(images, labels, images, 0.0, 0.0, min_agreement=1.0)
-    artifact = float_file(tmp_path / "a", "int8", target, yardstick=limits, fp32_path=base)
+    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["agreement"] == 1.0
     assert artifact.parity["passed"] is True
@@ -252,7 +252,7 @@ def test_a_largest_drop_works(pixels: Path, tmp_path: Path) -> None:
     kept = float_file(
         tmp_path / "a",
         "int8",
-        yardstick=Yardstick(images, labels, images, 0.0, 0.0),
+        budget=AccuracyBudget(images, labels, images, 0.0, 0.0),
         fp32_path=base,
     )
     assert kept.quantization is not None

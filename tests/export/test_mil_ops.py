@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
 
-from edgekd.export.mil_ops import OPS
+from edgekd.export.mil.ops import OPS
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

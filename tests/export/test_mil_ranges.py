@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_eval import evaluate, logits_of
-from edgekd.export.mil_program import MilProgram, Op, Ref
-from edgekd.export.mil_ranges import layers_to_keep, measure_ranges
+from edgekd.export.mil.evaluate import evaluate, logits_of
+from edgekd.export.mil.program import MilProgram, Op, Ref
+from edgekd.export.mil.ranges import layers_to_keep, measure_ranges
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (11, 4, 4, 3), dtype=np.uint8)
 

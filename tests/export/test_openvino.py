@@ -24,7 +24,7 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.export import torch_logits
+from edgekd.export.artifact import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.targets.devices.zipapp import write_agent
 from edgekd.targets.session import open_session
@@ -128,7 +128,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
 
 def test_nncf_is_told_not_to_report() -> None:
     code = """
-from edgekd.export import ov_int8
+from edgekd.export.quantize import openvino as ov_int8
 ov_int8._nncf()
 from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__)

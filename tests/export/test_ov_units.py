@@ -12,14 +12,20 @@ from test_quantize import SIZE, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import ov_int8
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units
+from edgekd.export.quantize import openvino as ov_int8
+from edgekd.export.quantize.openvino_groups import (
+    Rounded,
+    in_float,
+    revert_to_float,
+    rounding,
+    units,
+)
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
 
-DIALECT = ov_int8.dialect({"classes": "[]"})
+SCHEME = ov_int8.scheme({"classes": "[]"})
 LAYERS = ("patch_embed.proj", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "head")
 
 
@@ -52,7 +58,7 @@ def fp32(body: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(fp32: Path) -> Rounded:
-    return DIALECT.calibrate(fp32, textured(24), "minmax")
+    return SCHEME.calibrate(fp32, textured(24), "minmax")
 
 
 def kinds_ahead(model: object, layer: str) -> set[str]:
@@ -89,17 +95,17 @@ def test_what_reaches_a_layer_through_a_transpose_counts(
         lead = found[name].nodes[0]
         assert "FakeQuantize" in kinds_ahead(rounded.model, lead)
         model = rounded.model.clone()
-        take_back(model, rounded.full, found[name].nodes)
+        revert_to_float(model, rounded.full, found[name].nodes)
         assert "FakeQuantize" not in kinds_ahead(model, lead)
         assert lead in in_float(model)
     everything = [node for unit in found.values() for node in unit.nodes]
-    DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
+    SCHEME.write(rounded, tmp_path / "none.xml", keep=everything)
     kinds = {
         node.get_type_name()
         for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()
     }
     assert "FakeQuantize" not in kinds
-    full, none = (DIALECT.answers(path, textured(8)) for path in (fp32, tmp_path / "none.xml"))
+    full, none = (SCHEME.answers(path, textured(8)) for path in (fp32, tmp_path / "none.xml"))
     assert np.abs(none - full).max() < 2e-3 * np.abs(full).max()  # stored in 16 bits
 
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import qdq, ranges
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import quantize_int8, to_fp16, weight_grid, weight_scales
+from edgekd.export.quantize import qdq, ranges
+from edgekd.export.quantize.onnxruntime import quantize_int8, to_fp16, weight_grid, weight_scales
 
 SIZE = 32
 

@@ -20,12 +20,11 @@ from test_trt_rules import legal, shifted
 from edgekd.core.console import err
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import read_artifact
-from edgekd.export import trt as writer
-from edgekd.export.export import torch_logits
-from edgekd.export.trt import EVALUATED_BY, check_legal
+from edgekd.export import tensorrt as writer
+from edgekd.export.artifact import torch_logits
+from edgekd.export.tensorrt import EVALUATED_BY, check_legal
 from edgekd.targets import tensorrt, trt_builders
-from edgekd.targets.opened import feed_for
-from edgekd.targets.session import open_session
+from edgekd.targets.session import feed_for, open_session
 from edgekd.targets.trt_build import BuildError
 from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
 from edgekd.targets.trt_engine import check_batch, cuda_call

@@ -16,13 +16,13 @@ from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.trt_dialect import int8_scales, quantize_trt, refuse_overflow
-from edgekd.export.trt_rules import findings
+from edgekd.export.quantize.tensorrt import int8_scales, quantize_trt, refuse_overflow
+from edgekd.export.tensorrt_rules import findings
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
-    folder = tmp_path_factory.mktemp("dialect")
+    folder = tmp_path_factory.mktemp("scheme")
     model = Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE))
     export_onnx(model, folder / "fp32.onnx", size=SIZE, metadata={"k": "v"})
     return (

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgekd.export.trt_rules import ABSENT, findings, weight_axis
+from edgekd.export.tensorrt_rules import ABSENT, findings, weight_axis
 
 
 def legal() -> ModelProto:

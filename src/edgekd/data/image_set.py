@@ -18,11 +18,11 @@ from PIL import Image
 from edgekd.core.console import say, warn, warn_counted
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
+from edgekd.core.names import like_names
 from edgekd.core.readers import read_json
 from edgekd.data import scan
 from edgekd.data.images import UnreadableImage, decode, read_bytes
 from edgekd.data.layouts import class_names
-from edgekd.targets.bank import like_names
 
 _INDEX_VERSION = 1
 _WORTH_SAYING = 2000

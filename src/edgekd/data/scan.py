@@ -18,10 +18,10 @@ from pathlib import Path
 
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.names import like_names
 from edgekd.core.readers import printable, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.layouts import whole_parts
-from edgekd.targets.bank import like_names
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."

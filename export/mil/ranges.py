@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_eval import evaluate
-from edgekd.export.mil_program import MilProgram, Op, Ref
+from edgekd.export.mil.evaluate import evaluate
+from edgekd.export.mil.program import MilProgram, Op, Ref
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14

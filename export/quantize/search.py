@@ -26,9 +26,9 @@ from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.predictor import in_batches
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import C, Dialect
-from edgekd.export.units import Unit
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.groups import Group
+from edgekd.export.quantize.scheme import C, Scheme
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""
@@ -43,7 +43,7 @@ _NAMED = 8
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class AccuracyBudget:
     """What INT8 may cost, and the images that it is measured on."""
 
     pixels: NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Yardstick:
     min_agreement: float = 0.0
     """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check asks afterwards."""
 
-    def surely(self) -> Yardstick:
+    def surely(self) -> AccuracyBudget:
         """The same, asking for as much agreement here as makes the check on other images likely to pass."""
         share = self.min_agreement
         images = len(self.pixels) + len(self.proxy)
@@ -74,9 +74,9 @@ class _Drops:
     ood: float
     agreement: float
 
-    def within(self, yardstick: Yardstick) -> bool:
-        kept = self.id <= yardstick.max_drop_id and self.ood <= yardstick.max_drop_ood
-        return kept and self.agreement >= yardstick.min_agreement
+    def within(self, budget: AccuracyBudget) -> bool:
+        kept = self.id <= budget.max_drop_id and self.ood <= budget.max_drop_ood
+        return kept and self.agreement >= budget.min_agreement
 
     def __str__(self) -> str:
         lost = f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
@@ -87,18 +87,18 @@ def quantize_within(
     fp32: Path,
     out: Path,
     calibration: NDArray[np.uint8],
-    yardstick: Yardstick,
+    budget: AccuracyBudget,
     *,
-    dialect: Dialect[Any],
+    scheme: Scheme[Any],
     calibrator: Calibrator = "minmax",
 ) -> dict[str, Any]:
-    """Write the INT8 file `out` with as few layers and additions in float as keep it within the drops of `yardstick`.
+    """Write the INT8 file `out` with as few layers and additions in float as keep it within the drops of `budget`.
 
     Args:
-        dialect: who calibrates, writes and answers; its answers are logits.
+        scheme: who calibrates, writes and answers; its answers are logits.
 
     Returns:
-        As the dialect's writer, and `mixed`: what was kept, the drops, and what they cost in MB; where the dialect is
+        As the scheme's writer, and `mixed`: what was kept, the drops, and what they cost in MB; where the scheme is
         timed also in ms (p50 of one image on this machine, and why no claim about speed is made, if so), and the
             time of FP32.
 
@@ -106,13 +106,13 @@ def quantize_within(
         GateFailed: FP32 itself is outside the gate: a drop below 0 was asked for.
         EdgekdError: no validation images, or useless calibration images.
     """
-    if len(yardstick.pixels) == 0:
+    if len(budget.pixels) == 0:
         raise EdgekdError(
             "There are no validation images to measure the drop on.",
             "Leave out --max-drop-id and -ood.",
         )
-    calibrated = dialect.calibrate(fp32, calibration, calibrator)
-    right = _Reference(fp32, yardstick, dialect)
+    calibrated = scheme.calibrate(fp32, calibration, calibrator)
+    right = _Reference(fp32, budget, scheme)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
         return _searched(calibrated, right, fp32, Path(folder), out)
 
@@ -121,27 +121,27 @@ def _searched(
     calibrated: C, reference: _Reference[C], fp32: Path, trials: Path, out: Path
 ) -> dict[str, Any]:
     """`quantize_within` after calibration; `trials` is a folder for files on the way."""
-    yardstick, dialect = reference.yardstick, reference.dialect
+    budget, scheme = reference.budget, reference.scheme
     plain, trial = trials / f"plain{out.suffix}", trials / f"trial{out.suffix}"
-    described = dialect.write(calibrated, plain)
+    described = scheme.write(calibrated, plain)
     drops = reference.drops(plain)
-    if drops.within(yardstick):
+    if drops.within(budget):
         for part in trials.glob(
             f"{plain.stem}.*"
         ):  # weights may lie beside the file under the same name
             part.rename(out.with_suffix(part.suffix))
         say(f"int8: all layers pass the gate ({drops})")
-        return described | {"mixed": _facts((), drops, len(yardstick.pixels))}
-    units = dialect.units(calibrated)
+        return described | {"mixed": _facts((), drops, len(budget.pixels))}
+    units = scheme.units(calibrated)
     say(
         f"int8: the gate needs mixed precision ({drops}); ranking {len(units)} layers and additions"
     )
     started = time.monotonic()
-    deadline = started + yardstick.search_seconds
+    deadline = started + budget.search_seconds
     order, ranked = rank(calibrated, units, reference, trial, deadline)
     if ranked < len(order):
         say(
-            f"int8: time for {ranked} of {len(order)} within {yardstick.search_seconds:.0f} s (--search-seconds); "
+            f"int8: time for {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
             "the others come after them, by the rounding error of their weights"
         )
     kept, drops, shortest = _shortest_prefix(order, calibrated, reference, trial, deadline)
@@ -154,32 +154,32 @@ def _searched(
         "shortest": shortest,
         "seconds": round(time.monotonic() - started, 1),
     }
-    described = dialect.write(calibrated, out, keep=_nodes(kept))
+    described = scheme.write(calibrated, out, keep=_nodes(kept))
     names = ", ".join(unit.name for unit in kept[:_NAMED])
     more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
     say(
         f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}"
     )
-    costs = _costs({"fp32": fp32, "plain": plain, "mixed": out}, yardstick, dialect)
+    costs = _costs({"fp32": fp32, "plain": plain, "mixed": out}, budget, scheme)
     layers = sum(unit.weighted for unit in units)
     left = layers - sum(unit.weighted for unit in kept)
     if left < _HARDLY * layers:
         warn(
             f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
-            f"Take --{dialect.rest}, or allow a larger drop."
+            f"Take --{scheme.rest}, or allow a larger drop."
         )
     return described | {
-        "mixed": _facts(kept, drops, len(yardstick.pixels)) | costs | {"search": searched}
+        "mixed": _facts(kept, drops, len(budget.pixels)) | costs | {"search": searched}
     }
 
 
 def rank(
     calibrated: C,
-    units: Sequence[Unit],
+    units: Sequence[Group],
     reference: _Reference[C],
     trial: Path,
     deadline: float = math.inf,
-) -> tuple[list[Unit], int]:
+) -> tuple[list[Group], int]:
     """`units`, the one with the largest effect on the logits first.
 
     The effect is the mean squared logit error with only this unit quantized, over the variance of the logits; the
@@ -192,25 +192,25 @@ def rank(
     Returns:
         The units, and how many of them were ranked.
     """
-    dialect = reference.dialect
-    errors = dialect.rounding(calibrated)
+    scheme = reference.scheme
+    errors = scheme.rounding(calibrated)
     waiting = sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0.0))
-    effects: dict[Unit, float] = {}
+    effects: dict[Group, float] = {}
     for unit in waiting:
         if effects and time.monotonic() >= deadline:
             break
-        dialect.write(calibrated, trial, keep=_nodes([other for other in units if other != unit]))
+        scheme.write(calibrated, trial, keep=_nodes([other for other in units if other != unit]))
         effects[unit] = reference.effect(trial)
     ranked = sorted(effects, key=lambda unit: -effects[unit])
     return ranked + [unit for unit in waiting if unit not in effects], len(ranked)
 
 
 class _Reference(Generic[C]):
-    """What FP32 says about the yardstick's images, and files of the dialect beside it."""
+    """What FP32 says about the budget's images, and files of the scheme beside it."""
 
-    def __init__(self, fp32: Path, yardstick: Yardstick, dialect: Dialect[C]) -> None:
-        self.yardstick, self.dialect = yardstick, dialect
-        self.sets = (yardstick.pixels, yardstick.proxy)
+    def __init__(self, fp32: Path, budget: AccuracyBudget, scheme: Scheme[C]) -> None:
+        self.budget, self.scheme = budget, scheme
+        self.sets = (budget.pixels, budget.proxy)
         self.logits = self._answers(fp32)
 
     def drops(self, path: Path) -> _Drops:
@@ -231,25 +231,25 @@ class _Reference(Generic[C]):
 
     def _answers(self, path: Path, most: int | None = None) -> list[NDArray[np.float32]]:
         """What a file says about the first `most` images of each set; opened once, which can be most of the work."""
-        run = self.dialect.open(path)
+        run = self.scheme.open(path)
         return [in_batches(run, images[:most]) for images in self.sets]
 
     def _right(self, logits: NDArray[np.float32]) -> float:
-        return float((logits.argmax(axis=1) == self.yardstick.labels).mean())
+        return float((logits.argmax(axis=1) == self.budget.labels).mean())
 
 
 def _shortest_prefix(
-    order: Sequence[Unit], calibrated: C, reference: _Reference[C], trial: Path, deadline: float
-) -> tuple[tuple[Unit, ...], _Drops, bool]:
+    order: Sequence[Group], calibrated: C, reference: _Reference[C], trial: Path, deadline: float
+) -> tuple[tuple[Group, ...], _Drops, bool]:
     """The shortest start of `order` that passes, as far as doubling and halving find it, and whether halving ended."""
-    yardstick = reference.yardstick.surely()
+    budget = reference.budget.surely()
 
     def tried(count: int) -> _Drops:
-        reference.dialect.write(calibrated, trial, keep=_nodes(order[:count]))
+        reference.scheme.write(calibrated, trial, keep=_nodes(order[:count]))
         return reference.drops(trial)
 
     fails, passes = 0, 1
-    while not (drops := tried(passes)).within(yardstick):
+    while not (drops := tried(passes)).within(budget):
         if passes == len(order):
             raise GateFailed(
                 f"The gate is out of reach: even with everything in float the file drops {drops}.",
@@ -260,7 +260,7 @@ def _shortest_prefix(
     while passes - fails > 1 and time.monotonic() < deadline:
         middle = (fails + passes) // 2
         drops = tried(middle)
-        if drops.within(yardstick):
+        if drops.within(budget):
             passes, best = middle, drops
         else:
             fails = middle
@@ -268,7 +268,7 @@ def _shortest_prefix(
 
 
 def _costs(
-    files: Mapping[str, Path], yardstick: Yardstick, dialect: Dialect[Any]
+    files: Mapping[str, Path], budget: AccuracyBudget, scheme: Scheme[Any]
 ) -> dict[str, Any]:
     """What the nodes in float cost, said and for `artifact.json`; ms only where they mean something.
 
@@ -280,11 +280,11 @@ def _costs(
         for name, file in files.items()
     }
     mb = (sizes["mixed"] - sizes["plain"]) / 1e6
-    if not dialect.timed:
+    if not scheme.timed:
         say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
         return {"cost_mb": round(mb, 3)}
     found = timed_in_turns(
-        {name: dialect.open(file) for name, file in files.items()}, yardstick.pixels[:8]
+        {name: scheme.open(file) for name, file in files.items()}, budget.pixels[:8]
     )
     p50 = {name: percentile(one.samples_ms, 50) for name, one in found.items()}
     speed = speed_of("mixed", "plain", found)
@@ -300,11 +300,11 @@ def _costs(
     }
 
 
-def _nodes(units: Sequence[Unit]) -> list[str]:
+def _nodes(units: Sequence[Group]) -> list[str]:
     return [name for unit in units for name in unit.nodes]
 
 
-def _facts(kept: Sequence[Unit], drops: _Drops, images: int) -> dict[str, Any]:
+def _facts(kept: Sequence[Group], drops: _Drops, images: int) -> dict[str, Any]:
     return {
         "kept_in_float": [unit.name for unit in kept],
         "drop_id_points": round(drops.id, 3),

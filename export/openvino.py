@@ -7,10 +7,11 @@ from typing import Any
 import onnx
 
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.export import ir, ov_int8
+from edgekd.export import openvino_ir as ir
 from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
 from edgekd.export.float_input import take_floats
-from edgekd.export.ranges import check_calibration
+from edgekd.export.quantize import openvino as ov_int8
+from edgekd.export.quantize.ranges import check_calibration
 from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -25,7 +26,7 @@ def write(build: Build) -> Written:
         NotHere: OpenVINO is not installed.
         EdgekdError: a version of it outside edgekd's bounds, useless calibration images, or a graph that OpenVINO or
             NNCF does not take.
-        GateFailed: int8 costs more than the build's yardstick allows, whatever stays in float.
+        GateFailed: int8 costs more than the build's budget allows, whatever stays in float.
     """
     openvino = load_openvino()
     computes_in = _inference_precision(build)
@@ -39,12 +40,12 @@ def write(build: Build) -> Written:
     if build.calibration is None:
         ir.save(ir.read(base), path, build.metadata, halved=build.precision != "fp32")
     else:
-        dialect = ov_int8.dialect(build.metadata, build.feed, embeds=build.bank is not None)
-        if build.yardstick is not None:
-            quantization = within(build, dialect)(base, path, build.calibration)
+        scheme = ov_int8.scheme(build.metadata, build.feed, embeds=build.bank is not None)
+        if build.budget is not None:
+            quantization = within(build, scheme)(base, path, build.calibration)
         else:
-            quantization = dialect.write(
-                dialect.calibrate(base, build.calibration, build.calibrator), path
+            quantization = scheme.write(
+                scheme.calibrate(base, build.calibration, build.calibrator), path
             )
     base.unlink()
     return Written(

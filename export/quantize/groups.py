@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import onnx
 
 from edgekd.export.onnx_graph import WEIGHTED_OPS
-from edgekd.export.qdq import plan
-from edgekd.export.quantize import Calibrated
+from edgekd.export.quantize.onnxruntime import Calibrated
+from edgekd.export.quantize.qdq import plan
 
 _LEADING_OPS = (*WEIGHTED_OPS, "Add", "Concat")
 
 
 @dataclass(frozen=True)
-class Unit:
+class Group:
     """Nodes that are quantized together or not at all."""
 
     name: str
@@ -29,7 +29,7 @@ class Unit:
     """Whether it is a convolution or a matrix product, and so has multiplications to save."""
 
 
-def units_of(calibrated: Calibrated) -> list[Unit]:
+def groups_of(calibrated: Calibrated) -> list[Group]:
     """Return every unit that INT8 for ONNX Runtime takes, in graph order; no node is in two of them."""
     taken = plan(calibrated.model, calibrated.in_float).taken
     units: list[tuple[onnx.NodeProto, list[str]]] = []
@@ -48,7 +48,7 @@ def units_of(calibrated: Calibrated) -> list[Unit]:
         after[node.output[0]] = nodes
     names = names_of(calibrated.model, [node for node, _ in units])
     return [
-        Unit(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in units
+        Group(names[node.name], tuple(nodes), node.op_type in WEIGHTED_OPS) for node, nodes in units
     ]
 
 

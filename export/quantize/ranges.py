@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
-from edgekd.export.bias import Means
-from edgekd.export.calibrators import BINS, METHODS
+from edgekd.export.quantize.bias import Means
+from edgekd.export.quantize.calibrators import BINS, METHODS
 
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Tensor name → smallest and largest value, float32 scalars."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_ops import OPS
-from edgekd.export.mil_program import MilProgram, Op, Ref
+from edgekd.export.mil.ops import OPS
+from edgekd.export.mil.program import MilProgram, Op, Ref
 
 Arithmetic = Literal["declared", "float32"]
 """Round every result to its declared type, or keep all of them in float32 to see what the numbers should be."""

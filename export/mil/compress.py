@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_program import MilProgram, import_coremltools, quiet
-from edgekd.export.mil_ranges import Ranges
+from edgekd.export.mil.program import MilProgram, import_coremltools, quiet
+from edgekd.export.mil.ranges import Ranges
 
 MIN_WEIGHTS = 512
 """Tensors with fewer values stay as they are: they save nothing."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.export.units import Unit
+from edgekd.export.quantize.groups import Group
 from edgekd.targets.openvino import load_openvino
 
 _WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
@@ -42,7 +42,7 @@ class Rounded:
     images: int
 
 
-def units(calibrated: Rounded) -> list[Unit]:
+def units(calibrated: Rounded) -> list[Group]:
     """Every operation that computes with something rounded to 8 bits, in graph order, led by itself.
 
     With it go operations ahead of it that do no more than move what is rounded.
@@ -59,7 +59,7 @@ def units(calibrated: Rounded) -> list[Unit]:
         module = _module(full[name]) if kind in _WEIGHTED else ""
         last = module or last
         label = module or (f"{kind} after {last}" if last else kind)
-        found.append(Unit(label, (name, *movers), kind in _WEIGHTED))
+        found.append(Group(label, (name, *movers), kind in _WEIGHTED))
     return found
 
 
@@ -82,7 +82,7 @@ def rounding(calibrated: Rounded) -> dict[str, float]:
     return errors
 
 
-def take_back(model: Any, full: Any, keep: Collection[str]) -> None:
+def revert_to_float(model: Any, full: Any, keep: Collection[str]) -> None:
     """Let the operations named in `keep` compute in float again, in place.
 
     Args:

@@ -12,18 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, first_line
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
-from edgekd.export.ir import evaluator, read, save
 from edgekd.export.onnx import unprinted
-from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units, weighted
+from edgekd.export.openvino_ir import evaluator, read, save
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.openvino_groups import (
+    Rounded,
+    in_float,
+    revert_to_float,
+    rounding,
+    units,
+    weighted,
+)
+from edgekd.export.quantize.scheme import Scheme
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.openvino import reason_of
 
 
-def dialect(
+def scheme(
     metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False
-) -> Dialect[Rounded]:
+) -> Scheme[Rounded]:
     """How INT8 for OpenVINO is written; its files are IR, `.xml` with a `.bin` beside it.
 
     Args:
@@ -37,11 +44,11 @@ def dialect(
 
     def write(calibrated: Rounded, out: Path, *, keep: Collection[str] = ()) -> dict[str, Any]:
         model = calibrated.model.clone()
-        take_back(model, calibrated.full, keep)
+        revert_to_float(model, calibrated.full, keep)
         save(model, out, metadata, halved=True)
         return _described(model, calibrated.images)
 
-    return Dialect(
+    return Scheme(
         calibrate,
         write,
         units,

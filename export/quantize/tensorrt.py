@@ -21,11 +21,12 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export import quantize
-from edgekd.export.bias import Scales, correct_biases, to_average
-from edgekd.export.calibrators import Calibrator
 from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, sorted_nodes
-from edgekd.export.ranges import (
+from edgekd.export.quantize import onnxruntime as quantize
+from edgekd.export.quantize.bias import Scales, correct_biases, to_average
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.groups import Group, names_of
+from edgekd.export.quantize.ranges import (
     Ranges,
     check_calibration,
     clipped_ranges,
@@ -33,8 +34,7 @@ from edgekd.export.ranges import (
     observe,
     touched,
 )
-from edgekd.export.trt_rules import weight_axis
-from edgekd.export.units import Unit, names_of
+from edgekd.export.tensorrt_rules import weight_axis
 
 _FLOOR = 2.0**-20  # of a scale: 16 float16 steps above 0, so that rounding moves it by 3 % at most
 _HALF_MAX = 65504.0
@@ -148,12 +148,12 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(half)
 
 
-def units_trt(calibrated: quantize.Calibrated) -> list[Unit]:
+def groups_trt(calibrated: quantize.Calibrated) -> list[Group]:
     """Every layer and every addition that INT8 for TensorRT takes, each a unit of its own, in graph order."""
     model = calibrated.model
     chosen = [node for node, _ in _rounded(model, calibrated.ranges, set(calibrated.in_float))]
     names = names_of(model, chosen)
-    return [Unit(names[node.name], (node.name,), node.op_type in WEIGHTED_OPS) for node in chosen]
+    return [Group(names[node.name], (node.name,), node.op_type in WEIGHTED_OPS) for node in chosen]
 
 
 def read_unrounded(model: onnx.ModelProto, keep: Collection[str]) -> None:

@@ -25,12 +25,12 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.build import Build, Written
-from edgekd.export.calibrators import Calibrator
 from edgekd.export.fuse import Fused, fuse
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
@@ -58,7 +58,7 @@ class Source:
     """uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise."""
     calibration_ids: tuple[str, ...] = ()
     """Names of these images, for the artifact's record."""
-    yardstick: Yardstick | None = None
+    budget: AccuracyBudget | None = None
     """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
     bank: ClassBank | None = None
     """For a `model` that ends in an embedding: the vectors of `classes`, which then are beside the file. Parity, drops
@@ -80,7 +80,7 @@ def export_model(
 
     Raises:
         EdgekdError: folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.yardstick`
+        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.budget`
             allows, whatever stays in float.
     """
     folder = Path(folder)
@@ -138,7 +138,7 @@ def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path 
         else None,
         fp32_onnx=fp32_path,
         options=config.options,
-        yardstick=source.yardstick if config.precision == "int8" else None,
+        budget=source.budget if config.precision == "int8" else None,
         calibrator=cast("Calibrator", config.calibrator) or _calibrator(config.target),
         bank=source.bank,
         input=config.input or "uint8",
@@ -259,7 +259,7 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
         ways.append(
             f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
         )
-    if int8 and get_target(artifact.target).mixed and build.yardstick is None:
+    if int8 and get_target(artifact.target).mixed and build.budget is None:
         ways.append(
             "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
         )
@@ -267,8 +267,8 @@ def _ways_on(build: Build, artifact: Artifact) -> str:
     others = [name for name in get_target(artifact.target).calibrators if name != usual]
     if int8 and others and build.calibrator == usual:
         ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
-    if artifact.precision == "w8a8":
-        ways.append("quantize the weights alone: --int8")
+    if int8 and "int8-weights" in get_target(artifact.target).precisions:
+        ways.append("quantize the weights alone: --int8-weights")
     if artifact.precision == "pal4":
         ways.append("take finer palettes: --palettize 6")
     ways.append(

@@ -6,16 +6,16 @@ from functools import partial
 from typing import Any
 
 from edgekd.export.build import Build, Written, agent_beside, write_onnx, write_within
-from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import runtime_evaluator
-from edgekd.export.quantize import calibrate, quantize_int8, weight_grid, write_int8
-from edgekd.export.units import units_of
+from edgekd.export.quantize.groups import groups_of
+from edgekd.export.quantize.onnxruntime import calibrate, quantize_int8, weight_grid, write_int8
+from edgekd.export.quantize.scheme import onnx_scheme
 
 MODEL_FILE = "model.onnx"
-DIALECT = onnx_dialect(
+SCHEME = onnx_scheme(
     calibrate,
     write_int8,
-    units_of,
+    groups_of,
     grid=weight_grid,
     open=runtime_evaluator,
     rest="fp32",
@@ -27,8 +27,8 @@ def write(build: Build) -> Written:
     """Write `model.onnx` in the wanted precision."""
     path = build.folder / MODEL_FILE
     quantization: dict[str, Any] | None
-    if build.yardstick is not None:
-        quantization = write_within(build, path, DIALECT)
+    if build.budget is not None:
+        quantization = write_within(build, path, SCHEME)
     else:
         quantization = write_onnx(build, path, partial(quantize_int8, calibrator=build.calibrator))
     files = (MODEL_FILE, *agent_beside(build))

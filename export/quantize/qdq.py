@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, drop_unused
-from edgekd.export.ranges import Ranges
+from edgekd.export.quantize.ranges import Ranges
 
 SATURATING_OPS = ("Relu", "Clip")
 """What a QuantizeLinear does by itself."""

@@ -14,10 +14,16 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, write_onnx, write_within
-from edgekd.export.dialect import onnx_dialect
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
-from edgekd.export.trt_rules import findings
+from edgekd.export.quantize.scheme import onnx_scheme
+from edgekd.export.quantize.tensorrt import (
+    calibrate_trt,
+    groups_trt,
+    quantize_trt,
+    weight_grid,
+    write_trt,
+)
+from edgekd.export.tensorrt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 
@@ -41,8 +47,8 @@ def write(order: Build) -> Written:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
     quantization: dict[str, Any] | None
-    if order.yardstick is not None:
-        quantization = write_within(order, path, DIALECT)
+    if order.budget is not None:
+        quantization = write_within(order, path, SCHEME)
     else:
         quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
     checked = check_legal(path)
@@ -160,10 +166,10 @@ def _not_verified(choice: Choice) -> list[str]:
     return ["that the engine loads on such a GPU", "its numbers", "its latency"]
 
 
-DIALECT = onnx_dialect(
+SCHEME = onnx_scheme(
     calibrate_trt,
     write_trt,
-    units_trt,
+    groups_trt,
     grid=weight_grid,
     open=onnx_evaluator,
     rest="fp16",

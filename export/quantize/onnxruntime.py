@@ -21,12 +21,18 @@ import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgekd.export import qdq
-from edgekd.export.bias import Means, Scales, correct_biases, to_average
-from edgekd.export.calibrators import PERCENTILE, Calibrator
-from edgekd.export.integer_form import integer_form
 from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, sorted_nodes
-from edgekd.export.ranges import Ranges, check_calibration, clipped_ranges, observe, touched
+from edgekd.export.quantize import qdq
+from edgekd.export.quantize.bias import Means, Scales, correct_biases, to_average
+from edgekd.export.quantize.calibrators import PERCENTILE, Calibrator
+from edgekd.export.quantize.integer_form import integer_form
+from edgekd.export.quantize.ranges import (
+    Ranges,
+    check_calibration,
+    clipped_ranges,
+    observe,
+    touched,
+)
 
 _STEM_CHANNELS, _STEM_WEIGHTS = 4, 8192
 """At most, of a first convolution that stays in float."""

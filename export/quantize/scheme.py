@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from edgekd.core.manifest import Precision
 from edgekd.core.predictor import Predictor, in_batches
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.qdq import WeightGrid
-from edgekd.export.quantize import Calibrated, weight_errors
-from edgekd.export.units import Unit
+from edgekd.export.quantize.calibrators import Calibrator
+from edgekd.export.quantize.groups import Group
+from edgekd.export.quantize.onnxruntime import Calibrated, weight_errors
+from edgekd.export.quantize.qdq import WeightGrid
 
 C = TypeVar("C")
 """All that is known about a model before a file is written."""
@@ -32,13 +32,13 @@ class Write(Protocol[C_in]):
 
 
 @dataclass(frozen=True)
-class Dialect(Generic[C]):
+class Scheme(Generic[C]):
     """One way to write INT8."""
 
     calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], C]
     """FP32 file, images, how ranges are chosen."""
     write: Write[C]
-    units: Callable[[C], list[Unit]]
+    units: Callable[[C], list[Group]]
     """Everything that `write` quantizes; with all of it in `keep` no value is rounded to 8 bits."""
     rounding: Callable[[C], Mapping[str, float]]
     """Leading node of a unit → squared error that INT8 makes in its weights, relative to their squares."""
@@ -54,19 +54,19 @@ class Dialect(Generic[C]):
         return in_batches(self.open(file), images)
 
 
-def onnx_dialect(
+def onnx_scheme(
     calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated],
     write: Write[Calibrated],
-    units: Callable[[Calibrated], list[Unit]],
+    units: Callable[[Calibrated], list[Group]],
     *,
     grid: WeightGrid,
     open: Callable[[Path], Predictor],
     rest: Precision,
     timed: bool,
-) -> Dialect[Calibrated]:
-    """The dialect whose weights are rounded on `grid`; the other arguments as `Dialect`."""
+) -> Scheme[Calibrated]:
+    """The scheme whose weights are rounded on `grid`; the other arguments as `Scheme`."""
 
     def rounding(calibrated: Calibrated) -> Mapping[str, float]:
         return weight_errors(calibrated.model, grid)
 
-    return Dialect(calibrate, write, units, rounding, open, rest, timed)
+    return Scheme(calibrate, write, units, rounding, open, rest, timed)

@@ -1,0 +1,1 @@
+"""A reference evaluator for Core ML programs, which runs where Core ML does not exist."""
