@@ -29,7 +29,7 @@ from export_speed import draw, student
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.export.fuse import fuse
+from edgekd.export.graph import fuse
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import integer_form, qdq
 from edgekd.export.quantize import onnxruntime as quantize

@@ -339,7 +339,7 @@ def _links(
     build: Build, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
     """How far the logits of each step stray from those of the one before, on the same images."""
-    from edgekd.export.artifact import torch_logits
+    from edgekd.export.graph import torch_logits
 
     rounded = logits_of(half, looks)
     steps = {
@@ -369,7 +369,7 @@ def _evaluation(build: Build) -> tuple[Any, str]:
     """Who answers for the parity check: Core ML itself where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
         return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
-    from edgekd.export.artifact import torch_logits
+    from edgekd.export.graph import torch_logits
     from edgekd.targets.coreml import load_embedder, load_package
 
     by = f"Core ML on macOS {platform.mac_ver()[0]}"

@@ -1,72 +1,84 @@
-"""One way to write INT8: what the search for layers in float needs to know of it."""
+"""How a target writes INT8: what the search for layers in float needs of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.manifest import Precision
-from edgekd.core.predictor import Predictor, in_batches
-from edgekd.export.quantize.calibrators import Calibrator
-from edgekd.export.quantize.groups import Group
-from edgekd.export.quantize.onnxruntime import Calibrated, weight_errors
-from edgekd.export.quantize.qdq import WeightGrid
+from edgekd.core.predictor import Predictor
+from edgekd.export.quantize.calibration import Calibrator
 
 C = TypeVar("C")
 """All that is known about a model before a file is written."""
-C_in = TypeVar("C_in", contravariant=True)
-
-
-class Write(Protocol[C_in]):
-    """Writes the INT8 file of what was calibrated; returns what was done, for `artifact.json`."""
-
-    def __call__(
-        self, calibrated: C_in, out: Path, *, keep: Collection[str] = ()
-    ) -> dict[str, Any]:
-        """Nodes named in `keep` stay in float."""
 
 
 @dataclass(frozen=True)
-class Scheme(Generic[C]):
-    """One way to write INT8."""
+class Group:
+    """Nodes that are quantized together or not at all: a layer or an addition, with what follows it.
 
-    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], C]
-    """FP32 file, images, how ranges are chosen."""
-    write: Write[C]
-    units: Callable[[C], list[Group]]
-    """Everything that `write` quantizes; with all of it in `keep` no value is rounded to 8 bits."""
-    rounding: Callable[[C], Mapping[str, float]]
-    """Leading node of a unit → squared error that INT8 makes in its weights, relative to their squares."""
-    open: Callable[[Path], Predictor]
-    """Who runs a file, on one thread: its logits, or embeddings."""
-    rest: Precision
+    Together the groups hold every operation that INT8 changes, so a file whose groups all stay in float is the FP32
+    file.
+    """
+
+    name: str
+    """For people: the module whose weights it holds, the addition after such a module, or the node's own name."""
+    nodes: tuple[str, ...]
+    """Names of its nodes, the leading one first."""
+    weighted: bool
+    """Whether it is a convolution or a matrix product, and so has multiplications to save."""
+
+
+class Scheme(ABC, Generic[C]):
+    """A quantization scheme."""
+
+    rest: ClassVar[Precision]
     """What the nodes in float compute in."""
-    timed: bool
-    """Whether who answers here is also who runs the file on a device, so that its time means something."""
+    timed: ClassVar[bool]
+    """Whether the runtime here is also the device's, so that its time means something."""
 
-    def answers(self, file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What a file says about any number of images."""
-        return in_batches(self.open(file), images)
+    @abstractmethod
+    def calibrate(self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator) -> C:
+        """Measure what the file needs.
+
+        Args:
+            fp32: the FP32 ONNX file.
+            images: RGB uint8 `[N, H, W, 3]`, prepared with the model's own preprocess.
+            calibrator: how the ranges of activations are chosen.
+
+        Raises:
+            EdgekdError: no or all-alike images, wrong shape, or activations that are not finite.
+        """
+
+    @abstractmethod
+    def write(self, calibrated: C, out: Path, *, in_float: Collection[str] = ()) -> dict[str, Any]:
+        """Write the INT8 file, with the nodes named `in_float` in float.
+
+        Returns:
+            For `artifact.json`: method, number of images, what stayed in float.
+        """
+
+    @abstractmethod
+    def groups(self, calibrated: C) -> list[Group]:
+        """Return everything that `write` quantizes, in graph order; no node is in two groups."""
+
+    @abstractmethod
+    def weight_errors(self, calibrated: C) -> Mapping[str, float]:
+        """Return layer → squared error that INT8 makes in its weights, relative to their squares."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Predictor:
+        """Return the output of a file, logits or embeddings, on one thread."""
 
 
-def onnx_scheme(
-    calibrate: Callable[[Path, NDArray[np.uint8], Calibrator], Calibrated],
-    write: Write[Calibrated],
-    units: Callable[[Calibrated], list[Group]],
-    *,
-    grid: WeightGrid,
-    open: Callable[[Path], Predictor],
-    rest: Precision,
-    timed: bool,
-) -> Scheme[Calibrated]:
-    """The scheme whose weights are rounded on `grid`; the other arguments as `Scheme`."""
-
-    def rounding(calibrated: Calibrated) -> Mapping[str, float]:
-        return weight_errors(calibrated.model, grid)
-
-    return Scheme(calibrate, write, units, rounding, open, rest, timed)
+def relative_error(rows: NDArray[Any], scale: NDArray[Any]) -> float:
+    """Return the squared error of rounding `rows [channels, K]` to `scale [channels]`, relative to their squares."""
+    rounded = np.round(rows / scale[:, None]) * scale[:, None]
+    lost = np.square(rows - rounded).sum()
+    return float(lost / max(np.square(rows).sum(), np.finfo(np.float32).tiny))

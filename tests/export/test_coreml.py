@@ -21,8 +21,7 @@ from torch import nn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.artifact import torch_logits
-from edgekd.export.graph import Deployable
+from edgekd.export.graph import Deployable, torch_logits
 from edgekd.export.mil.evaluate import logits_of
 from edgekd.export.mil.program import Ref, decompress, quiet, read_program
 from edgekd.targets.session import open_session

@@ -22,8 +22,7 @@ from test_export import PREPROCESS, Backbone, pictures
 import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
-from edgekd.export.artifact import torch_logits
-from edgekd.export.graph import Deployable, UnitHead
+from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session

@@ -23,8 +23,7 @@ from torch import nn
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.artifact import torch_logits
-from edgekd.export.graph import Deployable
+from edgekd.export.graph import Deployable, torch_logits
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
 from edgekd.targets.session import open_session

@@ -28,9 +28,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
 from edgekd.doctor import target_lines
-from edgekd.export.artifact import torch_logits
-from edgekd.export.float_input import with_float_input
-from edgekd.export.graph import Deployable
+from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.onnx_edit import with_float_input
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model

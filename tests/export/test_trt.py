@@ -21,7 +21,7 @@ from edgekd.core.console import err
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import read_artifact
 from edgekd.export import tensorrt as writer
-from edgekd.export.artifact import torch_logits
+from edgekd.export.graph import torch_logits
 from edgekd.export.tensorrt import EVALUATED_BY, check_legal
 from edgekd.targets import tensorrt, trt_builders
 from edgekd.targets.session import feed_for, open_session

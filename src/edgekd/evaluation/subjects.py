@@ -23,7 +23,7 @@ from edgekd.distill.predict import student_predict, teacher_predict
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.teacher import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch
-from edgekd.export.fuse import fuse
+from edgekd.export.graph import fuse
 from edgekd.targets.session import open_session
 
 COPIED = " (copied)"
