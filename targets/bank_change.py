@@ -22,6 +22,7 @@ from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
 from edgekd.targets.session import Session
 
 MANIFEST = "artifact.json"
+LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
@@ -71,6 +72,8 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
             )
     if new != old:
         (folder / old).unlink()
+    with _written(folder / LABELS, "".join(f"{name}\n" for name in bank.classes).encode()):
+        pass
     return bank
 
 
