@@ -104,7 +104,7 @@ class Build:
         """
         assert self.calibration is not None
         if self.budget is None:
-            return scheme.write(scheme.calibrate(fp32, self.calibration, self.calibrator), out)
+            return scheme.quantize(fp32, out, self.calibration, self.calibrator)
         return quantize_within(
             fp32,
             out,

@@ -64,6 +64,12 @@ class Scheme(ABC, Generic[C]):
             For `artifact.json`: method, number of images, what stayed in float.
         """
 
+    def quantize(
+        self, fp32: Path, out: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+    ) -> dict[str, Any]:
+        """Write the INT8 file `out` of an FP32 file; arguments, result and errors as `calibrate` and `write`."""
+        return self.write(self.calibrate(fp32, images, calibrator), out)
+
     @abstractmethod
     def groups(self, calibrated: C) -> list[Group]:
         """Return everything that `write` quantizes, in graph order; no node is in two groups."""

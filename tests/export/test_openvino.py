@@ -128,7 +128,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
 def test_nncf_is_told_not_to_report() -> None:
     code = """
 from edgekd.export.quantize import openvino as ov_int8
-ov_int8._nncf()
+ov_int8.import_nncf()
 from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__)
 """

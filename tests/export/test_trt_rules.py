@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgekd.export.tensorrt_rules import ABSENT, findings, weight_axis
+from edgekd.export.onnx_graph import output_axis
+from edgekd.export.tensorrt_rules import ABSENT, findings
 
 
 def legal() -> ModelProto:
@@ -323,7 +324,7 @@ def test_weights_may_be_quantized_inside_the_graph() -> None:
     ],
 )
 def test_axis_of_output_channels(op: str, attributes: dict[str, int], axis: int) -> None:
-    assert weight_axis(helper.make_node(op, ["x", "w"], ["y"], **attributes), 2) == axis
+    assert output_axis(helper.make_node(op, ["x", "w"], ["y"], **attributes), 2) == axis
 
 
 NVIDIA_REFUSES = (
