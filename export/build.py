@@ -17,7 +17,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_edit import take_floats, to_fp16
+from edgekd.export.onnx_graph import take_floats, to_fp16
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
 from edgekd.export.quantize.search import AccuracyBudget, quantize_within

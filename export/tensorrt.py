@@ -15,7 +15,7 @@ from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, write_onnx
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
 from edgekd.export.quantize.tensorrt import TensorRtInt8
-from edgekd.export.tensorrt_rules import findings
+from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 

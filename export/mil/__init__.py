@@ -1,1 +1,1 @@
-"""A reference evaluator for Core ML programs, which runs where Core ML does not exist."""
+"""Core ML programs: a reference evaluator that runs where Core ML does not exist, range analysis, and compression."""

@@ -1,12 +1,13 @@
 """Run a Core ML program where Core ML does not exist: a reference evaluator for parity checks and range analysis.
 
-It computes what the saved program says, operation by operation, in float32; results that the program declares as
-float16 are rounded to float16, overflow to infinity included. It checks the file, not the kernels of a
-device, which may accumulate in another precision or flush the smallest numbers to zero.
+It computes the saved program, operation by operation, in float32; results that the program declares as float16 are
+rounded to float16, overflow to infinity included. It checks the file, not the kernels of a device, which may accumulate
+in another precision or flush the smallest numbers to zero.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from edgekd.export.mil.program import MilProgram, Op, Ref
 Arithmetic = Literal["declared", "float32"]
 """Round every result to its declared type, or keep all of them in float32 to see what the numbers should be."""
 Watch = Callable[[Op, dict[str, Any], tuple[Tensor, ...]], Tensor | None]
-"""Sees every operation with its inputs and outputs; what it gives back is collected under the operation's name."""
+"""Sees every operation with its inputs and outputs; its result is collected under the operation's name."""
 _BATCH = 8
 """Images at once: enough to pay for Python's part, few enough for every student's activations."""
 
@@ -30,7 +31,7 @@ _BATCH = 8
 def logits_of(
     program: MilProgram, images: NDArray[np.uint8], arithmetic: Arithmetic = "declared"
 ) -> NDArray[np.float32]:
-    """Logits float32 `[B, C]`, what enters the last softmax, or embeddings, for RGB uint8 `[B, H, W, 3]`."""
+    """Return the logits float32 `[B, C]`, what enters the last softmax, or embeddings, of RGB uint8 `[B, H, W, 3]`."""
     name = program.logits
     return evaluate(program, images, [name], arithmetic)[0][name].reshape(len(images), -1)
 
@@ -46,7 +47,7 @@ def evaluate(
 
     Args:
         images: RGB uint8 `[B, H, W, 3]`, as large as the program's input.
-        wanted: names of the tensors to give back.
+        wanted: names of the tensors to return.
         watch: measures operations on the way; a tensor of the same shape for every image.
 
     Returns:
@@ -55,33 +56,31 @@ def evaluate(
     Raises:
         EdgekdError: an operation that the evaluator does not know, or images of another size.
     """
-    _refuse_unknown(program)
+    ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
+    _refuse_unknown(ops)
     height, width = program.input_shape[2:]
     if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
         raise EdgekdError(
             f"The Core ML program takes uint8 [B, {height}, {width}, 3], not {images.dtype} {list(images.shape)}.",
             "Prepare the images with the artifact's preprocess.",
         )
-    steps, last_use = _resolved(program, wanted)
+    constants = [{name: _constant(value) for name, value in op.inputs.items()} for op in ops]
+    last_use = {name: number for number, op in enumerate(ops) for name in op.reads}
 
     def one(pixels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # [1, 3, H, W]
         values, seen = {program.input_name: pixels}, {}
-        for number, (op, constants) in enumerate(steps):
-            given = constants | {
-                name: _fetch(value, values) for name, value in op.inputs.items() if _moves(value)
-            }
-            made = OPS[op.kind](given)
+        for number, (op, inputs) in enumerate(zip(ops, constants, strict=True)):
+            given = {name: _computed(value, values) for name, value in inputs.items()}
+            made = OPS[op.kind](**given)
             outputs = made if isinstance(made, tuple) else (made,)
             if watch is not None and (noted := watch(op, given, outputs)) is not None:
                 seen[op.name] = noted
             for name, dtype, output in zip(op.outputs, op.dtypes, outputs, strict=True):
-                values[name] = (
-                    output.half().float()
-                    if dtype == "fp16" and arithmetic == "declared"
-                    else output
-                )
-            for name in last_use.get(number, ()):
-                del values[name]
+                rounds = dtype == "fp16" and arithmetic == "declared"
+                values[name] = output.half().float() if rounds else output
+            for name in op.reads:
+                if last_use[name] == number and name not in wanted:
+                    del values[name]
         return {name: values[name] for name in wanted}, seen
 
     parts, notes = [], []
@@ -96,68 +95,34 @@ def evaluate(
     return _stacked(parts), _stacked(notes)
 
 
-def _refuse_unknown(program: MilProgram) -> None:
-    for op in program.ops:
-        if op.kind not in OPS and op.kind != "classify":
+def _refuse_unknown(ops: Sequence[Op]) -> None:
+    for op in ops:
+        known = inspect.signature(OPS[op.kind]).parameters if op.kind in OPS else ()
+        if not set(op.inputs) <= set(known):
+            what = f"the Core ML operation {op.kind}"
+            if op.kind in OPS:
+                what = f"{', '.join(sorted(set(op.inputs) - set(known)))} of {what}"
             raise EdgekdError(
-                f"The reference evaluator does not know the Core ML operation {op.kind} (of {op.name}), so this file "
-                "cannot be checked here.",
+                f"The reference evaluator does not know {what} (of {op.name}), so this file cannot be checked here.",
                 "Choose a student from edgekd list students.",
             )
 
 
-def _resolved(
-    program: MilProgram, wanted: Sequence[str]
-) -> tuple[list[tuple[Op, dict[str, Any]]], dict[int, list[str]]]:
-    """Operations with their constants as tensors, and which values nobody needs after which operation."""
-    ops = [
-        op for op in program.ops if op.kind != "classify"
-    ]  # it only names the largest probability
-    steps = [
-        (op, {name: _constant(value) for name, value in op.inputs.items() if not _moves(value)})
-        for op in ops
-    ]
-    last: dict[str, int] = {}
-    for number, op in enumerate(ops):
-        for value in op.inputs.values():
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, Ref):
-                    last[item.name] = number
-    missing = set(wanted) - {output for op in ops for output in op.outputs}
-    if missing:
-        raise KeyError(f"the program computes no {', '.join(sorted(missing))}")
-    dead: dict[int, list[str]] = {}
-    for name, number in last.items():
-        if name not in wanted:
-            dead.setdefault(number, []).append(name)
-    return steps, dead
-
-
-def _moves(value: Any) -> bool:
-    """Whether a value depends on the image."""
-    return isinstance(value, Ref) or (
-        isinstance(value, tuple) and any(isinstance(item, Ref) for item in value)
-    )
-
-
-def _fetch(value: Any, values: dict[str, Tensor]) -> Any:
-    if isinstance(value, tuple):
-        return tuple(
-            values[item.name] if isinstance(item, Ref) else _constant(item) for item in value
-        )
-    return values[value.name]
-
-
 def _constant(value: Any) -> Any:
-    """Floating-point arrays as float32 tensors; sizes, axes and words as they are."""
+    """Return floating-point arrays as float32 tensors; references, sizes, axes and words as they are."""
+    if isinstance(value, tuple):
+        return tuple(map(_constant, value))
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.ndim:
         return torch.from_numpy(value.astype(np.float32))
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
+def _computed(value: Any, values: dict[str, Tensor]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_computed(item, values) for item in value)
+    return values[value.name] if isinstance(value, Ref) else value
+
+
 def _stacked(parts: list[dict[str, Tensor]]) -> dict[str, NDArray[np.float32]]:
-    return (
-        {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-        if parts
-        else {}
-    )
+    names = parts[0] if parts else {}
+    return {name: torch.cat([part[name] for part in parts]).numpy() for name in names}

@@ -1,12 +1,13 @@
 """What each operation of a MIL program computes, in float32, by Apple's specification of the operation.
 
-Only the operations that our students are made of. Each function takes the operation's named inputs (tensors, and
-constants as Python or numpy values) and gives its output, or a tuple of outputs.
+Only the operations that our students are made of. The parameters of a function are the operation's inputs, with the
+specification's names and defaults: tensors, and constants as Python or numpy values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Given = Mapping[str, Any]
-
-
-def _tensor(given: Given, name: str = "x") -> Tensor:
-    value: Tensor = given[name]
-    return value
+_ONES = (1, 1)
 
 
 def _ints(value: Any) -> list[int]:
@@ -32,266 +28,272 @@ def _flat_padding(pads: Sequence[int]) -> list[int]:
 
 
 def _window_padding(
-    given: Given, size: Sequence[int], kernel: Sequence[int], dilations: Sequence[int]
+    x: Tensor, kernel: Sequence[int], strides: Any, pad_type: str, pad: Any, dilations: Any = _ONES
 ) -> list[int]:
-    """Begin and end of the two image axes, by `pad_type`."""
-    kind = given.get("pad_type", "valid")
-    if kind == "custom":
-        return _ints(given["pad"])
-    if kind == "valid":
+    """Return begin and end of the two image axes, by `pad_type`."""
+    if pad_type == "custom":
+        return _ints(pad)
+    if pad_type == "valid":
         return [0, 0, 0, 0]
     pads = []
-    for n, k, stride, dilation in zip(
-        size, kernel, _ints(given.get("strides", [1, 1])), dilations, strict=True
-    ):
+    windows = zip(x.shape[2:], kernel, _ints(strides), _ints(dilations), strict=True)
+    for n, k, stride, dilation in windows:
         total = max((-(-n // stride) - 1) * stride + dilation * (k - 1) + 1 - n, 0)
         less = total // 2
-        pads += [less, total - less] if kind == "same" else [total - less, less]
+        pads += [less, total - less] if pad_type == "same" else [total - less, less]
     return pads
 
 
-def _conv(given: Given) -> Tensor:
-    x, weight = _tensor(given), _tensor(given, "weight")
-    dilations = _ints(given.get("dilations", [1, 1]))
-    pads = _window_padding(given, x.shape[2:], weight.shape[2:], dilations)
-    if pads[0] == pads[1] and pads[2] == pads[3]:
-        padding = (pads[0], pads[2])
-    else:
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    strides: Any = _ONES,
+    pad_type: str = "valid",
+    pad: Any = (),
+    dilations: Any = _ONES,
+    groups: int = 1,
+) -> Tensor:
+    pads = _window_padding(x, weight.shape[2:], strides, pad_type, pad, dilations)
+    padding = (pads[0], pads[2])
+    if pads[0] != pads[1] or pads[2] != pads[3]:
         x, padding = F.pad(x, _flat_padding(pads)), (0, 0)
-    strides, groups = _ints(given.get("strides", [1, 1])), int(given.get("groups", 1))
-    return F.conv2d(x, weight, given.get("bias"), strides, padding, dilations, groups)
+    return F.conv2d(x, weight, bias, _ints(strides), padding, _ints(dilations), int(groups))
 
 
-def _max_pool(given: Given) -> Tensor:
-    x, kernel = _tensor(given), _ints(given["kernel_sizes"])
-    pads = _window_padding(given, x.shape[2:], kernel, [1, 1])
-    x = F.pad(x, _flat_padding(pads), value=float("-inf"))
-    return F.max_pool2d(
-        x,
-        kernel,
-        _ints(given.get("strides", [1, 1])),
-        ceil_mode=bool(given.get("ceil_mode", False)),
-    )
+def max_pool(
+    x: Tensor,
+    kernel_sizes: Any,
+    strides: Any = _ONES,
+    pad_type: str = "valid",
+    pad: Any = (),
+    ceil_mode: bool = False,
+) -> Tensor:
+    kernel = _ints(kernel_sizes)
+    pads = _flat_padding(_window_padding(x, kernel, strides, pad_type, pad))
+    x = F.pad(x, pads, value=float("-inf"))
+    return F.max_pool2d(x, kernel, _ints(strides), ceil_mode=bool(ceil_mode))
 
 
-def _avg_pool(given: Given) -> Tensor:
-    x, kernel = _tensor(given), _ints(given["kernel_sizes"])
-    pads, strides = (
-        _window_padding(given, x.shape[2:], kernel, [1, 1]),
-        _ints(given.get("strides", [1, 1])),
-    )
-    total = F.avg_pool2d(F.pad(x, _flat_padding(pads)), kernel, strides)
-    if not given.get("exclude_padding_from_average", False):
-        return total
-    return total / F.avg_pool2d(F.pad(torch.ones_like(x), _flat_padding(pads)), kernel, strides)
+def avg_pool(
+    x: Tensor,
+    kernel_sizes: Any,
+    strides: Any = _ONES,
+    pad_type: str = "valid",
+    pad: Any = (),
+    exclude_padding_from_average: bool = False,
+    ceil_mode: bool = False,
+) -> Tensor:
+    if ceil_mode:
+        raise NotImplementedError("ceil_mode of avg_pool")
+    kernel = _ints(kernel_sizes)
+    pads = _flat_padding(_window_padding(x, kernel, strides, pad_type, pad))
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, pads), kernel, _ints(strides))
+
+    return mean(x) / mean(torch.ones_like(x)) if exclude_padding_from_average else mean(x)
 
 
-def _linear(given: Given) -> Tensor:
-    return F.linear(given["x"], given["weight"], given.get("bias"))
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
 
 
-def _matmul(given: Given) -> Tensor:
-    x, y = _tensor(given), _tensor(given, "y")
-    x = x.transpose(-1, -2) if given.get("transpose_x", False) else x
-    return x @ (y.transpose(-1, -2) if given.get("transpose_y", False) else y)
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    x = x.transpose(-1, -2) if transpose_x else x
+    return x @ (y.transpose(-1, -2) if transpose_y else y)
 
 
-def _attention(given: Given) -> Tensor:
-    query, key, value = (
-        _tensor(given, name) for name in ("query", "key", "value")
-    )  # [B, heads, N, d]
-    scores: Tensor = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    if given.get("attn_mask") is not None:
-        scores = scores + _tensor(given, "attn_mask")
-    weighted: Tensor = scores.softmax(-1) @ value
-    return weighted
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+) -> Tensor:  # [B, heads, N, d]
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    weights: Tensor = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
+    return weights @ value
 
 
-def _layer_norm(given: Given) -> Tensor:
-    x, axes = _tensor(given), _ints(given["axes"])
-    centred = x - x.mean(axes, keepdim=True)
-    y = (
-        centred
-        / (centred.square().mean(axes, keepdim=True) + float(given.get("epsilon", 1e-5))).sqrt()
-    )
-    return _scaled(y, given)
+def layer_norm(
+    x: Tensor, axes: Any, gamma: Any = None, beta: Any = None, epsilon: float = 1e-5
+) -> Tensor:
+    centred = x - x.mean(_ints(axes), keepdim=True)
+    variance = centred.square().mean(_ints(axes), keepdim=True)
+    return _scaled(centred / (variance + epsilon).sqrt(), gamma, beta)
 
 
-def _batch_norm(given: Given) -> Tensor:
-    x = _tensor(given)
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    epsilon: float = 1e-5,
+) -> Tensor:
     shape = [1, -1] + [1] * (x.ndim - 2)
-    deviation = (given["variance"] + float(given.get("epsilon", 1e-5))).sqrt().reshape(shape)
-    y = (x - given["mean"].reshape(shape)) / deviation
-    return _scaled(
-        y, {name: given[name].reshape(shape) for name in ("gamma", "beta") if name in given}
-    )
+    y = (x - mean.reshape(shape)) / (variance + epsilon).sqrt().reshape(shape)
+    scale, shift = (None if one is None else one.reshape(shape) for one in (gamma, beta))
+    return _scaled(y, scale, shift)
 
 
-def _scaled(y: Tensor, given: Given) -> Tensor:
-    y = y * given["gamma"] if given.get("gamma") is not None else y
-    return y + given["beta"] if given.get("beta") is not None else y
+def _scaled(y: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    y = y if gamma is None else y * gamma
+    return y if beta is None else y + beta
 
 
-def _gelu(given: Given) -> Tensor:
-    x, mode = _tensor(given), given.get("mode", "EXACT")
+def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
-    return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
+    y: Tensor = F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
+    return y
 
 
-def _reshape(given: Given) -> Tensor:
-    x, shape = _tensor(given), _ints(given["shape"])
-    return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(shape)])
+def reshape(x: Tensor, shape: Any) -> Tensor:
+    return x.reshape([x.shape[axis] if n == 0 else n for axis, n in enumerate(_ints(shape))])
 
 
-def _squeeze(given: Given) -> Tensor:
-    x = _tensor(given)
-    return x.squeeze(tuple(_ints(given["axes"]))) if given.get("axes") is not None else x.squeeze()
+def squeeze(x: Tensor, axes: Any = None) -> Tensor:
+    return x.squeeze() if axes is None else x.squeeze(tuple(_ints(axes)))
 
 
-def _expand_dims(given: Given) -> Tensor:
-    x, axes = _tensor(given), _ints(given["axes"])
+def expand_dims(x: Tensor, axes: Any) -> Tensor:
+    axes = _ints(axes)
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
     return x
 
 
-def _split(given: Given) -> tuple[Tensor, ...]:
-    x, axis = _tensor(given), int(given["axis"])
-    if given.get("split_sizes") is not None:
-        return tuple(torch.split(x, _ints(given["split_sizes"]), axis))
-    return tuple(x.chunk(int(given["num_splits"]), axis))
+def split(
+    x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Any = None
+) -> tuple[Tensor, ...]:
+    if split_sizes is not None:
+        return tuple(torch.split(x, _ints(split_sizes), int(axis)))
+    return tuple(x.chunk(int(num_splits or 1), int(axis)))
 
 
-def _slice_by_index(given: Given) -> Tensor:
-    x = _tensor(given)
-    begin, end = _ints(given["begin"]), _ints(given["end"])
+def slice_by_index(
+    x: Tensor,
+    begin: Any,
+    end: Any,
+    stride: Any = None,
+    begin_mask: Any = None,
+    end_mask: Any = None,
+    squeeze_mask: Any = None,
+) -> Tensor:
     no = [False] * x.ndim
-    begin_mask, end_mask, squeeze = (
-        given.get(f"{name}_mask", no) for name in ("begin", "end", "squeeze")
+    starts, ends, steps = (
+        _ints(begin),
+        _ints(end),
+        _ints([1] * x.ndim if stride is None else stride),
     )
-    strides = _ints(given.get("stride", [1] * x.ndim))
+    from_start, to_end, single = (
+        no if mask is None else mask for mask in (begin_mask, end_mask, squeeze_mask)
+    )
     index: list[Any] = []
     for axis in range(x.ndim):
-        if squeeze[axis]:
-            index.append(begin[axis])
-        else:
-            low = None if begin_mask[axis] else begin[axis]
-            index.append(slice(low, None if end_mask[axis] else end[axis], strides[axis]))
+        low = None if from_start[axis] else starts[axis]
+        high = None if to_end[axis] else ends[axis]
+        index.append(starts[axis] if single[axis] else slice(low, high, steps[axis]))
     return x[tuple(index)]
 
 
-def _pad(given: Given) -> Tensor:
-    mode = {"constant": "constant", "reflect": "reflect", "replicate": "replicate"}[
-        given.get("mode", "constant")
-    ]
-    pads = _flat_padding(_ints(given["pad"]))
-    return F.pad(
-        given["x"], pads, mode, float(given.get("constant_val", 0)) if mode == "constant" else None
-    )
+def pad(x: Tensor, pad: Any, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+    if mode not in ("constant", "reflect", "replicate"):
+        raise NotImplementedError(f"padding by {mode}")
+    return F.pad(x, _flat_padding(_ints(pad)), mode, constant_val if mode == "constant" else None)
 
 
-def _concat(given: Given) -> Tensor:
-    if given.get("interleave", False):
+def concat(values: Sequence[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    if interleave:
         raise NotImplementedError("interleaved concat")
-    return torch.cat(tuple(given["values"]), int(given["axis"]))
+    return torch.cat(tuple(values), int(axis))
 
 
-def _cast(given: Given) -> Tensor:
-    x, wanted = _tensor(given), given["dtype"]
-    return (
-        x.trunc() if wanted.startswith(("int", "uint")) else x
-    )  # numbers stay in float32; rounding comes after
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """Numbers stay in float32; the evaluator rounds to the declared type."""
+    return x.trunc() if dtype.startswith(("int", "uint")) else x
 
 
-def _per_channel(value: Any, like: Tensor, axis: Any) -> Tensor:
-    numbers = (
-        value.float()
-        if isinstance(value, Tensor)
-        else torch.as_tensor(np.asarray(value, dtype=np.float32))
-    )
+def quantize(
+    input: Tensor, scale: Any, output_dtype: str, zero_point: Any = 0, axis: int = 0
+) -> Tensor:
+    low, high = (-128, 127) if output_dtype == "int8" else (0, 255)
+    zero = _per_channel(zero_point, input, axis)
+    return (torch.round(input / _per_channel(scale, input, axis)) + zero).clamp(low, high)
+
+
+def dequantize(input: Tensor, scale: Any, zero_point: Any = 0, axis: int = 0) -> Tensor:
+    return (input - _per_channel(zero_point, input, axis)) * _per_channel(scale, input, axis)
+
+
+def _per_channel(value: Any, like: Tensor, axis: int) -> Tensor:
+    numbers = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, np.float32))
     shape = [1] * like.ndim
     if numbers.ndim:
         shape[int(axis)] = -1
-    return numbers.reshape(shape)
+    return numbers.float().reshape(shape)
 
 
-def _quantize(given: Given) -> Tensor:
-    x, axis = _tensor(given, "input"), given.get("axis", 0)
-    low, high = (-128, 127) if given["output_dtype"] == "int8" else (0, 255)
-    zero = _per_channel(given.get("zero_point", 0), x, axis)
-    return (torch.round(x / _per_channel(given["scale"], x, axis)) + zero).clamp(low, high)
-
-
-def _dequantize(given: Given) -> Tensor:
-    x, axis = _tensor(given, "input"), given.get("axis", 0)
-    return (x - _per_channel(given.get("zero_point", 0), x, axis)) * _per_channel(
-        given["scale"], x, axis
-    )
-
-
-def _reduce(function: Callable[..., Tensor]) -> Callable[[Given], Tensor]:
-    def reduced(given: Given) -> Tensor:
-        x = _tensor(given)
-        axes = _ints(given["axes"]) if given.get("axes") is not None else list(range(x.ndim))
-        return function(x, axes, keepdim=bool(given.get("keep_dims", False)))
+def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduced(x: Tensor, axes: Any = None, keep_dims: bool = False) -> Tensor:
+        over = list(range(x.ndim)) if axes is None else _ints(axes)
+        return function(x, dim=over, keepdim=bool(keep_dims))
 
     return reduced
 
 
-def _of_x(function: Callable[[Tensor], Tensor]) -> Callable[[Given], Tensor]:
-    return lambda given: function(given["x"])
+def _of_x(function: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def of_x(x: Tensor) -> Tensor:
+        return function(x)
+
+    return of_x
 
 
-def _of_both(function: Callable[[Any, Any], Tensor]) -> Callable[[Given], Tensor]:
-    return lambda given: function(given["x"], given["y"])
+def _of_both(function: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
+    def of_both(x: Any, y: Any) -> Tensor:
+        found: Tensor = function(x, y)
+        return found
+
+    return of_both
 
 
-OPS: dict[str, Callable[[Given], Tensor | tuple[Tensor, ...]]] = {
-    "add": _of_both(lambda x, y: x + y),
-    "avg_pool": _avg_pool,
-    "batch_norm": _batch_norm,
-    "cast": _cast,
-    "clip": lambda given: given["x"].clamp(float(given["alpha"]), float(given["beta"])),
-    "concat": _concat,
-    "conv": _conv,
-    "dequantize": _dequantize,
-    "expand_dims": _expand_dims,
-    "gelu": _gelu,
+OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
+    "add": _of_both(operator.add),
+    "avg_pool": avg_pool,
+    "batch_norm": batch_norm,
+    "cast": cast,
+    "clip": lambda x, alpha, beta: x.clamp(float(alpha), float(beta)),
+    "concat": concat,
+    "conv": conv,
+    "dequantize": dequantize,
+    "expand_dims": expand_dims,
+    "gelu": gelu,
     "identity": _of_x(lambda x: x),
-    "layer_norm": _layer_norm,
-    "linear": _linear,
-    "matmul": _matmul,
-    "max_pool": _max_pool,
-    "mul": _of_both(lambda x, y: x * y),
-    "pad": _pad,
-    "pow": _of_both(lambda x, y: x**y),
-    "quantize": _quantize,
-    "real_div": _of_both(lambda x, y: x / y),
-    "reduce_l2_norm": _reduce(
-        lambda x, axes, keepdim: torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)
-    ),
+    "layer_norm": layer_norm,
+    "linear": linear,
+    "matmul": matmul,
+    "max_pool": max_pool,
+    "mul": _of_both(operator.mul),
+    "pad": pad,
+    "pow": _of_both(operator.pow),
+    "quantize": quantize,
+    "real_div": _of_both(operator.truediv),
+    "reduce_l2_norm": _reduce(torch.linalg.vector_norm),
     "reduce_mean": _reduce(torch.mean),
     "reduce_sum": _reduce(torch.sum),
     "relu": _of_x(torch.relu),
     "relu6": _of_x(F.relu6),
-    "reshape": _reshape,
-    "scaled_dot_product_attention": _attention,
+    "reshape": reshape,
+    "scaled_dot_product_attention": attention,
     "sigmoid": _of_x(torch.sigmoid),
-    "sigmoid_hard": lambda given: (given["x"] * float(given["alpha"]) + float(given["beta"])).clamp(
-        0, 1
-    ),
+    "sigmoid_hard": lambda x, alpha=0.2, beta=0.5: (x * float(alpha) + float(beta)).clamp(0, 1),
     "silu": _of_x(F.silu),
-    "slice_by_index": _slice_by_index,
-    "softmax": lambda given: given["x"].softmax(int(given.get("axis", -1))),
-    "split": _split,
+    "slice_by_index": slice_by_index,
+    "softmax": lambda x, axis=-1: x.softmax(int(axis)),
+    "split": split,
     "sqrt": _of_x(torch.sqrt),
     "square": _of_x(torch.square),
-    "squeeze": _squeeze,
-    "sub": _of_both(lambda x, y: x - y),
-    "thresholded_relu": lambda given: torch.where(
-        given["x"] >= float(given["alpha"]), given["x"], 0.0
-    ),
-    "transpose": lambda given: given["x"].permute(_ints(given["perm"])),
+    "squeeze": squeeze,
+    "sub": _of_both(operator.sub),
+    "thresholded_relu": lambda x, alpha=1.0: torch.where(x >= float(alpha), x, 0.0),
+    "transpose": lambda x, perm: x.permute(_ints(perm)),
 }
 """MIL operation → what it computes."""

@@ -3,8 +3,8 @@
 Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
 corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
 doubling, then halving the interval, a handful of files. With all of them in float the file is FP32, so no budget is
-out of reach; the cost is reported. Both passes reuse one calibration. The ranking has a time limit and goes in the order of the weights'
-rounding error, so that the suspects are ranked when it ends.
+out of reach; the cost is reported. Both passes reuse one calibration. The ranking has a time limit and goes in the
+order of the weights' rounding error, so that the suspects are ranked when it ends.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
 from edgekd.export.graph import Deployable, torch_logits
-from edgekd.export.onnx_edit import with_float_input
+from edgekd.export.onnx_graph import with_float_input
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model

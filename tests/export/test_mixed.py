@@ -24,7 +24,7 @@ from edgekd.export.quantize import search as mixed
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 from edgekd.export.quantize.search import AccuracyBudget, Drops, Search
 from edgekd.export.quantize.tensorrt import TensorRtInt8
-from edgekd.export.tensorrt_rules import findings
+from edgekd.export.quantize.tensorrt_rules import findings
 
 SCHEME, TENSORRT = OnnxRuntimeInt8(), TensorRtInt8()
 quantize_within = partial(mixed.quantize_within, scheme=SCHEME)

@@ -15,7 +15,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_edit import to_fp16
+from edgekd.export.onnx_graph import to_fp16
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales

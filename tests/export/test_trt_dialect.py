@@ -17,7 +17,7 @@ from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
 from edgekd.export.quantize.tensorrt import TensorRtInt8, int8_scales
-from edgekd.export.tensorrt_rules import findings
+from edgekd.export.quantize.tensorrt_rules import findings
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edgekd.export.onnx_graph import output_axis
-from edgekd.export.tensorrt_rules import ABSENT, findings
+from edgekd.export.quantize.tensorrt_rules import ABSENT, findings
 
 
 def legal() -> ModelProto:
