@@ -34,7 +34,6 @@ SHARED = (
     "targets/session.py",
     "targets/trt_build.py",
     "targets/trt_builders.py",
-    "targets/trt_engine.py",
     "targets/tensorrt.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""

@@ -36,7 +36,7 @@ from edgekd.targets.agent.model import open_model
 from edgekd.targets.feed import feed_of, normalising
 from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
-from edgekd.targets.trt_engine import Engine
+from edgekd.targets.tensorrt import Engine
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 IMAGES = pictures(40, seed=7)

@@ -25,9 +25,9 @@ from edgekd.export.graph import torch_logits
 from edgekd.export.tensorrt import EVALUATED_BY, check_legal
 from edgekd.targets import tensorrt, trt_builders
 from edgekd.targets.session import feed_for, open_session
+from edgekd.targets.tensorrt import check_batch, cuda_call
 from edgekd.targets.trt_build import BuildError
 from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
-from edgekd.targets.trt_engine import check_batch, cuda_call
 
 AHEAD = SimpleNamespace(
     __version__="1.7.1",
