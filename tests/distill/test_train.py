@@ -648,7 +648,7 @@ def test_the_accuracy_on_validation_counts_every_domain_alike(
 
 
 def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
-    full = losses(folder_of(run(out=tmp_path / "full", steps=4, recipe="kd")))
+    full = losses(folder_of(run(out=tmp_path / "full", steps=4, recipe="kd", precision="32-true")))
     mixed = losses(
         folder_of(run(out=tmp_path / "mixed", steps=4, recipe="kd", precision="bf16-mixed"))
     )
