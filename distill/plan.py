@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from edgekd.configs.train import TrainConfig, read_config
 from edgekd.core.console import is_main_process, say, shell_word
 from edgekd.core.errors import EdgekdError
@@ -20,10 +18,10 @@ from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fitting import settle_method
+from edgekd.distill.launch import precision_of
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
-from edgekd.distill.teacher import has_bfloat16
 from edgekd.distill.vocabulary import read_vocabulary
 
 TOY_SIZE = 48
@@ -77,9 +75,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
         chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
-    if config.precision == "auto":
-        on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
-        chosen["precision"] = "bf16-mixed" if on_cpu and has_bfloat16() else "32-true"
+    chosen["precision"] = precision_of(config)
     if config.smoke:
         chosen |= {
             "steps": SMOKE_STEPS,

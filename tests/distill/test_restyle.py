@@ -77,7 +77,7 @@ def test_the_processes_of_a_run_see_what_one_process_sees(images: ImageSet) -> N
         open_store(images, 20),
         BalancedSampler(groups, 16, 0),
         ViewPolicy(),
-        2,
+        np.full(len(images), 2),
         None,
         None,
         0,
