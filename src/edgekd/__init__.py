@@ -9,6 +9,8 @@ value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts; `e
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.core.errors import EdgekdError, GateFailed
@@ -49,9 +51,28 @@ __all__ = [
 ]
 
 
+class _Verb(ModuleType):
+    """A package that is also a verb: calling it calls the function of its name in `edgekd.api`."""
+
+    @property
+    def _verb(self) -> Any:
+        return getattr(importlib.import_module("edgekd.api"), self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> Any:
+        return self._verb.__signature__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._verb(*args, **options)
+
+
+def make_callable(name: str) -> None:
+    """Let the package `name`, `edgekd.export` or `edgekd.benchmark`, be called as the verb."""
+    sys.modules[name].__class__ = _Verb
+
+
 def __getattr__(name: str) -> Any:
-    # The heavy parts load when they are first used. `export` and `benchmark` are packages as well as verbs: those two
-    # are callable modules (see `edgekd.callable_module`).
+    # Heavy modules load when they are first used.
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
     if name in __all__:

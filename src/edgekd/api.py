@@ -124,7 +124,7 @@ def verify(config: VerifyConfig) -> list[dict[str, Any]]:
     Returns:
         One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
     """
-    from edgekd.evaluation.verify import verify_artifact
+    from edgekd.artifacts.verify import verify_artifact
 
     return verify_artifact(config.artifact, config.data)
 
@@ -138,7 +138,7 @@ def add_class(config: AddClassConfig) -> Artifact:
     Returns:
         The artifact as it is now.
     """
-    from edgekd.classes import add
+    from edgekd.artifacts.classes import add
 
     return add(config)
 
@@ -146,7 +146,7 @@ def add_class(config: AddClassConfig) -> Artifact:
 @verb(ClassConfig)
 def remove_class(config: ClassConfig) -> Artifact:
     """Remove a class that `add_class` added; return the artifact as it is now."""
-    from edgekd.classes import remove
+    from edgekd.artifacts.classes import remove
 
     return remove(config.artifact, config.name)
 
