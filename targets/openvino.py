@@ -48,15 +48,7 @@ def open_file(
     details, size = artifact["details"], int(artifact["preprocess"]["size"])
     # Left to OpenVINO, it would be bfloat16 where the processor has it, whatever the file holds.
     precision = str(details.get("inference_precision", "f32"))
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if not spinning:
-        settings["ENABLE_CPU_PINNING"] = False
+    settings = _settings(precision, threads, spinning)
     core, path, feed = openvino.Core(), model_path(artifact, folder), feed_for(artifact)
     item = feed(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1:]
 
@@ -110,6 +102,19 @@ def open_file(
         load_ms,
         lambda: _placement(compiled),
     )
+
+
+def _settings(precision: str, threads: int | None, spinning: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if not spinning:
+        settings["ENABLE_CPU_PINNING"] = False
+    return settings
 
 
 def check(artifact: Mapping[str, Any]) -> None:

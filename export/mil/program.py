@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
+from edgekd.export.onnx import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 """Where a package keeps its weights."""
@@ -138,19 +134,6 @@ def import_coremltools() -> Any:
             'Install it: pip install "edgekd[coreml]", or pip install coremltools.',
         ) from error
     return coremltools
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what coremltools logs, warns and draws; its exceptions come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _is_stored(op: Any) -> bool:

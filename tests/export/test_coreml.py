@@ -23,7 +23,8 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable, torch_logits
 from edgekd.export.mil.evaluate import logits_of
-from edgekd.export.mil.program import Ref, decompress, quiet, read_program
+from edgekd.export.mil.program import Ref, decompress, read_program
+from edgekd.export.onnx import quiet
 from edgekd.targets.session import open_session
 
 coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")
