@@ -53,7 +53,7 @@ def open_model(folder, *, threads):
     return Model(name, threads)
 
 module = types.ModuleType("edgekd.targets.agent.model")
-module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+module.open_model, module.read_manifest = open_model, None
 sys.modules["edgekd.targets.agent.model"] = module
 '''
 

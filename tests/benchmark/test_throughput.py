@@ -43,7 +43,7 @@ def open_model(folder, *, threads):
     return Model(threads, 1 if Path(folder).resolve().name == "single" else None)
 
 module = types.ModuleType("edgekd.targets.agent.model")
-module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+module.open_model, module.read_manifest = open_model, None
 sys.modules["edgekd.targets.agent.model"] = module
 """
 IMAGES = [b"as the stand-in pleases"] * 6
