@@ -71,7 +71,10 @@ def evaluate(
         values, seen = {program.input_name: pixels}, {}
         for number, (op, inputs) in enumerate(zip(ops, constants, strict=True)):
             given = {name: _computed(value, values) for name, value in inputs.items()}
-            made = OPS[op.kind](**given)
+            try:
+                made = OPS[op.kind](**given)
+            except NotImplementedError as error:
+                raise _unknown(str(error), op) from error
             outputs = made if isinstance(made, tuple) else (made,)
             if watch is not None and (noted := watch(op, given, outputs)) is not None:
                 seen[op.name] = noted
@@ -97,15 +100,17 @@ def evaluate(
 
 def _refuse_unknown(ops: Sequence[Op]) -> None:
     for op in ops:
-        known = inspect.signature(OPS[op.kind]).parameters if op.kind in OPS else ()
-        if not set(op.inputs) <= set(known):
-            what = f"the Core ML operation {op.kind}"
-            if op.kind in OPS:
-                what = f"{', '.join(sorted(set(op.inputs) - set(known)))} of {what}"
-            raise EdgekdError(
-                f"The reference evaluator does not know {what} (of {op.name}), so this file cannot be checked here.",
-                "Choose a student from edgekd list students.",
-            )
+        if op.kind not in OPS:
+            raise _unknown(f"the Core ML operation {op.kind}", op)
+        if foreign := set(op.inputs) - set(inspect.signature(OPS[op.kind]).parameters):
+            raise _unknown(f"{', '.join(sorted(foreign))} of the Core ML operation {op.kind}", op)
+
+
+def _unknown(what: str, op: Op) -> EdgekdError:
+    return EdgekdError(
+        f"The reference evaluator does not know {what} (of {op.name}), so this file cannot be checked here.",
+        "Choose a student from edgekd list students.",
+    )
 
 
 def _constant(value: Any) -> Any:
