@@ -167,7 +167,7 @@ def _write_half(
 
 
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """The program as core operations, the form that coremltools converts whatever its numpy.
+    """Return the program as core operations, the form that coremltools converts whatever its numpy.
 
     Raises:
         EdgekdError: torch cannot trace the student.
@@ -194,7 +194,7 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """A coremltools model of the program: image input; class labels, or a float32 embedding.
+    """Return a coremltools model of the program: image input; class labels, or a float32 embedding.
 
     Args:
         classes: None for a program that ends in an embedding.
@@ -272,7 +272,7 @@ def _report(ranges: Ranges, kept: set[str]) -> None:
 
 
 def _read_back(model: Any, folder: Path) -> MilProgram:
-    """The program of an unfinished model, by way of the disk, as Core ML would get it."""
+    """Return the program of an unfinished model, by way of the disk, as Core ML would get it."""
     path = folder / "step.mlpackage"
     with quiet():
         model.save(str(path))

@@ -91,7 +91,7 @@ class UnitHead(nn.Module):
         self.projector = None if projector is None else self.scaled(projector)
 
     def scaled(self, projector: nn.Linear) -> nn.Linear:
-        """A copy of a projector with this head's factor, without gradients."""
+        """Return a copy of a projector with this head's factor, without gradients."""
         copied = copy.deepcopy(projector).requires_grad_(False)
         copied.load_state_dict(
             {name: float(self.factor) * value for name, value in projector.state_dict().items()}
@@ -107,7 +107,7 @@ class UnitHead(nn.Module):
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:
-    """One layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
+    """Return one layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
 
     Dividing by a positive number moves no argmax, so the folded layer predicts what the cosine head predicts; its
     softmax differs, which is why the logit scale has to be fitted on what this layer gives.

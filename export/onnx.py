@@ -154,7 +154,7 @@ def _with_plain_pooling(model: nn.Module) -> nn.Module:
 
 
 def _first_line(error: Exception) -> str:
-    """The innermost cause, in one line: the exporter's own message is a page of advice."""
+    """Return the innermost cause, in one line: the exporter's own message is a page of advice."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

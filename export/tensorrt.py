@@ -64,7 +64,7 @@ def write(order: Build) -> Written:
 
 
 def check_legal(path: Path) -> list[str]:
-    """Return who accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
+    """Return what accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
 
     Raises:
         EdgekdError: one of them refuses it; the first reason.

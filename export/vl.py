@@ -49,7 +49,7 @@ def export_vl_onnx(
 
 
 def open_vl(path: Path, threads: int | None = None) -> VlPredict:
-    """The exported file in ONNX Runtime on the CPU; torch and the teacher have no part in it."""
+    """Open the exported file in ONNX Runtime on the CPU, without torch and teacher."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

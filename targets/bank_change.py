@@ -78,7 +78,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Name of the sidecar by the JSON of an `artifact.json`.
+    """Return the name of the sidecar by the JSON of an `artifact.json`.
 
     Raises:
         EdgekdError: the artifact has none.
@@ -185,7 +185,7 @@ def _json(value: Any) -> bytes:
 
 @contextlib.contextmanager
 def _written(path: Path, data: bytes) -> Iterator[None]:
-    """`data` at `path` in one rename when the block ends; nothing when it raises."""
+    """Put `data` at `path` in one rename when the block ends; nothing when it raises."""
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(scratch, "wb") as handle:

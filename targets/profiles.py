@@ -109,12 +109,12 @@ def follow_profile(config: Settings, names: Collection[str], *, cautions: bool =
 
 
 def profile_names() -> list[str]:
-    """Profiles that come with edgekd."""
+    """Return the names of the profiles that come with edgekd."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_profile(spec: str | Path) -> Profile:
-    """The profile of this name, or in this TOML file.
+    """Load the profile of this name, or in this TOML file.
 
     Raises:
         EdgekdError: no such name or file, not TOML, or a claim without a source.

@@ -31,13 +31,13 @@ class Target:
     summary: str
     """One line for `edgekd list targets`."""
     calibrated: tuple[Precision, ...] = ("int8",)
-    """Precisions whose writer looks at training images."""
+    """Precisions whose writer needs training images."""
     options: tuple[str, ...] = ()
     """Switches of its writer besides the precision."""
     calibrators: tuple[str, ...] = ("minmax",)
     """Ways to choose the ranges of INT8."""
     default_calibrator: str = "minmax"
-    """The one of them that is taken where none is asked for (docs/measurements.md has the measurements)."""
+    """The usual one of them (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
     """What its files can take."""
     mixed: bool = True
@@ -168,12 +168,12 @@ def check_input(target: Target, kind: str) -> None:
 def artifact_name(
     target: str, precision: str, *, embedding: bool = False, input: Input = "uint8"
 ) -> str:
-    """Name of an artifact, and of its folder in a run."""
+    """Return the name of an artifact, and of its folder in a run."""
     return f"{target}-{precision}" + "-embedding" * embedding + "-float-input" * (input == "float")
 
 
 def get_target(name: str) -> Target:
-    """The target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
+    """Return the target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
     if name not in TARGETS:
         raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, TARGETS))
     return TARGETS[name]

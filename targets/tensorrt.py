@@ -146,9 +146,9 @@ class Timing:
     """Logits back to pinned memory."""
 
 
-def cuda_call(answer: tuple[Any, ...]) -> Any:
+def cuda_call(result: tuple[Any, ...]) -> Any:
     """Return the value of a `cuda.bindings` call, `(error, *values)`; a CUDA error is an `EdgekdError`."""
-    error, *values = answer
+    error, *values = result
     if error.value != 0:
         raise EdgekdError(
             f"CUDA reports {error.name}.",
@@ -198,7 +198,7 @@ class Engine:
         return self.timed(images)[0]
 
     def timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Timing]:
-        """As `run`, with what the copies and the computation took.
+        """Run as `run`, and time the copies and the computation.
 
         Raises:
             EdgekdError: a larger batch than the engine was built for, or a CUDA error.

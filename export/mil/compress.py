@@ -101,6 +101,6 @@ def _described(method: str) -> dict[str, Any]:
 
 
 def _float_layers(program: MilProgram) -> set[str]:
-    """Layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most."""
+    """Return the layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most."""
     kinds = ("conv", "add")
     return {op.name for op in program.ops if op.kind in kinds and op.shapes[0][2:] == (1, 1)}

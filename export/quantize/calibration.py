@@ -241,7 +241,7 @@ def rounding_error(
     *,
     symmetric: bool,
 ) -> float:
-    """Sum of `weights · (value − dequantized value)²`: int8 around 0 with `symmetric`, else uint8 with a zero point."""
+    """Return the sum of `weights · (value − dequantized value)²`, of int8 around 0 or of uint8 with a zero point."""
     step = (high / 127 if symmetric else (high - low) / 255) or 1.0
     least = -128 if symmetric else -round(-low / step)
     covered = np.clip(np.round(values / step), least, least + 255) * step

@@ -2,7 +2,7 @@
 
 Everything quantized is signed, symmetric and has zero point 0: weights per output channel, activations per tensor.
 Biases stay float, and both sides of a residual addition are quantized. What is not quantized computes in half
-precision: a strongly typed network runs every layer in the type that the file says, so a float32 remainder would cost
+precision: a strongly typed network runs every layer in the file's own type, so a float32 remainder would cost
 more than INT8 gains, and TensorRT-RTX has no float32 matrix product for compute capability 7.5. Products of two
 activations, as in attention, are not quantized.
 """
