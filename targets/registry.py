@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.formats import Input, Precision
@@ -153,11 +153,8 @@ def check_calibrator(target: Target, precision: str, calibrator: str | None) -> 
         )
 
 
-def check_input(target: Target, kind: str) -> None:
-    """Refuse an input that does not exist, or that the target's files do not take."""
-    known = get_args(Input)
-    if kind not in known:
-        raise EdgekdError(f'There is no input "{kind}".', did_you_mean(kind, known))
+def check_input(target: Target, kind: Input) -> None:
+    """Refuse an input that the target's files do not take."""
     if kind not in target.inputs:
         raise EdgekdError(
             f"The files of {target.name} take an image, not the {kind}s that other programs normalise.",

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
@@ -108,8 +109,9 @@ def observe(
         for name in tensors:
             reduce(op, [name], [])
     for name, axes in averaged.items():
-        over = Graph(probe).add_constant(f"{name}/axes", np.array(axes, np.int64))
-        reduce("ReduceMean", [name, over], None)
+        over = onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{name}/axes")
+        graph.initializer.append(over)
+        reduce("ReduceMean", [name, over.name], None)
     count = len(tensors)
     lows, highs = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     means: Means = {}
