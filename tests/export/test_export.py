@@ -82,7 +82,11 @@ def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> Non
     assert artifact.parity["passed"] is True
     assert artifact.parity["n"] == 64
     assert artifact.quantization is None
-    assert sorted(path.name for path in fp32.iterdir()) == ["artifact.json", "model.onnx"]
+    assert sorted(path.name for path in fp32.iterdir()) == [
+        "artifact.json",
+        "labels.txt",
+        "model.onnx",
+    ]
     inside = {
         entry.key: json.loads(entry.value)
         for entry in onnx.load(fp32 / "model.onnx").metadata_props
@@ -113,6 +117,7 @@ def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> No
     assert artifact.quantization["ids"][1] == "image 1"
     assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
         "artifact.json",
+        "labels.txt",
         "model.onnx",
     ]
     assert any(
