@@ -117,6 +117,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
     for folder in folders.values():
         assert sorted(path.name for path in folder.iterdir()) == [
             "artifact.json",
+            "labels.txt",
             "model.bin",
             "model.xml",
         ]
