@@ -33,9 +33,10 @@ FileName = Annotated[str, AfterValidator(plain_path)]
 
 
 def _renamed(value: Any) -> Any:
-    if value in RENAMED:
-        warn(f"{value} is now called {RENAMED[value]}; the next version drops the old name.")
-    return RENAMED.get(value, value)
+    if not isinstance(value, str) or value not in RENAMED:
+        return value
+    warn(f"{value} is now called {RENAMED[value]}; the next version drops the old name.")
+    return RENAMED[value]
 
 
 AnyPrecision = Annotated[Precision, BeforeValidator(_renamed)]
@@ -141,8 +142,9 @@ class Artifact(_Manifest):
         """Version 0.1 called 8-bit weights alone `int8` where `w8a8` was 8-bit weights and activations."""
         if not isinstance(data, dict):
             return data
-        precision, method = data.get("precision"), data.get("quantization") or {}
-        if precision == "int8" and str(method.get("method", "")).startswith("weights int8"):
+        precision, quantization = data.get("precision"), data.get("quantization")
+        method = quantization.get("method") if isinstance(quantization, dict) else None
+        if precision == "int8" and str(method).startswith("weights int8"):
             precision = "int8-weights"
         return {**data, "precision": RENAMED.get(str(precision), precision)}
 
