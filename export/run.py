@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.artifacts.embedding import check_embeds, embedding_with_bank
 from edgekd.configs.export import ExportConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
@@ -21,7 +22,6 @@ from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
-from edgekd.embedding import check_embeds, embedding_with_bank
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.mixed import Yardstick

@@ -214,10 +214,9 @@ def _mean(values: Iterable[float]) -> float | None:
 
 def _size_mb(folder: Path) -> float:
     """Return the size of an artifact's files without its manifest, in 10^6 bytes."""
-    files = (path for path in folder.iterdir() if path.is_file())
-    return (
-        sum(p.stat().st_size for p in files if p.name not in ("artifact.json", "parity.npz")) / 1e6
-    )
+    beside = ("artifact.json", "labels.txt", "parity.npz")
+    files = (path for path in folder.iterdir() if path.is_file() and path.name not in beside)
+    return sum(path.stat().st_size for path in files) / 1e6
 
 
 def _temperature(subject: Subject, suites: Sequence[Suite], logits: Logits) -> float | None:

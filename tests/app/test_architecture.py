@@ -20,9 +20,6 @@ MAY_IMPORT = {
 CORE = {"configs", "core", "data", "version"}
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
-    # The package can be called: `edgekd.export(...)`.
-    "edgekd.benchmark": {"app"},
-    "edgekd.export": {"app"},
     # The verb `export` reads the run that it exports.
     "edgekd.export.run": {"app", "distill"},
     # The characters that a class name may have are the class bank's, which the agent carries.
@@ -32,7 +29,6 @@ KNOWN = {
     "edgekd.configs.export": {"export", "targets"},
 }
 KNOWN_CYCLES = {
-    ("edgekd.callable_module", "edgekd.api"),  # `edgekd.benchmark` is a package and a verb
     ("edgekd.data.toy", "edgekd.data.image_set"),
     ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
     ("edgekd.distill.vl.entailment", "edgekd.distill.vl.data"),
