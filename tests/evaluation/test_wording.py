@@ -11,6 +11,7 @@ import pytest
 import torch
 from benchmark_fakes import (
     CLASSES,
+    SHORT,
     fake_measurements,
     four_subjects,
     id_and_ood,
@@ -20,10 +21,10 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.scores import FIXED
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
@@ -121,11 +122,11 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()  # every image looks like a bird to it
 
-    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
+    def with_classes(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
         np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
         return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
 
-    embedding = replace(subjects[1], name="fp32-embedding", reworded=reworded)
+    embedding = replace(subjects[1], name="fp32-embedding", with_classes=with_classes)
     told_more = replace(embedding, name="with a class added", classes=(*CLASSES, "fish"))
     found, _ = in_other_words([loaded], [embedding, told_more], suites, [spec])  # type: ignore[list-item]
     assert [again[4].holds(one) for one in found] == [True, False]
@@ -147,7 +148,7 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             name="vocab:new",
             images=longer,
             family="vocabulary",
-            wording="vocab:new",
+            variant="vocab:new",
             base="id",
         )
     )
@@ -159,8 +160,8 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return logits
 
     subjects = four_subjects(tmp_path)
-    subjects[1] = replace(subjects[1], wordings={"vocab:new": (asked, (*CLASSES, "bird"))})
-    report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
+    subjects[1] = replace(subjects[1], variants={"vocab:new": (asked, (*CLASSES, "bird"))})
+    report = run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
     assert read_report(report.folder) == report
     rows = {row.subject: row for row in report.vocabularies}
     torch_row = rows["torch"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from edgekd.benchmark.subjects import Subject, Suite, Wording
+from edgekd.benchmark.subjects import PromptVariant, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.load import LoadedRun
 from edgekd.distill.predict import student_predict, teacher_predict
@@ -70,11 +70,11 @@ def in_other_words(
         read_words(name, Path(path)) for name, path in named_folders(given, "--vocabulary", "FILE")
     ]
     bases = [suite for suite in suites if suite.kind in BASES]
-    speaking: dict[tuple[str, str], dict[str, Wording]] = {}
+    speaking: dict[tuple[str, str], dict[str, PromptVariant]] = {}
     for loaded in runs:
         for words in chosen:
-            for name, wording in _wordings(loaded, words, subjects).items():
-                speaking.setdefault((loaded.run.name, name), {})[words.name] = wording
+            for name, variant in _variants(loaded, words, subjects).items():
+                speaking.setdefault((loaded.run.name, name), {})[words.name] = variant
     if not speaking:
         raise EdgekdError(
             "None of these models can be asked in other words: their classes are fixed.",
@@ -91,7 +91,7 @@ def in_other_words(
             if words.name in own
             for suite in _of(again, words)
         }
-        found.append(replace(subject, wordings=names) if names else subject)
+        found.append(replace(subject, variants=names) if names else subject)
     return found, again
 
 
@@ -100,7 +100,7 @@ def _of(suites: Sequence[Suite], words: Words) -> list[Suite]:
     return [
         suite
         for suite in suites
-        if suite.wording and (suite.name == heads[0] or suite.name.startswith(heads[1]))
+        if suite.variant and (suite.name == heads[0] or suite.name.startswith(heads[1]))
     ]
 
 
@@ -125,7 +125,7 @@ def _again(base: Suite, words: Words) -> Suite:
         base.run,
         "vocabulary",
         (", ".join(remarks) + ".",),
-        wording=name,
+        variant=name,
         base=base.name,
     )
 
@@ -136,7 +136,9 @@ def _new(words: Words, classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in words.added if readable(name).casefold() not in known)
 
 
-def _wordings(loaded: LoadedRun, words: Words, subjects: Sequence[Subject]) -> dict[str, Wording]:
+def _variants(
+    loaded: LoadedRun, words: Words, subjects: Sequence[Subject]
+) -> dict[str, PromptVariant]:
     """The run's subjects by name, as they answer in these words; without those that cannot."""
     bank = loaded.bank
     if bank is None:
@@ -146,7 +148,7 @@ def _wordings(loaded: LoadedRun, words: Words, subjects: Sequence[Subject]) -> d
         return {}
     added = _new(words, bank.classes)
     changed = _bank(teacher, bank, added, words.templates)
-    found: dict[str, Wording] = {}
+    found: dict[str, PromptVariant] = {}
     for subject in subjects:
         if subject.run != loaded.run.name:
             continue
@@ -155,9 +157,9 @@ def _wordings(loaded: LoadedRun, words: Words, subjects: Sequence[Subject]) -> d
         elif subject.kind == "torch" and loaded.student.embeds and loaded.student.head is None:
             # In the space the student learned: less the common part of the words it was trained with.
             found[subject.name] = (student_predict(loaded.student, changed.head), changed.classes)
-        elif subject.reworded is not None and subject.classes == bank.classes:
+        elif subject.with_classes is not None and subject.classes == bank.classes:
             found[subject.name] = (
-                subject.reworded(changed.classes, changed.head.numpy()),
+                subject.with_classes(changed.classes, changed.head.numpy()),
                 changed.classes,
             )
     return found

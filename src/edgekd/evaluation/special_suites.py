@@ -182,7 +182,7 @@ def cue_conflict_suite(
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
     """The 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
-    from edgekd.benchmark.evaluate.corruptions import NAMES, REMARKS, SEVERITIES
+    from edgekd.data.corruptions import NAMES, REMARKS, SEVERITIES
 
     chosen = inside.indices
     remarks: tuple[str, ...] = REMARKS

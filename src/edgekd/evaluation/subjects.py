@@ -147,7 +147,7 @@ def _artifact_subject(folder: Path, elsewhere: bool) -> Subject:
         return _silent_subject(folder, reason)
     artifact, bank = session.artifact, session.bank
 
-    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
+    def with_classes(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
         assert bank is not None
         changed = replace(bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))
@@ -163,7 +163,7 @@ def _artifact_subject(folder: Path, elsewhere: bool) -> Subject:
         folder=folder,
         placement=session.placement,
         counted=count_folder(folder),
-        reworded=None if bank is None else reworded,
+        with_classes=None if bank is None else with_classes,
     )
 
 

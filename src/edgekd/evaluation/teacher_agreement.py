@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.evaluate.accuracy import columns_among
 from edgekd.benchmark.evaluate.agreement import (
     angle_degrees,
     m_neigh,
@@ -20,6 +19,7 @@ from edgekd.benchmark.evaluate.agreement import (
     recall_at,
     squared_distance,
 )
+from edgekd.benchmark.evaluate.logits import columns_among
 from edgekd.benchmark.evaluate.metrics import macro, top1
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn

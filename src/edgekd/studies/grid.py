@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from edgekd.benchmark.measure.environment import usable_cores
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.machine import usable_cores
 from edgekd.studies.cell import run_cell
 from edgekd.studies.plan import Cell, Plan
 from edgekd.studies.store import Store

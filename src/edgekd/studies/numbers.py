@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import paired_seeds_interval
-from edgekd.benchmark.measure.intervals import Interval
 from edgekd.studies.store import Done, Outcome
+from edgekd.targets.timing.intervals import Interval
 
 ID, OOD, ORACLE = "id", "ood", "oracle"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.render import markdown
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import write_text
 from edgekd.studies.descriptions import ask_once

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.environment import describe
+from edgekd.core.machine import describe
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table, recipe_rows, stat
 from edgekd.studies.plan import NONE_UNLABELLED, Cell, Plan, Test, recipe_of
 from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd.benchmark.measure.intervals import Interval
 from edgekd.benchmark.report.metric import NONE
 from edgekd.benchmark.report.sections import Document, Section, Text
 from edgekd.benchmark.report.sections import Table as TextTable
 from edgekd.core.files import csv_text
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER
+from edgekd.targets.timing.intervals import Interval
 
 ALWAYS = ("Split:", "Selection:", "Oracle:")
 """How the notes begin that the console shows under every table."""
