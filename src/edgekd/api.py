@@ -45,7 +45,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
@@ -201,7 +201,7 @@ def _bundle(config: BenchmarkConfig) -> str:
 
 def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
     """Return what is measured on what, and the runs and artifacts that were named."""
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
     from edgekd.evaluation.gather import gather
 
     places = list(config.paths) or [newest_run()]
@@ -229,7 +229,7 @@ def report(config: ReportConfig) -> Path:
         The page, `<out>/comparison.html`.
     """
     from edgekd.benchmark.report.comparison import write_comparison
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
 
     places = list(config.paths) or [newest_run()]
     return write_comparison(places, config.out, overwrite=config.overwrite)
@@ -250,8 +250,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
         vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
-    from edgekd.distill.load import load_run
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.plan import newest_run
     from edgekd.evaluation.few_shot import few_rows
     from edgekd.evaluation.teacher_agreement import agreement_rows, probe_rows, zero_shot_rows
 

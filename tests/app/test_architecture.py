@@ -26,7 +26,7 @@ KNOWN = {
     # The verb `export` measures what it wrote, and reads the run that it exports.
     "edgekd.export.run": {"app", "benchmark", "distill"},
     # Whether the processor has bfloat16.
-    "edgekd.distill.teacher": {"benchmark"},
+    "edgekd.distill.teachers": {"benchmark"},
     # The characters that a class name may have are the class bank's, which the agent carries.
     "edgekd.data.image_set": {"targets"},
     "edgekd.data.scan": {"targets"},
@@ -46,7 +46,7 @@ KNOWN_CYCLES = {
     ("edgekd.targets.agent.engines", "edgekd.targets.tensorrt"),
     ("edgekd.data.toy", "edgekd.data.image_set"),
     ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
-    ("edgekd.distill.vl.entailment", "edgekd.distill.vl.data"),
+    ("edgekd.distill.vl.tasks", "edgekd.distill.vl.data"),
 }
 """Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""
 

@@ -9,8 +9,15 @@ import torch
 from term_reference import C, draw, unit
 from torch.nn.functional import cross_entropy
 
-from edgekd.distill.banked import domain_rel, text_soft_ce, visual_soft_ce, vlprox
-from edgekd.distill.terms import TERMS, TermSpec, objective
+from edgekd.distill.losses import (
+    TERMS,
+    TermSpec,
+    domain_rel,
+    objective,
+    text_soft_ce,
+    visual_soft_ce,
+    vlprox,
+)
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.5])

@@ -8,8 +8,7 @@ import torch
 from term_reference import draw, unit
 from torch import Tensor
 
-from edgekd.distill.contrastive import caption_nce, im_nce
-from edgekd.distill.terms import Batch, TermSpec, objective
+from edgekd.distill.losses import Batch, TermSpec, caption_nce, im_nce, objective
 
 
 def test_a_perfect_student_is_told_apart_by_the_angles_alone() -> None:

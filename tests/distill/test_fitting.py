@@ -7,7 +7,7 @@ import pytest
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.fitting import check_needs, settle_method
+from edgekd.distill.classification.plan import check_needs, settle_method
 from edgekd.distill.recipes import get_recipe
 
 CASES: list[tuple[dict[str, Any], str]] = [

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.folding import find_folds, folded
+from edgekd.distill.batchnorm import find_folds, folded
 
 
 def frozen(model: nn.Module) -> nn.Module:

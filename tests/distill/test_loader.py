@@ -15,14 +15,24 @@ from lightning_fabric import Fabric
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import teaching
-from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
-from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
-from edgekd.distill.pixels import open_store
-from edgekd.distill.restyle import RestylePolicy
-from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.teaching import cached_views, caching_teacher, fill_cache, teacher_embedding
-from edgekd.distill.views import ViewPolicy, view_params
+from edgekd.distill.batches import (
+    BalancedSampler,
+    BatchSource,
+    Prefetcher,
+    RawBatch,
+    cached,
+    open_store,
+)
+from edgekd.distill.cache import (
+    UNAUGMENTED,
+    EmbeddingCache,
+    cached_views,
+    caching_teacher,
+    fill_cache,
+    teacher_embedding,
+)
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.views import RestylePolicy, ViewPolicy, view_params
 
 Make = Callable[..., Path]
 

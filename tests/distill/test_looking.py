@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.looking import places, validation_every
+from edgekd.distill.progress import places, validation_every
 
 
 @pytest.mark.parametrize(

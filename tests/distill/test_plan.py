@@ -11,7 +11,14 @@ import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
+from edgekd.distill.classification.plan import (
+    DEFAULT_EPOCHS,
+    TOY_SIZE,
+    TOY_STEPS,
+    newest_run,
+    settle,
+    total_steps,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from edgekd.core.errors import EdgekdError
+from edgekd.distill.losses import TermSpec
 from edgekd.distill.recipes import RECIPES, get_recipe
-from edgekd.distill.terms import TermSpec
 from edgekd.distill.train import schedule, share_out
 
 

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.loader import BatchSource
-from edgekd.distill.pixels import open_store
-from edgekd.distill.restyle import KINDS, Restyle, RestylePolicy, restyle, restyle_params
-from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.views import ViewPolicy, render
+from edgekd.distill.batches import BalancedSampler, BatchSource, open_store
+from edgekd.distill.views import (
+    KINDS,
+    Restyle,
+    RestylePolicy,
+    ViewPolicy,
+    render,
+    restyle,
+    restyle_params,
+)
 
 Make = Callable[..., Path]
 KEYS = tuple(f"{number:032x}" for number in range(64))

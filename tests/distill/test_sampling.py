@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgekd.distill.sampling import BalancedSampler, MixedSampler, make_sampler, mix
+from edgekd.distill.batches import BalancedSampler, MixedSampler, make_sampler, mix
 
 
 def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:

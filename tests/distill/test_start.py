@@ -13,8 +13,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_stored_split
 from edgekd.distill import train as training
-from edgekd.distill.load import load_run
-from edgekd.distill.start import continue_from, settle_start, split_after
+from edgekd.distill.classification.load import continue_from, load_run, settle_start, split_after
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train
 

@@ -314,7 +314,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teacher"):
+    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teachers"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -12,10 +12,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from edgekd.distill.prompts import TextBank
+from edgekd.distill.cache import centred, near_chance, say_zero_shot
+from edgekd.distill.losses import TermSpec
 from edgekd.distill.recipes import Stage, get_recipe
-from edgekd.distill.teaching import centred, near_chance, say_zero_shot
-from edgekd.distill.terms import TermSpec
+from edgekd.distill.text_bank import TextBank
 from edgekd.distill.train import stage_loss
 
 TRAIN = np.array([0, 2, 3])

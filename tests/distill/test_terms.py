@@ -11,7 +11,7 @@ import torch
 from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
-from edgekd.distill.terms import (
+from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,

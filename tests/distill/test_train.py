@@ -25,11 +25,11 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill import validate
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.cache import CONE
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.recipes import RECIPES
-from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.teaching import CONE
+from edgekd.distill.teachers import ClipTeacher
 from edgekd.distill.train import train
 
 STUDENT = "test_efficientnet"

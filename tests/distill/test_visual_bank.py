@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from edgekd.distill.visual_bank import VisualBank
+from edgekd.distill.losses import VisualBank
 
 
 def test_prototypes_move_as_the_formula_says() -> None:

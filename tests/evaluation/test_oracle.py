@@ -17,11 +17,10 @@ import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.job import Job
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.students import Student
-from edgekd.distill.train import train
+from edgekd.distill.train import Job, train
 from edgekd.studies import cell as cells
 from edgekd.studies.plan import Cell
 from edgekd.studies.write import study_document
