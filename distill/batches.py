@@ -293,14 +293,14 @@ class BatchSource:
     """Makes the batch of any step from scratch; holds no state.
 
     Args:
-        views: number of cached views per image; None draws a fresh view at every visit.
+        views: number of cached views of each image, int64 `[N]`; None draws a fresh view at every visit.
         embeddings: `(image indices, views)` → the teacher's embeddings, float32 `[b, D]`.
     """
 
     store: PixelStore
     sampler: Sampler
     augmentation: Augmentation
-    views: int | None = None
+    views: NDArray[np.int64] | None = None
     embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
     teacher_store: PixelStore | None = None
     rank: int = 0
@@ -312,7 +312,7 @@ class BatchSource:
         drawn, drawn_before = self.sampler.step(step)
         indices, visits = (part[self.rank :: self.world] for part in (drawn, drawn_before))
         # An image starts its round of views at its own place, so that one batch holds all kinds.
-        views = visits if self.views is None else (visits + indices) % self.views
+        views = visits if self.views is None else (visits + indices) % self.views[indices]
         keys, numbers = [images.keys[i] for i in indices], views.tolist()
         restyle = None
         if self.augmentation.restyle:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -55,6 +55,7 @@ class Progress:
     Args:
         steps: of the whole run. resume_at: steps done before.
         before: the `speed` of the part of the run before the checkpoint.
+        stages: names of those that have steps.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Progress:
         fabric: Fabric,
         resume_at: int = 0,
         before: Speed = (0, 0.0, 0.0),
+        stages: Sequence[str] = ("train",),
     ) -> None:
         self._path = out / "metrics.jsonl"
         self._before, self._log_every, self._fabric = before, log_every, fabric
-        self._steps, self._resume_at = steps, resume_at
+        self._steps, self._resume_at, self._stages = steps, resume_at, list(stages)
         self._images = 0
         self._waited_s = 0.0
         self._started = time.perf_counter()
@@ -169,7 +171,9 @@ class Progress:
             scalars = {"loss": loss, "lr": lr} | {f"terms/{k}": v for k, v in terms.items()}
             for name, value in scalars.items():
                 self._board.add_scalar(f"train/{name}", value, done)
-        note = f"{stage} loss {loss:.4f}  {speed:.0f} images/s  data_wait {wait:.0f} %"
+        number = f"{self._stages.index(stage) + 1} of {len(self._stages)}"
+        rate = f"{speed:.0f} images/s  data_wait {wait:.0f} %"
+        note = f"stage {number}: {stage}  loss {loss:.4f}  {rate}"
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
         elif time.perf_counter() - self._last_line > 10 or done == self._steps:

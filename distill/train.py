@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
-from edgekd.core.console import is_main_process, set_rank
+from edgekd.core.console import is_main_process, say, set_rank
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.folders import RUN, growing
 from edgekd.core.manifest import Run, read_run
@@ -30,9 +30,10 @@ from edgekd.distill.averaging import Ema, LastWeights, Swad
 from edgekd.distill.batches import Prefetcher
 from edgekd.distill.batchnorm import Fold, folded, training_mode
 from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
+from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.task import Classification, initialise, prepare
+from edgekd.distill.classification.task import Classification, build, initialise, prepare
 from edgekd.distill.launch import Fabric, find_launch, keep_freed_memory, make_fabric, total
 from edgekd.distill.losses import Batch, objective
 from edgekd.distill.progress import Progress, evaluation_steps
@@ -284,24 +285,33 @@ def _train_process(
     keep_freed_memory()
     if fabric.world_size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-    task = prepare(fabric, config, images, split)
-    epoch = task.source.sampler.epoch_steps
-    steps = config.steps or max(1, round((config.epochs or 0) * epoch))
+    task = build(fabric, config, images, split)
+    prepare(task)
+    say(outline(task).schedule)
     checkpoint = Checkpoint(config, fabric)
     resume_at = checkpoint.restore(task) if config.resume else 0
     initialise(task, resumed=resume_at > 0)
-    before = checkpoint.speed_before
-    with Progress(checkpoint.out, steps, config.log_every, fabric, resume_at, before) as progress:
+    spans = task.recipe.spans(task.steps)
+    progress = Progress(
+        checkpoint.out,
+        task.steps,
+        config.log_every,
+        fabric,
+        resume_at,
+        checkpoint.speed_before,
+        [stage.name for stage, span in spans if len(span)],
+    )
+    with progress:
         with checkpoint.request:
             average = fit(
                 task,
                 config,
                 fabric,
-                task.recipe.spans(steps),
+                spans,
                 checkpoint,
                 progress,
                 partial(callback, task) if callback else None,
             )
         if fabric.is_global_zero:
-            finish(task, average, checkpoint, progress, steps)
+            finish(task, average, checkpoint, progress)
     fabric.barrier()

@@ -17,6 +17,8 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import Split, read_split, read_stored_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
+from edgekd.distill.fetch import from_weights_dir
+from edgekd.distill.launch import precision_of
 from edgekd.distill.losses import uses_labels
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
@@ -43,6 +45,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     config = _with_recipe(config)
     recipe = get_recipe(config.recipe, config.stages)
     check_recipe(recipe, config)
+    config = config.model_copy(update=from_weights_dir(config, toy=is_toy(config)))
     _check_teacher(recipe, config)
     toy, encoder = is_toy(config), config.student == TEACHER_ENCODER
     pretrained = config.pretrained
@@ -62,6 +65,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         "augment": config.augment or ("plain" if unlabelled else recipe.augment),
         "bn": config.bn or ("train" if random else "frozen"),
         "lr": config.lr or (2e-3 if random else 1e-3 if toy else 3e-4),
+        "precision": precision_of(config),
         "out": config.out or _free_folder(config),
     }
     if config.size is None and toy and not encoder:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -57,6 +58,8 @@ from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, Teacher, loa
 from edgekd.distill.text_bank import DESCRIPTIONS_FILE, Descriptions, TextBank
 from edgekd.distill.views import Augmentation, RestylePolicy, render, restyle
 
+_MOST_VIEWS = 32
+"""Cached views of an unlabelled image."""
 _SAMPLE = 512
 """Training images for the zero-shot accuracy, and for a mean where nothing is cached."""
 
@@ -76,7 +79,28 @@ class Classification:
     bank: TextBank | None
     """Of the classes: what a text head predicts with."""
     targets: TextTargets | None
-    source: BatchSource
+    described: Descriptions | None
+    """The classes' descriptions in the prompts."""
+    sampler: Sampler
+    steps: int
+    """Of all stages."""
+    source: BatchSource = field(init=False)
+    """Set by `prepare`: it may need the teacher for hours."""
+
+    @property
+    def unlabelled(self) -> NDArray[np.int64]:
+        """Indices of the unlabelled images."""
+        return np.arange(len(self.images) - len(self.split.unlabelled), len(self.images))
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """Indices of all images that train, labelled or not."""
+        return np.concatenate([self.split.train, self.unlabelled])
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term reads the teacher's image embeddings."""
+        return "teacher" in self.recipe.needs
 
     @property
     def model(self) -> nn.Module:
@@ -200,8 +224,8 @@ def make_batch(
 # --- before the first step
 
 
-def prepare(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -> Classification:
-    """Load the teacher, build its targets and the student, fill the cache, and begin the run folder."""
+def build(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -> Classification:
+    """Load the teacher, and build its text targets and the student; nothing is written."""
     recipe = get_recipe(config.recipe, config.stages)
     check_recipe(recipe, config)
     teacher = bank = described = targets = None
@@ -211,37 +235,44 @@ def prepare(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split)
         sources = source_domains(images, split)
         bank, described = class_bank(fabric, config, recipe, teacher, images.classes, sources)
         if config.unlabelled_filter and not config.resume:
-
-            def zero_shot(indices: NDArray[np.int64]) -> Tensor:
-                return bank.zero_shot(plain_embeddings(fabric, teacher, images, indices))
-
-            images, split = without_outliers(images, split, zero_shot)
+            images, split = without_outliers(fabric, images, split, teacher, bank)
         targets = make_targets(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = _student(config, recipe, teacher, len(images.classes))
-    if fabric.is_global_zero:
-        _begin_folder(config, split, described)
-    fabric.barrier()
-    _say_plan(config, recipe, images, split, student)
-    unlabelled = np.arange(len(images) - len(split.unlabelled), len(images))
     shots = class_places(images, config.unseen_classes if config.shots else ())
     sampler = make_sampler(
         split.train,
-        unlabelled,
+        np.arange(len(images) - len(split.unlabelled), len(images)),
         images.domain_of,
         np.isin(images.labels, shots),
         share=config.unlabelled_share,
         batch=config.batch_size,
         seed=config.seed,
     )
-    trained = np.concatenate([split.train, unlabelled])
-    needs_teacher = "teacher" in recipe.needs
-    source = _source(
-        fabric, config, images, trained, sampler, teacher if needs_teacher else None, student
-    )
+    steps = config.steps or max(1, round((config.epochs or 0) * sampler.epoch_steps))
     return Classification(
-        fabric, config, recipe, images, split, student, teacher, bank, targets, source
+        fabric,
+        config,
+        recipe,
+        images,
+        split,
+        student,
+        teacher,
+        bank,
+        targets,
+        described,
+        sampler,
+        steps,
     )
+
+
+def prepare(task: Classification) -> None:
+    """Begin the run folder, fill the cache with the teacher's embeddings, and set the source of the batches."""
+    if task.fabric.is_global_zero:
+        _begin_folder(task.config, task.split, task.described)
+    task.fabric.barrier()
+    _say_plan(task)
+    task.source = _source(task)
 
 
 def _student(config: TrainConfig, recipe: Recipe, teacher: Teacher | None, classes: int) -> Student:
@@ -268,7 +299,7 @@ def _begin_folder(config: TrainConfig, split: Split, described: Descriptions | N
     assert config.out is not None
     if not config.resume:
         clear(config.out, RUN, marker=False)
-        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
+        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out", "plan"})
         write_json(config.out / "config.json", settings)
     if not (config.out / "split.json").exists():
         split.write(config.out / "split.json")
@@ -277,54 +308,49 @@ def _begin_folder(config: TrainConfig, split: Split, described: Descriptions | N
         write_json(config.out / DESCRIPTIONS_FILE, sentences)
 
 
-def _say_plan(
-    config: TrainConfig, recipe: Recipe, images: ImageSet, split: Split, student: Student
-) -> None:
+def _say_plan(task: Classification) -> None:
+    config, recipe, split = task.config, task.recipe, task.split
     unlabelled = f"{len(split.unlabelled):,} unlabelled, " if split.unlabelled else ""
     domain, tested = split.test_domain, len(split.ood_test)
     unseen = f"unseen domain {domain} ({tested:,})" if domain else "no unseen domain"
     say(
-        f"data: {len(images.classes)} classes; {len(split.train):,} train, {unlabelled}{len(split.val):,} val, "
+        f"data: {len(task.images.classes)} classes; {len(split.train):,} train, {unlabelled}{len(split.val):,} val, "
         f"{len(split.id_test):,} ID test; {unseen}"
     )
     stages = " → ".join(f"{stage.name} ({' + '.join(stage.terms)})" for stage in recipe.stages)
     averaged = f"EMA {config.ema:g}" if config.average == "ema" else f"average {config.average}"
     say(
         f"recipe: {recipe.name}: {stages}; lr {config.lr:g}, batch {config.batch_size}, BatchNorm {config.bn}, "
-        f"{averaged}, {student.preprocess.size} px"
+        f"{averaged}, {task.student.preprocess.size} px"
     )
 
 
-def _source(
-    fabric: Fabric,
-    config: TrainConfig,
-    images: ImageSet,
-    trained: NDArray[np.int64],
-    sampler: Sampler,
-    teacher: Teacher | None,
-    student: Student,
-) -> BatchSource:
+def _source(task: Classification) -> BatchSource:
     """The run's batches, with the teacher's embeddings cached, looked up by image, or computed at every step."""
-    augmentation = Augmentation(restyle=RestylePolicy() if config.augment == "restyle" else None)
-    store = open_store(images, store_side(student.preprocess.size))
+    fabric, config, images, teacher = task.fabric, task.config, task.images, task.teacher
+    augmentation = augmentation_of(config)
+    store = open_store(images, store_side(task.student.preprocess.size))
     views = online = None
     embeddings: Embed | None = None
-    if isinstance(teacher, EmbeddingsTeacher):
+    if not task.needs_teacher:
+        pass
+    elif isinstance(teacher, EmbeddingsTeacher):
         embeddings = partial(teacher.embeddings, images.ids)
-        embeddings(trained, trained)  # every training image must be there, before training
+        embeddings(task.trained, task.trained)  # every image must be there, before training
     elif teacher and config.online_teacher:
         teacher.model.to(fabric.device)
         online = open_store(images, store_side(teacher.preprocess.size))
     elif teacher:
-        teacher = caching_teacher(fabric, config, teacher, images, trained, augmentation.id)
+        teacher = caching_teacher(fabric, config, teacher, images, task.trained, augmentation.id)
         cache = EmbeddingCache(teacher.cache_id, augmentation.id, teacher.dim)
-        views = config.views
-        fill_views(fabric, cache, teacher, augmentation, images, trained, views)
+        views = cached_view_counts(task)
+        for count in np.unique(views[task.trained]):
+            some = task.trained[views[task.trained] == count]
+            fill_views(fabric, cache, teacher, augmentation, images, some, int(count))
         embeddings = partial(cache.embeddings, images.keys)
-
     return BatchSource(
         store,
-        sampler,
+        task.sampler,
         augmentation,
         views,
         embeddings,
@@ -332,6 +358,27 @@ def _source(
         fabric.global_rank,
         fabric.world_size,
     )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """Return the views of a run."""
+    return Augmentation(restyle=RestylePolicy() if config.augment == "restyle" else None)
+
+
+def cached_view_counts(task: Classification) -> NDArray[np.int64]:
+    """Return the number of cached views of each image, int64 `[N]`.
+
+    The fewer unlabelled images there are, the more views each has: together as many as the labelled images, at most
+    `_MOST_VIEWS` each and no more than the run visits.
+    """
+    config, count = task.config, len(task.unlabelled)
+    views = np.full(len(task.images), config.views, dtype=np.int64)
+    if task.sampler.labelled and task.sampler.unlabelled:
+        visits = task.steps * task.sampler.unlabelled[0].batch / count
+        level = config.views * len(task.split.train) / count
+        more = min(math.ceil(visits), round(level), _MOST_VIEWS)
+        views[task.unlabelled] = max(more, config.views)
+    return views
 
 
 def initialise(task: Classification, *, resumed: bool) -> None:
@@ -347,11 +394,9 @@ def initialise(task: Classification, *, resumed: bool) -> None:
         by_default = recipe.centre and config.student != TEACHER_ENCODER
         if config.centre or (config.centre is None and by_default):
             embeddings = None
-            if "teacher" in recipe.needs:
-                unlabelled = np.arange(len(labels) - len(task.split.unlabelled), len(labels))
-                trained = np.concatenate([task.split.train, unlabelled])
+            if task.needs_teacher:
                 cached = task.source.embeddings is not None
-                some = trained if cached else evenly_spread(trained, _SAMPLE)
+                some = task.trained if cached else evenly_spread(task.trained, _SAMPLE)
                 embeddings = task.sample_embeddings(some)
             task.bank = mean_centred(task.bank, embeddings, always=bool(config.centre))
             task.targets = task.targets.centred_like(task.bank)

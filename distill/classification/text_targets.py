@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
-from edgekd.distill.cache import caption_embeddings
+from edgekd.distill.cache import caption_embeddings, plain_embeddings
 from edgekd.distill.launch import Fabric, gathered, total
 from edgekd.distill.losses import VisualBank
 from edgekd.distill.recipes import Recipe
@@ -218,7 +218,7 @@ def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> 
 
 
 def without_outliers(
-    images: ImageSet, split: Split, logits: Callable[[NDArray[np.int64]], Tensor]
+    fabric: Fabric, images: ImageSet, split: Split, teacher: Teacher, bank: TextBank
 ) -> tuple[ImageSet, Split]:
     """Leave out unlabelled images that are out of the distribution of the classes to the teacher.
 
@@ -227,14 +227,14 @@ def without_outliers(
 
     Args:
         images, split: as `with_unlabelled` returns them.
-        logits: the teacher's, float `[n, C]`, of the images at these indices.
 
     Raises:
         EdgekdError: none is left.
     """
 
     def confidence(indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        return softmax(logits(indices), dim=-1).amax(dim=-1).numpy()
+        logits = bank.zero_shot(plain_embeddings(fabric, teacher, images, indices))
+        return softmax(logits, dim=-1).amax(dim=-1).numpy()
 
     places = np.arange(len(images) - len(split.unlabelled), len(images))
     threshold = float(np.quantile(confidence(split.val), _REJECTED))

@@ -93,7 +93,7 @@ def read_tokens(teacher: Teacher) -> TokenTeacher:
     """Return the teacher with a vector per token.
 
     Raises:
-        EdgekdError: a black box, another tokenizer than CLIP's, or an encoder without token vectors in the shared space.
+        EdgekdError: a black box, another tokenizer than CLIP's, or an encoder without token vectors.
     """
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(

@@ -56,7 +56,7 @@ class TokenMaps(nn.Module):
 
 
 def token_distance(a: Tensor, b: Tensor, kind: Distance) -> Tensor:
-    """Return the distance between `a` (any length) and unit `b`, float `[…, D]` → `[…]`: `‖â − b‖₁ / D`, or `1 − cos`."""
+    """Return the distance of `a` (any length) and unit `b`, float `[…, D]` → `[…]`: `‖â − b‖₁ / D`, or `1 − cos`."""
     unit = normalize(a, dim=-1)
     return (unit - b).abs().mean(dim=-1) if kind == "l1" else 1 - (unit * b).sum(dim=-1)
 

@@ -305,5 +305,6 @@ def _loop_settings(config: VlTrainConfig, out: Path) -> TrainConfig:
         log_every=_LOG_EVERY,
         checkpoint_every=config.checkpoint_every,
         accelerator="cpu",
+        precision="32-true",
         out=out,
     )

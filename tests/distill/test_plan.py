@@ -17,7 +17,6 @@ from edgekd.distill.classification.plan import (
     TOY_STEPS,
     newest_run,
     settle,
-    total_steps,
 )
 
 
@@ -137,12 +136,6 @@ def test_smoke_is_short() -> None:
     assert config.steps < 10
     assert config.epochs is None
     assert config.views == 1
-
-
-def test_epochs_become_steps() -> None:
-    assert total_steps(TrainConfig(epochs=2.5), 10) == 25
-    assert total_steps(TrainConfig(epochs=0.001), 10) == 1
-    assert total_steps(TrainConfig(steps=7), 10) == 7
 
 
 def folder(name: str, *, finished: bool, age: int) -> Path:

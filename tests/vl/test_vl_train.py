@@ -18,6 +18,8 @@ from vl_fakes import colours as colours
 from vl_fakes import small as small
 
 import edgekd.cli as cli
+from edgekd.artifacts.vl import evaluate_vl as evaluate_verb
+from edgekd.artifacts.vl import export_vl, train_vl
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import cache_root
 from edgekd.distill.cache import cached_tensors
@@ -25,8 +27,6 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.vl.run import VlRun, evaluate_vl, load_vl_run, torch_predict
 from edgekd.distill.vl.student import VlStudent
 from edgekd.distill.vl.teacher import TokenTeacher
-from edgekd.vl import evaluate_vl as evaluate_verb
-from edgekd.vl import export_vl, train_vl
 
 Small = Callable[..., dict[str, Any]]
 
