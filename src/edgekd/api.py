@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
-    from edgekd.distill.estimate import Estimate
+    from edgekd.distill.classification.estimate import Estimate
     from edgekd.evaluation.gather import Gathered
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
@@ -51,7 +51,7 @@ def plan_training(config: TrainConfig) -> Estimate:
     Returns:
         Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` has them as text.
     """
-    from edgekd.distill.train import plan_run
+    from edgekd.distill.classification.estimate import plan_run
 
     return plan_run(config)
 
@@ -59,7 +59,8 @@ def plan_training(config: TrainConfig) -> Estimate:
 @verb(TrainConfig)
 def train_or_plan(config: TrainConfig) -> Run | Estimate:
     """Do what `edgekd train` does: `plan_training` with `plan`, else `train`."""
-    from edgekd.distill.train import plan_run, train
+    from edgekd.distill.classification.estimate import plan_run
+    from edgekd.distill.train import train
 
     return plan_run(config) if config.plan else train(config)
 
@@ -85,7 +86,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
@@ -228,7 +229,7 @@ def _bundle(config: BenchmarkConfig) -> str:
 
 def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
     """Return what is measured on what, and the runs and artifacts that were named."""
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
     from edgekd.evaluation.gather import gather
 
     places = list(config.paths) or [newest_run()]
@@ -248,7 +249,7 @@ def report(config: ReportConfig) -> Path:
         The page, `<out>/comparison.html`.
     """
     from edgekd.benchmark.report.comparison import write_comparison
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
 
     places = list(config.paths) or [newest_run()]
     return write_comparison(places, config.out, overwrite=config.overwrite)
@@ -269,8 +270,8 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
         vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
-    from edgekd.distill.load import load_run
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.plan import newest_run
     from edgekd.evaluation.few_shot import few_rows
     from edgekd.evaluation.teacher_agreement import agreement_rows, probe_rows, zero_shot_rows
 

@@ -31,7 +31,7 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
 
 

@@ -17,7 +17,7 @@ from edgekd.core.manifest import read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
-from edgekd.distill.load import LoadedRun, load_run
+from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.evaluation.prompt_variants import in_other_words
 from edgekd.evaluation.special_suites import (
     CORRUPTION_IMAGES,

@@ -25,12 +25,17 @@ from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.descriptions import descriptions_for
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict, teacher_predict
-from edgekd.distill.probe import probe_scores, student_vectors
-from edgekd.distill.prompts import TextBank, templates_for
-from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.batches import pixel_batches
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import (
+    predict_all,
+    probe_scores,
+    student_predict,
+    student_vectors,
+    teacher_predict,
+)
+from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.text_bank import TextBank, descriptions_for, templates_for
 from edgekd.distill.views import plain
 from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.targets.session import Session, open_session
@@ -63,7 +68,7 @@ def image_bank(
             return dataclasses.replace(own, classes=images.classes, vectors=rows)
     described = descriptions_for(descriptions, images.classes) if descriptions else None
     if own and loaded and not prompts and not descriptions:
-        described = loaded.described(images.classes)
+        described = loaded.descriptions(images.classes)
     templates = (
         own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
     )

@@ -16,7 +16,7 @@ from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.readers import parse_json
 from edgekd.data.image_set import load_images
 from edgekd.data.subsets import unseen_test
-from edgekd.distill.load import LoadedRun
+from edgekd.distill.classification.load import LoadedRun
 from edgekd.evaluation.few_shot import can_zero_shot, new_vectors, student_scores
 from edgekd.studies.descriptions import from_file
 from edgekd.studies.numbers import ID, OOD, ORACLE

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.files import short_hash, write_json
-from edgekd.distill.descriptions import descriptions_for, kept_descriptions
-from edgekd.distill.vocabulary import read_vocabulary
+from edgekd.distill.text_bank import descriptions_for, read_vocabulary, stored_descriptions
 from edgekd.studies.plan import Plan
 
 
@@ -41,7 +40,7 @@ def ask_once(plan: Plan, folder: Path) -> Plan:
             descriptions_for(spec, names)
             continue
         path = _answers(folder, spec)
-        kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
+        kept = stored_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
         write_json(path, {name: list(sentences) for name, sentences in kept.items()})
     return dataclasses.replace(
         plan, configs={name: from_file(config, folder) for name, config in plan.configs.items()}

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_bytes
 from edgekd.core.readers import read_arrays
-from edgekd.distill.job import Job
-from edgekd.distill.load import LoadedRun
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import predict_all, student_predict
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import Student
-from edgekd.distill.validate import scores_on
 from edgekd.studies.store import Outcome
 
 _FILE = "oracle.npz"
@@ -27,20 +28,20 @@ _ARRAYS = ("places", "seen", "step", "correct")
 _AGAIN = "Train the run again with --overwrite."
 
 
-def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
-    """Test the weights after `done` steps on the unseen domain; a `Look`.
+def watch(task: Classification, model: nn.Module, done: int, places: tuple[int, ...]) -> None:
+    """Test the weights after `done` steps on the unseen domain; a callback of `train`.
 
     `oracle.npz` in the run's folder: `places` and those `seen`, int64; `step` of the best, the earliest of equals;
     which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by a place twice, with the same
     weights.
     """
-    indices = job.split.ood_test
-    right = (
-        scores_on(student, job.bank, job.images, indices).argmax(axis=1)
-        == job.images.labels[indices]
-    )
-    assert job.config.out is not None
-    path = job.config.out / _FILE
+    assert isinstance(model, Student)
+    assert task.config.out is not None
+    images, indices = task.images, task.split.ood_test
+    predict = student_predict(model, task.bank.head if task.bank else None)
+    scores = predict_all(predict, images, indices, model.preprocess)
+    right = scores.argmax(axis=1) == images.labels[indices]
+    path = task.config.out / _FILE
     best = {"step": np.int64(done), "correct": right}
     seen = {done}
     if path.exists():

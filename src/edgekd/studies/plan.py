@@ -18,7 +18,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import short_hash
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, run_split, take_shots, unseen_test, without_classes
-from edgekd.distill.plan import settle
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.recipes import Recipe, get_recipe
 from edgekd.studies.wanted import (
     adapt_counts,

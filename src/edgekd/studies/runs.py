@@ -11,25 +11,24 @@ from numpy.typing import NDArray
 from edgekd.configs.train import TrainConfig
 from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet
-from edgekd.distill.job import Look
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.train import train
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.train import Callback, train
 from edgekd.evaluation.few_shot import student_scores
 from edgekd.studies.store import Outcome
 
 
-def trained(config: TrainConfig, look: Look | None = None) -> LoadedRun:
+def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
     """The run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
 
     Args:
-        look: shown the weights on their way; see `edgekd.distill.train.train`.
+        callback: called with the weights during training; see `edgekd.distill.train.train`.
     """
     folder = config.out
     assert folder is not None
     if not (folder / "run.json").is_file():
         if (folder / "config.json").is_file():
             config = TrainConfig(out=folder, resume=True)
-        train(config, look)
+        train(config, callback)
     return load_run(folder)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots
-from edgekd.distill.load import LoadedRun
+from edgekd.distill.classification.load import LoadedRun
 from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
 from edgekd.studies.numbers import ID, OOD
 from edgekd.studies.plan import Cell, Plan, cell_config

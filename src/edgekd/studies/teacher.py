@@ -11,10 +11,9 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import short_hash, write_bytes
 from edgekd.core.readers import read_arrays
-from edgekd.distill.descriptions import descriptions_for
-from edgekd.distill.predict import predict_all, teacher_predict
-from edgekd.distill.prompts import templates_for
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.classification.predict import predict_all, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.text_bank import descriptions_for, templates_for
 from edgekd.studies.plan import Plan, recipe_of
 from edgekd.studies.store import Store
 

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import html
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from edgekd.distill.cache import EmbeddingCache
-from edgekd.distill.job import Job
-from edgekd.distill.loader import BatchSource, RawBatch
-from edgekd.distill.pixels import MAX_BYTES, PixelStore, store_side
+from edgekd.configs.train import TrainConfig
+from edgekd.distill.batches import MAX_BYTES, BatchSource, PixelStore, store_side
+from edgekd.distill.batchnorm import Fold, folded, training_mode
+from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher
+from edgekd.distill.classification.plan import load_data, settle
+from edgekd.distill.classification.task import Classification, augmentation_of, build
+from edgekd.distill.launch import keep_freed_memory, make_fabric
+from edgekd.distill.losses import objective
 from edgekd.distill.recipes import Stage
-from edgekd.distill.restyle import RestylePolicy
-from edgekd.distill.sampling import Sampler
-from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.teaching import cached_views, caching_teacher
-from edgekd.distill.views import ViewPolicy
+from edgekd.distill.teachers import ClipTeacher
 
 _TRIAL_STEPS = 3
 _TRIAL_IMAGES = 16
-
-Step = Callable[[Stage, RawBatch], Tensor]
-"""Loss of a batch under a stage's terms."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +75,43 @@ class Estimate:
             "training": self.train_seconds,
         }
         known = {name: value for name, value in times.items() if value is not None}
-        told = ", ".join(f"{name} {_duration(value)}" for name, value in known.items())
+        shown = ", ".join(f"{name} {_duration(value)}" for name, value in known.items())
         passes = f"; {self.teacher_passes:,} of them to compute" if self.teacher_passes else ""
         return [
             f"images: {counts}",
             f"{self.schedule}{passes}",
-            f"time: about {_duration(sum(known.values()))} here ({told}), measured by {_TRIAL_STEPS} trial steps of "
+            f"time: about {_duration(sum(known.values()))} here ({shown}), measured by {_TRIAL_STEPS} trial steps of "
             "each stage",
         ]
 
     def _repr_html_(self) -> str:
-        import html
-
         return "<br>".join(html.escape(line) for line in self.lines())
 
 
-def outline(job: Job, stages: dict[str, int], epoch_steps: int) -> Estimate:
-    """Count what a run will do.
+def plan_run(config: TrainConfig) -> Estimate:
+    """Return what `train(config)` would do, and how long it would take here; nothing is written but caches.
 
-    Args:
-        stages: steps of each stage.
-        epoch_steps: steps after which as many images were drawn as there are.
+    Raises:
+        EdgekdError: as `train`, for whatever it would refuse before training.
     """
-    split, config = job.split, job.config
+    config = settle(config)
+    fabric = make_fabric(config.model_copy(update={"devices": 1}))
+    task = build(fabric, config, *load_data(config))
+    keep_freed_memory()
+    return measure(task, outline(task))
+
+
+def outline(task: Classification) -> Estimate:
+    """Count what a run will do."""
+    split, config, teacher = task.split, task.config, task.teacher
     views = 0
-    if "teacher" in job.recipe.needs and not config.online_teacher:
-        views = len(job.trained) * (config.views if isinstance(job.teacher, ClipTeacher) else 1)
-    dim = job.teacher.dim if job.teacher is not None else 0
-    weights = sum(
-        tensor.numel() * tensor.element_size() for tensor in job.student.state_dict().values()
-    )
+    if task.needs_teacher and not config.online_teacher:
+        views = len(task.trained) * (config.views if isinstance(teacher, ClipTeacher) else 1)
+    state = task.student.state_dict().values()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
     # A checkpoint holds weights, their average and AdamW's two moments; the finished student is one more copy.
-    disk = 5 * weights + _decoded_bytes(job)
-    disk += views * (2 * dim + 34) if isinstance(job.teacher, ClipTeacher) else 0
+    disk = 5 * weights + _decoded_bytes(task)
+    disk += views * (2 * teacher.dim + 34) if isinstance(teacher, ClipTeacher) else 0
     return Estimate(
         images={
             "train": len(split.train),
@@ -118,71 +120,74 @@ def outline(job: Job, stages: dict[str, int], epoch_steps: int) -> Estimate:
             "ID test": len(split.id_test),
             "unseen test": len(split.ood_test),
         },
-        stages={name: steps for name, steps in stages.items() if steps},
+        stages={
+            stage.name: len(span) for stage, span in task.recipe.spans(task.steps) if len(span)
+        },
         batch=config.batch_size,
-        epochs=sum(stages.values()) / epoch_steps,
+        epochs=task.steps / task.sampler.epoch_steps,
         teacher_views=views,
         disk_mb=disk / 1e6,
     )
 
 
-def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estimate:
+def measure(task: Classification, planned: Estimate) -> Estimate:
     """Add times to an estimate: trial steps of every stage, a teacher pass, decoded images. The student is spoilt."""
-    config, teacher = job.config, job.teacher
-    restyling = RestylePolicy() if config.augment == "restyle" else None
-    chosen = job.trained[:: max(1, len(job.trained) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
-    student_pixels = PixelStore(job.images, store_side(job.student.preprocess.size), None)
-    each = _seconds(lambda: student_pixels.batch(chosen), 1) / len(chosen)
-    decoded = len(job.images) * each
-    passes, teacher_s = None, None
-    teacher_store, stand_in = None, None
-    if "teacher" in job.recipe.needs and isinstance(teacher, ClipTeacher):
-        store = PixelStore(job.images, store_side(teacher.preprocess.size), None)
+    config, teacher, images, device = task.config, task.teacher, task.images, task.fabric.device
+    augmentation = augmentation_of(config)
+    chosen = task.trained[:: max(1, len(task.trained) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
+    store = PixelStore(images, store_side(task.student.preprocess.size), None)
+    decoded = len(images) * _seconds(lambda: store.batch(chosen), 1) / len(chosen)
+    passes = teacher_s = online = None
+    embeddings: Embed | None = partial(_random_embeddings, teacher.dim) if teacher else None
+    if task.needs_teacher and isinstance(teacher, ClipTeacher):
         if config.online_teacher:
-            teacher_store = store
-            teacher.model.to(job.fabric.device)
+            online, embeddings = PixelStore(images, store_side(teacher.preprocess.size), None), None
+            teacher.model.to(device)
         else:
-            seen = cached_views(ViewPolicy(), restyling)
-            filler = caching_teacher(job.fabric, config, teacher, job.images, job.trained, seen)
+            seen = augmentation.id
+            filler = caching_teacher(task.fabric, config, teacher, images, task.trained, seen)
             cache = EmbeddingCache(filler.cache_id, seen, filler.dim)
-            keys = [job.images.keys[i] for i in job.trained]
+            keys = [images.keys[i] for i in task.trained]
             passes = len(cache.missing(keys, range(config.views)))
             noise = torch.rand(_TRIAL_IMAGES, 3, *teacher.preprocess.shape)
-            filler.model.to(job.fabric.device)
-            device = job.fabric.device
+            filler.model.to(device)
             trial = _seconds(lambda: filler.embed_images(noise.to(device)).cpu(), _TRIAL_STEPS)
             teacher_s = passes * trial / _TRIAL_IMAGES
             decoded *= 2 if passes else 1
-    if teacher is not None and teacher_store is None:
-        stand_in = _random_embeddings(teacher.dim)
-    source = BatchSource(
-        student_pixels, sampler, ViewPolicy(), config.views, stand_in, teacher_store,
-        job.fabric.global_rank, job.fabric.world_size, restyling,
-    )  # fmt: skip
-    trained = sum(
-        _step_seconds(job, stage, source, step) * planned.stages[stage.name]
-        for stage in job.recipe.stages
-        if planned.stages.get(stage.name)
-    )
+    views = np.full(len(images), config.views)
+    task.source = BatchSource(store, task.sampler, augmentation, views, embeddings, online)
+    task.student.to(device).to(memory_format=torch.channels_last)
+    folds = task.folds() if config.bn == "frozen" and not config.compile else []
+    steps = [(stage, planned.stages.get(stage.name, 0)) for stage in task.recipe.stages]
     return replace(
         planned,
         teacher_passes=passes,
         teacher_seconds=teacher_s,
         decode_seconds=decoded,
-        train_seconds=trained,
+        train_seconds=sum(_step_seconds(task, stage, folds) * n for stage, n in steps if n),
     )
 
 
-def _step_seconds(job: Job, stage: Stage, source: BatchSource, step: Step) -> float:
+def _random_embeddings(
+    dim: int, indices: NDArray[np.int64], _: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(len(indices), dim)).astype(np.float32)
+
+
+def _step_seconds(task: Classification, stage: Stage, folds: list[Fold]) -> float:
     """Return the seconds of one optimizer step on a batch that is there already."""
-    optimizer = torch.optim.AdamW(job.student.parameters(), lr=1e-6, fused=True)
-    batch = source(0)
+    optimizer = torch.optim.AdamW(task.student.parameters(), lr=1e-6, fused=True)
+    raw = task.source(0)
 
     def once() -> None:
+        training_mode(task.student, frozen_bn=task.config.bn == "frozen")
         optimizer.zero_grad()
-        step(stage, batch).backward()  # type: ignore[no-untyped-call]
+        views, teacher = task.views(raw), task.teacher_features(raw)
+        with folded(folds):
+            batch = task.forward(task.student, views, teacher, raw)
+        objective(batch, stage.terms)[0].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if job.fabric.device.type == "cuda":
+        if task.fabric.device.type == "cuda":
             torch.cuda.synchronize()
 
     return _seconds(once, _TRIAL_STEPS)
@@ -199,21 +204,12 @@ def _seconds(work: Callable[[], Any], times: int) -> float:
     return statistics.median(taken)
 
 
-def _random_embeddings(
-    dim: int,
-) -> Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]:
-    def embed(indices: NDArray[np.int64], _: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.random.default_rng(0).normal(size=(len(indices), dim)).astype(np.float32)
-
-    return embed
-
-
-def _decoded_bytes(job: Job) -> int:
+def _decoded_bytes(task: Classification) -> int:
     """Return the bytes of the images that are decoded once and kept, for student and teacher."""
-    sides = {store_side(job.student.preprocess.size)}
-    if isinstance(job.teacher, ClipTeacher) and "teacher" in job.recipe.needs:
-        sides.add(store_side(job.teacher.preprocess.size))
-    sizes = [3 * side**2 * len(job.images) for side in sides]
+    sides = {store_side(task.student.preprocess.size)}
+    if isinstance(task.teacher, ClipTeacher) and task.needs_teacher:
+        sides.add(store_side(task.teacher.preprocess.size))
+    sizes = [3 * side**2 * len(task.images) for side in sides]
     return sum(size for size in sizes if size <= MAX_BYTES)
 
 

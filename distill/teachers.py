@@ -27,7 +27,13 @@ from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.machine import describe
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays
-from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
+from edgekd.distill.text_bank import (
+    TextBank,
+    ensemble,
+    prompts_of,
+    readable,
+    warn_of_long_prompts,
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,9 @@ class ClipTeacher:
     @torch.inference_mode()
     def embed_images(self, views: Tensor) -> Tensor:
         """Float `[B, 3, H, W]` in 0–1, resized to the teacher's own shape → float32 `[B, D]`, not normalised."""
-        if tuple(views.shape[-2:]) != self.preprocess.shape:
-            views = interpolate(
-                views, size=self.preprocess.shape, mode="bicubic", antialias=True
-            ).clamp(0, 1)
+        shape = self.preprocess.shape
+        if tuple(views.shape[-2:]) != shape:
+            views = interpolate(views, size=shape, mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (
             torch.tensor(v, device=views.device)[:, None, None]
             for v in (self.preprocess.mean, self.preprocess.std)
@@ -76,12 +81,11 @@ class ClipTeacher:
 
     @torch.inference_mode()
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts → float32 `[N, D]`, not normalised. Longer prompts are cut by the tokenizer."""
+        """Prompts → float32 `[N, D]`, not normalised. The tokenizer truncates longer prompts."""
         device = next(self.model.parameters()).device
-        chunks = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
-        encode = self.model.encode_text
-        vectors = (encode(self.tokenizer(list(chunk)).to(device)) for chunk in chunks)  # type: ignore[operator]
-        return torch.cat([rows.float().cpu() for rows in vectors])
+        chunks = [list(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
+        encode: Any = self.model.encode_text
+        return torch.cat([encode(self.tokenizer(c).to(device)).float().cpu() for c in chunks])
 
     def text_bank(
         self,
@@ -91,11 +95,11 @@ class ClipTeacher:
         *,
         warns: bool = True,
     ) -> TextBank:
-        """One unit vector per class, averaged over the templates and, where there are any, the class's descriptions.
+        """Return one unit vector per class, averaged over the templates and the class's descriptions, if any.
 
         Args:
-            descriptions: class → sentences; others than `classes` are left alone.
-            warns: say so where prompts are longer than the model reads; False where the same classes were told of.
+            descriptions: class → sentences; others than `classes` are ignored.
+            warns: warn where prompts are longer than the model reads.
         """
         prompts = [
             prompts_of(name, templates, (descriptions or {}).get(name, ())) for name in classes
@@ -117,11 +121,11 @@ class ClipTeacher:
 
 @dataclass(frozen=True)
 class EmbeddingsTeacher:
-    """A black box: embeddings somebody computed elsewhere, one per image, and one text vector per class.
+    """A black box: embeddings computed elsewhere, one per image, and one text vector per class.
 
     The file is an `.npz` with `image_ids` (str `[N]`, as `edgekd` prints them: path inside the data folder),
     `image_vectors` (float `[N, D]`), `class_names` (str `[C]`), `text_vectors` (float `[C, D]`) and optionally
-    `logit_scale`. One embedding per image means that every augmented view is taught its image's embedding.
+    `logit_scale`. With one embedding per image, every augmented view has its image's embedding as target.
     """
 
     spec: str
@@ -132,7 +136,7 @@ class EmbeddingsTeacher:
     texts: Mapping[str, np.ndarray]
 
     def lookup(self, ids: Sequence[str]) -> Tensor:
-        """Embeddings of the named images, float32 `[len(ids), D]`."""
+        """Return the embeddings of the named images, float32 `[len(ids), D]`."""
         missing = [name for name in ids if name not in self.vectors]
         if missing:
             raise EdgekdError(
@@ -142,6 +146,10 @@ class EmbeddingsTeacher:
             )
         return torch.from_numpy(np.stack([self.vectors[name] for name in ids]).astype(np.float32))
 
+    def embeddings(self, ids: Sequence[str], indices: np.ndarray, _: np.ndarray) -> np.ndarray:
+        """Return the embeddings of images, whatever their view, float32 `[b, D]`; `ids` are of all images."""
+        return self.lookup([ids[i] for i in indices]).numpy()
+
     def text_bank(
         self,
         classes: Sequence[str],
@@ -150,10 +158,10 @@ class EmbeddingsTeacher:
         *,
         warns: bool = True,
     ) -> TextBank:
-        """The file's text vectors for `classes`; `templates` cannot be applied and are recorded as `precomputed`."""
+        """Return the file's text vectors for `classes`; `templates` do not apply and are recorded as `precomputed`."""
         if descriptions is not None:
             raise EdgekdError(
-                "Precomputed text vectors cannot take descriptions in.",
+                "Precomputed text vectors cannot include descriptions.",
                 "Put them into the file's own text vectors, or name a real teacher.",
             )
         names = {readable(name): vector for name, vector in self.texts.items()}
@@ -163,12 +171,9 @@ class EmbeddingsTeacher:
                 f'{self.spec} has no text vector for the class "{missing[0]}" ({len(missing)} missing).',
                 did_you_mean(readable(missing[0]), names),
             )
-        vectors = torch.from_numpy(
-            np.stack([names[readable(name)] for name in classes]).astype(np.float32)
-        )
-        return TextBank(
-            tuple(classes), ("precomputed",), normalize(vectors, dim=-1), self.id, self.logit_scale
-        )
+        rows = np.stack([names[readable(name)] for name in classes]).astype(np.float32)
+        vectors = normalize(torch.from_numpy(rows), dim=-1)
+        return TextBank(tuple(classes), ("precomputed",), vectors, self.id, self.logit_scale)
 
 
 Teacher = ClipTeacher | EmbeddingsTeacher
@@ -180,21 +185,22 @@ def load_teacher(spec: str) -> Teacher:
     Raises:
         EdgekdError: unknown name (with the closest known one), missing or unreadable files, no network for a hub name.
     """
+    kind, colon, rest = spec.partition(":")
     if spec == "toy":
         folder = importlib.resources.files("edgekd.data.toy_teacher")
         with importlib.resources.as_file(folder) as path:
             return _open_clip_teacher(spec, f"local-dir:{path}", None)
-    if spec.startswith("embeddings:"):
-        return _embeddings_teacher(spec, Path(spec.removeprefix("embeddings:")))
-    if spec.startswith("local-dir:"):
-        folder_path = Path(spec.removeprefix("local-dir:")).expanduser()
+    if kind == "embeddings" and colon:
+        return _embeddings_teacher(spec, Path(rest))
+    if kind == "local-dir" and colon:
+        folder_path = Path(rest).expanduser()
         if not (folder_path / "open_clip_config.json").is_file():
             raise EdgekdError(
                 f"{folder_path} is not an open_clip model folder: it has no open_clip_config.json.",
                 "Give the folder that holds open_clip_config.json and the weights.",
             )
         return _open_clip_teacher(spec, f"local-dir:{folder_path}", None)
-    if spec.startswith("hf-hub:"):
+    if kind == "hf-hub" and colon:
         prefer_local_cache()
         return _open_clip_teacher(spec, spec, None)
     return _named_teacher(spec)
@@ -251,28 +257,24 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
             "Check the folder's config, weights and tokenizer files.",
         ) from error
     model.eval().requires_grad_(False)
-    teacher = ClipTeacher(
-        spec=spec,
-        id=short_hash("clip-1", weights_hash(model), preprocess.hash),
-        preprocess=preprocess,
-        logit_scale=logit_scale,
-        dim=_probed_dim(spec, model, tokenizer, preprocess),
-        model=model.to(memory_format=torch.channels_last),
-        tokenizer=tokenizer,
-    )
+    dim = _probe_dim(spec, model, tokenizer, preprocess)
     if not math.isfinite(logit_scale):
         raise EdgekdError(
             f"The logit scale of {spec} is not a finite number.", "Check the teacher's weights."
         )
-    return teacher
+    return ClipTeacher(
+        spec=spec,
+        id=short_hash("clip-1", weights_hash(model), preprocess.hash),
+        preprocess=preprocess,
+        logit_scale=logit_scale,
+        dim=dim,
+        model=model.to(memory_format=torch.channels_last),
+        tokenizer=tokenizer,
+    )
 
 
 def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
-    """Arguments of `open_clip.get_tokenizer`.
-
-    Raises:
-        EdgekdError: the text encoder or its tokenizer needs `transformers`, which is not installed.
-    """
+    """Return arguments of `open_clip.get_tokenizer`; refuse a tokenizer whose package is not installed."""
     import open_clip
 
     config = open_clip.get_model_config(name) or {}
@@ -284,26 +286,21 @@ def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
             f"The tokenizer of {spec} needs the package transformers, which is not installed.",
             'Install it: pip install "edgekd[siglip]".',
         )
-    # A config from elsewhere may ask transformers to run code that lies beside it.
+    # A config from elsewhere may request code that lies beside it.
     return {"trust_remote_code": False} if texts.get("hf_tokenizer_name") else {}
 
 
 @torch.inference_mode()
-def _probed_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -> int:
-    """Run both encoders once and return the dimension of their shared space.
-
-    Raises:
-        EdgekdError: an encoder fails, or the embeddings do not fit together or are not finite.
-    """
+def _probe_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -> int:
+    """Run both encoders once and return the dimension of their shared space."""
     height, width = preprocess.shape
     noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    image = f"image encoder of {spec} on an image of {width} × {height} px"
     probes: dict[str, Callable[[], Any]] = {
-        f"image encoder of {spec} on an image of {width} × {height} px": lambda: model.encode_image(
-            noise
-        ),
+        image: lambda: model.encode_image(noise),
         f"text encoder of {spec} on a prompt": lambda: model.encode_text(tokenizer(["a"])),
     }
-    shapes = []
+    dims = []
     for what, probe in probes.items():
         try:
             found = probe()
@@ -317,22 +314,22 @@ def _probed_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) -
                 f"The {what} does not give one vector of finite numbers.",
                 "Check the teacher's weights.",
             )
-        shapes.append(found.shape[1])
-    if shapes[0] != shapes[1]:
+        dims.append(found.shape[1])
+    if dims[0] != dims[1]:
         raise EdgekdError(
-            f"The encoders of {spec} give {shapes[0]} dimensions for an image and {shapes[1]} for a text.",
+            f"The encoders of {spec} give {dims[0]} dimensions for an image and {dims[1]} for a text.",
             "Choose a teacher whose images and texts share one space.",
         )
-    return int(shapes[0])
+    return int(dims[0])
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    """Return whether this processor multiplies bfloat16 matrices in hardware."""
     return bool({"avx512_bf16", "amx_bf16"} & set(describe()["features"]))
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names and values of parameters and buffers, hex."""
+    """Return the SHA-256 over names and values of parameters and buffers, hex."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -352,17 +349,11 @@ def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:
         raise EdgekdError(f"{path} is not an embeddings file: it lacks {error}.", hint) from error
     scale = np.asarray(arrays.get("logit_scale", 100.0))
     numbers = all(array.dtype.kind in "fiu" for array in (vectors, texts, scale))
+    names = all(array.dtype.kind == "U" and array.ndim == 1 for array in (images, classes))
     if (
-        not numbers
-        or scale.size != 1
-        or any(array.dtype.kind != "U" for array in (images, classes))
-        or images.ndim != 1
-        or classes.ndim != 1
-        or vectors.ndim != 2
-        or texts.ndim != 2
+        not (numbers and names and scale.size == 1 and vectors.ndim == texts.ndim == 2)
         or vectors.shape[1] != texts.shape[1]
-        or len(images) != len(vectors)
-        or len(classes) != len(texts)
+        or (len(images), len(classes)) != (len(vectors), len(texts))
     ):
         raise EdgekdError(
             f"The arrays in {path} do not fit together: images {vectors.shape} for ids {images.shape}, "
