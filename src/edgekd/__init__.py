@@ -1,8 +1,9 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
 `edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
-`edgekd.evaluate(...)` and `edgekd.study(...)` take the same names as the command line and return value objects
-(`edgekd.api`); `edgekd.add_class(...)` and `edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
+`edgekd.evaluate(...)`, `edgekd.predict(...)` and `edgekd.study(...)` take the same names as the command line and return
+value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts; `edgekd.add_class(...)` and
+`edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from edgekd.api import (
         add_class,
         benchmark,
+        demo,
         evaluate,
         export,
+        load,
+        predict,
         remove_class,
         report,
         study,
@@ -34,8 +38,11 @@ __all__ = [
     "__version__",
     "add_class",
     "benchmark",
+    "demo",
     "evaluate",
     "export",
+    "load",
+    "predict",
     "remove_class",
     "report",
     "study",

@@ -11,15 +11,20 @@ from edgekd.configs.benchmark import (
     ReportConfig,
 )
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
+from edgekd.configs.predict import DemoConfig, PredictConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.core.errors import EdgekdError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
+    from edgekd.inference.demo import Demo
+    from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
 
 
@@ -240,6 +245,45 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
     from edgekd.evaluation.evaluate import evaluate_rows
 
     return evaluate_rows(config)
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Model:
+    """Load a run's student or an exported file for predictions: `edgekd.load(path).predict(images)`.
+
+    Args:
+        path: run folder, or artifact folder, which is enough and needs no torch.
+        threads: threads of an exported file's runtime; None is the runtime's choice.
+
+    Raises:
+        EdgekdError: neither a run nor an artifact, a damaged one, or a runtime that this machine lacks.
+    """
+    from edgekd.inference.model import load
+
+    return load(path, threads=threads)
+
+
+@verb(PredictConfig)
+def predict(config: PredictConfig) -> Iterator[Prediction]:
+    """Classify images, folders of images, a video or a camera, with the pixels of the evaluation.
+
+    Returns:
+        The predictions as they are made. Images that cannot be read are left out, with one warning at the end.
+    """
+    from edgekd.inference.predict import run_predict
+
+    return run_predict(config)
+
+
+@verb(DemoConfig)
+def demo(config: DemoConfig) -> Demo:
+    """Open a web page on this machine on which a picture is classified by a run's models side by side.
+
+    Returns:
+        The server: `url`, `serve()` until it is interrupted, `close()`.
+    """
+    from edgekd.inference.demo import open_demo
+
+    return open_demo(config.model, config.port)
 
 
 @verb(StudyConfig)

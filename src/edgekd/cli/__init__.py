@@ -174,6 +174,21 @@ _AGREEMENT = {
 """Key of a row → its column's title and the factor on its numbers."""
 
 
+@command(app, "edgekd.api:predict")
+def predict(predictions: Any, given: Given) -> None:
+    """Classify images, folders, a video or a camera with a run's student or an exported file."""
+    from edgekd.inference.predict import print_predictions
+
+    print_predictions(predictions, given)
+
+
+@command(app, "edgekd.api:demo")
+def demo(page: Any, _: Given) -> None:
+    """Open a local web page: drag a picture, see teacher, student and exported files side by side."""
+    result(f"demo: {page.url}  (Ctrl-C ends it)")
+    page.serve()
+
+
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""

@@ -147,7 +147,10 @@ def accuracy_rows(
             if here.any():
                 labels = images.labels[indices][here]
                 row = {"subject": subject, "domain": domain, "part": part, "n": int(here.sum())}
-                accuracy = {"top1": top1(scores[here], labels), "macro": macro(scores[here], labels)}
+                accuracy = {
+                    "top1": top1(scores[here], labels),
+                    "macro": macro(scores[here], labels),
+                }
                 rows.append(row | accuracy)
     return rows
 

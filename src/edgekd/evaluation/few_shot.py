@@ -68,7 +68,9 @@ def own_teacher(loaded: LoadedRun) -> Teacher:
     return model
 
 
-def teacher_vectors(model: Teacher, images: ImageSet, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+def teacher_vectors(
+    model: Teacher, images: ImageSet, indices: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """Return the teacher's embeddings of the plain images, `[len(indices), D]`."""
     if not isinstance(model, ClipTeacher):
         return model.lookup([images.ids[i] for i in indices]).numpy()

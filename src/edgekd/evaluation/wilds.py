@@ -106,7 +106,11 @@ def wilds_suites(
     suites = []
     for split, title, place in (
         ("test", f"ood:{name}", "unseen domains"),
-        (inside, f"wilds:{name}/{inside}", "held-out images of WILDS's training domains, in no mean"),
+        (
+            inside,
+            f"wilds:{name}/{inside}",
+            "held-out images of WILDS's training domains, in no mean",
+        ),
     ):
         indices = np.flatnonzero(np.asarray(dataset.split_array) == splits.get(str(split), -1))
         if split in splits and len(indices):
