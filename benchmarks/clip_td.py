@@ -22,7 +22,7 @@ from edgekd.distill.vl.data import VlData, load_vl_data
 from edgekd.distill.vl.evaluate import evaluate_vl
 from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
 from edgekd.distill.vl.train import train_vl
-from edgekd.studies.numbers import stat, t_interval
+from edgekd.studies.tables import stat, t_interval
 
 CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
 STEPS = {"vqa": 120, "ve": 240, "choice": 120}

@@ -23,7 +23,7 @@ from edgekd.distill.load import load_run
 from edgekd.distill.predict import predict_all, student_predict
 from edgekd.distill.probe import probe_scores
 from edgekd.distill.train import train
-from edgekd.studies.numbers import stat, t_interval
+from edgekd.studies.tables import stat, t_interval
 
 OTHER_NAMES = (
     "apple",

@@ -185,7 +185,7 @@ def image_bank(
 def _predictions(
     loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]
 ) -> Iterator[tuple[str, Scores, Scores | None]]:
-    """Yield subject, scores `[N, C]` in the order of the images' classes, and embeddings `[N, D]` of those that embed."""
+    """Yield subject, scores `[N, C]` in the order of the images' classes, and embeddings `[N, D]` or None."""
     student, preprocess = loaded.student, loaded.run.preprocess
     columns = [loaded.run.classes.index(name) for name in images.classes]
     predict = student_predict(student, loaded.vectors)

@@ -216,7 +216,7 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
 
 
 def artifact_facts(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Return what the report says about each exported file besides its numbers: parity, quantization, hashes, origin."""
+    """Return what the report says about each exported file: parity, quantization, hashes, origin."""
     facts = []
     fields = {"target", "format", "files", "inputs", "parity", "versions", "created"}
     for subject in subjects:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class SuiteBuilder:
     """
 
     classes: tuple[str, ...]
-    trained: Trained = Trained()
+    trained: Trained = field(default_factory=Trained)
     run: str | None = None
 
     def split(self, images: ImageSet, split: Split) -> list[Suite]:
@@ -170,7 +170,7 @@ class SuiteBuilder:
             meaning = "" if folder == word else f' ("{word}")'
             hint = "Leave that folder out; images of classes that the model knows are measured with --ood NAME=DIR."
             if re.fullmatch(r"n\d{8}", folder):
-                hint += " ImageNet-O, whose folders only say what its images are mistaken for: --unknown imagenet-o=DIR."
+                hint += " ImageNet-O, whose folders say what its images are mistaken for: --unknown imagenet-o=DIR."
             raise EdgekdError(
                 f'The folder "{folder}" of {images.name} is called by a class that the model knows{meaning}.',
                 hint,

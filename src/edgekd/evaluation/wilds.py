@@ -59,7 +59,7 @@ def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
 def wilds_suites(
     name: str, root: str, classes: tuple[str, ...], run: str | None = None
 ) -> list[Suite]:
-    """Return the official OOD test split as `ood:NAME`, and held-out images of the training domains as `wilds:NAME/SPLIT`.
+    """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
     The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
 
