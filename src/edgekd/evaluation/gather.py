@@ -150,7 +150,18 @@ def gather(config: BenchmarkConfig) -> Gathered:
     Raises:
         EdgekdError: a path that is neither, images that do not fit, an unknown suite, artifacts of different splits.
     """
-    further = _Further.of(config)
+    for name in config.suites:
+        if name not in COMPUTED:
+            raise EdgekdError(
+                f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
+            )
+    wilds, plain = wilds_named(config.ood)
+    named: dict[str, Any] = {
+        "ood": named_folders(plain, "--ood"),
+        "test": named_folders(config.test, "--test"),
+        "wilds": wilds,
+        "texture_shape": config.texture_shape,
+    }
     unknown = [
         (name, load_unlabelled(folder))
         for name, folder in named_folders(config.unknown, "--unknown")
@@ -170,14 +181,14 @@ def gather(config: BenchmarkConfig) -> Gathered:
     for one in loaded:
         subjects += subjects_of(one, runs[one.folder], elsewhere=elsewhere)
     for place in alone:
-        if not config.data and not further.any:
+        if not config.data and not any(named.values()):
             raise EdgekdError(
                 f"{place} lies outside its run, so its images cannot be found.",
                 "Say what to measure on: --data DIR or --ood NAME=DIR.",
             )
         subjects.append(lone_artifact(place, subjects, loaded, elsewhere=elsewhere))
     suites, trained = _own_suites(loaded, alone, config.data)
-    suites += further.suites(subjects, trained, suites)
+    suites += further_suites(subjects, trained, suites, **named)
     corrupted = (config.corruption_images or CORRUPTION_IMAGES) if config.suites else 0
     suites += _beside_id(
         subjects, suites, unknown, all_trained(list(trained.values())), corrupted=corrupted
@@ -261,65 +272,45 @@ def _beside_id(
     return found
 
 
-@dataclass(frozen=True)
-class _Further:
-    """Images that were named besides a run's own: (name, folder) of `--ood`, `--test` and WILDS; cue conflicts."""
+def further_suites(
+    subjects: Sequence[Subject],
+    trained: Mapping[str, Trained],
+    own: Sequence[Suite],
+    *,
+    ood: Sequence[tuple[str, str]] = (),
+    test: Sequence[tuple[str, str]] = (),
+    wilds: Sequence[tuple[str, str]] = (),
+    texture_shape: str | None = None,
+) -> list[Suite]:
+    """Return suites of named folders, for all subjects together where their runs know and saw the same, else per run.
 
-    ood: Sequence[tuple[str, str]]
-    test: Sequence[tuple[str, str]]
-    wilds: Sequence[tuple[str, str]]
-    texture_shape: str | None
-
-    @classmethod
-    def of(cls, config: BenchmarkConfig) -> _Further:
-        for name in config.suites:
-            if name not in COMPUTED:
-                raise EdgekdError(
-                    f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
-                )
-        wilds, plain = wilds_named(config.ood)
-        return cls(
-            named_folders(plain, "--ood"), named_folders(config.test, "--test"), wilds, config.texture_shape
-        )  # fmt: skip
-
-    @property
-    def any(self) -> bool:
-        return bool(self.ood or self.test or self.wilds or self.texture_shape)
-
-    def suites(
-        self, subjects: Sequence[Subject], trained: Mapping[str, Trained], own: Sequence[Suite]
-    ) -> list[Suite]:
-        """Return suites for all subjects together where their runs know and saw the same, else for each run.
-
-        Args:
-            trained: run → what it saw.
-            own: the runs' own suites; images of their unseen domains would count twice in the mean.
-        """
-        builders = {
-            subject.run: SuiteBuilder(
-                subject.classes,
-                trained.get(subject.run.removesuffix(COPIED), Trained()),
-                subject.run,
-            )
-            for subject in subjects
-        }
-        first = next(iter(builders.values()))
-        if all(
-            (one.classes, one.trained) == (first.classes, first.trained)
-            for one in builders.values()
-        ):
-            builders = {next(iter(builders)): replace(first, run=None)}
-        found: list[Suite] = []
-        for run, builder in builders.items():
-            for name, folder in self.ood:
-                seen = builder.trained.with_tested(_unseen_keys([*own, *found], run))
-                found += replace(builder, trained=seen).folder(name, folder)
-            found += [builder.hold_out(name, folder) for name, folder in self.test]
-            for name, root in self.wilds:
-                found += wilds_suites(name, root, builder.classes, builder.run)
-            if self.texture_shape is not None:
-                found.append(builder.cue_conflict("texture-shape", self.texture_shape))
-        return found
+    Args:
+        trained: run → what it saw.
+        own: the runs' own suites; images of their unseen domains would count twice in the mean.
+        ood, test, wilds: (name, folder) as `SuiteBuilder.folder`, `SuiteBuilder.hold_out` and `wilds_suites` take them.
+        texture_shape: folder of cue-conflict images.
+    """
+    builders = {
+        one.run: SuiteBuilder(
+            one.classes, trained.get(one.run.removesuffix(COPIED), Trained()), one.run
+        )
+        for one in subjects
+    }
+    first = next(iter(builders))
+    shared = replace(builders[first], run=None)
+    if all(replace(builder, run=None) == shared for builder in builders.values()):
+        builders = {first: shared}
+    found: list[Suite] = []
+    for run, builder in builders.items():
+        for name, folder in ood:
+            seen = builder.trained.with_tested(_unseen_keys([*own, *found], run))
+            found += replace(builder, trained=seen).folder(name, folder)
+        found += [builder.hold_out(name, folder) for name, folder in test]
+        for name, root in wilds:
+            found += wilds_suites(name, root, builder.classes, builder.run)
+        if texture_shape is not None:
+            found.append(builder.cue_conflict("texture-shape", texture_shape))
+    return found
 
 
 def _unseen_keys(suites: Sequence[Suite], run: str) -> Iterator[str]:

@@ -291,10 +291,10 @@ def _protocol(plan: Plan) -> str:
         return (
             f"Protocol: k-shot. The classes {unseen} do not train at first. Then a few images of each are known: "
             "retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without texts "
-            "where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning goes on "
-            "from the same run on the seen classes and these images. All numbers of images are tested on the same ones, "
-            "those that the largest leaves. Unseen classes are chosen among the unseen, seen ones among the seen; macro "
-            "accuracy, the mean over classes, in %."
+            "where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning goes "
+            "on from the same run on the seen classes and these images. All numbers of images are tested on the same "
+            "ones, those that the largest leaves. Unseen classes are chosen among the unseen, seen ones among the "
+            "seen; macro accuracy, the mean over classes, in %."
         )
     if plan.unseen:
         linear = [name for name in plan.recipes if recipe_of(plan.configs[name]).head != "text"]
