@@ -40,7 +40,6 @@ KNOWN = {
 }
 KNOWN_CYCLES = {
     ("edgekd.targets.agent.engines", "edgekd.targets.tensorrt"),
-    ("edgekd.data.toy", "edgekd.data.image_set"),
     ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
     ("edgekd.distill.vl.entailment", "edgekd.distill.vl.data"),
 }

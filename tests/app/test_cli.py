@@ -266,7 +266,7 @@ def test_error_without_a_hint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(EdgekdError("It is so."))
+        "edgekd.evaluation.evaluate.zero_shot_rows", _raises(EdgekdError("It is so."))
     )
     with pytest.raises(SystemExit) as leaving:
         main(["evaluate"])
@@ -344,9 +344,7 @@ def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "edgekd.evaluation.teacher_agreement.zero_shot_rows", _raises(ZeroDivisionError())
-    )
+    monkeypatch.setattr("edgekd.evaluation.evaluate.zero_shot_rows", _raises(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         main(["evaluate"])
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgekd.data import toy
-from edgekd.data.image_set import load_images
+from edgekd.data.image_set import load_images, toy_images
 from edgekd.data.toy_draw import SIZE
 
 
@@ -68,7 +68,7 @@ def test_habits_hold_in_the_suite_and_not_in_the_world() -> None:
 
 
 def test_suite_is_balanced_named_and_distinct() -> None:
-    images = toy.toy_images(per_class=3)
+    images = toy_images(per_class=3)
     assert len(images) == 4 * 10 * 3
     assert set(
         Counter(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True)).values()
@@ -86,9 +86,9 @@ def test_suite_is_balanced_named_and_distinct() -> None:
 
 def test_suites_of_other_seeds_and_of_the_teacher_share_no_image() -> None:
     suites = [
-        toy.toy_images(per_class=4),
-        toy.toy_images(seed=1, per_class=4),
-        toy.toy_images(per_class=4, world=True),
+        toy_images(per_class=4),
+        toy_images(seed=1, per_class=4),
+        toy_images(per_class=4, world=True),
     ]
     assert len({key for suite in suites for key in suite.keys}) == sum(
         len(suite) for suite in suites
@@ -96,7 +96,7 @@ def test_suites_of_other_seeds_and_of_the_teacher_share_no_image() -> None:
 
 
 def test_a_smaller_suite_holds_the_same_images() -> None:
-    small, large = toy.toy_images(per_class=2), toy.toy_images(per_class=5)
+    small, large = toy_images(per_class=2), toy_images(per_class=5)
     at = large.ids.index("cartoon/house/0001")
     same = small.ids.index("cartoon/house/0001")
     assert small.keys[same] == large.keys[at]
@@ -104,10 +104,8 @@ def test_a_smaller_suite_holds_the_same_images() -> None:
 
 
 def test_reader_survives_pickling_and_knows_its_length() -> None:
-    images = pickle.loads(pickle.dumps(toy.toy_images(per_class=1)))
-    assert np.array_equal(
-        np.asarray(images.read(7)), np.asarray(toy.toy_images(per_class=1).read(7))
-    )
+    images = pickle.loads(pickle.dumps(toy_images(per_class=1)))
+    assert np.array_equal(np.asarray(images.read(7)), np.asarray(toy_images(per_class=1).read(7)))
     for outside in (len(images), -1):
         with pytest.raises(IndexError):
             images.read(outside)

@@ -249,7 +249,8 @@ def test_the_part_that_each_image_has_in_a_run(tmp_path: Path) -> None:
         "unseen": split.ood_test.tolist(),
     }  # fmt: skip
     # New images of a domain that trained, of another domain, and of a class that did not train.
-    names = ["photo/cat/n.jpg", "photo/dog/n.jpg", "photo/cow/n.jpg", "quickdraw/cat/n.jpg", "quickdraw/dog/n.jpg"]  # fmt: skip
+    places = ("photo/cat", "photo/dog", "photo/cow", "quickdraw/cat", "quickdraw/dog")
+    names = [f"{place}/n.jpg" for place in places]
     other = load_images(paint(tmp_path / "n", names))
     found = {n: sorted(other.ids[i] for i in indices) for n, indices in parts_of(run, other, "n")}
     assert found == {"test": names[:2], "unseen": names[2:]}
@@ -263,7 +264,7 @@ def test_a_hold_out_is_one_suite_of_its_own_kind(tmp_path: Path) -> None:
     assert (suite.name, suite.kind, len(suite.indices)) == ("test:mine", "test", 7)
     assert suite.excluded == {"val": 1}
     for path, names in (("Sketch", [f"{c}/0.png" for c in PETS]), ("o", tree(("sketch",), PETS))):
-        with pytest.raises(EdgekdError, match='The domain "[sS]ketch" .* did not train') as caught:
+        with pytest.raises(EdgekdError, match=r'The domain "[sS]ketch" .* did not train') as caught:
             builder.hold_out("x", str(paint(tmp_path / path, names)))
         assert "--ood x=" in caught.value.hint
     split = paint(tmp_path / "split", tree(("train", "test"), PETS, 3))

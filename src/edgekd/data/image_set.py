@@ -19,7 +19,7 @@ from edgekd.core.console import say, warn, warn_counted
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import read_json
-from edgekd.data import scan
+from edgekd.data import scan, toy
 from edgekd.data.images import UnreadableImage, decode, read_bytes
 from edgekd.data.layouts import class_names
 from edgekd.targets.bank import like_names
@@ -164,11 +164,7 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
     """
     if str(spec) == "toy":
-        from edgekd.data.toy import KeptReader, ToyReader, toy_images
-
-        images = toy_images()
-        assert isinstance(images.reader, ToyReader)
-        return replace(images, reader=KeptReader(images.reader))
+        return toy_images()
     path = Path(spec)
     if path.is_dir():
         listing = scan.list_folder(path)
@@ -181,6 +177,28 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
             f"There is no data at {path}.", "Check the path, or use the built-in data: --data toy."
         )
     return _assemble(path, listing, one_class)
+
+
+def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:
+    """Return the toy suite with `per_class` images of each class in each domain.
+
+    Suites of another seed, and the teacher's (`world`), share no image with it.
+    """
+    reader = toy.ToyReader(seed, per_class, world)
+    places = np.array([reader.place(i) for i in range(len(reader))], dtype=np.int64)
+    return ImageSet(
+        name="toy",
+        classes=toy.CLASSES,
+        domains=toy.DOMAINS,
+        labels=places[:, 1].copy(),
+        domain_of=places[:, 0].copy(),
+        keys=tuple(reader.key(i) for i in range(len(reader))),
+        ids=tuple(
+            f"{toy.DOMAINS[d]}/{toy.CLASSES[c]}/{number:04d}" for d, c, number in places.tolist()
+        ),
+        roles=None,
+        reader=reader,
+    )
 
 
 def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:

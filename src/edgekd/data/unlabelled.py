@@ -13,10 +13,11 @@ import numpy as np
 from edgekd.core.console import warn_counted
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data import scan
-from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable
+from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable, toy_images
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
+from edgekd.data.toy import DOMAINS
 
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
@@ -92,13 +93,9 @@ def _list_all(root: Path) -> scan.Listing:
 
 
 def _toy_style(style: str) -> ImageSet:
-    from edgekd.data.toy import DOMAINS, KeptReader, ToyReader, toy_images
-
     if style not in DOMAINS:
         raise EdgekdError(f'The toy data have no style "{style}".', did_you_mean(style, DOMAINS))
     images = toy_images(TOY_SEED, TOY_PER_CLASS)
-    assert isinstance(images.reader, ToyReader)
-    images = replace(images, reader=KeptReader(images.reader))
     images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
     return replace(_without_labels(images), name=style)
 

@@ -141,7 +141,7 @@ class Gathered:
     suites: list[Suite]
     contexts: list[dict[str, Any]]
     home: Path
-    compared: tuple[Subject, Subject] | None
+    compared: tuple[Subject, Subject] | None = None
 
 
 def gather(config: BenchmarkConfig) -> Gathered:
