@@ -102,12 +102,6 @@ def test_every_command_has_help(words: tuple[str, ...], capsys: pytest.CaptureFi
     assert COMMANDS[words].help
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_option_has_help(words: tuple[str, ...]) -> None:
-    for parameter in COMMANDS[words].params:
-        assert getattr(parameter, "help", None), f"{' '.join(words)}: {parameter.name}"
-
-
 def test_every_verb_is_there() -> None:
     verbs = {words for words in COMMANDS if words}
     assert verbs == {
@@ -135,20 +129,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert leaving.value.code == 0
     assert capsys.readouterr().out == f"edgekd {__version__}\n"
-
-
-@pytest.mark.parametrize(
-    "arguments", [["train", "--studnt", "x"], ["trian"], ["train", "--steps", "many"]]
-)
-def test_misspelt_options_are_usage_errors(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        main(arguments)
-    assert leaving.value.code == 2
-    stderr = capsys.readouterr().err
-    assert "Usage: " in stderr
-    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -202,13 +182,6 @@ def test_existing_out(fails: Callable[..., tuple[str, str]], tmp_path: Path) -> 
         assert "run exists already and is not a run" in error
         assert "empty folder" in hint
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("verb", ["export", "benchmark"])
-def test_no_run_yet(fails: Callable[..., tuple[str, str]], verb: str) -> None:
-    error, hint = fails(2, verb)
-    assert "no finished run" in error
-    assert "edgekd train" in hint
 
 
 @pytest.mark.parametrize("verb", ["export", "benchmark", "evaluate"])

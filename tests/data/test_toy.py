@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from edgekd.data import toy
-from edgekd.data.image_set import load_images, toy_images
-from edgekd.data.toy_draw import SIZE
+from edgekd.data.image_set import toy_images
 
 
 def mean_colour(cls: str, domain: str, seed: int) -> list[float]:
@@ -29,33 +28,6 @@ def test_drawings_stay_what_they_were(
 ) -> None:
     # A new VERSION may change these; an unchanged one may not. The tolerance covers other PIL releases.
     assert mean_colour(cls, domain, seed) == pytest.approx(expected, abs=4.0)
-
-
-@pytest.mark.parametrize("domain", toy.DOMAINS)
-@pytest.mark.parametrize("cls", toy.CLASSES)
-def test_every_class_is_drawn_in_every_domain(cls: str, domain: str) -> None:
-    image = toy.draw(cls, domain, 5)
-    assert image.size == (SIZE, SIZE)
-    assert image.mode == "RGB"
-    assert np.asarray(image).std() > 5  # something is on it
-
-
-def test_one_seed_gives_one_drawing_and_two_seeds_two() -> None:
-    for domain in toy.DOMAINS:
-        once, again, other = (np.asarray(toy.draw("key", domain, seed)) for seed in (3, 3, 4))
-        assert np.array_equal(once, again)
-        assert not np.array_equal(once, other)
-
-
-def test_only_the_sketch_is_without_colour() -> None:
-    def colourfulness(domain: str) -> float:
-        pixels = np.stack(
-            [np.asarray(toy.draw(cls, domain, 11), np.float64) for cls in toy.CLASSES]
-        )
-        return float((pixels.max(axis=-1) - pixels.min(axis=-1)).mean())
-
-    assert colourfulness("sketch") < 25
-    assert min(colourfulness(domain) for domain in toy.DOMAINS if domain != "sketch") > 40
 
 
 def test_habits_hold_in_the_suite_and_not_in_the_world() -> None:
@@ -95,23 +67,9 @@ def test_suites_of_other_seeds_and_of_the_teacher_share_no_image() -> None:
     )
 
 
-def test_a_smaller_suite_holds_the_same_images() -> None:
-    small, large = toy_images(per_class=2), toy_images(per_class=5)
-    at = large.ids.index("cartoon/house/0001")
-    same = small.ids.index("cartoon/house/0001")
-    assert small.keys[same] == large.keys[at]
-    assert np.array_equal(np.asarray(small.read(same)), np.asarray(large.read(at)))
-
-
 def test_reader_survives_pickling_and_knows_its_length() -> None:
     images = pickle.loads(pickle.dumps(toy_images(per_class=1)))
     assert np.array_equal(np.asarray(images.read(7)), np.asarray(toy_images(per_class=1).read(7)))
     for outside in (len(images), -1):
         with pytest.raises(IndexError):
             images.read(outside)
-
-
-def test_load_images_toy_is_the_default_suite() -> None:
-    images = load_images("toy")
-    assert images.name == "toy"
-    assert len(images) == len(toy.DOMAINS) * len(toy.CLASSES) * toy.PER_CLASS

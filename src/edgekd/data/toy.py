@@ -138,7 +138,7 @@ def _jitter(colour: Colour, rng: Random) -> Colour:
 
 
 def image_key(seed: int, domain: str, cls: str, number: int, *, world: bool = False) -> str:
-    """Return 32 hex digits that name one image of a suite; the image is drawn from them, so equal keys are equal images."""
+    """Return 32 hex digits that name one image; it is drawn from them, so equal keys are equal images."""
     text = "\0".join((VERSION, "world" if world else "suite", str(seed), domain, cls, str(number)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
