@@ -19,11 +19,10 @@ from PIL import Image
 from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import read_json
+from edgekd.core.readers import like_names, read_json
 from edgekd.data import scan, toy
 from edgekd.data.images import UnreadableImage, decode, read_bytes
 from edgekd.data.layouts import class_names
-from edgekd.targets.bank import like_names
 
 _INDEX_VERSION = 1
 _MANY = 2000

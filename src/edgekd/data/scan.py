@@ -17,10 +17,9 @@ from pathlib import Path
 
 from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.readers import printable, read_text
+from edgekd.core.readers import like_names, printable, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.layouts import whole_parts
-from edgekd.targets.bank import like_names
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."

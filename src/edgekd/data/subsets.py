@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import ROLES, Split, build_split, grouped, make_split, shuffled, with_roles
+
+if TYPE_CHECKING:
+    from edgekd.configs.train import TrainConfig
 
 
 def without_classes(images: ImageSet, unseen: Collection[str]) -> ImageSet:

@@ -15,12 +15,12 @@ from edgekd.benchmark.report.rows import Family
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.layouts import known_layout, unwrapped
 from edgekd.data.split import Split, make_split
 from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
 from edgekd.evaluation.vocabulary import called, spoken_as
-from edgekd.targets.bank import plain_name
 
 CORRUPTION_IMAGES = 200
 """Images in each of the 75 cells of the corruptions by default."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekd.core.readers import plain_name
 from edgekd.data.split import read_stored_split
-from edgekd.targets.bank import plain_name
 
 SEEN_IN = ("train", "val", "unlabelled")
 """Roles of `split.json` whose images are no test images."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import cache
 
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet
-from edgekd.targets.bank import plain_name
 
 _WNID = re.compile(r"n\d{8}")
 
