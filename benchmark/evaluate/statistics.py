@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.intervals import Interval, interval_of
+from edgekd.targets.timing.intervals import Interval, interval_of
 
 
 def wilson_interval(hits: int, n: int) -> Interval:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekd.benchmark.compare import difference
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
+from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
 from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
-from edgekd.benchmark.report.timings import LatencyRow
 from edgekd.core.errors import EdgekdError
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
@@ -35,29 +33,37 @@ class Source:
 
     @property
     def report(self) -> Report:
+        """The report without its arrays."""
         return self.raw.report
 
     @property
     def name(self) -> str:
+        """Letter and runs."""
         runs = ", ".join(self.report.runs)
         return f"{self.letter}: {runs}" if self.letter else runs
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """Processor, cores, governor and protocol of the latencies."""
+        env, protocol = self.report.environment, "quick" if self.report.quick else "full"
+        cores, governor = f"{env['usable_cores']} cores", env["governor"] or "unknown"
+        return env["cpu"], cores, f"governor {governor}", f"{protocol} protocol"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One subject of one report.
-
-    Attributes:
-        images: name and content of every suite it was measured on.
-        machine: processor, cores, governor and protocol that its latency was measured with.
-    """
+    """One subject of one report; `images` are name and content of every suite that it was measured on."""
 
     source: Source
     summary: SummaryRow
     latency: LatencyRow
     accuracy: tuple[AccuracyRow, ...]
     images: tuple[tuple[str, str], ...]
-    machine: tuple[str, ...]
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What the latency was measured with."""
+        return self.source.machine
 
     @property
     def run(self) -> str:
@@ -66,11 +72,8 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """Run and subject."""
         return f"{self.run}: {self.source.report.label(self.summary).rpartition(': ')[2]}"
-
-    def samples(self) -> list[NDArray[np.float64]]:
-        """Return latencies in ms in the order measured, `[n]` for each process."""
-        return self.source.raw.samples(*self.summary.who)
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
@@ -84,10 +87,9 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
-    return [
-        Source(letter if len(folders) > 1 else "", read_results(folder))
-        for letter, folder in zip(letters, folders, strict=True)
-    ]
+    if len(folders) == 1:
+        letters = [""]
+    return [Source(one, read_results(path)) for one, path in zip(letters, folders, strict=True)]
 
 
 def entries(sources: Sequence[Source]) -> list[Entry]:
@@ -95,35 +97,32 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
     found: list[Entry] = []
     teachers: set[tuple[str, ...]] = set()
     for source in sources:
-        apart = source.report.families(*_APART)
-        for row in source.report.summary:
-            own = tuple(one for one in of(source.report.accuracy, row) if one.suite not in apart)
-            images = tuple((one.suite, _content(source.raw, one)) for one in own)
+        raw, report = source.raw, source.report
+        apart = report.families(*_APART)
+        for row in report.summary:
+            own = tuple(one for one in of(report.accuracy, row) if one.suite not in apart)
             if row.kind == "teacher":
-                logits = tuple(_digest(source.raw.logits(*one.who, one.suite)) for one in own)
+                logits = tuple(_digest(raw.logits(*one.who, one.suite)) for one in own)
                 if row.same_as is not None or logits in teachers:
                     continue
                 teachers.add(logits)
-            time = source.report.time(row)
-            found.append(Entry(source, row, time, own, images, _machine(source)))
+            images = tuple((one.suite, _content(raw, one)) for one in own)
+            found.append(Entry(source, row, report.time(row), own, images))
     return found
 
 
 def merged(group: Sequence[Entry]) -> Report:
     """Return one report of these entries alone, each under the name of its own run with its report's letter."""
-    rows: dict[str, list[Any]] = {"summary": [], "latency": [], "accuracy": []}
-    for entry in group:
-        own = {"run": entry.run}
-        rows["summary"].append(entry.summary.model_copy(update=own | {"same_as": None}))
-        rows["latency"].append(entry.latency.model_copy(update=own))
-        rows["accuracy"] += [row.model_copy(update=own) for row in entry.accuracy]
     first = group[0].source.report
     names = {row.suite for row in group[0].accuracy}
-    suites = tuple(row for row in first.suites if row.suite in names)
-    unused = {"gates", "gains", "throughput", "corruptions", "cue_conflicts", "vocabularies", "unknowns", "own_metrics",
-              "comparisons", "placements", "notes"}  # fmt: skip
-    kept = {name: tuple(found) for name, found in rows.items()}
-    return first.model_copy(update=dict.fromkeys(unused, ()) | kept | {"suites": suites})
+    rows: dict[str, Any] = {name: () for name, value in first if isinstance(value, tuple)}
+    rows["suites"] = tuple(row for row in first.suites if row.suite in names)
+    for entry in group:
+        own = {"run": entry.run}
+        rows["summary"] += (entry.summary.model_copy(update=own | {"same_as": None}),)
+        rows["latency"] += (entry.latency.model_copy(update=own),)
+        rows["accuracy"] += tuple(row.model_copy(update=own) for row in entry.accuracy)
+    return first.model_copy(update=rows)
 
 
 def _content(raw: RawResults, row: AccuracyRow) -> str:
@@ -137,16 +136,6 @@ def _digest(*values: np.ndarray | bytes) -> str:
     for value in values:
         found.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
     return found.hexdigest()
-
-
-def _machine(source: Source) -> tuple[str, ...]:
-    env = source.report.environment
-    return (
-        env["cpu"],
-        f"{env['usable_cores']} cores",
-        f"governor {env['governor'] or 'unknown'}",
-        f"{'quick' if source.report.quick else 'full'} protocol",
-    )
 
 
 def groups(found: Sequence[Entry], by: str) -> list[list[Entry]]:
@@ -177,13 +166,11 @@ def against(entry: Entry, other: Entry) -> Difference:
 
 def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[str]:
     """Yield what keeps these reports from being compared in full, one sentence each."""
-    contents: dict[str, dict[str, list[str]]] = {}
+    contents: dict[str, dict[str, dict[str, None]]] = {}
     for entry in found:
         for row, (suite, content) in zip(entry.accuracy, entry.images, strict=True):
             who = f"{entry.source.letter or entry.summary.run} (n = {row.n:,})"
-            users = contents.setdefault(suite, {}).setdefault(content, [])
-            if who not in users:
-                users.append(who)
+            contents.setdefault(suite, {}).setdefault(content, {})[who] = None
     for suite, users_of in contents.items():
         if len(users_of) > 1:
             parts = " and ".join(", ".join(users) for users in users_of.values())
@@ -193,24 +180,18 @@ def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[s
         yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
     machines: dict[tuple[str, ...], list[str]] = {}
     for source in sources:
-        machines.setdefault(_machine(source), []).append(source.letter or source.name)
+        machines.setdefault(source.machine, []).append(source.letter or source.name)
     if len(machines) > 1:
-        parts = "; ".join(
-            f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items()
-        )
-        yield f"Machines or protocols differ, so latencies are in separate tables. {parts}."
-    yield from _versions(sources)
+        kinds = (f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items())
+        yield f"Machines or protocols differ, so latencies are in separate tables. {'; '.join(kinds)}."
+    versions = [source.report.environment["versions"] for source in sources]
+    for package in dict.fromkeys(name for one in versions for name in one):
+        values = [one.get(package) or "none" for one in versions]
+        if len(set(values)) > 1:
+            each = (f"{one.letter} {value}" for one, value in zip(sources, values, strict=True))
+            yield f"Versions of {package} differ: {', '.join(each)}."
     if len(sources) > 1:
         yield (
             "The reports were measured at different times: what the machine did then is part of their latencies. "
             "For a ratio with an interval measure two files in turns: edgekd benchmark A B --compare."
         )
-
-
-def _versions(sources: Sequence[Source]) -> Iterator[str]:
-    versions = [source.report.environment["versions"] for source in sources]
-    for package in dict.fromkeys(name for one in versions for name in one):
-        values = [one.get(package) for one in versions]
-        if len(set(values)) > 1:
-            told = (f"{s.letter} {v or 'none'}" for s, v in zip(sources, values, strict=True))
-            yield f"Versions of {package} differ: {', '.join(told)}."

@@ -1,6 +1,7 @@
 """The definition of a number: name, unit, direction, formula and source, written beside the field that holds it.
 
-Tables, gates, charts, the definitions in every report and the JSON Schema read these definitions and nothing else.
+Tables, gates, charts, the model card, the definitions in every report and the JSON Schema read these definitions and
+nothing else.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic import BaseModel, Field
 
 NONE = "–"
+Better = Literal["higher", "lower", ""]
 Compute = Callable[[NDArray[np.floating], NDArray[np.int64]], float]
 """Logits `[N, C]` and labels `[N]`, N > 0 → the metric's value."""
 
@@ -59,7 +61,7 @@ _FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a report, as metadata of its field: `top1: Annotated[float, Metric("top-1", "%", "higher")]`.
+    """A number of a report; `metric` declares it as a field of a row.
 
     Attributes:
         name: as tables show it.
@@ -76,7 +78,7 @@ class Metric:
 
     name: str
     unit: str = ""
-    better: Literal["higher", "lower", ""] = ""
+    better: Better = ""
     source: str = ""
     missing: str = "it was not measured"
     interval: str = ""
@@ -92,16 +94,12 @@ class Metric:
 
     @property
     def gated(self) -> bool:
+        """Whether a gate may use it."""
         return bool(self.better) if self.gate is None else self.gate
-
-    @property
-    def is_share(self) -> bool:
-        """Whether gates and tables show it times 100."""
-        return self.unit in ("%", "points")
 
     def in_unit(self, value: float) -> float:
         """Return a stored value in the unit of gates, without the digits that binary fractions add."""
-        return round(100 * value, 9) if self.is_share else value
+        return round(100 * value, 9) if self.unit in ("%", "points") else value
 
     def show(self, value: Any, interval: tuple[float, float] | None = None) -> str:
         """Return a value, or a difference with its `ci95` and p-value, as text with the interval in brackets."""
@@ -126,20 +124,25 @@ class Metric:
         text = " ".join(self.formula.split()).removesuffix(".")
         return f"{text}{f' ({self.source})' if self.source else ''}."
 
-    def __get_pydantic_json_schema__(
-        self, core: Any, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __call__(self, schema: dict[str, Any]) -> None:
+        """Describe the field in its JSON Schema."""
         units = {"%": "fraction", "points": "difference of fractions", "M": "count", "mJ": "J"}
-        found = {"title": self.name, "x-unit": units.get(self.unit, self.unit)}
         more = {"x-better": self.better, "x-source": self.source}
-        return handler(core) | found | {key: value for key, value in more.items() if value}
+        schema |= {"title": self.name, "x-unit": units.get(self.unit, self.unit)}
+        schema |= {key: value for key, value in more.items() if value}
+
+
+def metric(
+    name: str, unit: str = "", better: Better = "", *, default: Any = ..., **more: Any
+) -> Any:
+    """Declare a metric as a field, `top1: float = metric("top-1", "%", "higher")`; `more`: attributes of `Metric`."""
+    return Field(default, json_schema_extra=Metric(name, unit, better, **more))
 
 
 def metrics_of(row: type[BaseModel]) -> dict[str, Metric]:
     """Return the metrics of a row class by field, in the order in which they are declared."""
     return {
-        key: replace(found, formula=field.description or "")
+        key: replace(field.json_schema_extra, formula=field.description or "")
         for key, field in row.model_fields.items()
-        for found in field.metadata
-        if isinstance(found, Metric)
+        if isinstance(field.json_schema_extra, Metric)
     }

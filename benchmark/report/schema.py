@@ -10,11 +10,11 @@ import html
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.benchmark.report.metric import Metric, metrics_of
+from edgekd.benchmark.report.metric import metric, metrics_of
 from edgekd.benchmark.report.rows import (
     HERE,
     HIGHER,
@@ -26,16 +26,19 @@ from edgekd.benchmark.report.rows import (
     Fraction,
     Frozen,
     Interval,
+    LatencyRow,
     OwnMetricsRow,
+    PlacementRow,
     Row,
     SuiteRow,
     SummaryRow,
+    ThroughputRow,
     Time,
     UnknownRow,
     VocabularyRow,
 )
-from edgekd.benchmark.report.timings import LatencyRow, PlacementRow, ThroughputRow
 from edgekd.core.manifest import Parity
+from edgekd.targets.timing.speed import Ratio
 
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (2, 3)
@@ -54,8 +57,8 @@ class GainRow(Row):
     images against one without; anything else."""
     where: Where
     suites: tuple[str, ...]
-    n: Annotated[Count, Metric("images", "count")]
-    gain: Annotated[Difference, Metric("gain", "points", HIGHER, gate=False)]
+    n: Count = metric("images", "count")
+    gain: Difference = metric("gain", "points", HIGHER, gate=False)
     """Top-1 minus that of the base run on the same images; interval: paired bootstrap, 10,000 draws."""
 
 
@@ -79,14 +82,14 @@ class SuiteComparison(Frozen):
     """Accuracy of A minus accuracy of B on the same images of one suite."""
 
     suite: str
-    n: Annotated[Count, Metric("images", "count")]
-    a: Annotated[Fraction, Metric("A", "%")]
-    b: Annotated[Fraction, Metric("B", "%")]
-    value: Annotated[float, Metric("A − B", "points", interval="ci95")]
+    n: Count = metric("images", "count")
+    a: Fraction = metric("A", "%")
+    b: Fraction = metric("B", "%")
+    value: float = metric("A − B", "points", interval="ci95")
     """Top-1 of A minus top-1 of B."""
     ci95: Interval
-    mcnemar_p: Annotated[Fraction, Metric("p", "p")]
-    agreement: Annotated[Fraction, Metric("agreement", "%")]
+    mcnemar_p: Fraction = metric("p", "p")
+    agreement: Fraction = metric("agreement", "%")
 
 
 class Comparison(Frozen):
@@ -123,23 +126,23 @@ class SpeedRow(Frozen):
     withheld: str | None
     """Why no claim about speed is made; null where it holds."""
 
+    @property
+    def claim(self) -> Ratio:
+        """The ratio of A to B, for `speed.in_words`."""
+        return Ratio(self.ratio, self.ci95, self.withheld)
 
-Short = Annotated[str, Field(max_length=256)]
-
-
-class State(BaseModel):
-    """What changes while measuring (`environment.state`)."""
-
-    load_average: float | None
-    cpu_mhz: float | None
-    temperature_c: float | None = Field(ge=-273, le=1000)
-    throttle_count: int | None
-    throttle_flags: Short | None
-    power_mode: Short | None
+    @property
+    def swapped(self) -> SpeedRow:
+        """The same pair with A and B exchanged."""
+        low, high = self.ci95
+        return SpeedRow(
+            a_run=self.b_run, a=self.b, b_run=self.a_run, b=self.a, device=self.device, ratio=1 / self.ratio,
+            ci95=(1 / high, 1 / low), withheld=self.withheld,
+        )  # fmt: skip
 
 
 class RunFacts(BaseModel):
-    """What is read of a run in a report's context."""
+    """Fields of a run in a report's context that are read."""
 
     model_config = ConfigDict(extra="allow")
     name: str
@@ -147,7 +150,7 @@ class RunFacts(BaseModel):
 
 
 class ArtifactFacts(BaseModel):
-    """What is read of an artifact in a report's context."""
+    """Fields of an artifact in a report's context that are read."""
 
     model_config = ConfigDict(extra="allow")
     run: str
@@ -164,22 +167,6 @@ class Context(BaseModel):
     model_config = ConfigDict(extra="allow")
     runs: list[RunFacts] = Field(default_factory=list)
     artifacts: list[ArtifactFacts] = Field(default_factory=list)
-
-
-class Machine(BaseModel):
-    """What was measured on (`environment.describe`), with the states before and after."""
-
-    cpu: Short | None
-    features: list[Short] = Field(max_length=256)
-    cores: int | None = Field(ge=1, le=10**6)
-    usable_cores: int = Field(ge=1, le=10**6)
-    machine: Short
-    system: Short
-    governor: Short | None
-    python: Short
-    versions: dict[Short, Short | None] = Field(max_length=256)
-    before: State
-    after: State
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -236,6 +223,7 @@ class Report(Frozen):
 
     @property
     def runs(self) -> list[str]:
+        """Names of the runs."""
         return list(dict.fromkeys(row.run for row in self.summary))
 
     @property
@@ -245,7 +233,14 @@ class Report(Frozen):
 
     @property
     def exported(self) -> list[SummaryRow]:
+        """The rows of the exported files."""
         return [row for row in self.summary if row.kind == "artifact"]
+
+    @property
+    def exported_latency(self) -> list[LatencyRow]:
+        """The latencies of the exported files."""
+        exported = {row.who for row in self.exported}
+        return [row for row in self.latency if row.who in exported]
 
     def time(self, row: Row) -> LatencyRow:
         """Return the latency of the same subject."""

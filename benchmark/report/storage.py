@@ -1,4 +1,4 @@
-"""A report's folder: what is written, and how it is read again."""
+"""A report's folder, read with every value checked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgekd.benchmark.measure.latency import Protocol
+from edgekd.benchmark.report.rows import SuiteRow
 from edgekd.benchmark.report.schema import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     Context,
-    Machine,
     Report,
 )
 from edgekd.core.console import shell_word
@@ -25,6 +24,8 @@ from edgekd.core.manifest import first_problem
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable, printable_values, read_object
 from edgekd.core.readers import read_arrays as read_npz
+from edgekd.targets.devices.result import Machine
+from edgekd.targets.timing.stopwatch import Protocol
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,7 +40,7 @@ class RawResults:
 
     def logits(self, run: str, subject: str, suite: str) -> NDArray[np.float32]:
         """Return float32 `[n, C]`."""
-        return self._array(f"logits/{run}/{subject}/{suite}")
+        return self.array(f"logits/{run}/{subject}/{suite}")
 
     def labels(self, run: str, suite: str) -> NDArray[np.int64]:
         """Return int64 `[n]`."""
@@ -62,19 +63,19 @@ class RawResults:
             raise self._lacks("latency.npz", f"samples of {run}/{subject}")
         return found
 
-    def _of_suite(self, what: str, run: str, suite: str) -> NDArray[Any]:
-        own = self.predictions.get(f"{what}/{run}/{suite}")
-        return own if own is not None else self._array(f"{what}/{suite}")
-
-    def _array(self, name: str) -> NDArray[Any]:
+    def array(self, name: str) -> NDArray[Any]:
+        """Return an array of predictions.npz; an `EdgekdError` where it is missing."""
         if name not in self.predictions:
             raise self._lacks("predictions.npz", name)
         return self.predictions[name]
 
+    def _of_suite(self, what: str, run: str, suite: str) -> NDArray[Any]:
+        own = self.predictions.get(f"{what}/{run}/{suite}")
+        return own if own is not None else self.array(f"{what}/{suite}")
+
     def _lacks(self, file: str, name: str) -> EdgekdError:
-        return EdgekdError(
-            f"{self.report.folder / file} lacks {name}.", "Run edgekd benchmark again."
-        )
+        path = self.report.folder / file
+        return EdgekdError(f"{path} lacks {name}.", "Run edgekd benchmark again.")
 
 
 def report_folder(path: Path) -> Path:
@@ -115,11 +116,9 @@ def read_report(folder: Path) -> Report:
             Protocol(**report.protocol[rule])
         _check_rows(report)
     except (ValidationError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = "its protocol is incomplete"
+        reason = str(error) if isinstance(error, ValueError) else "its protocol is incomplete"
         if isinstance(error, ValidationError):
             reason = first_problem(error)
-        elif isinstance(error, ValueError):
-            reason = str(error)
         raise EdgekdError(
             f"The report at {folder} is damaged: {reason}.", "Run edgekd benchmark again."
         ) from error
@@ -127,11 +126,7 @@ def read_report(folder: Path) -> Report:
 
 
 def _check_rows(report: Report) -> None:
-    """Check that every row is about a subject and a suite of the report.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """Raise ValueError for a row that is not about a subject and a suite of the report."""
     known, suites = {row.who for row in report.summary}, {row.suite for row in report.suites}
     if (
         not report.summary
@@ -160,56 +155,52 @@ def check_arrays(raw: RawResults) -> None:
     Raises:
         EdgekdError: an array is missing, of another shape or dtype, or not finite.
     """
-    folder = raw.report.folder
-    classes_of: dict[tuple[str | None, str], int] = {}
-    for row in raw.report.suites:
-        name = row.suite if row.run is None else f"{row.run}/{row.suite}"
-        parts = {
-            what: raw._array(f"{what}/{name}") for what in ("labels", "ids", "classes", "domains")
-        }
-        n, classes = len(np.atleast_1d(parts["ids"])), len(np.atleast_1d(parts["classes"]))
-        classes_of[row.run, row.suite] = classes
-        labels, domains = parts["labels"], parts["domains"]
-        if (
-            any(part.shape != (n,) for what, part in parts.items() if what != "classes")
-            or parts["classes"].shape != (classes,)
-            or any(parts[what].dtype.kind != "U" for what in ("ids", "classes"))
-            or any(part.dtype.kind not in "iu" for part in (labels, domains))
-            or n == 0
-            or not (labels.min() >= -1 and labels.max() < classes)
-            or not (domains.min() >= 0 and domains.max() < max(1, len(row.domains)))
-        ):
-            raise _foreign(folder, name)
-        texture = raw.predictions.get(f"texture/{name}")
-        if texture is not None and (texture.shape != (n,) or texture.dtype.kind not in "iu"):
-            raise _foreign(folder, name)
     needed = {(one.run, one.subject, one.suite) for one in raw.report.accuracy}
-    for subject in raw.report.summary:
-        for (run, suite), count in classes_of.items():
-            name = f"logits/{subject.run}/{subject.subject}/{suite}"
-            present = name in raw.predictions or (subject.run, subject.subject, suite) in needed
-            if run not in (None, subject.run) or not present:
-                continue
-            logits = raw.logits(subject.run, subject.subject, suite)
-            shape = (len(raw.ids(subject.run, suite)), count)
-            if logits.shape != shape or logits.dtype != np.float32 or not np.isfinite(logits).all():
-                raise _foreign(folder, name)
+    for row in raw.report.suites:
+        shape = _check_suite(raw, row)
+        for subject in raw.report.summary:
+            name = f"logits/{subject.run}/{subject.subject}/{row.suite}"
+            present = name in raw.predictions or (*subject.who, row.suite) in needed
+            if row.run in (None, subject.run) and present:
+                logits = raw.logits(*subject.who, row.suite)
+                has_form = logits.dtype == np.float32 and logits.shape == shape
+                if not has_form or not np.isfinite(logits).all():
+                    raise _foreign(raw, name)
     for name, part in raw.latency.items():
-        known = part.ndim == 1 and len(part) and part.dtype.kind in "fiu"
+        has_form = part.ndim == 1 and len(part) > 0 and part.dtype.kind in "fiu"
         least = 0 if name.startswith("blocks/") else 1e-9
-        if not known or not np.isfinite(part).all() or part.min() < least:
-            raise _foreign(folder, name)
+        if not has_form or not np.isfinite(part).all() or part.min() < least:
+            raise _foreign(raw, name)
 
 
-def _foreign(folder: Path, name: str) -> EdgekdError:
+def _check_suite(raw: RawResults, row: SuiteRow) -> tuple[int, int]:
+    """Check a suite's labels, ids, classes and domains; return its numbers of images and classes."""
+    name = row.suite if row.run is None else f"{row.run}/{row.suite}"
+    labels, ids, classes, domains = (
+        raw.array(f"{what}/{name}") for what in ("labels", "ids", "classes", "domains")
+    )
+    texture = raw.predictions.get(f"texture/{name}", labels)
+    n, count = ids.size, classes.size
+    has_form = (
+        n > 0 and ids.ndim == classes.ndim == 1 and ids.dtype.kind == classes.dtype.kind == "U"
+    )
+    for values, least, end in ((labels, -1, count), (domains, 0, max(1, len(row.domains)))):
+        has_form = has_form and values.shape == (n,) and values.dtype.kind in "iu"
+        has_form = has_form and bool(least <= values.min() and values.max() < end)
+    if not has_form or texture.shape != (n,) or texture.dtype.kind not in "iu":
+        raise _foreign(raw, name)
+    return n, count
+
+
+def _foreign(raw: RawResults, name: str) -> EdgekdError:
     return EdgekdError(
-        f"The arrays of {printable(name)} in {folder} do not belong to its report.",
+        f"The arrays of {printable(name)} in {raw.report.folder} do not belong to its report.",
         "Restore them, or run edgekd benchmark again.",
     )
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an npz file.
+    """Load every array of an npz file.
 
     Raises:
         EdgekdError: the file is missing or damaged.

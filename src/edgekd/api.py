@@ -21,7 +21,6 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
     from edgekd.distill.estimate import Estimate
@@ -190,10 +189,10 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
-    gates, grid = parse_gates(config.gates), _grid(config)
+    gates = parse_gates(config.gates)
     found = gather(config)
-    subjects, quick, threads = found.subjects, config.quick, config.threads
-    if grid and all(subject.folder is None for subject in subjects):
+    subjects, suites = found.subjects, found.suites
+    if config.grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
@@ -201,24 +200,19 @@ def _measure(config: BenchmarkConfig) -> Report:
     folder = config.out or (home if config.overwrite else free_name(home))
     with publishing(folder, REPORT, overwrite=config.overwrite) as scratch:
         if config.result is not None:
-            subjects, quick = from_result(subjects, found.suites, config.result)
+            subjects, quick = from_result(subjects, suites, config.result)
+            config = config.model_copy(update={"quick": quick})
         elif config.device:
-            subjects = on_devices(
-                subjects, found.suites, list(config.device), quick=quick, threads=threads, keep=config.keep,
-                energy=config.energy, grid=grid,
-            )  # fmt: skip
+            subjects = on_devices(subjects, suites, config.device, config, keep=config.keep)
         made = run_benchmark(
             subjects,
-            found.suites,
+            suites,
             scratch,
-            quick=quick,
-            threads=threads,
+            config,
             context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
             gates=gates,
             compared=found.compared,
             examples=config.examples,
-            energy=config.energy,
-            grid=grid,
         )
     return made.model_copy(update={"folder": folder})
 
@@ -230,23 +224,7 @@ def _bundle(config: BenchmarkConfig) -> str:
 
     config = follow_profile(config, {"threads"}, cautions=True)
     found = gather(config)
-    return bundle(
-        found.subjects,
-        found.suites,
-        Path(str(config.bundle)),
-        quick=config.quick,
-        threads=config.threads,
-        energy=config.energy,
-        grid=_grid(config),
-    )
-
-
-def _grid(config: BenchmarkConfig) -> Grid | None:
-    from edgekd.benchmark.measure.throughput import Grid
-
-    if not config.batch_sizes and not config.thread_counts:
-        return None
-    return Grid(config.batch_sizes or (1,), config.thread_counts or (config.threads,))
+    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
 
 
 @verb_of_paths(ReportConfig)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgekd.benchmark.measure.latency import Protocol
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import plain_path, printable, read_json
+from edgekd.targets.timing.stopwatch import Protocol
 
 FORMAT = 1
 """Raised when `job.json` or the result changes its meaning; agent and edgekd of different formats refuse each other."""

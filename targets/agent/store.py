@@ -8,7 +8,6 @@ twice.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, parse_json, read_arrays, read_errors
+from edgekd.core.readers import inside, parse_json, read_arrays, read_errors, sha256_of
 
 try:
     import fcntl
@@ -29,15 +28,6 @@ except ImportError:  # Windows: two agents on one job are then not kept apart
     fcntl = None  # type: ignore[assignment]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> None:

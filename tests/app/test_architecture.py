@@ -21,22 +21,10 @@ MAY_IMPORT = {
 CORE = {"core", "data", "version"}
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
-    # The verb `export` measures what it wrote, and reads the run that it exports.
-    "edgekd.export.run": {"app", "benchmark", "distill"},
-    # Whether the processor has bfloat16.
-    "edgekd.distill.teacher": {"benchmark"},
-    # The search for layers in float times files as the benchmark does.
-    "edgekd.export.mixed": {"benchmark"},
-    # Gates in a file are checked as those of the command line.
-    "edgekd.configs.benchmark": {"benchmark"},
-    # The agent's stopwatch is the benchmark's.
-    "edgekd.targets.agent.__main__": {"benchmark"},
-    "edgekd.targets.agent.job": {"benchmark"},
-    "edgekd.targets.agent.steps": {"benchmark"},
-    "edgekd.targets.devices.result": {"benchmark"},
+    # The verb `export` reads the run that it exports.
+    "edgekd.export.run": {"app", "distill"},
 }
 KNOWN_CYCLES = {
-    ("edgekd.targets.agent.engines", "edgekd.targets.tensorrt"),
     ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
     ("edgekd.distill.vl.entailment", "edgekd.distill.vl.data"),
 }

@@ -20,7 +20,7 @@ from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.targets.bank import read_bank, unit
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.new_class import recognised
 from edgekd.targets.session import open_session
 

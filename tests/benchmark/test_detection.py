@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekd.benchmark.evaluate.detection import auroc, auroc_draws, average_precision, fpr_at_95
+from edgekd.benchmark.evaluate.metrics import auroc, auroc_draws, average_precision, fpr_at_95
 
 KNOWN = np.array([0.9, 0.8, 0.6, 0.6])
 UNKNOWN = np.array([0.7, 0.6, 0.1])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate import metrics
@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
         pair = (subjects[2], subjects[3])
-        return run_benchmark(subjects, suites, folder / "out", quick=True, compared=pair)
+        return run_benchmark(subjects, suites, folder / "out", speed=SHORT, compared=pair)
 
 
 def test_every_number_comes_again_without_models(report: Report) -> None:

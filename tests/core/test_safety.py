@@ -46,11 +46,9 @@ from edgekd.targets.agent.model import read_manifest
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.bank import read_bank
 from edgekd.targets.bank_change import change_bank
-from edgekd.targets.devices.bundle import write_bundle
-from edgekd.targets.devices.find import find_device
-from edgekd.targets.devices.payload import Payload
+from edgekd.targets.devices.payload import Payload, write_agent, write_bundle
 from edgekd.targets.devices.result import StoredResult, check_result, open_result
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.transports import find_device
 
 Make = Callable[..., Path]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmark_fakes import (
     CLASSES,
+    SHORT,
     fake_measurements,
     four_subjects,
     id_and_ood,
@@ -21,7 +22,7 @@ from benchmark_fakes import (
 )
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.scores import FIXED
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
@@ -29,13 +30,13 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
 from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.evaluation.prompt_variants import PromptVariant, read_variant, with_prompt_variants
+from edgekd.evaluation.prompt_variants import VariantSpec, read_variant, with_prompt_variants
 
 
 def test_lines_are_names_or_templates(tmp_path: Path) -> None:
     path = tmp_path / "w.txt"
     path.write_text("a sketch of a {}\n\nfox\n fox \nwolf\n")
-    assert read_variant("w", path) == PromptVariant("w", ("fox", "wolf"), ("a sketch of a {}",))
+    assert read_variant("w", path) == VariantSpec("w", ("fox", "wolf"), ("a sketch of a {}",))
     path.write_text("fox\n")
     assert read_variant("w", path).templates is None
     for text, message in (("\n\n", "no words"), ("a {} or {}\n", "several")):
@@ -56,12 +57,12 @@ def teacher() -> ClipTeacher:
 def test_own_vectors_stay_and_new_templates_make_new_ones(teacher: ClipTeacher) -> None:
     own = teacher.text_bank(("circle", "star"), ("a photo of a {}",))
     described = replace(own, vectors=own.vectors.flip(0), text_centre=own.vectors.mean(dim=0))
-    longer = PromptVariant("w", ("Star", "ring"), None).bank(teacher, described)
+    longer = VariantSpec("w", ("Star", "ring"), None).bank(teacher, described)
     assert longer.classes == ("circle", "star", "ring")
     assert torch.equal(longer.vectors[:2], described.vectors)  # not made again from the names
     assert torch.allclose(longer.vectors[2:], teacher.text_bank(("ring",), own.templates).vectors)
     assert longer.text_centre is described.text_centre
-    other = PromptVariant("w", (), ("a drawing of a {}",)).bank(teacher, described)
+    other = VariantSpec("w", (), ("a drawing of a {}",)).bank(teacher, described)
     expected = teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors
     assert torch.allclose(other.vectors, expected)
     assert not torch.allclose(other.vectors, own.vectors)
@@ -102,11 +103,11 @@ def test_only_heads_of_text_take_variants(teacher: ClipTeacher, tmp_path: Path) 
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()  # every image looks like a bird to it
 
-    def reworded(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
+    def with_classes(classes: tuple[str, ...], vectors: np.ndarray) -> Predictor:
         np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
         return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
 
-    embedding = replace(file, name="fp32-embedding", reworded=reworded)
+    embedding = replace(file, name="fp32-embedding", with_classes=with_classes)
     with_more = replace(embedding, name="with a class added", classes=(*CLASSES, "fish"))
     found, _ = with_prompt_variants([loaded], [embedding, with_more], suites, given)
     assert [again[4].holds(one) for one in found] == [True, False]
@@ -122,7 +123,7 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
     longer = (*CLASSES, "bird")
     suites = id_and_ood(paint_images())
-    variant = PromptVariant("new", ("bird",), None).suite(suites[0])
+    variant = VariantSpec("new", ("bird",), None).suite(suites[0])
     suites.append(variant)
 
     def predict(pixels: np.ndarray) -> np.ndarray:
@@ -132,8 +133,8 @@ def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return logits
 
     subjects = four_subjects(tmp_path)
-    subjects[1] = replace(subjects[1], wordings={"vocab:new": (predict, longer)})
-    report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
+    subjects[1] = replace(subjects[1], variants={"vocab:new": (predict, longer)})
+    report = run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
     assert read_report(report.folder) == report
     rows = {row.subject: row for row in report.vocabularies}
     row = rows["torch"]

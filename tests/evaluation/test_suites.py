@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, model, paint_images, subject
+from benchmark_fakes import SHORT, fake_measurements, model, paint_images, subject
 from PIL import Image
 
 from edgekd.benchmark.benchmark import run_benchmark
@@ -395,7 +395,7 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
 
     fake_measurements(monkeypatch, {})
     one = subject("torch", "torch", predict, classes=ANIMALS)
-    report = run_benchmark([one], [suite], tmp_path / "out", quick=True)
+    report = run_benchmark([one], [suite], tmp_path / "out", speed=SHORT)
     [row] = report.cue_conflicts
     assert (row.n, row.shape, row.texture, row.shape_bias) == (4, 0.5, 0.25, pytest.approx(2 / 3))
     assert rescore(tmp_path / "out").cue_conflicts == report.cue_conflicts
@@ -411,7 +411,7 @@ def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgekd.benchmark.evaluate.corruptions as module
+    import edgekd.data.corruptions as module
 
     def strike(pixels: np.ndarray, name: str, severity: int, key: str) -> np.ndarray:
         """Severity s ruins images 0 … s − 1 of ten; fog ruins nothing."""
@@ -428,7 +428,7 @@ def test_corruption_cells_scores_and_file(tmp_path: Path, monkeypatch: pytest.Mo
     subjects = [
         subject("teacher", "teacher", model(2), identity="t"), subject("torch", "torch", model(0)),
     ]  # fmt: skip
-    report = run_benchmark(subjects, suites, tmp_path / "out", quick=True)
+    report = run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
     teacher, torch = report.corruptions
     assert torch.top1["snow"] == (0.9, 0.8, 0.7, 0.6, 0.5)
     assert torch.top1["fog"] == (1.0,) * 5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -399,3 +400,12 @@ def read_torch(path: Path, what: str, hint: str = _RESTORE) -> Any:
 
     with read_errors(path, what, "torch file of tensors", hint), open_regular(path) as handle:
         return torch.load(handle, map_location="cpu", weights_only=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import agreement
-from edgekd.benchmark.evaluate.accuracy import columns_among
+from edgekd.benchmark.evaluate.logits import columns_among
 from edgekd.benchmark.evaluate.metrics import macro, top1
 from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from edgekd.benchmark.subjects import Subject, Suite, Wording
+from edgekd.benchmark.subjects import PromptVariant, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import read_text
 from edgekd.distill.load import LoadedRun
@@ -22,7 +22,7 @@ _BASES = ("id", "domain", "folder")
 
 
 @dataclass(frozen=True)
-class PromptVariant:
+class VariantSpec:
     """A changed vocabulary. `templates` None keeps the run's own."""
 
     name: str
@@ -49,7 +49,7 @@ class PromptVariant:
         images = replace(base.images, classes=(*base.images.classes, *added))
         return Suite(
             name, images, base.indices, base.run, "vocabulary", (", ".join(remarks) + ".",),
-            wording=name, base=base.name,
+            variant=name, base=base.name,
         )  # fmt: skip
 
     def bank(self, teacher: ClipTeacher, bank: TextBank) -> TextBank:
@@ -66,7 +66,7 @@ class PromptVariant:
         )
 
 
-def read_variant(name: str, path: Path) -> PromptVariant:
+def read_variant(name: str, path: Path) -> VariantSpec:
     """Read a file in which a line with `{}` is a template in place of the run's, every other line a class name to add.
 
     Raises:
@@ -80,7 +80,7 @@ def read_variant(name: str, path: Path) -> PromptVariant:
             f"{path} holds {'a template with several {}' if lines else 'no words'}.",
             "Write one class name per line, or templates with one {} for the class.",
         )
-    return PromptVariant(name, tuple(line for line in lines if "{}" not in line), templates or None)
+    return VariantSpec(name, tuple(line for line in lines if "{}" not in line), templates or None)
 
 
 def with_prompt_variants(
@@ -104,7 +104,7 @@ def with_prompt_variants(
     ]
     bases = [suite for suite in suites if suite.kind in _BASES]
     more: list[Suite] = []
-    changed: dict[int, dict[str, Wording]] = {}
+    changed: dict[int, dict[str, PromptVariant]] = {}
     for variant in variants:
         again = [variant.suite(base) for base in bases]
         more += again
@@ -117,21 +117,21 @@ def with_prompt_variants(
             "Name a run whose student has a text head and whose teacher can embed text.",
         )
     found = [
-        replace(one, wordings=changed[n]) if changed.get(n) else one
+        replace(one, variants=changed[n]) if changed.get(n) else one
         for n, one in enumerate(subjects)
     ]
     return found, [*suites, *more]
 
 
 def _models(
-    loaded: LoadedRun, variant: PromptVariant, subjects: Sequence[Subject]
-) -> dict[int, Wording]:
+    loaded: LoadedRun, variant: VariantSpec, subjects: Sequence[Subject]
+) -> dict[int, PromptVariant]:
     """Return position → the model with the variant, of the run's subjects that can take it."""
     teacher = load_teacher(loaded.run.teacher) if loaded.bank is not None else None
     if loaded.bank is None or not isinstance(teacher, ClipTeacher):
         return {}
     bank = variant.bank(teacher, loaded.bank)
-    found: dict[int, Wording] = {}
+    found: dict[int, PromptVariant] = {}
     for number, subject in enumerate(subjects):
         if subject.run != loaded.run.name:
             continue
@@ -140,6 +140,6 @@ def _models(
         elif subject.kind == "torch" and loaded.student.embeds and loaded.student.head is None:
             # In the space that the student learned: less the mean of the texts it was trained with.
             found[number] = (student_predict(loaded.student, bank.head), bank.classes)
-        elif subject.reworded is not None and subject.classes == loaded.bank.classes:
-            found[number] = (subject.reworded(bank.classes, bank.head.numpy()), bank.classes)
+        elif subject.with_classes is not None and subject.classes == loaded.bank.classes:
+            found[number] = (subject.with_classes(bank.classes, bank.head.numpy()), bank.classes)
     return found

@@ -164,7 +164,7 @@ def _artifact(folder: Path, elsewhere: bool) -> Subject:
         session.artifact,
         session.run,
         placement=session.placement,
-        reworded=None if session.bank is None else _reworded(session),
+        with_classes=None if session.bank is None else _with_classes(session),
     )
 
 
@@ -183,13 +183,13 @@ def _described(folder: Path, artifact: Artifact, predict: Predictor, **more: Any
     )
 
 
-def _reworded(session: Session) -> Any:
-    def reworded(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
+def _with_classes(session: Session) -> Any:
+    def with_classes(classes: tuple[str, ...], vectors: NDArray[np.float32]) -> Predictor:
         assert session.bank is not None
         changed = replace(session.bank, classes=classes, vectors=vectors)
         return lambda images: changed.logits(session.embed(images))
 
-    return reworded
+    return with_classes
 
 
 def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Subject, Subject]:

@@ -335,7 +335,7 @@ def clean_suite(inside: Suite, names: Collection[str], suite: str) -> Suite | No
 
 def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
     """Return the 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
-    from edgekd.benchmark.evaluate.corruptions import NAMES, REMARKS, SEVERITIES
+    from edgekd.data.corruptions import NAMES, REMARKS, SEVERITIES
 
     chosen, remarks = inside.indices, tuple(REMARKS)
     if len(chosen) > count:

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.environment import usable_cores
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.render import markdown
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import short_hash, write_json, write_text
+from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_arrays
 from edgekd.distill.descriptions import descriptions_for, kept_descriptions
 from edgekd.distill.predict import predict_all, teacher_predict

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import paired_seeds_interval
-from edgekd.benchmark.measure.environment import describe
-from edgekd.benchmark.measure.intervals import Interval
+from edgekd.core.machine import describe
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
 from edgekd.studies.plan import Plan, Test, recipe_of
 from edgekd.studies.store import NONE_UNLABELLED, Cell, Done, Outcome
+from edgekd.targets.timing.intervals import Interval
 
 TEACHER = "teacher zero-shot"
 

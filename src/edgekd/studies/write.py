@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.benchmark.measure.intervals import Interval
 from edgekd.benchmark.report.charts import COLOURS, LIGHT, dress, new_figure
 from edgekd.benchmark.report.metric import NONE
 from edgekd.benchmark.report.sections import Document, Section, Text
@@ -15,6 +14,7 @@ from edgekd.benchmark.report.sections import Table as TextTable
 from edgekd.core.files import csv_text, replacing
 from edgekd.studies.cell import ID, OOD, ORACLE
 from edgekd.studies.tables import TEACHER, Row, Stat, Table
+from edgekd.targets.timing.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

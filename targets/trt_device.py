@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.core.readers import read_object
-from edgekd.targets.agent.store import sha256_of
-from edgekd.targets.tensorrt import DEVICE_FILE, refuse_mismatch
+from edgekd.core.readers import read_object, sha256_of
 from edgekd.targets.trt_build import MODULES, BuildError, build
 from edgekd.targets.trt_builders import Gpu, find_gpu
 
 MODEL_FILE = "model.onnx"
+DEVICE_FILE = "device.engine"
+"""Built on the device: by the scripts beside it, or by `ready_engine`."""
 ABOUT_FILE = DEVICE_FILE + ".json"
+HOW = "sh build.sh, or python3 build_engine.py"
 _INSTALL = "On the device: python3 -m pip install {}, or name a Python that has it (JetPack's: /usr/bin/python3)."
 
 
@@ -152,3 +153,18 @@ def _replace(path: Path, text: str) -> None:
     scratch = path.with_name(path.name + ".part")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
+
+
+def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:
+    """An engine belongs to one kind of GPU and one TensorRT version; say which, before TensorRT says something else."""
+    if gpu.capability not in details["compute_capabilities"]:
+        raise NotHere(
+            f"The engine was built for compute capability {', '.join(details['compute_capabilities'])}, "
+            f"and this {gpu.name} has {gpu.capability}.",
+            f"Export with --compute-capability {gpu.capability}, or build it here: {HOW}.",
+        )
+    if version.split(".")[:3] != str(details["builder_version"]).split(".")[:3]:
+        raise EdgekdError(
+            f"The engine was built by {details['builder']} {details['builder_version']}, and here is {version}.",
+            f"Install that version, or build it again here: {HOW}.",
+        )

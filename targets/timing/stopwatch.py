@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.energy import Meter
-from edgekd.benchmark.measure.environment import other_work, processor_seconds
-from edgekd.benchmark.measure.intervals import percentile, percentile_intervals, queries_to_claim
+from edgekd.core.machine import other_work, processor_seconds
+from edgekd.targets.timing.energy import Meter
+from edgekd.targets.timing.intervals import percentile, percentile_intervals, queries_to_claim
 
 RunOnce = Callable[[int], object]
 Clock = Callable[[], int]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark.evaluate import corruptions as c
-from edgekd.benchmark.evaluate.mce import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.benchmark.evaluate.scores import ALEXNET_ERRORS, mean_corruption_error
+from edgekd.data import corruptions as c
 
 
 @pytest.fixture(scope="module")

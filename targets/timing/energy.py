@@ -8,7 +8,7 @@ both ends of a block and integrated by the trapezoidal rule.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,32 +232,6 @@ def _nvml() -> Sensor:
         covers,
         (Source(lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(board)) / 1e3, True),),
     )
-
-
-def per_image(
-    joules: Sequence[float], seconds: Sequence[float], images: int, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """What one image took.
-
-    Args:
-        joules: of the measured blocks of each process.
-        seconds: their lengths.
-        images: answered in them, all processes together.
-        facts: of `Meter.facts`.
-
-    Returns:
-        `facts` with joules_per_image (idle power included), mean_w, seconds, and joules_per_image_above_idle: less
-        idle power times the same time.
-    """
-    total, spent = sum(joules), sum(seconds)
-    idle = facts["idle_w"]
-    return {
-        **facts,
-        "joules_per_image": total / images,
-        "joules_per_image_above_idle": None if idle is None else (total - idle * spent) / images,
-        "mean_w": total / spent,
-        "seconds": spent,
-    }
 
 
 def _absent(name: str, why: str) -> EdgekdError:

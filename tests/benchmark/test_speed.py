@@ -9,20 +9,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from edgekd.benchmark.measure.environment import other_work, processor_seconds
-from edgekd.benchmark.measure.latency import LatencySamples
-from edgekd.benchmark.measure.speed import (
-    fastest,
-    in_words,
-    load_of,
-    reason_to_withhold,
-    speed_between,
-    speed_of,
-    speed_rows,
-    timed_in_turns,
-    turned,
-)
+from edgekd.benchmark.measure.speed import load_of, speed_between, speed_rows
+from edgekd.benchmark.report.notes import fastest
 from edgekd.benchmark.report.schema import Report, SpeedRow
+from edgekd.core.machine import other_work, processor_seconds
+from edgekd.targets.timing.speed import (
+    Timing,
+    in_words,
+    reason_to_withhold,
+    speed_of,
+    timed_in_turns,
+)
+from edgekd.targets.timing.stopwatch import LatencySamples
 
 
 def row(
@@ -35,8 +33,9 @@ def row(
 ) -> Any:
     quiet = {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0}
     return SimpleNamespace(
-        run=run, subject=subject, provider=provider, p50_ms=p50_ms, device=device, **(quiet | facts)
-    )
+        run=run, subject=subject, provider=provider, p50_ms=p50_ms, device=device,
+        timing=Timing(subject, **(quiet | facts)),
+    )  # fmt: skip
 
 
 def samples(*times_ms: float) -> list[LatencySamples]:
@@ -53,7 +52,7 @@ def report(*rows: Any, **times_ms: float) -> Report:
     parts = {(one.run, one.subject): samples(one.p50_ms) for one in rows}
     environment = {"before": {"load_average": 0.1}, "usable_cores": 2}
     speed = speed_rows(summary, rows, parts, environment)
-    return cast(Report, SimpleNamespace(summary=summary, latency=rows, speed=speed))
+    return cast(Report, SimpleNamespace(latency=rows, exported_latency=rows, speed=speed))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_when_a_claim_is_withheld(
     facts: dict[str, Any], ci95: tuple[float, float], load: float | None, told: str | None
 ) -> None:
     for rows in ((row("a", **facts), row("b")), (row("a"), row("b", **facts))):
-        reason = reason_to_withhold(rows, ci95, load)
+        reason = reason_to_withhold([one.timing for one in rows], ci95, load)
         assert (reason is None) == (told is None)
         assert told is None or told in str(reason)
 
@@ -83,11 +82,13 @@ def test_words_carry_the_interval_or_the_reason() -> None:
     faster = SpeedRow(
         a_run="r", a="a", b_run="r", b="b", ratio=0.5, ci95=(0.4, 0.625), withheld=None
     )
-    assert in_words(faster, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
-    assert in_words(turned(faster), "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
+    assert in_words(faster.claim, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
+    assert (
+        in_words(faster.swapped.claim, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
+    )
     busy = faster.model_copy(update={"withheld": "the machine was busy"})
-    assert "times" not in in_words(busy, "b")
-    assert "the machine was busy" in in_words(busy, "b")
+    assert "times" not in in_words(busy.claim, "b")
+    assert "the machine was busy" in in_words(busy.claim, "b")
     assert "times" not in in_words(None, "b")
 
 
@@ -162,6 +163,5 @@ def test_a_short_measurement_of_two_models() -> None:
 
     models = {"slow": waits(40), "fast": waits(4)}
     found = speed_of("slow", "fast", timed_in_turns(models, np.ones((4, 64, 64, 3), np.uint8)))
-    assert (found.a, found.b) == ("slow", "fast")
     assert found.ratio > 2  # ten times the work
     assert found.ci95[0] <= found.ratio <= found.ci95[1]
