@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
     from edgekd.distill.classification.estimate import Estimate
-    from edgekd.evaluation.gather import Gathered
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
@@ -186,12 +185,13 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
     from edgekd.core.folders import REPORT, free_name, publishing
-    from edgekd.evaluation.subjects import artifact_facts, compared_of
+    from edgekd.evaluation.gather import gather
+    from edgekd.evaluation.subjects import artifact_facts
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
     gates = parse_gates(config.gates)
-    found, places = _gathered(config)
+    found = gather(config)
     subjects, suites = found.subjects, found.suites
     if config.grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError(
@@ -212,7 +212,7 @@ def _measure(config: BenchmarkConfig) -> Report:
             config,
             context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
             gates=gates,
-            compared=compared_of(found.subjects, places) if config.compare else None,
+            compared=found.compared,
             examples=config.examples,
         )
     return made.model_copy(update={"folder": folder})
@@ -220,25 +220,12 @@ def _measure(config: BenchmarkConfig) -> Report:
 
 def _bundle(config: BenchmarkConfig) -> str:
     from edgekd.benchmark.device import bundle
+    from edgekd.evaluation.gather import gather
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
-    found, _ = _gathered(config)
+    found = gather(config)
     return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
-
-
-def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
-    """Return what is measured on what, and the runs and artifacts that were named."""
-    from edgekd.distill.classification.plan import newest_run
-    from edgekd.evaluation.gather import gather
-
-    places = list(config.paths) or [newest_run()]
-    found = gather(
-        places, data=config.data, ood=config.ood, unknown=config.unknown, test=config.test, suites=config.suites,
-        texture_shape=config.texture_shape, corruption_images=config.corruption_images,
-        vocabulary=config.vocabulary, elsewhere=bool(config.device) or config.result is not None,
-    )  # fmt: skip
-    return found, places
 
 
 @verb_of_paths(ReportConfig)
@@ -270,21 +257,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
         vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
-    from edgekd.distill.classification.load import load_run
-    from edgekd.distill.classification.plan import newest_run
-    from edgekd.evaluation.few_shot import few_rows
-    from edgekd.evaluation.teacher_agreement import agreement_rows, probe_rows, zero_shot_rows
+    from edgekd.evaluation.evaluate import evaluate_rows
 
-    if not (config.agreement or config.probe or config.shots):
-        return zero_shot_rows(load_run(config.run) if config.run else None, config)
-    loaded = load_run(config.run or newest_run())
-    if config.shots is not None:
-        return few_rows(loaded, config.data, config.shots, config.keys)
-    return (
-        agreement_rows(loaded, config.data, config.teacher)
-        if config.agreement
-        else probe_rows(loaded)
-    )
+    return evaluate_rows(config)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:

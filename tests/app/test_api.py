@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,16 +39,6 @@ def test_verb_calls_the_function_of_its_name(verb: str, monkeypatch: pytest.Monk
     assert calls == [(("runs/x",), {"data": "toy"})]
 
 
-@pytest.mark.parametrize("verb", ["export", "benchmark"])
-def test_verb_that_is_also_a_room(verb: str) -> None:
-    room = importlib.import_module(f"edgekd.{verb}")
-    assert getattr(edgekd, verb) is room
-    assert isinstance(room, ModuleType)
-    assert callable(room)
-    inner = importlib.import_module(f"edgekd.{verb}.{verb}")
-    assert getattr(room, verb) is inner
-
-
 def test_verbs_stay_callable_whatever_was_imported_first() -> None:
     program = (
         "import edgekd.export.parity, edgekd.benchmark.evaluate.metrics\n"
@@ -72,14 +60,6 @@ def test_importing_edgekd_is_light() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_all_names_exist() -> None:
-    assert set(VERBS) <= set(edgekd.__all__)
-    for name in edgekd.__all__:
-        assert getattr(edgekd, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'exprot'"):
-        edgekd.__getattr__("exprot")
 
 
 def test_dir_shows_the_verbs_and_nothing_else() -> None:

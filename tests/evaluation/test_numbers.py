@@ -7,8 +7,8 @@ import pytest
 from study_data import done
 
 from edgekd.benchmark.evaluate.statistics import paired_interval, paired_seeds_interval
-from edgekd.studies.numbers import recipe_rows, stat, t_interval
-from edgekd.studies.plan import Cell
+from edgekd.studies.store import Cell
+from edgekd.studies.tables import recipe_rows, stat, t_interval
 
 DONE = [
     done(Cell("erm", 0, "art"), id="1110", ood="1100"),

@@ -78,7 +78,7 @@ def test_a_bundle_is_built_once_and_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """This machine has no TensorRT, so the artifact is a subject that only the device can ask."""
-    bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), True, elsewhere=True)
+    bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), [], [], elsewhere=True)
     assert not bundle.here
     onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
     [found, beside] = devices.on_device(

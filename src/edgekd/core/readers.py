@@ -14,7 +14,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -63,6 +63,19 @@ def printable_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(printable_values(item) for item in value)
     return value
+
+
+def plain_name(name: str) -> str:
+    """Return the name without what people write differently: case, spaces, underscores and hyphens."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
+
+
+def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of names that differ in case, spaces, hyphens and underscores only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(plain_name(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def plain_path(name: object) -> str:

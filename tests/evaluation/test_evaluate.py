@@ -97,7 +97,7 @@ def test_a_file_that_embeds_is_compared_as_the_student_is(
             raise NotHere("It runs on another machine.", "Go there.")
         return open_it(folder, **words)
 
-    monkeypatch.setattr("edgekd.evaluation.teacher_agreement.open_session", but_one)
+    monkeypatch.setattr("edgekd.evaluation.evaluate.open_session", but_one)
     rows = edgekd.evaluate(copy, agreement=True)
     assert "onnxruntime-fp32 is left out: It runs on another machine." in capsys.readouterr().err
     assert [row["subject"] for row in rows] == ["student", "onnxruntime-fp32-embedding"] * 2
@@ -125,16 +125,6 @@ def test_features_are_probed_on_the_runs_own_split(run: Path) -> None:
         row["n"] for row in rows if row["subject"] == "knn" and row["domain"] == "sketch"
     ) == len(split.ood_test)
     assert all(0 <= row["top1"] <= 1 for row in rows)
-
-
-def test_questions_that_exclude_each_other_are_refused(run: Path) -> None:
-    for words in (
-        {"agreement": True, "probe": True},
-        {"probe": True, "data": "toy"},
-        {"agreement": True, "prompts": "x"},
-    ):
-        with pytest.raises(EdgekdError, match="Agreement and shots take"):
-            edgekd.evaluate(run, **words)  # type: ignore[arg-type]
 
 
 def test_an_embedding_student_knows_classes_it_was_not_trained_on(
@@ -187,17 +177,6 @@ def test_new_classes_are_asked_for_as_the_run_learned_its_own(
     assert asked[2] == (("horse", "house"), 7, {"horse": ("Fast.",), "house": ("Slow.",)})
 
 
-def test_a_run_is_evaluated_with_the_texts_it_was_trained_with(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgekd.distill.teachers import ClipTeacher
-
-    monkeypatch.setattr(
-        ClipTeacher, "text_bank", lambda *a: pytest.fail("the run's own texts were there")
-    )
-    assert edgekd.evaluate(run)
-
-
 def test_labels_alone_have_no_teacher_to_agree_with(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -215,15 +194,6 @@ def backbone_weights(run: Path) -> dict[str, torch.Tensor]:
         for name, value in state.items()
         if name.startswith("backbone.")
     }
-
-
-def test_the_backbone_is_plain_timm(run: Path) -> None:
-    model = timm.create_model("test_efficientnet", num_classes=0)
-    model.load_state_dict(backbone_weights(run))
-    student = load_run(run).student
-    views = torch.rand(2, 3, 32, 32)
-    with torch.inference_mode():
-        assert torch.equal(model.eval()(views), student.backbone(views))
 
 
 def test_the_backbone_feeds_a_detector(run: Path) -> None:

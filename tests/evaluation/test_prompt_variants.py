@@ -1,10 +1,11 @@
-"""The same images in other words: what is asked of whom, and the rows of the report by hand."""
+"""The same images with other prompts: which models can take them, and the rows of the report by hand."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,35 +24,27 @@ from benchmark_fakes import (
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.scores import FIXED
-from edgekd.benchmark.report.document import document
-from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
-from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
 from edgekd.distill.teachers import ClipTeacher, load_teacher
-from edgekd.evaluation.prompt_variants import _bank, in_other_words, read_words
-
-
-def words(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
+from edgekd.evaluation.prompt_variants import VariantSpec, read_variant, with_prompt_variants
 
 
 def test_lines_are_names_or_templates(tmp_path: Path) -> None:
-    read = read_words("w", words(tmp_path / "w.txt", "a sketch of a {}\n\nfox\n fox \nwolf\n"))
-    assert (read.added, read.templates) == (("fox", "wolf"), ("a sketch of a {}",))
-    assert read_words("w", words(tmp_path / "n.txt", "fox\n")).templates is None
-
-
-@pytest.mark.parametrize(("text", "said"), [("\n\n", "no words"), ("a {} or {}\n", "several")])
-def test_files_that_say_nothing_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(EdgekdError, match=said):
-        read_words("w", words(tmp_path / "w.txt", text))
-    with pytest.raises(EdgekdError, match="not a readable"):
-        read_words("w", tmp_path / "absent.txt")
+    path = tmp_path / "w.txt"
+    path.write_text("a sketch of a {}\n\nfox\n fox \nwolf\n")
+    assert read_variant("w", path) == VariantSpec("w", ("fox", "wolf"), ("a sketch of a {}",))
+    path.write_text("fox\n")
+    assert read_variant("w", path).templates is None
+    for text, message in (("\n\n", "no words"), ("a {} or {}\n", "several")):
+        path.write_text(text)
+        with pytest.raises(EdgekdError, match=message):
+            read_variant("w", path)
+    with pytest.raises(EdgekdError, match="no vocabulary at"):
+        read_variant("w", tmp_path / "absent.txt")
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +57,15 @@ def teacher() -> ClipTeacher:
 def test_own_vectors_stay_and_new_templates_make_new_ones(teacher: ClipTeacher) -> None:
     own = teacher.text_bank(("circle", "star"), ("a photo of a {}",))
     described = replace(own, vectors=own.vectors.flip(0), text_centre=own.vectors.mean(dim=0))
-    longer = _bank(teacher, described, ("ring",), None)
+    longer = VariantSpec("w", ("Star", "ring"), None).bank(teacher, described)
     assert longer.classes == ("circle", "star", "ring")
     assert torch.equal(longer.vectors[:2], described.vectors)  # not made again from the names
     assert torch.allclose(longer.vectors[2:], teacher.text_bank(("ring",), own.templates).vectors)
     assert longer.text_centre is described.text_centre
-    other = _bank(teacher, described, (), ("a drawing of a {}",))
-    assert torch.allclose(
-        other.vectors, teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors
-    )
+    other = VariantSpec("w", (), ("a drawing of a {}",)).bank(teacher, described)
+    expected = teacher.text_bank(own.classes, ("a drawing of a {}",)).vectors
+    assert torch.allclose(other.vectors, expected)
     assert not torch.allclose(other.vectors, own.vectors)
-
-
-def test_a_suites_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    say("accuracy on vocab:new: 3 images")
-    assert "vocab:new: 3" in capsys.readouterr().err
 
 
 class Embedding:
@@ -96,24 +83,18 @@ class Embedding:
         return self.towards.expand(len(views), -1) @ bank.T
 
 
-def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path) -> None:
+def test_only_heads_of_text_take_variants(teacher: ClipTeacher, tmp_path: Path) -> None:
     bank = teacher.text_bank(CLASSES, ("a photo of a {}",))
     bird = teacher.text_bank(("bird",), bank.templates).vectors
     run = SimpleNamespace(name="r", teacher="toy")
-    loaded = SimpleNamespace(run=run, bank=bank, student=Embedding(bird))
+    loaded: Any = SimpleNamespace(run=run, bank=bank, student=Embedding(bird))
     suites = [*id_and_ood(paint_images()), Suite("val", paint_images(), np.arange(9))]
-    subjects = [
-        subject("torch", "torch", model(0)),
-        subject("fp32", "artifact", model(0), folder=tmp_path),
-    ]
-    path = words(tmp_path / "w.txt", "Cat\nbird\n")
-    spec = f"new={path}"
-    found, again = in_other_words([loaded], subjects, suites, [spec])  # type: ignore[list-item]
-    assert [suite.name for suite in again[4:]] == [
-        "vocab:new",
-        "vocab:new/photo",
-        "vocab:new/sketch",
-    ]
+    file = subject("fp32", "artifact", model(0), folder=tmp_path)
+    subjects = [subject("torch", "torch", model(0)), file]
+    (tmp_path / "w.txt").write_text("Cat\nbird\n")
+    given = [f"new={tmp_path / 'w.txt'}"]
+    found, again = with_prompt_variants([loaded], subjects, suites, given)
+    assert [one.name for one in again[4:]] == ["vocab:new", "vocab:new/photo", "vocab:new/sketch"]
     assert again[4].images.classes == (*CLASSES, "bird")  # "Cat" is a class already
     assert again[4].kind == "vocabulary"
     assert again[4].remarks == ("the images of id, with 1 class name added that no image has.",)
@@ -126,63 +107,40 @@ def test_only_heads_of_text_are_asked_again(teacher: ClipTeacher, tmp_path: Path
         np.testing.assert_allclose(vectors[classes.index("bird")], bird[0], atol=1e-6)
         return lambda pixels: np.repeat(bird.numpy() @ vectors.T, len(pixels), axis=0)
 
-    embedding = replace(subjects[1], name="fp32-embedding", with_classes=with_classes)
-    told_more = replace(embedding, name="with a class added", classes=(*CLASSES, "fish"))
-    found, _ = in_other_words([loaded], [embedding, told_more], suites, [spec])  # type: ignore[list-item]
+    embedding = replace(file, name="fp32-embedding", with_classes=with_classes)
+    with_more = replace(embedding, name="with a class added", classes=(*CLASSES, "fish"))
+    found, _ = with_prompt_variants([loaded], [embedding, with_more], suites, given)
     assert [again[4].holds(one) for one in found] == [True, False]
     [logits] = predict_suite(found[:1], again[4])
     assert (logits.argmax(axis=1) == 3).all()
-    trained = SimpleNamespace(run=run, bank=None, student=Embedding(bird))
+    loaded.bank = None
     with pytest.raises(EdgekdError, match="None of these models"):
-        in_other_words([trained], subjects, suites, [spec])  # type: ignore[list-item]
+        with_prompt_variants([loaded], subjects, suites, given)
 
 
 def test_the_report_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a name added the torch student calls every fifth image by it; it was wrong on every second before."""
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
+    longer = (*CLASSES, "bird")
     suites = id_and_ood(paint_images())
-    longer = replace(suites[0].images, classes=(*CLASSES, "bird"))
-    suites.append(
-        replace(
-            suites[0],
-            name="vocab:new",
-            images=longer,
-            family="vocabulary",
-            variant="vocab:new",
-            base="id",
-        )
-    )
+    variant = VariantSpec("new", ("bird",), None).suite(suites[0])
+    suites.append(variant)
 
-    def asked(pixels: np.ndarray) -> np.ndarray:
+    def predict(pixels: np.ndarray) -> np.ndarray:
         logits = np.zeros((len(pixels), 4), dtype=np.float32)
         number = pixels[:, 0, 0, 1].astype(int)
         logits[np.arange(len(pixels)), np.where(number % 5 == 0, 3, pixels[:, 0, 0, 0])] = 4.0
         return logits
 
     subjects = four_subjects(tmp_path)
-    subjects[1] = replace(subjects[1], variants={"vocab:new": (asked, (*CLASSES, "bird"))})
+    subjects[1] = replace(subjects[1], variants={"vocab:new": (predict, longer)})
     report = run_benchmark(subjects, suites, tmp_path / "out", speed=SHORT)
     assert read_report(report.folder) == report
     rows = {row.subject: row for row in report.vocabularies}
-    torch_row = rows["torch"]
-    assert (torch_row.top1, torch_row.base_top1, torch_row.to_added, torch_row.added) == (
-        0.8,
-        0.5,
-        0.2,
-        1,
-    )
-    assert (rows["onnxruntime-int8"].top1, rows["onnxruntime-int8"].reason) == (
-        None,
-        FIXED["artifact"],
-    )
+    row = rows["torch"]
+    assert (row.top1, row.base_top1, row.to_added, row.added) == (0.8, 0.5, 0.2, 1)
+    fixed = rows["onnxruntime-int8"]
+    assert (fixed.top1, fixed.reason) == (None, FIXED["artifact"])
     assert report.summary[1].ood_avg == pytest.approx(0.5)  # counts for nothing else
-    text = markdown(document(report))
-    told = [
-        line
-        for line in text.splitlines()
-        if line.startswith("| torch student | vocab:new | 80.0 [")
-    ]
-    assert any(line.endswith(" | 50.0 | -30.0 | 20.0 | 1 | 60 |") for line in told), told
-    assert "n/a: classes are in the file" in text
-    assert "Other prompts" in (tmp_path / "out" / "report.html").read_text()
+    assert "| torch student | vocab:new | 80.0 [" in (report.folder / "report.md").read_text()
     assert rescore(tmp_path / "out").vocabularies == report.vocabularies
