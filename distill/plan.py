@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_json
 from edgekd.core.folders import RUN, clear, free_name, growing
 from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.sources import absolute, is_packed
 from edgekd.data.split import Split, read_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
@@ -88,7 +90,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     if config.out is None:
         chosen["out"] = free_name(
-            Path("runs") / f"{config.student}-{config.recipe}-{Path(config.data).name}"
+            Path("runs") / f"{config.student}-{config.recipe}-{_short(config.data)}"
         )
     if from_scratch:
         reason = (
@@ -109,7 +111,7 @@ def uses_teacher(config: TrainConfig) -> bool:
 
 def _check_teacher(config: TrainConfig) -> None:
     """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
-    own = not is_toy(config) and config.data is not None and Path(config.data).expanduser().exists()
+    own = not is_toy(config) and (is_packed(config.data) or Path(config.data).expanduser().exists())
     if own and "teacher" not in config.model_fields_set and uses_teacher(config):
         raise EdgekdError(
             f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
@@ -124,8 +126,15 @@ def is_toy(config: TrainConfig) -> bool:
     return config.data == "toy"
 
 
+def _short(spec: str) -> str:
+    """Return a source's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", Path(spec).name.removesuffix(".tar")).strip("-") or "data"
+
+
 def _absolute(spec: str) -> str:
     """A spec that names a file or folder, with its full path, so that the run can be used from another directory."""
+    if is_packed(spec):
+        return absolute(spec)
     kind, colon, path = spec.rpartition(":")
     if kind in ("local-dir", "embeddings") or (not colon and spec != "toy"):
         return (

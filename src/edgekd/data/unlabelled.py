@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from edgekd.core.console import warn_counted
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data import scan
 from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable
 from edgekd.data.images import EXTENSIONS
+from edgekd.data.sources import is_packed, open_packed
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
 
@@ -37,13 +39,17 @@ def load_unlabelled(source: str | Path) -> ImageSet:
 
     Args:
         source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
-            and does not count; or `toy:STYLE`, 200 drawings of that style that are not in the toy data.
+            and does not count; WebDataset shards or `hf:NAME`, whose labels do not count; or `toy:STYLE`, 200
+            drawings of that style that are not in the toy data.
 
     Raises:
         EdgekdError: no such source, no image in it, none that can be read.
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
+    if is_packed(source):
+        packed = open_packed(str(source), labelled=False)
+        return _bare(packed.name, packed.entries, packed.keys, packed.reader)
     root = Path(source)
     if root.suffix.lower() in scan.MANIFESTS and root.is_file():
         listing = scan.list_manifest(root, labelled=False)
@@ -55,16 +61,27 @@ def load_unlabelled(source: str | Path) -> ImageSet:
             "Give a folder, a .csv or .parquet manifest with a column path, or toy:STYLE.",
         )
     found, keys = readable(root, listing)
+    name = scan.shown(root.resolve().name if root.is_dir() else root.stem)
+    reader = FileReader(listing.root.resolve(), tuple(entry.path for entry in found))
+    return _bare(name, found, tuple(keys[entry.path] for entry in found), reader)
+
+
+def _bare(
+    name: str,
+    entries: Sequence[scan.Entry],
+    keys: tuple[str, ...],
+    reader: Callable[[int], Image.Image],
+) -> ImageSet:
     return ImageSet(
-        name=scan.shown(root.resolve().name if root.is_dir() else root.stem),
+        name=name,
         classes=(),
         domains=("all",),
-        labels=np.full(len(found), NO_CLASS, dtype=np.int64),
-        domain_of=np.zeros(len(found), dtype=np.int64),
-        keys=tuple(keys[entry.path] for entry in found),
-        ids=tuple(scan.shown(entry.path) for entry in found),
+        labels=np.full(len(entries), NO_CLASS, dtype=np.int64),
+        domain_of=np.zeros(len(entries), dtype=np.int64),
+        keys=keys,
+        ids=tuple(scan.shown(entry.path) for entry in entries),
         roles=None,
-        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in found)),
+        reader=reader,
     )
 
 
