@@ -21,6 +21,7 @@ from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.fitting import settle_method
+from edgekd.distill.launch import precision_of
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
@@ -79,6 +80,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
         chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
+    chosen["precision"] = precision_of(config)
     if config.smoke:
         chosen |= {
             "steps": SMOKE_STEPS,

@@ -146,8 +146,8 @@ class ScheduleOptions(Config):
 class HardwareOptions(Config):
     """Devices and precision."""
 
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """32-true, bf16-mixed or 16-mixed."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto, 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on a processor that computes in bfloat16."""
     compile: bool = False
     """Compile the student with torch.compile."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
