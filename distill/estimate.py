@@ -21,7 +21,7 @@ from edgekd.distill.recipes import Stage
 from edgekd.distill.restyle import RestylePolicy
 from edgekd.distill.sampling import Sampler
 from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.teaching import cached_views, caching_teacher
+from edgekd.distill.teaching import cached_view_counts, cached_views, caching_teacher
 from edgekd.distill.views import ViewPolicy
 
 _TRIAL_STEPS = 3
@@ -92,17 +92,17 @@ class Estimate:
         return "<br>".join(html.escape(line) for line in self.lines())
 
 
-def outline(job: Job, stages: dict[str, int], epoch_steps: int) -> Estimate:
+def outline(job: Job, stages: dict[str, int], sampler: Sampler) -> Estimate:
     """Count what a run will do.
 
     Args:
         stages: steps of each stage.
-        epoch_steps: steps after which as many images were drawn as there are.
     """
     split, config = job.split, job.config
     views = 0
     if "teacher" in job.recipe.needs and not config.online_teacher:
-        views = len(job.trained) * (config.views if isinstance(job.teacher, ClipTeacher) else 1)
+        counts = cached_view_counts(job, sampler)[job.trained]
+        views = int(counts.sum()) if isinstance(job.teacher, ClipTeacher) else len(job.trained)
     dim = job.teacher.dim if job.teacher is not None else 0
     weights = sum(
         tensor.numel() * tensor.element_size() for tensor in job.student.state_dict().values()
@@ -120,7 +120,7 @@ def outline(job: Job, stages: dict[str, int], epoch_steps: int) -> Estimate:
         },
         stages={name: steps for name, steps in stages.items() if steps},
         batch=config.batch_size,
-        epochs=sum(stages.values()) / epoch_steps,
+        epochs=sum(stages.values()) / sampler.epoch_steps,
         teacher_views=views,
         disk_mb=disk / 1e6,
     )
@@ -145,8 +145,10 @@ def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estima
             seen = cached_views(ViewPolicy(), restyling)
             filler = caching_teacher(job.fabric, config, teacher, job.images, job.trained, seen)
             cache = EmbeddingCache(filler.cache_id, seen, filler.dim)
-            keys = [job.images.keys[i] for i in job.trained]
-            passes = len(cache.missing(keys, range(config.views)))
+            counts = cached_view_counts(job, sampler)
+            passes = sum(
+                len(cache.missing([job.images.keys[i]], range(counts[i]))) for i in job.trained
+            )
             noise = torch.rand(_TRIAL_IMAGES, 3, *teacher.preprocess.shape)
             filler.model.to(job.fabric.device)
             device = job.fabric.device
@@ -156,7 +158,7 @@ def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estima
     if teacher is not None and teacher_store is None:
         stand_in = _random_embeddings(teacher.dim)
     source = BatchSource(
-        student_pixels, sampler, ViewPolicy(), config.views, stand_in, teacher_store,
+        student_pixels, sampler, ViewPolicy(), None, stand_in, teacher_store,
         job.fabric.global_rank, job.fabric.world_size, restyling,
     )  # fmt: skip
     trained = sum(
@@ -180,7 +182,7 @@ def _step_seconds(job: Job, stage: Stage, source: BatchSource, step: Step) -> fl
 
     def once() -> None:
         optimizer.zero_grad()
-        step(stage, batch).backward()  # type: ignore[no-untyped-call]
+        job.fabric.backward(step(stage, batch))
         optimizer.step()
         if job.fabric.device.type == "cuda":
             torch.cuda.synchronize()

@@ -155,11 +155,12 @@ def plan_run(config: TrainConfig) -> Estimate:
     student, frozen = job.student, config.bn == "frozen"
     student.to(fabric.device).to(memory_format=torch.channels_last)
     folds = _folds(job)
+    model: Any = fabric.setup_module(student)
 
     def step(stage: Stage, raw: RawBatch) -> Tensor:
-        _training_mode(student, student, frozen_bn=frozen)
+        _training_mode(model, student, frozen_bn=frozen)
         with folded(folds):
-            return step_loss(job, student, stage, raw)[0]
+            return step_loss(job, model, stage, raw)[0]
 
     return measure(job, planned, sampler, step)
 
@@ -167,7 +168,7 @@ def plan_run(config: TrainConfig) -> Estimate:
 def _outline(job: Job, sampler: Sampler) -> Estimate:
     steps = share_out(job.recipe, total_steps(job.config, sampler.epoch_steps))
     stages = {stage.name: count for stage, count in zip(job.recipe.stages, steps, strict=True)}
-    return outline(job, stages, sampler.epoch_steps)
+    return outline(job, stages, sampler)
 
 
 def _train_process(

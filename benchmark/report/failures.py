@@ -130,7 +130,7 @@ def thumbnails(
                 image = suite.images.read(int(suite.indices[error.position]), draft=THUMBNAIL_PX)
             except (UnreadableImage, EdgekdError):
                 continue
-            picture = _jpeg(image)
+            picture = small_jpeg(image)
             left -= len(picture)
             if left < 0:
                 break
@@ -138,7 +138,7 @@ def thumbnails(
     return pictures
 
 
-def _jpeg(image: Image.Image) -> str:
+def small_jpeg(image: Image.Image) -> str:
     """Return a small JPEG in base64, from the pixels alone, so that no EXIF of the original is kept."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
