@@ -95,14 +95,16 @@ def _failure(raw: RawResults, row: AccuracyRow, suites: Sequence[Suite], budget:
 
 
 def _thumbnail(suite: Suite, place: int) -> str:
-    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept.
-
-    It is empty for an image that can no longer be read: the measurement is complete without it.
-    """
+    """Return a thumbnail, "" for an image that can no longer be read: the measurement is complete without it."""
     try:
-        small = suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX).copy()
+        return jpeg_address(suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX))
     except (UnreadableImage, EdgekdError):
         return ""
+
+
+def jpeg_address(image: Image.Image) -> str:
+    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept."""
+    small = image.copy()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     clean = Image.new("RGB", small.size)
     clean.paste(small)

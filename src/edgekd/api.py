@@ -10,6 +10,7 @@ from edgekd.configs.benchmark import (
     EvaluateConfig,
     ReportConfig,
 )
+from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig
 from edgekd.configs.predict import DemoConfig, PredictConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
     from edgekd.distill.classification.estimate import Estimate
+    from edgekd.evaluation.data_check import DataCheck
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
@@ -275,6 +277,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     from edgekd.inference.model import load
 
     return load(path, threads=threads)
+
+
+@verb(DataCheckConfig)
+def check_data(config: DataCheckConfig) -> DataCheck:
+    """Look for unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
+    and probable label errors. Nothing of the data changes.
+
+    Returns:
+        The findings, as the page `page` shows them with thumbnails.
+    """
+    from edgekd.evaluation.data_check import check_data
+
+    return check_data(config)
 
 
 @verb(PredictConfig)
