@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.counting import Counted
-from edgekd.benchmark.report.rows import HERE, Family, Kind
+from edgekd.benchmark.results.rows import HERE, Family, Kind
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet

@@ -10,12 +10,12 @@ import yaml
 
 from edgekd.benchmark.report import provenance, tables
 from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.metric import Metric, metrics_of, percent
 from edgekd.benchmark.report.notes import takes_floats
 from edgekd.benchmark.report.render import escape, markdown_sections, squeezed
-from edgekd.benchmark.report.rows import AccuracyRow, LatencyRow, SummaryRow
-from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
+from edgekd.benchmark.results.metric import Metric, metrics_of, percent
+from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, of
 
 _TYPES = {"top1": "accuracy", "macro": "recall", "ece": "ece"}
 _CLOCK = ("p50_ms", "p90_ms")

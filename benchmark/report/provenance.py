@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report import rows, schema
-from edgekd.benchmark.report.metric import NONE, metrics_of, percent
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
 from edgekd.benchmark.report.tables import mark
+from edgekd.benchmark.results import rows, schema
+from edgekd.benchmark.results.metric import NONE, metrics_of, percent
+from edgekd.benchmark.results.schema import Report
 
 QUICK_MARK = "QUICK – indicative only"
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",

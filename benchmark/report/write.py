@@ -13,8 +13,8 @@ from edgekd.benchmark.report.document import document, points_of
 from edgekd.benchmark.report.failures import failures
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.render import html, markdown, print_document
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import Arrays, RawResults
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import Arrays, RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import GateFailed
 from edgekd.core.files import csv_text, replacing, write_json, write_text

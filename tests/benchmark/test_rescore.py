@@ -10,8 +10,8 @@ from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood,
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.schema import Report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 

@@ -25,8 +25,8 @@ from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.scores import FIXED
 from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
-from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgekd.benchmark.report.metric import NONE
 from edgekd.benchmark.report.sections import Document, Section, Text
 from edgekd.benchmark.report.sections import Table as TextTable
+from edgekd.benchmark.results.metric import NONE
 from edgekd.core.files import csv_text
 from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table
 from edgekd.studies.tables import TEACHER

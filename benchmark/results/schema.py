@@ -1,6 +1,6 @@
 """`report.json`: a report and what it says about several subjects at once; `rows` has the numbers of each.
 
-`python -m edgekd.benchmark.report.schema` prints the JSON Schema.
+`python -m edgekd.benchmark.results.schema` prints the JSON Schema.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.benchmark.report.metric import metric, metrics_of
-from edgekd.benchmark.report.rows import (
+from edgekd.benchmark.results.metric import metric, metrics_of
+from edgekd.benchmark.results.rows import (
     HERE,
     HIGHER,
     AccuracyRow,
