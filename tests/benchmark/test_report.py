@@ -205,15 +205,6 @@ def test_latency_rows_and_raw_samples(measured: tuple[Report, Path]) -> None:
         )
 
 
-def test_predictions_give_the_numbers_again(measured: tuple[Report, Path]) -> None:
-    report, out = measured
-    with np.load(out / "predictions.npz") as arrays:
-        for row in report.accuracy:
-            predicted = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].argmax(axis=1)
-            assert (predicted == arrays[f"labels/{row.suite}"]).mean() == pytest.approx(row.top1)
-        assert arrays["ids/id"][0] == "all/cat/0.png"
-
-
 def test_a_notebook_shows_the_numbers_that_decide_and_the_chart(
     measured: tuple[Report, Path],
 ) -> None:
