@@ -22,7 +22,7 @@ from edgekd.targets.timing.stopwatch import MIN_BUFFERS
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`, columns in the suite's class order."""
 PromptVariant = tuple[Predictor, tuple[str, ...]]
-"""A model with other prompts, and the classes that it then tells apart, in the order of its logits."""
+"""A model with other prompts, and the classes of its predictions, in the order of its logits."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
     "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",

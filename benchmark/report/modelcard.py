@@ -52,11 +52,11 @@ def model_card(report: Report) -> str:
 
 def _of_run(report: Report, run: str) -> Report:
     """Return the report with one run's rows only."""
-    kept = ("notes", "suites", "comparisons", "speed")
+    whole = ("notes", "suites", "comparisons", "speed")
     own: dict[str, Any] = {
         name: tuple(row for row in rows if row.run == run)
         for name, rows in report
-        if isinstance(rows, tuple) and name not in kept
+        if isinstance(rows, tuple) and name not in whole
     }
     own["suites"] = tuple(row for row in report.suites if row.run in (None, run))
     artifacts = [one for one in report.context.get("artifacts", ()) if one["run"] == run]

@@ -1,4 +1,4 @@
-"""`report.json`: a report and what it says about several subjects at once; `rows` has the numbers of each.
+"""`report.json`: a report, and its rows about several subjects at once; `rows` has those about one.
 
 `python -m edgekd.benchmark.results.schema` prints the JSON Schema.
 """
@@ -176,7 +176,7 @@ class Report(Frozen):
     """A benchmark's results."""
 
     folder: Path = Field(default=Path(), exclude=True)
-    """Where the report lies; not part of the file."""
+    """The report's folder; not part of the file."""
     schema_version: int = SCHEMA_VERSION
     created: str
     quick: bool
