@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import percent
-from edgekd.benchmark.report.rows import AccuracyRow
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
-from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.results.metric import percent
+from edgekd.benchmark.results.rows import AccuracyRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage

@@ -22,7 +22,7 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.benchmark.report.schema import Report
+    from edgekd.benchmark.results.schema import Report
     from edgekd.core.manifest import Artifact, Run
     from edgekd.distill.classification.estimate import Estimate
     from edgekd.evaluation.data_check import DataCheck

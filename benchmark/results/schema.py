@@ -1,6 +1,6 @@
-"""`report.json`: a report and what it says about several subjects at once; `rows` has the numbers of each.
+"""`report.json`: a report, and its rows about several subjects at once; `rows` has those about one.
 
-`python -m edgekd.benchmark.report.schema` prints the JSON Schema.
+`python -m edgekd.benchmark.results.schema` prints the JSON Schema.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.benchmark.report.metric import metric, metrics_of
-from edgekd.benchmark.report.rows import (
+from edgekd.benchmark.results.metric import metric, metrics_of
+from edgekd.benchmark.results.rows import (
     HERE,
     HIGHER,
     AccuracyRow,
@@ -176,7 +176,7 @@ class Report(Frozen):
     """A benchmark's results."""
 
     folder: Path = Field(default=Path(), exclude=True)
-    """Where the report lies; not part of the file."""
+    """The report's folder; not part of the file."""
     schema_version: int = SCHEMA_VERSION
     created: str
     quick: bool

@@ -1,7 +1,7 @@
 """The rows of a report about one subject, and the definition of every number in them.
 
 A number is declared here once, as a field with `metric`. Evaluation, tables, gates, charts, the definitions at the end
-of every report and the JSON Schema (`python -m edgekd.benchmark.report.schema`) follow from the declaration.
+of every report and the JSON Schema (`python -m edgekd.benchmark.results.schema`) follow from the declaration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import Better, metric
+from edgekd.benchmark.results.metric import Better, metric
 from edgekd.targets.timing.speed import Timing
 
 HERE = "local"

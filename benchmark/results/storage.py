@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgekd.benchmark.report.rows import SuiteRow
-from edgekd.benchmark.report.schema import (
+from edgekd.benchmark.results.rows import SuiteRow
+from edgekd.benchmark.results.schema import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     Context,
