@@ -22,7 +22,7 @@ from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
 from edgekd.export.quantize.search import AccuracyBudget, quantize_within
 from edgekd.targets.bank import ClassBank
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.feed import Feed, feed_of
 
 AGENT_FILE = "edgekd-agent.pyz"

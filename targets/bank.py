@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.names import plain_name
-from edgekd.core.readers import parse_json, printable, printable_values, read_arrays
+from edgekd.core.readers import parse_json, plain_name, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
 """The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""

@@ -21,13 +21,13 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.intervals import percentile
-from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.predictor import in_batches
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import C, Group, Scheme
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
 
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 _RANKING = 16

@@ -1,16 +1,24 @@
-"""An artifact folder, opened without edgekd's manifest reader (which needs pydantic)."""
+"""An artifact folder and the runtimes of this Python: checked, made ready and opened without pydantic."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, read_object
+from edgekd.core.readers import inside, read_object, sha256_of
 from edgekd.targets.agent.job import number, whole
-from edgekd.targets.agent.runtimes import FORMATS, check_runtime
-from edgekd.targets.agent.store import sha256_of
-from edgekd.targets.session import Session, open_artifact
+from edgekd.targets.registry import TARGETS, opener_of
+from edgekd.targets.session import OR_ANOTHER, Session, open_artifact
+
+PACKAGES = {
+    target.format: target.packages for target in TARGETS.values() if target.packages is not None
+}
+"""Format of artifacts that the agent runs → what a device's Python needs besides numpy and Pillow, for people."""
+FORMATS = tuple(PACKAGES)
+"""Formats of artifacts that the agent runs."""
+_NEEDED = ("builder", "builder_version", "compute_capabilities")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -61,8 +69,44 @@ def _check(artifact: dict[str, Any]) -> None:
         raise ValueError("preprocess")
 
 
+def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `artifact.json` that `check_runtime` reads."""
+    details = artifact.get("details", {})
+    return {
+        "format": artifact["format"],
+        "details": {key: details[key] for key in _NEEDED if key in details},
+    }
+
+
+def check_runtime(artifact: Mapping[str, Any]) -> Any:
+    """Return the opener of an artifact, an `edgekd.targets.session.Opener`, whose runtime this device's Python has.
+
+    Args:
+        artifact: what `artifact.json` holds; what `needs` takes of it is enough.
+
+    Raises:
+        EdgekdError: an unknown format, or a runtime that is not here, by the name of its package.
+    """
+    if artifact["format"] not in FORMATS:
+        raise EdgekdError(
+            f"The agent cannot run artifacts of the format {artifact['format']}.",
+            f"It runs {', '.join(FORMATS)}; measure others without --device.",
+        )
+    package = PACKAGES[artifact["format"]]
+    try:
+        opener = opener_of(artifact["format"])
+    except (ImportError, OSError) as error:
+        raise EdgekdError(
+            f"The device's Python cannot load {package} ({error}).",
+            f"On the device: python3 -m pip install {package}, {OR_ANOTHER}",
+        ) from error
+    if hasattr(opener, "check"):
+        opener.check(artifact)
+    return opener
+
+
 def open_model(folder: Path, *, threads: int | None) -> Session:
-    """Open an artifact folder with the runtime its format asks for.
+    """Open an artifact folder with the runtime of its format.
 
     Raises:
         EdgekdError: an altered file, a format without a runtime here, a missing runtime.
