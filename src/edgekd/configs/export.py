@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
 from edgekd.core.errors import EdgekdError
-from edgekd.core.formats import EXACT, Input, Precision
+from edgekd.core.formats import EXACT, Input
+from edgekd.core.manifest import AnyPrecision
 from edgekd.targets.registry import DEFAULT_TARGET
 
 
@@ -17,13 +18,14 @@ class FileOptions(Config):
     """Run folder. Default: the newest under runs/."""
     target: str = DEFAULT_TARGET
     """See edgekd list targets."""
-    precision: Precision = option(
+    precision: AnyPrecision = option(
         default="fp32",
         switches={
-            "--int8": ("int8", "8-bit integers, calibrated on training images."),
+            "--int8": ("int8", "8-bit weights and activations, calibrated on training images."),
+            "--int8-weights": ("int8-weights", "Core ML: 8-bit weights alone."),
             "--fp16": ("fp16", "16-bit floats."),
             "--fp32": ("fp32", "32-bit floats (the default)."),
-            "--w8a8": ("w8a8", "Core ML: 8-bit activations too, where --int8 means 8-bit weights."),
+            "--w8a8": ("w8a8", "Earlier name of Core ML's --int8."),
             "--palettize": (
                 {"4": "pal4", "6": "pal6"},
                 "Core ML: weights as indices of 4 or 6 bits into a palette.",
