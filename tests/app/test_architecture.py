@@ -41,8 +41,6 @@ KNOWN = {
 KNOWN_CYCLES = {
     ("edgekd.targets.agent.engines", "edgekd.targets.tensorrt"),
     ("edgekd.data.toy", "edgekd.data.image_set"),
-    ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
-    ("edgekd.distill.vl.tasks", "edgekd.distill.vl.data"),
 }
 """Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""
 
