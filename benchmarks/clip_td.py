@@ -23,7 +23,7 @@ from edgekd.distill.vl.run import evaluate_vl
 from edgekd.distill.vl.tasks import load_vl_data
 from edgekd.distill.vl.teacher import TokenTeacher, read_tokens
 from edgekd.distill.vl.train import train_vl
-from edgekd.studies.numbers import stat, t_interval
+from edgekd.studies.tables import stat, t_interval
 
 CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
 STEPS = {"vqa": 120, "ve": 240, "choice": 120}

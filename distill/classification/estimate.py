@@ -19,7 +19,7 @@ from edgekd.distill.batches import MAX_BYTES, BatchSource, PixelStore, store_sid
 from edgekd.distill.batchnorm import Fold, folded, training_mode
 from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.setup import augmentation_of, build
+from edgekd.distill.classification.setup import augmentation_of, build, cached_view_counts
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.launch import keep_freed_memory, make_fabric
 from edgekd.distill.losses import objective
@@ -107,7 +107,8 @@ def outline(task: Classification) -> Estimate:
     split, config, teacher = task.split, task.config, task.teacher
     views = 0
     if task.needs_teacher and not config.online_teacher:
-        views = len(task.trained) * (config.views if isinstance(teacher, ClipTeacher) else 1)
+        counts = cached_view_counts(task)[task.trained]
+        views = int(counts.sum()) if isinstance(teacher, ClipTeacher) else len(task.trained)
     state = task.student.state_dict().values()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
     # A checkpoint holds weights, their average and AdamW's two moments; the finished student is one more copy.
@@ -134,7 +135,7 @@ def outline(task: Classification) -> Estimate:
 def measure(task: Classification, planned: Estimate) -> Estimate:
     """Add times to an estimate: trial steps of every stage, a teacher pass, decoded images. The student is spoilt."""
     config, teacher, images, device = task.config, task.teacher, task.images, task.fabric.device
-    augmentation = augmentation_of(config)
+    augmentation, counts = augmentation_of(config), cached_view_counts(task)
     chosen = task.trained[:: max(1, len(task.trained) // _TRIAL_IMAGES)][:_TRIAL_IMAGES]
     store = PixelStore(images, store_side(task.student.preprocess.size), None)
     decoded = len(images) * _seconds(lambda: store.batch(chosen), 1) / len(chosen)
@@ -148,16 +149,17 @@ def measure(task: Classification, planned: Estimate) -> Estimate:
             seen = augmentation.id
             filler = caching_teacher(task.fabric, config, teacher, images, task.trained, seen)
             cache = EmbeddingCache(filler.cache_id, seen, filler.dim)
-            keys = [images.keys[i] for i in task.trained]
-            passes = len(cache.missing(keys, range(config.views)))
+            passes = sum(
+                len(cache.missing([images.keys[i]], range(counts[i]))) for i in task.trained
+            )
             noise = torch.rand(_TRIAL_IMAGES, 3, *teacher.preprocess.shape)
             filler.model.to(device)
             trial = _seconds(lambda: filler.embed_images(noise.to(device)).cpu(), _TRIAL_STEPS)
             teacher_s = passes * trial / _TRIAL_IMAGES
             decoded *= 2 if passes else 1
-    views = np.full(len(images), config.views)
-    task.source = BatchSource(store, task.sampler, augmentation, views, embeddings, online)
+    task.source = BatchSource(store, task.sampler, augmentation, counts, embeddings, online)
     task.student.to(device).to(memory_format=torch.channels_last)
+    model: Any = task.fabric.setup_module(task.student)
     folds = task.folds() if config.bn == "frozen" and not config.compile else []
     steps = [(stage, planned.stages.get(stage.name, 0)) for stage in task.recipe.stages]
     return replace(
@@ -165,7 +167,7 @@ def measure(task: Classification, planned: Estimate) -> Estimate:
         teacher_passes=passes,
         teacher_seconds=teacher_s,
         decode_seconds=decoded,
-        train_seconds=sum(_step_seconds(task, stage, folds) * n for stage, n in steps if n),
+        train_seconds=sum(_step_seconds(task, model, stage, folds) * n for stage, n in steps if n),
     )
 
 
@@ -175,18 +177,18 @@ def _random_embeddings(
     return np.random.default_rng(0).normal(size=(len(indices), dim)).astype(np.float32)
 
 
-def _step_seconds(task: Classification, stage: Stage, folds: list[Fold]) -> float:
+def _step_seconds(task: Classification, model: Any, stage: Stage, folds: list[Fold]) -> float:
     """Return the seconds of one optimizer step on a batch that is there already."""
     optimizer = torch.optim.AdamW(task.student.parameters(), lr=1e-6, fused=True)
     raw = task.source(0)
 
     def once() -> None:
-        training_mode(task.student, frozen_bn=task.config.bn == "frozen")
+        training_mode(model, frozen_bn=task.config.bn == "frozen")
         optimizer.zero_grad()
         views, teacher = task.views(raw), task.teacher_features(raw)
         with folded(folds):
-            batch = task.forward(task.student, views, teacher, raw)
-        objective(batch, stage.terms)[0].backward()  # type: ignore[no-untyped-call]
+            batch = task.forward(model, views, teacher, raw)
+        task.fabric.backward(objective(batch, stage.terms)[0])
         optimizer.step()
         if task.fabric.device.type == "cuda":
             torch.cuda.synchronize()

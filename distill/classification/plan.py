@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import free_name
 from edgekd.core.manifest import read_run
 from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.sources import absolute, is_packed
 from edgekd.data.split import Split, read_split, read_stored_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
@@ -154,8 +156,15 @@ def is_toy(config: TrainConfig) -> bool:
     return config.data == "toy"
 
 
+def _short(spec: str) -> str:
+    """Return a source's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", Path(spec).name.removesuffix(".tar")).strip("-") or "data"
+
+
 def _absolute(spec: str) -> str:
-    """A spec that names a file or folder, with its absolute path, so that the run can be used from elsewhere."""
+    """Return a spec that names a file or folder with its absolute path, so that the run can be used from elsewhere."""
+    if is_packed(spec):
+        return absolute(spec)
     kind, colon, path = spec.rpartition(":")
     if kind in ("local-dir", "embeddings"):
         return f"{kind}:{Path(path).expanduser().absolute()}"
@@ -165,7 +174,7 @@ def _absolute(spec: str) -> str:
 
 
 def _free_folder(config: TrainConfig) -> Path:
-    return free_name(Path("runs") / f"{config.student}-{config.recipe}-{Path(config.data).name}")
+    return free_name(Path("runs") / f"{config.student}-{config.recipe}-{_short(config.data)}")
 
 
 # --- checks
@@ -173,7 +182,7 @@ def _free_folder(config: TrainConfig) -> Path:
 
 def _check_teacher(recipe: Recipe, config: TrainConfig) -> None:
     """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
-    own = not is_toy(config) and config.data is not None and Path(config.data).expanduser().exists()
+    own = not is_toy(config) and (is_packed(config.data) or Path(config.data).expanduser().exists())
     needed = recipe.uses_texts or config.student == TEACHER_ENCODER
     if own and needed and "teacher" not in config.model_fields_set:
         raise EdgekdError(

@@ -128,15 +128,6 @@ def test_commands_parse(page: Path, block: str) -> None:
             get_recipe(config.recipe, config.stages)
 
 
-def test_wrong_commands_do_not_parse() -> None:
-    with pytest.raises(Exception, match=r"(?i)no such option"):
-        parse(["train", "--no-such-option"])
-    with pytest.raises(KeyError):
-        parse(["trian"])
-    with pytest.raises(Exception, match=r"(?i)valid integer"):
-        parse(["train", "--steps", "many"])
-
-
 def test_loops_are_unrolled() -> None:
     assert list(
         simple_commands(
@@ -185,21 +176,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {
                 re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
             }
-
-
-def test_readme_leads_to_the_pages() -> None:
-    linked = set(
-        re.findall(r"\]\(docs/([\w.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    )
-    assert {
-        "install.md",
-        "data.md",
-        "teachers.md",
-        "train.md",
-        "export.md",
-        "extend.md",
-        "architecture.md",
-    } <= linked
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))

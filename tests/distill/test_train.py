@@ -867,6 +867,7 @@ def test_a_black_box_must_know_the_unlabelled_images(
 def test_a_student_is_distilled_for_names_on_pictures_without_labels(
     base: dict[str, Any], tmp_path: Path, recipe: str
 ) -> None:
+    from edgekd.configs.benchmark import BenchmarkConfig
     from edgekd.evaluation.gather import gather
     from edgekd.export.run import source_of
 
@@ -887,9 +888,9 @@ def test_a_student_is_distilled_for_names_on_pictures_without_labels(
     assert exported.calibration is not None
     assert len(exported.calibration) == 60
     with pytest.raises(EdgekdError, match="no test images of its own"):
-        gather([folder])
+        gather(BenchmarkConfig(paths=folder))
     with pytest.raises(EdgekdError, match="is left to measure"):
-        gather([folder], ood=[f"photos={base['data']}"])
+        gather(BenchmarkConfig(paths=folder, ood=f"photos={base['data']}"))
 
 
 def test_a_run_without_labels_selects_nothing_by_them(base: dict[str, Any], tmp_path: Path) -> None:

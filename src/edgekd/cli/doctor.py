@@ -30,8 +30,8 @@ def examine() -> list[str]:
     import onnxruntime
     import torch
 
-    from edgekd.benchmark.measure.environment import describe
     from edgekd.core.hub import hub_reachable
+    from edgekd.core.machine import describe
     from edgekd.targets.trt_builders import describe as tensorrt_builder
 
     machine = describe()
