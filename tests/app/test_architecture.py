@@ -24,10 +24,7 @@ KNOWN = {
     # The verb `export` reads the run that it exports.
     "edgekd.export.run": {"app", "distill"},
 }
-KNOWN_CYCLES = {
-    ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),
-    ("edgekd.distill.vl.tasks", "edgekd.distill.vl.data"),
-}
+KNOWN_CYCLES = {}
 """Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""
 
 

@@ -118,7 +118,7 @@ def test_a_class_from_text_vectors(
 def test_a_class_by_name_needs_the_teacher_of_the_run(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    from edgekd.distill import teacher
+    from edgekd.distill import teachers
 
     asked: list[Any] = []
 
@@ -134,7 +134,7 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
 
     with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
         edgekd.add_class(artifact, "blue", teacher=f"local-dir:{tiny_teacher}")
-    monkeypatch.setattr(teacher, "load_teacher", lambda spec: Stand() if spec == "toy" else None)
+    monkeypatch.setattr(teachers, "load_teacher", lambda spec: Stand() if spec == "toy" else None)
     changed = edgekd.add_class(artifact, "blue")
     assert changed.bank is not None
     bank = read_bank(artifact / changed.bank)
