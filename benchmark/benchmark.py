@@ -26,9 +26,9 @@ from edgekd.benchmark.measure.timings import (
     time_subjects,
 )
 from edgekd.benchmark.report.notes import notes
-from edgekd.benchmark.report.rows import HERE
-from edgekd.benchmark.report.schema import Comparison, Report
 from edgekd.benchmark.report.write import write_report
+from edgekd.benchmark.results.rows import HERE
+from edgekd.benchmark.results.schema import Comparison, Report
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core import machine

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
-from edgekd.benchmark.report.rows import Difference
-from edgekd.benchmark.report.schema import Cause, Comparison, GainRow, SuiteComparison, Where
+from edgekd.benchmark.results.rows import Difference
+from edgekd.benchmark.results.schema import Cause, Comparison, GainRow, SuiteComparison, Where
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.timing.intervals import ratio_interval

@@ -15,8 +15,8 @@ from typing import Literal, cast
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report.metric import Metric, metrics_of
-from edgekd.benchmark.report.rows import (
+from edgekd.benchmark.results.metric import Metric, metrics_of
+from edgekd.benchmark.results.rows import (
     AccuracyRow,
     CorruptionRow,
     DetectionRow,
@@ -24,7 +24,7 @@ from edgekd.benchmark.report.rows import (
     SummaryRow,
     UnknownRow,
 )
-from edgekd.benchmark.report.schema import GateRow, Report, of
+from edgekd.benchmark.results.schema import GateRow, Report, of
 from edgekd.core.errors import EdgekdError, did_you_mean
 
 Operator = Literal["<=", ">=", "<", ">"]

@@ -11,9 +11,9 @@ from PIL import Image
 
 from edgekd.benchmark.compare import gain_rows
 from edgekd.benchmark.evaluate.scores import score
-from edgekd.benchmark.report.rows import SuiteRow, SummaryRow
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import RawResults, read_results
+from edgekd.benchmark.results.rows import SuiteRow, SummaryRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import RawResults, read_results
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess

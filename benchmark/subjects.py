@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.counting import Counted
-from edgekd.benchmark.report.rows import HERE, Family, Kind
+from edgekd.benchmark.results.rows import HERE, Family, Kind
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
@@ -22,7 +22,7 @@ from edgekd.targets.timing.stopwatch import MIN_BUFFERS
 Logits = dict[tuple[str, int], NDArray[np.float32]]
 """(subject's key, position of the suite) → `[n, C]`, columns in the suite's class order."""
 PromptVariant = tuple[Predictor, tuple[str, ...]]
-"""A model with other prompts, and the classes that it then tells apart, in the order of its logits."""
+"""A model with other prompts, and the classes of its predictions, in the order of its logits."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
     "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from edgekd.benchmark.measure import local
 from edgekd.benchmark.report import charts, write
-from edgekd.benchmark.report.rows import Kind
+from edgekd.benchmark.results.rows import Kind
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.predictor import Predictor

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from edgekd.benchmark.compare import difference
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import wilson_interval
-from edgekd.benchmark.report.metric import metrics_of
-from edgekd.benchmark.report.rows import (
+from edgekd.benchmark.results.metric import metrics_of
+from edgekd.benchmark.results.rows import (
     AccuracyRow,
     AurocCost,
     Calibration,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from edgekd.benchmark.report.rows import LatencyRow, SummaryRow
-from edgekd.benchmark.report.schema import Report, SpeedRow
+from edgekd.benchmark.results.rows import LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, SpeedRow
 from edgekd.targets.timing.intervals import interval_of, percentile_draws
 from edgekd.targets.timing.speed import reason_to_withhold
 from edgekd.targets.timing.stopwatch import LatencySamples, joined

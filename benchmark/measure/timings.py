@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.logits import prepare
 from edgekd.benchmark.measure import local
-from edgekd.benchmark.report.rows import EnergyRow, LatencyRow, PlacementRow, ThroughputRow
+from edgekd.benchmark.results.rows import EnergyRow, LatencyRow, PlacementRow, ThroughputRow
 from edgekd.benchmark.subjects import Subject, Suite, clock_places
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.console import say

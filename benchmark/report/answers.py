@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from edgekd.benchmark.measure.speed import load_of, speed_between
-from edgekd.benchmark.report.metric import ms, percent, points
-from edgekd.benchmark.report.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
-from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.sections import Text
+from edgekd.benchmark.results.metric import ms, percent, points
+from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
+from edgekd.benchmark.results.schema import Report, of
 from edgekd.targets.timing.speed import WIDE_CV, in_words, reason_to_withhold
 
 _PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
@@ -129,14 +129,14 @@ def _speed(report: Report, file: SummaryRow) -> str:
 
 def _ship(report: Report) -> Text:
     state, headline = verdict(report)
-    file, quick = choice(report), " by the quick protocol, indicative only" if report.quick else ""
+    file, quick = choice(report), " (quick protocol, indicative only)" if report.quick else ""
     tone = ""
     if not report.exported:
         body = "nothing to ship: no exported file was measured."
     elif file is None:
         body, tone = f"no. {headline}; no file passes every gate.", "bad"
     elif state == "none":
-        body = f"undecided: no gates were set{quick}. First candidate: {_name(report, file)}."
+        body = f"undecided: no gates were set. First candidate: {_name(report, file)}{quick}."
     else:
         body, tone = f"yes, {_name(report, file)}: it passes every gate{quick}.", "good"
     return Text(body, "Ship", tone, console=True)

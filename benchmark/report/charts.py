@@ -17,10 +17,10 @@ from markupsafe import escape
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import ms, percent
-from edgekd.benchmark.report.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.report.sections import printable
 from edgekd.benchmark.report.tables import mark
+from edgekd.benchmark.results.metric import ms, percent
+from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,8 @@ def svg(figure: Figure, key: str, title: str, description: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.S)
     text = text[text.index(">", text.index("<svg")) + 1 :]
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)  # a hundredth of a pixel is enough
+    # A hundredth of a pixel is enough; text between the tags stays.
+    text = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
     text = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text).replace("xlink:href", "href")
     used = set(re.findall(r"#([\w-]+)(?=[\")])", text))

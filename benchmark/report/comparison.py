@@ -11,6 +11,7 @@ from edgekd.benchmark.report.across import (
     Source,
     against,
     differences,
+    effective_robustness,
     entries,
     groups,
     merged,
@@ -19,10 +20,8 @@ from edgekd.benchmark.report.across import (
 )
 from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
-from edgekd.benchmark.report.metric import Metric, points
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
 from edgekd.benchmark.report.render import html, markdown
-from edgekd.benchmark.report.robustness import effective_robustness
 from edgekd.benchmark.report.sections import (
     Cells,
     Document,
@@ -34,6 +33,7 @@ from edgekd.benchmark.report.sections import (
     words,
 )
 from edgekd.benchmark.report.tables import results
+from edgekd.benchmark.results.metric import Metric, points
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
 from edgekd.core.folders import COMPARISON, publishing

@@ -12,15 +12,15 @@ from edgekd.benchmark.report import charts, provenance, tables
 from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import Point
 from edgekd.benchmark.report.failures import Failure, failure_items
-from edgekd.benchmark.report.metric import ms, percent
-from edgekd.benchmark.report.rows import AccuracyRow, SummaryRow
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
+from edgekd.benchmark.results.metric import ms, percent
+from edgekd.benchmark.results.rows import AccuracyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-    from edgekd.benchmark.report.storage import RawResults
+    from edgekd.benchmark.results.storage import RawResults
 
 MAX_SUITES = 24
 """Bars show at most so many suites, those with the lowest accuracy."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import percent
-from edgekd.benchmark.report.rows import AccuracyRow
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
-from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.results.metric import percent
+from edgekd.benchmark.results.rows import AccuracyRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage
@@ -95,14 +95,16 @@ def _failure(raw: RawResults, row: AccuracyRow, suites: Sequence[Suite], budget:
 
 
 def _thumbnail(suite: Suite, place: int) -> str:
-    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept.
-
-    It is empty for an image that can no longer be read: the measurement is complete without it.
-    """
+    """Return a thumbnail, "" for an image that can no longer be read: the measurement is complete without it."""
     try:
-        small = suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX).copy()
+        return jpeg_address(suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX))
     except (UnreadableImage, EdgekdError):
         return ""
+
+
+def jpeg_address(image: Image.Image) -> str:
+    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept."""
+    small = image.copy()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     clean = Image.new("RGB", small.size)
     clean.paste(small)

@@ -10,12 +10,12 @@ import yaml
 
 from edgekd.benchmark.report import provenance, tables
 from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.metric import Metric, metrics_of, percent
 from edgekd.benchmark.report.notes import takes_floats
 from edgekd.benchmark.report.render import escape, markdown_sections, squeezed
-from edgekd.benchmark.report.rows import AccuracyRow, LatencyRow, SummaryRow
-from edgekd.benchmark.report.schema import Report, of
 from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
+from edgekd.benchmark.results.metric import Metric, metrics_of, percent
+from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, of
 
 _TYPES = {"top1": "accuracy", "macro": "recall", "ece": "ece"}
 _CLOCK = ("p50_ms", "p90_ms")
@@ -52,11 +52,11 @@ def model_card(report: Report) -> str:
 
 def _of_run(report: Report, run: str) -> Report:
     """Return the report with one run's rows only."""
-    kept = ("notes", "suites", "comparisons", "speed")
+    whole = ("notes", "suites", "comparisons", "speed")
     own: dict[str, Any] = {
         name: tuple(row for row in rows if row.run == run)
         for name, rows in report
-        if isinstance(rows, tuple) and name not in kept
+        if isinstance(rows, tuple) and name not in whole
     }
     own["suites"] = tuple(row for row in report.suites if row.run in (None, run))
     artifacts = [one for one in report.context.get("artifacts", ()) if one["run"] == run]

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 from edgekd.benchmark.measure.speed import load_of, speed_between
-from edgekd.benchmark.report.metric import ms
-from edgekd.benchmark.report.rows import HERE
-from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.results.metric import ms
+from edgekd.benchmark.results.rows import HERE
+from edgekd.benchmark.results.schema import Report
 from edgekd.targets.timing.speed import LOADED, in_words
 
 THROTTLE_FLAGS = {

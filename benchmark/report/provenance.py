@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report import rows, schema
-from edgekd.benchmark.report.metric import NONE, metrics_of, percent
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
 from edgekd.benchmark.report.tables import mark
+from edgekd.benchmark.results import rows, schema
+from edgekd.benchmark.results.metric import NONE, metrics_of, percent
+from edgekd.benchmark.results.schema import Report
 
 QUICK_MARK = "QUICK – indicative only"
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",
@@ -22,7 +22,7 @@ _METHOD = {
     "any fit.",
     "Unknown images": "Both scores are of the logits as the subject returns them, without temperature. Known images "
     "are the in-domain test images of the named suite.",
-    "Inside the clock": "One call of the model with one RGB uint8 image that lies ready in memory, until its logits "
+    "Inside the clock": "One call of the model with one RGB uint8 image that is ready in memory, until its logits "
     "are in memory. Normalisation is in the graph, or in numpy ahead of a file with float input. Single stream, batch "
     "1, real images in rotation.",
     "Background (†)": "Teacher and torch student are timed briefly inside the calling process, for context: not "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report.metric import NONE, metrics_of
+from edgekd.benchmark.results.metric import NONE, metrics_of
 from edgekd.core import readers
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from edgekd.benchmark.report.metric import metrics_of, ms, percent, points
-from edgekd.benchmark.report.rows import AccuracyRow, Calibration, LatencyRow, Row, SummaryRow
-from edgekd.benchmark.report.schema import Comparison, GateRow, Report
 from edgekd.benchmark.report.sections import Cell, Cells, Table, shown, table
+from edgekd.benchmark.results.metric import metrics_of, ms, percent, points
+from edgekd.benchmark.results.rows import AccuracyRow, Calibration, LatencyRow, Row, SummaryRow
+from edgekd.benchmark.results.schema import Comparison, GateRow, Report
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 FEW_SUITES = 3

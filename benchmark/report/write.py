@@ -13,8 +13,8 @@ from edgekd.benchmark.report.document import document, points_of
 from edgekd.benchmark.report.failures import failures
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.render import html, markdown, print_document
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import Arrays, RawResults
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import Arrays, RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import GateFailed
 from edgekd.core.files import csv_text, replacing, write_json, write_text
@@ -28,7 +28,6 @@ def write_report(
     Args:
         shown: suites whose images the page may show as examples of errors.
     """
-
     folder = report.folder
     folder.mkdir(parents=True, exist_ok=True)
     raw = RawResults(report, predictions, latency)
@@ -46,7 +45,6 @@ def write_report(
 
 def draw_picture(report: Report, path: Path) -> None:
     """Write the chart of accuracy against latency and size as PNG, 1600 × 1000 pixels."""
-
     figure = charts.accuracy_figure(points_of(report), 900, 562.5)
     figure.subplots_adjust(top=0.84, bottom=0.17)
     style: dict[str, Any] = {"color": charts.LIGHT["ink"], "va": "center"}
@@ -74,7 +72,6 @@ def corruptions_csv(report: Report) -> str:
 
 def print_report(report: Report) -> None:
     """Print the answers, the gates, the main tables and the notes on standard output."""
-
     print_document(document(report))
 
 

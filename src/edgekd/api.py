@@ -10,6 +10,7 @@ from edgekd.configs.benchmark import (
     EvaluateConfig,
     ReportConfig,
 )
+from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig
 from edgekd.configs.predict import DemoConfig, PredictConfig
@@ -21,9 +22,10 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.benchmark.report.schema import Report
+    from edgekd.benchmark.results.schema import Report
     from edgekd.core.manifest import Artifact, Run
-    from edgekd.distill.estimate import Estimate
+    from edgekd.distill.classification.estimate import Estimate
+    from edgekd.evaluation.data_check import DataCheck
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
@@ -50,7 +52,7 @@ def plan_training(config: TrainConfig) -> Estimate:
     Returns:
         Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` has them as text.
     """
-    from edgekd.distill.train import plan_run
+    from edgekd.distill.classification.estimate import plan_run
 
     return plan_run(config)
 
@@ -58,7 +60,8 @@ def plan_training(config: TrainConfig) -> Estimate:
 @verb(TrainConfig)
 def train_or_plan(config: TrainConfig) -> Run | Estimate:
     """Do what `edgekd train` does: `plan_training` with `plan`, else `train`."""
-    from edgekd.distill.train import plan_run, train
+    from edgekd.distill.classification.estimate import plan_run
+    from edgekd.distill.train import train
 
     return plan_run(config) if config.plan else train(config)
 
@@ -84,7 +87,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
@@ -235,7 +238,7 @@ def report(config: ReportConfig) -> Path:
         The page, `<out>/comparison.html`.
     """
     from edgekd.benchmark.report.comparison import write_comparison
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
 
     places = list(config.paths) or [newest_run()]
     return write_comparison(places, config.out, overwrite=config.overwrite)
@@ -274,6 +277,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     from edgekd.inference.model import load
 
     return load(path, threads=threads)
+
+
+@verb(DataCheckConfig)
+def check_data(config: DataCheckConfig) -> DataCheck:
+    """Look for unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
+    and probable label errors. Nothing of the data changes.
+
+    Returns:
+        The findings, as the page `page` shows them with thumbnails.
+    """
+    from edgekd.evaluation.data_check import check_data
+
+    return check_data(config)
 
 
 @verb(PredictConfig)

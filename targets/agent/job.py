@@ -1,4 +1,4 @@
-"""What an agent is asked to do: `job.json`, and the steps that follow from it."""
+"""The task of an agent: `job.json`, and the steps that follow from it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def parse_job(data: Any) -> Job:
     """
     if isinstance(data, dict) and data.get("format") != FORMAT:
         raise EdgekdError(
-            f"The job has format {printable(str(data.get('format')))[:20]}; this agent knows format {FORMAT}.",
+            f"The job has format {printable(str(data.get('format')))[:20]}; this agent reads format {FORMAT}.",
             "Use the agent and the edgekd of one release.",
         )
     try:

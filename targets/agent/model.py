@@ -98,7 +98,7 @@ def _check(artifact: dict[str, Any]) -> None:
 
 
 def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of `artifact.json` that tells which runtime it needs: what `check_runtime` reads."""
+    """Return the part of `artifact.json` that `check_runtime` reads."""
     details = artifact.get("details", {})
     return {
         "format": artifact["format"],
@@ -178,7 +178,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
 
 
 def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Decode and resize as `artifact.json` says; what the file takes is made of that when it runs."""
+    """Return what decodes and resizes an image by the settings of `artifact.json`."""
     wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
 
     def prepare(encoded: bytes) -> NDArray[np.uint8]:

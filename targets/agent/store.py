@@ -24,7 +24,7 @@ from edgekd.core.readers import inside, parse_json, read_arrays, read_errors, sh
 
 try:
     import fcntl
-except ImportError:  # Windows: two agents on one job are then not kept apart
+except ImportError:  # Windows: no lock between two agents on one job
     fcntl = None  # type: ignore[assignment]
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,8 +34,8 @@ def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> 
     """Append `source` to the partial file of `name` in `root` until it has `size` bytes, check it, and put it in place.
 
     Raises:
-        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (what came is kept),
-            or that are not those that were announced (all is dropped).
+        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (the partial
+            file stays), or that are not those that were announced (the file is removed).
     """
     path = inside(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)

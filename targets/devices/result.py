@@ -112,16 +112,12 @@ class _Placement(_Facts):
     told_by: Line
 
 
-class _Heat(_Facts):
-    temperature_c: float | None = Field(ge=-273, le=1000)
-
-
 class _Step(_Facts):
     """Facts of one step; those of its artifacts stand beside them under their numbers in the job."""
 
     boot: Word
-    before: _Heat | None = None
-    after: _Heat | None = None
+    before: State | None = None
+    after: State | None = None
     reason: str | None = None
     peak_rss_mb: float | None = Field(default=None, ge=0, le=1e9)
     placement: _Placement | None = None

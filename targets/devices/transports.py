@@ -159,7 +159,7 @@ def _ssh_device(rest: str) -> ShellDevice:
         raise EdgekdError(f"There is no port {match['port']}.", "Give one from 1 to 65535.")
     options = dict(parse_qsl(match["query"] or "", strict_parsing=False))
     if unknown := set(options) - {"python"}:
-        raise EdgekdError(f"ssh:// knows no option {printable(min(unknown))}.", _SSH_FORM)
+        raise EdgekdError(f"ssh:// has no option {printable(min(unknown))}.", _SSH_FORM)
     host = match["host"].strip("[]")
     destination = f"{match['user']}@{host}" if match["user"] else host
     # A dead line is noticed within 45 s. One connection serves all commands, so a password is given once; it is

@@ -1,4 +1,4 @@
-"""Energy over the measured window, from a sensor that the user declares (the device agent carries this file).
+"""Energy over the measured window, from a sensor that the user declares.
 
 Nothing is guessed from time or load: without a declared sensor there is no number. Sensors are read between blocks,
 never inside the clock. RAPL and most GPUs count energy themselves; for INA monitors and batteries power is read at
@@ -56,7 +56,7 @@ class Sensor:
 
     name: str
     covers: str
-    """What the energy is that of, for the reader."""
+    """What the energy belongs to, for the reader."""
     sources: tuple[Source, ...]
 
 
@@ -71,7 +71,7 @@ class Meter:
     def __init__(self, sensor: Sensor, clock: Callable[[], float] = time.perf_counter) -> None:
         self.sensor = sensor
         self.idle_w: float | None = None
-        """Mean power that `rest` found."""
+        """Mean power during `rest`."""
         self._clock = clock
         self._at = 0.0
         self._from: list[float] = []
@@ -81,7 +81,7 @@ class Meter:
         self._at = self._clock()
 
     def end(self) -> tuple[float, float]:
-        """Joules and seconds since `begin`."""
+        """Return joules and seconds since `begin`."""
         seconds = self._clock() - self._at
         joules = 0.0
         for source, before in zip(self.sensor.sources, self._from):  # noqa: B905  Python 3.9 has no strict
@@ -102,20 +102,20 @@ class Meter:
         self.idle_w = sum(joules for joules, _ in parts) / sum(spent for _, spent in parts)
 
     def facts(self) -> dict[str, Any]:
-        """What a report says about the sensor: its name, what it covers, idle power in W."""
+        """Return the sensor's name, what it covers, and idle power in W."""
         return {"sensor": self.sensor.name, "covers": self.sensor.covers, "idle_w": self.idle_w}
 
 
 def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
-    """The declared sensor, read once to see that it answers.
+    """Return the declared sensor, read once to check that it works.
 
     Args:
         name: `rapl` (Intel and AMD processors), `nvml` (NVIDIA boards), `ina` (power monitors of Jetson and other
             modules) or `battery`.
-        root: where `sys` lies.
+        root: parent of `sys`.
 
     Raises:
-        EdgekdError: an unknown name, a sensor that is not there, may not be read, or does not tell power now.
+        EdgekdError: an unknown name, a sensor that is not there, may not be read, or does not report power now.
     """
     openers = {"rapl": _rapl, "nvml": lambda _: _nvml(), "ina": _ina, "battery": _battery}
     if name not in openers:
@@ -137,7 +137,7 @@ def open_sensor(name: str, root: Path = Path("/")) -> Sensor:
 
 
 def _rapl(root: Path) -> Sensor:
-    """Packages, and memory where it is counted apart (Linux: Documentation/power/powercap/powercap.rst)."""
+    """Return packages, and memory where it is counted apart (Linux: Documentation/power/powercap/powercap.rst)."""
     found: dict[str, tuple[Path, float]] = {}
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name = _text(zone / "name") or ""
@@ -152,7 +152,7 @@ def _rapl(root: Path) -> Sensor:
 
 
 def _ina(root: Path) -> Sensor:
-    """Rails of INA power monitors: Linux's hwmon (mV, mA, µW), or the older Jetson driver's mW."""
+    """Return rails of INA power monitors: Linux's hwmon (mV, mA, µW), or the older Jetson driver's mW."""
     rails: dict[str, Source] = {}
     for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if (_text(monitor / "name") or "") not in _INA:
@@ -201,11 +201,11 @@ def _battery(root: Path) -> Sensor:
                 _number(supply / "voltage_now", 1e-6), _number(supply / "current_now", 1e-6)
             )
             return Sensor("battery", "the whole device", (Source(read, False),))
-    raise _absent("battery", "no battery that tells its power in /sys/class/power_supply")
+    raise _absent("battery", "no battery that reports its power in /sys/class/power_supply")
 
 
 def _nvml() -> Sensor:
-    """The first NVIDIA board, by nvidia-ml-py: its energy counter (Volta and later), else its power now."""
+    """Return the first NVIDIA board, by nvidia-ml-py: its energy counter (Volta and later), else its power now."""
     try:
         import pynvml
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of percentiles, ratios and rates, and when a percentile may be stated (the agent carries this).
+"""Bootstrap intervals of percentiles, ratios and rates, and when a percentile may be stated.
 
 Every random draw is seeded: the same samples give the same interval.
 """
@@ -16,7 +16,7 @@ _Z99 = 2.5758293035489004
 
 
 def percentile(samples: NDArray[np.float64], q: float) -> float:
-    """The smallest sample that at least `q` percent of all do not exceed (nearest rank: always a real sample)."""
+    """Return the smallest sample that at least `q` percent of all do not exceed (nearest rank: a real sample)."""
     return float(np.percentile(samples, q, method="inverted_cdf"))
 
 
@@ -29,7 +29,7 @@ def percentile_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> list[Interval]:
-    """Bootstrap 95 % intervals of percentiles of latencies, resampling processes and, inside them, blocks.
+    """Return bootstrap 95 % intervals of percentiles of latencies, resampling processes and, inside them, blocks.
 
     Neighbouring latencies resemble each other (clocks, other work on the machine), so drawing single samples would
     give intervals far too narrow. Whole blocks of consecutive samples are drawn instead (Künsch 1989), and, where
@@ -57,7 +57,7 @@ def percentile_draws(
     replicates: int = 1000,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
+    """Return the bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
     rng = np.random.default_rng(seed)
     order = np.argsort(samples, kind="stable")
     block_names, block_of = np.unique(blocks, return_inverse=True)
@@ -76,7 +76,7 @@ def percentile_draws(
 def _draw_blocks(
     process_of_block: NDArray[np.int64], replicates: int, rng: np.random.Generator
 ) -> NDArray[np.int32]:
-    """How often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks inside them."""
+    """Return how often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks."""
     names = np.unique(process_of_block)
     chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     times = np.zeros((replicates, len(process_of_block)), dtype=np.int32)
@@ -95,7 +95,7 @@ def ratio_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured one after the other.
+    """Return the bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured.
 
     A turn is drawn with both its blocks, so that what slowed both of them leaves the ratio alone; where there are
     several processes, these are drawn first (as in `percentile_intervals`).
@@ -119,7 +119,7 @@ def ratio_interval(
 
 
 def interval_of(draws: NDArray[np.float64]) -> Interval:
-    """The 95 % percentile interval of bootstrap draws `[R]`."""
+    """Return the 95 % percentile interval of bootstrap draws `[R]`."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
@@ -132,7 +132,7 @@ def rate_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap 95 % interval of `each` items per sample over the time taken, per second; whole blocks are drawn.
+    """Return the bootstrap 95 % interval of `each` items per sample, per second; whole blocks are drawn.
 
     Args:
         samples_ms: `[n]`, of one process.
@@ -148,7 +148,7 @@ def rate_interval(
 
 
 def queries_to_claim(q: float) -> int:
-    """Queries needed to state percentile `q` at 99 % confidence with a margin of (1 − q/100) / 20.
+    """Return the queries needed to state percentile `q` at 99 % confidence with a margin of (1 − q/100) / 20.
 
     Source: MLPerf inference rules, appendix on statistical confidence; rounded up to a multiple of 2^13 as there
     (p90 24,576; p95 57,344; p97 90,112; p99 270,336).

@@ -1,7 +1,7 @@
-"""How long one image takes: single stream, batch 1, real images, every sample kept.
+"""Latency of one image: single stream, batch 1, real images, every sample kept.
 
 Single stream means that the next query starts when the previous one is answered (MLPerf's scenario of that name).
-Inside the clock is one call of the model on a uint8 image that lies ready in memory; reading, decoding and resizing
+Inside the clock is one call of the model on a uint8 image that is ready in memory; reading, decoding and resizing
 are outside and timed apart (`prepare_p50_ms` in the report).
 """
 
@@ -32,7 +32,7 @@ _WINDOW_RUNS = 25
 
 @dataclass(frozen=True)
 class Protocol:
-    """How long to warm up and to measure: a number of runs and a time, both to be reached, unless `limit_s` ends it."""
+    """Limits of warm-up and measurement: a number of runs and a time, both to be reached, unless `limit_s` ends it."""
 
     name: str
     warmup_runs: int
@@ -93,7 +93,7 @@ class LatencySamples:
 def rotating(
     predict: Callable[[NDArray[np.uint8]], object], buffers: NDArray[np.uint8], batch: int = 1
 ) -> RunOnce:
-    """Query number i of `predict` on the i-th batch of consecutive images, modulo the number of whole batches.
+    """Return a runner that calls `predict` on one batch of consecutive images after the other, in rotation.
 
     Args:
         predict: takes uint8 `[batch, H, W, 3]`.
@@ -224,7 +224,7 @@ def _warm_up(run_once: RunOnce, protocol: Protocol, clock: Clock) -> _State:
 
 
 def settled(times: Sequence[int]) -> bool:
-    """Whether the medians of the last two windows differ by less than 2 %.
+    """Return whether the medians of the last two windows differ by less than 2 %.
 
     A window is a quarter of the runs so far, at least 25; with too few runs for two windows it is half of them.
     """
@@ -238,7 +238,7 @@ def settled(times: Sequence[int]) -> bool:
 
 
 def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
-    """The numbers of one model over all its processes.
+    """Return the numbers of one model over all its processes.
 
     Percentiles are of all samples together; `first_ms` is the median over the processes; `cv` is the population
     standard deviation over the mean; `p99_ms` is None below the number of queries that supports it
@@ -270,7 +270,7 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
 def joined(
     parts: Sequence[LatencySamples],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Samples of all processes `[n]` in ms, their blocks `[n]` with numbers of their own, and their processes `[n]`."""
+    """Return samples of all processes `[n]` in ms, their blocks `[n]`, numbered anew, and processes `[n]`."""
     process = np.repeat(np.arange(len(parts)), [len(part.samples_ms) for part in parts])
     offsets = np.cumsum([0] + [int(part.blocks.max()) + 1 for part in parts])
     blocks = [

@@ -28,8 +28,8 @@ from edgekd.benchmark.gates import parse_gates
 from edgekd.cli import app
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.train import TrainConfig
+from edgekd.distill.losses import TERMS, Batch, objective
 from edgekd.distill.recipes import RECIPES, get_recipe
-from edgekd.distill.terms import TERMS, Batch, objective
 from edgekd.targets.profiles import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -142,7 +142,7 @@ def test_loops_are_unrolled() -> None:
 def test_named_students_and_teachers_exist() -> None:
     import open_clip
 
-    from edgekd.distill.students import TEACHERS_TOWER, timm_name
+    from edgekd.distill.students import TEACHER_ENCODER, timm_name
 
     pairs = set(open_clip.list_pretrained(as_str=True))
     students, teachers = set(), set()
@@ -154,7 +154,7 @@ def test_named_students_and_teachers_exist() -> None:
                 students.add(parameters.get("student"))
                 teachers.add(parameters.get("teacher"))
     assert len(students) > 3
-    for student in students - {None, TEACHERS_TOWER}:
+    for student in students - {None, TEACHER_ENCODER}:
         timm_name(student)
     for teacher in teachers - {None, "toy"}:
         kind, _, rest = teacher.partition(":")
@@ -344,7 +344,7 @@ def test_documented_term_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_embeddings_file_is_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     monkeypatch.chdir(tmp_path)
     _run_blocks("teachers.md", "np.savez")

@@ -16,9 +16,9 @@ from edgekd.benchmark.gates import (
 )
 from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import check_gates, print_report
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.core.errors import EdgekdError, GateFailed
 

@@ -18,7 +18,7 @@ from test_page import ARTIFACT, FACTS
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.notes import notes
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from PIL import Image
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.charts import Point, accuracy_figure
 from edgekd.benchmark.report.document import points_of
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.write import draw_picture
+from edgekd.benchmark.results.schema import Report
 
 
 @pytest.fixture(scope="module")

@@ -26,15 +26,15 @@ from edgekd.benchmark.evaluate.scores import computed
 from edgekd.benchmark.gates import parse_gates
 from edgekd.benchmark.report.answers import answers, choice
 from edgekd.benchmark.report.document import document
-from edgekd.benchmark.report.metric import metric, metrics_of
 from edgekd.benchmark.report.render import markdown
-from edgekd.benchmark.report.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import shown, table
-from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.tables import by_suite, results
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.metric import metric, metrics_of
+from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
@@ -203,15 +203,6 @@ def test_latency_rows_and_raw_samples(measured: tuple[Report, Path]) -> None:
             == raw["blocks/r/teacher/0"].shape
             == (rows["teacher"].n,)
         )
-
-
-def test_predictions_give_the_numbers_again(measured: tuple[Report, Path]) -> None:
-    report, out = measured
-    with np.load(out / "predictions.npz") as arrays:
-        for row in report.accuracy:
-            predicted = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].argmax(axis=1)
-            assert (predicted == arrays[f"labels/{row.suite}"]).mean() == pytest.approx(row.top1)
-        assert arrays["ids/id"][0] == "all/cat/0.png"
 
 
 def test_a_notebook_shows_the_numbers_that_decide_and_the_chart(

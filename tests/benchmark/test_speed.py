@@ -11,7 +11,7 @@ import pytest
 
 from edgekd.benchmark.measure.speed import load_of, speed_between, speed_rows
 from edgekd.benchmark.report.notes import fastest
-from edgekd.benchmark.report.schema import Report, SpeedRow
+from edgekd.benchmark.results.schema import Report, SpeedRow
 from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing.speed import (
     Timing,

@@ -38,8 +38,8 @@ from edgekd.core.readers import (
 )
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split
+from edgekd.distill.batches import open_store
 from edgekd.distill.cache import EmbeddingCache
-from edgekd.distill.pixels import open_store
 from edgekd.evaluation.suites import SuiteBuilder
 from edgekd.targets.agent.job import Job, parse_job, read_job
 from edgekd.targets.agent.model import read_manifest

@@ -380,13 +380,13 @@ def test_second_load_opens_nothing(
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     first = load_images(root)
     opened: list[str] = []
-    plain = edgekd.data.image_set._look
+    plain = edgekd.data.image_set.check_content
 
     def spy(path: Path) -> tuple[str, str]:
         opened.append(path.name)
         return plain(path)
 
-    monkeypatch.setattr(edgekd.data.image_set, "_look", spy)
+    monkeypatch.setattr(edgekd.data.image_set, "check_content", spy)
     assert load_images(root).keys == first.keys
     # What could not be read is tried again: a permission may have been mended.
     assert opened == ["torn.png"]

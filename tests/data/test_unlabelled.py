@@ -20,7 +20,7 @@ from edgekd.data.unlabelled import (
     load_unlabelled,
     with_unlabelled,
 )
-from edgekd.distill.pixels import open_store
+from edgekd.distill.batches import open_store
 
 
 @pytest.fixture(autouse=True)

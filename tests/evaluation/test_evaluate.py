@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import edgekd
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.load import load_run
+from edgekd.distill.classification.load import load_run
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_new_classes_are_asked_for_as_the_run_learned_its_own(
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from edgekd.distill.teacher import ClipTeacher
+    from edgekd.distill.teachers import ClipTeacher
 
     told = {"cat": "It purrs.", "dog": "It barks.", "horse": "It neighs.", "house": "It stands."}
     (tmp_path / "d.json").write_text(json.dumps(told))

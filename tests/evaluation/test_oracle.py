@@ -16,9 +16,9 @@ from study_data import draw_domains, tiny_settings
 import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.job import Job
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import Student
 from edgekd.distill.train import train
 from edgekd.studies import cell as cells
@@ -121,7 +121,7 @@ def weights_on_the_way(config: TrainConfig) -> dict[int, Student]:
     """What a run shows, by the steps done."""
     shown: dict[int, Student] = {}
 
-    def keep(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
+    def keep(task: Classification, student: Student, done: int, places: tuple[int, ...]) -> None:
         assert done in places
         shown[done] = copy.deepcopy(student)
 

@@ -24,12 +24,12 @@ from benchmark_fakes import (
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.evaluate.scores import FIXED
-from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.prompt_variants import VariantSpec, read_variant, with_prompt_variants
 
 

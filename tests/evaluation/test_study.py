@@ -17,10 +17,10 @@ from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import take_shots, unseen_test
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.pixels import squashed, store_side
-from edgekd.distill.predict import predict_all, student_predict, teacher_predict
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.batches import squashed, store_side
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.predict import predict_all, student_predict, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.views import ViewPolicy, render, view_params
 from edgekd.evaluation.few_shot import teacher_keys
 from edgekd.evaluation.gather import suites_of

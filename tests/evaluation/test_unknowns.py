@@ -16,11 +16,11 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import shared_suites
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.gates import evaluate, parse_gate, parse_gates
-from edgekd.benchmark.report.rows import UnknownRow
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import read_report
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.rows import UnknownRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor

@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 

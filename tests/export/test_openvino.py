@@ -263,8 +263,8 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
             np.testing.assert_array_equal(
                 one.measured.logits[n].argmax(axis=1), here.argmax(axis=1)
             )
-        assert one.measured.placement is not None
-        [clock] = one.measured.model
+        assert one.measured.result.placement is not None
+        [clock] = one.measured.result.model
         assert clock.threads == 1
         assert clock.provider.startswith(
             "OpenVINO 20" if "openvino" in one.name else "CPUExecutionProvider"

@@ -27,10 +27,11 @@ from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.measure import timings
-from edgekd.benchmark.measure.timings import Grid, throughput_rows
+from edgekd.benchmark.measure.timings import throughput_rows
 from edgekd.benchmark.report import write
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
+from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root
 from edgekd.targets.devices import drive
@@ -66,13 +67,13 @@ def check_measured(
         for n, suite in enumerate(suites):
             [here] = predict_suite([original], suite)
             np.testing.assert_allclose(one.measured.logits[n], here, rtol=1e-5)
-        [clock] = one.measured.model
+        [clock] = one.measured.result.model
         assert (clock.provider, clock.threads) == ("CPUExecutionProvider", 1)
         assert len(clock.samples.samples_ms) >= BRIEF.runs
         assert clock.samples.complete
-        assert (one.measured.whole.samples.samples_ms > one.measured.prepare_ms).all()
-        assert one.measured.whole.peak_rss_mb is not None
-        assert 20 < one.measured.whole.peak_rss_mb < 1000
+        assert (one.measured.result.whole.samples.samples_ms > one.measured.result.prepare_ms).all()
+        assert one.measured.result.whole.peak_rss_mb is not None
+        assert 20 < one.measured.result.whole.peak_rss_mb < 1000
 
 
 def test_local_agent_gives_a_report_like_any_other(
@@ -181,16 +182,16 @@ def test_the_agent_takes_the_throughput_too(
     """One process for each entry; a file made for one image at a time says so and stops nothing."""
     subjects, suites = setting
     single = artifact_subject(write_artifact(tmp_path / "artifacts" / "single", batch=1))
-    grid = Grid((1, 4), (1, 2))
-    found = devices.on_device([subjects[0], single], suites, "local", speed=ONE_THREAD, grid=grid)
-    rows = throughput_rows(found, {}, grid, quick=True)
+    speed = SpeedOptions(quick=True, threads=1, batch_sizes=(1, 4), thread_counts=(1, 2))
+    found = devices.on_devices([subjects[0], single], suites, ["local"], speed)
+    rows = throughput_rows(found, [], speed)
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
         (f"{name}@local", batch, threads)
         for name in ("fp32", "single")
         for batch in (1, 4)
         for threads in (1, 2)
     ]
-    rates = [rate for one in found if one.measured for rate in one.measured.rates]
+    rates = [rate for one in found if one.measured for rate in one.measured.result.rates]
     for row, rate in zip(rows, rates, strict=True):
         assert row.device == "local"
         if (row.subject, row.batch) == ("single@local", 4):
@@ -211,7 +212,12 @@ def test_bundle_is_carried_there_and_back(
 ) -> None:
     subjects, suites = setting
     folder = tmp_path / "bundle"
-    line = devices.bundle(subjects, suites, folder, ONE_THREAD, grid=Grid((2,), (1,)))
+    line = devices.bundle(
+        subjects,
+        suites,
+        folder,
+        ONE_THREAD.model_copy(update={"batch_sizes": (2,), "thread_counts": (1,)}),
+    )
     assert line in (readme := (folder / "README.txt").read_text())
     assert "Pillow 10.1 or newer, and onnxruntime." in readme
     words = line.split()
@@ -221,7 +227,7 @@ def test_bundle_is_carried_there_and_back(
     name = result_of(result).name
     measured, quick = devices.from_result(subjects, suites, result)
     assert quick
-    assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.rates] == [
+    assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.result.rates] == [
         (2, 1, None), (2, 1, None)
     ]  # fmt: skip
     check_measured(measured, subjects, suites, name)

@@ -28,9 +28,8 @@ from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.measure import timings
-from edgekd.benchmark.measure.timings import Grid
 from edgekd.benchmark.report import write
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root, sha256_file
@@ -81,8 +80,8 @@ def test_a_bundle_is_built_once_and_measured(
     bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), [], [], elsewhere=True)
     assert not bundle.here
     onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
-    [found, beside] = devices.on_device(
-        [bundle, onnx], suites, "local", speed=ONE_THREAD, grid=Grid((8, 9), (None,))
+    [found, beside] = devices.on_devices(
+        [bundle, onnx], suites, ["local"], ONE_THREAD.model_copy(update={"batch_sizes": (8, 9)})
     )
     assert builds.read_text() == "10.3.0\n"
     assert (
@@ -90,26 +89,26 @@ def test_a_bundle_is_built_once_and_measured(
         in said
     )
     places = [
-        n for n, line in enumerate(said) if "building the engine" in line or "answers of" in line
+        n for n, line in enumerate(said) if "building the engine" in line or "logits of" in line
     ]
     assert "building" in said[places[0]], "before anything else is done"
     assert found.measured is not None
     for n, suite in enumerate(suites):
         [here] = predict_suite([onnx], suite)
         np.testing.assert_allclose(found.measured.logits[n], here, rtol=1e-5)
-    [clock] = found.measured.model
+    [clock] = found.measured.result.model
     assert clock.provider == "tensorrt 10.3.0, Orin"
-    assert found.measured.placement is None
-    eight, nine = found.measured.rates
+    assert found.measured.result.placement is None
+    eight, nine = found.measured.result.rates
     assert eight.clock is not None
     assert (
         nine.reason
         == "The file is made for 8 images at a time, not for 9. Ask for smaller batches."
     )
-    assert found.measured.built is not None
-    assert found.measured.built.seconds >= 0
+    assert found.measured.result.built is not None
+    assert found.measured.result.built.seconds >= 0
     assert beside.measured is not None
-    assert beside.measured.built is None
+    assert beside.measured.result.built is None
 
     monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
     written = run_benchmark([found, beside], suites, tmp_path / "out", speed=SHORT)
@@ -224,8 +223,8 @@ def test_an_engine_for_another_device_is_refused_before_anything_is_sent(
 ) -> None:
     (tmp_path / "planted" / "tensorrt_rtx.py").write_text("raise ImportError('it is gone')")
     with pytest.raises(EdgekdError) as caught:
-        devices.on_device(
-            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, "local", quick=True
+        devices.on_devices(
+            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, ["local"], SHORT
         )
     assert message in caught.value.message
     assert hint in caught.value.hint

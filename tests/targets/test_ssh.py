@@ -123,7 +123,7 @@ def check(found: list[Subject], subjects: list[Subject], suites: list[Suite]) ->
         np.testing.assert_allclose(
             found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5
         )
-    assert len(found[0].measured.model) == 1
+    assert len(found[0].measured.result.model) == 1
 
 
 def test_a_device_behind_ssh(
@@ -134,7 +134,7 @@ def test_a_device_behind_ssh(
     monkeypatch.setattr(drive, "say", said.append)
     subjects, suites = setting
     check(devices.on_devices(subjects, suites, [server.spec], ONE_THREAD), subjects, suites)
-    assert any("answers of r/fp32" in line for line in said)
+    assert any("logits of r/fp32" in line for line in said)
     assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 

@@ -34,11 +34,13 @@ app = typer.Typer(
 )
 known = _group("List students, teachers, recipes and targets.")
 classes = _group("Add a class to an artifact exported with --head embedding, or remove it.")
+data = _group("Look at a data set before it trains.")
 vl = _group(
     "Small vision-language students: questions, entailment, multiple choice (CLIP-TD style)."
 )
 app.add_typer(known, name="list")
 app.add_typer(classes, name="classes")
+app.add_typer(data, name="data")
 app.add_typer(vl, name="vl")
 
 
@@ -215,6 +217,12 @@ def study(made: Any, _: Given) -> None:
             f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
             "Mend this and give the same command again: what is finished is kept.",
         )
+
+
+@command(data, "edgekd.api:check_data")
+def check(found: Any, _: Given) -> None:
+    """Unreadable images, duplicates, class balance; with a teacher near-duplicates and probable label errors."""
+    result(*found.summary(), f"page: {found.page}")
 
 
 @command(classes, "edgekd.api:add_class")

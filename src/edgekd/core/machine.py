@@ -1,4 +1,7 @@
-"""On what it was measured: everything about the machine that moves a latency, and nothing that names its owner."""
+"""Facts about this machine that influence a latency, and nothing that names its owner.
+
+The device agent carries this module: Python 3.9 and the standard library.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ PACKAGES = ("edgekd", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13"
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, governor; a value that the system does not tell is None."""
+    """Return machine, versions and governor; None for what the system does not report."""
     model, flags = _cpu()
     return {
         "cpu": model,
@@ -38,15 +41,15 @@ def describe() -> dict[str, Any]:
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
-    """What may change while measuring; None where the system does not tell.
+    """Return what may change while measuring; None for what the system does not report.
 
     Args:
-        root: where `sys` lies.
+        root: parent of `sys`.
 
     Returns:
         load_average (1 minute), cpu_mhz (clock of core 0), temperature_c (of the hottest thermal zone), throttle_count
         (x86: events of all cores and packages since the start, added), throttle_flags (Raspberry Pi: hexadecimal, see
-        `throttling.FLAGS`), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
+        `notes.THROTTLE_FLAGS`), power_mode (Jetson's nvpmodel, else the ACPI platform profile).
     """
     khz = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     heat = _integers((root / "sys/class/thermal").glob("thermal_zone*/temp"))
@@ -68,7 +71,7 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def processor_seconds(stat: Path = Path("/proc/stat")) -> tuple[float, float, float] | None:
-    """Seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux.
+    """Return seconds of all cores since the start: at work, stolen by a hypervisor, in all; None off Linux.
 
     Args:
         stat: file in the form of Linux's /proc/stat.
@@ -87,14 +90,14 @@ def other_work(
     after: tuple[float, float, float] | None,
     own_s: float,
 ) -> tuple[float, float] | None:
-    """Shares 0–1 of all cores' time that went to other processes, and to other machines of a hypervisor.
+    """Return shares 0–1 of all cores' time that went to other processes, and to other machines of a hypervisor.
 
     Args:
         before, after: `processor_seconds` at both ends of a stretch of time.
         own_s: processor time of this process in it.
 
     Returns:
-        None where the system does not tell, or too little time has passed for its clock.
+        None where the system does not report it, or too little time has passed for its clock.
     """
     if before is None or after is None or after[2] - before[2] <= 0:
         return None
@@ -103,16 +106,16 @@ def other_work(
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Return the cores this process may run on."""
     return (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     )
 
 
 def peak_rss_mb() -> float | None:
-    """Largest resident memory of this process so far, in 10^6 bytes.
+    """Return the largest resident memory of this process so far, in 10^6 bytes.
 
-    Linux's own high-water mark first: what getrusage tells there can be that of the parent before `exec`.
+    Linux's own high-water mark first: the value of getrusage can be that of the parent before `exec`.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as handle:
@@ -149,13 +152,13 @@ def _cpu() -> tuple[str, frozenset[str]]:
 
 
 def _integers(paths: Iterable[Path]) -> list[int]:
-    """Of those files that can be read: a zone whose sensor sleeps gives an error."""
+    """Return the integers in those files that can be read: a zone whose sensor sleeps gives an error."""
     texts = [_read(path) for path in paths]
     return [int(text) for text in texts if text and text.lstrip("-").isdigit()]
 
 
 def _asked(*command: str) -> str | None:
-    """What a tool of the board prints; None where there is none or it does not answer."""
+    """Return what a tool of the board prints; None where there is none or it does not respond."""
     if shutil.which(command[0]) is None:
         return None
     try:

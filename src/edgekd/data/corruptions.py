@@ -1,4 +1,4 @@
-"""The 15 corruptions of ImageNet-C at severities 1–5, made on the fly, and what they do to accuracy.
+"""The 15 corruptions of ImageNet-C at severities 1–5, made on the fly.
 
 Source of all numbers: Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", and the functions published with it. The one difference is `frost`, whose six photographs are not ours
@@ -31,7 +31,7 @@ REMARKS = (
 
 
 def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, key: str) -> NDArray[np.uint8]:
-    """One corrupted image.
+    """Return one corrupted image.
 
     Args:
         pixels: uint8 RGB `[224, 224, 3]`.
@@ -69,7 +69,7 @@ def defocus_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def disk(radius: int, smoothing: float) -> NDArray[np.float64]:
-    """A disk of sum 1, its edge smoothed by a small Gaussian; at least 17 × 17 pixels."""
+    """Return a disk of sum 1, its edge smoothed by a small Gaussian; at least 17 × 17 pixels."""
     half, width = max(8, radius), 3 if radius <= 8 else 5
     grid = np.arange(-half, half + 1)
     flat = (grid[:, None] ** 2 + grid[None, :] ** 2 <= radius**2).astype(np.float64)
@@ -106,7 +106,7 @@ def motion_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def smear(x: NDArray[np.float64], radius: int, sigma: float, degrees: float) -> NDArray[np.float64]:
-    """ImageMagick's motion blur: half a Gaussian along a line, whole pixels, edges repeated."""
+    """Apply ImageMagick's motion blur: half a Gaussian along a line, whole pixels, edges repeated."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -132,7 +132,7 @@ def zoom_blur(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def zoomed(x: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """The middle of `x`, enlarged bilinearly (corners onto corners) and cut to the size of `x`."""
+    """Return the middle of `x`, enlarged bilinearly (corners onto corners) and cut to the size of `x`."""
     side = x.shape[0]
     kept = int(np.ceil(side / factor))
     first = (side - kept) // 2
@@ -171,7 +171,7 @@ def frost(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def ice_crystals(side: int, rng: np.random.Generator) -> Pixels:
-    """Needles and patches of ice, 0–1 `[side, side, 3]`, with the mean and the contrast of ImageNet-C's photographs."""
+    """Return needles and patches of ice, 0–1 `[side, side, 3]`, with mean and contrast of ImageNet-C's photographs."""
     patches = plasma(1.7, rng)[:side, :side]
     needles = np.zeros((side, side))
     for degrees in rng.uniform(0, 180, size=4):
@@ -198,7 +198,7 @@ def fog(x: Pixels, level: int, rng: np.random.Generator) -> Pixels:
 
 
 def plasma(decay: float, rng: np.random.Generator, side: int = 256) -> NDArray[np.float64]:
-    """A cloud by the diamond-square algorithm on a torus, 0–1 `[side, side]`.
+    """Return a cloud by the diamond-square algorithm on a torus, 0–1 `[side, side]`.
 
     Each round halves the step, sets the middles of squares, then of diamonds, to the mean of their four corners plus
     chance, whose range is the square of a wobble (100 at first) that shrinks by `decay`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,8 +20,11 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import like_names, read_json
 from edgekd.data import scan, toy
-from edgekd.data.images import UnreadableImage, decode, read_bytes
+from edgekd.data.coco import list_coco
+from edgekd.data.images import UnreadableImage, check_content, decode
 from edgekd.data.layouts import class_names
+from edgekd.data.packed import PackedReader
+from edgekd.data.sources import is_packed, open_packed
 
 _INDEX_VERSION = 1
 _MANY = 2000
@@ -96,6 +98,8 @@ class ImageSet:
         reader: Callable[..., Image.Image]
         if isinstance(self.reader, FileReader):
             reader = FileReader(self.reader.root, tuple(self.reader.paths[i] for i in chosen))
+        elif isinstance(self.reader, PackedReader):
+            reader = self.reader.at(kept)
         else:
             reader = _Chosen(self.reader, tuple(chosen))
         return replace(
@@ -119,7 +123,7 @@ class ImageSet:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader | JoinedReader):
+        if draft is not None and isinstance(self.reader, FileReader | JoinedReader | PackedReader):
             return self.reader(index, draft)
         return self.reader(index)
 
@@ -172,7 +176,9 @@ class JoinedReader:
 
 
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
-    """Load `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.data.scan`).
+    """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
+
+    Conventions are in `edgekd.data.scan`, `coco`, `shards` and `tables`.
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
@@ -185,9 +191,22 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """
     if str(spec) == "toy":
         return toy_images()
+    if is_packed(spec):
+        packed = open_packed(str(spec))
+        return _labelled(
+            packed.name,
+            str(spec),
+            packed.root,
+            packed.entries,
+            packed.keys,
+            packed.reader,
+            one_class,
+        )
     path = Path(spec)
     if path.is_dir():
         listing = scan.list_folder(path)
+    elif path.suffix.lower() == ".json" and path.is_file():
+        listing = list_coco(path)
     elif path.suffix.lower() in scan.MANIFESTS and path.is_file():
         listing = scan.list_manifest(path)
     elif path.exists():
@@ -251,26 +270,45 @@ def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
             f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
             "Add images, or remove the folder.",
         )
+    name = scan.shown(path.resolve().name if path.is_dir() else path.stem)
+    reader = FileReader(listing.root.resolve(), tuple(entry.path for entry in entries))
+    found = tuple(keys[entry.path] for entry in entries)
+    return _labelled(name, str(path), listing.root, entries, found, reader, one_class)
+
+
+def _labelled(
+    name: str,
+    source: str,
+    root: Path | None,
+    entries: Sequence[scan.Entry],
+    keys: tuple[str, ...],
+    reader: Callable[[int], Image.Image],
+    one_class: bool,
+) -> ImageSet:
+    """Return readable images with their classes in order; `root` may hold `classes.txt`."""
+    labels = {entry.label for entry in entries}
     if len(labels) < 2 and not one_class:
         raise EdgekdError(
-            f'{path} has only one class, "{scan.shown(entries[0].label)}".',
+            f'{source} has only one class, "{scan.shown(entries[0].label)}".',
             f"A classifier needs two; {scan.CONVENTIONS}",
         )
     class_order = scan.order_classes(labels)
-    domain_order = sorted({entry.domain for entry in entries if entry.domain is not None}) or [
-        "all"
-    ]
-    classes = class_names(domain_order, scan.display_names(listing.root, class_order))
+    domain_order = sorted({entry.domain or "all" for entry in entries})
+    shown = (
+        scan.display_names(root, class_order)
+        if root is not None
+        else tuple(scan.shown(label) for label in class_order)
+    )
     images = ImageSet(
-        name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
-        classes=classes,
-        domains=tuple(scan.shown(name) for name in domain_order),
+        name=name,
+        classes=class_names(domain_order, shown),
+        domains=tuple(scan.shown(domain) for domain in domain_order),
         labels=_positions([entry.label for entry in entries], class_order),
         domain_of=_positions([entry.domain or "all" for entry in entries], domain_order),
-        keys=tuple(keys[entry.path] for entry in entries),
+        keys=keys,
         ids=tuple(scan.shown(entry.path) for entry in entries),
         roles=tuple(str(entry.role) for entry in entries) if entries[0].role is not None else None,
-        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in entries)),
+        reader=reader,
     )
     _warn_of(images)
     return images
@@ -337,7 +375,7 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     if len(pending) >= _MANY:
         say(f"Looking once at {len(pending):,} images of {listing.root} …")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = list(pool.map(lambda path: _look(listing.root / path), pending))
+        outcomes = list(pool.map(lambda path: check_content(listing.root / path), pending))
     reasons: dict[str, str] = {}
     for path, (key, reason) in zip(pending, outcomes, strict=True):
         (keys if key else reasons)[path] = key or reason
@@ -352,17 +390,6 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
                 f"the images will be checked again next time, since {index_file} could not be written ({error})."
             )
     return keys, reasons
-
-
-def _look(path: Path) -> tuple[str, str]:
-    """Return (key, "") of a readable file, ("", reason) of another."""
-    try:
-        content = read_bytes(path)
-        # A JPEG decodes faster at a fraction of its size, and a cut or torn one still fails.
-        decode(content, draft=32)
-    except UnreadableImage as error:
-        return "", error.reason
-    return hashlib.sha256(content).hexdigest()[:32], ""
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:

@@ -13,6 +13,7 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data import scan
 from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable, toy_images
 from edgekd.data.images import EXTENSIONS
+from edgekd.data.sources import is_packed, open_packed
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS
@@ -41,13 +42,18 @@ def load_unlabelled(source: str | Path) -> ImageSet:
 
     Args:
         source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
-            and does not count; or `toy:STYLE`, 200 drawings of that style that are not in the toy data.
+            and does not count; WebDataset shards or `hf:NAME`, whose labels do not count; or `toy:STYLE`, 200
+            drawings of that style that are not in the toy data.
 
     Raises:
         EdgekdError: no such source, no image in it, none that can be read.
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
+    if is_packed(source):
+        packed = open_packed(str(source), labelled=False)
+        ids = [scan.shown(entry.path) for entry in packed.entries]
+        return ImageSet.without_labels(packed.name, packed.keys, ids, packed.reader)
     root = Path(source)
     if root.suffix.lower() in scan.MANIFESTS and root.is_file():
         listing = scan.list_manifest(root, labelled=False)

@@ -17,13 +17,17 @@ from edgekd.configs.benchmark import EvaluateConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.descriptions import descriptions_for
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.plan import newest_run
-from edgekd.distill.predict import predict_all, student_predict, teacher_predict
-from edgekd.distill.probe import probe_scores, student_vectors
-from edgekd.distill.prompts import TextBank, templates_for
-from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
+from edgekd.distill.classification.predict import (
+    predict_all,
+    probe_scores,
+    student_predict,
+    student_vectors,
+    teacher_predict,
+)
+from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.text_bank import TextBank, descriptions_for, templates_for
 from edgekd.evaluation.few_shot import few_shot_scores, own_teacher, teacher_vectors
 from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.evaluation.subjects import artifact_folders
@@ -175,7 +179,7 @@ def image_bank(
         if set(images.classes) <= set(places):
             rows = own.vectors[[places[name] for name in images.classes]]
             return dataclasses.replace(own, classes=images.classes, vectors=rows)
-        described = loaded.described(images.classes)
+        described = loaded.descriptions(images.classes)
     templates = (
         own.templates if own and not prompts else templates_for(prompts or "photo", images.domains)
     )

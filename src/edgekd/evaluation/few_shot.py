@@ -15,12 +15,15 @@ from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.pixels import PixelStore, store_side
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict
-from edgekd.distill.probe import student_vectors
-from edgekd.distill.retrieval import retrieval_scores
-from edgekd.distill.teacher import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.batches import PixelStore, pixel_batches, store_side
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import (
+    predict_all,
+    retrieval_scores,
+    student_predict,
+    student_vectors,
+)
+from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.views import ViewPolicy, plain, render, view_params
 from edgekd.evaluation.gather import trained_of
 
@@ -39,7 +42,7 @@ def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
     """Return text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
     assert loaded.bank is not None
     teacher = load_teacher(loaded.config.teacher)
-    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.described(classes))
+    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.descriptions(classes))
     return dataclasses.replace(bank, text_centre=loaded.bank.text_centre).head
 
 

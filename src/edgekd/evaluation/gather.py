@@ -18,8 +18,8 @@ from edgekd.core.manifest import read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.plan import newest_run
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
 from edgekd.evaluation.prompt_variants import with_prompt_variants
 from edgekd.evaluation.subjects import COPIED, compared_of, lone_artifact, run_of, subjects_of
 from edgekd.evaluation.suites import (

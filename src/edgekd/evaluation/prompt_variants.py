@@ -11,10 +11,10 @@ import torch
 from edgekd.benchmark.subjects import PromptVariant, Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import read_text
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import student_predict, teacher_predict
-from edgekd.distill.prompts import TextBank, readable
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import student_predict, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.text_bank import TextBank, readable
 from edgekd.evaluation.suites import named_folders
 
 _BASES = ("id", "domain", "folder")

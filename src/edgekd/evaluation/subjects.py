@@ -18,9 +18,9 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import short_hash
 from edgekd.core.manifest import Artifact, read_artifact, read_run
 from edgekd.core.predictor import Predictor
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import student_predict, teacher_predict
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import student_predict, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.fuse import fuse
 from edgekd.targets.session import Session, open_session

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.report.rows import Family
+from edgekd.benchmark.results.rows import Family
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError

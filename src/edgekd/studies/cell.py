@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from torch import nn
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.readers import parse_json, read_arrays
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots, unseen_test
-from edgekd.distill.job import Job, Look
-from edgekd.distill.load import LoadedRun, load_run
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import Student
-from edgekd.distill.train import train
-from edgekd.distill.validate import scores_on
+from edgekd.distill.train import Callback, train
 from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
 from edgekd.studies.plan import Plan, cell_config, with_description_file
 from edgekd.studies.store import Cell, Done, Outcome, Store, write_arrays
@@ -65,18 +66,18 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
         shutil.rmtree(folder)
 
 
-def trained(config: TrainConfig, look: Look | None = None) -> LoadedRun:
+def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
     """Return the run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
 
     Args:
-        look: gets the weights during training; see `edgekd.distill.train.train`.
+        callback: gets the weights during training; see `edgekd.distill.train.train`.
     """
     folder = config.out
     assert folder is not None
     if not (folder / "run.json").is_file():
         if (folder / "config.json").is_file():
             config = TrainConfig(out=folder, resume=True)
-        train(config, look)
+        train(config, callback)
     return load_run(folder)
 
 
@@ -191,18 +192,20 @@ def _facts(loaded: LoadedRun) -> dict[str, Any]:
     }
 
 
-def watch(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
-    """Test the weights after `done` steps on the unseen domain; a `Look`.
+def watch(task: Classification, model: nn.Module, done: int, places: tuple[int, ...]) -> None:
+    """Test the weights after `done` steps on the unseen domain; a callback of `train`.
 
     Writes `oracle.npz` into the run's folder: `places` and those `seen`, int64; `step` of the best, the earliest of
     equals; which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by a place twice, with the
     same weights.
     """
-    indices = job.split.ood_test
-    scores = scores_on(student, job.bank, job.images, indices)
-    right = scores.argmax(axis=1) == job.images.labels[indices]
-    assert job.config.out is not None
-    path = job.config.out / ORACLE_FILE
+    assert isinstance(model, Student)
+    assert task.config.out is not None
+    images, indices = task.images, task.split.ood_test
+    predict = student_predict(model, task.bank.head if task.bank else None)
+    scores = predict_all(predict, images, indices, model.preprocess)
+    right = scores.argmax(axis=1) == images.labels[indices]
+    path = task.config.out / ORACLE_FILE
     best, seen = {"step": np.int64(done), "correct": right}, {done}
     if path.exists():
         file = _read_oracle(path)

@@ -26,7 +26,7 @@ from edgekd.data.subsets import (
     unseen_test,
     without_classes,
 )
-from edgekd.distill.plan import settle
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.recipes import RECIPES, Recipe, get_recipe
 from edgekd.studies.store import Cell
 

@@ -23,11 +23,14 @@ from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import short_hash, write_json, write_text
 from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_arrays
-from edgekd.distill.descriptions import descriptions_for, kept_descriptions
-from edgekd.distill.predict import predict_all, teacher_predict
-from edgekd.distill.prompts import templates_for
-from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.vocabulary import read_vocabulary
+from edgekd.distill.classification.predict import predict_all, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.text_bank import (
+    descriptions_for,
+    read_vocabulary,
+    stored_descriptions,
+    templates_for,
+)
 from edgekd.studies.cell import remove_bases, run_cell
 from edgekd.studies.plan import Plan, description_file, with_description_file
 from edgekd.studies.store import Cell, Store, write_arrays
@@ -121,7 +124,7 @@ def describe_once(plan: Plan, folder: Path) -> Plan:
     for spec, names in wanted.items():
         if spec.startswith("command:"):
             path = description_file(folder, spec)
-            kept = kept_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
+            kept = stored_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
             write_json(path, {name: list(sentences) for name, sentences in kept.items()})
         else:
             descriptions_for(spec, names)
