@@ -61,7 +61,7 @@ def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
 def _from_teacher(
     bank: ClassBank, name: str, spec: str | None, descriptions: str | None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """The class's vector by the run's own prompts, and how it was made."""
+    """Return the class's vector by the run's own prompts, and how it was made."""
     from edgekd.distill.teachers import load_teacher
     from edgekd.distill.text_bank import descriptions_for
 
@@ -84,7 +84,7 @@ def _from_teacher(
 
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
-    """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
+    """Return the teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
     found = read_array(path, "text vector", "Write it with numpy.save.")
     if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(

@@ -281,7 +281,7 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
 
 
 def _stopped_at_start(folder: Path, kind: Kind) -> bool:
-    """A run that ended before its first checkpoint: nothing in it can be continued or used."""
+    """Return A run that ended before its first checkpoint: nothing in it can be continued or used."""
     return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
@@ -290,7 +290,7 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _fields(marker: Path) -> dict[str, Any]:
-    """The fields of a marker that is a JSON object; none of anything else."""
+    """Return the fields of a marker that is a JSON object; none of anything else."""
     try:
         found = read_json(marker, "marker of a folder")
     except EdgekdError:

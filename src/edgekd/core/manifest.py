@@ -230,7 +230,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Pydantic's first complaint as `field: reason`."""
+    """Return Pydantic's first complaint as `field: reason`."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"]) or "file"
     return printable(f"{place[:80]}: {problem['msg'][:200]}")
@@ -247,7 +247,7 @@ def facts_html(title: str, facts: Mapping[str, str]) -> str:
 
 
 def shown_value(value: object) -> str:
-    """A value of a foreign file in a sentence: short, and without control characters."""
+    """Return A value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
 
 
