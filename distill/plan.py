@@ -22,6 +22,7 @@ from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
 from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.launch import precision_of
+from edgekd.distill.loggers import check_loggers
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
@@ -50,6 +51,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         stored = read_config(out / "config.json")
         say(f"resuming {out} with the settings it was started with")
         return stored.model_copy(update={"out": out, "resume": True})
+    check_loggers(config.logger)
     chosen: dict[str, object] = settle_start(config)
     if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:
         chosen["data"] = NO_DATA

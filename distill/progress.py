@@ -27,6 +27,7 @@ from edgekd.core.files import disk_errors, write_text
 from edgekd.core.readers import parse_json, read_text
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher
+from edgekd.distill.loggers import Loggers
 from edgekd.distill.recipes import get_recipe
 
 
@@ -63,12 +64,10 @@ class Progress:
         self._last_step = 0.0
         self._last_line = 0.0
         self._bar: Bar | None = None
-        self._board = None
+        self._board: Loggers | None = None
         if fabric.is_global_zero:
             _keep_until(self._path, resume_at)
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
+            self._board = Loggers(config.logger, out, resume_at)
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")
@@ -171,12 +170,8 @@ class Progress:
             }
         )
         if self._board:
-            for name, value in {
-                "loss": total,
-                "lr": lr,
-                **{f"terms/{k}": v for k, v in shown.items()},
-            }.items():
-                self._board.add_scalar(f"train/{name}", value, step + 1)
+            numbers = {"loss": total, "lr": lr, **{f"terms/{k}": v for k, v in shown.items()}}
+            self._board.log({f"train/{k}": v for k, v in numbers.items()}, step + 1)
         number = self._stages.index(stage) + 1 if stage in self._stages else 1
         note = (
             f"stage {number} of {len(self._stages)}: {stage}  loss {total:.4f}  {self.images_per_second:.0f} images/s  "
@@ -195,7 +190,7 @@ class Progress:
         """Record an accuracy on source validation, 0–1."""
         self._write({"step": done, "val_top1": accuracy})
         if self._board:
-            self._board.add_scalar("val/top1", accuracy, done)
+            self._board.log({"val/top1": accuracy}, done)
         if final:
             say(f"ID validation accuracy {100 * accuracy:.1f} %")
 

@@ -17,8 +17,10 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import read_object
+
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 class SwadRule(BaseModel):
@@ -154,12 +156,20 @@ class HardwareOptions(Config):
     """auto, cpu or cuda."""
     devices: int = option(default=1, ge=1)
     """Processes on this machine."""
+    logger: Words = option(default=("tensorboard",), group="Output")
+    """Where numbers go besides metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow."""
     log_every: int = option(default=10, ge=1, group="Output")
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = option(default=50, ge=1, group="Output")
     """Steps between checkpoints."""
     checkpoint_minutes: float = option(default=3.0, gt=0, group="Output")
     """Minutes after which a checkpoint is due, however few steps were made."""
+
+    @check
+    def _known_loggers(self) -> None:
+        for name in self.logger:
+            if name not in LOGGERS:
+                raise EdgekdError(f'There is no logger "{name}".', did_you_mean(name, LOGGERS))
 
 
 class RunOptions(
