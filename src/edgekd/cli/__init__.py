@@ -119,16 +119,16 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
-    from edgekd.benchmark.report.write import print_gates, print_table
+    from edgekd.benchmark.report.write import check_gates, print_report
 
     if isinstance(report, str):
         _bundle(report, given)
         return
-    print_table(report)
+    print_report(report)
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_gates(report)
+    check_gates(report)
 
 
 def _bundle(line: str, given: Given) -> None:
@@ -206,7 +206,7 @@ def demo(page: Any, _: Given) -> None:
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    from edgekd.benchmark.report.console import print_document
+    from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
     print_document(study_document(made.folder.name, made.tables))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable, read_object
 from edgekd.data.scan import Entry, Listing, shown
@@ -31,8 +31,7 @@ def list_coco(path: Path) -> Listing:
             found.setdefault(one["image_id"], set()).add(names[one["category_id"]])
     except (KeyError, TypeError) as error:
         raise EdgekdError(f"{path} is no COCO file ({error}).", _HINT) from error
-    passed_over: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    left_out = Tally()
     entries = []
     for number, file in files.items():
         labels = found.get(number, set())
@@ -40,12 +39,11 @@ def list_coco(path: Path) -> Listing:
             entries.append(Entry(file, next(iter(labels))))
             continue
         reason = "several categories" if labels else "no annotation"
-        passed_over[reason] += 1
-        examples.setdefault(reason, shown(file))
+        left_out.add(reason, shown(file))
     if not entries:
         raise EdgekdError(f"No image of {path} has exactly one category.", _HINT)
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
-    return Listing(_root(path, ordered[0].path), ordered, (), passed_over, examples)
+    return Listing(_root(path, ordered[0].path), ordered, (), left_out)
 
 
 def _root(path: Path, first: str) -> Path:

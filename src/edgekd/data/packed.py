@@ -6,7 +6,6 @@ so the next run lists nothing. Images are then read one by one, where they lie.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage, decode
 from edgekd.data.scan import Entry
@@ -61,5 +61,4 @@ class Packed:
     reader: PackedReader
     root: Path | None = None
     """Folder that may hold `classes.txt`."""
-    trouble: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.ahead import map_ahead
-from edgekd.core.console import say, warn
+from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import parse_json, printable, read_json
@@ -76,16 +75,14 @@ def list_shards(spec: str, *, labelled: bool) -> Packed:
     entries: list[Entry] = []
     keys: list[str] = []
     places: list[tuple[int, int, int]] = []
-    trouble: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    left_out = Tally()
     for number, shard in enumerate(shards):
         stem = shard.rsplit("/", 1)[-1].removesuffix(".tar")
         for row in _indexed(shard):
             name = f"{stem}/{row.name}"
             reason = row.reason or ("no label" if labelled and not row.label else "")
             if reason:
-                trouble[reason] += 1
-                examples.setdefault(reason, name)
+                left_out.add(reason, name)
                 continue
             entries.append(_entry(shard, name, row) if labelled else Entry(name, ""))
             keys.append(row.key)
@@ -103,8 +100,7 @@ def list_shards(spec: str, *, labelled: bool) -> Packed:
         keys=tuple(keys),
         reader=PackedReader(content, np.arange(len(entries)), spec),
         root=folder if "://" not in spec else None,
-        trouble=trouble,
-        examples=examples,
+        left_out=left_out,
     )
 
 

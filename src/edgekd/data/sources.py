@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgekd.core.console import warn_counted
 from edgekd.core.errors import EdgekdError
 from edgekd.data.packed import Packed
 from edgekd.data.shards import list_shards
@@ -41,7 +40,7 @@ def open_packed(spec: str, *, labelled: bool = True) -> Packed:
         found = list_table(spec.removeprefix(HUGGING_FACE), labelled=labelled)
     else:
         found = list_shards(spec, labelled=labelled)
-    warn_counted(f"images of {spec} left out", found.trouble, found.examples)
+    found.left_out.warn(f"images of {spec} left out")
     if not found.entries:
         raise EdgekdError(
             f"{spec} holds no image that can be read.",

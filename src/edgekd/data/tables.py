@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.ahead import map_ahead
-from edgekd.core.console import say, warn
+from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import printable, read_json
@@ -59,8 +58,7 @@ def list_table(spec: str, *, labelled: bool) -> Packed:
     entries: list[Entry] = []
     keys: list[str] = []
     rows: list[int] = []
-    trouble: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    left_out = Tally()
     first = 0
     for split, table in chosen.items():
         labels = _names(table, label) if label is not None else [""] * len(table)
@@ -69,8 +67,7 @@ def list_table(spec: str, *, labelled: bool) -> Packed:
             name = f"{split}/{number}"
             reason = reason or ("no label" if labelled and not labels[number] else "")
             if reason:
-                trouble[reason] += 1
-                examples.setdefault(reason, name)
+                left_out.add(reason, name)
                 continue
             domain = domains[number] if domains is not None else None
             role = roles[split] if has_roles else None
@@ -83,8 +80,7 @@ def list_table(spec: str, *, labelled: bool) -> Packed:
         entries=tuple(entries),
         keys=tuple(keys),
         reader=PackedReader(content, np.array(rows, dtype=np.int64), f"hf:{spec}"),
-        trouble=trouble,
-        examples=examples,
+        left_out=left_out,
     )
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.report.failures import small_jpeg
-from edgekd.benchmark.report.html import html
+from edgekd.benchmark.report.failures import jpeg_address
+from edgekd.benchmark.report.render import html
 from edgekd.benchmark.report.sections import (
     Document,
     Gallery,
@@ -35,7 +35,7 @@ from edgekd.data.images import check_content
 from edgekd.data.sources import is_packed, open_packed
 
 if TYPE_CHECKING:
-    from edgekd.distill.teacher import ClipTeacher
+    from edgekd.distill.teachers import ClipTeacher
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
@@ -138,8 +138,8 @@ def _unreadable(data: str, images: ImageSet) -> Iterator[tuple[str, str]]:
     if is_packed(data):
         packed = open_packed(data)
         yield from (
-            (packed.examples[reason], f"{count} × {reason}")
-            for reason, count in packed.trouble.items()
+            (packed.left_out.examples[reason], f"{count} × {reason}")
+            for reason, count in packed.left_out.reasons.items()
         )
         return
     path = Path(data)
@@ -168,8 +168,8 @@ def _asked(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
 
     from torch.nn.functional import softmax
 
-    from edgekd.distill.prompts import templates_for
-    from edgekd.distill.teacher import ClipTeacher, load_teacher
+    from edgekd.distill.teachers import ClipTeacher, load_teacher
+    from edgekd.distill.text_bank import templates_for
 
     teacher = load_teacher(spec)
     if not isinstance(teacher, ClipTeacher):
@@ -199,7 +199,7 @@ def _embeddings(teacher: ClipTeacher, images: ImageSet) -> NDArray[np.float32]:
     """Return float32 `[N, D]`."""
     import torch
 
-    from edgekd.distill.predict import pixel_batches
+    from edgekd.distill.batches import pixel_batches
     from edgekd.distill.views import plain
 
     say(f"embedding {len(images):,} images with {teacher.spec} …")
@@ -303,7 +303,7 @@ def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
 def _picture(images: ImageSet, index: int, *lines: str) -> Picture:
     label = f"label: {images.classes[images.labels[index]]}"
     try:
-        address = f"data:image/jpeg;base64,{small_jpeg(images.read(index, draft=128))}"
+        address = jpeg_address(images.read(index, draft=128))
     except EdgekdError:
         address = ""
     return Picture(address, images.ids[index], (label, *(line for line in lines if line)))
