@@ -100,9 +100,9 @@ RUN = Kind(
     "config.json",
     ("student", "pretrained", "teacher"),
     (
-        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "checkpoint.pt",
-        "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark",
-        "benchmark-[0-9]*",
+        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb",
+        "mlruns", "checkpoint.pt", "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz",
+        "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
 )  # fmt: skip
 ARTIFACT = Kind("artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt"))
@@ -129,6 +129,9 @@ _EARLY = (
     "descriptions.json",
     "metrics.jsonl",
     "tensorboard",
+    "csv",
+    "wandb",
+    "mlruns",
     "best.pt",
     "swad",
 )
