@@ -61,6 +61,7 @@ _ON_A_SCALE_OF_100 = {
     _WORST_UNKNOWN,
 }
 _NO_TORCH = "the torch student was not measured"
+_SHORT = {"mb": "size_mb"}
 _FORM = re.compile(r"\s*([A-Za-z_0-9]+)\s*(?:\[\s*([^\]]+?)\s*\])?\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
 
 
@@ -92,6 +93,7 @@ def parse_gate(expression: str) -> Gate:
             'Write a metric, one of <= >= < >, and a number: "ood_avg_drop<=1.5".',
         )
     metric, suite, sign, text = found.groups()
+    metric = _SHORT.get(metric, metric)
     known = METRICS if suite is None else SUITE_METRICS
     if metric not in known:
         if suite is None and metric in SUITE_METRICS:

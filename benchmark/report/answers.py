@@ -16,6 +16,7 @@ from edgekd.benchmark.measure.speed import (
     speed_between,
 )
 from edgekd.benchmark.report.metric import ms, percent, points
+from edgekd.benchmark.report.recommend import accuracy, choice, recommend
 from edgekd.benchmark.report.rows import Difference, SummaryRow, UnknownRow
 from edgekd.benchmark.report.schema import GainRow, Report, of
 from edgekd.benchmark.report.sections import Text
@@ -35,34 +36,9 @@ def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
     return "passed", f"{'All ' if total > 1 else ''}{total} {noun} passed"
 
 
-def choice(report: Report) -> SummaryRow | None:
-    """Return the file to ship; None where no file passes every gate, or none was exported.
-
-    Of the files that pass every gate: the most accurate out of domain (on the adapted domains, in domain, where that
-    is not measured), or the fastest file of the same run whose export loss is not shown, if it is shown to be faster.
-    """
-    failed = {(gate.run, gate.subject) for gate in report.gates if not gate.passed}
-    passing = [row for row in report.exported if row.who not in failed]
-    if not passing:
-        return None
-    best = max(passing, key=_accuracy)
-    for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
-        cost = row.quant_cost_ood or row.quant_cost_id
-        lossless = cost is not None and cost.ci95[0] <= 0
-        speed = speed_between(report, report.time(row), report.time(best))
-        faster = speed is not None and speed.withheld is None and speed.ratio < 1
-        if row.run == best.run and lossless and faster:
-            return row
-    return best
-
-
-def _accuracy(row: SummaryRow) -> float:
-    return next((v for v in (row.ood_avg, row.adapted_avg, row.id) if v is not None), -1.0)
-
-
 def answers(report: Report) -> list[Text]:
     """Return one answer to each question, in the order in which a reader asks them."""
-    file = choice(report) or max(report.exported, key=_accuracy, default=None)
+    file = choice(report) or max(report.exported, key=accuracy, default=None)
     found = [
         ("Distillation", _gain(report, "distillation", file)),
         ("Unlabelled images", _gain(report, "unlabelled", file)),
@@ -156,15 +132,19 @@ def _speed(report: Report, file: SummaryRow | None) -> str:
 
 def _ship(report: Report) -> Text:
     state, headline = verdict(report)
-    file, quick = choice(report), " by the quick protocol, indicative only" if report.quick else ""
-    if not report.exported:
+    found, quick = (
+        recommend(report),
+        " by the quick protocol, indicative only" if report.quick else "",
+    )
+    if found is None:
         return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
-    if file is None:
-        return Text(f"no. {headline}; no file passes every gate.", "Ship", "bad", console=True)
+    name = _name(report, found.file)
+    if not found.passes:
+        return Text(f"no. {headline}; {found.because} ({name}).", "Ship", "bad", console=True)
     if state == "none":
-        body = f"undecided: no gates were set{quick}. First candidate: {_name(report, file)}."
+        body = f"undecided: no gates were set{quick}. First candidate: {name}, because {found.because}."
         return Text(body, "Ship", console=True)
-    body = f"yes, {_name(report, file)}: it passes every gate{quick}."
+    body = f"yes, {name}: it passes every gate{quick}, and {found.because}."
     return Text(body, "Ship", "good", console=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import NARROW, WIDE, Point
 from edgekd.benchmark.report.failures import Failure, failure_items
 from edgekd.benchmark.report.metric import ms, percent
+from edgekd.benchmark.report.recommend import recommendation_items
 from edgekd.benchmark.report.rows import AccuracyRow, SummaryRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Document, Figure, Item, Section, Text
@@ -50,6 +52,7 @@ def document(
     sections = [
         Section("answers", "Answers", tuple(answers(report)), tone=state),
         Section("gates", "Gates", tuple(_gates(report))),
+        Section("choice", "Which file to ship", _choice(report)),
         Section("results", "Results", tuple(_results(report))),
         Section("files", "Each file", tuple(findings(report))),
         Section("suites", "Suite by suite", tuple(suite_items(report))),
@@ -104,6 +107,11 @@ def _gates(report: Report) -> Iterator[Item]:
             "judge them.",
             tone="quiet",
         )
+
+
+def _choice(report: Report) -> tuple[Item, ...]:
+    # The console has it at the very end.
+    return tuple(replace(item, console=False) for item in recommendation_items(report))
 
 
 def points_of(report: Report) -> list[Point]:

@@ -22,6 +22,8 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13",
     "coremltools",
+    "litert-torch",
+    "ai-edge-litert",
 )
 
 

@@ -27,6 +27,7 @@ SHARED = (
     "targets/bank.py",
     "targets/bank_change.py",
     "targets/feed.py",
+    "targets/litert.py",
     "targets/new_class.py",
     "targets/onnxruntime.py",
     "targets/opened.py",

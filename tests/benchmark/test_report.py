@@ -24,10 +24,11 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.aggregate import computed
 from edgekd.benchmark.gates import parse_gates
 from edgekd.benchmark.report import write
-from edgekd.benchmark.report.answers import answers, choice
+from edgekd.benchmark.report.answers import answers
 from edgekd.benchmark.report.contents import document
 from edgekd.benchmark.report.markdown import markdown
 from edgekd.benchmark.report.metric import Metric, metrics_of
+from edgekd.benchmark.report.recommend import choice
 from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import shown, table

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
+from edgekd.configs.base import (
+    AnyPath,
+    Config,
+    OptionalPath,
+    OptionalSpec,
+    Paths,
+    Words,
+    check,
+    option,
+)
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import EXACT, Input, Precision
-from edgekd.targets.registry import DEFAULT_TARGET
+from edgekd.targets.registry import AUTO, DEFAULT_TARGET
 
 
 class FileOptions(Config):
@@ -16,11 +25,12 @@ class FileOptions(Config):
     run: OptionalPath = option(default=None, kw_only=False)
     """Run folder. Default: the newest under runs/."""
     target: str = DEFAULT_TARGET
-    """See edgekd list targets."""
+    """See edgekd list targets; auto: every runtime that the device has, measured, with one file recommended."""
     precision: Precision = option(
         default="fp32",
         switches={
             "--int8": ("int8", "8-bit integers, calibrated on training images."),
+            "--int8-weights": ("int8-weights", "LiteRT: 8-bit weights, float activations."),
             "--fp16": ("fp16", "16-bit floats."),
             "--fp32": ("fp32", "32-bit floats (the default)."),
             "--w8a8": ("w8a8", "Core ML: 8-bit activations too, where --int8 means 8-bit weights."),
@@ -68,8 +78,23 @@ class QuantizationOptions(Config):
     """Percent of images on which the file must predict the torch student's class. Default: the precision's; INT8 97."""
 
 
-class ExportConfig(QuantizationOptions, FileOptions):
+class AutoOptions(Config):
+    """What --target auto chooses by."""
+
+    budget: Words = option(default=())
+    """What the file must fulfil, as gates with commas: "ood_avg_drop<=1.0, p90_ms<=20, mb<=5"; exit code 1 if none
+    does."""
+    device: str | None = None
+    """Where it is to run: local or ssh://[USER@]HOST[:PORT], as for edgekd benchmark. Default: in this Python."""
+
+
+class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
     """An export of a run's student."""
+
+    @property
+    def auto(self) -> bool:
+        """Whether the target is chosen by measuring."""
+        return self.target == AUTO
 
     @property
     def limited(self) -> bool:
@@ -88,6 +113,14 @@ class ExportConfig(QuantizationOptions, FileOptions):
     def _target(self) -> None:
         from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
 
+        if self.auto:
+            self._check_auto()
+            return
+        if self.budget or self.device:
+            raise EdgekdError(
+                f"--budget and --device choose a file, and --target {self.target} is one already.",
+                f"Give --target {AUTO}, or judge a file: edgekd benchmark --gate.",
+            )
         target = get_target(self.target)
         if self.precision not in target.precisions:
             raise EdgekdError(
@@ -103,10 +136,24 @@ class ExportConfig(QuantizationOptions, FileOptions):
                 f"{self.target} has no option {name}.", f"It belongs to {', '.join(takers)}."
             )
 
+    def _check_auto(self) -> None:
+        fixed = {"precision", "head", "input", "calibrator", "min_agreement"} | set(self.options)
+        for name in sorted(fixed & self.model_fields_set):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise EdgekdError(
+                    f"--target {AUTO} tries every precision with its default settings, so {name} has no use.",
+                    "Leave it out, or name a target.",
+                )
+        from edgekd.benchmark.gates import parse_gates
+
+        parse_gates(self.budget)
+
     @check
     def _limits(self) -> None:
         from edgekd.targets.registry import TARGETS
 
+        if self.auto:
+            return
         mixed = [target.name for target in TARGETS.values() if target.mixed]
         if self.limited and (self.precision != "int8" or self.target not in mixed):
             raise EdgekdError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
+Precision = Literal["fp32", "fp16", "int8", "int8-weights", "w8a8", "pal4", "pal6"]
 """`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
 and `pal6` are weights as indices into a palette."""
 
