@@ -3,6 +3,6 @@
 `measure` times, `evaluate` scores. Nothing is imported here, so that a process that times starts with what it needs.
 """
 
-from edgekd.callable_module import make_callable
+from edgekd import make_callable
 
 make_callable(__name__)

@@ -1,5 +1,5 @@
 """The export room: from a torch student to the file a device runs. Called, it is `edgekd.api.export`."""
 
-from edgekd.callable_module import make_callable
+from edgekd import make_callable
 
 make_callable(__name__)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.artifacts.embedding import check_embeds, embedding_with_bank
 from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
 from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.configs.export import ExportConfig
@@ -22,7 +23,6 @@ from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.load import LoadedRun, load_run
 from edgekd.distill.plan import newest_run
 from edgekd.distill.predict import pixel_batches
-from edgekd.embedding import check_embeds, embedding_with_bank
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.mixed import Yardstick

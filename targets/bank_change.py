@@ -15,6 +15,7 @@ from edgekd.core.readers import inside, open_regular, parse_json, read_errors
 from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
 
 MANIFEST = "artifact.json"
+LABELS = "labels.txt"
 
 
 def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> ClassBank:
@@ -64,6 +65,8 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
             )
     if new != old:
         (folder / old).unlink()
+    with _written(folder / LABELS, "".join(f"{name}\n" for name in bank.classes).encode()):
+        pass
     return bank
 
 

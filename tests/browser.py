@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -69,3 +71,69 @@ def open_page(page: Path, folder: Path, widths: tuple[int, ...]) -> Seen:
             found |= set(re.findall(r'"url":"((?:https?|wss?)://[^"]+)"', line))
     assert _CONTROL in found
     return Seen(json.loads(unescape(told.group(1))), sorted(found - {_CONTROL}))
+
+
+def run_script(address: str, script: str, folder: Path) -> Any:
+    """Open `address` and return what an asynchronous JavaScript expression evaluates to in it.
+
+    Chromium is driven over a pipe (`--remote-debugging-pipe`): JSON messages that end in a zero byte.
+    """
+    to_browser, from_browser = os.pipe(), os.pipe()
+
+    def connect() -> None:  # Chromium reads from 3 and writes to 4
+        ends = [os.dup(to_browser[0]), os.dup(from_browser[1])]
+        for number, end in zip((3, 4), [os.dup(end) for end in ends], strict=True):
+            os.dup2(end, number)
+
+    command = [
+        CHROMIUM,
+        *_QUIET,
+        "--remote-debugging-pipe",
+        f"--user-data-dir={folder / 'profile'}",
+    ]
+    process = subprocess.Popen(command, close_fds=False, preexec_fn=connect,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        with open(to_browser[1], "wb") as out, open(from_browser[0], "rb") as answers:
+            os.close(to_browser[0])
+            os.close(from_browser[1])
+            pending, count = b"", 0
+
+            def call(method: str, session: str = "", **params: Any) -> Any:
+                nonlocal pending, count
+                count += 1
+                message = {"id": count, "method": method, "params": params}
+                out.write(
+                    json.dumps(message | ({"sessionId": session} if session else {})).encode()
+                    + b"\0"
+                )
+                out.flush()
+                while True:
+                    while b"\0" not in pending:
+                        data = os.read(answers.fileno(), 1 << 16)
+                        assert data, "the browser has ended"
+                        pending += data
+                    text, _, pending = pending.partition(b"\0")
+                    answer = json.loads(text)
+                    if answer.get("id") == count:
+                        assert "error" not in answer, answer
+                        return answer["result"]
+
+            target = call("Target.createTarget", url=address)["targetId"]
+            session = call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+            def evaluate(expression: str) -> Any:
+                options = {"awaitPromise": True, "returnByValue": True}
+                return call("Runtime.evaluate", session, expression=expression, **options)
+
+            loaded = (
+                f"location.href === {json.dumps(address)} && document.readyState === 'complete'"
+            )
+            while not evaluate(loaded)["result"].get("value"):
+                time.sleep(0.05)
+            found = evaluate(script)
+            assert "exceptionDetails" not in found, found
+            return found["result"]["value"]
+    finally:
+        process.kill()
+        process.wait()

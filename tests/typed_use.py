@@ -31,3 +31,9 @@ edgekd.report("a", "b", out="comparison")
 
 study = edgekd.study("erm,kd", seeds=1, fractions="0.1", lr=1e-3)
 table: Path = study.folder
+
+model = edgekd.load("runs/x", threads=1)
+labels: list[str] = [one.label for one in model.predict(["a.jpg", Path("b.jpg")])]
+edgekd.predict("runs/x", ["a.jpg"], top=3)
+edgekd.predict("runs/x", "a.jpg", tops=3)  # type: ignore[call-arg]
+edgekd.demo("runs/x", port=0).close()

@@ -153,7 +153,7 @@ def _mean(values: Any) -> float | None:
 
 def _size_mb(folder: Path) -> float:
     """Return the size of an artifact's files without its manifest, in 10^6 bytes."""
-    names = ("artifact.json", "parity.npz")
+    names = ("artifact.json", "labels.txt", "parity.npz")
     return (
         sum(p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in names) / 1e6
     )

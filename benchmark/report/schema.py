@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgekd.benchmark.report.metric import Metric
+from edgekd.benchmark.report.metric import Metric, metrics_of
 from edgekd.benchmark.report.rows import (
     HERE,
     HIGHER,
@@ -213,6 +215,24 @@ class Report(Frozen):
     """Facts of the runs and of the exported files."""
     environment: dict[str, Any]
     """Machine, versions, state before and after, devices."""
+
+    def _repr_html_(self) -> str:
+        """Return the numbers that decide, and the chart where the report's folder has it."""
+        known = metrics_of(SummaryRow)
+        keys = [key for key in ("id", "ood_avg", "adapted_avg", "size_mb") if key in known]
+        lines = [["", *(known[key].heading for key in keys), "p90 ms"]]
+        for row in self.listed:
+            time = self.time(row).p90_ms
+            numbers = (known[key].shown(row, key) for key in keys)
+            lines.append([self.label(row), *numbers, f"{time:.2f}"])
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines)
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        picture, place = self.folder / "report.png", html.escape(str(self.folder))
+        chart = ""
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            chart = f'<img alt="Accuracy against latency" width="800" src="data:image/png;base64,{data}">'
+        return f"<table><caption>Benchmark, {place}</caption>{table}</table>{chart}"
 
     @property
     def runs(self) -> list[str]:

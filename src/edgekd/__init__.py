@@ -1,13 +1,16 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
 `edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
-`edgekd.evaluate(...)` and `edgekd.study(...)` take the same names as the command line and return value objects
-(`edgekd.api`); `edgekd.add_class(...)` and `edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
+`edgekd.evaluate(...)`, `edgekd.predict(...)` and `edgekd.study(...)` take the same names as the command line and return
+value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts; `edgekd.add_class(...)` and
+`edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.core.errors import EdgekdError, GateFailed
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     from edgekd.api import (
         add_class,
         benchmark,
+        demo,
         evaluate,
         export,
+        load,
+        predict,
         remove_class,
         report,
         study,
@@ -32,8 +38,11 @@ __all__ = [
     "__version__",
     "add_class",
     "benchmark",
+    "demo",
     "evaluate",
     "export",
+    "load",
+    "predict",
     "remove_class",
     "report",
     "study",
@@ -42,9 +51,28 @@ __all__ = [
 ]
 
 
+class _Verb(ModuleType):
+    """A package that is also a verb: calling it calls the function of its name in `edgekd.api`."""
+
+    @property
+    def _verb(self) -> Any:
+        return getattr(importlib.import_module("edgekd.api"), self.__name__.rpartition(".")[2])
+
+    @property
+    def __signature__(self) -> Any:
+        return self._verb.__signature__
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._verb(*args, **options)
+
+
+def make_callable(name: str) -> None:
+    """Let the package `name`, `edgekd.export` or `edgekd.benchmark`, be called as the verb."""
+    sys.modules[name].__class__ = _Verb
+
+
 def __getattr__(name: str) -> Any:
-    # The heavy parts load when they are first used. `export` and `benchmark` are packages as well as verbs: those two
-    # are callable modules (see `edgekd.callable_module`).
+    # Heavy modules load when they are first used.
     if name in ("export", "benchmark"):
         return importlib.import_module(f"edgekd.{name}")
     if name in __all__:

@@ -12,16 +12,21 @@ from edgekd.configs.benchmark import (
     ReportConfig,
 )
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
+from edgekd.configs.predict import DemoConfig, PredictConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
 from edgekd.configs.verbs import verb, verb_of_paths
 from edgekd.core.errors import EdgekdError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
     from edgekd.evaluation.gather import Gathered
+    from edgekd.inference.demo import Demo
+    from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
 
 
@@ -130,7 +135,7 @@ def verify(config: VerifyConfig) -> list[dict[str, Any]]:
     Returns:
         One mapping per link: link, n, top1_agreement, max_error_relative, cosine, kl, passed, reason where it broke.
     """
-    from edgekd.evaluation.verify import verify_artifact
+    from edgekd.artifacts.verify import verify_artifact
 
     return verify_artifact(config.artifact, config.data)
 
@@ -144,7 +149,7 @@ def add_class(config: AddClassConfig) -> Artifact:
     Returns:
         The artifact as it is now.
     """
-    from edgekd.classes import add
+    from edgekd.artifacts.classes import add
 
     return add(config)
 
@@ -152,7 +157,7 @@ def add_class(config: AddClassConfig) -> Artifact:
 @verb(ClassConfig)
 def remove_class(config: ClassConfig) -> Artifact:
     """Remove a class that `add_class` added; return the artifact as it is now."""
-    from edgekd.classes import remove
+    from edgekd.artifacts.classes import remove
 
     return remove(config.artifact, config.name)
 
@@ -312,6 +317,45 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         if config.agreement
         else probe_rows(loaded)
     )
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Model:
+    """Load a run's student or an exported file for predictions: `edgekd.load(path).predict(images)`.
+
+    Args:
+        path: run folder, or artifact folder, which is enough and needs no torch.
+        threads: threads of an exported file's runtime; None is the runtime's choice.
+
+    Raises:
+        EdgekdError: neither a run nor an artifact, a damaged one, or a runtime that this machine lacks.
+    """
+    from edgekd.inference.model import load
+
+    return load(path, threads=threads)
+
+
+@verb(PredictConfig)
+def predict(config: PredictConfig) -> Iterator[Prediction]:
+    """Classify images, folders of images, a video or a camera, with the pixels of the evaluation.
+
+    Returns:
+        The predictions as they are made. Images that cannot be read are left out, with one warning at the end.
+    """
+    from edgekd.inference.predict import run_predict
+
+    return run_predict(config)
+
+
+@verb(DemoConfig)
+def demo(config: DemoConfig) -> Demo:
+    """Open a web page on this machine on which a picture is classified by a run's models side by side.
+
+    Returns:
+        The server: `url`, `serve()` until it is interrupted, `close()`.
+    """
+    from edgekd.inference.demo import open_demo
+
+    return open_demo(config.model, config.port)
 
 
 @verb(StudyConfig)

@@ -20,9 +20,6 @@ MAY_IMPORT = {
 CORE = {"configs", "core", "data", "version"}
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
-    # The package can be called: `edgekd.export(...)`.
-    "edgekd.benchmark": {"app"},
-    "edgekd.export": {"app"},
     # The verb `export` measures what it wrote, and reads the run that it exports.
     "edgekd.export.run": {"app", "benchmark", "distill"},
     # Whether the processor has bfloat16.
@@ -42,7 +39,6 @@ KNOWN = {
     "edgekd.targets.devices.result": {"benchmark"},
 }
 KNOWN_CYCLES = {
-    ("edgekd.callable_module", "edgekd.api"),  # `edgekd.benchmark` is a package and a verb
     ("edgekd.targets.agent.engines", "edgekd.targets.tensorrt"),
     ("edgekd.data.toy", "edgekd.data.image_set"),
     ("edgekd.distill.vl.easy_vqa", "edgekd.distill.vl.data"),

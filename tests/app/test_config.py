@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from edgekd.commands import Given, command
+from edgekd.cli.commands import Given, command
 from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.study import StudyConfig

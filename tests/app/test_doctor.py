@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd import doctor
+from edgekd.cli import doctor
 from edgekd.core.errors import EdgekdError
 from edgekd.version import __version__
 

@@ -215,6 +215,18 @@ def test_predictions_give_the_numbers_again(measured: tuple[Report, Path]) -> No
         assert arrays["ids/id"][0] == "all/cat/0.png"
 
 
+def test_a_notebook_shows_the_numbers_that_decide_and_the_chart(
+    measured: tuple[Report, Path],
+) -> None:
+    report, folder = measured
+    shown_there = report.model_copy(update={"folder": folder})._repr_html_()
+    for row in report.listed:
+        assert report.label(row) in shown_there
+        assert f"{report.time(row).p90_ms:.2f}" in shown_there
+    assert "data:image/png;base64," in shown_there
+    assert "data:image" not in report.model_copy(update={"folder": folder / "no"})._repr_html_()
+
+
 def test_markdown_says_what_a_reader_needs(measured: tuple[Report, Path]) -> None:
     text = (measured[1] / "report.md").read_text()
     for part in (

@@ -117,8 +117,8 @@ def test_the_same_model_is_the_same_file(fp16: Artifact, tmp_path: Path) -> None
 def test_verify_repeats_the_check_far_from_the_run(root: Path, tmp_path: Path) -> None:
     from PIL import Image
 
+    from edgekd.artifacts.verify import verify_artifact
     from edgekd.data.image_set import load_images
-    from edgekd.evaluation.verify import verify_artifact
 
     for number, pixels in enumerate(pictures(8, seed=7)):
         path = tmp_path / "photos" / CLASSES[number % 3] / f"{number}.png"

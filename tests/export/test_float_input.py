@@ -23,11 +23,11 @@ from test_export import CLASSES, PREPROCESS, build, export, pictures
 from torch import nn
 
 from edgekd.cli import main
+from edgekd.cli.doctor import target_lines
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
-from edgekd.doctor import target_lines
 from edgekd.export.export import torch_logits
 from edgekd.export.float_input import with_float_input
 from edgekd.export.graph import Deployable

@@ -276,7 +276,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 import numpy as np
-from edgekd.evaluation.verify import _runner
+from edgekd.artifacts.verify import _runner
 from edgekd.core.manifest import read_artifact
 artifact = read_artifact(Path({str(bundle)!r}))
 size = artifact.preprocess.size

@@ -120,8 +120,9 @@ def test_changing_keeps_the_artifact_whole(tmp_path: Path) -> None:
     assert artifact.classes == ("red", "green", "blue")
     assert artifact.bank is not None
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["artifact.json", "model.onnx", artifact.bank]
+        ["artifact.json", "labels.txt", "model.onnx", artifact.bank]
     )
+    assert (folder / "labels.txt").read_text().splitlines() == ["red", "green", "blue"]
     assert [entry["class"] for entry in read_bank(folder / artifact.bank).facts["added"]] == [
         "blue"
     ]

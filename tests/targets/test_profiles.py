@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from edgekd.cli.doctor import target_lines
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.doctor import target_lines
 from edgekd.targets.profiles import FOLDER, follow_profile, load_profile, profile_names
 from edgekd.targets.registry import get_target
 

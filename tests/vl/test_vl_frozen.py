@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from vl_fakes import colours as colours
 from vl_fakes import small as small
 
+from edgekd.artifacts.vl import train_vl
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root
 from edgekd.distill.vl.build import load_vl_run
@@ -23,7 +24,6 @@ from edgekd.distill.vl.kept import kept
 from edgekd.distill.vl.split import spread
 from edgekd.distill.vl.student import VlStudent
 from edgekd.distill.vl.teacher_tokens import TokenTeacher
-from edgekd.vl import train_vl
 
 Small = Callable[..., dict[str, Any]]
 

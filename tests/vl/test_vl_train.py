@@ -16,9 +16,9 @@ from vl_fakes import colours as colours
 from vl_fakes import small as small
 
 import edgekd.cli as cli
+from edgekd.artifacts.vl import evaluate_vl, export_vl, train_vl
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.vl.examples import order
-from edgekd.vl import evaluate_vl, export_vl, train_vl
 
 
 def test_a_student_learns_what_only_the_picture_tells(

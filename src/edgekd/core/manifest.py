@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,12 +11,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from edgekd.core.console import shell_word
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file, write_json
+from edgekd.core.files import sha256_file, write_json, write_text
 from edgekd.core.formats import Input as Input
 from edgekd.core.formats import Precision as Precision
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import inside, plain_path, printable, printable_values, read_object
 
+LABELS_FILE = "labels.txt"
+"""Beside an artifact: its classes for programs that read no JSON. edgekd itself reads `artifact.json` alone."""
 FileName = Annotated[str, AfterValidator(plain_path)]
 """A plain relative path below the manifest's folder."""
 
@@ -139,7 +143,21 @@ class Artifact(_Manifest):
         return "float" if self.inputs[0].dtype == "float32" else "uint8"
 
     def write(self, folder: Path) -> None:
+        """Write `artifact.json`, and for other programs `labels.txt`, one class a line in the order of the logits."""
+        write_text(folder / LABELS_FILE, "".join(f"{name}\n" for name in self.classes))
         write_json(folder / "artifact.json", self.model_dump(mode="json"))
+
+    def _repr_html_(self) -> str:
+        kept = self.parity.get("top1_agreement", 0.0)
+        facts = {
+            "target": self.target,
+            "precision": self.precision,
+            "classes": ", ".join(self.classes),
+            "input": f"{self.input}, {self.preprocess.size} × {self.preprocess.size} pixels",
+            "top-1 agreement with the torch student": f"{100 * kept:.1f} % of {self.parity.get('n')} images",
+            "folder": str(self.folder or ""),
+        }
+        return facts_html(f"Artifact {self.name}", facts)
 
 
 def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
@@ -186,6 +204,16 @@ def first_problem(error: ValidationError) -> str:
     return printable(f"{place[:80]}: {problem['msg'][:200]}")
 
 
+def facts_html(title: str, facts: Mapping[str, str]) -> str:
+    """Return a table for notebooks, its text escaped."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+        for name, value in facts.items()
+    )
+    return f"<table><caption>{html.escape(title)}</caption>{rows}</table>"
+
+
 def shown_value(value: object) -> str:
     """A value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
@@ -220,6 +248,19 @@ class Run(_Manifest):
 
     def write(self, folder: Path) -> None:
         write_json(folder / "run.json", self.model_dump(mode="json"))
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "student": self.student,
+            "recipe": self.recipe,
+            "teacher": self.teacher,
+            "data": self.data,
+            "classes": ", ".join(self.classes),
+            "unseen domain": self.test_domain or "none",
+            "training": f"{self.steps:,} steps in {self.train_seconds:.0f} s, {self.images_per_second:.0f} images/s",
+            "folder": str(self.folder or ""),
+        }
+        return facts_html(f"Run {self.name}", facts)
 
 
 def read_run(folder: Path) -> Run:

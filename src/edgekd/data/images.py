@@ -98,8 +98,7 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
                 raise UnreadableImage(f"more than {MAX_MEGAPIXELS} megapixels")
             if draft is not None:
                 image.draft(None, (draft, draft))
-            image.load()
-            return _upright(_opaque_rgb(image), _orientation(image))
+            return to_rgb(image)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError:
@@ -114,6 +113,17 @@ def decode(source: Path | bytes, *, draft: int | None = None) -> Image.Image:
     except Exception as error:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         raise UnreadableImage("truncated" if cut else "damaged") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return any Pillow image as upright RGB with 8 bits per channel, by the rules of `decode`.
+
+    Raises:
+        UnreadableImage: pixels whose range is not known.
+        Exception: a damaged file that is read only now, by Pillow's own error.
+    """
+    image.load()
+    return _upright(_opaque_rgb(image), _orientation(image))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgekd.commands import Given, command
+from edgekd.cli.commands import Given, command
 from edgekd.core.console import clean, open_streams, out, result, shell_word
 from edgekd.core.errors import EdgekdError, GateFailed, Stopped
 from edgekd.version import __version__
@@ -189,6 +189,21 @@ _AGREEMENT = {
 """Key of a row → its column's title and the factor on its numbers."""
 
 
+@command(app, "edgekd.api:predict")
+def predict(predictions: Any, given: Given) -> None:
+    """Classify images, folders, a video or a camera with a run's student or an exported file."""
+    from edgekd.inference.predict import print_predictions
+
+    print_predictions(predictions, given)
+
+
+@command(app, "edgekd.api:demo")
+def demo(page: Any, _: Given) -> None:
+    """Open a local web page: drag a picture, see teacher, student and exported files side by side."""
+    result(f"demo: {page.url}  (Ctrl-C ends it)")
+    page.serve()
+
+
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
@@ -223,7 +238,7 @@ def remove(changed: Any, _: Given) -> None:
     result(f"classes: {', '.join(changed.classes)}")
 
 
-@command(vl, "edgekd.vl:train_vl", "train")
+@command(vl, "edgekd.artifacts.vl:train_vl", "train")
 def vl_train(run: Any, _: Given) -> None:
     """Train a small student that takes an image and a text."""
     result(
@@ -233,7 +248,7 @@ def vl_train(run: Any, _: Given) -> None:
     )
 
 
-@command(vl, "edgekd.vl:evaluate_vl", "evaluate")
+@command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Given) -> None:
     """Accuracy in domain and on the domain left out, beside the most frequent answer's."""
     out.print(
@@ -248,10 +263,10 @@ def vl_evaluate(rows: Any, _: Given) -> None:
         )
 
 
-@command(vl, "edgekd.vl:export_vl", "export")
+@command(vl, "edgekd.artifacts.vl:export_vl", "export")
 def vl_export(record: Any, given: Given) -> None:
     """Write the student as ONNX, picture and token ids in, and check it against torch."""
-    from edgekd.vl import artifact_folder
+    from edgekd.artifacts.vl import artifact_folder
 
     parity = record["parity"]
     result(
@@ -264,7 +279,7 @@ def vl_export(record: Any, given: Given) -> None:
 @app.command()
 def doctor() -> None:
     """Print versions, processor, accelerators, folders and hub of this machine."""
-    from edgekd.doctor import examine
+    from edgekd.cli.doctor import examine
 
     _print(examine())
 
@@ -276,7 +291,7 @@ def students(
     ] = None,
 ) -> None:
     """Friendly names, or timm's names that match a pattern."""
-    from edgekd.doctor import student_lines
+    from edgekd.cli.doctor import student_lines
 
     _print(student_lines(pattern))
 
@@ -288,7 +303,7 @@ def teachers(
     ] = None,
 ) -> None:
     """Kinds of teachers, or open_clip's NAME:TAG that match a pattern."""
-    from edgekd.doctor import teacher_lines
+    from edgekd.cli.doctor import teacher_lines
 
     _print(teacher_lines(pattern))
 
@@ -296,7 +311,7 @@ def teachers(
 @known.command()
 def recipes() -> None:
     """Training recipes with their stages and terms."""
-    from edgekd.doctor import recipe_lines
+    from edgekd.cli.doctor import recipe_lines
 
     _print(recipe_lines())
 
@@ -310,7 +325,7 @@ def missing(names: Any, _: Given) -> None:
 @known.command()
 def targets() -> None:
     """Export targets with their precisions, and profiles of devices."""
-    from edgekd.doctor import target_lines
+    from edgekd.cli.doctor import target_lines
 
     _print(target_lines())
 

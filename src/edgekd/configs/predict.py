@@ -1,0 +1,35 @@
+"""`edgekd predict` and `edgekd demo`: a finished model at work."""
+
+from __future__ import annotations
+
+from edgekd.configs.base import AnyPath, Config, Items, OptionalPath, option
+
+
+class PredictConfig(Config):
+    """Predictions for images."""
+
+    model: AnyPath = option(kw_only=False)
+    """Run folder (its student) or artifact folder (the exported file; torch is not needed)."""
+    images: Items = option(kw_only=False, min_length=1)
+    """Image files, folders, video files, or camera:0."""
+    top: int = option(default=5, ge=1)
+    """Classes to name for each image."""
+    csv: OptionalPath = option(default=None)
+    """Write them into this new CSV file too."""
+    as_json: bool = option(default=False, flag="--json")
+    """Print one JSON object for each image."""
+    annotate: OptionalPath = option(default=None)
+    """Write a copy of each image with its class into this new folder."""
+    every: int = option(default=1, ge=1)
+    """Of a video or a camera, predict one of so many frames."""
+    threads: int | None = option(default=None, ge=1)
+    """Threads of an exported file's runtime. Default: the runtime's choice."""
+
+
+class DemoConfig(Config):
+    """A local page to try a model on."""
+
+    model: AnyPath = option(kw_only=False)
+    """Run folder (teacher, student and every exported file) or artifact folder."""
+    port: int = option(default=8765, ge=0, le=65535)
+    """Port on this machine; 0 takes a free one."""

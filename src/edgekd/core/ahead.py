@@ -1,0 +1,40 @@
+"""A map over a stream whose work runs ahead in threads."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Yield `function(item)` of each item in order, computed by threads.
+
+    Args:
+        items: read on the caller's thread, as they are needed.
+        ahead: items that are in work while the caller uses a result, at least 1; bounds the memory.
+
+    Raises:
+        Exception: whatever `function` raises, at the item's place.
+    """
+    waiting: deque[Future[Result]] = deque()
+    remaining = iter(items)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for item in itertools.islice(remaining, ahead):
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            result = waiting.popleft().result()
+            for item in itertools.islice(remaining, 1):
+                waiting.append(pool.submit(function, item))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Use a finished model: predictions for images, video and cameras, and a local demo page."""

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from artifact_fakes import channel_means, write_artifact
+from PIL import Image
+from typer.testing import CliRunner
+
+import edgekd
+from edgekd.cli import app
+from edgekd.core.errors import EdgekdError
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+
+
+def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def test_probabilities_are_the_softmax_of_the_logits_sorted(artifact: Path) -> None:
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[...] = (3, 5, 4)
+    (found,) = edgekd.load(artifact, threads=1).predict(pixels)
+    weights = np.exp([5.0, 4.0, 3.0])
+    assert found.classes == ("g", "b", "r")
+    np.testing.assert_allclose(found.probabilities, weights / weights.sum(), rtol=1e-5)
+    assert (found.label, found.probability) == found.top(1)[0]
+
+
+def test_all_kinds_of_images_in_order(artifact: Path, tmp_path: Path) -> None:
+    model = edgekd.load(artifact)
+    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    path = paint(tmp_path / "red.png", red)
+    mixed = [path, str(path), Image.new("RGB", (9, 9), green), np.full((5, 7, 3), blue, np.uint8)]
+    assert [one.label for one in model.predict(mixed)] == ["r", "r", "g", "b"]
+    batch = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in (blue, green)])
+    assert [one.label for one in model.predict(batch)] == ["b", "g"]
+    many = model.predict(np.full((8, 8, 3), (red, green)[n % 2], np.uint8) for n in range(37))
+    assert [one.label for one in many] == ["rg"[n % 2] for n in range(37)]
+    assert model.predict([]) == []
+    assert [one.label for one in model.predict(path)] == ["r"]
+
+
+def test_pillow_images_become_rgb_as_files_do(artifact: Path) -> None:
+    """Transparency lies on white, a palette is resolved, EXIF orientation is applied."""
+    model = edgekd.load(artifact)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    (found,) = model.predict(clear)
+    assert found.probabilities == pytest.approx([1 / 3] * 3)
+    assert model.predict(Image.new("RGB", (8, 8), (0, 255, 0)).convert("P"))[0].label == "g"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), dtype=np.float32),
+        np.zeros((4, 4), dtype=np.uint8),
+        np.zeros((4, 4, 4), dtype=np.uint8),
+        7,
+    ],
+)
+def test_other_arrays_are_refused(artifact: Path, image: object) -> None:
+    with pytest.raises(EdgekdError):
+        edgekd.load(artifact).predict([image])  # type: ignore[list-item]
+
+
+def test_an_unreadable_file_is_named(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    with pytest.raises(EdgekdError, match=r"bad\.jpg"):
+        edgekd.load(artifact).predict(tmp_path / "bad.jpg")
+    with pytest.raises(EdgekdError):
+        edgekd.load(tmp_path)
+
+
+def test_the_command_writes_everything_and_counts_what_it_skips(
+    artifact: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    paint(images / "a" / "one.png", (250, 0, 0))
+    paint(images / "b" / "one.png", (0, 0, 250))
+    (images / "b" / "torn.jpg").write_bytes(b"junk")
+    table, copies = tmp_path / "out.csv", tmp_path / "copies"
+    arguments = ["predict", str(artifact), str(images), "--top", "2", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--csv", str(table), "--annotate", str(copies)])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["classes"][0]["class"] for line in lines] == ["r", "b"]
+    assert [len(line["classes"]) for line in lines] == [2, 2]
+    assert "1 × not an image" in done.stderr
+    rows = list(csv.reader(table.open(encoding="utf-8")))
+    assert rows[0] == ["image", "class", "probability", "class_2", "probability_2"]
+    assert [(Path(row[0]).parent.name, row[1]) for row in rows[1:]] == [("a", "r"), ("b", "b")]
+    assert sorted(path.name for path in copies.iterdir()) == ["one-2.jpg", "one.jpg"]
+    with Image.open(copies / "one.jpg") as copy:
+        assert copy.size == (30, 20)
+
+
+def test_nothing_is_written_over(artifact: Path, tmp_path: Path) -> None:
+    image = paint(tmp_path / "images" / "one.png", (250, 0, 0))
+    kept = tmp_path / "kept.csv"
+    kept.write_text("mine")
+    with pytest.raises(EdgekdError):
+        edgekd.predict(artifact, [str(image)], csv=kept)
+    with pytest.raises(EdgekdError):
+        edgekd.predict(artifact, [str(image)], annotate=image.parent)
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("source", ["nowhere.jpg", "camera:front", "camera:-1"])
+def test_a_source_that_is_none_is_refused_at_once(artifact: Path, source: str) -> None:
+    with pytest.raises(EdgekdError):
+        edgekd.predict(artifact, [source])
+
+
+def test_no_readable_image_is_an_error(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    with pytest.raises(EdgekdError):
+        list(edgekd.predict(artifact, [str(tmp_path / "bad.jpg")]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EdgekdError):
+        list(edgekd.predict(artifact, [str(tmp_path / "empty")]))
+
+
+def test_a_missing_opencv_is_named_with_its_extra(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    (tmp_path / "clip.mp4").write_bytes(b"junk")
+    for source in (str(tmp_path / "clip.mp4"), "camera:0"):
+        with pytest.raises(EdgekdError) as caught:
+            list(edgekd.predict(artifact, [source]))
+        assert "edgekd[video]" in caught.value.hint
+
+
+def test_video_frames(artifact: Path, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    clip = str(tmp_path / "clip.avi")
+    writer = cv2.VideoWriter(clip, cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(7):
+        blue, red = (0, 255) if number < 4 else (255, 0)
+        writer.write(np.full((48, 64, 3), (blue, 0, red), np.uint8))
+    writer.release()
+    found = list(edgekd.predict(artifact, [clip], every=2, annotate=tmp_path / "copies"))
+    assert [one.label for one in found] == ["r", "r", "b", "b"]
+    assert [one.name.rpartition("#")[2] for one in found] == ["0", "2", "4", "6"]
+    assert (tmp_path / "copies" / "clip-000006.jpg").is_file()
+    (tmp_path / "bad.mp4").write_bytes(b"junk")
+    for source in (str(tmp_path / "bad.mp4"), "camera:97"):
+        with pytest.raises(EdgekdError):
+            list(edgekd.predict(artifact, [source]))
+
+
+def test_an_artifact_needs_no_torch(artifact: Path, tmp_path: Path) -> None:
+    image = paint(tmp_path / "one.png", (250, 0, 0))
+    script = f"""
+import sys
+for name in ("torch", "timm", "open_clip"):
+    sys.modules[name] = None
+import edgekd
+print(edgekd.load({str(artifact)!r}).predict({str(image)!r})[0].label)
+from edgekd.cli import main
+main(["predict", {str(artifact)!r}, {str(image)!r}, "--top", "1"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["r", f"{image}: r 100.0 %"]
+
+
+def test_objects_show_themselves_in_notebooks(artifact: Path) -> None:
+    from edgekd.core.manifest import read_artifact
+
+    assert (artifact / "labels.txt").read_text() == "r\ng\nb\n"
+    assert "onnxruntime-fp32" in read_artifact(artifact)._repr_html_()
+    (one,) = edgekd.load(artifact).predict(np.zeros((4, 4, 3), dtype=np.uint8))
+    assert "33.3 %" in one._repr_html_()
