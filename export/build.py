@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
@@ -179,3 +182,22 @@ def within(
     return partial(
         quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator
     )
+
+
+@contextlib.contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Keep a converter's progress messages off the terminal, and make any failure of it an `EdgekdError`.
+
+    Args:
+        what: the step, as the subject of the sentence.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    except Exception as error:  # converters raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+        raise EdgekdError(
+            f"{what} failed: {reason}.", "Export for another target, or choose another student."
+        ) from error

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import NotHere
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.build import Build, Written, agent_beside
+from edgekd.export.build import Build, Written, agent_beside, converting
 
 MODEL_FILE = "model.tflite"
 INPUT = "images"
@@ -66,26 +63,10 @@ def _load() -> None:
         ) from error
 
 
-@contextlib.contextmanager
-def _quietly(what: str) -> Iterator[None]:
-    """Keep progress messages off the terminal, and make any failure a sentence."""
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-            yield
-    except Exception as error:  # neither package has a base class for its errors
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = (lines[0] if lines else type(error).__name__)[:200]
-        raise EdgekdError(
-            f"{what} failed: {reason.rstrip('.')}.",
-            "Export it for another target, or choose another student.",
-        ) from error
-
-
 def _convert(build: Build, path: Path, example: torch.Tensor) -> None:
     import litert_torch
 
-    with _quietly("Conversion by litert-torch"):
+    with converting("Conversion by litert-torch"):
         model = litert_torch.convert(build.model.eval(), sample_kwargs={INPUT: example})
         model.export(str(path))
 
@@ -100,7 +81,7 @@ def _quantize(build: Build, base: Path, path: Path) -> dict[str, Any] | None:
         "int8-weights": recipe.weight_only_wi8_afp32,
         "fp16": _half,
     }
-    with _quietly(f"{build.precision} by ai-edge-quantizer"):
+    with converting(f"{build.precision} by ai-edge-quantizer"):
         work = quantizer.Quantizer(str(base), recipes[build.precision]())
         ranges = None if images is None else _ranges(base, work, images)
         work.quantize(ranges).export_model(str(path))

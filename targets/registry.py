@@ -100,6 +100,18 @@ TARGETS: dict[str, Target] = {
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
         options=("inference_precision",),
     ),
+    "executorch": Target(
+        name="executorch",
+        format="executorch",
+        writer="edgekd.export.executorch",
+        opener="edgekd.targets.executorch",
+        timed_at_export=True,
+        runtime="ExecuTorch, CPU by XNNPACK",
+        precisions=("fp32", "int8"),
+        summary="one .pte file for apps that run PyTorch's mobile runtime; takes one image at a time",
+        inputs=("uint8",),
+        mixed=False,
+    ),
     "litert": Target(
         name="litert",
         format="tflite",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import edgekd
 from edgekd.benchmark.gates import parse_gates
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
@@ -49,7 +50,6 @@ def test_the_budget_leaves_out_what_is_far_beyond_it() -> None:
     ("given", "message"),
     [
         ({"target": "auto", "precision": "int8"}, "precision"),
-        ({"target": "auto", "budget": "speed<=3"}, "speed<=3"),
         ({"target": "onnxruntime", "budget": "mb<=5"}, "--budget"),
         ({"target": "onnxruntime", "device": "local"}, "--device"),
     ],
@@ -57,6 +57,11 @@ def test_the_budget_leaves_out_what_is_far_beyond_it() -> None:
 def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgekdError, match=message):
         ExportConfig.load(**given)
+
+
+def test_a_budget_is_read_before_anything_is_exported() -> None:
+    with pytest.raises(EdgekdError, match="speed<=3"):
+        edgekd.export(Path("no run"), target="auto", budget="speed<=3")
 
 
 def test_a_budget_is_gates_with_commas() -> None:

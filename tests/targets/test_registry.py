@@ -26,8 +26,8 @@ def test_no_other_module_names_a_target() -> None:
     """A target is its entry in the registry, its writer and its opener, and the modules that belong to these alone."""
     root = Path(edgekd.targets.__file__).parents[1]
     own = re.compile(
-        r"targets/(registry|onnxruntime|openvino|tensorrt|coreml|trt_\w+)\.py|targets/agent/engines\.py|"
-        r"export/(ort|ov\w*|ir|trt\w*|coreml\w*|mil_\w+)\.py"
+        r"targets/(registry|onnxruntime|openvino|tensorrt|coreml|litert|executorch|trt_\w+)\.py|targets/agent/engines\.py|"
+        r"export/(litert|executorch|ort|ov\w*|ir|trt\w*|coreml\w*|mil_\w+)\.py"
     )
     # Names of packages whose versions are listed, and an example that calls ONNX Runtime.
     packages = re.compile(

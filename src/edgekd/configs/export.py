@@ -144,9 +144,6 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
                     f"--target {AUTO} tries every precision with its default settings, so {name} has no use.",
                     "Leave it out, or name a target.",
                 )
-        from edgekd.benchmark.gates import parse_gates
-
-        parse_gates(self.budget)
 
     @check
     def _limits(self) -> None:
