@@ -9,11 +9,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgekd.benchmark.measure.speed import in_words, speed_between
-from edgekd.benchmark.report.console import print_document
-from edgekd.benchmark.report.metric import percent
-from edgekd.benchmark.report.rows import SummaryRow
-from edgekd.benchmark.report.schema import GateRow, Report
+from edgekd.benchmark.measure.speed import speed_between
+from edgekd.benchmark.report.render import print_document
 from edgekd.benchmark.report.sections import (
     Cell,
     Cells,
@@ -24,7 +21,11 @@ from edgekd.benchmark.report.sections import (
     shown,
     table,
 )
+from edgekd.benchmark.results.metric import percent
+from edgekd.benchmark.results.rows import SummaryRow
+from edgekd.benchmark.results.schema import GateRow, Report
 from edgekd.core.errors import GateFailed
+from edgekd.targets.timing.speed import in_words
 
 _LEVELS = {"ood_avg": "out of domain", "adapted_avg": "on the adapted domains", "id": "in domain"}
 

@@ -13,7 +13,7 @@ from edgekd.benchmark.report.recommend import (
     print_recommendation,
     recommend,
 )
-from edgekd.benchmark.report.schema import Report
+from edgekd.benchmark.results.schema import Report
 from edgekd.core.errors import GateFailed
 
 FACTS = {

@@ -16,7 +16,7 @@ from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import sha256_file
@@ -24,7 +24,7 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
 PACKAGES = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")

@@ -11,22 +11,22 @@ from typing import Any, get_args
 import numpy as np
 
 from edgekd.benchmark.gates import Gate
-from edgekd.benchmark.measure.intervals import percentile
-from edgekd.benchmark.measure.speed import timed_in_turns
 from edgekd.configs.export import ExportConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.plan import newest_run
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
 from edgekd.export.export import Source, export_model
 from edgekd.export.run import source_of
-from edgekd.targets.agent.runtimes import check_runtime
+from edgekd.targets.agent.model import check_runtime
 from edgekd.targets.devices.drive import unable
-from edgekd.targets.devices.find import find_device
+from edgekd.targets.devices.transports import find_device
 from edgekd.targets.registry import DEFAULT_TARGET, TARGETS, Target, artifact_name
 from edgekd.targets.session import open_session
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.speed import timed_in_turns
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 """Those that are tried, the most exact first."""
