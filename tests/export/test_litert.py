@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,9 +15,11 @@ import pytest
 import torch
 from device_fakes import BRIEF, run_agent, two_suites, write_images
 from export_fakes import export_parts
+from PIL import Image
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
+from edgekd.artifacts.kit import write_kit
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject
@@ -143,6 +148,24 @@ def test_an_agent_with_nothing_but_the_runtime_gives_the_same_answers(
         [here] = predict_suite([subject], suite)
         np.testing.assert_array_equal(found.measured.logits[n], here)
     assert found.measured.model[0].provider.startswith("LiteRT 2")
+
+
+@needs_litert
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_program_of_its_test_kit_passes(
+    folders: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
+    encoded = []
+    for image in pictures(3, seed=4):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    shutil.copytree(folders[precision], tmp_path / "artifact")
+    kit = write_kit(tmp_path / "artifact", encoded)
+    done = subprocess.run(
+        [sys.executable, "classify.py"], cwd=kit, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_without_the_package_the_extra_is_named(

@@ -55,6 +55,9 @@ class FileOptions(Config):
     """Core ML: oldest system to run on. Default: iOS17."""
     inference_precision: str | None = None
     """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
+    test_kit: bool = False
+    """Put 8 of the run's test images into the artifact, with the expected logits and programs that compare. They go
+    wherever the file goes, so mind their licence."""
     overwrite: bool = False
     """Replace artifacts of the same name."""
 
@@ -136,8 +139,18 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
                 f"{self.target} has no option {name}.", f"It belongs to {', '.join(takers)}."
             )
 
+    @check
+    def _kit(self) -> None:
+        if self.test_kit and (self.head != "classes" or self.input == "float"):
+            raise EdgekdError(
+                "A test kit is for files that take pixels and end in classes.",
+                "Leave out --test-kit.",
+            )
+
     def _check_auto(self) -> None:
-        fixed = {"precision", "head", "input", "calibrator", "min_agreement"} | set(self.options)
+        fixed = {"precision", "head", "input", "calibrator", "min_agreement", "test_kit"} | set(
+            self.options
+        )
         for name in sorted(fixed & self.model_fields_set):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise EdgekdError(
