@@ -35,8 +35,7 @@ def open_file(
     path = model_path(artifact, folder)
     started = time.perf_counter()
     try:
-        # Whole in memory: the program may be replaced on disk while it runs.
-        program = runtime.Runtime.get().load_program(path.read_bytes())
+        program = runtime.Runtime.get().load_program(path)
         method = program.load_method("forward")
         if method is None:
             raise RuntimeError("it has no method forward")
@@ -47,7 +46,8 @@ def open_file(
         ) from error
     load_ms = (time.perf_counter() - started) * 1e3
 
-    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(images: NDArray[np.uint8], alive: Any = program) -> NDArray[np.float32]:
+        # The method points into its program and does not keep it alive.
         [found] = method.execute([torch.from_numpy(np.ascontiguousarray(images))])
         answer: NDArray[np.float32] = found.numpy().copy()
         return answer
