@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from edgekd.benchmark.evaluate.scores import size_of
 from edgekd.benchmark.gates import Gate
 from edgekd.configs.export import ExportConfig
 from edgekd.core.console import say
@@ -134,8 +135,7 @@ def _candidate(
         export_model(
             limited, folder, one, fp32_path=base if base.exists() and not is_base else None
         )
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return Candidate(folder.name, folder, precision, size / 1e6)
+    return Candidate(folder.name, folder, precision, size_of(folder))
 
 
 def _is_current(folder: Path, loaded: LoadedRun) -> bool:
