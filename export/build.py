@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
@@ -169,3 +171,22 @@ def agent_beside(build: Build) -> tuple[str, ...]:
         return ()
     write_agent(build.folder / AGENT_FILE)
     return (AGENT_FILE,)
+
+
+@contextlib.contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Keep a converter's progress messages off the terminal, and make any failure of it an `EdgekdError`.
+
+    Args:
+        what: the step, as the subject of the sentence.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    except Exception as error:  # converters raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+        raise EdgekdError(
+            f"{what} failed: {reason}.", "Export for another target, or choose another student."
+        ) from error

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.artifacts.embedding import check_embeds, embedding_with_bank
+from edgekd.artifacts.kit import PICTURES, write_kit
 from edgekd.configs.export import ExportConfig
-from edgekd.core.console import warn
+from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import ARTIFACT
 from edgekd.core.manifest import Artifact, Precision, read_artifact
@@ -26,6 +27,7 @@ from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
@@ -59,7 +61,16 @@ def export_run(config: ExportConfig) -> list[Artifact]:
         fp32 = base / "model.onnx" if base.exists() and folder != base else None
         artifact = export_model(source, folder, one, fp32_path=fp32)
         artifacts.append(artifact.model_copy(update={"folder": folder}))
+    if config.test_kit:
+        say(f"test kit: {write_kit(folder, _kit_pictures(loaded, config.data))}")
     return artifacts
+
+
+def _kit_pictures(loaded: LoadedRun, data: str | None) -> list[bytes]:
+    """Return test images as they are in files, the same share of every domain."""
+    images, split = loaded.data(data)
+    chosen = spread(np.sort(np.concatenate([split.id_test, split.ood_test])), PICTURES, images)
+    return [encoded_image(images, index) for index in chosen.tolist()]
 
 
 def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:

@@ -55,6 +55,8 @@ class Target:
 
 
 DEFAULT_TARGET = "onnxruntime"
+AUTO = "auto"
+"""In place of a target: the best file is found by measuring."""
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
 TARGETS: dict[str, Target] = {
@@ -97,6 +99,31 @@ TARGETS: dict[str, Target] = {
         precisions=("fp32", "fp16", "int8"),
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
         options=("inference_precision",),
+    ),
+    "executorch": Target(
+        name="executorch",
+        format="executorch",
+        writer="edgekd.export.executorch",
+        opener="edgekd.targets.executorch",
+        timed_at_export=True,
+        runtime="ExecuTorch, CPU by XNNPACK",
+        precisions=("fp32", "int8"),
+        summary="one .pte file for apps that run PyTorch's mobile runtime; takes one image at a time",
+        inputs=("uint8",),
+        mixed=False,
+    ),
+    "litert": Target(
+        name="litert",
+        format="tflite",
+        writer="edgekd.export.litert",
+        opener="edgekd.targets.litert",
+        packages="ai-edge-litert",
+        timed_at_export=True,
+        runtime="LiteRT (TensorFlow Lite), CPU",
+        precisions=("fp32", "fp16", "int8", "int8-weights"),
+        summary="one .tflite file for Android and small Linux devices; takes one image at a time",
+        inputs=("uint8",),
+        mixed=False,
     ),
     "tensorrt": Target(
         name="tensorrt",
@@ -172,5 +199,5 @@ def artifact_name(
 def get_target(name: str) -> Target:
     """Return the target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
     if name not in TARGETS:
-        raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, TARGETS))
+        raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, (*TARGETS, AUTO)))
     return TARGETS[name]

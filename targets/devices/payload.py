@@ -39,6 +39,7 @@ SHARED = (
     "targets/bank.py",
     "targets/bank_change.py",
     "targets/feed.py",
+    "targets/litert.py",
     "targets/onnxruntime.py",
     "targets/openvino.py",
     "targets/registry.py",

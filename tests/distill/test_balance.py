@@ -10,7 +10,7 @@ import pytest
 
 from edgekd.configs.train import TrainConfig
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.task import build
+from edgekd.distill.classification.setup import build
 from edgekd.distill.launch import make_fabric
 
 

@@ -22,6 +22,9 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13",
     "coremltools",
+    "executorch",
+    "litert-torch",
+    "ai-edge-litert",
 )
 
 

@@ -105,7 +105,9 @@ RUN = Kind(
         "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
 )  # fmt: skip
-ARTIFACT = Kind("artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt"))
+ARTIFACT = Kind(
+    "artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt", "kit")
+)
 VL_ARTIFACT = Kind("artifact", "vl_artifact.json", ("files",), ())
 REPORT = Kind(
     "report",
