@@ -25,8 +25,10 @@ from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
 from edgekd.distill.vocabulary import read_vocabulary
 
 TOY_SIZE = 48
-TOY_STEPS = 150
+TOY_STEPS = 300
+TOY_BATCH = 32
 SMOKE_STEPS = 4
+SMOKE_BATCH = 16
 DEFAULT_EPOCHS = 20.0
 
 
@@ -76,11 +78,13 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.lr is None:
         chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
     chosen["precision"] = precision_of(config)
+    if toy and "batch_size" not in config.model_fields_set:
+        chosen["batch_size"] = TOY_BATCH
     if config.smoke:
         chosen |= {
             "steps": SMOKE_STEPS,
             "epochs": None,
-            "batch_size": min(config.batch_size, 16),
+            "batch_size": min(config.batch_size, SMOKE_BATCH),
             "views": 1,
         }
     elif config.steps is None and config.epochs is None:

@@ -11,7 +11,15 @@ import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
+from edgekd.distill.plan import (
+    DEFAULT_EPOCHS,
+    TOY_BATCH,
+    TOY_SIZE,
+    TOY_STEPS,
+    newest_run,
+    settle,
+    total_steps,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +40,8 @@ def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixtu
         TOY_STEPS,
     )
     assert "random weights" not in capsys.readouterr().err
+    assert config.batch_size == TOY_BATCH
+    assert settled(batch_size=48).batch_size == 48
 
 
 def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> None:
