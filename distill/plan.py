@@ -17,6 +17,7 @@ from edgekd.data.split import Split, read_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
+from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.fitting import settle_method
 from edgekd.distill.launch import precision_of
 from edgekd.distill.recipes import get_recipe
@@ -54,6 +55,8 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen["data"] = NO_DATA
     config = config.model_copy(update=chosen)
     chosen |= settle_method(config)
+    config = config.model_copy(update=chosen)
+    chosen |= from_weights_dir(config, toy=is_toy(config))
     config = config.model_copy(update=chosen)
     toy, tower = is_toy(config), config.student == TEACHERS_TOWER
     _check_teacher(config)
@@ -193,7 +196,7 @@ def begin_folder(
     assert config.out is not None
     if not config.resume:
         clear(config.out, RUN, marker=False)
-        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
+        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out", "plan"})
         write_json(config.out / "config.json", settings)
     if not (config.out / "split.json").exists():
         split.write(config.out / "split.json")

@@ -63,6 +63,8 @@ class TeacherOptions(Config):
     """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the cached embeddings; auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
+    weights_dir: OptionalPath = option(default=None)
+    """Folder that edgekd fetch wrote: teacher and student come from it, without a network."""
     prompts: str | None = None
     """photo, imagenet7, imagenet80, domain, or a file of prompt templates. Default: the recipe's."""
     descriptions: str | None = None
@@ -202,6 +204,8 @@ class TrainConfig(RunOptions):
     """Replace an earlier run in --out."""
     smoke: bool = option(default=False, group="Schedule")
     """A few steps on one view per image: does it run at all?"""
+    plan: bool = option(default=False, group="Schedule")
+    """Train nothing: print steps, teacher passes, disk, and the time it would take here."""
 
     @check
     def _shots(self) -> None:
