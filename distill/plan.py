@@ -79,7 +79,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.bn is None:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
-        chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
+        chosen["lr"] = 2e-3 if from_scratch or toy else 3e-4
     chosen["precision"] = precision_of(config)
     if toy and "batch_size" not in config.model_fields_set:
         chosen["batch_size"] = TOY_BATCH
