@@ -28,7 +28,8 @@ from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
 from edgekd.distill.text_bank import read_vocabulary, readable
 
 TOY_SIZE = 48
-TOY_STEPS = 150
+TOY_STEPS = 300
+TOY_BATCH = 32
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
 
@@ -68,12 +69,14 @@ def settle(config: TrainConfig) -> TrainConfig:
         "pretrained": pretrained,
         "augment": config.augment or ("plain" if unlabelled else recipe.augment),
         "bn": config.bn or ("train" if random else "frozen"),
-        "lr": config.lr or (2e-3 if random else 1e-3 if toy else 3e-4),
+        "lr": config.lr or (2e-3 if random or toy else 3e-4),
         "precision": precision_of(config),
         "out": config.out or _free_folder(config),
     }
     if config.size is None and toy and not encoder:
         chosen["size"] = TOY_SIZE
+    if toy and "batch_size" not in config.model_fields_set:
+        chosen["batch_size"] = TOY_BATCH
     if toy and config.prompts is None and recipe.prompts == "photo":
         chosen["prompts"] = "domain"  # the toy teacher was trained with the names of its styles
     if config.smoke:

@@ -131,9 +131,9 @@ class ScheduleOptions(Config):
     epochs: float | None = option(default=None, gt=0)
     """Passes over the training images, instead of steps. Default: 20; toy: a fixed number of steps."""
     batch_size: int = option(default=64, ge=2)
-    """Images per step over all processes."""
+    """Images per step over all processes. Default: 64; toy: 32."""
     lr: float | None = option(default=None, gt=0)
-    """Peak learning rate. Default: 3e-4; on toy data 1e-3; from scratch 2e-3."""
+    """Peak learning rate. Default: 3e-4; on toy data and from scratch 2e-3."""
     weight_decay: float = option(default=0.01, ge=0)
     """Weight decay of AdamW."""
     warmup: float = option(default=0.1, ge=0, lt=1)
