@@ -128,9 +128,7 @@ def _candidate(
             name: getattr(config, name) for name in ("calibration_images", "data", "overwrite")
         }
         one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **whole)
-        limited = (
-            source if precision == "int8" and target.mixed else replace(source, budget=None)
-        )
+        limited = source if precision == "int8" and target.mixed else replace(source, budget=None)
         is_base = folder == base.parent
         export_model(
             limited, folder, one, fp32_path=base if base.exists() and not is_base else None
