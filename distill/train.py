@@ -301,6 +301,7 @@ def _train_process(
         resume_at,
         checkpoint.speed_before,
         [stage.name for stage, span in spans if len(span)],
+        config.logger,
     )
     with progress:
         with checkpoint.request:

@@ -60,10 +60,13 @@ def build(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -
     fabric.seed_everything(config.seed, verbose=False)
     student = _student(config, recipe, teacher, len(images.classes))
     shots = class_places(images, config.unseen_classes if config.shots else ())
+    groups = images.domain_of
+    if config.balance == "classes":
+        groups = groups * len(images.classes) + images.labels
     sampler = make_sampler(
         split.train,
         np.arange(len(images) - len(split.unlabelled), len(images)),
-        images.domain_of,
+        groups,
         np.isin(images.labels, shots),
         share=config.unlabelled_share,
         batch=config.batch_size,

@@ -20,8 +20,8 @@ from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.targets.bank import read_bank, unit
+from edgekd.targets.bank_change import recognised
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.new_class import recognised
 from edgekd.targets.session import open_session
 
 BLUE = (30, 40, 200)
@@ -209,7 +209,7 @@ def test_the_agent_says_what_is_wrong(artifact: Path, photos: Path, tmp_path: Pa
     write_agent(tmp_path / "agent.pyz")
     logits = write_artifact(tmp_path / "logits")
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(logits), "blue", str(photos))
-    assert (code, said[0]["error"][0].endswith("so none can be added.")) == (2, True)
+    assert (code, said[0]["error"][0].endswith("gives no embedding.")) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(tmp_path / "nowhere"), "x.png")
     assert (code, "There is no artifact" in said[0]["error"][0]) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(artifact), "x.png")
