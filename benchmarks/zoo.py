@@ -151,7 +151,7 @@ def export_cell(
     from edgekd.configs.export import ExportConfig
     from edgekd.core.errors import EdgekdError
     from edgekd.core.preprocess import Preprocess
-    from edgekd.export.export import Source, export_model
+    from edgekd.export.artifact import Source, export_model
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.opened import Opened, model_path
+from edgekd.targets.session import Session, model_path
 
 
 def open_file(
@@ -22,8 +22,8 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open a `model.pte`, which takes one image; see `edgekd.targets.opened.Opener`.
+) -> Session:
+    """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
     The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.
 
@@ -52,7 +52,7 @@ def open_file(
         answer: NDArray[np.float32] = found.numpy().copy()
         return answer
 
-    return Opened(run, f"ExecuTorch {version}, XNNPACK", 0, load_ms, largest_batch=1)
+    return Session(run, f"ExecuTorch {version}, XNNPACK", 0, load_ms, largest_batch=1)
 
 
 def _load() -> tuple[Any, Any, str]:

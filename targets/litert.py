@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.opened import OR_ANOTHER, Opened, model_path
+from edgekd.targets.session import OR_ANOTHER, Session, model_path
 
 PACKAGE = "ai-edge-litert"
 
@@ -23,8 +23,8 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open a `model.tflite`, which takes one image; see `edgekd.targets.opened.Opener`.
+) -> Session:
+    """Open a `model.tflite`, which takes one image; see `edgekd.targets.session.Opener`.
 
     Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
     kernels the rest, all on the CPU.
@@ -57,11 +57,11 @@ def open_file(
             return (found.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
         return found
 
-    return Opened(run, f"LiteRT {version}, CPU", count, load_ms, largest_batch=1)
+    return Session(run, f"LiteRT {version}, CPU", count, load_ms, largest_batch=1)
 
 
 def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without LiteRT; see `edgekd.targets.opened.Opener`."""
+    """Refuse a device without LiteRT; see `edgekd.targets.session.Opener`."""
     try:
         load_litert()
     except NotHere as error:
@@ -69,13 +69,6 @@ def check(artifact: Mapping[str, Any]) -> None:
             f"The device's Python cannot load {PACKAGE} ({error.__cause__}).",
             f"On the device: python3 -m pip install {PACKAGE}, {OR_ANOTHER}",
         ) from error
-
-
-def make_ready(
-    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
-    return None
 
 
 def load_litert() -> tuple[Any, str]:

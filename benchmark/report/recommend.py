@@ -67,7 +67,7 @@ def recommend(report: Report) -> Recommendation | None:
         speed = speed_between(report, report.time(row), report.time(best))
         if speed is not None and speed.withheld is None and speed.ratio < 1:
             return Recommendation(
-                row, True, f"no export loss is shown, and it {in_words(speed, best_name)}"
+                row, True, f"no export loss is shown, and it {in_words(speed.claim, best_name)}"
             )
         if (
             row.size_mb

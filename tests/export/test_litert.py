@@ -27,7 +27,7 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.export import torch_logits
+from edgekd.export.artifact import torch_logits
 from edgekd.export.graph import Deployable
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session

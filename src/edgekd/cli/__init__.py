@@ -244,11 +244,11 @@ def check(found: Any, _: Given) -> None:
 def add(changed: Any, given: Given) -> None:
     """Add a class: by its name and the run's prompts, by a text vector, or by a few images."""
     from edgekd.targets.bank import read_bank
-    from edgekd.targets.new_class import told
+    from edgekd.targets.bank_change import describe_last
 
     result(
         f"classes: {', '.join(changed.classes)}",
-        f"{given['name']}: {told(read_bank(given['artifact'] / changed.bank))}",
+        f"{given['name']}: {describe_last(read_bank(given['artifact'] / changed.bank))}",
     )
 
 

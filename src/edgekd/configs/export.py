@@ -15,7 +15,8 @@ from edgekd.configs.base import (
     option,
 )
 from edgekd.core.errors import EdgekdError
-from edgekd.core.formats import EXACT, Input, Precision
+from edgekd.core.formats import EXACT, Input
+from edgekd.core.manifest import AnyPrecision
 from edgekd.targets.registry import AUTO, DEFAULT_TARGET
 
 
@@ -26,14 +27,14 @@ class FileOptions(Config):
     """Run folder. Default: the newest under runs/."""
     target: str = DEFAULT_TARGET
     """See edgekd list targets; auto: every runtime that the device has, measured, with one file recommended."""
-    precision: Precision = option(
+    precision: AnyPrecision = option(
         default="fp32",
         switches={
-            "--int8": ("int8", "8-bit integers, calibrated on training images."),
-            "--int8-weights": ("int8-weights", "LiteRT: 8-bit weights, float activations."),
+            "--int8": ("int8", "8-bit weights and activations, calibrated on training images."),
+            "--int8-weights": ("int8-weights", "Core ML, LiteRT: 8-bit weights alone."),
             "--fp16": ("fp16", "16-bit floats."),
             "--fp32": ("fp32", "32-bit floats (the default)."),
-            "--w8a8": ("w8a8", "Core ML: 8-bit activations too, where --int8 means 8-bit weights."),
+            "--w8a8": ("w8a8", "Earlier name of Core ML's --int8."),
             "--palettize": (
                 {"4": "pal4", "6": "pal6"},
                 "Core ML: weights as indices of 4 or 6 bits into a palette.",

@@ -19,7 +19,7 @@ from edgekd.core.formats import Precision
 from edgekd.core.manifest import read_artifact
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
-from edgekd.export.export import Source, export_model
+from edgekd.export.artifact import Source, export_model
 from edgekd.export.run import source_of
 from edgekd.targets.agent.model import check_runtime
 from edgekd.targets.devices.drive import unable
@@ -128,9 +128,7 @@ def _candidate(
             name: getattr(config, name) for name in ("calibration_images", "data", "overwrite")
         }
         one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **whole)
-        limited = (
-            source if precision == "int8" and target.mixed else replace(source, yardstick=None)
-        )
+        limited = source if precision == "int8" and target.mixed else replace(source, budget=None)
         is_base = folder == base.parent
         export_model(
             limited, folder, one, fp32_path=base if base.exists() and not is_base else None

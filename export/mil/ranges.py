@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_eval import evaluate
-from edgekd.export.mil_program import MilProgram, Op, Ref
+from edgekd.export.mil.evaluate import evaluate
+from edgekd.export.mil.program import MilProgram, Op
 
 FP16_MAX = 65504.0
 FP16_MIN_NORMAL = 2.0**-14
@@ -37,16 +37,13 @@ class Hazard:
 
     @property
     def sentence(self) -> str:
-        if self.kind == "overflow":
-            return (
-                f"{self.layer} ({self.op}) reaches {self.largest:.3g}, above half precision's 65504"
-            )
-        if self.kind == "underflow":
-            return (
-                f"{self.layer} ({self.op}) loses {100 * self.rounding:.0f} % in half precision: its largest value is "
-                f"{self.largest:.2g}"
-            )
-        return f"{self.layer} ({self.op}) sums up to {self.largest:.3g} inside, above half precision's 65504"
+        what = {
+            "overflow": f"reaches {self.largest:.3g}, above half precision's 65504",
+            "underflow": f"loses {100 * self.rounding:.0f} % in half precision: its largest value is "
+            f"{self.largest:.2g}",
+            "sum": f"sums up to {self.largest:.3g} inside, above half precision's 65504",
+        }
+        return f"{self.layer} ({self.op}) {what[self.kind]}"
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)
@@ -66,7 +63,7 @@ class Ranges:
 
 
 def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
-    """Run `program` in float32 on RGB uint8 `[B, H, W, 3]` and look at every result.
+    """Run `program` in float32 on RGB uint8 `[B, H, W, 3]` and measure every result.
 
     Numbers below the smallest normal one count as lost, since an accelerator may flush them to zero.
 
@@ -87,7 +84,7 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             )
         for output in op.outputs:
             lows[output], highs[output] = float(low.min()), float(high.max())
-        largest = float(max(-low.min(), high.max()))
+        largest, largest_sum = float(max(-low.min(), high.max())), float(inner.max())
         units = np.maximum(-low, high) ** 2
         total = float((power * units).sum())
         rounding = float(np.sqrt((error * units).sum() / total)) if total > 0 else 0.0
@@ -95,52 +92,41 @@ def measure_ranges(program: MilProgram, images: NDArray[np.uint8]) -> Ranges:
             hazards.append(Hazard(op.name, op.kind, "overflow", largest, float("inf")))
         elif rounding > MAX_ROUNDING:
             hazards.append(Hazard(op.name, op.kind, "underflow", largest, rounding))
-        elif inner.max() > FP16_MAX:
-            hazards.append(Hazard(op.name, op.kind, "sum", float(inner.max()), rounding))
+        elif largest_sum > FP16_MAX:
+            hazards.append(Hazard(op.name, op.kind, "sum", largest_sum, rounding))
     return Ranges(tuple(hazards), lows, highs, outputs[name].reshape(len(images), -1))
 
 
 def layers_to_keep(program: MilProgram, hazards: Iterable[Hazard]) -> set[str]:
-    """Layers that must stay in float32: those whose result half precision cannot hold, and those that read it.
+    """Return the layers that must stay in float32: those whose result half precision cannot hold, and their readers.
 
     A sum inside a layer is not among the reasons: engines add up in wider numbers than they store, as far as is known.
     """
     bad = {hazard.layer for hazard in hazards if hazard.kind != "sum"}
     tensors = {output for op in program.ops if op.name in bad for output in op.outputs}
-    return {op.name for op in program.ops if op.name in bad or tensors & _reads(op)}
-
-
-def _reads(op: Op) -> set[str]:
-    values = [
-        item
-        for value in op.inputs.values()
-        for item in (value if isinstance(value, tuple) else (value,))
-    ]
-    return {item.name for item in values if isinstance(item, Ref)}
+    return {op.name for op in program.ops if op.name in bad or tensors & op.reads}
 
 
 def _statistics(op: Op, given: dict[str, Any], outputs: tuple[Tensor, ...]) -> Tensor:
-    """float32 `[5]`: smallest, largest, what rounding moves, the length, and the largest sum inside.
+    """Return float32 `[5]`: smallest, largest, what rounding moves, the length, and the largest sum inside.
 
     The third and the fourth are mean squares in units of the largest magnitude, so that neither tiny nor huge numbers
     leave float32's range when they are squared.
     """
     x = torch.cat([output.flatten() for output in outputs])
-    rounded = torch.where(
-        x.abs() < FP16_MIN_NORMAL, 0.0, x.clamp(-FP16_MAX, FP16_MAX).half().float()
-    )
+    half = x.clamp(-FP16_MAX, FP16_MAX).half().float()
+    rounded = torch.where(x.abs() < FP16_MIN_NORMAL, 0.0, half)
     unit = x.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     error, power = ((x - rounded) / unit).square().mean(), (x / unit).square().mean()
     return torch.stack([x.amin(), x.amax(), error, power, _largest_sum(op, given, x)])
 
 
 def _largest_sum(op: Op, given: dict[str, Any], output: Tensor) -> Tensor:
-    """Largest total that the operation would pass through if it added before it divided."""
+    """Return the largest total that the operation would pass through if it added before it divided."""
+    if op.kind not in ("reduce_mean", "layer_norm"):
+        return torch.zeros(())
+    x: Tensor = given["x"]
+    axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
     if op.kind == "reduce_mean":
-        axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
-        return output.abs().amax() * float(np.prod([given["x"].shape[axis] for axis in axes]))
-    if op.kind == "layer_norm":
-        axes = [int(axis) for axis in np.atleast_1d(given["axes"])]
-        x: Tensor = given["x"]
-        return (x - x.mean(axes, keepdim=True)).square().sum(axes).amax()
-    return torch.zeros(())
+        return output.abs().amax() * float(np.prod([x.shape[axis] for axis in axes]))
+    return (x - x.mean(axes, keepdim=True)).square().sum(axes).amax()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx
 
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.export import ir, ov_int8
-from edgekd.export.build import Build, Written, agent_beside, fp32_onnx, within
-from edgekd.export.float_input import take_floats
-from edgekd.export.ranges import check_calibration
+from edgekd.export.build import Build, Written, agent_beside
+from edgekd.export.onnx_graph import take_floats
+from edgekd.export.openvino_ir import read, save
+from edgekd.export.quantize.calibration import check_calibration
+from edgekd.export.quantize.openvino import OpenVinoInt8
 from edgekd.targets.openvino import load_openvino, version_of
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -25,28 +24,22 @@ def write(build: Build) -> Written:
         NotHere: OpenVINO is not installed.
         EdgekdError: a version of it outside edgekd's bounds, useless calibration images, or a graph that OpenVINO or
             NNCF does not take.
-        GateFailed: int8 costs more than the build's yardstick allows, whatever stays in float.
+        GateFailed: int8 costs more than the accuracy budget, whatever stays in float.
     """
     openvino = load_openvino()
     computes_in = _inference_precision(build)
-    base, path = build.folder / "fp32.onnx", build.folder / MODEL_FILES[0]
-    quantization: dict[str, Any] | None = None
-    fp32_onnx(build, base)
-    if build.calibration is not None:
-        check_calibration(build.calibration, onnx.load(base))
-    if build.input == "float":
-        take_floats(base)
-    if build.calibration is None:
-        ir.save(ir.read(base), path, build.metadata, halved=build.precision != "fp32")
-    else:
-        dialect = ov_int8.dialect(build.metadata, build.feed, embeds=build.bank is not None)
-        if build.yardstick is not None:
-            quantization = within(build, dialect)(base, path, build.calibration)
+    path = build.folder / MODEL_FILES[0]
+    quantization = None
+    with build.fp32_file() as base:
+        if build.calibration is not None:
+            check_calibration(build.calibration, onnx.load(base))
+        if build.input == "float":
+            take_floats(base)
+        if build.precision == "int8":
+            scheme = OpenVinoInt8(build.metadata, build.feed, embeds=build.bank is not None)
+            quantization = build.quantize(scheme, base, path)
         else:
-            quantization = dialect.write(
-                dialect.calibrate(base, build.calibration, build.calibrator), path
-            )
-    base.unlink()
+            save(read(base), path, build.metadata, halved=build.precision != "fp32")
     return Written(
         format="openvino",
         files=(*MODEL_FILES, *agent_beside(build)),

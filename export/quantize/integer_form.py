@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from edgekd.export.onnx_graph import Graph, attribute, set_attribute
+from edgekd.export.onnx_graph import Graph, attribute, replace_nodes, set_attribute
 
 LANES = 16
 """Channels that one step of the depthwise int8 kernels takes."""
@@ -32,8 +32,7 @@ _SAME_CHANNELS = (
 
 def integer_form(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(onnx.shape_inference.infer_shapes(model))
+    copy = onnx.shape_inference.infer_shapes(model)
     _pool(copy)
     if _pad_depthwise(copy):
         del copy.graph.value_info[:]
@@ -60,9 +59,7 @@ def _pool(model: onnx.ModelProto) -> None:
             node.output[0] = f"{output}/map"
             name = f"{node.name}/flat"
             nodes.append(onnx.helper.make_node("Flatten", [node.output[0]], [output], name=name))
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes(model.graph, nodes)
 
 
 def _pad_depthwise(model: onnx.ModelProto) -> bool:
@@ -81,12 +78,10 @@ def _pad_depthwise(model: onnx.ModelProto) -> bool:
                 wanted[root] = -channels % LANES
     for node in model.graph.node:
         if node.op_type == "Conv":
-            _pad_conv(
-                graph,
-                node,
-                wanted.get(group.root(node.input[0]), 0),
-                wanted.get(group.root(node.output[0]), 0),
+            before, after = (
+                wanted.get(group.root(name), 0) for name in (node.input[0], node.output[0])
             )
+            _pad_conv(graph, node, before, after)
     return bool(wanted)
 
 
@@ -125,9 +120,9 @@ def _is_depthwise(graph: Graph, node: NodeProto) -> bool:
 
 def _pad_conv(graph: Graph, node: NodeProto, before: int, after: int) -> None:
     """Give a convolution `before` more input channels and `after` more output channels, with zero weights."""
-    depthwise = _is_depthwise(graph, node)
     if not before and not after:
         return
+    depthwise = _is_depthwise(graph, node)
     weight = graph.value(node.input[1])
     width = [(0, after), (0, 0 if depthwise else before), (0, 0), (0, 0)]
     graph.set_value(node.input[1], np.pad(weight, width))

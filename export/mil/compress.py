@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_program import MilProgram, import_coremltools, quiet
-from edgekd.export.mil_ranges import Ranges
+from edgekd.export.mil.program import MilProgram, import_coremltools
+from edgekd.export.mil.ranges import Ranges
+from edgekd.export.onnx import quiet
 
 MIN_WEIGHTS = 512
 """Tensors with fewer values stay as they are: they save nothing."""
@@ -18,9 +19,8 @@ PALETTE_BITS = {"pal4": 4, "pal6": 6}
 
 
 def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
-    """8-bit weights, one scale per output channel; arithmetic stays in half precision."""
-    coremltools = import_coremltools()
-    optimize = coremltools.optimize.coreml
+    """Return the model with 8-bit weights, one scale per output channel, and a description."""
+    optimize = import_coremltools().optimize.coreml
     config = optimize.OpLinearQuantizerConfig(
         mode="linear_symmetric",
         dtype="int8",
@@ -31,16 +31,12 @@ def quantize_weights(model: Any) -> tuple[Any, dict[str, Any]]:
         small = optimize.linear_quantize_weights(
             model, optimize.OptimizationConfig(global_config=config)
         )
-    return small, {
-        "method": "weights int8 per channel, symmetric; activations float16",
-        "tool": f"coremltools {coremltools.__version__}",
-    }
+    return small, _described("weights int8 per channel, symmetric; activations float16")
 
 
 def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
-    """Each weight is an index into a palette of `2 ** bits` values per tensor, found by k-means."""
-    coremltools = import_coremltools()
-    optimize = coremltools.optimize.coreml
+    """Return the model with weights as indices into a palette of `2 ** bits` values per tensor, and a description."""
+    optimize = import_coremltools().optimize.coreml
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
@@ -51,16 +47,16 @@ def palettize(model: Any, bits: int) -> tuple[Any, dict[str, Any]]:
     config = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_WEIGHTS)
     with quiet():
         small = optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=config))
-    return small, {
-        "method": f"weights as {bits}-bit indices into one k-means palette per tensor; activations float16",
-        "tool": f"coremltools {coremltools.__version__}",
-    }
+    method = (
+        f"weights as {bits}-bit indices into one k-means palette per tensor; activations float16"
+    )
+    return small, _described(method)
 
 
 def quantize_activations(
     model: Any, program: MilProgram, ranges: Ranges
 ) -> tuple[Any, dict[str, Any]]:
-    """8-bit activations around convolutions, linear layers, pools and additions; then 8-bit weights.
+    """Return the model with 8-bit weights, and 8-bit activations around layers, pools and additions.
 
     coremltools measures ranges by running the model, which only macOS can. Here the reference evaluator has measured
     them, and coremltools' own passes insert the rounding where a device with integer units looks for it.
@@ -69,8 +65,7 @@ def quantize_activations(
         program: `model` as read back from disk.
         ranges: of `program`, on calibration images.
     """
-    coremltools = import_coremltools()
-    optimize = coremltools.optimize.coreml
+    optimize = import_coremltools().optimize.coreml
     from coremltools.converters.mil.frontend.milproto import load as milproto
     from coremltools.converters.mil.mil.passes.graph_pass import PassOption
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -96,15 +91,16 @@ def quantize_activations(
         rounded = _apply_graph_pass(
             model, passes, spec_version=IOS_17, pymil_load_func=milproto.load, skip_model_load=True
         )
-    small, weights = quantize_weights(rounded)
-    return small, {
-        "method": "activations int8 per tensor with zero point (min-max, edgekd's evaluator); weights int8 per channel",
-        "tool": weights["tool"],
-        "float_layers": sorted(floats),
-    }
+    small, _ = quantize_weights(rounded)
+    method = "activations int8 per tensor with zero point (min-max, edgekd's evaluator); weights int8 per channel"
+    return small, _described(method) | {"float_layers": sorted(floats)}
+
+
+def _described(method: str) -> dict[str, Any]:
+    return {"method": method, "tool": f"coremltools {import_coremltools().__version__}"}
 
 
 def _float_layers(program: MilProgram) -> set[str]:
-    """Layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most."""
+    """Return the layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most."""
     kinds = ("conv", "add")
     return {op.name for op in program.ops if op.kind in kinds and op.shapes[0][2:] == (1, 1)}

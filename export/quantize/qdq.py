@@ -1,7 +1,7 @@
-"""Q/DQ pairs for ONNX Runtime: activations uint8 per tensor, weights int8 per output channel, biases int32.
+"""Q/DQ pairs where ONNX Runtime fuses them with their neighbours to one integer operator.
 
-Every pair stands where ONNX Runtime fuses it with its neighbours to one integer operator. Activation functions cost as
-little as the arithmetic of uint8 allows:
+Activations are uint8 per tensor, weights int8 per output channel, biases int32. Activation functions cost as little as
+the arithmetic of uint8 allows:
 
 - Relu and Clip vanish: the QuantizeLinear behind them saturates at their ends.
 - HardSigmoid vanishes: with 3 more on the bias before it, a QuantizeLinear over 0 to 6 is its clip, and a
@@ -22,8 +22,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, drop_unused
-from edgekd.export.ranges import Ranges
+from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, drop_unused, replace_nodes
+from edgekd.export.quantize.calibration import Ranges
 
 SATURATING_OPS = ("Relu", "Clip")
 """What a QuantizeLinear does by itself."""
@@ -44,7 +44,7 @@ INTEGER_OPS = (*WEIGHTED_OPS, *MAP_OPS, *SATURATING_OPS, *MOVING_OPS)
 _TOKENS = ("Concat", "Add", "Mul", "Sigmoid")
 """Fast on maps `[B, C, H, W]`; between tokens ONNX Runtime adds in float what its products give in float."""
 
-WeightGrid = Callable[[NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
+WeightScaling = Callable[[NodeProto, NDArray[np.float32]], tuple[int, NDArray[Any]] | None]
 """Node and its float weight → the axis of its output channels and one scale for each; None where it stays float."""
 
 
@@ -123,35 +123,24 @@ def _fits(graph: Graph, node: NodeProto, rounded: set[str], taken: Mapping[str, 
         return False
     source = graph.writer.get(node.input[0])
     alone = graph.only_reader(node.input[0]) is not None and node.output[0] not in graph.outputs
+    behind = source.op_type if alone and source is not None and source.name in taken else ""
     if node.op_type in SATURATING_OPS:
-        return (
-            alone
-            and source is not None
-            and source.name in taken
-            and source.op_type not in MOVING_OPS
-        )
+        return behind != "" and behind not in MOVING_OPS
     if node.op_type == "HardSigmoid":
-        return alone and source is not None and source.name in taken and source.op_type == "Conv"
+        return behind == "Conv"
     if node.op_type == "HardSwish":
-        return (
-            alone
-            and source is not None
-            and source.name in taken
-            and source.op_type in ("Conv", "Add")
-        )
-    if node.op_type in ("Add", "Mul"):
-        return len(data) == 2
-    return True
+        return behind in ("Conv", "Add")
+    return node.op_type not in ("Add", "Mul") or len(data) == 2
 
 
-def quantize(model: onnx.ModelProto, ranges: Ranges, chosen: Plan, grid: WeightGrid) -> None:
+def quantize(model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: WeightScaling) -> None:
     """Put Q/DQ pairs into `model` around what was `chosen`, in place.
 
     Args:
         ranges: extremes of every activation that becomes bytes.
-        grid: scales of the weights.
+        scaling: scales of the weights.
     """
-    _Writer(model, ranges, chosen, grid).write()
+    _Writer(model, ranges, chosen, scaling).write()
     drop_unused(model)
 
 
@@ -159,9 +148,9 @@ class _Writer:
     """Walks the graph once; what is written lands in a new list of nodes."""
 
     def __init__(
-        self, model: onnx.ModelProto, ranges: Ranges, chosen: Plan, grid: WeightGrid
+        self, model: onnx.ModelProto, ranges: Ranges, chosen: Plan, scaling: WeightScaling
     ) -> None:
-        self.graph, self.ranges, self.grid = Graph(model), ranges, grid
+        self.graph, self.ranges, self.scaling = Graph(model), ranges, scaling
         self.taken, self.rounded = chosen.taken, chosen.rounded
         self.nodes: list[NodeProto] = []
         self.steps: dict[str, Steps] = {}
@@ -184,8 +173,7 @@ class _Writer:
             if node.op_type in SATURATING_OPS and node.name in self.taken:
                 continue  # its output is what the node before it writes
             self._emit(node)
-        del graph.proto.node[:]
-        graph.proto.node.extend(self.nodes)
+        replace_nodes(graph.proto, self.nodes)
         del graph.proto.value_info[:]
 
     def _emit(self, node: NodeProto) -> None:
@@ -278,7 +266,7 @@ class _Writer:
         if node.input[1] not in graph.constants:
             return
         weight = graph.value(node.input[1]).astype(np.float32)
-        found = self.grid(node, weight)
+        found = self.scaling(node, weight)
         if found is None:
             return
         axis, scales = found

@@ -20,11 +20,7 @@ _AUTOMATIC = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=/|$)")
 
 
 def read(path: Path) -> Any:
-    """The model of an ONNX file.
-
-    Raises:
-        EdgekdError: a graph that OpenVINO does not take.
-    """
+    """Return the model of an ONNX file; a graph that OpenVINO does not take is an `EdgekdError`."""
     openvino = load_openvino()
     try:
         return _renumbered(openvino.Core().read_model(path))
@@ -51,29 +47,17 @@ def save(model: Any, path: Path, metadata: Mapping[str, str], *, halved: bool) -
     try:
         openvino.save_model(model, path, compress_to_fp16=halved)
     except RuntimeError as error:  # an OSError in all but name and number
-        # The folders on the way mean nothing to anybody.
-        place = next(
-            parent for parent in path.parents if not parent.name.startswith((".tmp-", "search-"))
-        )
+        # The temporary folders on the way mean nothing to anybody.
+        own = (".tmp-", "search-")
+        place = next(parent for parent in path.parents if not parent.name.startswith(own))
         raise EdgekdError(
             f"OpenVINO {version_of(openvino)} could not write its files in {place} ({reason_of(error)}).",
             "Is the disk full? Free some space and run again; nothing half-written was kept.",
         ) from error
 
 
-def _renumbered(model: Any) -> Any:
-    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
-    names: dict[str, str] = {}
-    for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
-        if found := _AUTOMATIC.match(name):
-            number = names.setdefault(found[0], f"{found[1]}_{len(names)}")
-            node.set_friendly_name(number + name[found.end() :])
-    return model
-
-
 def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """What OpenVINO says of an IR or ONNX file on one CPU thread, compiled for each batch size that comes."""
+    """Return an IR or ONNX file in OpenVINO on one CPU thread, compiled for each batch size that comes."""
     core = load_openvino().Core()
     core.set_property({"ENABLE_MMAP": False})  # the file may be written anew while this is alive
     model = core.read_model(path)
@@ -95,7 +79,18 @@ def evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
         request.get_input_tensor(0).data[...] = given
         request.start_async()
         request.wait()
-        answer: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
-        return answer
+        found: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        return found
 
     return run
+
+
+def _renumbered(model: Any) -> Any:
+    """Number the operations that OpenVINO has named itself anew, in place: it counts them over the whole process."""
+    names: dict[str, str] = {}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if found := _AUTOMATIC.match(name):
+            number = names.setdefault(found[0], f"{found[1]}_{len(names)}")
+            node.set_friendly_name(number + name[found.end() :])
+    return model

@@ -25,20 +25,18 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.build import Build, Written
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.fuse import Fused, fuse
-from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
+from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
 from edgekd.export.onnx import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
+from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
 from edgekd.version import __version__
 
 FEW_CALIBRATION_IMAGES = 100
-"""Below, more of them come first among the ways on."""
-_BATCH = 32
+"""Below, more of them are the first suggestion."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Source:
     """uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise."""
     calibration_ids: tuple[str, ...] = ()
     """Names of these images, for the artifact's record."""
-    yardstick: Yardstick | None = None
+    budget: AccuracyBudget | None = None
     """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
     bank: ClassBank | None = None
     """For a `model` that ends in an embedding: the vectors of `classes`, which then are beside the file. Parity, drops
@@ -75,17 +73,17 @@ def export_model(
     appears at `folder`: the artifact goes to `<folder>.failed`, with the numbers in its `artifact.json`.
 
     Args:
-        config: target, precision and the rest of the file; its run, data and limits are not looked at.
+        config: target, precision and the rest of the file; its run, data and limits are not used.
         fp32_path: the `model.onnx` of an fp32 artifact of the same model, to start from instead of exporting again.
 
     Raises:
         EdgekdError: folder exists, no calibration images, a model that ONNX cannot hold, disk full.
-        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.yardstick`
+        GateFailed: the file does not compute what the model computes, or int8 costs more than `source.budget`
             allows, whatever stays in float.
     """
     folder = Path(folder)
-    calibrated = config.precision in get_target(config.target).calibrated
-    if calibrated and source.calibration is None:
+    target = get_target(config.target)
+    if config.precision in target.calibrated and source.calibration is None:
         raise EdgekdError(
             f"{config.precision.upper()} needs calibration images.",
             "Give some of the training images, 200 or more.",
@@ -98,28 +96,27 @@ def export_model(
     fused = fuse(source.model, torch.from_numpy(np.array(source.parity_images[:2])))
     if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
         fp32_path = None
-    writer = importlib.import_module(get_target(config.target).writer)
+    writer = importlib.import_module(target.writer)
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
-        deployed = dataclasses.replace(source, model=fused.model)
-        build = _build(deployed, scratch, config, fp32_path)
+        build = _build(dataclasses.replace(source, model=fused.model), scratch, config, fp32_path)
         written: Written = writer.write(build)
         reference = build.logits(torch_logits(source.model, source.parity_images))
-        draft = _draft(source, scratch, config, written, reference)
-        draft = draft.model_copy(
-            update={"details": draft.details | _fused_facts(source.model, fused)}
-        )
+        draft = _draft(source, build, config, written, reference)
+        details = draft.details | _fused_facts(source.model, fused)
+        draft = draft.model_copy(update={"details": details})
         draft.write(scratch)
-        candidate, run_by = _answers(build, written, source.parity_images)
+        candidate, run_by = _logits_of_file(build, written, source.parity_images)
         least = None if config.min_agreement is None else config.min_agreement / 100
         found = compare(reference, candidate) | {"run_by": run_by}
         artifact = draft.model_copy(update={"parity": check(found, config.precision, least)})
         artifact.write(scratch)
         if not artifact.parity["passed"]:
-            _set_aside(artifact, folder, scratch, _ways_on(build, artifact))
+            _set_aside(artifact, folder, scratch, _suggestions(build, artifact))
     return artifact.model_copy(update={"folder": folder})
 
 
 def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path | None) -> Build:
+    target = get_target(config.target)
     metadata = {
         "preprocess": source.preprocess.model_dump_json(),
         "provenance": json.dumps({"edgekd": __version__, **source.facts}, ensure_ascii=False),
@@ -133,13 +130,11 @@ def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path 
         preprocess=source.preprocess,
         classes=source.classes,
         metadata=metadata,
-        calibration=source.calibration
-        if config.precision in get_target(config.target).calibrated
-        else None,
+        calibration=source.calibration if config.precision in target.calibrated else None,
         fp32_onnx=fp32_path,
         options=config.options,
-        yardstick=source.yardstick if config.precision == "int8" else None,
-        calibrator=cast("Calibrator", config.calibrator) or _calibrator(config.target),
+        budget=source.budget if config.precision == "int8" else None,
+        calibrator=cast(Calibrator, config.calibrator or target.default_calibrator),
         bank=source.bank,
         input=config.input or "uint8",
     )
@@ -147,33 +142,33 @@ def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path 
 
 def _draft(
     source: Source,
-    scratch: Path,
+    build: Build,
     config: ExportConfig,
     written: Written,
     reference: NDArray[np.float32],
 ) -> Artifact:
     """Return the artifact's record before its parity check, with its further files written."""
-    kept: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
     if source.bank is not None:
-        kept += (BANK_FILE,)
-        (scratch / BANK_FILE).write_bytes(source.bank.to_bytes())
+        further += (BANK_FILE,)
+        (build.folder / BANK_FILE).write_bytes(source.bank.to_bytes())
     if source.parity_keys:
-        kept += (REFERENCE_FILE,)
-        write_reference(scratch / REFERENCE_FILE, source.parity_keys, reference)
+        further += (REFERENCE_FILE,)
+        write_reference(build.folder / REFERENCE_FILE, source.parity_keys, reference)
     quantization = written.quantization
     if quantization is not None and "calibration_images" in quantization:
         quantization = {**quantization, "ids": list(source.calibration_ids)}
-    embedding, input = source.bank is not None, config.input or "uint8"
+    embeds = source.bank is not None
     return Artifact(
-        name=artifact_name(config.target, config.precision, embedding=embedding, input=input),
+        name=artifact_name(config.target, config.precision, embedding=embeds, input=build.input),
         target=config.target,
         format=written.format,
         precision=config.precision,
-        files={file: sha256_file(scratch / file) for file in (*written.files, *kept)},
+        files={file: sha256_file(build.folder / file) for file in (*written.files, *further)},
         inputs=written.inputs,
         outputs=written.outputs,
         classes=source.classes,
-        bank=BANK_FILE if source.bank is not None else None,
+        bank=BANK_FILE if embeds else None,
         preprocess=source.preprocess,
         quantization=quantization,
         # The session that the check opens reads this record; the check's own result replaces it.
@@ -188,8 +183,8 @@ def _draft(
 def _fused_facts(model: Deployable, fused: Fused[Deployable]) -> dict[str, Any]:
     if fused.error is None:
         return {}
-    sizes = [sum(one.numel() for one in net.parameters()) for net in (model, fused.model)]
-    facts = {"trained_parameters": sizes[0], "parameters": sizes[1]}
+    trained, left = (sum(one.numel() for one in net.parameters()) for net in (model, fused.model))
+    facts = {"trained_parameters": trained, "parameters": left}
     return {"fused": facts | {"max_error_relative": fused.error}}
 
 
@@ -201,41 +196,17 @@ def _holds_fused(fp32: Path) -> bool:
         return False
 
 
-def torch_logits(model: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Output float32 `[M, C]` of `model` in eval mode for uint8 `[M, H, W, 3]`, in batches."""
-    was_training = model.training
-    model.eval()
-    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    try:
-        with torch.inference_mode():
-            parts = [
-                model(torch.from_numpy(np.array(images[start : start + _BATCH])).to(device))
-                .float()
-                .cpu()
-                for start in range(0, len(images), _BATCH)
-            ]
-    finally:
-        model.train(was_training)
-    logits: NDArray[np.float32] = torch.cat(parts).numpy()
-    return logits
-
-
-def _answers(
+def _logits_of_file(
     build: Build, written: Written, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], str | None]:
-    """The finished artifact's logits, and who ran it."""
+    """Return the finished artifact's logits, and what ran it."""
     if written.evaluate is not None:
         return build.logits(in_batches(written.evaluate, images)), written.evaluated_by
     session = open_session(build.folder, spinning=False)
     return in_batches(session.run, images), session.provider
 
 
-def _calibrator(target: str) -> Calibrator:
-    """Return the target's own way to choose int8 ranges."""
-    return cast("Calibrator", get_target(target).default_calibrator)
-
-
-def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) -> None:
+def _set_aside(artifact: Artifact, folder: Path, scratch: Path, suggestions: str) -> None:
     parity, failed = artifact.parity, folder.with_name(folder.name + ".failed")
     with publishing(failed, ARTIFACT, overwrite=True) as place:
         place.rmdir()
@@ -248,32 +219,30 @@ def _set_aside(artifact: Artifact, folder: Path, scratch: Path, ways_on: str) ->
         )
     raise GateFailed(
         f"{artifact.name} differs too much from the student: {parity['reason']}, on {parity['n']} images.",
-        f"{kept} {ways_on}",
+        f"{kept} {suggestions}",
     )
 
 
-def _ways_on(build: Build, artifact: Artifact) -> str:
-    """What may bring a file with few bits over its threshold, or the threshold to the file; not what was tried."""
-    ways, int8 = [], artifact.precision == "int8"
+def _suggestions(build: Build, artifact: Artifact) -> str:
+    """Return what was not tried and may bring a file with few bits over its threshold."""
+    target, ways, int8 = get_target(artifact.target), [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
         ways.append(
             f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
         )
-    if int8 and get_target(artifact.target).mixed and build.yardstick is None:
+    if int8 and target.mixed and build.budget is None:
         ways.append(
             "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
         )
-    usual = _calibrator(artifact.target)
-    others = [name for name in get_target(artifact.target).calibrators if name != usual]
-    if int8 and others and build.calibrator == usual:
+    others = [name for name in target.calibrators if name != target.default_calibrator]
+    if int8 and others and build.calibrator == target.default_calibrator:
         ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
-    if artifact.precision == "w8a8":
-        ways.append("quantize the weights alone: --int8")
+    if int8 and "int8-weights" in target.precisions:
+        ways.append("quantize the weights alone: --int8-weights")
     if artifact.precision == "pal4":
         ways.append("take finer palettes: --palettize 6")
-    ways.append(
-        f"or accept it: --min-agreement {math.floor(100 * artifact.parity['top1_agreement'])}"
-    )
+    percent = math.floor(100 * artifact.parity["top1_agreement"])
+    ways.append(f"or accept it: --min-agreement {percent}")
     return "Go on like this: " + "; ".join(ways) + "."
 
 

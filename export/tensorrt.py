@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import onnx
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
-from edgekd.export.build import Build, Written, write_onnx, write_within
-from edgekd.export.dialect import onnx_dialect
+from edgekd.export.build import Build, Written, write_onnx
 from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
-from edgekd.export.trt_dialect import calibrate_trt, quantize_trt, units_trt, weight_grid, write_trt
-from edgekd.export.trt_rules import findings
+from edgekd.export.quantize.tensorrt import TensorRtInt8
+from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.targets.trt_build import BuildError, build, parse
 from edgekd.targets.trt_builders import Choice, choose, module
 
@@ -40,13 +38,9 @@ def write(order: Build) -> Written:
     else:
         say(f"tensorrt: engine by {choice.builder} {choice.version}, because {choice.why}")
     path = order.folder / ONNX_FILE
-    quantization: dict[str, Any] | None
-    if order.yardstick is not None:
-        quantization = write_within(order, path, DIALECT)
-    else:
-        quantization = write_onnx(order, path, partial(quantize_trt, calibrator=order.calibrator))
+    quantization = write_onnx(order, path, TensorRtInt8())
     checked = check_legal(path)
-    engine = [ENGINE_FILE] if _build_engine(choice, order.folder) else []
+    engine = _build_engine(choice, order.folder)
     _write_bundle(order.folder, order.image)
     runs_here = choice.builder == "tensorrt"
     return Written(
@@ -70,13 +64,10 @@ def write(order: Build) -> Written:
 
 
 def check_legal(path: Path) -> list[str]:
-    """Ask our own rules, and every TensorRT parser on this machine, whether `path` can be built as it is meant.
-
-    Returns:
-        Who was asked.
+    """Return what accepts the file as it is meant: edgekd's rules, and every TensorRT parser on this machine.
 
     Raises:
-        EdgekdError: somebody said no; the first reason.
+        EdgekdError: one of them refuses it; the first reason.
     """
     broken = findings(onnx.load(path))
     if broken:
@@ -84,7 +75,7 @@ def check_legal(path: Path) -> list[str]:
             f"TensorRT would not take this model as it is meant ({len(broken)} findings): {broken[0]}",
             "If an older edgekd exported the fp32 artifact beside it, export that again with --overwrite.",
         )
-    asked = ["edgekd's rules"]
+    accepted = ["edgekd's rules"]
     for name in ("tensorrt", "tensorrt-rtx"):
         trt = module(name)
         if trt is None:
@@ -92,21 +83,19 @@ def check_legal(path: Path) -> list[str]:
         try:
             reasons = parse(trt, path.read_bytes())[2]
         except BuildError:
-            continue  # tensorrt without a GPU has no builder; who builds is chosen elsewhere
+            continue  # tensorrt without a GPU has no builder
         if reasons:
             raise EdgekdError(
                 f"The parser of {name} {trt.__version__} refuses the model: {reasons[0]}.",
                 "Use --fp16, or another student.",
             )
-        asked.append(f"the parser of {name} {trt.__version__}")
-    return asked
+        accepted.append(f"the parser of {name} {trt.__version__}")
+    return accepted
 
 
 def _capabilities(given: Any) -> tuple[str, ...]:
     """`8.6,8.9` → `("8.6", "8.9")`."""
-    if given is None:
-        return ()
-    parts = [part.strip() for part in str(given).split(",")]
+    parts = [] if given is None else [part.strip() for part in str(given).split(",")]
     wrong = [part for part in parts if not re.fullmatch(r"\d{1,2}\.\d", part)]
     if wrong:
         raise EdgekdError(
@@ -116,56 +105,38 @@ def _capabilities(given: Any) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _build_engine(choice: Choice, folder: Path) -> bool:
+def _build_engine(choice: Choice, folder: Path) -> list[str]:
+    """Write the engine where a builder is on this machine; return the files written."""
     if choice.builder is None:
-        return False
-    trt = module(choice.builder)
-    assert trt is not None
+        return []
     ahead = choice.capabilities if choice.builder == "tensorrt-rtx" else ()
+    model = (folder / ONNX_FILE).read_bytes()
     try:
-        plan = build(
-            trt, (folder / ONNX_FILE).read_bytes(), max_batch=MAX_BATCH, capabilities=ahead
-        )
+        plan = build(module(choice.builder), model, max_batch=MAX_BATCH, capabilities=ahead)
     except BuildError as error:
         raise EdgekdError(
             f"{choice.builder} {choice.version} cannot build the engine for {', '.join(choice.capabilities)}: {error}.",
             "Try --fp16, or another --compute-capability.",
         ) from error
     (folder / ENGINE_FILE).write_bytes(plan)
-    return True
+    return [ENGINE_FILE]
 
 
 def _write_bundle(folder: Path, image: TensorSpec) -> None:
     source = files("edgekd.targets")
     script = source.joinpath("build.sh").read_text(encoding="utf-8")
-    script = script.replace("@ITEM@", "x".join(str(side) for side in image.shape[1:])).replace(
-        "@BATCH@", str(MAX_BATCH)
-    )
+    item = "x".join(str(side) for side in image.shape[1:])
+    script = script.replace("@ITEM@", item).replace("@BATCH@", str(MAX_BATCH))
     (folder / "build.sh").write_text(script, encoding="utf-8")
     (folder / "build.sh").chmod(0o755)
-    (folder / "build_engine.py").write_text(
-        source.joinpath("trt_build.py").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+    builder = source.joinpath("trt_build.py").read_text(encoding="utf-8")
+    (folder / "build_engine.py").write_text(builder, encoding="utf-8")
 
 
 def _not_verified(choice: Choice) -> list[str]:
     if choice.builder == "tensorrt":
         return []
+    built = "that the engine loads on such a GPU"
     if choice.builder is None:
-        return [
-            "that an engine can be built from model.onnx",
-            "the engine's numbers",
-            "its latency",
-        ]
-    return ["that the engine loads on such a GPU", "its numbers", "its latency"]
-
-
-DIALECT = onnx_dialect(
-    calibrate_trt,
-    write_trt,
-    units_trt,
-    grid=weight_grid,
-    open=onnx_evaluator,
-    rest="fp16",
-    timed=False,
-)
+        built = "that an engine can be built from model.onnx"
+    return [built, "the engine's numbers", "its latency"]

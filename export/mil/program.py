@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
+from edgekd.export.onnx import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 """Where a package keeps its weights."""
@@ -21,7 +18,7 @@ WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 
 @dataclass(frozen=True)
 class Ref:
-    """A value computed at run time: the program's input, or what an operation gives."""
+    """A value computed at run time: the program's input, or the result of an operation."""
 
     name: str
 
@@ -37,12 +34,22 @@ class Op:
     kind: str
     """MIL's name of the operation, for example `conv`."""
     name: str
-    """What the layer is called in the program, and in a report."""
+    """The layer's name in the program, and in a report."""
     inputs: dict[str, Value]
     outputs: tuple[str, ...]
     dtypes: tuple[str, ...]
     """Declared type of each output: `fp16`, `fp32`, `int8`, `int32`, …; Core ML stores it so."""
     shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def reads(self) -> set[str]:
+        """The computed values that it reads."""
+        values = [
+            item
+            for value in self.inputs.values()
+            for item in (value if isinstance(value, tuple) else (value,))
+        ]
+        return {item.name for item in values if isinstance(item, Ref)}
 
 
 @dataclass(frozen=True)
@@ -58,23 +65,18 @@ class MilProgram:
     @property
     def logits(self) -> str:
         """The tensor that enters the last softmax of a classifier; the one output of a program without classes."""
-        if not any(op.kind == "classify" for op in self.ops):
-            return self._before_casts(self.outputs[0])
-        for op in reversed(self.ops):
-            if op.kind == "softmax" and isinstance(entering := op.inputs["x"], Ref):
-                return self._before_casts(entering.name)
-        raise EdgekdError(
-            "The Core ML program has no softmax, so its logits cannot be found.", "Export it again."
-        )
-
-    def _before_casts(self, name: str) -> str:
+        name = self.outputs[0]
+        if any(op.kind == "classify" for op in self.ops):
+            softmax = [op for op in self.ops if op.kind == "softmax" and op.reads]
+            if not softmax:
+                raise EdgekdError(
+                    "The Core ML program has no softmax, so its logits cannot be found.",
+                    "Export it again.",
+                )
+            [name] = softmax[-1].reads
         makers = {output: op for op in self.ops for output in op.outputs}
-        while (
-            (op := makers.get(name)) is not None
-            and op.kind == "cast"
-            and isinstance(op.inputs["x"], Ref)
-        ):
-            name = op.inputs["x"].name
+        while (op := makers.get(name)) is not None and op.kind == "cast" and op.reads:
+            [name] = op.reads
         return name
 
 
@@ -99,36 +101,30 @@ def read_program(package: Path) -> MilProgram:
                 raise EdgekdError(
                     f"{package} holds no ML program.", "Export it again with --target coreml."
                 )
-            function = load(
+            loaded = load(
                 spec,
                 specification_version=spec.specificationVersion,
                 file_weights_dir=str(package / WEIGHTS),
-            ).functions["main"]
+            )
     except EdgekdError:
         raise
-    except (
-        Exception
-    ) as error:  # protobuf, blob reader and type inference share no base class but this
+    except Exception as error:  # protobuf, blob reader and type inference share no other base
         raise EdgekdError(
             f"{package} cannot be read as a Core ML package ({error}).", "Export it again."
         ) from error
+    function = loaded.functions["main"]
     (name, source), *others = function.inputs.items()
     if others or len(source.shape) != 4 or source.shape[:2] != (1, 3):
         raise EdgekdError(
             f"{package} does not take one RGB image.", "Export it again with --target coreml."
         )
-    ops = tuple(
-        _op(op) for op in function.operations if op.op_type != "const" and not _is_stored(op)
-    )
-    return MilProgram(name, tuple(source.shape), ops, tuple(var.name for var in function.outputs))
+    ops = [op for op in function.operations if op.op_type != "const" and not _is_stored(op)]
+    outputs = tuple(var.name for var in function.outputs)
+    return MilProgram(name, tuple(source.shape), tuple(map(_op, ops)), outputs)
 
 
 def import_coremltools() -> Any:
-    """coremltools, imported without its remarks about versions and missing macOS libraries.
-
-    Raises:
-        EdgekdError: it is not installed.
-    """
+    """Return coremltools, without its remarks about versions and macOS; an `EdgekdError` where it is missing."""
     try:
         with quiet():
             import coremltools
@@ -140,45 +136,28 @@ def import_coremltools() -> Any:
     return coremltools
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what coremltools logs, warns and draws; what it raises comes through."""
-    import warnings
-
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _is_stored(op: Any) -> bool:
-    """Weights in a compressed form; Core ML expands them when it loads the model."""
+    """Return whether an operation is a weight in compressed form; Core ML expands it when it loads the model."""
     return bool(op.op_type.startswith("constexpr_"))
 
 
 def _op(op: Any) -> Op:
     from coremltools.converters.mil.mil import types
 
-    outputs = op.outputs
-    dtypes = tuple(
-        types.builtin_to_string(var.dtype) if hasattr(var, "dtype") else "?" for var in outputs
-    )
-    shapes = tuple(tuple(int(n) for n in (getattr(var, "shape", None) or ())) for var in outputs)
-    inputs = {name: _value(var) for name, var in op.inputs.items() if var is not None}
-    return Op(op.op_type, op.name, inputs, tuple(var.name for var in outputs), dtypes, shapes)
+    dtypes, shapes = [], []
+    for var in op.outputs:
+        dtypes.append(types.builtin_to_string(var.dtype) if hasattr(var, "dtype") else "?")
+        shapes.append(tuple(int(n) for n in (getattr(var, "shape", None) or ())))
+    inputs: dict[str, Value] = {
+        name: tuple(map(_value, var)) if isinstance(var, list | tuple) else _value(var)
+        for name, var in op.inputs.items()
+        if var is not None
+    }
+    names = tuple(var.name for var in op.outputs)
+    return Op(op.op_type, op.name, inputs, names, tuple(dtypes), tuple(shapes))
 
 
-def _value(var: Any) -> Value:
-    if isinstance(var, list | tuple):
-        return tuple(_single(item) for item in var)
-    return _single(var)
-
-
-def _single(var: Any) -> Ref | Constant:
+def _value(var: Any) -> Ref | Constant:
     if var.op is None or not (var.op.op_type == "const" or _is_stored(var.op)):
         return Ref(var.name)
     if _is_stored(var.op):
@@ -186,50 +165,50 @@ def _single(var: Any) -> Ref | Constant:
     value = var.val
     if isinstance(value, np.ndarray | str | bool | int | float) or value is None:
         return value
-    return (
-        value.item() if isinstance(value, np.generic) else None
-    )  # class labels: a list type of MIL's own
+    return value.item() if isinstance(value, np.generic) else None  # class labels: a type of MIL's
 
 
 def decompress(op: Any) -> NDArray[Any]:
-    """The weights that a `constexpr_*` operation stands for, by the formulas of MIL's specification.
+    """Return the weights that a `constexpr_*` operation stands for, by the formulas of MIL's specification.
 
     Written out here and not taken from coremltools, which compressed them: the check must not share its mistakes.
 
     Raises:
         EdgekdError: another kind of compression.
     """
-    given = {name: _single(var) for name, var in op.inputs.items() if var is not None}
-    if op.op_type == "constexpr_affine_dequantize":
-        axis = int(given["axis"])  # type: ignore[arg-type]
-        return _affine(given["quantized_data"], given["scale"], given["zero_point"], axis)  # type: ignore[arg-type]
-    if op.op_type == "constexpr_blockwise_shift_scale":
-        return _blockwise(given["data"], given["scale"], given.get("offset"))  # type: ignore[arg-type]
-    if op.op_type == "constexpr_lut_to_dense":
+    given: dict[str, Any] = {
+        name: _value(var) for name, var in op.inputs.items() if var is not None
+    }
+    kind = op.op_type
+    if kind == "constexpr_affine_dequantize":
+        return _affine(
+            given["quantized_data"], given["scale"], given["zero_point"], int(given["axis"])
+        )
+    if kind == "constexpr_blockwise_shift_scale":
+        return _blockwise(given["data"], given["scale"], given.get("offset"))
+    if kind == "constexpr_lut_to_dense":
         lut, indices = given["lut"], given["indices"]
-        assert isinstance(lut, np.ndarray)
-        assert isinstance(indices, np.ndarray)
-        if "shape" in given:  # iOS 16: one table, packed indices
-            shape = tuple(np.asarray(given["shape"]).astype(int))
-            return lut[_unpack(indices, int(np.log2(lut.size)), int(np.prod(shape)))].reshape(shape)
-        return _grouped_lut(indices, lut)
-    if op.op_type == "constexpr_cast":
+        if "shape" not in given:
+            return _grouped_lut(indices, lut)
+        shape = tuple(np.asarray(given["shape"]).astype(int))  # iOS 16: one table, packed indices
+        return np.asarray(
+            lut[_unpack(indices, int(np.log2(lut.size)), int(np.prod(shape)))].reshape(shape)
+        )
+    if kind == "constexpr_cast":
         return np.asarray(given["source_val"], dtype=np.float32)
     raise EdgekdError(
-        f"The reference evaluator cannot decompress {op.op_type} (of {op.name}).",
+        f"The reference evaluator cannot decompress {kind} (of {op.name}).",
         "It knows INT8, block-wise and palettized weights.",
     )
 
 
 def _affine(data: NDArray[Any], scale: Any, zero_point: Any, axis: int) -> NDArray[Any]:
     """`scale · (data − zero_point)`, with one scale, or one per index of `axis`; the result has the scale's type."""
-    scale = np.asarray(scale)
-    shape = [1] * data.ndim
+    scale, shape = np.asarray(scale), [1] * data.ndim
     if scale.ndim:
         shape[axis] = -1
     shifted = data.astype(np.float32) - np.asarray(zero_point, dtype=np.float32).reshape(shape)
-    weights: NDArray[Any] = (shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype)
-    return weights
+    return np.asarray((shifted * scale.astype(np.float32).reshape(shape)).astype(scale.dtype))
 
 
 def _blockwise(
@@ -248,12 +227,10 @@ def _blockwise(
 
 
 def _unpack(packed: NDArray[Any], n_bits: int, count: int) -> NDArray[np.int64]:
-    """`count` numbers of `n_bits` each, packed from the least significant bit on."""
+    """Return `count` numbers of `n_bits` each, packed from the least significant bit on."""
     bits = np.unpackbits(packed.astype(np.uint8).ravel(), bitorder="little")[: n_bits * count]
-    numbers: NDArray[np.int64] = bits.reshape(count, n_bits).astype(np.int64) @ (
-        1 << np.arange(n_bits)
-    )
-    return numbers
+    powers = 1 << np.arange(n_bits)
+    return np.asarray(bits.reshape(count, n_bits).astype(np.int64) @ powers)
 
 
 def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
@@ -267,5 +244,4 @@ def _grouped_lut(indices: NDArray[Any], lut: NDArray[Any]) -> NDArray[Any]:
         shape = [1] * indices.ndim
         shape[axis] = n
         blocks.append((np.arange(n) // (n // groups)).reshape(shape))
-    weights: NDArray[Any] = lut[(*blocks, indices.astype(np.int64), 0)]
-    return weights
+    return np.asarray(lut[(*blocks, indices.astype(np.int64), 0)])
