@@ -21,6 +21,7 @@ from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.launch import precision_of
+from edgekd.distill.loggers import check_loggers
 from edgekd.distill.losses import uses_labels
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
@@ -41,6 +42,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     """
     if config.resume:
         return _resumed(config)
+    check_loggers(config.logger)
     if config.start is not None:
         config = _started_from(config, config.start.expanduser().absolute())
     if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:
