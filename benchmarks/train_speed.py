@@ -115,6 +115,7 @@ def loop(
             "stages": {"align": {"share": 0}, "distill": {"share": 1}},
             "views": 1,
             "bn": "frozen",
+            "precision": "32-true",  # as the bare step
             **options,
         }
     )
@@ -138,7 +139,7 @@ def main() -> None:
     views = torch.rand(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (batch,))
     rates: dict[str, list[float]] = {
-        name: [] for name in ("bare", "frozen", "distil", "loop", "online")
+        name: [] for name in ("bare", "frozen", "distil", "loop", "auto", "online")
     }
     waits = []
     with tempfile.TemporaryDirectory() as folder:
@@ -153,6 +154,12 @@ def main() -> None:
             rate, wait = loop(arguments.data, batch, size, steps, out, teacher=arguments.teacher)
             rates["loop"].append(rate)
             waits.append(wait)
+            rates["auto"].append(
+                loop(
+                    arguments.data, batch, size, steps, out,
+                    teacher=arguments.teacher, precision="auto",
+                )[0]
+            )  # fmt: skip
             online = {"teacher": "ViT-B-32:random", "online_teacher": True}
             rates["online"].append(
                 loop(arguments.data, batch, size, max(3, steps // 4), out, **online)[0]
@@ -168,6 +175,7 @@ def main() -> None:
         ("distil step / bare", "distil", "bare", "≥ 0.95"),
         ("distil step / bare with BatchNorm frozen", "distil", "frozen", ""),
         ("whole loop from JPEGs / bare", "loop", "bare", "≥ 0.8"),
+        ("whole loop with --precision auto / bare", "auto", "bare", ""),
         ("cached loop / online ViT-B/32", "loop", "online", "≥ 5"),
     )
     for title, name, base, target in rows:

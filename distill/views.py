@@ -301,11 +301,17 @@ def _lines(own: Tensor, draws: Tensor) -> Tensor:
     """
     rows = torch.arange(len(own), device=own.device)
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
-    smooth = torch.where(numbers[:, 1] < 0.25, _flattened(own), own)
+    smooth, flat = own.clone(), draws[:, 1] < 0.25
+    if flat.any():
+        smooth[flat] = _flattened(own[flat])
     grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
     sigmas = [part * own.shape[-1] for part in _BLURS]
     reach = 2 * math.ceil(2 * sigmas[-1]) + 1
-    blurred = torch.stack([gaussian_blur(grey, [reach, reach], [s, s]) for s in sigmas])
+    # Rows, then columns: torchvision would convolve with the square kernel.
+    across = [gaussian_blur(grey, [reach, 1], [s, s]) for s in sigmas]
+    blurred = torch.stack(
+        [gaussian_blur(part, [1, reach], [s, s]) for part, s in zip(across, sigmas, strict=True)]
+    )
     width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
     edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
     faintest = 0.01 + 0.02 * numbers[:, 5]
@@ -326,7 +332,7 @@ def _flattened(own: Tensor) -> Tensor:
     side = own.shape[-1]
     reach = max(1, round(_WINDOW * side / 2))
     window = 2 * reach + 1
-    padded = pad(own, [2 * reach] * 4, mode="reflect")
+    padded = pad(own.contiguous(), [2 * reach] * 4, mode="reflect")  # pooling is faster so
     mean = avg_pool2d(padded, window, stride=1)
     variance = (avg_pool2d(padded.square(), window, stride=1) - mean.square()).sum(1, keepdim=True)
     corners = [
