@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from edgekd.cli.commands import Given, command
 from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
 from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.export import ExportConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.verbs import verb
@@ -210,3 +211,11 @@ def test_a_study_runs_no_program_that_a_file_names(tmp_path: Path, setting: str)
     with pytest.raises(EdgekdError, match="command line only"):
         StudyConfig.load(config=file)
     assert StudyConfig.load(recipe_settings=[setting]).recipe_settings == (setting,)
+
+
+def test_the_earlier_name_of_a_precision_is_taken_with_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = ExportConfig.load(target="coreml", precision="w8a8")
+    assert config.precision == "int8"
+    assert "w8a8 is now called int8" in " ".join(capsys.readouterr().err.split())
