@@ -55,15 +55,24 @@ def main(arguments: list[str]) -> int:
         _emit(error=[error.message, error.hint])
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        hint = "Free some and run the same command again; it goes on."
-        _emit(error=["The device has no space left.", hint])
+        _emit(error=_system_error(error))
         return 2
     except KeyboardInterrupt:
         _emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
+
+
+def _system_error(error: OSError) -> list[str]:
+    """Return message and hint for an error of the device's system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Free some and run the same command again; it goes on."
+        return ["The device has no space left.", hint]
+    place = error.filename or "A file on the device"
+    return [
+        f"{place} cannot be used ({error.strerror or error}).",
+        "Check the path and its rights.",
+    ]
 
 
 def _able(arguments: list[str]) -> None:
