@@ -296,8 +296,8 @@ def vl_export(record: Any, given: Given) -> None:
     )
 
 
-@app.command()
-def doctor() -> None:
+@app.command("doctor")
+def print_doctor() -> None:
     """Print versions, processor, accelerators, folders and hub of this machine."""
     from edgekd.cli.doctor import examine
 
