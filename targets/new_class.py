@@ -31,7 +31,7 @@ def add_by_images(
     Raises:
         EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
     """
-    contents = [_content(path) for path in _files(places)]
+    contents = [content(path) for path in _files(places)]
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     embeddings = np.stack([embed(content) for content in contents])  # [N, D]
 
@@ -80,7 +80,8 @@ def provenance(by: str, **facts: Any) -> dict[str, Any]:
     return {"by": by, **facts, "at": now, "on": platform.node()}
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """Return the bytes of an image file; an `EdgekdError` where it is missing, no regular file or too large."""
     try:
         return read_bytes(path)
     except UnreadableImage as error:

@@ -36,7 +36,7 @@ from edgekd.targets.agent.store import (
     sha256_of,
     write_step,
 )
-from edgekd.targets.new_class import add_by_images, told
+from edgekd.targets.new_class import add_by_images, content, told
 
 RESULT = "edgekd-result.npz"
 READY = "ready.npz"
@@ -64,14 +64,7 @@ def main(arguments: list[str]) -> int:
         _tell(error=[error.message, error.hint])
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _tell(
-            error=[
-                "The device has no space left.",
-                "Free some and run the same command again; it goes on.",
-            ]
-        )
+        _tell(error=_of_system(error))
         return 2
     except KeyboardInterrupt:
         _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
@@ -182,7 +175,7 @@ def _classify(arguments: list[str]) -> None:
     """`classify ARTIFACT IMAGE…`: each image's most probable class."""
     model = open_model(Path(arguments[0]), threads=None)
     for name in arguments[1:]:
-        logits = model.run(model.prepare(_image(name))[None])[0].astype(np.float64)  # [C]
+        logits = model.run(model.prepare(content(Path(name)))[None])[0].astype(np.float64)  # [C]
         odds = np.exp(logits - logits.max())
         _tell(
             image=name,
@@ -208,11 +201,15 @@ def _add(arguments: list[str]) -> None:
     _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {told(bank)}")
 
 
-def _image(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise EdgekdError(f"There is no image at {name}.", "Check the path.") from error
+def _of_system(error: OSError) -> list[str]:
+    """What happened and what to do, for an error of the device's system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return [
+            "The device has no space left.",
+            "Free some and run the same command again; it goes on.",
+        ]
+    place = f"{error.filename} " if error.filename else "A file on the device "
+    return [f"{place}cannot be used ({error.strerror or error}).", "Check the path and its rights."]
 
 
 def _stay() -> None:

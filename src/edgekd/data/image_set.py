@@ -232,7 +232,7 @@ def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
         labels=_positions([entry.label for entry in entries], class_order),
         domain_of=_positions([entry.domain or "all" for entry in entries], domain_order),
         keys=tuple(keys[entry.path] for entry in entries),
-        ids=tuple(scan.shown(entry.path) for entry in entries),
+        ids=scan.shown_names(entry.path for entry in entries),
         roles=tuple(str(entry.role) for entry in entries) if entries[0].role is not None else None,
         reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in entries)),
     )
@@ -331,7 +331,12 @@ def _look(path: Path) -> tuple[str, str]:
         decode(content, draft=32)
     except UnreadableImage as error:
         return "", error.reason
-    return hashlib.sha256(content).hexdigest()[:32], ""
+    return content_key(content), ""
+
+
+def content_key(content: bytes) -> str:
+    """Return the first 32 hex digits of the SHA-256 of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:

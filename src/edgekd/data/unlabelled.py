@@ -62,7 +62,7 @@ def load_unlabelled(source: str | Path) -> ImageSet:
         labels=np.full(len(found), NO_CLASS, dtype=np.int64),
         domain_of=np.zeros(len(found), dtype=np.int64),
         keys=tuple(keys[entry.path] for entry in found),
-        ids=tuple(scan.shown(entry.path) for entry in found),
+        ids=scan.shown_names(entry.path for entry in found),
         roles=None,
         reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in found)),
     )
@@ -159,7 +159,7 @@ def with_unlabelled(
             seen.add(key)
         part = part.at(np.array(kept, dtype=np.int64))
         if ids & set(part.ids):
-            part = replace(part, ids=tuple(f"{source}/{name}" for name in part.ids))
+            part = replace(part, ids=tuple(f"{scan.shown(source)}/{name}" for name in part.ids))
         ids |= set(part.ids)
         parts.append(part)
     warn_counted("unlabelled images that do not train", excluded, examples)

@@ -92,7 +92,7 @@ _PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "
 def parts_of(
     loaded: LoadedRun, images: ImageSet, data: str | None
 ) -> list[tuple[str, NDArray[np.int64]]]:
-    """Indices of images by the part that they have in the run: train, val, unlabelled, test, adapted, unseen, unused.
+    """Indices of images by the part that they have in the run: those of `SEEN_IN`, test, adapted, unseen, unused.
 
     `test` are the run's own test images and others of domains that trained, `adapted` those of domains that it saw
     without labels, `unseen` images of other domains or classes; `unused` are images of the run's data in no part of
@@ -323,7 +323,7 @@ class Further:
             for name, folder in self.test:
                 found.append(hold_out_suite(name, folder, words, trained=saw[run], run=owner))
             for name, root in self.benches:
-                found += wilds_suites(name, root, words, run=owner)
+                found += wilds_suites(name, root, words, owner, saw[run])
             if (cues := self.texture_shape) is not None:
                 found.append(
                     cue_conflict_suite("texture-shape", cues, words, trained=saw[run], run=owner)

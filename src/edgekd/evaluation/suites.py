@@ -91,6 +91,7 @@ _OF_ROLE = {
     "train": "trained",
     "val": "were validated on",
     "unlabelled": "were seen without labels",
+    "before": "trained the run that this one started from",
     "tested": "are in another suite of an unseen domain",
 }
 
