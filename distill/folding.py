@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.layers.conv2d_same import conv2d_same
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
+
+from edgekd.distill.depthwise import depthwise_conv2d, is_depthwise
 
 Fold = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -96,6 +99,8 @@ def folded(folds: list[Fold]) -> Iterator[None]:
 
 
 def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]:
+    on_cpu = conv.weight.device.type == "cpu"
+
     def forward(x: Tensor) -> Tensor:
         assert norm.running_var is not None
         assert norm.running_mean is not None
@@ -103,6 +108,11 @@ def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Callable[[Tensor], Tensor]
         weight = conv.weight * factor[:, None, None, None]
         mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         bias = norm.bias - mean * factor
+        if on_cpu and is_depthwise(conv):
+            padding = (0, 0) if isinstance(conv.padding, str) else conv.padding
+            if isinstance(conv, Conv2dSame):
+                x, padding = pad_same(x, conv.kernel_size, conv.stride), (0, 0)
+            return depthwise_conv2d(x, weight, bias, conv.stride, padding)
         if isinstance(conv, Conv2dSame):
             settings: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
             padded: Tensor = conv2d_same(x, weight, bias, *settings)

@@ -10,10 +10,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import set_rank
 from edgekd.core.errors import EdgekdError
+from edgekd.distill.teacher import has_bfloat16
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,14 @@ class OwnProcesses(LightningEnvironment):
         return 0
 
 
+def precision_of(config: TrainConfig) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
+    """Return the precision of a run; auto is bfloat16 where it trains on a processor that multiplies it in hardware."""
+    if config.precision != "auto":
+        return config.precision
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    return "bf16-mixed" if on_cpu and has_bfloat16() else "32-true"
+
+
 def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
     """Set up one process, several here, or the ones that torchrun started (`launch`).
 
@@ -117,6 +129,6 @@ def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
             devices=devices,
             num_nodes=nodes,
             strategy=strategy,
-            precision=config.precision,
+            precision=precision_of(config),
             plugins=[processes],
         )

@@ -40,13 +40,13 @@ class RawBatch:
 class BatchSource:
     """Makes the batch of any step from scratch; holds no state.
 
-    `views` is the number of cached views per image; None draws a fresh view at every visit.
+    `views`, int64 `[N]`, is the number of cached views of each image; None draws a fresh view at every visit.
     """
 
     store: PixelStore
     sampler: Sampler
     policy: ViewPolicy
-    views: int | None
+    views: NDArray[np.int64] | None
     embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None
     teacher_store: PixelStore | None
     rank: int
@@ -58,7 +58,7 @@ class BatchSource:
         every, every_visit = self.sampler.step(step)
         indices, visits = (part[self.rank :: self.world] for part in (every, every_visit))
         # An image starts its round of views at its own place, so that one batch holds all kinds.
-        views = visits if self.views is None else (visits + indices) % self.views
+        views = visits if self.views is None else (visits + indices) % self.views[indices]
         keys = [images.keys[i] for i in indices]
         teacher = torch.from_numpy(self.embeddings(indices, views)) if self.embeddings else None
         return RawBatch(

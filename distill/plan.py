@@ -17,7 +17,9 @@ from edgekd.data.split import Split, read_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.descriptions import DESCRIPTIONS_FILE, Descriptions
+from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.fitting import settle_method
+from edgekd.distill.launch import precision_of
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.start import settle_start, split_after
 from edgekd.distill.students import TEACHERS_TOWER, timm_name, toy_weights
@@ -52,6 +54,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     config = config.model_copy(update=chosen)
     chosen |= settle_method(config)
     config = config.model_copy(update=chosen)
+    chosen |= from_weights_dir(config, toy=is_toy(config))
+    config = config.model_copy(update=chosen)
     toy, tower = is_toy(config), config.student == TEACHERS_TOWER
     _check_teacher(config)
     chosen |= {"data": _absolute(config.data), "teacher": _absolute(config.teacher)}
@@ -74,6 +78,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         chosen["bn"] = "train" if from_scratch else "frozen"
     if config.lr is None:
         chosen["lr"] = 2e-3 if from_scratch else 1e-3 if toy else 3e-4
+    chosen["precision"] = precision_of(config)
     if config.smoke:
         chosen |= {
             "steps": SMOKE_STEPS,
@@ -187,7 +192,7 @@ def begin_folder(
     assert config.out is not None
     if not config.resume:
         clear(config.out, RUN, marker=False)
-        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out"})
+        settings = config.model_dump(mode="json", exclude={"resume", "overwrite", "out", "plan"})
         write_json(config.out / "config.json", settings)
     if not (config.out / "split.json").exists():
         split.write(config.out / "split.json")

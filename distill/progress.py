@@ -27,6 +27,7 @@ from edgekd.core.files import disk_errors, write_text
 from edgekd.core.readers import parse_json, read_text
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import Prefetcher
+from edgekd.distill.recipes import get_recipe
 
 
 class Progress:
@@ -51,6 +52,9 @@ class Progress:
         self._log_every = config.log_every
         self._fabric = fabric
         self._steps = steps
+        self._stages = [
+            stage.name for stage in get_recipe(config.recipe, config.stages).stages if stage.share
+        ]
         self._resume_at = resume_at
         self._images = 0
         self._waited_s = 0.0
@@ -173,8 +177,9 @@ class Progress:
                 **{f"terms/{k}": v for k, v in shown.items()},
             }.items():
                 self._board.add_scalar(f"train/{name}", value, step + 1)
+        number = self._stages.index(stage) + 1 if stage in self._stages else 1
         note = (
-            f"{stage} loss {total:.4f}  {self.images_per_second:.0f} images/s  "
+            f"stage {number} of {len(self._stages)}: {stage}  loss {total:.4f}  {self.images_per_second:.0f} images/s  "
             f"data_wait {self.data_wait_percent:.0f} %"
         )
         if self._bar:

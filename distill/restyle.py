@@ -27,7 +27,7 @@ from edgekd.core.files import short_hash
 
 KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
-_WINDOW = 5 / 64
+_WINDOW = 3 / 64
 """Side of the windows that a view is flattened by, as a part of its side."""
 _BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
 """Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
@@ -43,7 +43,7 @@ class RestylePolicy:
     @property
     def id(self) -> str:
         """16 hex digits that change with any number above, or with the meaning of one."""
-        return short_hash("restyle-1", repr(sorted(asdict(self).items())))
+        return short_hash("restyle-2", repr(sorted(asdict(self).items())))
 
 
 class Restyle(NamedTuple):
@@ -172,22 +172,23 @@ def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _lines(own: Tensor, draws: Tensor) -> Tensor:
-    """Draw darker lines on bright paper, at one of three widths; a third keeps its colours under the lines.
+    """Draw dark lines on bright paper, at one of three widths; a fifth keeps its colours under the lines.
 
-    Half of the views are flattened first, which leaves outlines and drops texture.
+    A quarter of the views are flattened first, which leaves outlines and drops texture.
     """
     rows = torch.arange(len(own), device=own.device)
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
-    smooth = torch.where(numbers[:, 1] < 0.5, _flattened(own), own)
+    smooth = torch.where(numbers[:, 1] < 0.25, _flattened(own), own)
     grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
     sigmas = [part * own.shape[-1] for part in _BLURS]
     reach = 2 * math.ceil(2 * sigmas[-1]) + 1
     blurred = torch.stack([gaussian_blur(grey, [reach, reach], [s, s]) for s in sigmas])
     width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
     edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
-    ink = torch.tanh((edges - 0.005).clamp(min=0) * (15 + 60 * numbers[:, 2]))
-    paper = torch.where(numbers[:, 3] < 1 / 3, own, (0.8 + 0.2 * numbers[:, 5]).expand_as(own))
-    return paper * (1 - (0.5 + 0.5 * numbers[:, 4]) * ink)
+    faintest = 0.01 + 0.02 * numbers[:, 5]
+    ink = torch.tanh((edges - faintest).clamp(min=0) * (20 + 180 * numbers[:, 2]))
+    paper = torch.where(numbers[:, 3] < 0.2, own, (0.85 + 0.15 * numbers[:, 5]).expand_as(own))
+    return paper * (1 - (0.6 + 0.4 * numbers[:, 4]) * ink)
 
 
 def _paint(own: Tensor, numbers: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import write_tensors
-from edgekd.core.hub import hub_reachable, prefer_local_cache
+from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.preprocess import Interpolation, Preprocess
 from edgekd.distill.weights import load_backbone, load_weights
 
@@ -285,11 +285,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Modul
                 f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
                 "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
             ) from error
-        raise EdgekdError(
-            f"The pretrained weights of {name} are not in the local cache and the hub cannot be reached.",
-            "Three ways on: --student-weights FILE with weights copied from elsewhere; run once with a network (or set "
-            "HF_ENDPOINT to a mirror) so that they are cached; or start from random weights with --pretrained scratch.",
-        ) from error
+        raise no_network(f"The student {name}", student=name) from error
     return model
 
 

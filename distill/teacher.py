@@ -24,7 +24,7 @@ from torch.nn.functional import interpolate, normalize
 from edgekd.benchmark.measure.environment import describe
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import sha256_file, short_hash
-from edgekd.core.hub import hub_reachable, prefer_local_cache
+from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays
 from edgekd.distill.prompts import TextBank, ensemble, prompts_of, readable, warn_of_long_prompts
@@ -245,10 +245,7 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         raise
     except Exception as error:  # open_clip, timm and transformers raise their own kinds
         if not name.startswith("local-dir:") and not hub_reachable():
-            raise EdgekdError(
-                f"The teacher {spec} is not in the local cache and the hub cannot be reached.",
-                "Connect once, copy the model folder here for local-dir:FOLDER, or use embeddings:FILE.npz.",
-            ) from error
+            raise no_network(f"The teacher {spec}", teacher=spec) from error
         raise EdgekdError(
             f"The teacher {spec} could not be loaded ({first_line(error)}).",
             "Check the folder's config, weights and tokenizer files.",

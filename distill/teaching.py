@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgekd.distill.job import Job, total
 from edgekd.distill.launch import Fabric
 from edgekd.distill.loader import BatchSource, RawBatch, cached
 from edgekd.distill.pixels import open_store, store_side
+from edgekd.distill.plan import total_steps
 from edgekd.distill.predict import pixel_batches
 from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
@@ -38,6 +40,8 @@ CONE = 0.5
 LEAST_COSINE = 0.999
 """Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
 _CHECKED_IMAGES = 16
+_MOST_VIEWS = 32
+"""Cached views of an unlabelled image."""
 _STRANGERS = 0.05
 """Part of the validation images that the teacher may be less sure of than of an unlabelled image that trains."""
 _CENTRE_IMAGES = 512
@@ -74,6 +78,7 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
     asks_teacher = teacher is not None and "teacher" in job.recipe.needs
     embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
     teacher_store = None
+    fixed_views: NDArray[np.int64] | None = None
     if asks_teacher and config.online_teacher:
         assert isinstance(teacher, ClipTeacher)
         teacher.model.to(fabric.device)
@@ -91,11 +96,11 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         seen = cached_views(policy, restyling)
         teacher = caching_teacher(fabric, config, teacher, images, job.trained, seen)
         cache = EmbeddingCache(teacher.cache_id, seen, teacher.dim)
-        fill_cache(fabric, cache, teacher, policy, images, job.trained, config.views, restyling)
+        fixed_views = cached_view_counts(job, sampler)
+        for count in np.unique(fixed_views[job.trained]):
+            some = job.trained[fixed_views[job.trained] == count]
+            fill_cache(fabric, cache, teacher, policy, images, some, int(count), restyling)
         embeddings = cached(images.keys, cache, plain=False)
-    fixed_views = (
-        config.views if embeddings and not isinstance(teacher, EmbeddingsTeacher) else None
-    )
     return BatchSource(
         store,
         sampler,
@@ -107,6 +112,22 @@ def batch_source(job: Job, sampler: Sampler) -> BatchSource:
         fabric.world_size,
         restyling,
     )
+
+
+def cached_view_counts(job: Job, sampler: Sampler) -> NDArray[np.int64]:
+    """Return the number of cached views of each image, int64 `[N]`.
+
+    The fewer unlabelled images there are, the more views each has: together as many as the labelled images, at most
+    `_MOST_VIEWS` each and no more than the run visits.
+    """
+    config, count = job.config, len(job.unlabelled)
+    views = np.full(len(job.images), config.views, dtype=np.int64)
+    if isinstance(sampler, MixedSampler):
+        visits = total_steps(config, sampler.epoch_steps) * sampler.unlabelled.batch / count
+        level = config.views * len(job.split.train) / count
+        more = min(math.ceil(visits), round(level), _MOST_VIEWS)
+        views[job.unlabelled] = max(more, config.views)
+    return views
 
 
 def cached_views(policy: ViewPolicy, restyling: RestylePolicy | None) -> str:

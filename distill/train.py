@@ -28,9 +28,11 @@ from edgekd.core.manifest import Run, read_run
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.checkpoint import Checkpoint, StopRequest
+from edgekd.distill.descriptions import Descriptions
+from edgekd.distill.estimate import Estimate, measure, outline
 from edgekd.distill.finish import averaging, finish
 from edgekd.distill.fitting import check_needs
-from edgekd.distill.folding import find_folds, folded
+from edgekd.distill.folding import Fold, find_folds, folded
 from edgekd.distill.job import Job, Look, total
 from edgekd.distill.launch import Fabric, find_launch, make_fabric
 from edgekd.distill.lessons import class_bank, make_lessons
@@ -42,6 +44,7 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Recipe, Stage, get_recipe
 from edgekd.distill.restyle import restyle
+from edgekd.distill.sampling import Sampler
 from edgekd.distill.start import continue_from
 from edgekd.distill.students import TEACHERS_TOWER, Student
 from edgekd.distill.teacher import load_teacher
@@ -111,18 +114,13 @@ def _work(
     return None
 
 
-def _train_process(
+def _make_job(
     fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None
-) -> None:
-    assert config.out is not None
-    assert config.lr is not None
+) -> tuple[Job, Descriptions | None]:
+    """Build teacher, text targets and student; also return what the prompts' descriptions are."""
     recipe = get_recipe(config.recipe, config.stages)
     check_needs(recipe, config)
     texts = bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
-    keep_freed_memory()
-    if fabric.world_size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
-
     teacher = load_teacher(config.teacher) if texts or config.student == TEACHERS_TOWER else None
     sources = [name for name in images.domains if name != split.test_domain]
     bank, described = (
@@ -135,14 +133,62 @@ def _train_process(
     lessons = make_lessons(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
     student = first_student(config, recipe, teacher, len(images.classes))
-    job = Job(fabric, config, recipe, images, split, student, teacher, bank, lessons, look)
+    return Job(
+        fabric, config, recipe, images, split, student, teacher, bank, lessons, look
+    ), described
+
+
+def plan_run(config: TrainConfig) -> Estimate:
+    """Return what `train(config)` would do, and how long it would take here; nothing is written but caches.
+
+    Raises:
+        EdgekdError: as `train`, for whatever it would refuse before training.
+    """
+    config = settle(config)
+    images, split = load_data(config)
+    fabric = make_fabric(config.model_copy(update={"devices": 1}))
+    job, _ = _make_job(fabric, config, images, split, None)
+    sampler = run_sampler(job)
+    planned = _outline(job, sampler)
+
+    keep_freed_memory()
+    student, frozen = job.student, config.bn == "frozen"
+    student.to(fabric.device).to(memory_format=torch.channels_last)
+    folds = _folds(job)
+
+    def step(stage: Stage, raw: RawBatch) -> Tensor:
+        _training_mode(student, student, frozen_bn=frozen)
+        with folded(folds):
+            return step_loss(job, student, stage, raw)[0]
+
+    return measure(job, planned, sampler, step)
+
+
+def _outline(job: Job, sampler: Sampler) -> Estimate:
+    steps = share_out(job.recipe, total_steps(job.config, sampler.epoch_steps))
+    stages = {stage.name: count for stage, count in zip(job.recipe.stages, steps, strict=True)}
+    return outline(job, stages, sampler.epoch_steps)
+
+
+def _train_process(
+    fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split, look: Look | None
+) -> None:
+    assert config.out is not None
+    assert config.lr is not None
+    keep_freed_memory()
+    if fabric.world_size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // fabric.world_size))
+    job, described = _make_job(fabric, config, images, split, look)
+    recipe, images, student = job.recipe, job.images, job.student
+    bank, lessons = job.bank, job.lessons
     if fabric.is_global_zero:
-        begin_folder(config, split, described)
+        begin_folder(config, job.split, described)
     fabric.barrier()
     _say_plan(job)
 
     sampler = run_sampler(job)
     steps = total_steps(config, sampler.epoch_steps)
+    say(_outline(job, sampler).schedule)
     source = batch_source(job, sampler)
     checkpoint = Checkpoint(config, fabric)
     checkpoint.visual = lessons.visual
@@ -211,10 +257,7 @@ def _run_stage(
         cast(nn.Module, torch.compile(student)) if config.compile else student
     )
     optimizer: Any = fabric.setup_optimizers(raw_optimizer)
-    side = student.preprocess.size
-    example = torch.linspace(0, 1, 6 * side**2, device=fabric.device).reshape(2, 3, side, side)
-    # A compiler fuses for itself, and would compile again for every pass that changes.
-    folds = find_folds(student, example) if config.bn == "frozen" and not config.compile else []
+    folds = _folds(job)
     final = span.stop == steps
     average = averaging(job, len(span), final=final)
     if start > span.start:
@@ -358,6 +401,16 @@ def schedule(part: float, warmup: float, *, constant: bool = False) -> float:
     if part < warmup:
         return (part + 1e-3) / warmup if warmup else 1.0
     return 0.5 * (1 + math.cos(math.pi * (part - warmup) / (1 - warmup)))
+
+
+def _folds(job: Job) -> list[Fold]:
+    """Return the layers whose frozen BatchNorm is folded while training."""
+    # A compiler fuses for itself, and would compile again for every pass that changes.
+    if job.config.bn != "frozen" or job.config.compile:
+        return []
+    side = job.student.preprocess.size
+    example = torch.linspace(0, 1, 6 * side**2, device=job.fabric.device)
+    return find_folds(job.student, example.reshape(2, 3, side, side))
 
 
 def _training_mode(model: nn.Module, student: Student, *, frozen_bn: bool) -> None:

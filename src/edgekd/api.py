@@ -11,6 +11,7 @@ from edgekd.configs.benchmark import (
     ReportConfig,
 )
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
+from edgekd.configs.fetch import FetchConfig
 from edgekd.configs.predict import DemoConfig, PredictConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgekd.benchmark.measure.throughput import Grid
     from edgekd.benchmark.report.schema import Report
     from edgekd.core.manifest import Artifact, Run
+    from edgekd.distill.estimate import Estimate
     from edgekd.evaluation.gather import Gathered
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
@@ -36,9 +38,43 @@ def train(config: TrainConfig) -> Run:
     Returns:
         The finished run; `run.json` in its folder says the same.
     """
+    if config.plan:
+        raise EdgekdError("A plan trains nothing.", "Make it with edgekd.api.plan_training.")
     from edgekd.distill.train import train
 
     return train(config)
+
+
+@verb(TrainConfig)
+def plan_training(config: TrainConfig) -> Estimate:
+    """Count what `edgekd.train` with the same options would do, and measure how long it takes here by trial steps.
+
+    Returns:
+        Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` has them as text.
+    """
+    from edgekd.distill.train import plan_run
+
+    return plan_run(config)
+
+
+@verb(TrainConfig)
+def train_or_plan(config: TrainConfig) -> Run | Estimate:
+    """Do what `edgekd train` does: `plan_training` with `plan`, else `train`."""
+    from edgekd.distill.train import plan_run, train
+
+    return plan_run(config) if config.plan else train(config)
+
+
+@verb(FetchConfig)
+def fetch(config: FetchConfig) -> list[Path]:
+    """Write a teacher and students' pretrained weights into a folder for `edgekd.train(weights_dir=…)`, offline.
+
+    Returns:
+        What was written: the teacher's open_clip model folder, a safetensors file for each student.
+    """
+    from edgekd.distill.fetch import fetch
+
+    return fetch(config)
 
 
 @verb(MissingConfig)

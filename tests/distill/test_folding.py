@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
+from edgekd.distill.depthwise import depthwise_conv2d, is_depthwise
 from edgekd.distill.folding import find_folds, folded
 
 
@@ -120,3 +123,34 @@ def test_a_convolution_with_a_bias() -> None:
 def test_other_kinds_of_batchnorm_are_left_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4))
     assert find_folds(model.eval(), torch.rand(2, 3, 8, 8)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("side", "padding"), [(3, 1), (5, 2), (7, 0)])
+def test_gradients_of_depthwise_kernels_are_those_of_torch(
+    side: int, padding: int, stride: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, side, stride, padding, groups=6).double()
+    assert is_depthwise(conv)
+    x = torch.rand(2, 6, 9, 10, dtype=torch.float64)
+
+    def gradients(make: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [part.detach().to(dtype).requires_grad_() for part in (x, conv.weight, conv.bias)]
+        make(*leaves).double().square().sum().backward()
+        return [leaf.grad.double() for leaf in leaves if leaf.grad is not None]
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return depthwise_conv2d(x, weight, bias, (stride, stride), (padding, padding))
+
+    def torchs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return conv2d(x, weight, bias, stride, padding, groups=6)
+
+    for found, expected in zip(
+        gradients(ours, dtype), gradients(torchs, torch.float64), strict=True
+    ):
+        tolerance = 1e-5 if dtype == torch.float32 else 0.03
+        torch.testing.assert_close(
+            found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+        )

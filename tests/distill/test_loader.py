@@ -40,7 +40,7 @@ def source(images: ImageSet, **changes: Any) -> BatchSource:
         "store": open_store(images, 20),
         "sampler": BalancedSampler(groups, 4, 0),
         "policy": ViewPolicy(),
-        "views": 2,
+        "views": np.full(len(images), 2),
         "embeddings": None,
         "teacher_store": None,
         "rank": 0,
@@ -74,7 +74,7 @@ def test_every_cached_view_of_an_image_has_its_turn(images: ImageSet) -> None:
             seen.setdefault(index, []).append(view)
         return np.zeros((len(indices), 3), dtype=np.float32)
 
-    made = source(images, embeddings=lookup, views=3)
+    made = source(images, embeddings=lookup, views=np.full(len(images), 3))
     for step in range(12):  # three passes over 16 images
         assert made(step).teacher is not None
     assert all(sorted(views) == [0, 1, 2] for views in seen.values())

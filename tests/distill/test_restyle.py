@@ -77,7 +77,7 @@ def test_the_processes_of_a_run_see_what_one_process_sees(images: ImageSet) -> N
         open_store(images, 20),
         BalancedSampler(groups, 16, 0),
         ViewPolicy(),
-        2,
+        np.full(len(images), 2),
         None,
         None,
         0,
@@ -124,7 +124,7 @@ def test_lines_stand_where_the_picture_changes() -> None:
     drawn = restyle(own.clone(), of_kind("lines", (0.9, 0.9, 0.5, 0.9)))
     assert (drawn[..., :12, :12] > 0.99).all()  # paper
     assert (drawn[..., 30:34, 30:34] > 0.9).all()  # nor is the inside filled
-    assert drawn[0, 0, 32, 24] < 0.3
+    assert drawn[0, 0, 32, 25] < 0.3
     coloured = restyle(own.clone(), of_kind("lines", (0.9, 0.9, 0.5, 0.1)))
     assert torch.allclose(coloured[..., :12, :12], own[..., :12, :12], atol=0.01)
 

@@ -423,7 +423,7 @@ def test_a_name_without_a_tag_is_asked_for_one() -> None:
 
 
 @pytest.mark.parametrize("spec", ["ViT-B-32:laion2b_s34b_b79k", "hf-hub:somebody/some-model"])
-def test_a_hub_out_of_reach_is_said_with_other_ways(
+def test_a_hub_out_of_reach_is_one_sentence_with_two_commands(
     spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for module in ("edgekd.core.hub", "edgekd.distill.teacher"):
@@ -432,8 +432,8 @@ def test_a_hub_out_of_reach_is_said_with_other_ways(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     error = refusal(spec)
     assert "cannot be reached" in error.message
-    assert "local-dir:" in error.hint
-    assert "embeddings:" in error.hint
+    assert f"edgekd fetch {spec} STUDENT --to weights" in error.hint
+    assert "--weights-dir weights" in error.hint
 
 
 def arrays(**changes: Any) -> dict[str, Any]:

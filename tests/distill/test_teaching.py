@@ -14,7 +14,8 @@ from torch import nn
 
 from edgekd.distill.prompts import TextBank
 from edgekd.distill.recipes import Stage, get_recipe
-from edgekd.distill.teaching import centred, near_chance, say_zero_shot
+from edgekd.distill.sampling import BalancedSampler, MixedSampler
+from edgekd.distill.teaching import cached_view_counts, centred, near_chance, say_zero_shot
 from edgekd.distill.terms import TermSpec
 from edgekd.distill.train import stage_loss
 
@@ -134,3 +135,29 @@ def test_the_filter_asks_the_teacher_itself_and_not_what_is_left_without_the_cen
     fabric = Fabric(accelerator="cpu", devices=1)
     loss, _ = stage_loss(fabric, nn.Identity(), student, stage, answers, labels, teacher, apart)
     assert loss.item() == pytest.approx((0 + 2) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "steps", "expected"),
+    [
+        (10, 100, 12),  # 40 labelled × 3 views, spread over 10
+        (20, 100, 6),
+        (80, 100, 3),  # never fewer than a labelled image has
+        (10, 9, 5),  # 9 steps of 5 places visit each 4.5 times
+        (2, 1000, 32),
+    ],
+)
+def test_few_unlabelled_images_have_more_cached_views(
+    unlabelled: int, steps: int, expected: int
+) -> None:
+    train, others = np.arange(40), np.arange(40, 40 + unlabelled)
+    job: Any = SimpleNamespace(
+        config=SimpleNamespace(views=3, steps=steps),
+        images=range(40 + unlabelled),
+        split=SimpleNamespace(train=train),
+        unlabelled=others,
+    )
+    places = min(5, unlabelled)
+    dealt = BalancedSampler((others,), places, 0)
+    sampler = MixedSampler(BalancedSampler((train,), 10 - places, 0), dealt)
+    assert cached_view_counts(job, sampler).tolist() == [3] * 40 + [expected] * unlabelled

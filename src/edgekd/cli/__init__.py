@@ -57,13 +57,25 @@ def _options(
     pass
 
 
-@command(app, "edgekd.api:train")
-def train(run: Any, _: Given) -> None:
+@command(app, "edgekd.api:train_or_plan")
+def train(run: Any, given: Given) -> None:
     """Distil a compact student from a CLIP teacher."""
+    if given.get("plan"):
+        result(*run.lines())
+        return
     result(
         f"student: {run.folder}  ({run.steps} steps in {run.train_seconds:.0f} s, "
         f"{run.images_per_second:.0f} images/s, data_wait {run.data_wait_percent:.0f} %)",
         f"next:    edgekd export {shell_word(run.folder)} --int8",
+    )
+
+
+@command(app, "edgekd.api:fetch")
+def fetch(written: Any, given: Given) -> None:
+    """Write a teacher and students into a folder, for a machine without a network."""
+    result(
+        f"weights: {', '.join(path.name for path in written)}  (in {given['to']})",
+        f"there:   edgekd train … --weights-dir {shell_word(given['to'])}",
     )
 
 

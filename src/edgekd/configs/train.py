@@ -63,6 +63,8 @@ class TeacherOptions(Config):
     """toy, NAME:TAG (open_clip), hf-hub:ORG/MODEL, local-dir:FOLDER, embeddings:FILE.npz."""
     teacher_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the cached embeddings; auto: bfloat16 where the processor computes in it and the embeddings stay the same."""
+    weights_dir: OptionalPath = option(default=None)
+    """Folder that edgekd fetch wrote: teacher and student come from it, without a network."""
     prompts: str | None = None
     """photo, imagenet7, imagenet80, domain, or a file of prompt templates. Default: the recipe's."""
     descriptions: str | None = None
@@ -143,8 +145,8 @@ class ScheduleOptions(Config):
 class HardwareOptions(Config):
     """Devices and precision."""
 
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """32-true, bf16-mixed or 16-mixed."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    """auto, 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on a processor that computes in bfloat16."""
     compile: bool = False
     """Compile the student with torch.compile."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
@@ -202,6 +204,8 @@ class TrainConfig(RunOptions):
     """Replace an earlier run in --out."""
     smoke: bool = option(default=False, group="Schedule")
     """A few steps on one view per image: does it run at all?"""
+    plan: bool = option(default=False, group="Schedule")
+    """Train nothing: print steps, teacher passes, disk, and the time it would take here."""
 
     @check
     def _shots(self) -> None:

@@ -1,4 +1,4 @@
-"""Model hubs: find out quickly that one cannot be reached, and say what to do instead."""
+"""Model hubs: find out quickly that one cannot be reached, and name what to do instead."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import functools
 import http.client
 import urllib.error
 import urllib.request
+
+from edgekd.core.errors import EdgekdError
+
+
+def no_network(what: str, teacher: str = "TEACHER", student: str = "STUDENT") -> EdgekdError:
+    """Return the error for weights that are not here and cannot be fetched; its hint is the two commands to give."""
+    return EdgekdError(
+        f"{what} is not in the local cache and the network cannot be reached.",
+        f"With a network:  edgekd fetch {teacher} {student} --to weights\n"
+        f"       Then here:       edgekd train … --weights-dir weights",
+    )
 
 
 @functools.cache

@@ -1,0 +1,104 @@
+"""Depthwise convolutions whose backward pass is fast on a CPU.
+
+oneDNN computes the weight gradient of a depthwise kernel up to 3×3 with a kernel of its own and larger ones by its
+reference, some twenty times slower; in bfloat16 the strided ones as well. Here a larger kernel's gradient is put
+together from those of its 3×3 parts, and strided ones are computed in float32. The gradients are the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
+
+Pair = tuple[int, ...]
+_PART = 3
+"""Side of the kernels that oneDNN is fast at."""
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Return whether `conv` has one undilated square kernel per channel, of at least 3×3."""
+    return (
+        not isinstance(conv.padding, str)
+        and conv.groups == conv.in_channels == conv.out_channels > 1
+        and tuple(conv.dilation) == (1, 1)
+        and conv.kernel_size[0] == conv.kernel_size[1] >= _PART
+    )
+
+
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: Pair, padding: Pair
+) -> Tensor:
+    """`conv2d` with one kernel per channel, float `[B, C, H, W]` and `[C, 1, k, k]`; in autocast's dtype under it."""
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    out: Tensor = _Depthwise.apply(x, weight, bias, stride, padding)
+    return out
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: Pair,
+        padding: Pair,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return conv2d(x, weight, bias, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dtype, strided = x.dtype, tuple(ctx.stride) != (1, 1)
+        out = grads[0].contiguous(memory_format=torch.channels_last)
+        if strided and dtype == torch.bfloat16:
+            x, weight, out = x.float(), weight.float(), out.float()
+        wants_x = ctx.needs_input_grad[0]
+        if strided or weight.shape[-1] == _PART:
+            found = _gradients(ctx, out, x, weight, ctx.padding, (wants_x, True, True))
+        else:
+            of_x, _, _ = _gradients(ctx, out, x, weight, ctx.padding, (wants_x, False, False))
+            found = (of_x, _weight_gradient(ctx, out, x, weight), out.sum(dim=(0, 2, 3)))
+        of_x, of_weight, of_bias = (part if part is None else part.to(dtype) for part in found)
+        return of_x, of_weight, of_bias, None, None
+
+
+def _gradients(
+    ctx: Any,
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    padding: Pair,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias, as torch computes them."""
+    channels = len(weight)
+    found: tuple[Tensor | None, Tensor | None, Tensor | None]
+    found = torch.ops.aten.convolution_backward(
+        out, x, weight, [channels], ctx.stride, padding, (1, 1), False, (0, 0), channels, wanted
+    )
+    return found
+
+
+def _weight_gradient(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient `[C, 1, k, k]` of an unstrided kernel from its 3×3 parts, each over its own window of the input."""
+    side, (high, wide) = weight.shape[-1], ctx.padding
+    padded = pad(x, [wide, wide, high, high])
+    whole, part = torch.empty_like(weight), weight.new_empty(len(weight), 1, _PART, _PART)
+    rows, columns = out.shape[2] + _PART - 1, out.shape[3] + _PART - 1
+    starts = (*range(0, side - _PART, _PART), side - _PART)
+    for top in starts:
+        for left in starts:
+            window = padded[:, :, top : top + rows, left : left + columns]
+            window = window.contiguous(memory_format=torch.channels_last)
+            _, found, _ = _gradients(ctx, out, window, part, (0, 0), (False, True, False))
+            assert found is not None
+            whole[:, :, top : top + _PART, left : left + _PART] = found
+    return whole

@@ -1,0 +1,126 @@
+"""Weights in a folder for machines without a network: `edgekd fetch` writes them, `--weights-dir` reads them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors, write_json, write_tensors
+from edgekd.distill.students import TEACHERS_TOWER, make_student, timm_name
+from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.views import plain
+
+if TYPE_CHECKING:
+    from edgekd.configs.fetch import FetchConfig
+
+_LOCAL = ("toy", "local-dir:", "embeddings:")
+
+
+def fetch(config: FetchConfig) -> list[Path]:
+    """Write teacher and student into `config.to`; see `edgekd.api.fetch`."""
+    written = []
+    with disk_errors(config.to):
+        config.to.mkdir(parents=True, exist_ok=True)
+        teacher = load_teacher(config.teacher)
+        if not isinstance(teacher, ClipTeacher):
+            raise EdgekdError(
+                f"{config.teacher} is a file already.", "Copy it, and name it there: --teacher."
+            )
+        written.append(_write_teacher(teacher, teacher_folder(config.to, config.teacher)))
+        for name in config.students:
+            path = student_file(config.to, name)
+            backbone = make_student(name, pretrained="hub").backbone
+            write_tensors(path, backbone.state_dict(), {"timm": timm_name(name)})
+            written.append(path)
+    return written
+
+
+def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
+    """Return the settings that take teacher and student from `config.weights_dir`.
+
+    Args:
+        toy: the data are built in, and the student then does not come from a hub unless `pretrained` says so.
+
+    Raises:
+        EdgekdError: the folder lacks one of them.
+    """
+    if config.weights_dir is None:
+        return {}
+    folder = config.weights_dir.expanduser().absolute()
+    chosen: dict[str, Any] = {"weights_dir": None}
+    if not config.teacher.startswith(_LOCAL):
+        place = teacher_folder(folder, config.teacher)
+        _check_there(place, config.teacher, folder)
+        chosen["teacher"] = f"local-dir:{place}"
+    given = config.student_weights is not None or config.start is not None
+    from_hub = config.pretrained == "hub" or (config.pretrained is None and not toy)
+    if from_hub and not given and config.student != TEACHERS_TOWER:
+        path = student_file(folder, config.student)
+        _check_there(path, config.student, folder)
+        chosen |= {"student_weights": path, "pretrained": None}
+    return chosen
+
+
+def teacher_folder(folder: Path, spec: str) -> Path:
+    """Return where a teacher lies in a folder of weights."""
+    return folder / re.sub(r"[^\w.-]+", "-", spec)
+
+
+def student_file(folder: Path, name: str) -> Path:
+    """Return where a student's first weights lie in a folder of weights."""
+    return folder / f"{timm_name(name)}.safetensors"
+
+
+def _check_there(path: Path, name: str, folder: Path) -> None:
+    if not path.exists():
+        raise EdgekdError(
+            f"{folder} does not hold the weights of {name}.",
+            f"Write them on a machine with a network: edgekd fetch TEACHER STUDENT --to {folder.name}",
+        )
+
+
+def _write_teacher(teacher: ClipTeacher, folder: Path) -> Path:
+    """Write an open_clip model folder, and check that it gives the same embeddings.
+
+    Raises:
+        EdgekdError: it does not; some architectures need settings that open_clip does not write down.
+    """
+    import open_clip
+
+    name, _, tag = teacher.spec.partition(":")
+    is_named = name in open_clip.list_models()
+    settings = dict(open_clip.get_model_config(name if is_named else teacher.spec) or {})
+    if is_named and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
+        settings["quick_gelu"] = True
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = open_clip.get_model_preprocess_cfg(teacher.model)
+    write_tensors(folder / "open_clip_model.safetensors", teacher.model.state_dict(), {})
+    if hasattr(teacher.tokenizer, "save_pretrained"):
+        teacher.tokenizer.save_pretrained(folder)
+    write_json(
+        folder / "open_clip_config.json", {"model_cfg": settings, "preprocess_cfg": preprocess}
+    )
+    again = load_teacher(f"local-dir:{folder}")
+    assert isinstance(again, ClipTeacher)
+    height, width = teacher.preprocess.shape
+    noise = torch.randint(
+        0, 256, (1, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    same = again.preprocess == teacher.preprocess and all(
+        torch.allclose(a, b, atol=1e-4, rtol=1e-3)
+        for a, b in (
+            (teacher.embed_images(plain(noise)), again.embed_images(plain(noise))),
+            (teacher.embed_texts(["a photo"]), again.embed_texts(["a photo"])),
+        )
+    )
+    if not same:
+        raise EdgekdError(
+            f"The copy of {teacher.spec} in {folder} does not give its embeddings.",
+            "Copy the model's own folder instead, and name it: --teacher local-dir:FOLDER.",
+        )
+    return folder
