@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,3 +118,15 @@ def test_load_images_toy_is_the_default_suite() -> None:
     images = load_images("toy")
     assert images.name == "toy"
     assert len(images) == len(toy.DOMAINS) * len(toy.CLASSES) * toy.PER_CLASS
+
+
+def test_kept_drawings_that_are_damaged_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path))
+    (tmp_path / "toy").mkdir()
+    drawn = toy.ToyReader(seed=0, per_class=1, world=False)
+    name = f"{toy.VERSION}-0-1.npy"
+    (tmp_path / "toy" / name).write_bytes(b"x" * 5000)
+    np.testing.assert_array_equal(np.asarray(toy.KeptReader(drawn)(3)), np.asarray(drawn(3)))
+    assert "drawn again" in capsys.readouterr().err
