@@ -21,7 +21,7 @@ from edgekd.distill.recipes import Stage
 from edgekd.distill.restyle import RestylePolicy
 from edgekd.distill.sampling import Sampler
 from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.teaching import cached_views, caching_teacher
+from edgekd.distill.teaching import cached_view_counts, cached_views, caching_teacher
 from edgekd.distill.views import ViewPolicy
 
 _TRIAL_STEPS = 3
@@ -135,7 +135,7 @@ def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estima
     each = _seconds(lambda: student_pixels.batch(chosen), 1) / len(chosen)
     decoded = len(job.images) * each
     passes, teacher_s = None, None
-    teacher_store, stand_in = None, None
+    teacher_store, stand_in, views = None, None, None
     if "teacher" in job.recipe.needs and isinstance(teacher, ClipTeacher):
         store = PixelStore(job.images, store_side(teacher.preprocess.size), None)
         if config.online_teacher:
@@ -145,8 +145,10 @@ def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estima
             seen = cached_views(ViewPolicy(), restyling)
             filler = caching_teacher(job.fabric, config, teacher, job.images, job.trained, seen)
             cache = EmbeddingCache(filler.cache_id, seen, filler.dim)
-            keys = [job.images.keys[i] for i in job.trained]
-            passes = len(cache.missing(keys, range(config.views)))
+            views = cached_view_counts(job, sampler)
+            passes = sum(
+                len(cache.missing([job.images.keys[i]], range(int(views[i])))) for i in job.trained
+            )
             noise = torch.rand(_TRIAL_IMAGES, 3, *teacher.preprocess.shape)
             filler.model.to(job.fabric.device)
             device = job.fabric.device
@@ -156,7 +158,7 @@ def measure(job: Job, planned: Estimate, sampler: Sampler, step: Step) -> Estima
     if teacher is not None and teacher_store is None:
         stand_in = _random_embeddings(teacher.dim)
     source = BatchSource(
-        student_pixels, sampler, ViewPolicy(), config.views, stand_in, teacher_store,
+        student_pixels, sampler, ViewPolicy(), views, stand_in, teacher_store,
         job.fabric.global_rank, job.fabric.world_size, restyling,
     )  # fmt: skip
     trained = sum(
