@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
-from edgekd.benchmark.measure.intervals import ratio_interval
-from edgekd.benchmark.measure.latency import LatencySamples
-from edgekd.benchmark.measure.speed import Timed, reason_to_withhold, turns_of
-from edgekd.benchmark.report.rows import Difference
-from edgekd.benchmark.report.schema import Cause, Comparison, GainRow, SuiteComparison, Where
-from edgekd.benchmark.subjects import Subject, Suite
+from edgekd.benchmark.results.rows import Difference
+from edgekd.benchmark.results.schema import Cause, Comparison, GainRow, SuiteComparison, Where
+from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.core.errors import EdgekdError
+from edgekd.targets.timing.intervals import ratio_interval
+from edgekd.targets.timing.speed import Timing, reason_to_withhold, turns_of
+from edgekd.targets.timing.stopwatch import LatencySamples
 
-Logits = Mapping[tuple[str, int], NDArray[np.float32]]
-"""(subject's key, position of the suite) → `[n, C]`."""
 Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 """Which images of a suite the first and the second model classify correctly, bool `[n]` each."""
 BASELINES = ("erm", "lp-ft")
@@ -59,23 +57,22 @@ def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> l
 
 
 def compare(
-    first: Subject,
-    second: Subject,
+    pair: tuple[Subject, Subject],
     suites: Sequence[Suite],
     logits: Logits,
-    first_samples: Sequence[LatencySamples],
-    second_samples: Sequence[LatencySamples],
-    rows: tuple[Timed, Timed],
+    samples: tuple[Sequence[LatencySamples], Sequence[LatencySamples]],
+    timings: Sequence[Timing],
     load: float | None = None,
 ) -> Comparison:
-    """Compare A = `first` with B = `second`.
+    """Compare A with B, the two of `pair`.
 
     Args:
-        rows: what their latencies are worth.
+        samples: of A and of B, one entry per process, measured in alternating blocks of the same process.
+        timings: of A and of B; they decide whether the ratio may be stated.
         load: load average per core of this machine before the run.
-        first_samples, second_samples: one entry per process, measured in alternating blocks of the same process.
     """
-    turns, p50 = turns_of(first_samples, second_samples)
+    first, second = pair
+    turns, p50 = turns_of(*samples)
     ci95 = ratio_interval(*turns)
     return Comparison(
         a_run=first.run,
@@ -86,9 +83,9 @@ def compare(
         p50_b_ms=p50[1],
         p50_ratio=p50[0] / p50[1],
         p50_ratio_ci95=ci95,
-        withheld=reason_to_withhold(rows, ci95, load),
+        withheld=reason_to_withhold(timings, ci95, load),
         turns=len(turns[0]),
-        processes=len(first_samples),
+        processes=len(samples[0]),
         accuracy=tuple(
             _on(suites[number], logits[first.key, number], logits[second.key, number])
             for number in shared_suites(first, second, suites)
@@ -98,14 +95,13 @@ def compare(
 
 def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -> SuiteComparison:
     pair = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
-    found = difference([pair])
     return SuiteComparison(
         suite=suite.name,
         n=len(suite.labels),
         a=float(pair[0].mean()),
         b=float(pair[1].mean()),
         agreement=metrics.agreement(first, second),
-        **found.model_dump(),
+        **difference([pair]).model_dump(),
     )
 
 
@@ -123,17 +119,17 @@ def gain_rows(
     Args:
         runs: facts of each run: `name`, `recipe`, and `unlabelled` where unlabelled images took part in training.
     """
-    of = {subject.run: {} for subject in subjects}  # type: dict[str, dict[str, Subject]]
+    of: dict[str, dict[str, Subject]] = {subject.run: {} for subject in subjects}
     for subject in subjects:
         if subject.kind != "teacher":
             of[subject.run][subject.name] = subject
-    for run, base, cause in _bases([dict(facts) for facts in runs if facts["name"] in of]):
+    for run, base, cause in _bases([facts for facts in runs if facts["name"] in of]):
         for name in of[run]:
             if name in of[base]:
                 yield from _gains(of[run][name], of[base][name], cause, suites, logits)
 
 
-def _bases(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
+def _bases(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
     """Yield (run, base run, cause) for each pair to compare."""
     plain = [one for one in runs if one.get("recipe") in BASELINES and not one.get("unlabelled")]
     for one in runs:
@@ -153,37 +149,37 @@ def _bases(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
 def _gains(
     subject: Subject, base: Subject, cause: Cause, suites: Sequence[Suite], logits: Logits
 ) -> Iterator[GainRow]:
-    bases = {_content(suite): n for n, suite in enumerate(suites) if _compared(suite, base)}
-    shared = [
-        (number, bases[_content(suite)])
-        for number, suite in enumerate(suites)
-        if _compared(suite, subject) and _content(suite) in bases
-    ]
+    kinds = [suite.name.partition(":")[0] for suite in suites]
+    bases = {
+        _content(suite): n
+        for n, suite in enumerate(suites)
+        if suite.holds(base) and kinds[n] in get_args(Where)
+    }
     for where in get_args(Where):
-        numbers = [pair for pair in shared if suites[pair[0]].name.partition(":")[0] == where]
-        if numbers:
-            yield GainRow(
-                run=subject.run,
-                subject=subject.name,
-                base_run=base.run,
-                cause=cause,
-                where=where,
-                suites=tuple(suites[number].name for number, _ in numbers),
-                n=sum(len(suites[number].indices) for number, _ in numbers),
-                gain=difference(
-                    [
-                        (
-                            metrics.correct(logits[subject.key, number], suites[number].labels),
-                            metrics.correct(logits[base.key, other], suites[number].labels),
-                        )
-                        for number, other in numbers
-                    ]
-                ),
+        shared = [
+            (n, bases[_content(suite)])
+            for n, suite in enumerate(suites)
+            if suite.holds(subject) and kinds[n] == where and _content(suite) in bases
+        ]
+        if not shared:
+            continue
+        pairs = [
+            (
+                metrics.correct(logits[subject.key, number], suites[number].labels),
+                metrics.correct(logits[base.key, other], suites[number].labels),
             )
-
-
-def _compared(suite: Suite, subject: Subject) -> bool:
-    return suite.holds(subject) and suite.name.partition(":")[0] in ("id", "ood", "adapted")
+            for number, other in shared
+        ]
+        yield GainRow(
+            run=subject.run,
+            subject=subject.name,
+            base_run=base.run,
+            cause=cause,
+            where=where,
+            suites=tuple(suites[number].name for number, _ in shared),
+            n=sum(len(suites[number].indices) for number, _ in shared),
+            gain=difference(pairs),
+        )
 
 
 def _content(suite: Suite) -> tuple[object, ...]:

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.measure.counting import Counted
-from edgekd.benchmark.measure.measured import Measured
-from edgekd.benchmark.report.rows import HERE, Family, Kind
+from edgekd.benchmark.results.rows import HERE, Family, Kind
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
+from edgekd.targets.devices.result import ArtifactResult
 from edgekd.targets.placement import Placement
+from edgekd.targets.timing.stopwatch import MIN_BUFFERS
 
-Wording = tuple[Predictor, tuple[str, ...]]
-"""How a model answers when asked in other words, and the classes it then tells apart, in the order of its logits."""
+Logits = dict[tuple[str, int], NDArray[np.float32]]
+"""(subject's key, position of the suite) → `[n, C]`, columns in the suite's class order."""
+PromptVariant = tuple[Predictor, tuple[str, ...]]
+"""A model with other prompts, and the classes of its predictions, in the order of its logits."""
 _FAMILIES: dict[str, Family] = {
     "id": "id", "val": "val", "test": "test", "seen": "seen", "adapted": "adapted", "ood": "domain", "clean": "clean",
     "corruption": "corruption", "cue": "cue-conflict", "vocab": "vocabulary", "unknown": "unknown",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The results of one artifact on a device.
+
+    Attributes:
+        result: clocks, placement and throughput.
+        logits: position of the suite → float32 `[n, C]`, columns in the suite's class order.
+        facts: about the device, for the report; shared by all artifacts measured there.
+        same_pixels: share of the compared images that the device prepared bit for bit as this machine does; None
+            where none were compared.
+    """
+
+    result: ArtifactResult
+    logits: Mapping[int, NDArray[np.float32]]
+    facts: dict[str, Any]
+    same_pixels: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +55,22 @@ class Subject:
         name: `teacher`, `torch`, or the artifact's name; unique within its run.
         run: name of the training run it belongs to.
         kind: teacher zero-shot, the student in torch, or an exported file.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: such as `fp32`, `fp16`, `int8`.
         preprocess: how its pixels are made.
         predict: uint8 `[B, H, W, 3]` → float32 logits `[B, C]`.
         classes: C class names, in the order of the logits.
         folder: the artifact's folder; None for teacher and torch student.
-        identity: two subjects with the same non-empty identity are the same model (the teacher of two runs): it is
+        identity: two subjects with the same non-empty identity are the same model (the teacher of two runs), which is
             measured once and shown once.
-        threads: threads `predict` works with, where the caller knows; artifacts are asked themselves.
+        threads: threads `predict` works with, where the caller knows; artifacts report their own.
         device: where the numbers come from; `local` is this machine.
-        measured: what a device found out; `predict` is then only a comparison.
-        wordings: name of a changed vocabulary → how it answers then and among which classes; a model whose classes
-            are part of its weights or of its file has none.
-        placement: asks an artifact's runtime which nodes run where; None where it does not tell.
-        counted: parameters and multiply-accumulates of one answer; None where nobody can count them.
-        reworded: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in the
-            student's space → how it answers among these.
-        here: False where the runtime of an artifact is not on this machine, so that only a device answers.
+        measured: results of a device; `predict` is then only a comparison.
+        variants: name of a prompt variant → the model with it; empty for a model with fixed classes.
+        placement: returns which nodes run where; None where the runtime does not report it.
+        counted: parameters and multiply-accumulates of one prediction; None where they cannot be counted.
+        with_classes: of a file that ends in an embedding: names of classes and their unit vectors float32 `[C, D]` in
+            the student's space → the predictor among these.
+        here: False where the runtime of an artifact is not on this machine, so that only a device can run it.
     """
 
     name: str
@@ -65,10 +86,15 @@ class Subject:
     device: str = HERE
     measured: Measured | None = None
     placement: Callable[[], Placement | None] = lambda: None
-    wordings: Mapping[str, Wording] = field(default_factory=dict)
+    variants: Mapping[str, PromptVariant] = field(default_factory=dict)
     counted: Counted | None = None
-    reworded: Callable[[tuple[str, ...], NDArray[np.float32]], Predictor] | None = None
+    with_classes: Callable[[tuple[str, ...], NDArray[np.float32]], Predictor] | None = None
     here: bool = True
+
+    @property
+    def who(self) -> tuple[str, str]:
+        """Run and name, as rows of a report have them."""
+        return self.run, self.name
 
     @property
     def key(self) -> str:
@@ -82,19 +108,19 @@ class Suite:
 
     Attributes:
         name: `id`, `val`, `test:<name>`, `seen:<name>`, `adapted:<name>`, `ood:<name>`, `clean:<name>`,
-            `corruption:<name>:<severity>`, `cue:<name>`, `unknown:<name>`.
+            `corruption:<name>:<severity>`, `cue:<name>`, `vocab:<name>`, `unknown:<name>`.
         images: where they come from.
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
-        family: what kind of images they are, see `findings.Family`; None derives it from the name.
+        family: what kind of images they are, see `rows.Family`; None derives it from the name.
         remarks: what a reader must know about these images, one sentence each.
-        corruption: name and severity (1–5) of what every image goes through first, see `corruptions.corrupt`.
-        wording: name of the changed vocabulary that it is asked with; `images.classes` then ends in the names added.
-        base: name of the suite it is set against: of a changed vocabulary that with the same images and the run's own
-            words, of unknown images (all labels −1) that with the known ones.
-        own_metrics: int64 answers `[n]` (index into `images.classes`) → the data set's own metrics by name.
-        own_metrics_by: who computes them.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
+        corruption: name and severity (1–5) of the corruption applied to every image, see `corruptions.corrupt`.
+        variant: name of the prompt variant that classifies it; `images.classes` then ends in the names added.
+        base: name of the suite it is compared with: of a prompt variant that with the same images and the run's own
+            prompts, of unknown images (all labels −1) that with the known ones.
+        own_metrics: int64 predictions `[n]` (index into `images.classes`) → the data set's own metrics by name.
+        own_metrics_by: the package that computes them.
         excluded: role in training → images left out, since the run has seen their content in it.
     """
 
@@ -106,7 +132,7 @@ class Suite:
     remarks: tuple[str, ...] = ()
     texture: NDArray[np.int64] | None = None
     corruption: tuple[str, int] | None = None
-    wording: str | None = None
+    variant: str | None = None
     base: str | None = None
     own_metrics: Callable[[NDArray[np.int64]], dict[str, float]] | None = None
     own_metrics_by: str = ""
@@ -115,9 +141,7 @@ class Suite:
     @property
     def kind(self) -> Family:
         """The family, by the name's first word where none was given."""
-        if self.family is not None:
-            return self.family
-        return _FAMILIES[self.name.partition(":")[0]]
+        return self.family or _FAMILIES[self.name.partition(":")[0]]
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -130,8 +154,16 @@ class Suite:
         return self.images.domain_of[self.indices]
 
     def holds(self, subject: Subject) -> bool:
-        """Whether the subject is measured on it: one of its run that can speak its vocabulary."""
-        return self.concerns(subject) and (self.wording is None or self.wording in subject.wordings)
+        """Return whether the subject is measured on it: one of its run that has its prompt variant."""
+        return self.concerns(subject) and (self.variant is None or self.variant in subject.variants)
 
     def concerns(self, subject: Subject) -> bool:
-        return self.run is None or self.run == subject.run
+        """Return whether the suite is for the subject's run."""
+        return self.run in (None, subject.run)
+
+
+def clock_places(suites: Sequence[Suite]) -> tuple[int, NDArray[np.int64]]:
+    """Return the suite whose images are timed (`id` where there is one), and 64 indices into its images."""
+    number = next((number for number, suite in enumerate(suites) if suite.name == "id"), 0)
+    indices = suites[number].indices
+    return number, indices[np.linspace(0, len(indices) - 1, MIN_BUFFERS).round().astype(int)]

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgekd.benchmark.measure.intervals import percentile
-from edgekd.benchmark.measure.latency import QUICK
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.core.manifest import read_artifact
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.stopwatch import QUICK
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")
 Times = tuple[float, float]

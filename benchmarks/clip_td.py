@@ -17,12 +17,13 @@ from pathlib import Path
 from cells import Cell, finished
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.distill.teacher import load_teacher
-from edgekd.distill.vl.data import VlData, load_vl_data
-from edgekd.distill.vl.evaluate import evaluate_vl
-from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
+from edgekd.distill.teachers import load_teacher
+from edgekd.distill.vl.data import VlData
+from edgekd.distill.vl.run import evaluate_vl
+from edgekd.distill.vl.tasks import load_vl_data
+from edgekd.distill.vl.teacher import TokenTeacher, read_tokens
 from edgekd.distill.vl.train import train_vl
-from edgekd.studies.numbers import stat, t_interval
+from edgekd.studies.tables import stat, t_interval
 
 CONTROLS = ("none", "pooled-only", "uniform", "random-tokens", "clip-td", "question-only")
 STEPS = {"vqa": 120, "ve": 240, "choice": 120}
@@ -61,11 +62,13 @@ def run_cell(
             "control": control,
             "fraction": fraction,
             "seed": seed,
+            "out": Path(arguments.out) / "run",
+            "overwrite": True,
         }
     )
     data = data_of(config.task, config.data)
     teacher = teacher_of(config.teacher) if config.distil else None
-    run = train_vl(config, Path(arguments.out) / "run", overwrite=True, data=data, teacher=teacher)
+    run = train_vl(config, data=data, teacher=teacher)
     rows = {
         row["suite"].split(":")[0]: row for row in evaluate_vl(run, data, most=arguments.examples)
     }

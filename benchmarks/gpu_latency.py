@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.latency import FULL, QUICK, measure_interleaved, rotating
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
-from edgekd.distill.load import load_run
+from edgekd.distill.classification.load import load_run
 from edgekd.export.run import deployable, parity_images
 from edgekd.targets.session import open_session
+from edgekd.targets.timing.stopwatch import FULL, QUICK, measure_interleaved, rotating
 
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 PROVIDERS = {"cuda": ("cuda", "tensorrt", "tensorrt-rtx"), "cpu": ("cpu",)}

@@ -23,7 +23,7 @@ import edgekd
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.files import write_json
 from edgekd.core.readers import read_json
-from edgekd.distill.load import LoadedRun, load_run
+from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.export.ort import DIALECT
 from edgekd.export.run import pixels_of
 from edgekd.targets.session import open_session

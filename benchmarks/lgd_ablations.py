@@ -19,11 +19,10 @@ from cells import Cell, finished
 
 from edgekd.benchmark.evaluate.metrics import top1
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
-from edgekd.distill.probe import probe_scores
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import predict_all, probe_scores, student_predict
 from edgekd.distill.train import train
-from edgekd.studies.numbers import stat, t_interval
+from edgekd.studies.tables import stat, t_interval
 
 OTHER_NAMES = (
     "apple",

@@ -21,13 +21,13 @@ from timm.optim import param_groups_weight_decay
 from torch.nn.functional import normalize
 
 from edgekd.distill.averaging import Ema
-from edgekd.distill.folding import find_folds, folded
-from edgekd.distill.memory import keep_freed_memory
-from edgekd.distill.prompts import TextBank
+from edgekd.distill.batchnorm import find_folds, folded
+from edgekd.distill.launch import keep_freed_memory
+from edgekd.distill.losses import VisualBank
 from edgekd.distill.recipes import RECIPES, Recipe, Stage
 from edgekd.distill.students import make_student
+from edgekd.distill.text_bank import TextBank
 from edgekd.distill.train import stage_loss
-from edgekd.distill.visual_bank import VisualBank
 
 NAME, DIM, BASE = "tf_efficientnet_lite0", 512, "vl2v-adip"
 

@@ -25,10 +25,10 @@ from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.folding import find_folds, folded
-from edgekd.distill.prompts import TextBank
+from edgekd.distill.batchnorm import find_folds, folded
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.students import make_student
+from edgekd.distill.text_bank import TextBank
 from edgekd.distill.train import stage_loss, train
 
 NAME, CLASSES, DIM = "mobilenetv3_large_100", 7, 512

@@ -1,13 +1,15 @@
-"""Teacher embeddings, computed once per view and shared by every run that needs them.
+"""What a network returns once per picture, computed once and shared by every run that needs it.
 
-Layout: `<cache>/embeddings/<teacher id>-<policy id>/<shard>.{vectors,keys}.npy`. A shard is an immutable pair: vectors
-float16 `[n, D]`, memory-mapped, and keys (16 bytes of image content hash, uint16 view). The keys are renamed into
-place last, so a shard exists wholly or not at all, whoever is killed. Processes of one run fill disjoint shards.
+Teacher embeddings per view: `<cache>/embeddings/<teacher id>-<policy id>/<shard>.{vectors,keys}.npy`. A shard is an
+immutable pair: vectors float16 `[n, D]`, memory-mapped, and keys (16 bytes of content hash, uint16 view). The keys are
+renamed into place last, so a shard exists wholly or not at all. Processes of one run fill disjoint shards.
+Other outputs without augmentation: `<cache>/vl/<kind>-<hash>.safetensors`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import time
 import uuid
@@ -19,21 +21,31 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
+from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder as folder_of
-from edgekd.core.files import disk_errors, write_bytes
-from edgekd.core.readers import map_array, read_array
+from edgekd.core.files import disk_errors, short_hash, write_bytes, write_tensors
+from edgekd.core.readers import map_array, read_array, read_tensors
+from edgekd.data.image_set import ImageSet
+from edgekd.distill.batches import open_store, pixel_batches, store_side
+from edgekd.distill.launch import Fabric
+from edgekd.distill.progress import counting
+from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
+from edgekd.distill.views import Augmentation, plain
 
-UNAUGMENTED = 0xFFFF
-"""The view number of the plain image."""
-
+LEAST_COSINE = 0.999
+"""Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""
+_CHECKED_IMAGES = 16
 _SHARD_S = 60.0
-
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
 _INFINITE = np.uint16(0x7C00)
 """The exponent of infinities and NaN in float16."""
+Embed = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
+"""`(positions or image indices int64 [b], views int64 [b])` → embeddings, float32 `[b, D]`."""
 
 
 class EmbeddingCache:
@@ -56,7 +68,7 @@ class EmbeddingCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in shards that other processes have finished."""
+        """Open shards that other processes have finished."""
         for keys_path in sorted(self.folder.glob("[!.]*.keys.npy")):
             if keys_path.name in self._seen:
                 continue
@@ -134,9 +146,15 @@ class EmbeddingCache:
             vectors[i] = self._shards[shard][row]
         return vectors
 
+    def embeddings(
+        self, keys: Sequence[str], indices: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the embeddings of views of images, float32 `[b, D]`; `keys` are of all images."""
+        return self.lookup([keys[i] for i in indices], views.tolist())
+
     @contextlib.contextmanager
     def filling(self) -> Iterator[None]:
-        """Hold the right to fill. A second run waits here and then finds the work done; a killed holder lets go."""
+        """Hold the lock of filling; a second run waits here and then finds the work done."""
         lock = FileLock(self.folder / ".fill.lock")
         try:
             lock.acquire(timeout=0)
@@ -154,7 +172,7 @@ def fill(
     cache: EmbeddingCache,
     work: Sequence[tuple[int, int]],
     keys: Sequence[str],
-    embed: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]],
+    embed: Embed,
     *,
     batch: int = 64,
     shard_rows: int = 2048,
@@ -163,7 +181,6 @@ def fill(
     """Compute and store `work`, a list of `(image position, view)`.
 
     Args:
-        embed: `(positions int64 [b], views int64 [b])` → float32 `[b, D]`.
         shard_rows: rows per shard; a killed process loses these at most, or a minute's, one that is stopped none.
         on_progress: called with the number of rows just computed.
     """
@@ -178,15 +195,14 @@ def fill(
             vectors.clear()
 
     since = time.monotonic()
+    start = 0
     try:
-        start = 0
         while start < len(work):
             size = min(batch, shard_rows - sum(map(len, done)))
             rows = np.array(work[start : start + size], dtype=np.int64)
             start += size
-            found = embed(rows[:, 0], rows[:, 1])
+            vectors.append(embed(rows[:, 0], rows[:, 1]))
             done.append(rows)
-            vectors.append(found)
             on_progress(len(rows))
             if sum(map(len, done)) >= shard_rows or time.monotonic() - since > _SHARD_S:
                 store()
@@ -196,5 +212,136 @@ def fill(
 
 
 def cache_folder() -> Path:
-    """Where all embedding caches live."""
+    """Return the folder of all embedding caches."""
     return folder_of("embeddings")
+
+
+def fill_views(
+    fabric: Fabric,
+    cache: EmbeddingCache,
+    teacher: ClipTeacher,
+    augmentation: Augmentation,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    views: int,
+) -> None:
+    """Embed those of `views` views of every image at `indices` that are not stored; processes share the work."""
+    keys = [images.keys[i] for i in indices]
+    # Process 0 decides: another run may add a shard between two processes' looks at the folder.
+    if not fabric.broadcast(bool(cache.missing(keys, range(views)))):
+        cache.refresh()
+        say(f"teacher cache: all {len(keys) * views:,} views are there, no teacher pass needed")
+        return
+    with cache.filling() if fabric.is_global_zero else contextlib.nullcontext():
+        fabric.barrier()
+        cache.refresh()
+        missing = cache.missing(keys, range(views))
+        fabric.barrier()  # no process may add a shard before all have counted
+        work = missing[fabric.global_rank :: fabric.world_size]
+        size = teacher.preprocess.size
+        store = open_store(images, store_side(size))
+        teacher.model.to(fabric.device)
+
+        def embed(positions: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+            pixels = torch.from_numpy(store.batch(indices[positions])).to(fabric.device)
+            names = [keys[i] for i in positions]
+            drawn = augmentation.for_teacher(pixels, names, chosen.tolist(), size)
+            return teacher.embed_images(drawn).cpu().numpy()
+
+        with counting(f"teacher passes ({teacher.spec})", len(missing), fabric) as advance:
+            fill(cache, work, keys, embed, on_progress=lambda n: advance(n * fabric.world_size))
+        fabric.barrier()
+        cache.refresh()
+
+
+def caching_teacher(
+    fabric: Fabric,
+    config: TrainConfig,
+    teacher: ClipTeacher,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    policy_id: str,
+) -> ClipTeacher:
+    """Return the teacher that fills the cache: in bfloat16 where the processor has it and the embeddings stay the same.
+
+    Embeddings that are cached in float32 already are used. The check is the smallest cosine between the two precisions
+    on the first images; less than `LEAST_COSINE` keeps float32.
+
+    Args:
+        policy_id: identity of the views (`Augmentation.id`).
+    """
+    wanted = config.teacher_precision
+    able = fabric.device.type == "cpu" and has_bfloat16()
+    if wanted == "fp32" or (wanted == "auto" and not able):
+        return teacher
+    keys = [images.keys[i] for i in indices]
+    before = EmbeddingCache(teacher.cache_id, policy_id, teacher.dim)
+    if wanted == "auto" and not fabric.broadcast(bool(before.missing(keys, range(config.views)))):
+        return teacher
+    half = teacher.in_bfloat16()
+    if wanted == "bf16" or len(EmbeddingCache(half.cache_id, policy_id, teacher.dim)):
+        return half
+    some = indices[:_CHECKED_IMAGES]
+    views = plain(torch.from_numpy(next(pixel_batches(images, some, teacher.preprocess))))
+    full, reduced = teacher.embed_images(views), half.embed_images(views)
+    cosine = float(cosine_similarity(full, reduced, dim=-1).min())
+    fits = fabric.broadcast(cosine >= LEAST_COSINE)
+    shown = f"smallest cosine to float32 {cosine:.5f} on {len(some)} images"
+    say(f"teacher: embeds in {'bfloat16' if fits else 'float32, not bfloat16'} ({shown})")
+    return half if fits else teacher
+
+
+def plain_embeddings(
+    fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
+) -> Tensor:
+    """Return the teacher's embeddings of images without augmentation, float32 `[len(indices), D]`."""
+    if isinstance(teacher, EmbeddingsTeacher):
+        return teacher.lookup([images.ids[i] for i in indices])
+    teacher.model.to(fabric.device)
+    batches = (torch.from_numpy(b) for b in pixel_batches(images, indices, teacher.preprocess))
+    found = [teacher.embed_images(plain(batch.to(fabric.device))).cpu() for batch in batches]
+    return torch.cat(found)
+
+
+def caption_embeddings(fabric: Fabric, teacher: ClipTeacher, captions: Sequence[str]) -> Tensor:
+    """Return the teacher's text embeddings of captions, float32 `[len(captions), D]`, cached like those of images."""
+    cache = EmbeddingCache(teacher.id, "captions", teacher.dim)
+    keys = [hashlib.sha256(caption.encode()).hexdigest()[:32] for caption in captions]
+    if fabric.is_global_zero:
+        with cache.filling():
+            first = {key: place for place, key in reversed(list(enumerate(keys)))}
+            work = [(first[key], 0) for key in first if cache.missing([key], [0])]
+            if work:
+                say(f"teacher's text embeddings of {len(work):,} captions")
+
+            def embed(positions: NDArray[np.int64], _: NDArray[np.int64]) -> NDArray[np.float32]:
+                return teacher.embed_texts([captions[i] for i in positions]).numpy()
+
+            fill(cache, work, keys, embed)
+    fabric.barrier()
+    cache.refresh()
+    return torch.from_numpy(cache.lookup(keys, [0] * len(keys)))
+
+
+def cached_tensors(
+    kind: str, facts: tuple[str, ...], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return `compute()`, or its result when it was last called for the same `kind` and `facts`.
+
+    Args:
+        kind: what is stored, with the version of how it is computed.
+        facts: everything else that the values depend on.
+
+    Raises:
+        EdgekdError: the cache folder cannot be written.
+    """
+    path = folder_of("vl") / f"{kind}-{short_hash(kind, *facts)}.safetensors"
+    with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
+        if path.exists():
+            try:
+                return read_tensors(path, "stored outputs of a network")[0]
+            except EdgekdError as error:
+                warn(f"{error.message} It is made again.")
+        values = compute()
+        write_tensors(path, values)
+        return values

@@ -1,4 +1,4 @@
-"""What survives a kill, written by process 0 by way of a temporary file."""
+"""What survives a kill: the last checkpoint and the best weights so far, and signals that end a run in order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
@@ -22,21 +23,34 @@ from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import write_bytes
 from edgekd.core.readers import read_torch
 from edgekd.distill.averaging import LastWeights
-from edgekd.distill.job import Job
 from edgekd.distill.launch import Fabric
-from edgekd.distill.progress import Progress
-from edgekd.distill.students import Student
-from edgekd.distill.validate import source_accuracy
-from edgekd.distill.visual_bank import VisualBank
+from edgekd.distill.progress import Progress, Speed
+
+
+class Resumable(Protocol):
+    """What a run trains: its model, and the state it has besides."""
+
+    @property
+    def model(self) -> nn.Module:
+        """All parameters that train."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state besides the model's."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the mean accuracy over the source domains' validation images, 0–1."""
 
 
 class StopRequest:
-    """For a block, SIGINT and SIGTERM do not interrupt but are noted in `number`, so that the work can end in order.
+    """For a block, SIGINT and SIGTERM do not interrupt but are recorded in `number`, so that the work can end in order.
 
     A third signal interrupts. Outside the main thread, signals are not handled.
 
     Args:
-        forward: pass each signal on to the processes that this one started, and wait for them.
+        forward: pass each signal on to the processes that this one started.
     """
 
     def __init__(self, *, forward: bool = False) -> None:
@@ -68,58 +82,62 @@ class StopRequest:
 
 
 class Checkpoint:
-    """What survives a kill: the last checkpoint, and the best weights so far."""
+    """The last checkpoint and the best weights of a run, written by process 0 by way of a temporary file.
 
-    def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
+    Args:
+        config: `out`, how often a checkpoint is due, and whether the best weights are kept.
+        command: the command that `--resume` continues.
+    """
+
+    def __init__(self, config: TrainConfig, fabric: Fabric, command: str = "edgekd train") -> None:
         assert config.out is not None
         self.out = config.out
         self.path = self.out / "checkpoint.pt"
         self.best_path = self.out / "best.pt"
-        self.fabric = fabric
         self.request = StopRequest()
         """Whether to stop; signals reach it while it is entered."""
-        self._every, self._seconds = config.checkpoint_every, 60 * config.checkpoint_minutes
-        self._saved_at = time.monotonic()
-        self.average: LastWeights | None = None
-        self.visual: VisualBank | None = None
+        self.done = 0
+        """Steps before this process started."""
         self.best_accuracy = -1.0
         self.best_step = 0
         self.seconds_before = 0.0
-        self.speed_before = (0, 0.0, 0.0)
+        self.speed_before: Speed = (0, 0.0, 0.0)
+        self._fabric, self._config, self._command = fabric, config, command
+        self._saved_at = time.monotonic()
         self._loaded: dict[str, Any] = {}
 
-    def after_step(self, done: int) -> tuple[bool, bool]:
-        """Return whether a checkpoint is due after `done` steps, and whether to stop then; alike on all processes."""
+    def due(self, done: int) -> tuple[bool, bool]:
+        """Return whether a checkpoint is due after `done` steps, and whether to stop; alike on all processes."""
         stop = self.request.number is not None
-        late = time.monotonic() - self._saved_at > self._seconds
-        if self.fabric.world_size > 1:
-            flags = torch.tensor([stop, late], dtype=torch.float32, device=self.fabric.device)
-            stop, late = (bool(flag) for flag in self.fabric.all_reduce(flags, reduce_op="sum"))
-        return stop or late or done % self._every == 0, stop
+        late = time.monotonic() - self._saved_at > 60 * self._config.checkpoint_minutes
+        if self._fabric.world_size > 1:
+            flags = torch.tensor([stop, late], dtype=torch.float32, device=self._fabric.device)
+            stop, late = (bool(flag) for flag in self._fabric.all_reduce(flags, reduce_op="sum"))
+        return stop or late or done % self._config.checkpoint_every == 0, stop
 
     def stopped(self, done: int, steps: int) -> Stopped:
-        """Return what to raise where a run of `steps` steps stops after `done` of them, with its checkpoint written."""
+        """Return what to raise where a run of `steps` steps stops after `done`, with its checkpoint written."""
         return Stopped(
             self.request.number or signal.SIGTERM,
             f"Stopped after step {done} of {steps}; a checkpoint is written.",
-            f"Go on with: edgekd train --resume --out {shlex.quote(str(self.out))}",
+            f"Go on with: {self._command} --resume --out {shlex.quote(str(self.out))}",
         )
 
     def save(
         self,
         done: int,
-        student: Student,
+        task: Resumable,
         average: LastWeights | None,
         optimizer: torch.optim.Optimizer | None,
         progress: Progress,
     ) -> None:
-        """Write the checkpoint after `done` steps, on process 0, by way of a temporary file."""
-        if self.fabric.is_global_zero:
+        """Write the checkpoint after `done` steps; at the end of a stage without average and optimizer."""
+        if self._fabric.is_global_zero:
             state = {
                 "done": done,
-                "student": student.state_dict(),
+                "student": task.model.state_dict(),
+                "task": task.state_dict(),
                 "average": average.state_dict() if average else None,
-                "visual": self.visual.state_dict() if self.visual else None,
                 "optimizer": optimizer.state_dict() if optimizer else None,
                 "rng": torch.get_rng_state(),
                 "seconds": self.seconds_before + progress.seconds,
@@ -128,48 +146,52 @@ class Checkpoint:
             }
             _write_torch(self.path, state)
         self._saved_at = time.monotonic()
-        self.fabric.barrier()
+        self._fabric.barrier()
 
-    def restore(self, student: Student) -> int:
-        """Load the checkpoint into `student`; returns the steps done, 0 without a checkpoint."""
+    def restore(self, task: Resumable) -> int:
+        """Load the checkpoint into `task`; return the steps done, 0 without a checkpoint."""
         if not self.path.exists():
             say("no checkpoint was written yet; starting from the first step")
             return 0
         self._loaded = read_torch(self.path, "checkpoint", "Train again with --overwrite.")
         try:
-            student.load_state_dict(self._loaded["student"])
-            if self.visual is not None:
-                self.visual.load_state_dict(self._loaded["visual"])
+            task.model.load_state_dict(self._loaded["student"])
+            task.load_state_dict(self._loaded["task"])
             torch.set_rng_state(self._loaded["rng"])
             self.seconds_before = float(self._loaded["seconds"])
-            self.speed_before = self._loaded.get("speed", self.speed_before)
+            self.speed_before = self._loaded["speed"]
             self.best_accuracy, self.best_step = self._loaded["best"]
-            done = int(self._loaded["done"])
+            self.done = int(self._loaded["done"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise EdgekdError(
                 f"The checkpoint {self.path} does not belong to this run.",
                 "Train again with --overwrite.",
             ) from error
-        say(f"resuming after step {done}")
-        return done
+        say(f"resuming after step {self.done}")
+        return self.done
 
     def restore_stage(self, optimizer: torch.optim.Optimizer, average: LastWeights) -> None:
-        """Load what belongs to the stage that was interrupted."""
+        """Load the state of the stage that was interrupted."""
         optimizer.load_state_dict(self._loaded["optimizer"])
         average.load_state_dict(self._loaded["average"])
 
-    def evaluate(self, job: Job, done: int, progress: Progress) -> None:
-        """Mean accuracy over the source domains' validation images; keeps the best weights."""
-        if self.fabric.is_global_zero:
-            assert self.average is not None
-            averaged = self.average.module
-            accuracy = source_accuracy(averaged, job.bank, job.images, job.split.val)
+    def evaluate(
+        self, done: int, task: Resumable, average: LastWeights, progress: Progress
+    ) -> None:
+        """Measure the accuracy on source validation, and keep the best weights."""
+        if self._fabric.is_global_zero:
+            accuracy = task.accuracy(average.module)
             progress.evaluated(done, accuracy)
             if accuracy > self.best_accuracy:
                 self.best_accuracy, self.best_step = accuracy, done
-                if job.config.select == "best":
-                    _write_torch(self.best_path, averaged.state_dict())
-        self.fabric.barrier()
+                if self._config.select == "best":
+                    _write_torch(self.best_path, average.module.state_dict())
+        self._fabric.barrier()
+
+    def remove(self) -> None:
+        """Remove the files of a finished run."""
+        for path in (self.path, self.best_path):
+            path.unlink(missing_ok=True)
 
 
 def _write_torch(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ import torch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_json, write_tensors
-from edgekd.distill.students import TEACHERS_TOWER, make_student, timm_name
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.students import TEACHER_ENCODER, make_student, timm_name
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.views import plain
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
         chosen["teacher"] = f"local-dir:{place}"
     given = config.student_weights is not None or config.start is not None
     from_hub = config.pretrained == "hub" or (config.pretrained is None and not toy)
-    if from_hub and not given and config.student != TEACHERS_TOWER:
+    if from_hub and not given and config.student != TEACHER_ENCODER:
         path = student_file(folder, config.student)
         _check_there(path, config.student, folder)
         chosen |= {"student_weights": path, "pretrained": None}

@@ -1,23 +1,26 @@
 """How many processes train, and which one this is: decided once, from what was really launched.
 
 The processes are torchrun's, or edgekd starts them itself. Variables that a cluster, MPI or an earlier launch left in
-the environment (RANK, SLURM_…, OMPI_…) start nothing and mean nothing here.
+the environment (RANK, SLURM_…, OMPI_…) start nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import set_rank
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.teacher import has_bfloat16
+from edgekd.distill.teachers import has_bfloat16
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Launch:
 
 
 def find_launch() -> Launch | None:
-    """Return this process's place in a torchrun launch, None without one; from here on the console follows it."""
+    """Return this process's place in a torchrun launch, None without one, and set the console's rank."""
     launch = _torchrun()
     set_rank(launch.rank if launch else 0)
     return launch
@@ -51,7 +54,7 @@ def _torchrun() -> Launch | None:
 
 @contextlib.contextmanager
 def _unlaunched() -> Iterator[None]:
-    """Hide what Lightning reads when it is imported or set up, whether or not anything was launched."""
+    """Hide the variables that Lightning reads when it is imported or set up, whether or not anything was launched."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "STANDALONE_PORT")
     hidden = {
         name: value for name, value in os.environ.items() if name in names or name[:3] == "LT_"
@@ -132,3 +135,40 @@ def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
             precision=precision_of(config),
             plugins=[processes],
         )
+
+
+def total(fabric: Fabric, value: Tensor) -> Tensor:
+    """Sum a tensor over all processes."""
+    return cast(Tensor, fabric.all_reduce(value, reduce_op="sum"))
+
+
+def gathered(fabric: Fabric, own: Tensor) -> Tensor:
+    """Return the rows `[b, …]` of all processes, `[B, …]`; gradients flow back where there are any."""
+    if fabric.world_size == 1:
+        return own
+    return cast(Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)).flatten(0, 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST = 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse large blocks instead of returning them to the kernel.
+
+    It maps every block beyond 32 MiB anew, and a batch's activations are that large: at every step the kernel then
+    clears and maps the same pages again, about a tenth of a mobilenetv3 step at 128 px (docs/measurements.md).
+
+    Returns:
+        Whether this process's memory is allocated by glibc, and the setting was accepted.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # musl
+        return False
+    # glibc on 32-bit machines takes no more than 512 KiB and returns 0.
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST)) and bool(
+        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST - 1)
+    )

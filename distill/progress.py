@@ -1,4 +1,4 @@
-"""What a training run says while it runs: a bar, metrics.jsonl and TensorBoard, written by process 0 alone."""
+"""The log of a training run: console, metrics.jsonl and TensorBoard, written by process 0; and its evaluation steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import cast
 
 from rich.progress import (
@@ -21,47 +20,62 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from edgekd.configs.train import TrainConfig
 from edgekd.core.console import err, say
 from edgekd.core.files import disk_errors, write_text
 from edgekd.core.readers import parse_json, read_text
 from edgekd.distill.launch import Fabric
-from edgekd.distill.loader import Prefetcher
-from edgekd.distill.recipes import get_recipe
+
+Speed = tuple[int, float, float]
+"""Images, seconds waited for data and seconds of a run, without each process's first step."""
+
+EVALUATIONS = 10
+"""Number of a callback's evaluations where source validation is evaluated at the end alone."""
+
+
+def evaluation_steps(span: range, every: int | None) -> tuple[int, ...]:
+    """Return numbers of steps done, rising: the multiples of `every` in a stage, or ten evenly spread, and its end.
+
+    Args:
+        span: the stage's steps, counted from 0 over the whole run.
+    """
+    if every:
+        found = {done for done in range(span.start + 1, span.stop) if done % every == 0}
+    else:
+        parts = range(1, EVALUATIONS)
+        found = {span.start + -(-len(span) * part // EVALUATIONS) for part in parts}
+    return tuple(sorted(found | {span.stop}))
 
 
 class Progress:
     """Counts, measures and shows the steps of one run.
 
     Lines of metrics.jsonl and of TensorBoard that a killed run wrote after its last checkpoint are dropped on
-    resuming, so every step stands there once.
+    resuming, so every step is there once.
+
+    Args:
+        steps: of the whole run. resume_at: steps done before.
+        before: the `speed` of the part of the run before the checkpoint.
+        stages: names of those that have steps.
     """
 
     def __init__(
         self,
         out: Path,
         steps: int,
-        config: TrainConfig,
+        log_every: int,
         fabric: Fabric,
-        resume_at: int,
-        before: tuple[int, float, float] = (0, 0.0, 0.0),
+        resume_at: int = 0,
+        before: Speed = (0, 0.0, 0.0),
+        stages: Sequence[str] = ("train",),
     ) -> None:
-        """`before`: the `speed` of the part of the run that a checkpoint has kept."""
         self._path = out / "metrics.jsonl"
-        self._before = before
-        self._log_every = config.log_every
-        self._fabric = fabric
-        self._steps = steps
-        self._stages = [
-            stage.name for stage in get_recipe(config.recipe, config.stages).stages if stage.share
-        ]
-        self._resume_at = resume_at
+        self._before, self._log_every, self._fabric = before, log_every, fabric
+        self._steps, self._resume_at, self._stages = steps, resume_at, list(stages)
         self._images = 0
         self._waited_s = 0.0
         self._started = time.perf_counter()
         self._warm: float | None = None
-        self._last_step = 0.0
-        self._last_line = 0.0
+        self._last_step = self._last_line = 0.0
         self._bar: Bar | None = None
         self._board = None
         if fabric.is_global_zero:
@@ -78,12 +92,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
         if self._board:
@@ -91,7 +100,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since this process started training."""
+        """Seconds since this process started training."""
         return time.perf_counter() - self._started
 
     @property
@@ -102,22 +111,19 @@ class Progress:
 
     @property
     def data_wait_percent(self) -> float:
-        """Part of the time that training stood still for data."""
+        """Part of the time that training waited for data."""
         _, waited_s, seconds = self.speed()
         return 100 * waited_s / max(1e-9, seconds)
 
-    def speed(self) -> tuple[int, float, float]:
-        """Return images, seconds waited for data and seconds of the whole run, without each process's first step.
-
-        What comes after the last step is not training.
-        """
+    def speed(self) -> Speed:
+        """Return the speed of the whole run up to the last step."""
         images, waited_s, seconds = self._before
         here = self._last_step - (self._warm or self._last_step)
         return images + self._images, waited_s + self._waited_s, seconds + here
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens within the block is no training: it counts in no time and no speed."""
+        """Exclude the block from the run's seconds and speed."""
         since = time.perf_counter()
         try:
             yield
@@ -136,60 +142,44 @@ class Progress:
         values: Mapping[str, Tensor],
         lr: float,
         images: int,
-        batches: Prefetcher,
+        waited_s: float,
     ) -> None:
-        """Record one optimizer step of `images` images over all processes."""
+        """Record one optimizer step of `images` images over all processes that waited `waited_s` for its data."""
         self._last_step = time.perf_counter()
         if self._warm is None:
             self._warm = self._last_step
         else:
             self._images += images
-            self._waited_s += batches.waited_s
-        batches.reset()
+            self._waited_s += waited_s
         if (step + 1) % self._log_every and step + 1 != self._steps:
             if self._bar:
                 self._bar.update(self._task, completed=step + 1)
             return
-        shown = {
-            name: float(
-                cast(Tensor, self._fabric.all_reduce(value.detach().float(), reduce_op="mean"))
-            )
-            for name, value in {"loss": loss, **values}.items()
-        }
-        if not self._fabric.is_global_zero:
-            return
-        total = shown.pop("loss")
-        self._write(
-            {
-                "step": step + 1,
-                "stage": stage,
-                "loss": total,
-                "terms": shown,
-                "lr": lr,
-                "images_per_second": round(self.images_per_second, 2),
-                "data_wait_percent": round(self.data_wait_percent, 2),
-            }
-        )
+        shown = {}
+        for name, value in {"loss": loss, **values}.items():
+            mean = self._fabric.all_reduce(value.detach().float(), reduce_op="mean")
+            shown[name] = float(cast(Tensor, mean))
+        if self._fabric.is_global_zero:
+            self._log(step + 1, stage, shown.pop("loss"), shown, lr)
+
+    def _log(self, done: int, stage: str, loss: float, terms: dict[str, float], lr: float) -> None:
+        speed, wait = self.images_per_second, self.data_wait_percent
+        rates = {"images_per_second": round(speed, 2), "data_wait_percent": round(wait, 2)}
+        line = {"step": done, "stage": stage, "loss": loss, "terms": terms, "lr": lr}
+        self._write(line | rates)
         if self._board:
-            for name, value in {
-                "loss": total,
-                "lr": lr,
-                **{f"terms/{k}": v for k, v in shown.items()},
-            }.items():
-                self._board.add_scalar(f"train/{name}", value, step + 1)
-        number = self._stages.index(stage) + 1 if stage in self._stages else 1
-        note = (
-            f"stage {number} of {len(self._stages)}: {stage}  loss {total:.4f}  {self.images_per_second:.0f} images/s  "
-            f"data_wait {self.data_wait_percent:.0f} %"
-        )
+            scalars = {"loss": loss, "lr": lr} | {f"terms/{k}": v for k, v in terms.items()}
+            for name, value in scalars.items():
+                self._board.add_scalar(f"train/{name}", value, done)
+        number = f"{self._stages.index(stage) + 1} of {len(self._stages)}"
+        rate = f"{speed:.0f} images/s  data_wait {wait:.0f} %"
+        note = f"stage {number}: {stage}  loss {loss:.4f}  {rate}"
         if self._bar:
-            self._bar.update(self._task, completed=step + 1, note=note)
-        elif time.perf_counter() - self._last_line > 10 or step + 1 == self._steps:
+            self._bar.update(self._task, completed=done, note=note)
+        elif time.perf_counter() - self._last_line > 10 or done == self._steps:
             self._last_line = time.perf_counter()
-            rate = self.seconds / (step + 1 - self._resume_at)
-            say(
-                f"step {step + 1}/{self._steps}  {note}  about {rate * (self._steps - step - 1):.0f} s left"
-            )
+            left = self.seconds / (done - self._resume_at) * (self._steps - done)
+            say(f"step {done}/{self._steps}  {note}  about {left:.0f} s left")
 
     def evaluated(self, done: int, accuracy: float, *, final: bool = False) -> None:
         """Record an accuracy on source validation, 0–1."""
@@ -203,27 +193,27 @@ class Progress:
         with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
 
-    @staticmethod
-    @contextlib.contextmanager
-    def counting(title: str, total: int, fabric: Fabric) -> Iterator[Callable[[int], None]]:
-        """A bar over `total` things (a line every 10 s where there is no terminal); yields `advance(n)`."""
-        done, started, last_line = 0, time.perf_counter(), time.perf_counter()
-        bar = _bar("") if fabric.is_global_zero and err.is_terminal else None
-        task = bar.add_task(title, total=total) if bar else None
 
-        def advance(n: int) -> None:
-            nonlocal done, last_line
-            done = min(total, done + n)
-            if bar and task is not None:
-                bar.update(task, completed=done)
-            elif fabric.is_global_zero and time.perf_counter() - last_line > 10:
-                last_line = time.perf_counter()
-                left = (last_line - started) / done * (total - done)
-                say(f"{title}: {done:,} of {total:,}, about {left:.0f} s left")
+@contextlib.contextmanager
+def counting(title: str, total: int, fabric: Fabric) -> Iterator[Callable[[int], None]]:
+    """Show a bar over `total` things (a line every 10 s where there is no terminal); yields `advance(n)`."""
+    done, started, last_line = 0, time.perf_counter(), time.perf_counter()
+    bar = _bar("") if fabric.is_global_zero and err.is_terminal else None
+    task = bar.add_task(title, total=total) if bar else None
 
-        with bar or contextlib.nullcontext():
-            yield advance
-        say(f"{title}: {total:,} in {time.perf_counter() - started:.1f} s")
+    def advance(n: int) -> None:
+        nonlocal done, last_line
+        done = min(total, done + n)
+        if bar and task is not None:
+            bar.update(task, completed=done)
+        elif fabric.is_global_zero and time.perf_counter() - last_line > 10:
+            last_line = time.perf_counter()
+            left = (last_line - started) / done * (total - done)
+            say(f"{title}: {done:,} of {total:,}, about {left:.0f} s left")
+
+    with bar or contextlib.nullcontext():
+        yield advance
+    say(f"{title}: {total:,} in {time.perf_counter() - started:.1f} s")
 
 
 def _bar(extra: str) -> Bar:
@@ -240,7 +230,7 @@ def _bar(extra: str) -> Bar:
 
 
 def _step_of(line: str) -> float:
-    """The step a line of metrics.jsonl belongs to; of a torn line, one beyond all steps."""
+    """The step of a line of metrics.jsonl; of a torn line, one beyond all steps."""
     try:
         return float(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -250,5 +240,4 @@ def _step_of(line: str) -> float:
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
         lines = read_text(path, "log of the run").splitlines()
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_text(path, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))

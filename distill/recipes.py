@@ -1,6 +1,6 @@
 """Recipes are data: stages, each with its terms and weights, what trains, and how fast.
 
-A recipe says nothing about student, data or hardware. Any number can be changed from the command line, for example
+A recipe does not depend on student, data or hardware. Any number can be changed from the command line, for example
 `--set stages.distill.terms.cos_img.weight=0.7` or `--set stages.align.share=0.1`.
 """
 
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.distill.students import Projector
-from edgekd.distill.terms import CONFIDENCES, MASKS, TERMS, TermSpec, needs, uses_labels
+from edgekd.distill.losses import CONFIDENCES, MASKS, TERMS, TermSpec, needs, uses_labels
 
 Part = Literal["backbone", "projector", "head"]
 
@@ -48,17 +49,17 @@ class Recipe:
     head: Literal["text", "linear", "learned"]
     stages: tuple[Stage, ...]
     prompts: str = "photo"
-    """Templates unless `--prompts` says otherwise."""
-    projector: Projector = "linear"
-    """What leads from the student's features into the teacher's space."""
+    """Templates unless `--prompts` is given."""
+    projector: Literal["linear", "mlp", "mlp-gelu", "none"] = "linear"
+    """Layers from the student's features into the teacher's space."""
     student: Literal["any", "teacher"] = "any"
-    """`teacher`: the student is the teacher's own image tower."""
+    """`teacher`: the student is the teacher's own image encoder."""
     momentum: float = 0.999
-    """Of the visual bank, where a term looks at one."""
+    """Of the visual bank, where a term reads one."""
     augment: Literal["plain", "restyle"] = "plain"
-    """Student's views unless `--augment` says otherwise; plain where unlabelled images train."""
+    """Student's views unless `--augment` is given; plain where unlabelled images train."""
     centre: bool = False
-    """Whether the student learns the teacher's space less its common part where that is large (`TextBank.head`)."""
+    """Whether anisotropic teacher embeddings are mean-centred (`TextBank.head`)."""
 
     @property
     def takes_unlabelled(self) -> bool:
@@ -71,15 +72,24 @@ class Recipe:
         """Batch fields that some stage cannot do without."""
         return frozenset().union(*(needs(stage.terms) for stage in self.stages))
 
+    @property
+    def uses_texts(self) -> bool:
+        """Whether some term or the head needs a teacher and its text bank."""
+        return bool(self.needs & {"teacher", "bank"}) or self.head == "text"
 
+    def spans(self, steps: int) -> list[tuple[Stage, range]]:
+        """Return each stage with its steps, counted over the whole run of `steps`."""
+        shares = [0.0, *(stage.share for stage in self.stages)]
+        edges = [int(edge) for edge in np.rint(np.cumsum(shares) * steps)]
+        return [(stage, range(*edges[i : i + 2])) for i, stage in enumerate(self.stages)]
+
+
+_CE = {"ce": TermSpec(1.0)}
 _MSE = {"feat_mse": TermSpec(1.0)}
 _VL2V = {"cos_img": TermSpec(0.5), "cos_text": TermSpec(0.5)}
-_RISE = {
-    "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
-    "ce": TermSpec(0.2),
-    "cos_text": TermSpec(1.0),
-    "domain_rel": TermSpec(1.0),
-}
+_TEXT_CE = {"text_ce": TermSpec(1.0, {"tau": 0.07})}
+_LGD = {"tau_student": 0.2, "tau_teacher": 0.01}
+_ALL: tuple[Part, ...] = ("backbone", "projector", "head")
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -89,7 +99,7 @@ RECIPES: dict[str, Recipe] = {
             "labels only: fine-tune with cross-entropy, the baseline",
             "Vapnik 1998; DomainBed (Gulrajani and Lopez-Paz 2021)",
             "linear",
-            (Stage("train", 1.0, {"ce": TermSpec(1.0)}, ("backbone", "head")),),
+            (Stage("train", 1.0, _CE, ("backbone", "head")),),
         ),
         Recipe(
             "kd",
@@ -128,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "vl2v-sd",
-            "self-distillation: fine-tune the teacher's own image tower towards its text and its former self",
+            "self-distillation: fine-tune the teacher's own image encoder towards its text and its former self",
             "Addepalli et al., CVPR 2024 (λ = 0.5, one stage)",
             "text",
             (Stage("distill", 1.0, _VL2V, ("backbone",), lr=0.2),),
@@ -137,21 +147,14 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "text-ce",
-            "labels through the text bank alone: what vlm-ood is without its two distilling terms",
+            "labels through the text bank alone: vlm-ood without its two distilling terms",
             "Li et al., ICCV 2023 (L_cls, the first row of their tables; τ = 0.07)",
             "text",
-            (
-                Stage(
-                    "train",
-                    1.0,
-                    {"text_ce": TermSpec(1.0, {"tau": 0.07})},
-                    ("backbone", "projector"),
-                ),
-            ),
+            (Stage("train", 1.0, _TEXT_CE, ("backbone", "projector")),),
         ),
         Recipe(
             "vlm-ood",
-            "classify with the text bank, tell images apart as the teacher does, keep its neighbouring texts near",
+            "classify with the text bank, discriminate images as the teacher does, keep its neighbouring texts near",
             "Li et al., ICCV 2023 (all weights 1, τ = 0.07, k = 256)",
             "text",
             (
@@ -159,7 +162,7 @@ RECIPES: dict[str, Recipe] = {
                     "train",
                     1.0,
                     {
-                        "text_ce": TermSpec(1.0, {"tau": 0.07}),
+                        **_TEXT_CE,
                         "im_nce": TermSpec(1.0, {"tau": 0.07}),
                         "vlprox": TermSpec(1.0, {"k": 256, "tau": 0.07}, mask="teacher_correct"),
                     },
@@ -170,7 +173,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "lgd",
-            "no labels: what the teacher says about a vocabulary's texts and about their visual prototypes",
+            "no labels: the teacher's distributions over a vocabulary's texts and over their visual prototypes",
             "Li et al., T-MM 2024 (½ + ½, τ_S = 0.2, τ_T = 0.01, μ = 0.999)",
             "text",
             (
@@ -178,8 +181,8 @@ RECIPES: dict[str, Recipe] = {
                     "train",
                     1.0,
                     {
-                        "text_soft_ce": TermSpec(0.5, {"tau_student": 0.2, "tau_teacher": 0.01}),
-                        "visual_soft_ce": TermSpec(0.5, {"tau_student": 0.2, "tau_teacher": 0.01}),
+                        "text_soft_ce": TermSpec(0.5, _LGD),
+                        "visual_soft_ce": TermSpec(0.5, _LGD),
                     },
                     ("backbone", "projector"),
                 ),
@@ -193,8 +196,8 @@ RECIPES: dict[str, Recipe] = {
             "Kumar et al., ICLR 2022",
             "linear",
             (
-                Stage("probe", 0.3, {"ce": TermSpec(1.0)}, ("head",), lr=10.0),
-                Stage("finetune", 0.7, {"ce": TermSpec(1.0)}, ("backbone", "head")),
+                Stage("probe", 0.3, _CE, ("head",), lr=10.0),
+                Stage("finetune", 0.7, _CE, ("backbone", "head")),
             ),
         ),
         Recipe(
@@ -206,7 +209,7 @@ RECIPES: dict[str, Recipe] = {
                 Stage(
                     "train",
                     1.0,
-                    {"ce": TermSpec(1.0), "pseudo_ce": TermSpec(1.0, {"threshold": 0.95})},
+                    {**_CE, "pseudo_ce": TermSpec(1.0, {"threshold": 0.95})},
                     ("backbone", "head"),
                 ),
             ),
@@ -216,7 +219,19 @@ RECIPES: dict[str, Recipe] = {
             "labels and the teacher's probabilities on class vectors that start as texts, held near text and domains",
             "Huang et al., ICCV 2023 (w1 = 0.8, w2 = 0.2, w3 = 1, T = 3)",
             "learned",
-            (Stage("train", 1.0, _RISE, ("backbone", "projector", "head")),),
+            (
+                Stage(
+                    "train",
+                    1.0,
+                    {
+                        "logit_kd": TermSpec(0.8, {"temperature": 3.0}),
+                        "ce": TermSpec(0.2),
+                        "cos_text": TermSpec(1.0),
+                        "domain_rel": TermSpec(1.0),
+                    },
+                    _ALL,
+                ),
+            ),
             prompts="imagenet7",
         ),
         Recipe(
@@ -234,7 +249,7 @@ RECIPES: dict[str, Recipe] = {
                         "cos_text": TermSpec(1.0),
                         "cos_img": TermSpec(1.0),
                     },
-                    ("backbone", "projector", "head"),
+                    _ALL,
                 ),
             ),
             prompts="imagenet7",
@@ -243,51 +258,43 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 DEFAULT_RECIPE = "edgekd"
+_FIELDS = {
+    "text": {"embedding"},
+    "linear": {"logits"},
+    "learned": {"embedding", "logits"},
+}
+"""Batch fields that depend on the head; every recipe may have the others."""
+_OTHERS = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
 
 
 def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of that name, with `overrides[stage][field]` put in place of its own numbers.
+    """Return the recipe of that name, with `overrides[stage][field]` instead of its own numbers.
 
     Raises:
         EdgekdError: no such recipe, stage, field, term, mask or confidence; shares that do not add up to 1.
     """
-    if name not in RECIPES:
-        raise EdgekdError(
-            f'There is no recipe "{name}".',
-            did_you_mean(name, RECIPES) + " See: edgekd list recipes.",
-        )
+    _check_known("There is no recipe", [name], RECIPES, " See: edgekd list recipes.")
     recipe = RECIPES[name]
+    stages = {stage.name: stage for stage in recipe.stages}
     for stage_name, changes in (overrides or {}).items():
-        names = [stage.name for stage in recipe.stages]
-        if stage_name not in names:
-            raise EdgekdError(
-                f'The recipe {name} has no stage "{stage_name}".', did_you_mean(stage_name, names)
-            )
-        stages = tuple(
-            _changed(stage, changes) if stage.name == stage_name else stage
-            for stage in recipe.stages
-        )
-        recipe = dataclasses.replace(recipe, stages=stages)
+        _check_known(f"The recipe {name} has no stage", [stage_name], stages)
+        stages[stage_name] = _changed(stages[stage_name], changes)
+    recipe = dataclasses.replace(recipe, stages=tuple(stages.values()))
     total = sum(stage.share for stage in recipe.stages)
     if abs(total - 1) > 1e-6 or any(stage.share < 0 for stage in recipe.stages):
         raise EdgekdError(
             f"The stages of {name} share {total:g} of the steps, not 1.",
             "Set every share so that they add up to 1.",
         )
-    provided = {"labels", "teacher", "bank", "visual_bank", "domain_bank", "captions"}
-    provided |= {"text": {"embedding"}, "linear": {"logits"}, "learned": {"embedding", "logits"}}[
-        recipe.head
-    ]
+    provided = _OTHERS | _FIELDS[recipe.head]
     for stage in recipe.stages:
-        lacking = [
-            term for term, spec in stage.terms.items() if not needs({term: spec}) <= provided
-        ]
-        if lacking:
-            raise EdgekdError(
-                f"The stage {stage.name} of {name} cannot have the term {lacking[0]}: a {recipe.head} head has no "
-                f"{min(needs({lacking[0]: stage.terms[lacking[0]]}) - provided)}.",
-                "Leave the term out, or take a recipe with another head.",
-            )
+        for term, spec in stage.terms.items():
+            if lacking := needs({term: spec}) - provided:
+                raise EdgekdError(
+                    f"The stage {stage.name} of {name} cannot have the term {term}: a {recipe.head} head has no "
+                    f"{min(lacking)}.",
+                    "Leave the term out, or take a recipe with another head.",
+                )
         if not stage.terms:
             raise EdgekdError(
                 f"The stage {stage.name} of {name} has no term left.",
@@ -296,56 +303,50 @@ def get_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     return recipe
 
 
-def _changed(stage: Stage, changes: Mapping[str, Any]) -> Stage:
-    changes = _table(changes, f"stage {stage.name}")
-    _known(changes, ("share", "lr", "terms", "trains"), f"stage {stage.name}")
+def _changed(stage: Stage, changes: Any) -> Stage:
+    what = f"stage {stage.name}"
+    changes = _table(changes, what, ("share", "lr", "terms", "trains"))
     terms = dict(stage.terms)
-    for term, fields in _table(changes.get("terms", {}), f"stage {stage.name}'s terms").items():
-        if term not in TERMS:
-            raise EdgekdError(f'There is no loss term "{term}".', did_you_mean(term, TERMS))
-        fields = fields if isinstance(fields, Mapping) else {"weight": fields}
-        _known(fields, ("weight", "params", "mask", "confidence"), f"term {term}")
-        if fields.get("mask") and fields["mask"] not in MASKS:
-            raise EdgekdError(
-                f'There is no mask "{fields["mask"]}".', did_you_mean(fields["mask"], MASKS)
-            )
-        if fields.get("confidence") and fields["confidence"] not in CONFIDENCES:
-            raise EdgekdError(
-                f'There is no confidence "{fields["confidence"]}".',
-                did_you_mean(fields["confidence"], CONFIDENCES),
-            )
-        params = _table(fields.get("params", {}), f"term {term}'s params")
-        _known(
-            params, tuple(inspect.signature(TERMS[term].function).parameters)[1:], f"term {term}"
-        )
-        before = terms.get(term, TermSpec(0.0))
-        numbers = (
-            {"weight": _number(fields["weight"], f"{term}.weight")} if "weight" in fields else {}
-        )
-        terms[term] = dataclasses.replace(
-            before, **{**fields, **numbers, "params": {**before.params, **params}}
-        )
-    kept = {term: spec for term, spec in terms.items() if spec.weight}
-    share = _number(changes.get("share", stage.share), f"{stage.name}.share")
-    lr = _number(changes.get("lr", stage.lr), f"{stage.name}.lr")
+    for term, fields in _table(changes.get("terms", {}), f"{what}'s terms").items():
+        _check_known("There is no loss term", [term], TERMS)
+        terms[term] = _changed_term(term, terms.get(term, TermSpec(0.0)), fields)
     trains = changes.get("trains", stage.trains)
-    if (
-        not isinstance(trains, (list, tuple))
-        or not trains
-        or not set(trains) <= set(get_args(Part))
-    ):
+    parts = get_args(Part)
+    if not isinstance(trains, (list, tuple)) or not trains or not set(trains) <= set(parts):
         raise EdgekdError(
             f"{stage.name}.trains is {trains!r}.",
-            f'Write a list of {", ".join(get_args(Part))}: ["backbone"].',
+            f'Write a list of {", ".join(parts)}: ["backbone"].',
         )
-    return dataclasses.replace(stage, terms=kept, share=share, lr=lr, trains=tuple(trains))
+    return dataclasses.replace(
+        stage,
+        terms={term: spec for term, spec in terms.items() if spec.weight},
+        share=_number(changes.get("share", stage.share), f"{stage.name}.share"),
+        lr=_number(changes.get("lr", stage.lr), f"{stage.name}.lr"),
+        trains=tuple(trains),
+    )
 
 
-def _table(value: Any, what: str) -> Mapping[str, Any]:
+def _changed_term(term: str, before: TermSpec, fields: Any) -> TermSpec:
+    fields = fields if isinstance(fields, Mapping) else {"weight": fields}
+    fields = _table(fields, f"term {term}", ("weight", "params", "mask", "confidence"))
+    for field, known in (("mask", MASKS), ("confidence", CONFIDENCES)):
+        if fields.get(field):
+            _check_known(f"There is no {field}", [fields[field]], known)
+    names = tuple(inspect.signature(TERMS[term].function).parameters)[1:]
+    params = _table(fields.get("params", {}), f"term {term}", names)
+    weight = _number(fields.get("weight", before.weight), f"{term}.weight")
+    changed = {**fields, "weight": weight, "params": {**before.params, **params}}
+    return dataclasses.replace(before, **changed)
+
+
+def _table(value: Any, what: str, fields: Iterable[str] | None = None) -> Mapping[str, Any]:
+    """Check that `value` is a table, of these fields."""
     if not isinstance(value, Mapping):
         raise EdgekdError(
             f"A {what} is a table, not {value!r}.", "Write --set stages.STAGE.FIELD=VALUE."
         )
+    if fields is not None:
+        _check_known(f"A {what} has no", value, fields)
     return value
 
 
@@ -357,7 +358,8 @@ def _number(value: Any, what: str) -> float:
     return float(value)
 
 
-def _known(given: Mapping[str, Any], fields: tuple[str, ...], what: str) -> None:
-    for field in given:
-        if field not in fields:
-            raise EdgekdError(f'A {what} has no "{field}".', did_you_mean(field, fields))
+def _check_known(what: str, names: Iterable[Any], known: Iterable[str], more: str = "") -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise EdgekdError(f'{what} "{name}".', did_you_mean(str(name), known) + more)

@@ -1,28 +1,30 @@
-"""The students: any timm model by name, with weights from the hub, from a file, or none, and never by silent choice."""
+"""The students: any timm model by name, with weights from the hub, a file or none; or the teacher's own encoder."""
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
-from edgekd.core.files import write_tensors
 from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
-from edgekd.core.preprocess import Interpolation, Preprocess
+from edgekd.core.preprocess import FramedPreprocess, Interpolation, Preprocess
+from edgekd.distill.teachers import ClipTeacher, Teacher
 from edgekd.distill.weights import load_backbone, load_weights
 
 Pretrained = Literal["hub", "scratch", "toy"]
 Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
 
-TEACHERS_TOWER = "teacher"
-"""The student's name when it is the teacher's own image tower."""
+TEACHER_ENCODER = "teacher"
+"""The student's name when it is a copy of the teacher's image encoder."""
 
 FRIENDLY = {
     "mobilenetv3": "mobilenetv3_large_100",
@@ -38,9 +40,20 @@ FRIENDLY = {
     "resnet18": "resnet18",
 }
 
+RESERVED = (
+    "num_classes",
+    "in_chans",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+)
+"""Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
+
 
 def timm_name(student: str) -> str:
-    """`mobilenetv3` → `mobilenetv3_large_100`; timm's own names pass. Unknown names raise with the closest one."""
+    """Return timm's name, `mobilenetv3` → `mobilenetv3_large_100`. Unknown names raise with the closest one."""
     name = FRIENDLY.get(student, student)
     if not timm.is_model(name):
         raise EdgekdError(
@@ -61,7 +74,7 @@ class Student(nn.Module):
             in the teacher's space that train.
         preprocess: whose mean and std the student normalises with.
         projector: `linear`, `mlp` (a hidden layer of width d and a ReLU before it), `mlp-gelu`, or `none` for a
-            backbone whose features already live in the teacher's space.
+            backbone whose features are already in the teacher's space.
     """
 
     mean: Tensor
@@ -80,11 +93,9 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        activation = {"mlp": nn.ReLU, "mlp-gelu": nn.GELU}.get(projector)
+        activation = {"mlp": nn.ReLU, "mlp-gelu": nn.GELU}.get(projector) if dim else None
         self.neck = (
-            nn.Sequential(nn.Linear(features, features), activation())
-            if dim and activation
-            else None
+            nn.Sequential(nn.Linear(features, features), activation()) if activation else None
         )
         self.projector = nn.Linear(features, dim) if dim and projector != "none" else None
         self.head = nn.Linear(dim or features, classes, bias=not dim) if classes else None
@@ -96,7 +107,7 @@ class Student(nn.Module):
 
     @property
     def embeds(self) -> bool:
-        """Whether `forward` gives embeddings in the teacher's space, and not logits."""
+        """Whether `forward` returns embeddings in the teacher's space, and not logits."""
         return self.projector is not None or self.head is None
 
     @property
@@ -105,36 +116,33 @@ class Student(nn.Module):
         return nn.Sequential(self.backbone, self.neck) if self.neck is not None else self.backbone
 
     def normalised(self, views: Tensor) -> Tensor:
-        """Views `[B, 3, S, S]` in 0–1 with the student's own statistics taken out."""
-        return (views - self.mean).div_(
-            self.std
-        )  # in place: one batch of floats less to allocate at every step
+        """Normalise views `[B, 3, S, S]` in 0–1 with the student's own statistics."""
+        # In place: one batch of floats less to allocate at every step.
+        return (views - self.mean).div_(self.std)
 
     def forward(self, views: Tensor) -> Tensor:
         """Float `[B, 3, S, S]` in 0–1 → embedding `[B, D]` where it `embeds`, else logits `[B, C]`."""
         return self.above(self.backbone(self.normalised(views)))
 
     def above(self, features: Tensor) -> Tensor:
-        """The backbone's features `[B, d]` → what `forward` gives."""
+        """The backbone's features `[B, d]` → what `forward` returns."""
         if self.neck is not None:
             features = self.neck(features)
         last = self.projector if self.projector is not None else self.head
         return features if last is None else last(features)
 
     def classify(self, out: Tensor) -> Tensor:
-        """What `forward` gave → the trained head's logits `[B, C]`."""
+        """What `forward` returned → the trained head's logits `[B, C]`."""
         return self.head(out) if self.embeds and self.head is not None else out
 
     def scores(self, views: Tensor, bank: Tensor | None) -> Tensor:
-        """Class scores, float `[B, C]`: `scale · s·T` without normalising `s`, which folds into one layer and has
-        the cosine head's argmax (METHODS §9.4), or `scale ·` the trained head's logits."""
+        """Return class scores, float `[B, C]`: `scale · s·T`, or `scale ·` the trained head's logits.
+
+        `s` is not normalised: the product folds into one layer and has the cosine head's argmax (METHODS §9.4).
+        """
         out = self(views).float()
-        raw = (
-            out @ bank.T
-            if self.embeds and self.head is None and bank is not None
-            else self.classify(out)
-        )
-        return torch.mul(raw, self.scale)
+        text_head = self.embeds and self.head is None and bank is not None
+        return torch.mul(out @ bank.T if text_head else self.classify(out), self.scale)  # type: ignore[union-attr]
 
 
 def make_student(
@@ -152,13 +160,13 @@ def make_student(
 
     Args:
         student: friendly or timm name (a timm `name.tag` picks the weights).
-        pretrained: `hub` downloads timm's weights; `toy` takes the ones shipped for the toy images; `scratch` starts
+        pretrained: `hub` downloads timm's weights; `toy` loads the ones shipped for the toy images; `scratch` starts
             from random ones. Ignored with `weights`.
         weights: safetensors or torch file with this architecture's parameters; loaded without running any code.
         options: further arguments of `timm.create_model`.
-        size: input side in pixels; None takes the model's own.
+        size: input side in pixels; None for the model's own.
         dim: D for a text head. classes: C for a linear head, with `dim` for one on embeddings.
-        projector: what leads from features to D.
+        projector: layers from the features to D.
 
     Raises:
         EdgekdError: unknown name or option, hub out of reach, weights that do not fit.
@@ -179,35 +187,10 @@ def make_student(
             backbone, state, weights, lambda: _create(name, arguments | {"num_classes": 8})
         )
     elif pretrained == "hub":
-        backbone = _from_hub(name, arguments, student)
-    config = getattr(backbone, "pretrained_cfg", {})
-    smooth: dict[Any, Interpolation] = {"bilinear": "bilinear", "bicubic": "bicubic"}
-    try:
-        preprocess = Preprocess(
-            size=size or config["input_size"][-1],
-            interpolation=smooth.get(config.get("interpolation"), "bicubic"),
-            mean=config["mean"],
-            std=config["std"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgekdError(
-            f"{name} takes no RGB images as timm describes it ({first_line(error)}).",
-            "Choose another student: edgekd list students.",
-        ) from error
+        backbone = _from_hub(name, arguments)
+    preprocess = _preprocess(backbone, name, size)
     features = _feature_count(backbone.eval(), name, arguments, preprocess)
     return Student(backbone, features, preprocess, dim=dim, classes=classes, projector=projector)
-
-
-RESERVED = (
-    "num_classes",
-    "in_chans",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "checkpoint_path",
-    "cache_dir",
-)
-"""Arguments of `timm.create_model` that edgekd sets itself, or that would load weights beside its own checks."""
 
 
 def _timm_arguments(name: str, options: Mapping[str, Any], size: int | None) -> dict[str, Any]:
@@ -240,15 +223,42 @@ def _create(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return model
 
 
+def _from_hub(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    prefer_local_cache()
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # the hub's client, safetensors and timm raise their own kinds
+        if hub_reachable():
+            raise EdgekdError(
+                f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
+                "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
+            ) from error
+        raise no_network(f"The student {name}", student=name) from error
+    return model
+
+
+def _preprocess(backbone: nn.Module, name: str, size: int | None) -> Preprocess:
+    config: Any = getattr(backbone, "pretrained_cfg", {})
+    smooth: dict[Any, Interpolation] = {"bilinear": "bilinear", "bicubic": "bicubic"}
+    try:
+        return Preprocess(
+            size=size or config["input_size"][-1],
+            interpolation=smooth.get(config.get("interpolation"), "bicubic"),
+            mean=config["mean"],
+            std=config["std"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgekdError(
+            f"{name} takes no RGB images as timm describes it ({first_line(error)}).",
+            "Choose another student: edgekd list students.",
+        ) from error
+
+
 @torch.inference_mode()
 def _feature_count(
     backbone: nn.Module, name: str, arguments: Mapping[str, Any], preprocess: Preprocess
 ) -> int:
-    """Run the backbone once and return the length d of its feature vector.
-
-    Raises:
-        EdgekdError: it does not take such images, or gives something else than `[B, d]`.
-    """
+    """Run the backbone once and return the length d of its feature vector."""
     try:
         found = backbone(torch.zeros(2, 3, preprocess.size, preprocess.size))
     except Exception as error:  # whatever the architecture raises
@@ -267,31 +277,63 @@ def _feature_count(
 
 
 def toy_weights(student: str) -> Path | None:
-    """The shipped first weights for the toy images (scripts/make_toy_student.py), where there are any."""
-    path = (
-        Path(str(importlib.resources.files("edgekd.data.toy_student")))
-        / f"{timm_name(student)}.safetensors"
-    )
+    """Return the file shipped with first weights for the toy images (scripts/make_toy_student.py), if there is one."""
+    folder = Path(str(importlib.resources.files("edgekd.data.toy_student")))
+    path = folder / f"{timm_name(student)}.safetensors"
     return path if path.is_file() else None
 
 
-def _from_hub(name: str, arguments: Mapping[str, Any], student: str) -> nn.Module:
-    prefer_local_cache()
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **arguments)
-    except Exception as error:  # the hub's client, safetensors and timm raise their own kinds
-        if hub_reachable():
-            raise EdgekdError(
-                f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
-                "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
-            ) from error
-        raise no_network(f"The student {name}", student=name) from error
-    return model
+def encoder_student(
+    teacher: Teacher | None, *, classes: int | None = None, size: int | None = None
+) -> Student:
+    """Build a student that starts as a copy of the teacher's image encoder, its own projection included.
+
+    For self-distillation (VL2V-SD) and fine-tuning of CLIP itself.
+
+    Args:
+        teacher: must be a model and not a file of embeddings.
+        classes: C for a linear classifier on the embeddings; None for the text head, without any projector.
+        size: must be the teacher's own, or None.
+    """
+    if not isinstance(teacher, ClipTeacher):
+        raise EdgekdError(
+            f"The student {TEACHER_ENCODER} is a copy of the teacher's image encoder, and this run has no such model.",
+            "Name a teacher that is a model, and a recipe that uses it.",
+        )
+    own = teacher.preprocess.size
+    if isinstance(teacher.preprocess, FramedPreprocess):
+        height, width = teacher.preprocess.shape
+        raise EdgekdError(
+            f"The image encoder of {teacher.spec} takes {width} × {height} px resized by {teacher.preprocess.resize}, "
+            "and a student takes square images, squashed or cropped.",
+            "Distil it into a timm student, for example with --recipe vl2v-adip.",
+        )
+    if size not in (None, own):
+        raise EdgekdError(
+            f"The teacher's image encoder takes {own} px, not {size}.", "Leave --size out."
+        )
+    # The stage sets which parameters train.
+    backbone = copy.deepcopy(cast(nn.Module, teacher.model.visual)).requires_grad_(True)
+    with torch.inference_mode():
+        probe = backbone(torch.zeros(1, 3, own, own))
+    # A CoCa's encoder returns tokens as well, which `encode_image` drops.
+    if not isinstance(probe, Tensor) or probe.shape != (1, teacher.dim):
+        raise EdgekdError(
+            f"The image encoder of {teacher.spec} does not end in its {teacher.dim} embedding dimensions.",
+            "Choose another teacher, or distil it into a timm student with --recipe vl2v-adip.",
+        )
+    if classes is None:
+        return Student(backbone, teacher.dim, teacher.preprocess, dim=teacher.dim, projector="none")
+    return Student(backbone, teacher.dim, teacher.preprocess, classes=classes)
 
 
-def save_student(student: Student, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write all parameters and buffers as safetensors."""
-    write_tensors(path, student.state_dict(), metadata)
+@torch.no_grad()
+def interpolate_with_teacher(student: Student, teacher: ClipTeacher, part: float) -> None:
+    """WiSE-FT (Wortsman et al., CVPR 2022): `part` · fine-tuned + (1 − `part`) · CLIP's own weights, in place."""
+    start = cast(nn.Module, teacher.model.visual).state_dict()
+    for name, value in student.backbone.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(start[name].to(value), 1 - part)
 
 
 @torch.inference_mode()
@@ -299,7 +341,7 @@ def fit_scale(scores: Tensor, targets: Tensor) -> float:
     """Return the factor on raw scores with the least cross-entropy (temperature scaling, Guo et al. 2017).
 
     Golden-section search over ln(factor): the loss is unimodal in it. Targets are smoothed by 1/(N+2) as in Platt
-    1999; otherwise a validation set without a mistake would ask for an infinite factor.
+    1999; otherwise the best factor for a validation set without a mistake would be infinite.
 
     Args:
         scores: float `[N, C]`.
@@ -310,11 +352,8 @@ def fit_scale(scores: Tensor, targets: Tensor) -> float:
     ratio = (math.sqrt(5) - 1) / 2
 
     def loss(log_factor: float) -> float:
-        return float(
-            nn.functional.cross_entropy(
-                scores.double() * math.exp(log_factor), targets, label_smoothing=smoothing
-            )
-        )
+        scaled = scores.double() * math.exp(log_factor)
+        return float(cross_entropy(scaled, targets, label_smoothing=smoothing))
 
     for _ in range(60):
         left, right = high - ratio * (high - low), low + ratio * (high - low)

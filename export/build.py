@@ -23,7 +23,7 @@ from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
 from edgekd.export.quantize import to_fp16
 from edgekd.targets.bank import ClassBank
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.feed import Feed, feed_of
 
 AGENT_FILE = "edgekd-agent.pyz"

@@ -21,14 +21,14 @@ from typing import Any, Generic
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.intervals import percentile
-from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.predictor import in_batches
 from edgekd.export.calibrators import Calibrator
 from edgekd.export.dialect import C, Dialect
 from edgekd.export.units import Unit
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
 
 _RANKING = 16
 """Images of each kind that rank a unit: a logit error needs far fewer than an accuracy."""

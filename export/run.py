@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.artifacts.embedding import check_embeds, embedding_with_bank
-from edgekd.benchmark.evaluate.corruptions import NAMES, SIZE, corrupt
-from edgekd.benchmark.measure.speed import in_words, speed_of, timed_in_turns
 from edgekd.configs.export import ExportConfig
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import ARTIFACT
 from edgekd.core.manifest import Artifact, Precision, read_artifact
+from edgekd.data.corruptions import NAMES, SIZE, corrupt
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.distill.plan import newest_run
-from edgekd.distill.predict import pixel_batches
+from edgekd.distill.batches import pixel_batches
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
 from edgekd.export.export import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.mixed import Yardstick
@@ -30,6 +29,7 @@ from edgekd.export.parity import MIN_AGREEMENT
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
+from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
 
 if TYPE_CHECKING:
     from edgekd.data.image_set import ImageSet

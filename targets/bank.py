@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import parse_json, printable, printable_values, read_arrays
+from edgekd.core.readers import parse_json, plain_name, printable, printable_values, read_arrays
 
 BANK_FILE = "bank.npz"
 """The sidecar as it is exported; after a change `bank-<8 hex digits of its hash>.npz`."""
@@ -197,16 +197,3 @@ def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
         vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     ).astype(np.float32)
     return scaled
-
-
-def plain_name(name: str) -> str:
-    """The name without what people write differently: case, spaces, underscores and hyphens."""
-    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
-
-
-def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ in case, spaces, hyphens and underscores only."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(plain_name(name), []).append(name)
-    return [tuple(group) for group in groups.values() if len(group) > 1]

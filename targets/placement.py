@@ -1,4 +1,4 @@
-"""Which part of a graph ran where, as the runtime itself tells it (the device agent carries this file)."""
+"""Which part of a graph ran where, as the runtime reports it (the device agent carries this file)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Placement:
     """The provider or device that was to run all of them."""
     nodes: Nodes
     told_by: str
-    """What the runtime was asked for this."""
+    """Where the placement comes from."""
 
     def counts(self) -> dict[str, int]:
-        """Provider → nodes, the one asked for first."""
+        """Return provider → nodes, the requested one first."""
         order = sorted(self.nodes, key=lambda name: (name != self.asked, name))
         return {name: sum(self.nodes[name].values()) for name in order}
 
 
 def refuse_fallback(name: str, placement: Placement) -> None:
-    """Nothing, where every node ran on the provider that was asked for.
+    """Check that every node ran on the requested provider.
 
     Raises:
         EdgekdError: a node ran elsewhere, or no node is known to have run at all.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,20 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.opened import Opened, feed_for
 from edgekd.targets.trt_build import MODULES
-from edgekd.targets.trt_builders import Gpu, find_gpu
+from edgekd.targets.trt_builders import find_gpu
+from edgekd.targets.trt_device import (
+    DEVICE_FILE,
+    HOW,
+    check_tensorrt,
+    ready_engine,
+    refuse_mismatch,
+)
 from edgekd.targets.trt_engine import Engine
 
 ENGINE_FILE = "model.engine"
 """Built with the artifact and covered by its hashes."""
-DEVICE_FILE = "device.engine"
-"""Built later, on the device: by the scripts beside it, or by the device agent."""
-_HOW = "sh build.sh, or python3 build_engine.py"
+make_ready = ready_engine
+"""Build the engine of an artifact that came without one; see `edgekd.targets.opened.Opener`."""
 
 
 def open_file(
@@ -39,18 +45,7 @@ def open_file(
 
 def check(artifact: Mapping[str, Any]) -> None:
     """Refuse a device without TensorRT, cuda-python or a fitting GPU; see `edgekd.targets.opened.Opener`."""
-    from edgekd.targets.agent.engines import check_tensorrt
-
     check_tensorrt(artifact["details"])
-
-
-def make_ready(
-    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Build the engine of an artifact that came without one; see `edgekd.targets.agent.engines.ready_engine`."""
-    from edgekd.targets.agent.engines import ready_engine
-
-    return ready_engine(artifact, folder, say)
 
 
 def open_trt(details: Mapping[str, Any], folder: Path, *, feed: Feed = as_pixels) -> Opened:
@@ -80,10 +75,10 @@ def open_engine(
     local = folder / DEVICE_FILE
     path = local if local.is_file() else folder / ENGINE_FILE
     if not path.is_file():
-        raise NotHere(f"{folder} holds no engine yet.", f"Build it on the device: {_HOW}.")
+        raise NotHere(f"{folder} holds no engine yet.", f"Build it on the device: {HOW}.")
     names = list(MODULES) if path == local else [details["builder"]]
     if names[0] not in MODULES:
-        raise EdgekdError(f"{path} was built by {names[0]}, which is not known here.", _HOW)
+        raise EdgekdError(f"{path} was built by {names[0]}, which is not known here.", HOW)
     runtimes = {name: trt for name in names if (trt := _module(name)) is not None}
     if not runtimes:
         raise NotHere(
@@ -109,23 +104,8 @@ def open_engine(
     tried = " and ".join(f"{name} {trt.__version__}" for name, trt in runtimes.items())
     raise EdgekdError(
         f"{tried} cannot load {path} on this {gpu.name}.",
-        f"Build it again on this machine: {_HOW}.",
+        f"Build it again on this machine: {HOW}.",
     )
-
-
-def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:
-    """An engine belongs to one kind of GPU and one TensorRT version; say which, before TensorRT says something else."""
-    if gpu.capability not in details["compute_capabilities"]:
-        raise NotHere(
-            f"The engine was built for compute capability {', '.join(details['compute_capabilities'])}, "
-            f"and this {gpu.name} has {gpu.capability}.",
-            f"Export with --compute-capability {gpu.capability}, or build it here: {_HOW}.",
-        )
-    if version.split(".")[:3] != str(details["builder_version"]).split(".")[:3]:
-        raise EdgekdError(
-            f"The engine was built by {details['builder']} {details['builder_version']}, and here is {version}.",
-            f"Install that version, or build it again here: {_HOW}.",
-        )
 
 
 def _module(name: str) -> Any | None:

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekd.benchmark import benchmark
-from edgekd.benchmark.measure.latency import LatencySamples, Protocol
+from edgekd.benchmark.measure import local
 from edgekd.benchmark.report import charts, write
-from edgekd.benchmark.report.rows import Kind
+from edgekd.benchmark.results.rows import Kind
 from edgekd.benchmark.subjects import Subject, Suite
+from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
 from edgekd.targets.devices.result import Clocked
+from edgekd.targets.timing import stopwatch
+from edgekd.targets.timing.stopwatch import LatencySamples, Protocol
 
 CLASSES = ("cat", "dog", "fish")
+SHORT, ONE_THREAD = SpeedOptions(quick=True), SpeedOptions(quick=True, threads=1)
 SMALL, LARGE = Preprocess(size=16), Preprocess(size=32)
 
 
@@ -156,8 +159,8 @@ def fake_measurements(
             for key in folders
         }
 
-    monkeypatch.setattr(benchmark, "measure_artifacts", measure_artifacts)
-    monkeypatch.setattr(benchmark, "measure_end_to_end", measure_end_to_end)
+    monkeypatch.setattr(local, "measure_artifacts", measure_artifacts)
+    monkeypatch.setattr(local, "measure_end_to_end", measure_end_to_end)
     monkeypatch.setattr(
-        benchmark, "CONTEXT", Protocol("context", 2, 0.0, 0.1, 4, 0.0, 0.2, 0.001, 1)
+        stopwatch, "CONTEXT", Protocol("context", 2, 0.0, 0.1, 4, 0.0, 0.2, 0.001, 1)
     )  # fmt: skip

@@ -12,7 +12,6 @@ import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from edgekd.benchmark.measure.latency import Protocol
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, TensorSpec
@@ -22,6 +21,7 @@ from edgekd.export.parity import compare
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session
+from edgekd.targets.timing.stopwatch import Protocol
 
 CLASSES = ("r", "g", "b")
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgekd.studies.plan import Cell
-from edgekd.studies.store import Done, Outcome
+from edgekd.studies.store import Cell, Done, Outcome
 
 
 def draw_domains(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 10) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgekd.distill.terms import Batch
+from edgekd.distill.losses import Batch
 
 B, C, D, DOMAINS = 6, 4, 5, 3
 Rows = list[list[float]]

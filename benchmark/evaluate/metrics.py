@@ -1,6 +1,8 @@
-"""What a matrix of logits is worth. Every function takes float logits `[N, C]` and int labels `[N]`, N > 0.
+"""Metrics of float logits `[N, C]` with int labels `[N]`, N > 0, and of the detection of unknown classes.
 
-Fractions are 0–1, never percent. A tie between logits goes to the lower class index.
+Fractions are 0–1, never percent. A tie between logits goes to the lower class index. The detection metrics take one
+score per known image, float `[N]`, and per unknown image, float `[M]`, larger for known. Equal scores are one
+threshold, never an order.
 """
 
 from __future__ import annotations
@@ -10,26 +12,27 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.floating]
 Labels = NDArray[np.int64]
+Scores = NDArray[np.float64]
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """Natural logarithm of softmax, float64 `[N, C]`, finite for any finite logits."""
+    """Return the natural logarithm of softmax, float64 `[N, C]`, finite for any finite logits."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)  # [N, C]
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def correct(logits: Logits, labels: Labels) -> NDArray[np.bool_]:
-    """Which images are classified rightly, bool `[N]`."""
+    """Return which images are classified correctly, bool `[N]`."""
     return np.asarray(logits.argmax(axis=1) == labels)
 
 
 def top1(logits: Logits, labels: Labels) -> float:
-    """Fraction of images whose largest logit is the label's."""
+    """Return the fraction of images whose largest logit is the label's."""
     return float(correct(logits, labels).mean())
 
 
 def per_class(logits: Logits, labels: Labels) -> NDArray[np.float64]:
-    """Recall of each class, `[C]`; NaN for a class without images."""
+    """Return the recall of each class, `[C]`; NaN for a class without images."""
     classes = logits.shape[1]
     hits = np.bincount(labels[correct(logits, labels)], minlength=classes)
     totals = np.bincount(labels, minlength=classes)
@@ -37,24 +40,24 @@ def per_class(logits: Logits, labels: Labels) -> NDArray[np.float64]:
 
 
 def macro(logits: Logits, labels: Labels) -> float:
-    """Unweighted mean of the recalls of the classes that have images (balanced accuracy, mean-per-class recall)."""
+    """Return the unweighted mean of the recalls of the classes that have images (balanced accuracy)."""
     return float(np.nanmean(per_class(logits, labels)))
 
 
 def worst_class(logits: Logits, labels: Labels) -> tuple[int, float]:
-    """Index and recall of the class with the lowest recall; the first of equals."""
+    """Return index and recall of the class with the lowest recall; the first of equals."""
     recalls = per_class(logits, labels)
     index = int(np.nanargmin(recalls))
     return index, float(recalls[index])
 
 
 def confidence(logits: Logits) -> NDArray[np.float64]:
-    """Largest softmax probability of each image, `[N]`."""
+    """Return the largest softmax probability of each image, `[N]`."""
     return np.asarray(np.exp(log_softmax(logits).max(axis=1)))  # [N]
 
 
 def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """Expected calibration error: Σ_b (n_b / N) · |accuracy_b − mean confidence_b|.
+    """Return the expected calibration error: Σ_b (n_b / N) · |accuracy_b − mean confidence_b|.
 
     Confidence is the largest softmax probability; the bins are equally wide and closed on the right.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
@@ -67,7 +70,7 @@ def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
 
 
 def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """As `ece`, with bins that hold equally many images (sorted by confidence; sizes differ by at most one).
+    """Return `ece` with bins that hold equally many images (sorted by confidence; sizes differ by at most one).
 
     Source: Nixon et al. 2019, "Measuring Calibration in Deep Learning", adaptive binning on the top class.
     """
@@ -78,28 +81,28 @@ def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
 
 
 def nll(logits: Logits, labels: Labels) -> float:
-    """Mean negative log-likelihood of the label, in nats."""
+    """Return the mean negative log-likelihood of the label, in nats."""
     return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
 def brier(logits: Logits, labels: Labels) -> float:
-    """Mean over images of Σ_c (p_c − [c is the label])², 0 (best) to 2. Source: Brier 1950, several classes."""
+    """Return the mean over images of Σ_c (p_c − [c is the label])², 0 (best) to 2. Source: Brier 1950."""
     probabilities = np.exp(log_softmax(logits))  # [N, C]
     probabilities[np.arange(len(labels)), labels] -= 1.0
     return float((probabilities**2).sum(axis=1).mean())
 
 
 def agreement(first: Logits, second: Logits) -> float:
-    """Fraction of images on which two models name the same class, right or wrong."""
+    """Return the fraction of images on which two models name the same class, right or wrong."""
     return float((first.argmax(axis=1) == second.argmax(axis=1)).mean())
 
 
 TEMPERATURES = (0.05, 20.0)
-"""Where a temperature is looked for: a model that is always right on few images would otherwise get 0."""
+"""Bounds of the search: a model that is always right on few images would otherwise get 0."""
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """The temperature T in `TEMPERATURES` for which `logits / T` has the smallest `nll`.
+    """Return the temperature T in `TEMPERATURES` for which `logits / T` has the smallest `nll`.
 
     The mean negative log-likelihood is convex in 1/T, so bisection on its slope finds the only minimum.
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2.
@@ -116,3 +119,70 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float(1 / np.sqrt(low * high))
+
+
+def auroc(known: Scores, unknown: Scores) -> float:
+    """Return the area under the receiver operating characteristic; 0.5 is chance.
+
+    It is the probability that a known image scores higher than an unknown one, ties counting one half (Mann–Whitney's
+    U over N·M; Hanley & McNeil 1982), and the same whichever of both is called positive.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(*_labelled(known, unknown)))
+
+
+def average_precision(positive: Scores, negative: Scores) -> float:
+    """Return Σ over distinct thresholds of (recall gained · precision there): the area under precision over recall.
+
+    Chance is the share of positives among all images, so values compare between equal shares only. No line is drawn
+    between thresholds, which would be too favourable (Davis & Goadrich 2006).
+
+    Args:
+        positive: scores that should be higher. For `aupr_in` those of known images, for `aupr_out` the negated ones of
+            unknown images, as Hendrycks et al. 2021 do.
+        negative: the other images' scores.
+    """
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(*_labelled(positive, negative)))
+
+
+def _labelled(positive: Scores, negative: Scores) -> tuple[NDArray[np.bool_], Scores]:
+    """Labels `[N + M]`, true for the positive ones, and all scores."""
+    if not (len(positive) and len(negative)):
+        raise ValueError("images of one group alone cannot be told apart")
+    labels = np.repeat([True, False], [len(positive), len(negative)])
+    return labels, np.concatenate([positive, negative])
+
+
+def fpr_at_95(known: Scores, unknown: Scores) -> float:
+    """Return the share of unknown images above the highest threshold that at least 95 % of the known images pass.
+
+    Known images are positive, as in OpenOOD (Yang et al. 2022). A score equal to the threshold passes.
+    """
+    passing = -(-19 * len(known) // 20)  # ⌈0.95 N⌉ without rounding errors
+    threshold = np.sort(known)[-passing]
+    return float((unknown >= threshold).mean())
+
+
+def auroc_draws(
+    known: Scores, unknown: Scores, *, replicates: int = 2000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return the AUROC of bootstrap samples, `[replicates]`: known and unknown images are drawn separately.
+
+    The draws depend on the seed and the two numbers of images alone. Two models' draws on the same images are therefore
+    paired, and their difference is that of the models on the same samples.
+    """
+    rng = np.random.default_rng(seed)
+    n, m = len(known), len(unknown)
+    order = np.argsort(unknown, kind="stable")
+    below, upto = (np.searchsorted(unknown[order], known, side=side) for side in ("left", "right"))
+    found = np.empty(replicates)
+    total = np.zeros(m + 1, dtype=np.int64)
+    for replicate in range(replicates):
+        times_known = np.bincount(rng.integers(n, size=n), minlength=n)
+        times_unknown = np.bincount(rng.integers(m, size=m), minlength=m)
+        np.cumsum(times_unknown[order], out=total[1:])
+        found[replicate] = times_known @ (total[below] + total[upto])
+    return found / (2 * n * m)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.intervals import Interval, interval_of
+from edgekd.targets.timing.intervals import Interval, interval_of
 
 
 def wilson_interval(hits: int, n: int) -> Interval:
@@ -27,10 +27,10 @@ def paired_interval(
     replicates: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
+    """Return the bootstrap 95 % interval of accuracy(first) − accuracy(second), averaged without weights over suites.
 
     Args:
-        pairs: for each suite, which images the first and the second model classify rightly, bool `[n]` each, in the
+        pairs: for each suite, which images the first and the second model classify correctly, bool `[n]` each, in the
             same order. Images are drawn in pairs, each suite on its own.
     """
     rng = np.random.default_rng(seed)
@@ -50,13 +50,13 @@ def paired_seeds_interval(
     replicates: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """As `paired_interval`, for models trained from several seeds: accuracies are means over the seeds.
+    """Return `paired_interval` for models of several seeds: accuracies are means over the seeds.
 
     An image is drawn with the answers of all seeds, which are not independent: what is hard for one is hard for the
     others.
 
     Args:
-        pairs: for each suite, which images the first and the second recipe's models classify rightly, bool
+        pairs: for each suite, which images the first and the second recipe's models classify correctly, bool
             `[seeds, n]` each.
     """
     rng = np.random.default_rng(seed)

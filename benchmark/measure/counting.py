@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Counted:
-    """How large a model is and how much it computes.
+    """Size and computation of a model.
 
     Attributes:
         parameters: elements of its weights and biases, whatever they are stored in.
@@ -35,7 +35,7 @@ class Counted:
 
 
 def count_folder(folder: Path) -> Counted | None:
-    """The ONNX graph in an artifact's folder, counted; None where the format has none (OpenVINO, Core ML)."""
+    """Count in the ONNX graph of an artifact's folder; None where the format has none (OpenVINO, Core ML)."""
     found = sorted(folder.glob("*.onnx"))
     return count_onnx(found[0]) if found else None
 
@@ -60,7 +60,7 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def _parameters(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> int:
-    """Float constants, and the integers that stand for floats. Scales and single numbers are settings, not weights."""
+    """Count float constants, and integers that stand for floats; scales and single numbers are no weights."""
     scales: set[str] = set()
     stored: set[str] = set()
     for node in graph.node:
@@ -102,7 +102,7 @@ def _macs_of(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """Shapes that are known for a batch of one; what the file itself says for any batch is forgotten first."""
+    """Return the shapes known for a batch of one; those that the file has for any batch are dropped first."""
     graph = model.graph
     del graph.value_info[:]
     for one in graph.output:

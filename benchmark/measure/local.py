@@ -1,13 +1,13 @@
 """Timing on this machine: steps of the device agent, each in a fresh process without torch.
 
-The agent is the one stopwatch (`targets/agent/steps.py`): here it gets its job from a temporary folder instead of over
-a wire. With one process all artifacts are timed in it, in alternating blocks; with several each artifact has its own,
+The agent is the one stopwatch (`targets/agent/steps.py`). Here it gets its job from a temporary folder instead of over
+a wire. With one process all artifacts are timed in it, in alternating blocks. With several each artifact has its own,
 and the artifacts take turns (A B A B …).
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import subprocess
@@ -15,17 +15,16 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgekd.benchmark.measure.latency import Protocol
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import parse_json
 from edgekd.targets.agent.job import Job, JobArtifact
-from edgekd.targets.agent.store import Arrays, read_step
-from edgekd.targets.devices.result import Clocked, Rate, clocked, rate
+from edgekd.targets.agent.store import read_step
+from edgekd.targets.devices.result import Clocked, Journal, Rate
+from edgekd.targets.timing.stopwatch import Protocol
 
 _IMAGES = "images.zip"
 
@@ -54,9 +53,9 @@ def measure_artifacts(
     found: dict[str, list[Clocked]] = {key: [] for key in folders}
     keys = list(folders)
     groups = [keys] if protocol.processes == 1 or together else [[key] for key in keys]
-    with _job(folders, encoded, protocol, threads, energy=energy) as job:
-        for process in range(protocol.processes):
-            for group in groups if keys else ():
+    with _job(folders, encoded, protocol=protocol, threads=threads, energy=energy) as job:
+        for process in range(protocol.processes if keys else 0):
+            for group in groups:
                 names = ", ".join(folders[key].name for key in group)
                 say(
                     f"latency of {names}: process {process + 1} of {protocol.processes}, "
@@ -64,9 +63,9 @@ def measure_artifacts(
                 )
                 which = "all" if group == keys else str(keys.index(group[0]))
                 step = f"latency-{which}-{process}"
-                arrays, steps = _step(job, step, names)
+                journal = _run(job, step, names)
                 for key in group:
-                    found[key].append(clocked(step, keys.index(key), arrays, steps))
+                    found[key].append(journal.clocked(step, keys.index(key)))
     return found
 
 
@@ -87,11 +86,11 @@ def measure_end_to_end(
         EdgekdError: an artifact that cannot be opened or run.
     """
     found: dict[str, Clocked] = {}
-    with _job(folders, encoded, protocol, threads) as job:
+    with _job(folders, encoded, protocol=protocol, threads=threads) as job:
         for number, (key, folder) in enumerate(folders.items()):
-            say(f"from file to answer with {folder.name}, {protocol.seconds:g} s")
+            say(f"end-to-end latency of {folder.name}, {protocol.seconds:g} s")
             step = f"endtoend-{number}"
-            found[key] = clocked(step, number, *_step(job, step, folder.name))
+            found[key] = _run(job, step, folder.name).clocked(step, number)
     return found
 
 
@@ -107,11 +106,13 @@ def measure_rate(
     Raises:
         EdgekdError: an artifact that cannot be opened, or does not run one image at a time.
     """
-    grid = ((batch, threads),)
-    with _job({"": folder}, encoded, protocol, threads, grid=grid) as job:
-        step = "throughput-0-0"
+    job_of_one = _job(
+        {"": folder}, encoded, protocol=protocol, threads=threads, grid=((batch, threads),), grid_protocol=protocol
+    )  # fmt: skip
+    with job_of_one as job:
         try:
-            return rate((batch, threads), step, 0, *_step(job, step, folder.name))
+            step = "throughput-0-0"
+            return _run(job, step, folder.name).rate(step, 0, batch, threads)
         except EdgekdError as refusal:
             if batch == 1:
                 raise
@@ -119,61 +120,42 @@ def measure_rate(
             return Rate(batch, threads, None, refusal.message)
 
 
-@contextmanager
-def _job(
-    folders: Mapping[str, Path],
-    encoded: Sequence[bytes],
-    protocol: Protocol,
-    threads: int | None,
-    *,
-    energy: str | None = None,
-    grid: tuple[tuple[int, int | None], ...] = (),
-) -> Iterator[Path]:
-    """A temporary job of the agent about these artifacts: the folder that holds its `job.json`."""
+@contextlib.contextmanager
+def _job(folders: Mapping[str, Path], encoded: Sequence[bytes], **settings: Any) -> Iterator[Path]:
+    """Yield the folder of a temporary job of the agent about these artifacts; `settings` are those of `Job`."""
     with tempfile.TemporaryDirectory(prefix="edgekd-latency-") as name:
         root = Path(name)
         with zipfile.ZipFile(root / _IMAGES, "w", zipfile.ZIP_STORED) as pack:
             for place, image in enumerate(encoded):
                 pack.writestr(f"{place:08d}", image)
         for number, folder in enumerate(folders.values()):
-            _place(Path(folder).resolve(), root / str(number))
+            try:
+                os.symlink(Path(folder).resolve(), root / str(number), target_is_directory=True)
+            except OSError:  # Windows makes no links
+                shutil.copytree(folder, root / str(number))
         places = tuple(range(len(encoded)))
-        job = Job(
-            tuple(
-                JobArtifact(f"artifact {number}", str(number), (), places)
-                for number in range(len(folders))
-            ),
-            _IMAGES,
-            protocol,
-            threads,
-            energy,
-            grid,
-            replace(protocol, processes=1) if grid else None,
+        artifacts = tuple(
+            JobArtifact(f"artifact {number}", str(number), (), places)
+            for number in range(len(folders))
         )
         (root / "job").mkdir()
+        job = Job(artifacts, _IMAGES, **settings)
         (root / "job" / "job.json").write_text(job.to_json(), encoding="utf-8")
         yield root / "job"
 
 
-def _place(folder: Path, place: Path) -> None:
-    """Let an artifact lie beside the job; copied where the system makes no links (Windows)."""
-    try:
-        os.symlink(folder, place, target_is_directory=True)
-    except OSError:
-        shutil.copytree(folder, place)
-
-
-def _step(job: Path, step: str, names: str) -> tuple[Arrays, dict[str, Any]]:
+def _run(job: Path, step: str, names: str) -> Journal:
     """Run one step of the agent in a fresh process and read its entry of the journal."""
     # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
     command = [sys.executable, "-P", "-m", "edgekd.targets.agent", "step", str(job), step]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
-    for message in map(_message, child.stdout.splitlines()):
-        if "error" in message:
-            told, hint = message["error"]
-            for place in job.parent.iterdir():  # name an artifact by its own path
-                told = told.replace(str(place), str(place.resolve()))
-            raise EdgekdError(told, hint)
+    for line in child.stdout.splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            if error := parse_json(line).get("error"):
+                message, hint = error
+                for place in job.parent.iterdir():  # name an artifact by its own path
+                    message = message.replace(str(place), str(place.resolve()))
+                raise EdgekdError(message, hint)
     done = job / "done" / f"{step}.npz"
     if child.returncode or not done.is_file():
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
@@ -182,12 +164,4 @@ def _step(job: Path, step: str, names: str) -> tuple[Arrays, dict[str, Any]]:
             "Check that the artifact runs here: open it with edgekd.targets.session.open_session.",
         )
     arrays, facts = read_step(done)
-    return {f"{step}/{name}": values for name, values in arrays.items()}, {step: facts}
-
-
-def _message(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return Journal({f"{step}/{name}": values for name, values in arrays.items()}, {step: facts})

@@ -1,6 +1,8 @@
 """Several reports side by side: which subjects may be compared, and what differs.
 
 Accuracies are compared only on identical images, latencies only on the same kind of machine by the same protocol.
+Effective robustness (Taori et al. 2020) is accuracy out of domain beyond what accuracy in domain predicts by a straight
+line between the log-odds of both, `logit(OOD) = a · logit(ID) + b`, by least squares over the students at hand.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.compare import difference
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.rows import AccuracyRow, Difference, SummaryRow
-from edgekd.benchmark.report.schema import Report, of
-from edgekd.benchmark.report.storage import RawResults, read_results, report_folder
-from edgekd.benchmark.report.timings import LatencyRow
+from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, of
+from edgekd.benchmark.results.storage import RawResults, read_results, report_folder
 from edgekd.core.errors import EdgekdError
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
 """Families of suites that are not compared across reports."""
+FEWEST = 3
+"""Models for a line: two fit any."""
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,37 @@ class Source:
 
     @property
     def report(self) -> Report:
+        """The report without its arrays."""
         return self.raw.report
 
     @property
     def name(self) -> str:
+        """Letter and runs."""
         runs = ", ".join(self.report.runs)
         return f"{self.letter}: {runs}" if self.letter else runs
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """Processor, cores, governor and protocol of the latencies."""
+        env, protocol = self.report.environment, "quick" if self.report.quick else "full"
+        cores, governor = f"{env['usable_cores']} cores", env["governor"] or "unknown"
+        return env["cpu"], cores, f"governor {governor}", f"{protocol} protocol"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One subject of one report.
-
-    Attributes:
-        images: name and content of every suite it was measured on.
-        machine: processor, cores, governor and protocol that its latency was measured with.
-    """
+    """One subject of one report; `images` are name and content of every suite that it was measured on."""
 
     source: Source
     summary: SummaryRow
     latency: LatencyRow
     accuracy: tuple[AccuracyRow, ...]
     images: tuple[tuple[str, str], ...]
-    machine: tuple[str, ...]
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What the latency was measured with."""
+        return self.source.machine
 
     @property
     def run(self) -> str:
@@ -66,11 +77,8 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """Run and subject."""
         return f"{self.run}: {self.source.report.label(self.summary).rpartition(': ')[2]}"
-
-    def samples(self) -> list[NDArray[np.float64]]:
-        """Return latencies in ms in the order measured, `[n]` for each process."""
-        return self.source.raw.samples(*self.summary.who)
 
 
 def read_sources(paths: Sequence[Path]) -> list[Source]:
@@ -84,10 +92,9 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
     letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
-    return [
-        Source(letter if len(folders) > 1 else "", read_results(folder))
-        for letter, folder in zip(letters, folders, strict=True)
-    ]
+    if len(folders) == 1:
+        letters = [""]
+    return [Source(one, read_results(path)) for one, path in zip(letters, folders, strict=True)]
 
 
 def entries(sources: Sequence[Source]) -> list[Entry]:
@@ -95,35 +102,32 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
     found: list[Entry] = []
     teachers: set[tuple[str, ...]] = set()
     for source in sources:
-        apart = source.report.families(*_APART)
-        for row in source.report.summary:
-            own = tuple(one for one in of(source.report.accuracy, row) if one.suite not in apart)
-            images = tuple((one.suite, _content(source.raw, one)) for one in own)
+        raw, report = source.raw, source.report
+        apart = report.families(*_APART)
+        for row in report.summary:
+            own = tuple(one for one in of(report.accuracy, row) if one.suite not in apart)
             if row.kind == "teacher":
-                logits = tuple(_digest(source.raw.logits(*one.who, one.suite)) for one in own)
+                logits = tuple(_digest(raw.logits(*one.who, one.suite)) for one in own)
                 if row.same_as is not None or logits in teachers:
                     continue
                 teachers.add(logits)
-            time = source.report.time(row)
-            found.append(Entry(source, row, time, own, images, _machine(source)))
+            images = tuple((one.suite, _content(raw, one)) for one in own)
+            found.append(Entry(source, row, report.time(row), own, images))
     return found
 
 
 def merged(group: Sequence[Entry]) -> Report:
     """Return one report of these entries alone, each under the name of its own run with its report's letter."""
-    rows: dict[str, list[Any]] = {"summary": [], "latency": [], "accuracy": []}
-    for entry in group:
-        own = {"run": entry.run}
-        rows["summary"].append(entry.summary.model_copy(update=own | {"same_as": None}))
-        rows["latency"].append(entry.latency.model_copy(update=own))
-        rows["accuracy"] += [row.model_copy(update=own) for row in entry.accuracy]
     first = group[0].source.report
     names = {row.suite for row in group[0].accuracy}
-    suites = tuple(row for row in first.suites if row.suite in names)
-    unused = {"gates", "gains", "throughput", "corruptions", "cue_conflicts", "vocabularies", "unknowns", "own_metrics",
-              "comparisons", "placements", "notes"}  # fmt: skip
-    kept = {name: tuple(found) for name, found in rows.items()}
-    return first.model_copy(update=dict.fromkeys(unused, ()) | kept | {"suites": suites})
+    rows: dict[str, Any] = {name: () for name, value in first if isinstance(value, tuple)}
+    rows["suites"] = tuple(row for row in first.suites if row.suite in names)
+    for entry in group:
+        own = {"run": entry.run}
+        rows["summary"] += (entry.summary.model_copy(update=own | {"same_as": None}),)
+        rows["latency"] += (entry.latency.model_copy(update=own),)
+        rows["accuracy"] += tuple(row.model_copy(update=own) for row in entry.accuracy)
+    return first.model_copy(update=rows)
 
 
 def _content(raw: RawResults, row: AccuracyRow) -> str:
@@ -137,16 +141,6 @@ def _digest(*values: np.ndarray | bytes) -> str:
     for value in values:
         found.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
     return found.hexdigest()
-
-
-def _machine(source: Source) -> tuple[str, ...]:
-    env = source.report.environment
-    return (
-        env["cpu"],
-        f"{env['usable_cores']} cores",
-        f"governor {env['governor'] or 'unknown'}",
-        f"{'quick' if source.report.quick else 'full'} protocol",
-    )
 
 
 def groups(found: Sequence[Entry], by: str) -> list[list[Entry]]:
@@ -177,13 +171,11 @@ def against(entry: Entry, other: Entry) -> Difference:
 
 def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[str]:
     """Yield what keeps these reports from being compared in full, one sentence each."""
-    contents: dict[str, dict[str, list[str]]] = {}
+    contents: dict[str, dict[str, dict[str, None]]] = {}
     for entry in found:
         for row, (suite, content) in zip(entry.accuracy, entry.images, strict=True):
             who = f"{entry.source.letter or entry.summary.run} (n = {row.n:,})"
-            users = contents.setdefault(suite, {}).setdefault(content, [])
-            if who not in users:
-                users.append(who)
+            contents.setdefault(suite, {}).setdefault(content, {})[who] = None
     for suite, users_of in contents.items():
         if len(users_of) > 1:
             parts = " and ".join(", ".join(users) for users in users_of.values())
@@ -193,13 +185,16 @@ def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[s
         yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
     machines: dict[tuple[str, ...], list[str]] = {}
     for source in sources:
-        machines.setdefault(_machine(source), []).append(source.letter or source.name)
+        machines.setdefault(source.machine, []).append(source.letter or source.name)
     if len(machines) > 1:
-        parts = "; ".join(
-            f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items()
-        )
-        yield f"Machines or protocols differ, so latencies are in separate tables. {parts}."
-    yield from _versions(sources)
+        kinds = (f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items())
+        yield f"Machines or protocols differ, so latencies are in separate tables. {'; '.join(kinds)}."
+    versions = [source.report.environment["versions"] for source in sources]
+    for package in dict.fromkeys(name for one in versions for name in one):
+        values = [one.get(package) or "none" for one in versions]
+        if len(set(values)) > 1:
+            each = (f"{one.letter} {value}" for one, value in zip(sources, values, strict=True))
+            yield f"Versions of {package} differ: {', '.join(each)}."
     if len(sources) > 1:
         yield (
             "The reports were measured at different times: what the machine did then is part of their latencies. "
@@ -207,10 +202,77 @@ def differences(sources: Sequence[Source], found: Sequence[Entry]) -> Iterator[s
         )
 
 
-def _versions(sources: Sequence[Source]) -> Iterator[str]:
-    versions = [source.report.environment["versions"] for source in sources]
-    for package in dict.fromkeys(name for one in versions for name in one):
-        values = [one.get(package) for one in versions]
-        if len(set(values)) > 1:
-            told = (f"{s.letter} {v or 'none'}" for s, v in zip(sources, values, strict=True))
-            yield f"Versions of {package} differ: {', '.join(told)}."
+@dataclass(frozen=True)
+class Line:
+    """One suite's line, and how much of the spread of log-odds it explains (1: all of it)."""
+
+    suite: str
+    slope: float
+    intercept: float
+    r2: float
+
+    def predicted(self, inside: AccuracyRow) -> float:
+        """Return the accuracy 0–1 out of domain that goes with this row in domain."""
+        odds = self.slope * float(log_odds(inside.top1, inside.n)) + self.intercept
+        return float(1 / (1 + np.exp(-odds)))
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Effective robustness of a group of entries.
+
+    Attributes:
+        models: names of the entries whose accuracies the lines go through.
+        beyond: for each entry of the group, suite → accuracy minus the line's prediction, 0–1.
+    """
+
+    lines: tuple[Line, ...]
+    models: tuple[str, ...]
+    beyond: tuple[dict[str, float], ...]
+
+
+def log_odds(accuracy: float, n: int) -> NDArray[np.float64]:
+    """Return the log-odds of an accuracy on n images; none or all right counts as half an image more or less."""
+    inside = np.clip(accuracy, 0.5 / n, 1 - 0.5 / n)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
+    """Return the effective robustness of entries that were measured on the same images, or why there is none.
+
+    The lines go through one entry for each student: the torch student, or an exported file where that was not
+    measured. Teachers learned from other data, so they are compared with the line and do not shape it.
+    """
+    suites = [row.suite for row in group[0].accuracy if row.suite.startswith("ood:")]
+    students: dict[tuple[str, str], Entry] = {}
+    for kind in ("torch", "artifact"):
+        for entry in group:
+            if entry.summary.kind == kind:
+                students.setdefault((entry.source.letter, entry.summary.run), entry)
+    if not suites or any("id" not in {row.suite for row in entry.accuracy} for entry in group):
+        return "these images are not both in and out of domain"
+    if len(students) < FEWEST:
+        return f"it takes {FEWEST} students on the same images for a line, and there are {len(students)}"
+    if len({_row(entry, "id").top1 for entry in students.values()}) < 2:
+        return "all students are equally accurate in domain, so no line can be drawn"
+    lines = tuple(_line(suite, list(students.values())) for suite in suites)
+    beyond = tuple(
+        {one.suite: _row(entry, one.suite).top1 - one.predicted(_row(entry, "id")) for one in lines}
+        for entry in group
+    )
+    return Robustness(lines, tuple(entry.name for entry in students.values()), beyond)
+
+
+def _row(entry: Entry, suite: str) -> AccuracyRow:
+    return next(row for row in entry.accuracy if row.suite == suite)
+
+
+def _line(suite: str, fitted: Sequence[Entry]) -> Line:
+    x, y = (
+        np.asarray([log_odds(row.top1, row.n) for row in (_row(one, name) for one in fitted)])
+        for name in ("id", suite)
+    )
+    slope, intercept = np.polyfit(x, y, 1)
+    left, spread = np.square(y - slope * x - intercept).sum(), np.square(y - y.mean()).sum()
+    r2 = float(1 - left / spread) if spread > 0 else 1.0
+    return Line(suite, float(slope), float(intercept), r2)

@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from edgekd.benchmark.measure.speed import (
-    WIDE_CV,
-    in_words,
-    load_of,
-    reason_to_withhold,
-    speed_between,
-)
-from edgekd.benchmark.report.metric import ms, percent, points
-from edgekd.benchmark.report.rows import Difference, SummaryRow, UnknownRow
-from edgekd.benchmark.report.schema import GainRow, Report, of
+from edgekd.benchmark.measure.speed import load_of, speed_between
 from edgekd.benchmark.report.sections import Text
-from edgekd.benchmark.report.timings import LatencyRow
+from edgekd.benchmark.results.metric import ms, percent, points
+from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
+from edgekd.benchmark.results.schema import Report, of
+from edgekd.targets.timing.speed import WIDE_CV, in_words, reason_to_withhold
 
-_PLACES = {"id": "in domain", "ood": "out of domain", "adapted": "on the adapted domains"}
+_PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
+"""Where a gain was measured → in words, in the order in which gains are listed."""
 
 
 def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
@@ -61,63 +56,56 @@ def _accuracy(row: SummaryRow) -> float:
 
 
 def answers(report: Report) -> list[Text]:
-    """Return one answer to each question, in the order in which a reader asks them."""
+    """Return one answer to each question of a reader, the most important first."""
     file = choice(report) or max(report.exported, key=_accuracy, default=None)
-    found = [
-        ("Distillation", _gain(report, "distillation", file)),
-        ("Unlabelled images", _gain(report, "unlabelled", file)),
-        ("Other run", _gain(report, "run", file)),
-        ("Export", _export(report, file)),
-        ("Speed", _speed(report, file)),
-    ]
-    texts = [Text(body, label, console=True) for label, body in found if body]
+    found = {
+        "Distillation": _gain(report, "distillation", file),
+        "Unlabelled images": _gain(report, "unlabelled", file),
+        "Other run": _gain(report, "run", file),
+        "Export": "no file was exported. Export one: edgekd export RUN.",
+        "Speed": "",
+    }
+    if file is not None:
+        found["Export"] = f"{_name(report, file)}: {_cost(file)}." if _cost(file) else ""
+        found["Speed"] = _speed(report, file)
+    texts = [Text(body, label, console=True) for label, body in found.items() if body]
     return [*texts, _ship(report)]
 
 
 def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
     rows = [row for row in report.gains if row.cause == cause]
-    if not rows:
-        return _no_gain(report, cause)
+    if not rows and cause == "distillation" and not report.gains:
+        return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
+    if not rows and cause == "unlabelled" and any(row.adapted_avg for row in report.summary):
+        return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
     parts = []
     for run, base in dict.fromkeys((row.run, row.base_run) for row in rows):
         pair = [row for row in rows if (row.run, row.base_run) == (run, base)]
         names = [row.subject for row in pair]
         name = file.subject if file and file.subject in names else names[-1]
-        told = [
-            f"{_gained(row.gain)} {_PLACES[row.where]}"
-            for row in sorted(pair, key=lambda row: _order(row))
-            if row.subject == name
+        gains = {row.where: row.gain for row in pair if row.subject == name}
+        parts_of_run = [
+            f"{_change(gains[where], 'points')} {place}"
+            for where, place in _PLACES.items()
+            if where in gains
         ]
-        parts.append(f"{run} against {base} ({name}): {', '.join(told)}.")
+        parts.append(f"{run} against {base} ({name}): {', '.join(parts_of_run)}.")
     return " ".join(parts)
 
 
-def _order(row: GainRow) -> int:
-    return ("adapted", "ood", "id").index(row.where)
-
-
-def _no_gain(report: Report, cause: str) -> str:
-    if cause == "distillation" and not report.gains:
-        return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
-    if cause == "unlabelled" and any(row.adapted_avg is not None for row in report.summary):
-        return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
-    return ""
-
-
-def _gained(gain: Difference) -> str:
-    low, high = gain.ci95
+def _change(change: Difference, kind: Literal["points", "loss"]) -> str:
+    """Return a gain in signed points, or a loss as such, with its interval; no claim where that includes zero."""
+    low, high = change.ci95
     interval = f"[{points(low)}, {points(high)}]"
     if low == high == 0:
         return "no image changed"
     if low <= 0 <= high:
-        return f"no difference shown ({points(gain.value)} points, {interval})"
-    return f"{points(gain.value)} points ({interval})"
-
-
-def _export(report: Report, file: SummaryRow | None) -> str:
-    if file is None:
-        return "no file was exported. Export one: edgekd export RUN."
-    return f"{_name(report, file)}: {_cost(file)}." if _cost(file) else ""
+        what = "difference" if kind == "points" else "loss"
+        return f"no {what} shown ({points(change.value)} points, {interval})"
+    if kind == "points":
+        return f"{points(change.value)} points ({interval})"
+    name = "a loss" if change.value > 0 else "a gain"
+    return f"{name} of {abs(100 * change.value):.1f} points ({interval})"
 
 
 def _cost(row: SummaryRow) -> str:
@@ -125,55 +113,41 @@ def _cost(row: SummaryRow) -> str:
     known = [(cost, where) for cost, where in costs if cost is not None]
     if known and all(cost.ci95 == (0.0, 0.0) for cost, _ in known):
         return "changed the outcome of no image"
-    return ", ".join(f"{_loss(cost)} {where}" for cost, where in known)
+    return ", ".join(f"{_change(cost, 'loss')} {where}" for cost, where in known)
 
 
-def _loss(cost: Difference) -> str:
-    low, high = cost.ci95
-    interval = f"[{points(low)}, {points(high)}]"
-    if low == high == 0:
-        return "no image changed"
-    if low <= 0 <= high:
-        return f"no loss shown ({points(cost.value)} points, {interval})"
-    kind = "a loss" if cost.value > 0 else "a gain"
-    return f"{kind} of {abs(100 * cost.value):.1f} points ({interval})"
-
-
-def _speed(report: Report, file: SummaryRow | None) -> str:
-    if file is None:
-        return ""
-    time = report.time(file)
+def _speed(report: Report, file: SummaryRow) -> str:
+    time, env = report.time(file), report.environment
     low, high = (ms(end) for end in time.p50_ci95_ms)
-    env = report.environment
-    where = f"{env['cpu']}, {env['usable_cores']} cores" if time.device == "local" else time.device
+    where = f"{env['cpu']}, {env['usable_cores']} cores" if time.device == HERE else time.device
     text = f"{_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
-    # The ratio (0, 0) leaves what speaks against the latency itself.
-    doubt = reason_to_withhold((time,), (0.0, 0.0), load_of(report.environment, time.device))
+    # The ratio (0, 0) leaves the reasons against the latency itself.
+    doubt = reason_to_withhold([time.timing], (0.0, 0.0), load_of(env, time.device))
     text += f"; indicative only, since {doubt}" if doubt else ""
-    other = _fp32(report, file)
-    return f"{text}. {_beside(report, file, other) if other else ''}".rstrip()
+    return f"{text}. {_against_fp32(report, file)}".rstrip()
 
 
 def _ship(report: Report) -> Text:
     state, headline = verdict(report)
-    file, quick = choice(report), " by the quick protocol, indicative only" if report.quick else ""
+    file, quick = choice(report), " (quick protocol, indicative only)" if report.quick else ""
+    tone = ""
     if not report.exported:
-        return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
-    if file is None:
-        return Text(f"no. {headline}; no file passes every gate.", "Ship", "bad", console=True)
-    if state == "none":
-        body = f"undecided: no gates were set{quick}. First candidate: {_name(report, file)}."
-        return Text(body, "Ship", console=True)
-    body = f"yes, {_name(report, file)}: it passes every gate{quick}."
-    return Text(body, "Ship", "good", console=True)
+        body = "nothing to ship: no exported file was measured."
+    elif file is None:
+        body, tone = f"no. {headline}; no file passes every gate.", "bad"
+    elif state == "none":
+        body = f"undecided: no gates were set. First candidate: {_name(report, file)}{quick}."
+    else:
+        body, tone = f"yes, {_name(report, file)}: it passes every gate{quick}.", "good"
+    return Text(body, "Ship", tone, console=True)
 
 
 def _name(report: Report, row: SummaryRow) -> str:
     return f"{row.run}/{row.subject}" if len(report.runs) > 1 else row.subject
 
 
-def _fp32(report: Report, row: SummaryRow) -> SummaryRow | None:
-    """Return the FP32 file of the same run on the same device, of the same runtime where there is one."""
+def _against_fp32(report: Report, row: SummaryRow) -> str:
+    """Compare with the FP32 file of the same run on the same device, of the same runtime where there is one."""
     mine = report.time(row)
     found = [
         other
@@ -182,43 +156,39 @@ def _fp32(report: Report, row: SummaryRow) -> SummaryRow | None:
         and report.time(other).device == mine.device
         and row.precision != "fp32"
     ]
-    return min(found, key=lambda o: report.time(o).provider != mine.provider, default=None)
-
-
-def _beside(report: Report, row: SummaryRow, fp32: SummaryRow) -> str:
-    speed = in_words(speed_between(report, report.time(row), report.time(fp32)), fp32.subject)
+    fp32 = min(found, key=lambda o: report.time(o).provider != mine.provider, default=None)
+    if fp32 is None:
+        return ""
+    speed = speed_between(report, mine, report.time(fp32))
     size = ""
     if row.size_mb and fp32.size_mb:
         size = f", with {row.size_mb / fp32.size_mb:.2f} times its size"
-    return f"It {speed}{size}."
+    return f"It {in_words(speed.claim if speed else None, fp32.subject)}{size}."
 
 
 def findings(report: Report) -> Iterator[Text]:
-    """Yield what each exported file reaches, keeps, loses and takes."""
+    """Yield the accuracy, retention, loss and speed of each exported file in words."""
     for row in report.exported:
-        time, fp32 = report.time(row), _fp32(report, row)
-        parts = [
-            _reaches(row, time),
-            f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy."
-            if row.retention is not None
-            else "",
-            f"Export: {_cost(row)}." if _cost(row) else "",
-            _detects(of(report.unknowns, row)),
-            f"Its latencies scatter (CV {time.cv:.2f}): look at every sample before trusting one percentile."
-            if time.cv > WIDE_CV
-            else "",
-            _beside(report, row, fp32) if fp32 else "",
-        ]
-        yield Text(" ".join(part for part in parts if part), _name(report, row))
+        time = report.time(row)
+        parts = [_reaches(row, time)]
+        if row.retention is not None:
+            parts.append(f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy.")
+        if cost := _cost(row):
+            parts.append(f"Export: {cost}.")
+        parts.append(_detects(of(report.unknowns, row)))
+        if time.cv > WIDE_CV:
+            parts.append(
+                f"Its latencies scatter (CV {time.cv:.2f}): look at every sample before trusting one percentile."
+            )
+        parts.append(_against_fp32(report, row))
+        yield Text(" ".join(filter(None, parts)), _name(report, row))
 
 
 def _reaches(row: SummaryRow, time: LatencyRow) -> str:
     places = [f"{percent(row.id)} % top-1 in domain"] if row.id is not None else []
     adapted = {k.partition(":")[2]: v for k, v in row.apart.items() if k.startswith("adapted:")}
-    for values, average, what in (
-        (row.ood, row.ood_avg, "unseen"),
-        (adapted, row.adapted_avg, "adapted"),
-    ):
+    unseen = (row.ood, row.ood_avg, "unseen")
+    for values, average, what in (unseen, (adapted, row.adapted_avg, "adapted")):
         if values:
             worst = min(values, key=lambda domain: values[domain])
             where = worst if len(values) == 1 else f"{len(values)} {what} domains"

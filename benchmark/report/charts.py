@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import escape
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import ms, percent
-from edgekd.benchmark.report.rows import AccuracyRow, SummaryRow
 from edgekd.benchmark.report.sections import printable
 from edgekd.benchmark.report.tables import mark
-from edgekd.benchmark.report.timings import LatencyRow
+from edgekd.benchmark.results.metric import ms, percent
+from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +34,11 @@ DARK = dict(zip(_ROLES, (
     "#14181d", "#e7ebef", "#a3adb8", "#353d46", "#74adf5", "#f79a55", "#69c582", "#bd95f2", "#f680a8", "#54c6d2",
     "#d3ad62", "#a8b2bc"), strict=True))  # fmt: skip
 COLOURS = 7
-WIDE, NARROW = 1000, 340
-"""Widths in pixels for which a large chart is drawn; the style sheet shows the one that fits."""
-BINS = 15
+_BINS = 15
 _MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
 _FONT = 11.5
+_ROOMY = 560
+"""Width in pixels from which panels stand side by side and bars have names."""
 Samples = Sequence[NDArray[np.float64]]
 """Milliseconds in the order measured, one array a process."""
 
@@ -80,46 +78,23 @@ def svg(figure: Figure, key: str, title: str, description: str) -> str:
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    root = ElementTree.Element(
-        "svg", viewBox=f"0 0 {width} {height}", width=f"{width}", height=f"{height}", role="img"
-    )
-    root.extend(_plain(ElementTree.fromstring(buffer.getvalue())))
-    text = ElementTree.tostring(root, encoding="unicode")
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue(), flags=re.S)
+    text = text[text.index(">", text.index("<svg")) + 1 :]
+    # A hundredth of a pixel is enough; text between the tags stays.
+    text = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\.\d\d)\d+", r"\1", m[0]), text)
+    text = re.sub(r"font: [^;\"]*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r" ?font-family: [^;\"]*;?", "", text).replace("xlink:href", "href")
     used = set(re.findall(r"#([\w-]+)(?=[\")])", text))
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{key}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="|url\()#', rf"\g<1>#{key}-", text)
     for role, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{role})")
-    labels = []
-    for tag, name in (("title", title), ("desc", description)):
-        label = ElementTree.Element(tag, id=f"{key}-{tag}")
-        label.text = printable(name)
-        labels.append(ElementTree.tostring(label, encoding="unicode"))
-    start, _, rest = text.partition(">")
-    return f'{start} aria-labelledby="{key}-title {key}-desc">{"".join(labels)}{rest}'
-
-
-def _plain(element: ElementTree.Element) -> list[ElementTree.Element]:
-    """Return what an element draws, without namespaces, metadata, plain groups and superfluous digits."""
-    element.tag = element.tag.partition("}")[2]
-    children = [one for child in element for one in _plain(child)]
-    for name in [*element.attrib]:
-        value = element.attrib.pop(name)
-        if name in ("d", "x", "y", "transform"):
-            value = re.sub(r"(\.\d)\d+|\s*\n\s*", lambda m: m[1] or " ", value).strip()
-        elif name == "style":
-            value = re.sub(r"font: [^;]*?([\d.]+)px [^;]*", r"font-size: \1px", value)
-            value = re.sub(r" ?font-family: [^;]*;?", "", value)
-        if not value.startswith("rotate(-0 "):
-            element.set(name.rpartition("}")[2], value)
-    element.tail, element.text = None, (element.text or "").strip() or None
-    element[:] = children
-    empty = element.tag in ("g", "defs") and not children
-    if empty or element.tag in ("metadata", "style") or element.get("style") == "fill: none":
-        return []
-    is_plain = element.tag == "svg" or (element.tag == "g" and not element.attrib.keys() - {"id"})
-    return children if is_plain else [element]
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(printable(title))}</title>'
+        f'<desc id="{key}-desc">{escape(printable(description))}</desc>{text.strip()}'
+    )
 
 
 def dress(axes: Axes, *, x: str = "", y: str = "") -> None:
@@ -134,21 +109,21 @@ def dress(axes: Axes, *, x: str = "", y: str = "") -> None:
 
 def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> None:
     """Make axis `x` or `y` logarithmic from `low` to `high` with about `count` round ticks and no others."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
-    found = list(MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
     if high / low >= 4:
-        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-        for subs in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-            found = [s * 10.0**p for p in powers for s in subs if low <= s * 10.0**p <= high]
-            if len(found) <= count + 1:
-                break
+        steps = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0), (1.0,))
+        ticks = [LogLocator(subs=subs, numticks=99).tick_values(low, high) for subs in steps]
+    else:
+        ticks = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
+    inside = [[float(v) for v in values if low <= v <= high] for values in ticks]
+    found = next((values for values in inside if len(values) <= count + 1), inside[-1])
     getattr(axes, f"set_{axis}scale")("log")
     getattr(axes, f"set_{axis}lim")(low, high)
     target = getattr(axes, f"{axis}axis")
-    target.set_major_locator(FixedLocator([v for v in found if low <= v <= high and v > 0]))
+    target.set_major_locator(FixedLocator(found))
     target.set_minor_locator(NullLocator())
-    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    target.set_major_formatter("{x:g}")
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -165,10 +140,10 @@ def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) 
     """Draw ID (hollow) and OOD (filled) accuracy against p50, and against size where files differ in it.
 
     The latency axis spans the exported files. A subject outside it, such as a torch student in the background, is
-    drawn at the edge with its value. Labels are drawn where the width has room for them.
+    drawn at the edge with its value.
     """
     points = [point for point in points if point.levels]
-    roomy = width >= 560
+    roomy = width >= _ROOMY
     panels = 1 + (len({point.summary.size_mb for point in points if point.summary.size_mb}) > 1)
     height = height or (400 if roomy else 300 * panels)
     figure = new_figure(width, height)
@@ -183,103 +158,46 @@ def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) 
     levels = [level for point in points for level in point.levels]
     margin = max(3.0, 0.1 * (max(levels) - min(levels)))
     for axes, what in zip(grid, ("p50 of one image, ms", "size of the file, MB"), strict=False):
-        dress(
-            axes, x=f"{what} (logarithmic)", y="" if roomy and axes is not grid[0] else "top-1, %"
-        )
-        axes.set_ylim(max(0.0, min(levels) - margin), min(102.0, max(levels) + margin))
         size = axes is not grid[0]
-        labels = _scatter(axes, [p for p in points if not size or p.summary.size_mb], size, roomy)
-        if roomy:
-            place_labels(axes, labels)
+        dress(axes, x=f"{what} (logarithmic)", y="" if roomy and size else "top-1, %")
+        axes.set_ylim(max(0.0, min(levels) - margin), min(102.0, max(levels) + margin))
+        _scatter(axes, [p for p in points if not size or p.summary.size_mb], size, roomy)
     return figure
 
 
-def _scatter(
-    axes: Axes, points: Sequence[Point], size: bool, roomy: bool
-) -> list[tuple[float, float, str, str]]:
-    """Draw the points of one panel, and return their labels for `place_labels`."""
+def _scatter(axes: Axes, points: Sequence[Point], size: bool, roomy: bool) -> None:
+    """Draw the points of one panel."""
     files = [point for point in points if point.summary.kind == "artifact"] or list(points)
     ends = [(p.summary.size_mb,) * 2 if size else p.time.p50_ci95_ms for p in files]
     low, high = min(end[0] or 1 for end in ends) / 1.15, max(end[1] or 1 for end in ends) * 1.15
     middle = (low * high) ** 0.5
     half = max((high / low) ** 0.5, 1.6)  # a narrower range would make noise look like a difference
-    low, high = middle / half, middle * half * (1.25 if roomy else 1.0)
+    low, high = middle / half, middle * half
     logarithmic(axes, low, high, "x", 8 if roomy else 4)
     if not size and (best := front(points)):
         steps = [(p.time.p50_ms, p.levels[-1]) for p in best] + [(high, best[-1].levels[-1])]
         dashes = (0, (5, 4))
         axes.step(*zip(*steps, strict=True), where="post", color=LIGHT["soft"], linestyle=dashes)
-    labels = []
     for point in points:
         colour, value = LIGHT[point.colour], point.summary.size_mb if size else point.time.p50_ms
         strength = 0.5 if mark(point.time) and not size else 1.0
         x = float(np.clip(value or 1, low * 1.02, high / 1.02))
-        beyond = f" {'←' if x > (value or 1) else '→'} {ms(value)} ms" if x != value else ""
         axes.plot([x] * len(point.levels), point.levels, color=colour, alpha=0.5 * strength)
+        if x != value:
+            left = x > (value or 1)
+            text = f"  ← {ms(value)}" if left else f"{ms(value)} →  "
+            place = (x, point.levels[-1])
+            axes.annotate(
+                text, place, ha="left" if left else "right", va="center", fontsize=_FONT - 1, color=colour
+            )  # fmt: skip
         for level, hollow in zip(point.levels, (point.summary.id is not None, False), strict=False):
-            if not size and not beyond:
+            if not size and x == value:
                 axes.plot(point.time.p50_ci95_ms, [level] * 2, color=colour, alpha=strength)
             axes.plot(
                 x, level, _MARKERS[point.summary.kind], markersize=9, alpha=strength, markeredgecolor=colour,
                 markerfacecolor=LIGHT["paper" if hollow else point.colour], markeredgewidth=1.8, clip_on=False,
+                label="" if hollow else printable(point.name) + mark(point.time),
             )  # fmt: skip
-        name = printable(point.name) + ("" if size else mark(point.time)) + beyond
-        labels.append((x, point.levels[-1], name, colour))
-    return labels
-
-
-def place_labels(axes: Axes, labels: Iterable[tuple[float, float, str, str]]) -> list[Any]:
-    """Write each label (x, y, text, colour) at the free place nearest to its point, with a line where it is moved away.
-
-    Returns:
-        The labels. None covers another, a marker or a line as long as there is room.
-    """
-    figure = cast("Figure", axes.figure)
-    figure.draw_without_rendering()
-    frame, pixels = axes.get_window_extent().extents, axes.transData.transform
-    unit = figure.dpi / 72
-    taken = np.empty((0, 4))  # left, bottom, right, top in pixels
-    prices = np.empty(0)
-    for line in axes.lines:
-        corners = pixels(np.column_stack(line.get_data()))  # [n, 2]
-        along = [np.linspace(*pair, 40) for pair in pairwise(corners)]
-        spots = np.concatenate([corners, *along])
-        is_marker = line.get_marker() not in ("None", None)
-        reach = 7 * unit if is_marker else unit
-        taken = np.concatenate([taken, np.hstack([spots - reach, spots + reach])])
-        prices = np.concatenate([prices, np.full(len(spots), 1e3 if is_marker else 4.0 * unit)])
-    found = []
-    for x, y, text, colour in sorted(labels, key=lambda label: (-label[1], label[0])):
-        label = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset pixels", fontsize=_FONT, color=colour,
-            va="center", fontweight="bold", zorder=5,
-        )  # fmt: skip
-        wide, tall = label.get_window_extent().size
-        px, py = pixels((x, y))
-        right, left = 11 * unit, -11 * unit - wide
-        shifts = [sign * step * tall * 0.55 for step in range(26) for sign in (1, -1)]
-        places = [(dx, dy) for dx in (right, left, -wide / 2) for dy in shifts]
-        boxes = [
-            np.array([px + dx, py + dy - tall / 2, px + dx + wide, py + dy + tall / 2])
-            for dx, dy in places
-        ]
-        costs = [
-            1e6 * ((box[:2] < frame[:2]).any() or (box[2:] > frame[2:]).any())
-            + prices[((taken[:, :2] < box[2:]) & (taken[:, 2:] > box[:2])).all(axis=1)].sum()
-            + abs(dy)
-            + 24 * unit * (dx != right)
-            for (dx, dy), box in zip(places, boxes, strict=True)
-        ]
-        best = int(np.argmin(costs))
-        dx, dy = places[best]
-        label.set_position((dx, dy))
-        if abs(dy) > 1.4 * tall:
-            corner = px + (dx if dx > 0 else dx + wide), py + dy
-            end = axes.transData.inverted().transform(corner)
-            axes.plot([x, end[0]], [y, end[1]], color=colour, linewidth=0.8, zorder=1)
-        taken, prices = np.vstack([taken, boxes[best]]), np.append(prices, 1e3)
-        found.append(label)
-    return found
 
 
 def bars_figure(
@@ -291,14 +209,13 @@ def bars_figure(
         suites: in the order to be drawn.
         rows: subject's name, its colour, its row; those of one suite in the order to be drawn.
     """
-    roomy = width >= 560
+    roomy = width >= _ROOMY
     height = 46.0 + sum(34 + 18 * sum(row.suite == suite for *_, row in rows) for suite in suites)
     figure = new_figure(width, height)
     gutter = 16 + 6.4 * max((len(name) for name, *_ in rows), default=0) if roomy else 8
     gutter = min(gutter, width / 3)
-    axes = figure.add_axes(
-        (gutter / width, 36 / height, 1 - (gutter + 50) / width, 1 - 40 / height)
-    )
+    sides = (gutter / width, 36 / height, 1 - (gutter + 50) / width, 1 - 40 / height)
+    axes = figure.add_axes(sides)
     dress(axes, x="top-1, %")
     axes.grid(False, axis="y")
     axes.set(xlim=(0, 100), ylim=(height - 40, 0), xticks=[0, 25, 50, 75, 100], yticks=[])
@@ -341,17 +258,16 @@ class Reliability:
 def reliability(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Reliability:
     """Bin float logits `[N, C]` with int labels `[N]` as `metrics.ece` does."""
     confidence = metrics.confidence(logits)  # [N]
-    bin_of = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
-    count = np.bincount(bin_of, minlength=BINS)
+    bin_of = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
+    count = np.bincount(bin_of, minlength=_BINS)
     filled = np.where(count > 0, count, np.nan)
-    correct = np.bincount(bin_of, weights=metrics.correct(logits, labels), minlength=BINS)
-    means = np.bincount(bin_of, weights=confidence, minlength=BINS) / filled
+    correct = np.bincount(bin_of, weights=metrics.correct(logits, labels), minlength=_BINS)
+    means = np.bincount(bin_of, weights=confidence, minlength=_BINS) / filled
     return Reliability(count, correct / filled, means, metrics.ece(logits, labels))
 
 
 def reliability_figure(found: Reliability, colour: str) -> Figure:
-    """Draw each bin's accuracy as a bar, the gap to its mean confidence hatched, and beneath its share of the
-    images."""
+    """Draw each bin's accuracy as a bar, the gap to its mean confidence hatched, and its share of the images."""
     figure = new_figure(236, 296)
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     figure.subplots_adjust(0.15, 0.14, 0.95, 0.92, hspace=0.3)
@@ -359,7 +275,7 @@ def reliability_figure(found: Reliability, colour: str) -> Figure:
     dress(lower, x="confidence", y="images, %")
     some = np.flatnonzero(found.count)
     middles, accuracy, confidence = (
-        (some + 0.5) / BINS,
+        (some + 0.5) / _BINS,
         found.accuracy[some],
         found.confidence[some],
     )
@@ -376,7 +292,7 @@ def reliability_figure(found: Reliability, colour: str) -> Figure:
     return figure
 
 
-def span(parts: Samples) -> tuple[float, float]:
+def _span(parts: Samples) -> tuple[float, float]:
     """Return a little more than the range of all samples."""
     low, high = (float(f(np.concatenate(list(parts)))) for f in (np.min, np.max))
     middle = (low * high) ** 0.5
@@ -393,16 +309,15 @@ def _small(x: str, y: str) -> tuple[Figure, Axes]:
 def histogram_figure(parts: Samples, row: LatencyRow, colour: str) -> Figure:
     """Draw how often which latency occurred, in bins that are equally wide on a logarithmic axis."""
     figure, axes = _small("ms (logarithmic)", "samples")
-    logarithmic(axes, *span(parts), "x", 5)
-    counts, edges = np.histogram(np.concatenate(list(parts)), np.geomspace(*span(parts), 49))
+    logarithmic(axes, *_span(parts), "x", 5)
+    counts, edges = np.histogram(np.concatenate(list(parts)), np.geomspace(*_span(parts), 49))
     tall = np.where(counts, np.maximum(counts, 0.012 * counts.max()), 0)  # outliers stay visible
     axes.stairs(tall, edges, fill=True, color=LIGHT[colour], alpha=0.85)
     axes.set_ylim(0, 1.12 * counts.max())
+    style: dict[str, Any] = {"va": "top", "fontsize": 10.5, "color": LIGHT["ink"]}
     for value, name, side in ((row.p50_ms, "p50 ", "right"), (row.p90_ms, " p90", "left")):
         axes.axvline(value, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (3, 2)))
-        axes.text(
-            value, 1.11 * counts.max(), name, ha=side, va="top", fontsize=10.5, color=LIGHT["ink"]
-        )
+        axes.text(value, 1.11 * counts.max(), name, ha=side, **style)
     return figure
 
 
@@ -412,7 +327,7 @@ def timeline_figure(parts: Samples, colour: str) -> Figure:
     Up to 120 samples are points. More are drawn as 120 columns from minimum to maximum with a point at the median.
     """
     figure, axes = _small("seconds of own run time", "ms")
-    logarithmic(axes, *span(parts), "y", 3)
+    logarithmic(axes, *_span(parts), "y", 3)
     samples = np.concatenate(list(parts))
     seconds = np.cumsum(samples) / 1e3
     for end in np.cumsum([len(part) for part in parts])[:-1]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-from edgekd.benchmark.evaluate.robustness import effective_robustness
 from edgekd.benchmark.report.across import (
     Entry,
     Source,
     against,
     differences,
+    effective_robustness,
     entries,
     groups,
     merged,
@@ -18,22 +19,21 @@ from edgekd.benchmark.report.across import (
     reference,
 )
 from edgekd.benchmark.report.answers import verdict
-from edgekd.benchmark.report.contents import latency_items, points_of, scatter, suite_items
-from edgekd.benchmark.report.html import html
-from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.report.metric import Metric, points
+from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
+from edgekd.benchmark.report.render import html, markdown
 from edgekd.benchmark.report.sections import (
     Cells,
     Document,
     Item,
-    Section,
     Table,
     Text,
+    section,
     table,
     words,
 )
 from edgekd.benchmark.report.tables import results
+from edgekd.benchmark.results.metric import Metric, points
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
 from edgekd.core.folders import COMPARISON, publishing
@@ -68,19 +68,13 @@ def comparison(sources: Sequence[Source]) -> Document:
     """Return the document of several reports."""
     found = entries(sources)
     notes = [Text(text, tone="note") for text in differences(sources, found)]
-    method = tuple(Text(text, name) for name, text in definitions())
-    by_machine = groups(found, "machine")
+    accuracy = chain.from_iterable(_accuracy(group) for group in groups(found, "images"))
+    latency = chain.from_iterable(_latency(group) for group in groups(found, "machine"))
     sections = (
-        Section("reports", "What is compared", (_reports(sources), *notes)),
-        Section(
-            "accuracy",
-            "Accuracy",
-            tuple(item for group in groups(found, "images") for item in _accuracy(group)),
-        ),
-        Section(
-            "latency", "Latency", tuple(item for group in by_machine for item in _latency(group))
-        ),
-        Section("method", "How each number is measured", method),
+        section("reports", "What is compared", (_reports(sources), *notes)),
+        section("accuracy", "Accuracy", accuracy),
+        section("latency", "Latency", latency),
+        section("method", "How each number is measured", definitions()),
     )
     title = " against ".join(source.name for source in sources)
     byline = "From the stored results of each report; nothing was measured again."
@@ -117,7 +111,7 @@ def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
     for part in groups(group, "machine"):
         yield scatter(points_of(merged(part)))
     yield from suite_items(report)
-    yield from _robustness(group)
+    yield _robustness(group)
 
 
 def _changes(group: Sequence[Entry], base: Entry) -> Table:
@@ -133,13 +127,11 @@ def _changes(group: Sequence[Entry], base: Entry) -> Table:
     return table(f"Against {base.name}", cells, note=note)
 
 
-def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
-    """Yield effective robustness as a table and its lines; a sentence alone where it cannot be computed."""
+def _robustness(group: Sequence[Entry]) -> Item:
+    """Return effective robustness as a table with its lines, or why it cannot be computed."""
     found = effective_robustness(group)
-    if found.reason:
-        yield Text(f"Effective robustness cannot be computed: {found.reason}.", tone="quiet")
-        return
-
+    if isinstance(found, str):
+        return Text(f"Effective robustness cannot be computed: {found}.", tone="quiet")
     lines = "; ".join(
         f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
         for line in found.lines
@@ -153,12 +145,16 @@ def _robustness(group: Sequence[Entry]) -> Iterator[Item]:
     for entry, beyond in zip(group, found.beyond, strict=True):
         mean = {"mean": points(sum(beyond.values()) / len(beyond))} if len(beyond) > 1 else {}
         cells.append({"subject": entry.name} | {k: points(v) for k, v in beyond.items()} | mean)
-    yield table("Effective robustness, points", cells, note=note)
+    return table("Effective robustness, points", cells, note=note)
 
 
 def _latency(group: Sequence[Entry]) -> Iterator[Item]:
     yield Text(f"On {', '.join(group[0].machine)}.")
-    report = merged(group)
     of = {(entry.run, entry.summary.subject): entry for entry in group}
+    report = merged(group)
     files = [point for point in points_of(report) if point.summary.kind == "artifact"]
-    yield from latency_items(report, files, lambda who: of[who].samples())
+
+    def samples(run: str, subject: str):  # type: ignore[no-untyped-def]
+        return of[run, subject].source.raw.samples(*of[run, subject].summary.who)
+
+    yield from latency_items(report, files, samples)

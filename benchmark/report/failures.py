@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.metric import percent
-from edgekd.benchmark.report.rows import AccuracyRow
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Gallery, Item, Picture, Table, table
-from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.results.metric import percent
+from edgekd.benchmark.results.rows import AccuracyRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage
@@ -30,19 +30,6 @@ MATRIX_CLASSES = 16
 """Larger matrices are cut to the classes with the most errors; the others share a column."""
 
 
-@dataclass(frozen=True)
-class Error:
-    """One image classified wrongly. `position` is its place in the suite, `confidence` 0–1."""
-
-    position: int
-    image: str
-    label: str
-    predicted: str
-    confidence: float
-    teacher: str | None
-    """The teacher's prediction."""
-
-
 @dataclass(frozen=True, eq=False)
 class Failure:
     """The suite on which a run's files are least accurate, and the subject that is so.
@@ -51,22 +38,25 @@ class Failure:
         row: the accuracy row with the lowest top-1.
         classes: names, in the order of the matrix.
         confusion: int64 `[C, C]`, label by prediction.
-        errors: the most confident ones, at most two of a kind.
+        errors: pictures of the most confident ones, at most two of a kind.
     """
 
     row: AccuracyRow
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]
-    errors: tuple[Error, ...]
+    errors: tuple[Picture, ...]
 
 
-def failures(raw: RawResults) -> list[Failure]:
+def failures(raw: RawResults, suites: Sequence[Suite] = ()) -> list[Failure]:
     """Return for each run the lowest top-1 of any file (of the torch student where there is none) on unseen domains.
 
-    Without unseen domains the ID suite stands in. Corrupted and cue-conflict images have tables of their own.
+    Without unseen domains the ID suite is taken. Corrupted and cue-conflict images have tables of their own.
+
+    Args:
+        suites: those whose images may be shown.
     """
-    rows = (_worst(raw.report, run) for run in raw.report.runs)
-    return [_failure(raw, row) for row in rows if row is not None]
+    rows = [row for run in raw.report.runs if (row := _worst(raw.report, run)) is not None]
+    return [_failure(raw, row, suites, BUDGET_BYTES // len(rows)) for row in rows]
 
 
 def _worst(report: Report, run: str) -> AccuracyRow | None:
@@ -78,87 +68,57 @@ def _worst(report: Report, run: str) -> AccuracyRow | None:
     return min(outside or inside, key=lambda row: row.top1, default=None)
 
 
-def _failure(raw: RawResults, row: AccuracyRow) -> Failure:
+def _failure(raw: RawResults, row: AccuracyRow, suites: Sequence[Suite], budget: int) -> Failure:
     logits, labels = raw.logits(row.run, row.subject, row.suite), raw.labels(row.run, row.suite)
-    classes = raw.classes(row.run, row.suite)
+    classes, ids = raw.classes(row.run, row.suite), raw.ids(row.run, row.suite)
+    predicted, confidence = logits.argmax(axis=1), metrics.confidence(logits)  # [N] each
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (labels, logits.argmax(axis=1)), 1)
-    return Failure(
-        row, tuple(classes), confusion, tuple(_errors(raw, row, logits, labels, classes))
-    )
-
-
-def _errors(
-    raw: RawResults,
-    row: AccuracyRow,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    classes: Sequence[str],
-) -> list[Error]:
-    confidence = metrics.confidence(logits)  # [N]
-    predicted, ids = logits.argmax(axis=1), raw.ids(row.run, row.suite)
-    has_teacher = any((one.run, one.subject) == (row.run, "teacher") for one in raw.report.summary)
+    np.add.at(confusion, (labels, predicted), 1)
+    has_teacher = any(one.who == (row.run, "teacher") for one in raw.report.summary)
     teacher = raw.logits(row.run, "teacher", row.suite).argmax(axis=1) if has_teacher else None
-    found: list[Error] = []
+    suite = next((s for s in suites if s.name == row.suite and s.run in (None, row.run)), None)
+    errors: list[Picture] = []
     kinds = Counter[tuple[int, int]]()
     wrong = np.flatnonzero(predicted != labels)
-    for position in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist():
-        kind = (int(labels[position]), int(predicted[position]))
+    for place in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist():
+        kind = (int(labels[place]), int(predicted[place]))
         kinds[kind] += 1
-        if kinds[kind] <= 2 and len(found) < ERRORS:
-            names = classes[kind[0]], classes[kind[1]]
-            other = None if teacher is None else classes[int(teacher[position])]
-            found.append(Error(position, ids[position], *names, float(confidence[position]), other))
-    return found
+        if kinds[kind] > 2 or len(errors) >= ERRORS:
+            continue
+        lines = [f"{classes[kind[0]]} → {classes[kind[1]]}", f"{100 * confidence[place]:.0f} %"]
+        if teacher is not None:
+            lines.append(f"teacher: {classes[int(teacher[place])]}")
+        address = _thumbnail(suite, place) if suite else ""
+        budget -= len(address)
+        errors.append(Picture(address if budget >= 0 else "", ids[place], tuple(lines)))
+    return Failure(row, tuple(classes), confusion, tuple(errors))
 
 
-def thumbnails(
-    found: Sequence[Failure], suites: Sequence[Suite]
-) -> dict[tuple[str, str, str], str]:
-    """Return (run, suite, image) → small JPEGs without metadata as `data:` addresses, until the budget is spent.
-
-    An image that can no longer be read has no thumbnail: the measurement is complete without it.
-    """
-    pictures: dict[tuple[str, str, str], str] = {}
-    share = BUDGET_BYTES // max(len(found), 1)
-    for failure in found:
-        row, left = failure.row, share
-        suite = next((s for s in suites if s.name == row.suite and s.run in (None, row.run)), None)
-        for error in failure.errors if suite else ():
-            assert suite is not None
-            try:
-                image = suite.images.read(int(suite.indices[error.position]), draft=THUMBNAIL_PX)
-            except (UnreadableImage, EdgekdError):
-                continue
-            picture = _jpeg(image)
-            left -= len(picture)
-            if left < 0:
-                break
-            pictures[row.run, row.suite, error.image] = f"data:image/jpeg;base64,{picture}"
-    return pictures
+def _thumbnail(suite: Suite, place: int) -> str:
+    """Return a thumbnail, "" for an image that can no longer be read: the measurement is complete without it."""
+    try:
+        return jpeg_address(suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX))
+    except (UnreadableImage, EdgekdError):
+        return ""
 
 
-def _jpeg(image: Image.Image) -> str:
-    """Return a small JPEG in base64, from the pixels alone, so that no EXIF of the original is kept."""
+def jpeg_address(image: Image.Image) -> str:
+    """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     clean = Image.new("RGB", small.size)
     clean.paste(small)
     buffer = io.BytesIO()
     clean.save(buffer, "JPEG", quality=80, optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def failure_items(found: Failure, pictures: dict[tuple[str, str, str], str]) -> Iterator[Item]:
+def failure_items(found: Failure) -> Iterator[Item]:
     """Yield the confusion matrix, the most frequent confusions, and the most confident errors."""
-    row = found.row
     yield _matrix(found)
     matrix = found.confusion.copy()
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:8]
-    pairs = [
-        (a, b) for a, b in zip(*np.unravel_index(order, matrix.shape), strict=True) if matrix[a, b]
-    ]
     cells: list[Cells] = [
         {
             "label": found.classes[a],
@@ -166,23 +126,13 @@ def failure_items(found: Failure, pictures: dict[tuple[str, str, str], str]) -> 
             "images": str(matrix[a, b]),
             "of the label %": percent(matrix[a, b] / found.confusion[a].sum()),
         }
-        for a, b in pairs
+        for a, b in zip(*np.unravel_index(order, matrix.shape), strict=True)
+        if matrix[a, b]
     ]
-    if cells:
-        yield table("Most frequent confusions", cells, heads=2)
+    yield table("Most frequent confusions", cells, heads=2)
+    if found.errors:
         note = "At most two of each kind; the percentage is the confidence in the wrong class."
-        shown = (
-            _picture(error, pictures.get((row.run, row.suite, error.image), ""))
-            for error in found.errors
-        )
-        yield Gallery("Most confident errors", tuple(shown), note)
-
-
-def _picture(error: Error, address: str) -> Picture:
-    lines = [f"{error.label} → {error.predicted}", f"{100 * error.confidence:.0f} %"]
-    return Picture(
-        address, error.image, (*lines, *([f"teacher: {error.teacher}"] if error.teacher else []))
-    )
+        yield Gallery("Most confident errors", found.errors, note)
 
 
 def _matrix(found: Failure) -> Table:

@@ -10,49 +10,58 @@ import yaml
 
 from edgekd.benchmark.report import provenance, tables
 from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.markdown import escape, section
-from edgekd.benchmark.report.metric import percent
 from edgekd.benchmark.report.notes import takes_floats
-from edgekd.benchmark.report.rows import Row, SummaryRow
-from edgekd.benchmark.report.schema import Report, of
-from edgekd.benchmark.report.sections import Item, Section, Text, facts, printable, table
+from edgekd.benchmark.report.render import escape, markdown_sections, squeezed
+from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
+from edgekd.benchmark.results.metric import Metric, metrics_of, percent
+from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, of
+
+_TYPES = {"top1": "accuracy", "macro": "recall", "ece": "ece"}
+_CLOCK = ("p50_ms", "p90_ms")
+"""Metrics of the `model-index`: fields of an accuracy row with the hub's types, and of a latency row."""
 
 
 def model_card(report: Report) -> str:
     """Return the card of the report's first run; other runs in the report are measured beside it and left out."""
-    report = _of_run(report, report.runs[0])
     run = report.runs[0]
+    report = _of_run(report, run)
     run_facts: dict[str, Any] = next(
         (one for one in report.context["runs"] if one["name"] == run), {}
     )
-    sections = [
-        Section("results", "Results", tuple(_results(report))),
-        Section("calibration", "Calibration", tuple(tables.calibration(report))),
-        Section("latency", "Latency", (next(tables.latencies(report)), *_clock(report))),
+    settings = table("Settings", facts(run_facts, "name"), words=True)
+    before = (
+        section("results", "Results", _results(report)),
+        section("calibration", "Calibration", tables.calibration(report)),
+        section("latency", "Latency", _latency(report)),
+    )
+    after = (
+        section("limits", "Limits", _limits(report)),
+        section("training", "Training", [settings] if run_facts else []),
+    )
+    definitions = section("method", "How each number is measured", provenance.definitions())
+    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, run_facts)), ""]
+    lines += [*markdown_sections(before), *_use(report), *markdown_sections(after), *_files(report)]
+    lines += [
+        *markdown_sections([definitions]),
+        "",
+        f"From `report.json`, measured {report.created[:10]} with edgekd.",
     ]
-    body = [line for one in sections for line in section(one)]
-    body += [*_use(report, run), *section(Section("limits", "Limits", tuple(_limits(report))))]
-    if training := facts(run_facts, "name"):
-        settings = table("Settings", training, words=True)
-        body += section(Section("training", "Training", (settings,)))
-    body += _files(report)
-    method = tuple(Text(text, name) for name, text in provenance.definitions())
-    body += section(Section("method", "How each number is measured", method))
-    body.append(f"From `report.json`, measured {report.created[:10]} with edgekd.")
-    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, run_facts)), "", *body]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+    return squeezed(lines)
 
 
 def _of_run(report: Report, run: str) -> Report:
     """Return the report with one run's rows only."""
-    tuples = {name: rows for name, rows in report if isinstance(rows, tuple)}
-    apart = ("notes", "suites", "comparisons", "speed")
-    groups = [name for name in tuples if name not in apart]
-    own = {name: tuple(row for row in tuples[name] if row.run == run) for name in groups}
+    whole = ("notes", "suites", "comparisons", "speed")
+    own: dict[str, Any] = {
+        name: tuple(row for row in rows if row.run == run)
+        for name, rows in report
+        if isinstance(rows, tuple) and name not in whole
+    }
+    own["suites"] = tuple(row for row in report.suites if row.run in (None, run))
     artifacts = [one for one in report.context.get("artifacts", ()) if one["run"] == run]
     context = {"runs": report.context.get("runs", ()), "artifacts": artifacts}
-    suites = tuple(row for row in report.suites if row.run in (None, run))
-    return report.model_copy(update=own | {"context": context, "suites": suites, "comparisons": ()})
+    return report.model_copy(update=own | {"context": context, "comparisons": ()})
 
 
 def _front(report: Report) -> str:
@@ -82,29 +91,27 @@ def _front(report: Report) -> str:
     written = yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
     for character in "<`":
         written = written.replace(character, f"\\x{ord(character):02X}")
-    return (
-        f"---\n{written.replace('![', '!' + chr(92) + 'x5B').replace('](', chr(92) + 'x5D(')}---\n"
-    )
+    written = written.replace("![", "!\\x5B").replace("](", "\\x5D(")
+    return f"---\n{written}---\n"
 
 
 def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
     """Yield one result for each suite, with the very numbers of report.json: fractions 0–1 and milliseconds."""
+
+    def entry(kind: str, metric: Metric, value: float) -> dict[str, Any]:
+        unit = f", {metric.unit}" if metric.unit not in ("", "%") else ""
+        return {"type": kind, "name": f"{metric.name}{unit}", "value": value}
+
     suites, time = {one.suite: one for one in report.suites}, report.time(row)
+    accuracy, latency = metrics_of(AccuracyRow), metrics_of(LatencyRow)
     for found in of(report.accuracy, row):
         suite = suites[found.suite]
         if suite.family == "corruption":
             continue
-        metrics = [
-            {"type": "accuracy", "name": "top-1", "value": found.top1},
-            {"type": "recall", "name": "macro recall", "value": found.macro},
-            {"type": "ece", "name": "ECE, 15 bins", "value": found.ece},
-        ]
+        metrics = [entry(kind, accuracy[key], getattr(found, key)) for key, kind in _TYPES.items()]
         if found.suite == "id":
             # The hub has no place for a latency outside a data set; these images are what it was measured on.
-            metrics += [
-                {"type": "latency", "name": "p50, ms", "value": time.p50_ms},
-                {"type": "latency", "name": "p90, ms", "value": time.p90_ms},
-            ]
+            metrics += [entry("latency", latency[key], getattr(time, key)) for key in _CLOCK]
         data, split = printable(suite.data), printable(found.suite)
         yield {
             "task": {"type": "image-classification"},
@@ -126,28 +133,26 @@ def _about(report: Report, run: dict[str, Any]) -> str:
 
 def _results(report: Report) -> Iterator[Item]:
     yield from answers(report)
-    if report.gates:
-        yield tables.gates(report.gates)
+    yield tables.gates(report.gates)
     yield tables.results(report)
     yield Text(provenance.images(report))
 
 
-def _clock(report: Report) -> Iterator[Text]:
+def _latency(report: Report) -> Iterator[Item]:
+    yield next(tables.latencies(report))
     short = f" {provenance.QUICK_MARK}." if report.quick else ""
     yield Text(f"On {provenance.machine_line(report)}. {provenance.latency_rule(report)}{short}")
     if any(tables.mark(row) for row in report.latency):
         yield Text("†: measured briefly as background, not comparable with a file.")
 
 
-def _use(report: Report, run: str) -> list[str]:
+def _use(report: Report) -> list[str]:
+    """Return an example that runs the first ONNX file, one that takes pixels where there is one."""
     onnx = [one for one in report.context["artifacts"] if one["format"] == "onnx"]
     if not onnx:
         return []
-    # Pixels are easier to give; floats only where nothing else was exported.
-    onnx = [one for one in onnx if not takes_floats(one)] or onnx
-    row = next(
-        row for row in report.exported if row.who == Row(run=run, subject=onnx[0]["name"]).who
-    )
+    one = next((one for one in onnx if not takes_floats(one)), onnx[0])
+    row = next(row for row in report.exported if row.who == (one["run"], one["name"]))
     pixels = report.protocol["preprocess"][row.preprocess]
     size, interpolation = pixels["size"], pixels["interpolation"].upper()
     if pixels["resize"] == "squash":
@@ -160,11 +165,11 @@ def _use(report: Report, run: str) -> list[str]:
             f"left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)\n"
             f"image = image.crop((left, top, left + {size}, top + {size}))"
         )
-    taken = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
-    given = "np.asarray(image)[None]"
-    if takes_floats(onnx[0]):
-        taken = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
-        given = "planes.astype(np.float32)"
+    shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
+    value = "np.asarray(image)[None]"
+    if takes_floats(one):
+        shape = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
+        value = "planes.astype(np.float32)"
         resize += (
             f"\nvalues = (np.asarray(image) / 255 - {pixels['mean']}) / {pixels['std']}\n"
             "planes = values.transpose(2, 0, 1)[None]"
@@ -174,14 +179,14 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-folder = {printable(onnx[-1]["name"])!r}
+folder = {printable(one["name"])!r}
 classes = json.load(open(folder + "/artifact.json"))["classes"]
-session = onnxruntime.InferenceSession(folder + {"/" + printable(next(iter(onnx[0]["files"])))!r})
+session = onnxruntime.InferenceSession(folder + {"/" + printable(next(iter(one["files"])))!r})
 image = Image.open("picture.jpg").convert("RGB")
 {resize}
-logits = session.run(None, {{session.get_inputs()[0].name: {given}}})[0]
+logits = session.run(None, {{session.get_inputs()[0].name: {value}}})[0]
 print(classes[logits[0].argmax()])"""
-    text = f"Input: {taken}. Output: logits, in the order of `classes` in `artifact.json`."
+    text = f"Input: {shape}. Output: logits, in the order of `classes` in `artifact.json`."
     return ["## Use", "", text, "", "```python", code, "```", ""]
 
 
@@ -202,10 +207,8 @@ def _limits(report: Report) -> Iterator[Text]:
     for row in (row for one in report.exported for row in of(report.unknowns, one)):
         yield Text(
             f"on images of none of its classes ({row.suite}, n = {row.n:,}) {row.subject} is "
-            f"{percent(row.confidence)} % "
-            f"confident on average, on known ones {percent(row.confidence_inside)} %; AUROC "
-            f"{percent(row.msp.auroc)} % (50 is "
-            "chance).",
+            f"{percent(row.confidence)} % confident on average, on known ones {percent(row.confidence_inside)} %; "
+            f"AUROC {percent(row.msp.auroc)} % (50 is chance).",
             "Unknown images",
         )
     yield Text(
@@ -213,8 +216,7 @@ def _limits(report: Report) -> Iterator[Text]:
     )
     yield Text(
         "it follows from those of the teacher, of the student's first weights and of the training images, which "
-        "this card does "
-        "not know.",
+        "this card does not know.",
         "Licence",
     )
 
@@ -224,8 +226,7 @@ def _files(report: Report) -> list[str]:
         f"- {escape(one['name'])}: "
         + ", ".join(f"{escape(name)} sha256 `{value}`" for name, value in one["files"].items())
         + f"; same class as the torch student on {percent(one['parity']['top1_agreement'])} % of "
-        f"{one['parity']['n']} images "
-        "at export."
+        f"{one['parity']['n']} images at export."
         for one in report.context["artifacts"]
     ]
     return ["## Files", "", *lines, ""] if lines else []

@@ -7,38 +7,44 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report import rows, schema, timings
-from edgekd.benchmark.report.metric import NONE, metrics_of, percent
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.report.sections import Cell, Cells, Item, Table, Text, facts, table, words
 from edgekd.benchmark.report.tables import mark
+from edgekd.benchmark.results import rows, schema
+from edgekd.benchmark.results.metric import NONE, metrics_of, percent
+from edgekd.benchmark.results.schema import Report
 
 QUICK_MARK = "QUICK – indicative only"
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",
           "power_mode": ""}  # fmt: skip
-METHOD = (
-    ("Accuracy", "Every image is read once and prepared by each subject's own preprocessing. A model that has more "
-                 "classes "
-     "than a suite is restricted to the suite's. Means over suites are unweighted. OOD images take no part in any "
-     "fit."),
-    ("Unknown images", "Both scores are of the logits as the subject returns them, without temperature. Known "
-                       "images are "
-     "the in-domain test images of the named suite."),
-    ("Inside the clock", "One call of the model with one RGB uint8 image that lies ready in memory, until its "
-                         "logits are in "
-     "memory. Normalisation is in the graph, or in numpy ahead of a file with float input. Single stream, batch 1, "
-     "real "
-     "images in rotation."),
-    ("Background (†)", "Teacher and torch student are timed briefly inside the calling process, for context: not "
-                       "comparable "
-     "with a file."),
-    ("Energy", "Only a declared sensor is read, between blocks, never inside the clock."),
-    ("Placement", "The provider that ran each node, as the runtime reports it. A file of which a part ran on another "
-     "provider than requested gets no report."),
+_METHOD = {
+    "Accuracy": "Every image is read once and prepared by each subject's own preprocessing. A model that has more "
+    "classes than a suite is restricted to the suite's. Means over suites are unweighted. OOD images take no part in "
+    "any fit.",
+    "Unknown images": "Both scores are of the logits as the subject returns them, without temperature. Known images "
+    "are the in-domain test images of the named suite.",
+    "Inside the clock": "One call of the model with one RGB uint8 image that is ready in memory, until its logits "
+    "are in memory. Normalisation is in the graph, or in numpy ahead of a file with float input. Single stream, batch "
+    "1, real images in rotation.",
+    "Background (†)": "Teacher and torch student are timed briefly inside the calling process, for context: not "
+    "comparable with a file.",
+    "Energy": "Only a declared sensor is read, between blocks, never inside the clock.",
+    "Placement": "The provider that ran each node, as the runtime reports it. A file of which a part ran on another "
+    "provider than requested gets no report.",
+}
+_DEFINED: tuple[type[BaseModel], ...] = (
+    rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow, rows.VocabularyRow,
+    rows.DetectionRow, rows.UnknownRow, rows.LatencyRow, rows.ThroughputRow, rows.EnergyRow,
 )  # fmt: skip
-_DEFINED = (rows.AccuracyRow, rows.SummaryRow, schema.GainRow, rows.CorruptionRow, rows.CueConflictRow,
-            rows.VocabularyRow, rows.DetectionRow, rows.UnknownRow, timings.LatencyRow, timings.ThroughputRow,
-            timings.EnergyRow)  # fmt: skip
+_LIMITS = {
+    "warmup_runs": "warm-up, runs at least",
+    "warmup_s": "warm-up, s at least",
+    "warmup_limit_s": "warm-up, s at most",
+    "runs": "measured, runs at least",
+    "seconds": "measured, s at least",
+    "limit_s": "measured, s at most",
+    "block_s": "block, s",
+    "processes": "fresh processes",
+}
 
 
 def images(report: Report) -> str:
@@ -72,15 +78,11 @@ def machine_line(report: Report) -> str:
 def latency_rule(report: Report) -> str:
     """Return the protocol of this report's files, with its numbers."""
     rule = report.protocol["latency"]
-    threads = ", ".join(
-        "the runtime's default" if count is None else str(count)
-        for count in sorted({row.threads for row in report.latency if not mark(row)}, key=str)
-    )
-    where = (
-        f"each of {rule['processes']} fresh processes"
-        if rule["processes"] > 1
-        else "one fresh process, the files in alternating blocks"
-    )
+    counts = sorted({row.threads for row in report.latency if not mark(row)}, key=str)
+    threads = ", ".join("the runtime's default" if n is None else str(n) for n in counts)
+    where = "one fresh process, the files in alternating blocks"
+    if rule["processes"] > 1:
+        where = f"each of {rule['processes']} fresh processes"
     return (
         f"Latency: single stream, batch 1, warm-up of at least {rule['warmup_runs']} runs and {rule['warmup_s']:g} s, "
         f"then at least {rule['runs']} runs and {rule['seconds']:g} s in {where}, no sample left out; "
@@ -90,7 +92,7 @@ def latency_rule(report: Report) -> str:
 
 def origin(report: Report) -> Iterator[Item]:
     """Yield parity, placement, quantization, machine, devices, runs and preprocessing."""
-    yield from _parity(report)
+    yield _parity(report)
     placed: list[Cells] = [
         {"file": f"{row.run}/{row.subject}", "provider": who or NONE}
         | {"nodes": f"{sum(kinds.values()):,}" if kinds else NONE}
@@ -98,13 +100,12 @@ def origin(report: Report) -> Iterator[Item]:
         for row in report.placements
         for who, kinds in (row.nodes or {row.provider: {}}).items()
     ]
-    if placed:
-        yield table("Placement", placed, heads=2, words=True)
+    yield table("Placement", placed, heads=2, words=True)
     for one in report.context.get("artifacts", ()):
         if one.get("quantization"):
             yield Text(words(one["quantization"]), f"Quantization of {one['run']}/{one['name']}")
     yield _machine("Machine", report.environment)
-    yield from devices(report)
+    yield from _devices(report)
     for one in report.context.get("runs", ()):
         yield table(f"Run {one['name']}", facts(one, "name"), words=True)
     others = {k: v for k, v in report.context.items() if k not in ("runs", "artifacts")}
@@ -120,7 +121,7 @@ def origin(report: Report) -> Iterator[Item]:
     yield table("Preprocessing", pixels, words=True)
 
 
-def _parity(report: Report) -> Iterator[Table]:
+def _parity(report: Report) -> Table:
     providers = {row.who: row.provider for row in report.latency}
     cells: list[Cells] = []
     for one in report.context.get("artifacts", ()):
@@ -138,9 +139,7 @@ def _parity(report: Report) -> Iterator[Table]:
                 "runs on": providers.get((one["run"], one["name"]), NONE),
             }
         )
-    if cells:
-        note = "Against the torch student, at export, on real images."
-        yield table("Parity", cells, note=note)
+    return table("Parity", cells, note="Against the torch student, at export, on real images.")
 
 
 def _machine(title: str, env: dict[str, Any]) -> Table:
@@ -155,7 +154,7 @@ def _machine(title: str, env: dict[str, Any]) -> Table:
     return table(title, facts(env, *hidden) + facts(changes) + facts(versions), words=True)
 
 
-def devices(report: Report) -> Iterator[Item]:
+def _devices(report: Report) -> Iterator[Item]:
     """Yield facts of each device that ran files; emulation is named."""
     for one in report.environment.get("devices", ()):
         if one["emulated"]:
@@ -187,19 +186,15 @@ def most_frequent(kinds: dict[str, int], at_most: int = 6) -> str:
 
 def method(report: Report) -> Iterator[Item]:
     """Yield the definition of every number, the protocol, and where to find the data."""
-    yield from (Text(body, label) for label, body in definitions())
+    yield from definitions()
     own, background = report.protocol["latency"], report.protocol["latency_context"]
-    limits = {"warmup_runs": "warm-up, runs at least", "warmup_s": "warm-up, s at least",
-              "warmup_limit_s": "warm-up, s at most", "runs": "measured, runs at least",
-              "seconds": "measured, s at least", "limit_s": "measured, s at most", "block_s": "block, s",
-              "processes": "fresh processes"}  # fmt: skip
     cells: list[Cells] = [
         {
             "limit": name,
             f"files ({own['name']})": f"{own[key]:g}",
             "background (†)": f"{background[key]:g}",
         }
-        for key, name in limits.items()
+        for key, name in _LIMITS.items()
     ]
     yield table("Latency protocol", cells)
     seconds = report.protocol["seconds"]
@@ -210,11 +205,10 @@ def method(report: Report) -> Iterator[Item]:
     )
 
 
-def definitions() -> list[tuple[str, str]]:
+def definitions() -> list[Text]:
     """Return name and definition of every metric, and how the measurement was done."""
     found: dict[str, str] = {}
-    sources: list[type[BaseModel]] = list(_DEFINED)
-    for metric in (metric for row in sources for metric in metrics_of(row).values()):
+    for metric in (metric for row in _DEFINED for metric in metrics_of(row).values()):
         if metric.formula:
             found.setdefault(metric.name, metric.definition)
-    return [*found.items(), *METHOD]
+    return [Text(body, label) for label, body in (found | _METHOD).items()]

@@ -1,15 +1,23 @@
-"""The parts that a report is written from; renderers know these and nothing about benchmarks."""
+"""The parts of a report, the same for every form: sections of tables, texts, figures and galleries."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from edgekd.benchmark.report.metric import NONE, metrics_of
+from edgekd.benchmark.results.metric import NONE, metrics_of
 from edgekd.core import readers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+WIDE, NARROW = 1000, 340
+"""Widths in pixels for which a large figure is drawn; the style sheet shows the one that fits."""
+Cells = dict[str, str]
+"""A row of a table: heading → cell."""
 
 
 def printable(text: object) -> str:
@@ -57,9 +65,11 @@ class Table:
         """The table with its leading columns only."""
         if not self.lead:
             return self
-        heads = sum(position < self.heads for position in self.lead)
         rows = tuple(tuple(row[n] for n in self.lead) for row in self.rows)
-        return Table(self.title, tuple(self.header[n] for n in self.lead), rows, heads, self.note)
+        heads = sum(position < self.heads for position in self.lead)
+        return replace(
+            self, header=tuple(self.header[n] for n in self.lead), rows=rows, heads=heads, lead=()
+        )
 
 
 @dataclass(frozen=True)
@@ -74,17 +84,21 @@ class Text:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing that `draw` returns as SVG elements: one, or a wide and a narrow one."""
+    """A drawing by matplotlib, for the page alone.
+
+    Attributes:
+        description: what it shows, in words.
+        draw: width in pixels of the page → the drawing.
+        widths: one stands beside others where there is room; of two the page shows the one that fits.
+        legend: names with their colours (keys of the charts' palettes).
+    """
 
     title: str
     description: str
-    draw: Callable[[str], Sequence[str]]
-    """From a key that is unique on the page."""
+    draw: Callable[[int], Drawing]
     caption: str = ""
-    half: bool = False
-    """Two stand side by side where there is room."""
+    widths: tuple[int, ...] = (WIDE, NARROW)
     legend: tuple[tuple[str, str], ...] = ()
-    """Names with their colours (keys of the charts' palettes), for the narrow drawing, which has no labels."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ Item = Table | Text | Figure | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it; `tone` colours the verdict."""
+    """A heading and its items; `tone` colours the verdict."""
 
     key: str
     title: str
@@ -127,11 +141,12 @@ class Document:
     byline: str
     sections: tuple[Section, ...]
     badge: str = ""
-    foot: tuple[str, ...] = field(default=())
 
 
-Cells = dict[str, str]
-"""A row of a table: heading → cell."""
+def section(key: str, title: str, items: Iterable[Item], tone: str = "") -> Section:
+    """Return a section of these items without the tables that have no row."""
+    filled = (item for item in items if not isinstance(item, Table) or item.rows)
+    return Section(key, title, tuple(filled), tone)
 
 
 def shown(row: BaseModel | None, keys: str) -> Cells:
@@ -147,22 +162,19 @@ def shown(row: BaseModel | None, keys: str) -> Cells:
     if "*" in names:
         place = names.index("*")
         names[place : place + 1] = [key for key in metrics if key not in names]
-    return {
-        metrics[key].heading if key in metrics else key.replace("_", " "): metrics[key].shown(
-            row, key
-        )
-        if key in metrics
-        else words(getattr(row, key))
-        for key in names
-    }
+    cells = {}
+    for key in names:
+        if metric := metrics.get(key):
+            cells[metric.heading] = metric.shown(row, key)
+        else:
+            cells[key.replace("_", " ")] = words(getattr(row, key))
+    return cells
 
 
 def facts(values: Mapping[str, object], *hidden: str) -> list[Cells]:
     """Return named facts as the rows of a table, without the `hidden` ones."""
-    pairs = (
-        (key.replace("_", " "), words(value)) for key, value in values.items() if key not in hidden
-    )
-    return [{"what": key, "value": value} for key, value in pairs]
+    found = {key: value for key, value in values.items() if key not in hidden}
+    return [{"what": key.replace("_", " "), "value": words(found[key])} for key in found]
 
 
 def words(value: object) -> str:
@@ -189,7 +201,7 @@ def table(title: str, rows: Iterable[Cells], lead: int = 0, **options: Any) -> T
     found = list(rows)
     names = list(dict.fromkeys(name for row in found for name in row))
     heads = names[: options.get("heads", 1)]
-    kept = [n for n in names if n in heads or any(str(row.get(n, NONE)) != NONE for row in found)]
-    first = tuple(place for place, name in enumerate(kept) if name in names[:lead])
-    cells = tuple(tuple(row.get(name, NONE) for name in kept) for row in found)
-    return Table(title, tuple(kept), cells, lead=first if len(first) < len(kept) else (), **options)
+    used = [n for n in names if n in heads or any(str(row.get(n, NONE)) != NONE for row in found)]
+    first = tuple(place for place, name in enumerate(used) if name in names[:lead])
+    cells = tuple(tuple(row.get(name, NONE) for name in used) for row in found)
+    return Table(title, tuple(used), cells, lead=first if len(first) < len(used) else (), **options)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from edgekd.benchmark.measure.speed import ratio_text
-from edgekd.benchmark.report.metric import metrics_of, ms, percent, points
-from edgekd.benchmark.report.rows import AccuracyRow, Calibration, SummaryRow, VocabularyRow
-from edgekd.benchmark.report.schema import Comparison, GateRow, Report
 from edgekd.benchmark.report.sections import Cell, Cells, Table, shown, table
-from edgekd.benchmark.report.timings import LatencyRow
+from edgekd.benchmark.results.metric import metrics_of, ms, percent, points
+from edgekd.benchmark.results.rows import AccuracyRow, Calibration, LatencyRow, Row, SummaryRow
+from edgekd.benchmark.results.schema import Comparison, GateRow, Report
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
 FEW_SUITES = 3
@@ -21,6 +19,16 @@ def mark(row: LatencyRow) -> str:
     return "†" if row.protocol == "context" else ""
 
 
+def by_subject(report: Report, rows: Iterable[Row], keys: str) -> list[Cells]:
+    """Return the fields `keys` of rows behind the names of their subjects."""
+    return [{"subject": report.label(row)} | shown(row, keys) for row in rows]
+
+
+def or_reason(text: str, reason: str | None, what: str = "n/a") -> str:
+    """Return text, or in its place the reason why there is no number."""
+    return Cell(f"{what}: {reason}", "why") if reason else text
+
+
 def gates(rows: Sequence[GateRow]) -> Table:
     """Return every gate with its outcome first."""
     cells: list[Cells] = [
@@ -28,17 +36,12 @@ def gates(rows: Sequence[GateRow]) -> Table:
             "outcome": Cell("✓ passed", "good") if row.passed else Cell("✗ FAILED", "bad"),
             "gate": row.metric,
             "file": f"{row.run}/{row.subject}" if row.run else "no file",
-            "measured": _or_why("not evaluated", row.reason, f"{row.value or 0:.4g}"),
+            "measured": or_reason(f"{row.value or 0:.4g}", row.reason, "not evaluated"),
             "limit": f"{row.operator} {row.limit:g}",
         }
         for row in rows
     ]
     return table("Gates", cells, heads=3, console=True)
-
-
-def _or_why(what: str, reason: str | None, text: str) -> str:
-    """Return text, or in its place the reason why there is no number."""
-    return Cell(f"{what}: {reason}", "why") if reason else text
 
 
 def results(report: Report, *, timed: bool = True) -> Table:
@@ -48,13 +51,13 @@ def results(report: Report, *, timed: bool = True) -> Table:
         found = report.time(row)
         return {k: f"{v}{mark(found)}" for k, v in shown(found, key).items()} if timed else {}
 
-    few = len(_outside(report)) <= FEW_SUITES
+    suites = _outside(report) if len(_outside(report)) <= FEW_SUITES else []
     cells = [
         {"subject": report.label(row)}
         | shown(row, "id ood_avg adapted_avg")
         | time(row, "p90_ms")
         | shown(row, "size_mb")
-        | ({f"{suite} %": percent(_top1(row, suite)) for suite in _outside(report)} if few else {})
+        | {f"{suite} %": percent(_top1(row, suite)) for suite in suites}
         | shown(row, "ood_worst gap retention ece_id ece_ood")
         | time(row, "p50_ms")
         | shown(row, "parameters macs")
@@ -74,12 +77,10 @@ def _top1(row: SummaryRow, suite: str) -> float | None:
     return row.apart.get(suite, row.ood.get(suite.removeprefix("ood:")))
 
 
-def by_suite(report: Report) -> Table | None:
-    """Return top-1 with suites as rows and subjects as columns; None where the main table has them as columns."""
-    if len(_outside(report)) <= FEW_SUITES:
-        return None
+def by_suite(report: Report) -> Table:
+    """Return top-1 with suites as rows and subjects as columns; no rows where the main table has them as columns."""
     rows: dict[tuple[str, int], Cells] = {}
-    for row in plain(report):
+    for row in plain(report) if len(_outside(report)) > FEW_SUITES else ():
         cells = rows.setdefault((row.suite, row.n), {"suite": row.suite, "images": f"{row.n:,}"})
         cells[report.label(row)] = percent(row.top1)
     return table("Top-1 % by suite", rows.values(), console=True)
@@ -100,7 +101,7 @@ def every_suite(report: Report) -> Table:
         | shown(row, "*")
         for row in plain(report)
     ]
-    folded = by_suite(report) is not None
+    folded = bool(by_suite(report).rows)
     return table("Every subject on every suite", cells, lead=6, heads=2, folded=folded)
 
 
@@ -112,19 +113,21 @@ def changes(report: Report) -> Iterator[Table]:
         | shown(row, "n gain")
         for row in report.gains
     ]
-    if gains:
-        note = "The same kind of model of both runs on the same images; positive is a gain."
-        yield table("Gain over the other run", gains, heads=4, note=note)
-    costs = [
-        {"subject": report.label(row)}
-        | shown(row, "quant_cost_id quant_cost_ood agreement_id agreement_ood")
-        for row in report.exported
-        if row.quant_cost_id or row.quant_cost_ood
-    ]
-    if costs:
-        note = "Torch student minus file on the same images; positive is a loss."
-        yield table("Export cost", costs, note=note)
+    note = "The same kind of model of both runs on the same images; positive is a gain."
+    yield table("Gain over the other run", gains, heads=4, note=note)
+    costly = [row for row in report.exported if row.quant_cost_id or row.quant_cost_ood]
+    keys = "quant_cost_id quant_cost_ood agreement_id agreement_ood"
+    note = "Torch student minus file on the same images; positive is a loss."
+    yield table("Export cost", by_subject(report, costly, keys), note=note)
     yield from map(comparison, report.comparisons)
+
+
+def ratio_text(pair: Comparison) -> str:
+    """Return the latency ratio of a comparison with its interval, or why it is withheld."""
+    if pair.withheld is not None:
+        return f"withheld, since {pair.withheld}"
+    low, high = pair.p50_ratio_ci95
+    return f"{pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def comparison(pair: Comparison) -> Table:
@@ -139,13 +142,11 @@ def comparison(pair: Comparison) -> Table:
 
 def corruptions(report: Report) -> Iterator[Table]:
     """Yield robust accuracy, mCE and severities, then every cell."""
-    rows = report.shown(report.corruptions)
-    if not rows:
-        return
 
     def mean(values: Sequence[float]) -> str:
         return percent(sum(values) / len(values))
 
+    rows = report.shown(report.corruptions)
     cells = [
         {"subject": report.label(row)}
         | shown(row, "n robust_accuracy mce")
@@ -168,10 +169,16 @@ def corruptions(report: Report) -> Iterator[Table]:
 
 def suite_extras(report: Report) -> Iterator[Table]:
     """Yield changed prompts, unknown images, a data set's own metrics, shape against texture."""
-    if report.vocabularies:
-        note = "The same images with other prompts or added names. Loss: top-1 with the run's own prompts minus this."
-        cells = [_vocabulary(report, row) for row in report.vocabularies]
-        yield table("Other prompts", cells, heads=2, note=note)
+    cells: list[Cells] = []
+    for row in report.vocabularies:
+        own = shown(row, "suite top1 base_top1")
+        [top1] = shown(row, "top1")
+        has_loss = row.top1 is not None and row.base_top1 is not None
+        loss = row.base_top1 - row.top1 if has_loss else None  # type: ignore[operator]
+        own |= {top1: or_reason(own[top1], row.reason), "loss points ↓": points(loss)}
+        cells.append({"subject": report.label(row)} | own | shown(row, "to_added added n"))
+    note = "The same images with other prompts or added names. Loss: top-1 with the run's own prompts minus this."
+    yield table("Other prompts", cells, heads=2, note=note)
     unknown = report.shown(report.unknowns)
     cells = [
         {"subject": report.label(row), "suite": row.suite, "score": score}
@@ -182,54 +189,32 @@ def suite_extras(report: Report) -> Iterator[Table]:
         for row in unknown
         if row.suite == suite
     ]
-    if cells:
-        note = (
-            "No class is right on these images. Scores: largest softmax probability, largest logit."
-        )
-        yield table("Unknown images", cells, lead=6, heads=3, note=note, console=True)
-    own: list[Cells] = [
+    note = "No class is right on these images. Scores: largest softmax probability, largest logit."
+    yield table("Unknown images", cells, lead=6, heads=3, note=note, console=True)
+    cells = [
         {"subject": report.label(row), "suite": row.suite, "metric": name, "value": f"{value:.4g}"}
         | {"computed by": row.source}
         for row in report.own_metrics
         for name, value in row.metrics.items()
     ]
-    if own:
-        yield table("The data set's own metrics", own, heads=3)
-    cells = [
-        {"subject": report.label(row)} | shown(row, "suite n shape texture shape_bias")
-        for row in report.shown(report.cue_conflicts)
-    ]
-    if cells:
-        yield table("Shape against texture", cells, heads=2, console=True)
-
-
-def _vocabulary(report: Report, row: VocabularyRow) -> Cells:
-    cells = {"subject": report.label(row)} | shown(row, "suite top1 base_top1")
-    [top1] = shown(row, "top1")
-    cells[top1] = _or_why("n/a", row.reason, str(cells[top1]))
-    loss = None if row.top1 is None or row.base_top1 is None else row.base_top1 - row.top1
-    cells["loss points ↓"] = points(loss)
-    return cells | shown(row, "to_added added n")
+    yield table("The data set's own metrics", cells, heads=3)
+    cues = report.shown(report.cue_conflicts)
+    cells = by_subject(report, cues, "suite n shape texture shape_bias")
+    yield table("Shape against texture", cells, heads=2, console=True)
 
 
 def calibration(report: Report) -> Iterator[Table]:
-    """Yield temperatures, and calibration before and after them; nothing without ID validation images."""
-    cells = [
-        {"subject": report.label(row)}
-        | shown(row, "temperature ece_id ece_id_scaled ece_ood ece_ood_scaled")
-        for row in report.listed
-        if row.temperature is not None
-    ]
-    if not cells:
-        return
+    """Yield temperatures, and calibration before and after them."""
+    fitted = [row for row in report.listed if row.temperature is not None]
+    keys = "temperature ece_id ece_id_scaled ece_ood ece_ood_scaled"
     note = "One temperature for each subject, fitted on ID validation images only."
-    yield table("Calibration before and after one temperature", cells, note=note)
-    metrics = metrics_of(Calibration)
+    title = "Calibration before and after one temperature"
+    yield table(title, by_subject(report, fitted, keys), note=note)
     every = [
         {"subject": report.label(row), "suite": row.suite}
         | {
-            m.name: f"{m.shown(row, key)} → {m.shown(row.scaled, key)}"
-            for key, m in metrics.items()
+            one.name: f"{one.shown(row, key)} → {one.shown(row.scaled, key)}"
+            for key, one in metrics_of(Calibration).items()
         }
         for row in plain(report)
         if row.scaled
@@ -246,22 +231,17 @@ def latencies(report: Report) -> Iterator[Table]:
     rows = report.shown(report.latency)
     cells = [{"subject": f"{report.label(row)}{mark(row)}"} | shown(row, keys) for row in rows]
     yield table("Latency of one image", cells, lead=5)
-    if report.throughput:
-        cells = []
-        for row in report.throughput:
-            rate = shown(row, "images_per_s")
-            [name] = rate
-            rate[name] = _or_why("n/a", row.reason, str(rate[name]))
-            subject = {"subject": report.label(row)}
-            cells.append(subject | shown(row, "batch threads") | rate | shown(row, "calls device"))
-        note = (
-            "Whole batches one after the other, each line in a process of its own: not a latency."
-        )
-        yield table("Throughput", cells, note=note)
+    cells = []
+    for rate in report.throughput:
+        [(name, value)] = shown(rate, "images_per_s").items()
+        own = {"subject": report.label(rate)} | shown(rate, "batch threads")
+        own[name] = or_reason(value, rate.reason)
+        cells.append(own | shown(rate, "calls device"))
+    note = "Whole batches one after the other, each line in a process of its own: not a latency."
+    yield table("Throughput", cells, note=note)
     cells = [
         {"subject": report.label(row)} | shown(row.energy, "* sensor covers")
         for row in report.latency
         if row.energy
     ]
-    if cells:
-        yield table("Energy of one image, over the latency blocks", cells)
+    yield table("Energy of one image, over the latency blocks", cells)

@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekd.benchmark.report import charts, provenance
-from edgekd.benchmark.report.console import print_document
-from edgekd.benchmark.report.contents import document, points_of
-from edgekd.benchmark.report.failures import failures, thumbnails
-from edgekd.benchmark.report.html import html
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.document import document, points_of
+from edgekd.benchmark.report.failures import failures
 from edgekd.benchmark.report.modelcard import model_card
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import RawResults
+from edgekd.benchmark.report.render import html, markdown, print_document
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import Arrays, RawResults
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import GateFailed
 from edgekd.core.files import csv_text, replacing, write_json, write_text
 
 
 def write_report(
-    report: Report,
-    folder: Path,
-    *,
-    predictions: Mapping[str, NDArray[Any]],
-    latency: Mapping[str, NDArray[Any]],
-    shown: Sequence[Suite] = (),
+    report: Report, predictions: Arrays, latency: Arrays, shown: Sequence[Suite] = ()
 ) -> None:
-    """Write report.html, .json, .md and .png, the model card and the arrays into an existing folder.
+    """Write report.html, .json, .md and .png, the model card and the arrays into the report's folder.
 
     Args:
         shown: suites whose images the page may show as examples of errors.
     """
+    folder = report.folder
+    folder.mkdir(parents=True, exist_ok=True)
     raw = RawResults(report, predictions, latency)
-    found = failures(raw)
-    page = document(report, raw, found, thumbnails(found, shown))
+    page = document(report, raw, failures(raw, shown))
     write_json(folder / "report.json", report.model_dump(mode="json"))
     write_text(folder / "report.html", html(page))
     write_text(folder / "report.md", markdown(page))
@@ -53,24 +46,15 @@ def write_report(
 def draw_picture(report: Report, path: Path) -> None:
     """Write the chart of accuracy against latency and size as PNG, 1600 × 1000 pixels."""
     figure = charts.accuracy_figure(points_of(report), 900, 562.5)
-    figure.subplots_adjust(top=0.86, bottom=0.17)
-    mark = f" ({provenance.QUICK_MARK})" if report.quick else ""
+    figure.subplots_adjust(top=0.84, bottom=0.17)
     style: dict[str, Any] = {"color": charts.LIGHT["ink"], "va": "center"}
-    figure.text(
-        0.02,
-        0.955,
-        f"Accuracy in domain (hollow) and out of domain (filled){mark}",
-        weight="bold",
-        size=14,
-        **style,
-    )
-    figure.text(
-        0.02,
-        0.03,
-        f"{provenance.machine_line(report)}. {provenance.images(report)[:110]}",
-        size=9,
-        **style,
-    )
+    badge = f" ({provenance.QUICK_MARK})" if report.quick else ""
+    title = f"Accuracy in domain (hollow) and out of domain (filled){badge}"
+    figure.text(0.02, 0.965, title, weight="bold", size=14, **style)
+    origin = f"{provenance.machine_line(report)}. {provenance.images(report)[:110]}"
+    figure.text(0.02, 0.03, origin, size=9, **style)
+    handles, names = figure.axes[0].get_legend_handles_labels() if figure.axes else ([], [])
+    figure.legend(handles, names, loc="upper left", bbox_to_anchor=(0.01, 0.945), ncols=4, frameon=False)  # fmt: skip
     with replacing(path) as scratch:
         figure.savefig(scratch, format="png", dpi=128)
 
@@ -86,12 +70,12 @@ def corruptions_csv(report: Report) -> str:
     return csv_text([("run", "subject", "corruption", "severity", "n", "top1"), *rows])
 
 
-def print_table(report: Report) -> None:
+def print_report(report: Report) -> None:
     """Print the answers, the gates, the main tables and the notes on standard output."""
     print_document(document(report))
 
 
-def print_gates(report: Report) -> None:
+def check_gates(report: Report) -> None:
     """Check that every gate passed.
 
     Raises:

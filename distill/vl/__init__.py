@@ -1,1 +1,1 @@
-"""Small vision-language students: tasks, data, the joint student, and CLIP-TD-style token distillation."""
+"""The task of `edgekd vl train`: a small vision-language student, with CLIP-TD-style token distillation."""

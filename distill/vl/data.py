@@ -1,22 +1,24 @@
-"""What a vision-language task hands to training: pictures, texts, answers, and statements for the teacher."""
+"""The examples of a vision-language task: pictures, texts, answers, statements for the teacher, and their split."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.data.image_set import ImageSet, load_images
+from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split, make_split
 
 Task = Literal["vqa", "ve", "choice"]
-TASKS: dict[str, str] = {
-    "vqa": "answer a question about the picture from a closed list of answers",
-    "ve": "does the picture entail the sentence, contradict it, or leave it open",
-    "choice": "which of several sentences describes the picture",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +26,8 @@ class VlData:
     """N examples over a set of pictures.
 
     Attributes:
-        name: short name of the data, for reports; says "synthetic" where the texts were generated.
-        task: what is asked.
+        name: short name of the data, for reports; contains "synthetic" where the texts were generated.
+        task: the kind of question.
         synthetic: the texts were generated from metadata, nobody wrote them about these pictures.
         images: the pictures; their `labels` and `domain_of` are the groups that a split keeps in proportion.
         image_of: int64 `[N]`, index into `images`.
@@ -54,45 +56,102 @@ class VlData:
         return len(self.labels)
 
 
-def check_task(task: str) -> Task:
-    """`task` itself, or an error that names the known ones."""
-    if task not in TASKS:
-        raise EdgekdError(f'There is no vision-language task "{task}".', did_you_mean(task, TASKS))
-    return task  # type: ignore[return-value]
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Reads examples of one `VlData` as a student takes them."""
+
+    data: VlData
+    preprocess: Preprocess
+    tokens: Tensor
+    """int64 `[texts, L]`."""
+
+    def texts(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return token ids, int64 `[B, L]`, for `choice` `[B, K, L]`."""
+        return self.tokens[torch.from_numpy(self.data.text_of[indices])]
+
+    def pixels(self, pictures: NDArray[np.int64]) -> Tensor:
+        """Return pictures, prepared as on the device, RGB uint8 `[n, S, S, 3]`."""
+        read = self.data.images.read
+        return torch.from_numpy(np.stack([self.preprocess.pixels(read(int(i))) for i in pictures]))
+
+    def pictures(self, indices: NDArray[np.int64]) -> Tensor:
+        """Return the pictures of examples, RGB uint8 `[B, S, S, 3]`; each is decoded once."""
+        own, back = np.unique(self.data.image_of[indices], return_inverse=True)
+        return self.pixels(own)[torch.from_numpy(back)]
+
+    def parts(self, indices: NDArray[np.int64], size: int = 256) -> Iterator[NDArray[np.int64]]:
+        """Yield `indices` in order of their pictures, `size` at a time."""
+        ordered = indices[np.argsort(self.data.image_of[indices], kind="stable")]
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
 
 
-def load_vl_data(task: str, data: str, *, shifted: bool = False) -> VlData:
-    """The examples of a task.
+@dataclass(frozen=True, eq=False)
+class VlSplit:
+    """Sorted int64 indices into one `VlData`; `images` is the split of its pictures, before any low shot."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    id_test: NDArray[np.int64]
+    ood_test: NDArray[np.int64]
+    images: Split
+    train_images: int
+
+
+def split_examples(
+    data: VlData, *, test_domain: str, fraction: float = 1.0, seed: int = 0
+) -> VlSplit:
+    """Divide the examples as `make_split` divides their pictures, then keep a share of those that train.
 
     Args:
-        task: `vqa`, `ve` or `choice`.
-        data: `easy-vqa` for `vqa`; for the others any images that `edgekd train` takes, whose class and domain names
-            become sentences.
-        shifted: one domain (easy-VQA: some colour × shape combinations) will be left out; generated sentences then
-            do not name domains, since the unseen one's name would be an unknown word.
+        test_domain: a domain's name (easy-VQA: `held-out`), or `none`.
+        fraction: share of the training pictures to train on, in every class of every domain, at least one each.
+            Smaller shares are subsets of larger ones.
 
     Raises:
-        EdgekdError: unknown task, data that does not fit it, easy-vqa not installed.
+        EdgekdError: a fraction outside 0–1, an unknown domain, nothing left to train on.
     """
-    from edgekd.distill.vl.easy_vqa import load_easy_vqa
-    from edgekd.distill.vl.entailment import make_choice, make_entailment
-
-    known = check_task(task)
-    if known == "vqa":
-        if data != "easy-vqa":
-            raise EdgekdError(
-                f'The task vqa needs questions and answers, and "{data}" holds none.',
-                "Use --data easy-vqa, or --task ve with a folder of images.",
-            )
-        return load_easy_vqa(shifted=shifted)
-    if data == "easy-vqa":
+    if not 0 < fraction <= 1:
         raise EdgekdError(
-            f"easy-vqa holds questions, and the task {known} generates its sentences from class folders.",
-            "Use --task vqa, or give a folder of images.",
+            f"The fraction {fraction} is not above 0 and at most 1.",
+            "Give 0.01, 0.1 or 1, for example.",
         )
-    images = load_images(data)
-    return (
-        make_entailment(images, styles=not shifted)
-        if known == "ve"
-        else make_choice(images, styles=not shifted)
+    images = make_split(data.images, test_domain=test_domain, seed=seed)
+    kept = low_shot(data.images, images.train, fraction, seed)
+    if len(kept) == 0 or len(images.val) == 0:
+        raise EdgekdError(
+            f"{data.name} leaves no pictures to train or to select on.", "Give more images."
+        )
+    pictures = (kept, images.val, images.id_test, images.ood_test)
+    train, val, id_test, ood_test = (
+        np.flatnonzero(np.isin(data.image_of, part)) for part in pictures
     )
+    return VlSplit(train, val, id_test, ood_test, images, len(kept))
+
+
+def low_shot(
+    images: ImageSet, pool: NDArray[np.int64], fraction: float, seed: int
+) -> NDArray[np.int64]:
+    """Return ⌈fraction · n⌉ pictures of every class of every domain in `pool`, by a hash of their content."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index in pool.tolist():
+        group = (int(images.domain_of[index]), int(images.labels[index]))
+        groups.setdefault(group, []).append(index)
+
+    def order(index: int) -> bytes:
+        return hashlib.sha256(f"low-shot-1 {seed} {images.keys[index]}".encode()).digest()
+
+    kept: list[int] = []
+    for own in groups.values():
+        kept += sorted(own, key=order)[: math.ceil(fraction * len(own) - 1e-9)]
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def subset(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return at most `most` of `indices`, the same ones every time, in their order.
+
+    They are drawn: a picture's sentences come in turn, so every third one would be of the same answer.
+    """
+    if len(indices) <= most:
+        return indices
+    return np.sort(np.random.default_rng(0).choice(indices, most, replace=False))

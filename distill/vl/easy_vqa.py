@@ -1,6 +1,6 @@
 """easy-VQA (Zhou 2019, MIT): 5,000 pictures of one coloured shape, 48,248 questions, 13 answers.
 
-Pictures and questions lie in the package `easy-vqa`. Three answers in four are yes or no, so a constant answer is right
+Pictures and questions are in the package `easy-vqa`. Three answers in four are yes or no, so a constant answer is right
 for about 37 %.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import sha256_file
+from edgekd.core.readers import read_json
 from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.distill.vl.data import VlData
 
@@ -32,7 +33,7 @@ _UNKNOWN = "unknown"
 
 
 def load_easy_vqa(*, shifted: bool = False) -> VlData:
-    """The examples of both parts of easy-VQA; its pictures' roles are `train` and `test` as published.
+    """Load the examples of both parts of easy-VQA; its pictures' roles are `train` and `test` as published.
 
     Args:
         shifted: sort pictures into the domains `seen` and `held-out` by their combination of colour and shape, and
@@ -44,15 +45,12 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
     root = _package_folder() / "data"
     rows: list[tuple[str, str, str]] = []  # picture, question, answer
     for part in ("train", "test"):
-        texts, answers, numbers = _questions(root / part / "questions.json")
-        rows += [
-            (f"{part}/images/{n}.png", q, a)
-            for q, a, n in zip(texts, answers, numbers, strict=True)
-        ]
-    told: dict[str, list[tuple[str, str]]] = {}
+        entries = read_json(root / part / "questions.json", "question file of easy-vqa")
+        rows += [(f"{part}/images/{entry[2]}.png", entry[0], entry[1]) for entry in entries]
+    pairs: dict[str, list[tuple[str, str]]] = {}
     for path, question, answer in rows:
-        told.setdefault(path, []).append((question, answer))
-    combination = {path: combination_of(own) for path, own in told.items()}
+        pairs.setdefault(path, []).append((question, answer))
+    combination = {path: combination_of(own) for path, own in pairs.items()}
     if shifted:
         rows = [row for row in rows if combination[row[0]] != _UNKNOWN]
     paths = list(dict.fromkeys(path for path, _, _ in rows))
@@ -81,10 +79,10 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
     )
 
 
-def combination_of(told: Sequence[tuple[str, str]]) -> str:
-    """Colour and shape of a picture as its questions and answers tell them, or `unknown`."""
+def combination_of(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return colour and shape of a picture as its questions and answers tell them, or `unknown`."""
     colour = shape = ""
-    for question, answer in told:
+    for question, answer in pairs:
         denies = " not " in question or question.startswith("is no ")
         words = re.findall("[a-z]+", question)
         if answer in ("yes", "no"):
@@ -104,13 +102,6 @@ def _package_folder() -> Path:
             "The package easy-vqa is not installed.", 'Install it: pip install "edgekd[vqa]".'
         )
     return Path(found.origin).parent
-
-
-def _questions(path: Path) -> tuple[list[str], list[str], list[int]]:
-    from edgekd.core.readers import read_json
-
-    rows = read_json(path, "question file of easy-vqa")
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
 def _image_set(root: Path, paths: list[str], combinations: list[str], shifted: bool) -> ImageSet:

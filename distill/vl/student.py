@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,15 @@ from edgekd.distill.vl.data import Task
 from edgekd.distill.vl.tokens import END
 
 
-@dataclass(frozen=True)
-class Joint:
-    """What the last layer holds, one row per picture-text pair."""
+class Joint(NamedTuple):
+    """The states of the last layer, one row per picture-text pair."""
 
     logits: Tensor
     """float `[B, C]`; for `choice` `[B, K]`."""
     cls: Tensor
     """float `[B, d]`, or `[B · K, d]` for `choice`."""
     patches: Tensor
-    """float `[…, P, d]`; P is 0 for a student that does not look."""
+    """float `[…, P, d]`; P is 0 for a blind student."""
     text: Tensor
     """float `[…, L, d]`."""
 
@@ -53,7 +52,7 @@ class Block(nn.Module):
 
 
 class VlStudent(nn.Module):
-    """Picture and text to logits; nothing of a teacher is in it.
+    """Picture and text to logits, without any part of a teacher.
 
     Args:
         backbone: timm model; its `forward_features` gives a map `[B, c, h, w]` or tokens `[B, prefix + P, c]`.
@@ -62,7 +61,7 @@ class VlStudent(nn.Module):
         rows: int64 `[49408]`, row of every CLIP token in the student's table (`tokens.token_rows`).
         length: L, tokens per text.
         outputs: number of answers; ignored for `choice`, which has one score per candidate.
-        blind: do not look at the picture (the control that shows what the texts alone give away).
+        blind: without the picture (the control that shows what the texts alone give away).
     """
 
     mean: Tensor
@@ -108,39 +107,32 @@ class VlStudent(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         """RGB uint8 `[B, S, S, 3]` and CLIP token ids int64 `[B, L]` (`choice`: `[B, K, L]`) → logits `[B, C or K]`."""
-        return self.joint(images, tokens).logits
+        return self.fuse(self.encode(images), tokens).logits
 
-    def joint(self, images: Tensor, tokens: Tensor) -> Joint:
-        """As `forward`, with the hidden states."""
-        return self.read(self.look(images), tokens)
-
-    def look(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """RGB uint8 `[B, S, S, 3]` → the backbone's map as float `[B, P, c]`; `[B, 0, 0]` for a blind student."""
         if self.backbone is None:
             return torch.zeros(len(images), 0, 0)
         pixels = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [B, 3, S, S]
         return patch_rows(self.backbone, pixels)
 
-    def read(self, looked: Tensor, tokens: Tensor) -> Joint:
-        """What `look` gave and token ids → logits and hidden states."""
+    def fuse(self, maps: Tensor, tokens: Tensor) -> Joint:
+        """The backbone's maps and token ids → logits and hidden states."""
         if self.project is None:
-            seen = self.patch_place.expand(len(looked), -1, -1)  # [B, 0, d]
+            seen = self.patch_place.expand(len(maps), -1, -1)  # [B, 0, d]
         else:
-            seen = self.project(looked) + self.patch_place  # [B, P, d]
+            seen = self.project(maps) + self.patch_place  # [B, P, d]
         if self.task == "choice":
             count = tokens.shape[1]
             seen = seen.unsqueeze(1).expand(-1, count, -1, -1).flatten(0, 1)  # [B · K, P, d]
             tokens = tokens.flatten(0, 1)  # [B · K, L]
         text = self.embed(self.rows[tokens]) + self.text_place  # [B, L, d]
-        x = torch.cat(
-            [self.first.expand(len(tokens), 1, -1), seen, text], dim=1
-        )  # [B, 1 + P + L, d]
-        padding = (
-            (tokens == END).int().cumsum(dim=1) - (tokens == END).int()
-        ) > 0  # behind the end, [B, L]
-        bias = torch.cat(
-            [torch.zeros_like(x[:, : 1 + self.patches, 0]), -1e4 * padding.to(x.dtype)], dim=1
-        )
+        first = self.first.expand(len(tokens), 1, -1)
+        x = torch.cat([first, seen, text], dim=1)  # [B, 1 + P + L, d]
+        end = (tokens == END).int()
+        padding = (end.cumsum(dim=1) - end) > 0  # behind the end, [B, L]
+        kept = torch.zeros_like(x[:, : 1 + self.patches, 0])
+        bias = torch.cat([kept, -1e4 * padding.to(x.dtype)], dim=1)
         for block in self.blocks:
             x = block(x, bias[:, None, None, :])
         x = self.norm(x)
@@ -151,7 +143,7 @@ class VlStudent(nn.Module):
 
 
 def patch_rows(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """A timm model's last map or patch tokens as float `[B, P, c]`, class and register tokens left out."""
+    """Return a timm model's last map or patch tokens as float `[B, P, c]`, class and register tokens left out."""
     found: Tensor = backbone.forward_features(pixels)  # type: ignore[operator]
     if found.ndim == 4:
         return found.flatten(2).transpose(1, 2)  # [B, h · w, c]

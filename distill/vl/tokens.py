@@ -23,7 +23,7 @@ _STOP_WORDS = frozenset(
         "these those it its what which who how one can has have here any",
     )
 )
-"""Words that name nothing to be seen. Ours: the paper's rule could not be read."""
+"""Words that name nothing visible. Ours: the paper's rule could not be read."""
 
 
 @cache
@@ -35,13 +35,13 @@ def tokenizer() -> Any:
 
 
 def length_of(texts: Sequence[str], limit: int) -> int:
-    """Tokens of the longest text with begin and end, at most `limit`; warns once where a text is longer."""
+    """Return the tokens of the longest text with begin and end, at most `limit`; warns once where a text is longer."""
     counts = [len(tokenizer().encode(text)) + 2 for text in texts]
     cut = [text for text, count in zip(texts, counts, strict=True) if count > limit]
     if cut:
         warn(
             f'{len(cut)} of {len(texts)} texts are longer than the {limit} tokens that are read: "{cut[0]}"; '
-            "what lies behind is cut off."
+            "the rest is cut off."
         )
     return min(max(counts), limit)
 
@@ -53,7 +53,7 @@ def tokenize(texts: Sequence[str], length: int) -> Tensor:
 
 
 def content_tokens(ids: Tensor) -> Tensor:
-    """Where a token can carry meaning: not begin, end, padding, punctuation or a stop word. bool `[…, L]`."""
+    """Return which tokens can carry meaning: not begin, end, padding, punctuation or a stop word. bool `[…, L]`."""
     after_end = (ids == END).int().cumsum(dim=-1) > 0
     plain = torch.tensor(
         [_is_content(i) for i in ids.flatten().tolist()], dtype=torch.bool
@@ -76,7 +76,7 @@ def _is_content(token: int) -> bool:
 
 
 def token_rows(ids: Tensor) -> NDArray[np.int64]:
-    """Every token of the training texts gets a row of the student's table; all others share row 0. int64 `[V]`."""
+    """Give every token of the training texts a row of the student's table; all others share row 0. int64 `[V]`."""
     rows = np.zeros(VOCABULARY, dtype=np.int64)
     seen = np.unique(ids.numpy())
     rows[seen] = 1 + np.arange(len(seen))

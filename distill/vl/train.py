@@ -1,101 +1,275 @@
-"""Train a vision-language student, with or without a teacher, on one process.
+"""Train a vision-language student, with or without a teacher, on the loop, losses and checkpoints of `edgekd train`.
 
-No augmentation: the teacher's patch vectors are asked once per picture, so the student must see the same picture.
+No augmentation: the teacher's patch vectors are computed once per picture, so the student must see the same picture.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.core.console import say
+from edgekd.core.console import say, shell_word
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_json
+from edgekd.core.files import write_json, write_tensors
 from edgekd.core.folders import RUN, clear, growing
-from edgekd.distill.teacher import load_teacher
-from edgekd.distill.terms import weighted_mean
+from edgekd.core.readers import read_object
+from edgekd.distill.batches import BalancedSampler, PixelStore, open_store
+from edgekd.distill.batchnorm import Fold
+from edgekd.distill.checkpoint import Checkpoint
+from edgekd.distill.classification.text_targets import evenly_spread, report_zero_shot
+from edgekd.distill.launch import make_fabric
+from edgekd.distill.losses import TermSpec
+from edgekd.distill.progress import Progress
+from edgekd.distill.recipes import Stage
+from edgekd.distill.teachers import load_teacher
+from edgekd.distill.train import fit
 from edgekd.distill.vl import tokens
-from edgekd.distill.vl.build import RECORD, WEIGHTS, VlRun, build_student, load_vl_run, save_weights
-from edgekd.distill.vl.data import VlData, load_vl_data
-from edgekd.distill.vl.evaluate import accuracy
-from edgekd.distill.vl.examples import Reader, make_reader, order, training_store
-from edgekd.distill.vl.frozen import frozen_maps
-from edgekd.distill.vl.lessons import Lessons, ask_teacher
-from edgekd.distill.vl.split import VlSplit, split_examples, spread
+from edgekd.distill.vl.data import Reader, VlData, VlSplit, split_examples, subset
+from edgekd.distill.vl.run import (
+    RECORD,
+    WEIGHTS,
+    VlRun,
+    accuracy,
+    build_student,
+    frozen_maps,
+    load_vl_run,
+)
 from edgekd.distill.vl.student import Joint, VlStudent
-from edgekd.distill.vl.teacher_tokens import TokenTeacher, read_tokens
-from edgekd.distill.vl.token_td import TokenMaps, confidence, token_td
+from edgekd.distill.vl.tasks import load_vl_data
+from edgekd.distill.vl.teacher import TokenTargets, TokenTeacher, read_tokens, token_targets
+from edgekd.distill.vl.token_td import TeacherTokens, TokenMaps, VlBatch
 from edgekd.version import __version__
 
-_WARM_UP = 0.1
 _LOG_EVERY = 50
+_WEIGHT_DECAY = 0.05
+_MAX_NORM = 1.0
 _VAL_EXAMPLES = 1000
+_SAMPLE = 512
+
+
+class Trained(nn.Module):
+    """All that trains: the student, and with a teacher the maps to its width."""
+
+    def __init__(self, student: VlStudent, maps: TokenMaps | None, frozen: bool) -> None:
+        super().__init__()
+        self.student, self.maps, self.frozen = student, maps, frozen
+
+    def forward(self, pictures: Tensor, ids: Tensor) -> Joint:
+        """Pictures uint8 `[B, S, S, 3]`, or a frozen backbone's maps of them `[B, P, c]`, and tokens → states."""
+        maps = pictures if self.frozen else self.student.encode(pictures)
+        return self.student.fuse(maps, ids)
+
+
+@dataclass(frozen=True, eq=False)
+class RawExamples:
+    """A batch of a step: indices of examples, and their pictures or a frozen backbone's maps of them."""
+
+    step: int
+    indices: NDArray[np.int64]
+    pictures: Tensor
+
+
+@dataclass(eq=False)
+class TokenDistillation:
+    """The task of the training loop; `targets` is None without a teacher."""
+
+    config: VlTrainConfig
+    model: Trained
+    reader: Reader
+    split: VlSplit
+    targets: TokenTargets | None
+
+    def __post_init__(self) -> None:
+        data, config = self.reader.data, self.config
+        self._sampler = BalancedSampler((self.split.train,), config.batch_size, config.seed)
+        self._pictures = np.unique(data.image_of[self.split.train])
+        self._maps: Tensor | None = None
+        self._store: PixelStore | None = None
+        if config.freeze_backbone:
+            self._maps = frozen_maps(self.model.student, self.reader, self._pictures)
+        else:
+            self._store = open_store(data.images, self.reader.preprocess.size)
+
+    def source(self, step: int) -> RawExamples:
+        """Return the batch of a step."""
+        indices, _ = self._sampler.step(step)
+        wanted = self.reader.data.image_of[indices]
+        if self._maps is not None:
+            rows = np.searchsorted(self._pictures, wanted)
+            return RawExamples(step, indices, self._maps[torch.from_numpy(rows)])
+        assert self._store is not None
+        return RawExamples(step, indices, torch.from_numpy(np.array(self._store.batch(wanted))))
+
+    def train_only(self, parts: tuple[str, ...]) -> None:
+        """Freeze the backbone where the settings say so; all other parts train."""
+        backbone = self.model.student.backbone
+        if backbone is not None and self.config.freeze_backbone:
+            backbone.requires_grad_(False)
+
+    def folds(self) -> list[Fold]:
+        """Return no BatchNorms: a map of features is not the output of the backbone's forward pass."""
+        return []
+
+    def views(self, raw: RawExamples) -> Tensor:
+        """Return the pictures as they are."""
+        return raw.pictures
+
+    def teacher_features(self, raw: RawExamples) -> TeacherTokens | None:
+        """Return the teacher's token vectors, of the examples or, for the control, of others."""
+        if self.targets is None:
+            return None
+        shuffled = self.config.shuffle_teacher
+        return self.targets.of(np.roll(raw.indices, 1) if shuffled else raw.indices)
+
+    def forward(
+        self, model: nn.Module, views: Tensor, teacher: TeacherTokens | None, raw: RawExamples
+    ) -> VlBatch:
+        """Return the student's states and their targets; of a `choice`, the states of the right candidate."""
+        data = self.reader.data
+        joint: Joint = model(views, self.reader.texts(raw.indices))
+        logits, labels = joint.logits, torch.from_numpy(data.labels[raw.indices])
+        if data.task == "choice":
+            joint = own_candidates(joint, labels)
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + raw.step)
+        found: Any = {} if teacher is None else {"tokens": teacher, "maps": self.model.maps}
+        return VlBatch(labels=labels, logits=logits, joint=joint, generator=generator, **found)
+
+    def update(self, teacher: TeacherTokens | None) -> None:
+        """Do nothing: no state follows the teacher."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return no state: batches and random choices are functions of the step."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore nothing."""
+
+    def names(self, raw: RawExamples) -> list[str]:
+        """Return the names of a batch's pictures."""
+        data = self.reader.data
+        return [data.images.ids[i] for i in data.image_of[raw.indices]]
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Return the share of right answers on a sample of the validation examples, 0–1."""
+        student, shown = self.model.student, subset(self.split.val, _VAL_EXAMPLES)
+        return accuracy(student.eval(), self.reader, shown, frozen=self.config.freeze_backbone)
+
+    def loss(self, model: nn.Module) -> float:
+        """Return the error rate on validation."""
+        return 1 - self.accuracy(model)
+
+    def stage(self) -> Stage:
+        """Return the loss terms."""
+        config = self.config
+        terms = {"ce": TermSpec(1.0)}
+        if self.targets is not None:
+            fields = ("select", "ratio", "pooled", "distance", "confidence")
+            params = {field: getattr(config, field) for field in fields}
+            terms["token_td"] = TermSpec(config.weight, params)
+        return Stage("train", 1.0, terms, ("backbone", "head"))
+
+
+def own_candidates(joint: Joint, labels: Tensor) -> Joint:
+    """Return the states of the right candidate of each example, one of the K rows that it has."""
+    rows = torch.arange(len(labels)) * joint.logits.shape[1] + labels
+    return Joint(joint.logits, joint.cls[rows], joint.patches[rows], joint.text[rows])
 
 
 def train_vl(
     config: VlTrainConfig,
-    out: Path,
     *,
-    overwrite: bool = False,
     data: VlData | None = None,
     teacher: TokenTeacher | None = None,
 ) -> VlRun:
     """Train a student and write its run folder.
 
     Args:
-        data: what `config` names, loaded already; None: loaded here. teacher: likewise.
+        data, teacher: what `config` names, loaded already.
 
     Raises:
         EdgekdError: anything the user can mend, before training starts wherever possible.
     """
-    with growing(out, RUN, overwrite=overwrite):
-        return _train(config, out, data, teacher)
+    out, resume = config.folder, config.resume
+    if resume:
+        if (out / RECORD).exists():
+            raise EdgekdError(
+                f"The run at {out} is finished.",
+                f"Evaluate it: edgekd vl evaluate {shell_word(out)}",
+            )
+        config = VlTrainConfig.restore(
+            read_object(out / "config.json", "run configuration"), out / "config.json"
+        )
+    with growing(out, RUN, overwrite=config.overwrite, resume=resume):
+        _train(config, out, data, teacher, resume=resume)
+    return load_vl_run(out)
 
 
 def _train(
-    config: VlTrainConfig, out: Path, data: VlData | None, teacher: TokenTeacher | None
-) -> VlRun:
-    data = data or load_vl_data(config.task, config.data, shifted=config.test_domain != "none")
+    config: VlTrainConfig,
+    out: Path,
+    data: VlData | None,
+    teacher: TokenTeacher | None,
+    *,
+    resume: bool,
+) -> None:
+    domain = config.test_domain
+    data = data or load_vl_data(config.task, config.data, shifted=domain != "none")
     split = split_examples(
-        data, test_domain=config.test_domain, fraction=config.fraction, seed=config.split_seed
+        data, test_domain=domain, fraction=config.fraction, seed=config.split_seed
     )
-    if not config.distil:
+    if config.distil:
+        teacher = teacher or read_tokens(load_teacher(config.teacher))
+    else:
         teacher = None
-    elif teacher is None:
-        teacher = read_tokens(load_teacher(config.teacher))
-    limit = min(teacher.context, 77) if teacher else 77
-    length = tokens.length_of(data.texts, limit)
+    length = tokens.length_of(data.texts, min(teacher.context, 77) if teacher else 77)
     torch.manual_seed(config.seed)
     # Only words that train get rows: another word's row would stay random, and cost a device memory.
     ids = tokens.tokenize(data.texts, length)
     rows = tokens.token_rows(ids[torch.from_numpy(np.unique(data.text_of[split.train]))])
     student, preprocess, grid = build_student(config, rows, length, len(data.answers))
-    reader = make_reader(data, preprocess, length)
-    clear(out, RUN, marker=False)
-    write_json(out / "config.json", config.model_dump(mode="json"))
-    split.images.write(out / "split.json")
-    tests = f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen"
+    reader = Reader(data, preprocess, ids)
+    if not resume:
+        clear(out, RUN, marker=False)
+        write_json(out / "config.json", config.model_dump(mode="json"))
+        split.images.write(out / "split.json")
+    tested = f"{len(split.id_test):,} test, {len(split.ood_test):,} test unseen"
     say(
-        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {tests} "
+        f"{data.name}: {len(split.train):,} examples on {split.train_images:,} pictures train, {tested} "
         f"({config.control})"
     )
     started = time.monotonic()
-    lessons = _lessons(config, teacher, reader, split, grid)
-    ready = time.monotonic()
-    _fit(config, student, reader, split, lessons, out / "metrics.jsonl")
-    seconds = time.monotonic() - ready
-    save_weights(student, out / WEIGHTS)
+    targets = maps = None
+    if teacher:
+        patches = config.select != "none" and not config.blind
+        targets = token_targets(teacher, reader, split.train, grid if patches else None)
+        maps = TokenMaps(config.width, targets.pooled_image.shape[1])
+        sample = evenly_spread(split.train, _SAMPLE)
+        report_zero_shot(targets.logits(sample), data.truth[sample], "examples")
+    model = Trained(student, maps, config.freeze_backbone)
+    task = TokenDistillation(config, model, reader, split, targets)
+    teacher_seconds = time.monotonic() - started
+    loop = _loop_settings(config, out)
+    fabric = make_fabric(loop)
+    checkpoint = Checkpoint(loop, fabric, "edgekd vl train")
+    resume_at = checkpoint.restore(task) if resume else 0
+    before = checkpoint.speed_before
+    stages = [(task.stage(), range(config.steps))]
+    with Progress(out, config.steps, loop.log_every, fabric, resume_at, before) as progress:
+        with checkpoint.request:
+            fit(task, loop, fabric, stages, checkpoint, progress, max_norm=_MAX_NORM)
+        seconds = checkpoint.seconds_before + progress.seconds
+    write_tensors(out / WEIGHTS, student.eval().state_dict())
+    parts = ("train", "val", "id_test", "ood_test")
     record = {
         "schema_version": 1,
         "edgekd": __version__,
@@ -106,153 +280,31 @@ def _train(
         "length": length,
         "preprocess": preprocess.model_dump(mode="json"),
         "teacher_id": teacher.teacher.id if teacher else None,
-        "counts": {
-            part: len(getattr(split, part)) for part in ("train", "val", "id_test", "ood_test")
-        },
+        "counts": {part: len(getattr(split, part)) for part in parts},
         "train_pictures": split.train_images,
-        "teacher_seconds": round(ready - started, 2),
+        "teacher_seconds": round(teacher_seconds, 2),
         "train_seconds": round(seconds, 2),
         "selection": "last weights",
-        "val_accuracy": accuracy(
-            student, reader, spread(split.val, _VAL_EXAMPLES), frozen=config.freeze_backbone
-        ),
+        "val_accuracy": task.accuracy(model),
     }
     write_json(out / RECORD, record)
-    return load_vl_run(out)
+    checkpoint.remove()
 
 
-def _lessons(
-    config: VlTrainConfig,
-    teacher: TokenTeacher | None,
-    reader: Reader,
-    split: VlSplit,
-    grid: tuple[int, int],
-) -> Lessons | None:
-    if teacher is None:
-        return None
-    patches = config.select != "none" and not config.blind
-    return ask_teacher(teacher, reader, split.train, grid if patches else None)
-
-
-def _fit(
-    config: VlTrainConfig,
-    student: VlStudent,
-    reader: Reader,
-    split: VlSplit,
-    lessons: Lessons | None,
-    metrics: Path,
-) -> None:
-    maps = TokenMaps(config.width, lessons.pooled_image.shape[1]) if lessons else None
-    trained = nn.ModuleList([student, *([maps] if maps else [])])
-    if config.freeze_backbone and student.backbone is not None:
-        student.backbone.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        param_groups_weight_decay(trained, 0.05), lr=config.lr, fused=True
+def _loop_settings(config: VlTrainConfig, out: Path) -> TrainConfig:
+    """The settings of the training loop. BatchNorm statistics are frozen where the backbone is pretrained."""
+    pretrained = config.pretrained != "scratch" or config.student_weights is not None
+    return TrainConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=_WEIGHT_DECAY,
+        seed=config.seed,
+        bn="frozen" if pretrained else "train",
+        average="none",
+        log_every=_LOG_EVERY,
+        checkpoint_every=config.checkpoint_every,
+        accelerator="cpu",
+        precision="32-true",
+        out=out,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
-    look = _looks(config, student, reader, split)
-    train_mode(
-        student,
-        frozen_statistics=config.pretrained != "scratch" or config.student_weights is not None,
-    )
-    random = torch.Generator().manual_seed(config.seed)
-    with open(metrics, "w", encoding="utf-8") as log:
-        for step in range(config.steps):
-            indices = split.train[order(len(split.train), config.batch_size, config.seed, step)]
-            labels = torch.from_numpy(reader.data.labels[indices])
-            joint = student.read(look(reader.data.image_of[indices]), reader.texts(indices))
-            loss, values = _loss(config, joint, labels, indices, reader.data, lessons, maps, random)
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    files = ", ".join(
-                        reader.data.images.ids[i] for i in reader.data.image_of[indices][:3]
-                    )
-                    raise EdgekdError(
-                        f"The term {name} is {value} at step {step} (pictures {files}, …).",
-                        "Lower --lr.",
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if (step + 1) % _LOG_EVERY == 0 or step + 1 == config.steps:
-                log.write(
-                    json.dumps({"step": step + 1, **{n: round(v, 5) for n, v in values.items()}})
-                    + "\n"
-                )
-    student.eval()
-
-
-def _looks(
-    config: VlTrainConfig, student: VlStudent, reader: Reader, split: VlSplit
-) -> Callable[[NDArray[np.int64]], Tensor]:
-    """Pictures of a batch → what the backbone sees, float `[B, P, c]`."""
-    if config.freeze_backbone:
-        pictures = np.unique(reader.data.image_of[split.train])
-        maps = frozen_maps(student, reader, pictures)
-        return lambda wanted: maps[torch.from_numpy(np.searchsorted(pictures, wanted))]
-    store = training_store(reader)
-    return lambda wanted: student.look(torch.from_numpy(np.array(store.batch(wanted))))
-
-
-def _loss(
-    config: VlTrainConfig,
-    joint: Joint,
-    labels: Tensor,
-    indices: NDArray[np.int64],
-    data: VlData,
-    lessons: Lessons | None,
-    maps: TokenMaps | None,
-    random: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    task = cross_entropy(joint.logits, labels, reduction="none")  # [B]
-    loss = weighted_mean(task)
-    values = {"ce": loss.item()}
-    if lessons is not None and maps is not None:
-        if config.shuffle_teacher:
-            shown = torch.roll(torch.from_numpy(indices), 1).numpy()
-            asked = lessons.tokens_of(shown, torch.from_numpy(data.labels[shown]))
-        else:
-            shown, asked = indices, lessons.tokens_of(indices, labels)
-        term = token_td(
-            own_rows(joint, labels, data.task == "choice"),
-            asked,
-            maps,
-            select=config.select,
-            ratio=config.ratio,
-            pooled=config.pooled,
-            kind=config.distance,
-            generator=random,
-        )
-        truth = torch.from_numpy(data.truth[shown])
-        counts = confidence(config.confidence, lessons.logits(shown), truth, (-task).exp().detach())
-        distilled = weighted_mean(term, confidence=counts)
-        values["token_td"] = distilled.item()
-        loss = loss + config.weight * distilled
-    return loss, values
-
-
-def own_rows(joint: Joint, labels: Tensor, choice: bool) -> Joint:
-    """The hidden states of each example; of a `choice` those of the right candidate."""
-    if not choice:
-        return joint
-    count = joint.logits.shape[1]
-    rows = torch.arange(len(labels)) * count + labels
-    return Joint(joint.logits, joint.cls[rows], joint.patches[rows], joint.text[rows])
-
-
-def train_mode(student: VlStudent, *, frozen_statistics: bool) -> None:
-    """Training mode, with BatchNorm's statistics as they are where the backbone was pretrained."""
-    student.train()
-    for module in student.modules():
-        if frozen_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def _rate(step: int, steps: int) -> float:
-    """A linear warm-up, then half a cosine down to 0."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

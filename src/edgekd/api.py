@@ -10,6 +10,7 @@ from edgekd.configs.benchmark import (
     EvaluateConfig,
     ReportConfig,
 )
+from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig
 from edgekd.configs.predict import DemoConfig, PredictConfig
@@ -21,11 +22,10 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edgekd.benchmark.measure.throughput import Grid
-    from edgekd.benchmark.report.schema import Report
+    from edgekd.benchmark.results.schema import Report
     from edgekd.core.manifest import Artifact, Run
-    from edgekd.distill.estimate import Estimate
-    from edgekd.evaluation.gather import Gathered
+    from edgekd.distill.classification.estimate import Estimate
+    from edgekd.evaluation.data_check import DataCheck
     from edgekd.inference.demo import Demo
     from edgekd.inference.model import Model, Prediction
     from edgekd.studies.study import Study
@@ -52,7 +52,7 @@ def plan_training(config: TrainConfig) -> Estimate:
     Returns:
         Images, steps, epochs, teacher passes, bytes on disk and seconds; `lines()` has them as text.
     """
-    from edgekd.distill.train import plan_run
+    from edgekd.distill.classification.estimate import plan_run
 
     return plan_run(config)
 
@@ -60,7 +60,8 @@ def plan_training(config: TrainConfig) -> Estimate:
 @verb(TrainConfig)
 def train_or_plan(config: TrainConfig) -> Run | Estimate:
     """Do what `edgekd train` does: `plan_training` with `plan`, else `train`."""
-    from edgekd.distill.train import plan_run, train
+    from edgekd.distill.classification.estimate import plan_run
+    from edgekd.distill.train import train
 
     return plan_run(config) if config.plan else train(config)
 
@@ -86,7 +87,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):
@@ -186,14 +187,15 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
     from edgekd.core.folders import REPORT, free_name, publishing
-    from edgekd.evaluation.subjects import artifact_facts, compared_of
+    from edgekd.evaluation.gather import gather
+    from edgekd.evaluation.subjects import artifact_facts
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
-    gates, grid = parse_gates(config.gates), _grid(config)
-    found, places = _gathered(config)
-    subjects, quick, threads = found.subjects, config.quick, config.threads
-    if grid and all(subject.folder is None for subject in subjects):
+    gates = parse_gates(config.gates)
+    found = gather(config)
+    subjects, suites = found.subjects, found.suites
+    if config.grid and all(subject.folder is None for subject in subjects):
         raise EdgekdError(
             "There is no exported file to take the throughput of.", "Make one: edgekd export."
         )
@@ -201,65 +203,31 @@ def _measure(config: BenchmarkConfig) -> Report:
     folder = config.out or (home if config.overwrite else free_name(home))
     with publishing(folder, REPORT, overwrite=config.overwrite) as scratch:
         if config.result is not None:
-            subjects, quick = from_result(subjects, found.suites, config.result)
+            subjects, quick = from_result(subjects, suites, config.result)
+            config = config.model_copy(update={"quick": quick})
         elif config.device:
-            subjects = on_devices(
-                subjects, found.suites, list(config.device), quick=quick, threads=threads, keep=config.keep,
-                energy=config.energy, grid=grid,
-            )  # fmt: skip
+            subjects = on_devices(subjects, suites, config.device, config, keep=config.keep)
         made = run_benchmark(
             subjects,
-            found.suites,
+            suites,
             scratch,
-            quick=quick,
-            threads=threads,
+            config,
             context={"runs": found.contexts, "artifacts": artifact_facts(subjects)},
             gates=gates,
-            compared=compared_of(found.subjects, places) if config.compare else None,
+            compared=found.compared,
             examples=config.examples,
-            energy=config.energy,
-            grid=grid,
         )
     return made.model_copy(update={"folder": folder})
 
 
 def _bundle(config: BenchmarkConfig) -> str:
     from edgekd.benchmark.device import bundle
+    from edgekd.evaluation.gather import gather
     from edgekd.targets.profiles import follow_profile
 
     config = follow_profile(config, {"threads"}, cautions=True)
-    found, _ = _gathered(config)
-    return bundle(
-        found.subjects,
-        found.suites,
-        Path(str(config.bundle)),
-        quick=config.quick,
-        threads=config.threads,
-        energy=config.energy,
-        grid=_grid(config),
-    )
-
-
-def _gathered(config: BenchmarkConfig) -> tuple[Gathered, list[Path]]:
-    """Return what is measured on what, and the runs and artifacts that were named."""
-    from edgekd.distill.plan import newest_run
-    from edgekd.evaluation.gather import gather
-
-    places = list(config.paths) or [newest_run()]
-    found = gather(
-        places, data=config.data, ood=config.ood, unknown=config.unknown, test=config.test, suites=config.suites,
-        texture_shape=config.texture_shape, corruption_images=config.corruption_images,
-        vocabulary=config.vocabulary, elsewhere=bool(config.device) or config.result is not None,
-    )  # fmt: skip
-    return found, places
-
-
-def _grid(config: BenchmarkConfig) -> Grid | None:
-    from edgekd.benchmark.measure.throughput import Grid
-
-    if not config.batch_sizes and not config.thread_counts:
-        return None
-    return Grid(config.batch_sizes or (1,), config.thread_counts or (config.threads,))
+    found = gather(config)
+    return bundle(found.subjects, found.suites, Path(str(config.bundle)), config)
 
 
 @verb_of_paths(ReportConfig)
@@ -270,7 +238,7 @@ def report(config: ReportConfig) -> Path:
         The page, `<out>/comparison.html`.
     """
     from edgekd.benchmark.report.comparison import write_comparison
-    from edgekd.distill.plan import newest_run
+    from edgekd.distill.classification.plan import newest_run
 
     places = list(config.paths) or [newest_run()]
     return write_comparison(places, config.out, overwrite=config.overwrite)
@@ -291,21 +259,9 @@ def evaluate(config: EvaluateConfig) -> list[dict[str, Any]]:
         m_vlalign, and for embeddings m_rel, recall, m_neigh (0–1), angle (degrees) and distance (squared, of unit
         vectors, 0–4). With `probe` the subjects are `linear` and `knn`, with `shots` `zero-shot` and `retrieval`.
     """
-    from edgekd.distill.load import load_run
-    from edgekd.distill.plan import newest_run
-    from edgekd.evaluation.few_shot import few_rows
-    from edgekd.evaluation.teacher_agreement import agreement_rows, probe_rows, zero_shot_rows
+    from edgekd.evaluation.evaluate import evaluate_rows
 
-    if not (config.agreement or config.probe or config.shots):
-        return zero_shot_rows(load_run(config.run) if config.run else None, config)
-    loaded = load_run(config.run or newest_run())
-    if config.shots is not None:
-        return few_rows(loaded, config.data, config.shots, config.keys)
-    return (
-        agreement_rows(loaded, config.data, config.teacher)
-        if config.agreement
-        else probe_rows(loaded)
-    )
+    return evaluate_rows(config)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
@@ -321,6 +277,19 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     from edgekd.inference.model import load
 
     return load(path, threads=threads)
+
+
+@verb(DataCheckConfig)
+def check_data(config: DataCheckConfig) -> DataCheck:
+    """Look for unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
+    and probable label errors. Nothing of the data changes.
+
+    Returns:
+        The findings, as the page `page` shows them with thumbnails.
+    """
+    from edgekd.evaluation.data_check import check_data
+
+    return check_data(config)
 
 
 @verb(PredictConfig)

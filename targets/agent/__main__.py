@@ -20,22 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.benchmark.measure import environment
+from edgekd.core import machine
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, parse_json
+from edgekd.core.readers import inside, parse_json, sha256_of
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
-from edgekd.targets.agent.model import open_model, read_manifest
-from edgekd.targets.agent.runtimes import check_runtime, make_ready
-from edgekd.targets.agent.store import (
-    Arrays,
-    holder,
-    only_one,
-    read_step,
-    receive,
-    sha256_of,
-    write_step,
-)
+from edgekd.targets.agent.model import check_runtime, open_model, read_manifest
+from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, write_step
 from edgekd.targets.new_class import add_by_images, content, told
 
 RESULT = "edgekd-result.npz"
@@ -51,7 +42,7 @@ class _Killed(EdgekdError):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0, or 2 with a sentence: what the device's owner can mend."""
+    """Return exit code 0, or 2 with a sentence about what the device's owner can mend."""
     verbs = {"able": _able, "probe": _probe, "receive": _receive, "run": _run, "ready": _ready, "step": _step,
              "send": _send, "stop": _stop, "remove": _remove, "classify": _classify, "add": _add}  # fmt: skip
     needed = {"run": 1, "classify": 2, "add": 3}
@@ -61,19 +52,19 @@ def main(arguments: list[str]) -> int:
     try:
         verbs[arguments[0]](arguments[1:])
     except EdgekdError as error:
-        _tell(error=[error.message, error.hint])
+        _emit(error=[error.message, error.hint])
         return 2
     except OSError as error:
-        _tell(error=_of_system(error))
+        _emit(error=_of_system(error))
         return 2
     except KeyboardInterrupt:
-        _tell(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
+        _emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
 
 
 def _able(arguments: list[str]) -> None:
-    """`able JSON`: of each described artifact, null or the reason why its runtime does not run here."""
+    """`able JSON`: for each described artifact, null or the reason why its runtime does not run here."""
     found: list[list[str] | None] = []
     for artifact in parse_json(arguments[0]):
         try:
@@ -81,7 +72,7 @@ def _able(arguments: list[str]) -> None:
             found.append(None)
         except EdgekdError as error:
             found.append([error.message, error.hint])
-    _tell(able=found)
+    _emit(able=found)
 
 
 def _probe(arguments: list[str]) -> None:
@@ -95,13 +86,8 @@ def _probe(arguments: list[str]) -> None:
             files[name] = sha256_of(root / name)
         elif part.is_file():
             files[name] = part.stat().st_size
-    versions = environment.describe()["versions"]
-    _tell(
-        python=platform.python_version(),
-        versions=versions,
-        free=shutil.disk_usage(root).free,
-        files=files,
-    )
+    versions, free = machine.describe()["versions"], shutil.disk_usage(root).free
+    _emit(python=platform.python_version(), versions=versions, free=free, files=files)
 
 
 def _receive(arguments: list[str]) -> None:
@@ -140,65 +126,61 @@ def _remove(arguments: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     """`run JOB [--stay] [--python WORD]…`: make every missing entry of the journal, then the result."""
     folder = Path(arguments[0]).resolve()
-    python = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"] or [
-        sys.executable
-    ]
+    words = [arguments[n + 1] for n, word in enumerate(arguments) if word == "--python"]
+    command = [*(words or [sys.executable]), sys.argv[0]]
     if "--stay" in arguments:
         _stay()
-    job = read_job(folder)
+    job, done = read_job(folder), folder / "done"
     with only_one(folder) as waiting:
         for second, _ in enumerate(waiting):
             if second == 0:
                 _say("an earlier agent is still at work on this; waiting for it")
-        done = folder / "done"
         done.mkdir(exist_ok=True)
         if not (done / "start.npz").exists():
-            write_step(done / "start.npz", {}, environment.state())
+            write_step(done / "start.npz", {}, machine.state())
         if not (done / READY).exists():
-            _child([*python, sys.argv[0], "ready", str(folder)])
+            _child([*command, "ready", str(folder)])
         for group in job.steps():
             missing = [name for name in group if not (done / f"{name}.npz").exists()]
-            if missing:
-                try:
-                    _child([*python, sys.argv[0], "step", str(folder), *missing])
-                except _Killed as killed:
-                    if not missing[0].startswith("throughput-"):
-                        raise
-                    steps.write_refusal(folder, missing[0], killed.message)
+            try:
+                if missing:
+                    _child([*command, "step", str(folder), *missing])
+            except _Killed as killed:
+                if not missing[0].startswith("throughput-"):
+                    raise
+                steps.write_refusal(done / f"{missing[0]}.npz", killed.message)
         result = folder / RESULT
         if not result.exists():
-            _write_result(job, folder, result)
-    _tell(result=str(result), size=result.stat().st_size, sha256=sha256_of(result))
+            _write_result(job, done, result)
+    _emit(result=str(result), size=result.stat().st_size, sha256=sha256_of(result))
 
 
 def _classify(arguments: list[str]) -> None:
     """`classify ARTIFACT IMAGE…`: each image's most probable class."""
     model = open_model(Path(arguments[0]), threads=None)
     for name in arguments[1:]:
-        logits = model.run(model.prepare(content(Path(name)))[None])[0].astype(np.float64)  # [C]
+        encoded = content(Path(name))
+        logits = model.run(model.prepare(encoded)[None])[0].astype(np.float64)  # [C]
         odds = np.exp(logits - logits.max())
-        _tell(
-            image=name,
-            found=model.classes[int(logits.argmax())],
-            probability=round(float(odds.max() / odds.sum()), 3),
-        )
+        probability = round(float(odds.max() / odds.sum()), 3)
+        _emit(image=name, found=model.classes[int(logits.argmax())], probability=probability)
 
 
 def _add(arguments: list[str]) -> None:
     """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: a class that the artifact is to tell apart from now on."""
     folder, name = Path(arguments[0]), arguments[1]
     model = open_model(folder, threads=None)
-    if model.embed is None:
+    embed = model.embed
+    if embed is None:
         raise EdgekdError(
             f"{folder} ends in the logits of fixed classes, so none can be added.",
             "Export with --head embedding.",
         )
-    embed = model.embed
     places = [Path(place) for place in arguments[2:]]
     bank = add_by_images(
         folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0]
     )
-    _say(f"{folder} knows {len(bank.classes)} classes now; {name}: {told(bank)}")
+    _say(f"{folder} has {len(bank.classes)} classes now; {name}: {told(bank)}")
 
 
 def _of_system(error: OSError) -> list[str]:
@@ -222,47 +204,45 @@ def _stay() -> None:
 
 
 def _child(command: list[str]) -> None:
+    """Run a verb of the agent in a fresh process, pass its messages on, and raise its error."""
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+    failure = None
     try:
         assert child.stdout is not None
-        failure = None
+        assert child.stderr is not None
         for line in child.stdout:
             with contextlib.suppress(ValueError, AttributeError):
-                told = parse_json(line)
-                failure = told.get("error", failure)
-                if "say" in told:
-                    _say(told["say"])
-        assert child.stderr is not None
-        last = (
-            child.stderr.read().decode(errors="replace").strip().splitlines() or ["no message"]
-        )[-1]
+                message = parse_json(line)
+                failure = message.get("error", failure)
+                if "say" in message:
+                    _say(message["say"])
+        stderr = child.stderr.read().decode(errors="replace").strip()
         code = child.wait()
     finally:
         if child.poll() is None:
             child.kill()
     if failure:
         raise EdgekdError(*failure)
+    ended = f"The device's process ended with code {code}"
     if code == -9:
-        raise _Killed(
-            f"The device's process ended with code {code} (out of memory?).",
-            "Run the same command again.",
-        )
+        raise _Killed(f"{ended} (out of memory?).", "Run the same command again.")
     if code != 0:
-        raise EdgekdError(
-            f"The device's process ended with code {code} ({last}).", "Run the same command again."
-        )
+        last = (stderr.splitlines() or ["no message"])[-1]
+        raise EdgekdError(f"{ended} ({last}).", "Run the same command again.")
 
 
 def _ready(arguments: list[str]) -> None:
-    """`ready JOB`, in a process of its own, before anything is timed: runtimes looked at, engines built."""
+    """`ready JOB`, in a process of its own, before anything is timed: check the runtimes, build missing engines."""
     folder = Path(arguments[0])
     places = [folder.parent / one.folder for one in read_job(folder).artifacts]
     manifests = [read_manifest(place) for place in places]
-    for manifest in manifests:
-        check_runtime(manifest)  # all of them before the first build, which may take long
-    built = [make_ready(manifest, place, _say) for manifest, place in zip(manifests, places)]  # noqa: B905
+    openers = [check_runtime(one) for one in manifests]  # all before the first build: that is long
+    built = [
+        opener.make_ready(manifest, place, _say)
+        for opener, manifest, place in zip(openers, manifests, places)  # noqa: B905  Python 3.9
+    ]
     write_step(folder / "done" / READY, {}, {"boot": steps.boot(), "built": built})
 
 
@@ -272,37 +252,32 @@ def _step(arguments: list[str]) -> None:
     steps.run_group(read_job(folder), folder, arguments[1:], _say)
 
 
-def _write_result(job: Job, folder: Path, path: Path) -> None:
+def _write_result(job: Job, done: Path, path: Path) -> None:
     arrays: Arrays = {}
     facts: dict[str, Any] = {"job": json.loads(job.to_json()), "steps": {}}
     for name in [name for group in job.steps() for name in group]:
-        found, facts["steps"][name] = read_step(folder / "done" / f"{name}.npz")
-        arrays |= {f"{name}/{key}": value for key, value in found.items()}
-    facts["environment"] = environment.describe() | {
-        "before": read_step(folder / "done" / "start.npz")[1],
-        "after": environment.state(),
-    }
-    facts["built"] = read_step(folder / "done" / READY)[1]["built"]
+        found, facts["steps"][name] = read_step(done / f"{name}.npz")
+        arrays = {**arrays, **{f"{name}/{key}": value for key, value in found.items()}}
+    states = {"before": read_step(done / "start.npz")[1], "after": machine.state()}
+    facts["environment"] = {**machine.describe(), **states}
+    facts["built"] = read_step(done / READY)[1]["built"]
     facts["name"] = platform.node().split(".")[0] or "device"
     facts["emulated"] = steps.emulated()
     write_step(path, arrays, facts)
 
 
 def _say(text: str) -> None:
-    _tell(say=text)
+    _emit(say=text)
 
 
-def _tell(**message: Any) -> None:
-    """One JSON line, or plain words when a person is watching. Nobody listening is no reason to stop working."""
+def _emit(**message: Any) -> None:
+    """Print one JSON line, or words on a terminal. A closed output is no reason to stop working."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stdout.isatty():
-            print(*(_words(value) for value in message.values()), flush=True)
+            words = (" ".join(map(str, v)) if isinstance(v, list) else v for v in message.values())
+            print(*words, flush=True)
         else:
             print(json.dumps(message), flush=True)
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 if __name__ == "__main__":

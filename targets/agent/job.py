@@ -1,4 +1,4 @@
-"""What an agent is asked to do: `job.json`, and the steps that follow from it."""
+"""The task of an agent: `job.json`, and the steps that follow from it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgekd.benchmark.measure.latency import Protocol
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import plain_path, printable, read_json
+from edgekd.targets.timing.stopwatch import Protocol
 
 FORMAT = 1
 """Raised when `job.json` or the result changes its meaning; agent and edgekd of different formats refuse each other."""
@@ -93,7 +93,7 @@ def parse_job(data: Any) -> Job:
     """
     if isinstance(data, dict) and data.get("format") != FORMAT:
         raise EdgekdError(
-            f"The job has format {printable(str(data.get('format')))[:20]}; this agent knows format {FORMAT}.",
+            f"The job has format {printable(str(data.get('format')))[:20]}; this agent reads format {FORMAT}.",
             "Use the agent and the edgekd of one release.",
         )
     try:

@@ -1,8 +1,8 @@
-"""An artifact folder, opened without edgekd's manifest reader (which needs pydantic)."""
+"""An artifact folder and the runtimes of this Python: checked, made ready and opened without pydantic."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,21 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
-from edgekd.core.readers import inside, printable, read_object
+from edgekd.core.readers import inside, printable, read_object, sha256_of
 from edgekd.data.images import UnreadableImage, decode
 from edgekd.data.resize import resize_rgb
 from edgekd.targets.agent.job import number, whole
-from edgekd.targets.agent.runtimes import open_file
-from edgekd.targets.agent.store import sha256_of
 from edgekd.targets.bank import read_bank
-from edgekd.targets.opened import Ask
+from edgekd.targets.opened import OR_ANOTHER, Ask, Opened
+from edgekd.targets.registry import TARGETS, opener_of
+
+PACKAGES = {
+    target.format: target.packages for target in TARGETS.values() if target.packages is not None
+}
+"""Format of artifacts that the agent runs → what a device's Python needs besides numpy and Pillow, for people."""
+FORMATS = tuple(PACKAGES)
+"""Formats of artifacts that the agent runs."""
+_NEEDED = ("builder", "builder_version", "compute_capabilities")
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,61 @@ def _check(artifact: dict[str, Any]) -> None:
         raise ValueError("preprocess")
 
 
+def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `artifact.json` that `check_runtime` reads."""
+    details = artifact.get("details", {})
+    return {
+        "format": artifact["format"],
+        "details": {key: details[key] for key in _NEEDED if key in details},
+    }
+
+
+def check_runtime(artifact: Mapping[str, Any]) -> Any:
+    """Return the opener of an artifact, an `edgekd.targets.opened.Opener`, whose runtime this device's Python has.
+
+    Args:
+        artifact: what `artifact.json` holds; what `needs` takes of it is enough.
+
+    Raises:
+        EdgekdError: an unknown format, or a runtime that is not here, by the name of its package.
+    """
+    if artifact["format"] not in FORMATS:
+        raise _unknown(artifact)
+    package = PACKAGES[artifact["format"]]
+    try:
+        opener = opener_of(artifact["format"])
+    except (ImportError, OSError) as error:
+        raise EdgekdError(
+            f"The device's Python cannot load {package} ({error}).",
+            f"On the device: python3 -m pip install {package}, {OR_ANOTHER}",
+        ) from error
+    opener.check(artifact)
+    return opener
+
+
+def _unknown(artifact: Mapping[str, Any]) -> EdgekdError:
+    return EdgekdError(
+        f"The agent cannot run artifacts of the format {artifact['format']}.",
+        f"It runs {', '.join(FORMATS)}; measure others without --device.",
+    )
+
+
+def _open_file(artifact: Mapping[str, Any], folder: Path, threads: int | None) -> Opened:
+    if artifact["format"] in FORMATS:
+        opener = check_runtime(artifact)
+    else:
+        try:  # the other openers are in the whole package, not in the agent's file
+            opener = opener_of(artifact["format"])
+        except ImportError as error:
+            raise _unknown(artifact) from error
+    opened: Opened = opener.open_file(
+        artifact, folder, threads=threads, spinning=True, provider=None
+    )
+    return opened
+
+
 def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
-    """Open an artifact folder with the runtime its format asks for.
+    """Open an artifact folder with the runtime of its format.
 
     Raises:
         EdgekdError: an altered file, a format without a runtime here, a missing runtime.
@@ -102,7 +162,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
             raise EdgekdError(
                 f"{folder / name} is not the file that was exported.", "Copy the artifact again."
             )
-    opened = open_file(artifact, folder, threads=threads)
+    opened = _open_file(artifact, folder, threads)
     bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
     return DeviceModel(
         opened.run if bank is None else lambda images: bank.logits(opened.run(images)),
@@ -118,7 +178,7 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
 
 
 def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Decode and resize as `artifact.json` says; what the file takes is made of that when it runs."""
+    """Return what decodes and resizes an image by the settings of `artifact.json`."""
     wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
 
     def prepare(encoded: bytes) -> NDArray[np.uint8]:

@@ -1,5 +1,4 @@
-"""The steps of a job, each in a process of its own: predictions, the model's clock, the clock from file to answer, and
-images per second."""
+"""The steps of a job, each in a process of its own: predictions, latency, end-to-end latency, throughput."""
 
 from __future__ import annotations
 
@@ -9,16 +8,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.energy import Meter, open_sensor
-from edgekd.benchmark.measure.environment import peak_rss_mb, state, usable_cores
-from edgekd.benchmark.measure.latency import LatencySamples, measure, measure_interleaved, rotating
 from edgekd.core.errors import EdgekdError
+from edgekd.core.machine import peak_rss_mb, state, usable_cores
 from edgekd.core.readers import read_errors
 from edgekd.data.images import MAX_BYTES
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
@@ -26,76 +24,54 @@ from edgekd.targets.agent.model import DeviceModel, open_model
 from edgekd.targets.agent.store import Arrays, write_step
 from edgekd.targets.opened import refuse_batch
 from edgekd.targets.placement import refuse_fallback
+from edgekd.targets.timing.energy import Meter, open_sensor
+from edgekd.targets.timing.stopwatch import LatencySamples, measure, measure_interleaved, rotating
 
-Said = Callable[[str], None]
+Say = Callable[[str], None]
 _CPUINFO = "/proc/cpuinfo"
 
 
-def run_group(job: Job, folder: Path, names: Sequence[str], say: Said) -> None:
+def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
     """Make the journal's entries `names`, which belong to one process."""
-    kind, which, _ = (names[0] + "-").split("-", 2)
-    if kind == "throughput":
-        _throughput(job, folder, names[0], say)
-        return
-    numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
-    artifacts = [job.artifacts[n] for n in numbers]
-    meter = None
-    if kind == "latency" and job.energy is not None:
-        say(f"power at rest, by {job.energy}")
-        meter = Meter(open_sensor(job.energy))
-        meter.rest()
-    models = [open_model(folder.parent / one.folder, threads=job.threads) for one in artifacts]
-    with _image_file(folder.parent / job.image_file) as images:
+    kind, which, *rest = names[0].split("-")
+    root, done = folder.parent, folder / "done" / f"{names[0]}.npz"
+    with _image_file(root / job.image_file) as images:
+        if kind == "latency":
+            numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
+            _latency(job, root, numbers, images, done, say)
+            return
+        artifact = job.artifacts[int(which)]
+        batch, threads = job.grid[int(rest[0])] if kind == "throughput" else (1, job.threads)
+        model = open_model(root / artifact.folder, threads=threads)
         if kind == "predict":
-            _predict(artifacts[0], models[0], images, folder, names, say)
-        elif kind == "latency":
-            say(
-                f"latency of {_listed(artifacts)}, {job.protocol.seconds:g} s each ({names[0].rpartition('-')[2]})"
-            )
-            buffers = [
-                np.stack([model.prepare(_encoded(images, place)) for place in one.latency_images])
-                for one, model in zip(artifacts, models)  # noqa: B905  Python 3.9 has no strict
-            ]
-            before = state()
-            measured = measure_interleaved(
-                {
-                    n: rotating(model.run, part)
-                    for n, model, part in zip(map(str, numbers), models, buffers)  # noqa: B905
-                },
-                job.protocol,
-                meter=meter,
-            )
-            arrays: Arrays = {}
-            facts: dict[str, Any] = {"before": before, "after": state(), "boot": boot()}
-            for n, model in zip(map(str, numbers), models):  # noqa: B905
-                arrays |= sample_arrays(n, measured[n])
-                facts[n] = sample_facts(measured[n]) | opened_facts(model)
-                facts[n]["energy"] = None if meter is None else meter.facts()
-            write_step(folder / "done" / f"{names[0]}.npz", arrays, facts)
+            _predict(artifact, model, images, done.parent, names, say)
+        elif kind == "endtoend":
+            _end_to_end(job, which, artifact, model, images, done, say)
         else:
-            _end_to_end(
-                job, numbers[0], models[0], images, folder / "done" / f"{names[0]}.npz", say
+            say(
+                f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
             )
+            _throughput(job, which, batch, model, _prepared(artifact, model, images), done)
 
 
 def _predict(
     artifact: JobArtifact,
     model: DeviceModel,
     images: zipfile.ZipFile,
-    folder: Path,
+    done: Path,
     names: Sequence[str],
-    say: Said,
+    say: Say,
 ) -> None:
     placement = model.placement()
     if placement is not None:
         refuse_fallback(artifact.name, placement)  # before hours are spent on it
+    facts = {"boot": boot(), "placement": None if placement is None else asdict(placement)}
     with ThreadPoolExecutor(usable_cores()) as pool:
         for name in names:
             start = int(name.rpartition("-")[2])
             chosen = artifact.images[start : start + CHUNK]
-            say(
-                f"answers of {artifact.name}: images {start} to {start + len(chosen)} of {len(artifact.images)}"
-            )
+            end = start + len(chosen)
+            say(f"logits of {artifact.name}: images {start} to {end} of {len(artifact.images)}")
             encoded = (_encoded(images, place) for place in chosen)
             logits, checks = [], []
             # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
@@ -109,15 +85,48 @@ def _predict(
                     "Compare it with the FP32 artifact on this device.",
                 )
             arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
-            facts = {"boot": boot(), "placement": None if placement is None else asdict(placement)}
-            write_step(folder / "done" / f"{name}.npz", arrays, facts)
+            write_step(done / f"{name}.npz", arrays, facts)
+
+
+def _latency(
+    job: Job, root: Path, numbers: Sequence[int], images: zipfile.ZipFile, done: Path, say: Say
+) -> None:
+    """Time artifacts in alternating blocks; idle power is measured before any model is loaded."""
+    artifacts = {str(n): job.artifacts[n] for n in numbers}
+    meter = None
+    if job.energy is not None:
+        say(f"power at rest, by {job.energy}")
+        meter = Meter(open_sensor(job.energy))
+        meter.rest()
+    models = {n: open_model(root / a.folder, threads=job.threads) for n, a in artifacts.items()}
+    named = ", ".join(one.name for one in artifacts.values())
+    process = done.stem.rpartition("-")[2]
+    say(f"latency of {named}, {job.protocol.seconds:g} s each ({process})")
+    runners = {
+        n: rotating(model.run, _prepared(artifacts[n], model, images))
+        for n, model in models.items()
+    }
+    before = state()
+    measured = measure_interleaved(runners, job.protocol, meter=meter)
+    arrays: Arrays = {}
+    facts: dict[str, Any] = {"before": before, "after": state(), "boot": boot()}
+    for n, model in models.items():
+        arrays |= _arrays(n, measured[n])
+        facts[n] = _facts(measured[n], model)
+        facts[n]["energy"] = None if meter is None else meter.facts()
+    write_step(done, arrays, facts)
 
 
 def _end_to_end(
-    job: Job, number: int, model: DeviceModel, images: zipfile.ZipFile, done: Path, say: Said
+    job: Job,
+    n: str,
+    artifact: JobArtifact,
+    model: DeviceModel,
+    images: zipfile.ZipFile,
+    done: Path,
+    say: Say,
 ) -> None:
-    artifact = job.artifacts[number]
-    say(f"from file to answer with {artifact.name}, {job.protocol.seconds:g} s")
+    say(f"end-to-end latency of {artifact.name}, {job.protocol.seconds:g} s")
     encoded = [_encoded(images, place) for place in artifact.latency_images]
     prepare_ns: list[int] = []
 
@@ -129,65 +138,47 @@ def _end_to_end(
 
     before = state()
     samples = measure(run_once, job.protocol)
-    n = str(number)
-    arrays = sample_arrays(n, samples)
-    arrays[f"prepare_ms_{n}"] = (
-        np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
-    )
+    prepare_ms = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
+    arrays = _arrays(n, samples) | {f"prepare_ms_{n}": prepare_ms}
     facts = {"before": before, "after": state(), "boot": boot(), "peak_rss_mb": peak_rss_mb()}
-    write_step(done, arrays, facts | {n: sample_facts(samples) | opened_facts(model)})
+    write_step(done, arrays, facts | {n: _facts(samples, model)})
 
 
-def _throughput(job: Job, folder: Path, name: str, say: Said) -> None:
-    n, place = name.split("-")[1:]
-    artifact, (batch, threads) = job.artifacts[int(n)], job.grid[int(place)]
+def _throughput(
+    job: Job, n: str, batch: int, model: DeviceModel, buffers: NDArray[np.uint8], done: Path
+) -> None:
     assert job.grid_protocol is not None
-    say(
-        f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
-    )
-    model = open_model(folder.parent / artifact.folder, threads=threads)
-    with _image_file(folder.parent / job.image_file) as images:
-        buffers = np.stack(
-            [model.prepare(_encoded(images, image)) for image in artifact.latency_images]
-        )
     try:
         refuse_batch(batch, model.largest_batch)
         samples = measure(rotating(model.run, buffers, batch), job.grid_protocol)
-    except (
-        Exception
-    ) as error:  # made for fewer images at a time, or the memory is too small for so many
+    # Made for fewer images at a time, or the memory is too small for so many: whatever the runtime raises then.
+    except Exception as error:
         if batch == 1:
             raise
-        write_refusal(folder, name, (str(error).strip().splitlines() or [type(error).__name__])[0])
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        write_refusal(done, reason[0])
         return
-    facts = {"boot": boot(), n: sample_facts(samples) | opened_facts(model)}
-    write_step(folder / "done" / f"{name}.npz", sample_arrays(n, samples), facts)
+    write_step(done, _arrays(n, samples), {"boot": boot(), n: _facts(samples, model)})
 
 
-def write_refusal(folder: Path, name: str, reason: str) -> None:
-    """The journal's entry of a throughput that cannot be taken, so that it is not tried again."""
-    write_step(folder / "done" / f"{name}.npz", {}, {"boot": boot(), "reason": reason})
+def write_refusal(done: Path, reason: str) -> None:
+    """Write the journal's entry of a throughput that cannot be measured, so that it is not tried again."""
+    write_step(done, {}, {"boot": boot(), "reason": reason})
 
 
-def sample_arrays(name: str, samples: LatencySamples) -> Arrays:
-    return {f"samples_ms_{name}": samples.samples_ms, f"blocks_{name}": samples.blocks}
+def _arrays(n: str, samples: LatencySamples) -> Arrays:
+    return {f"samples_ms_{n}": samples.samples_ms, f"blocks_{n}": samples.blocks}
 
 
-def sample_facts(samples: LatencySamples) -> dict[str, Any]:
-    """Every field of the samples but its arrays."""
-    return {
-        f.name: getattr(samples, f.name)
-        for f in fields(samples)
-        if f.name not in ("samples_ms", "blocks")
-    }
-
-
-def opened_facts(model: DeviceModel) -> dict[str, Any]:
-    return {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
+def _facts(samples: LatencySamples, model: DeviceModel) -> dict[str, Any]:
+    """Return every field of the samples but its arrays, and how the model was opened."""
+    own = {k: v for k, v in vars(samples).items() if k not in ("samples_ms", "blocks")}
+    opened = {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
+    return {**own, **opened}
 
 
 def boot() -> str:
-    """Changes with every start of the device's system; empty where it does not tell."""
+    """Return what changes with every start of the device's system; empty where it is not known."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
             return f"{zlib.crc32(handle.read().encode()):08x}"
@@ -196,7 +187,7 @@ def boot() -> str:
 
 
 def emulated() -> bool:
-    """Whether this is an Arm program on an x86 processor, as under qemu-user: its times say nothing about a device.
+    """Return whether this is an Arm program on an x86 processor, as under qemu-user, whose times mean nothing.
 
     Older emulators show the host's /proc/cpuinfo, which Arm's kernel never fills like that; newer ones show the
     implementer number 0x00, which Arm reserves for software.
@@ -224,5 +215,8 @@ def _encoded(images: zipfile.ZipFile, place: int) -> bytes:
         return images.read(entry)
 
 
-def _listed(artifacts: Sequence[JobArtifact]) -> str:
-    return ", ".join(one.name for one in artifacts)
+def _prepared(
+    artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile
+) -> NDArray[np.uint8]:
+    """Return the images to be timed as the model takes them, uint8 `[N, H, W, 3]`."""
+    return np.stack([model.prepare(_encoded(images, place)) for place in artifact.latency_images])

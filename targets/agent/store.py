@@ -8,7 +8,6 @@ twice.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -21,31 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, parse_json, read_arrays, read_errors
+from edgekd.core.readers import inside, parse_json, read_arrays, read_errors, sha256_of
 
 try:
     import fcntl
-except ImportError:  # Windows: two agents on one job are then not kept apart
+except ImportError:  # Windows: no lock between two agents on one job
     fcntl = None  # type: ignore[assignment]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as handle:
-        for block in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> None:
     """Append `source` to the partial file of `name` in `root` until it has `size` bytes, check it, and put it in place.
 
     Raises:
-        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (what came is kept),
-            or that are not those that were announced (all is dropped).
+        EdgekdError: a name that is not a plain relative path inside `root`, bytes that ended early (the partial
+            file stays), or that are not those that were announced (the file is removed).
     """
     path = inside(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)

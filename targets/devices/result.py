@@ -1,4 +1,4 @@
-"""What a device sent back, checked: a result may come from anywhere, so every value in it has a type and bounds."""
+"""The result of a device, checked: it may come from anywhere, so every value has a type and bounds."""
 
 from __future__ import annotations
 
@@ -6,18 +6,130 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from edgekd.benchmark.measure.latency import LatencySamples
-from edgekd.benchmark.report.schema import Machine
 from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import first_problem
 from edgekd.core.readers import printable
-from edgekd.targets.agent.job import Job, number, parse_job, short_text, whole
+from edgekd.targets.agent.job import Job, parse_job
 from edgekd.targets.agent.store import Arrays, read_step
 from edgekd.targets.placement import Placement
+from edgekd.targets.timing.stopwatch import LatencySamples
+
+_DAY_MS = 86_400_000
+
+
+def _printable(text: str) -> str:
+    if printable(text) != text:
+        raise ValueError("not a text of printable characters")
+    return text
+
+
+Word = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
+Line = Annotated[str, Field(max_length=256), AfterValidator(_printable)]
+Milliseconds = Annotated[float, Field(ge=0, le=_DAY_MS)]
+Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Share = Annotated[float, Field(ge=0, le=1e6)]
+Watts = Annotated[float, Field(ge=0, le=1e6)]
+
+
+class _Facts(BaseModel):
+    """Facts from a foreign file: exact types, finite numbers; fields that are not declared are dropped."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class State(_Facts):
+    """What changes while measuring (`machine.state`)."""
+
+    load_average: float | None
+    cpu_mhz: float | None
+    temperature_c: float | None = Field(ge=-273, le=1000)
+    throttle_count: int | None
+    throttle_flags: Line | None
+    power_mode: Line | None
+
+
+class Machine(_Facts):
+    """What was measured on (`machine.describe`), with the states before and after."""
+
+    cpu: Line | None
+    features: list[Line] = Field(max_length=256)
+    cores: int | None = Field(ge=1, le=10**6)
+    usable_cores: int = Field(ge=1, le=10**6)
+    machine: Line
+    system: Line
+    governor: Line | None
+    python: Line
+    versions: dict[Word, Line | None] = Field(max_length=256)
+    before: State
+    after: State
+
+
+class Energy(_Facts):
+    """The sensor that was read (`energy.Meter.facts`)."""
+
+    sensor: Word
+    covers: Line
+    idle_w: Watts | None
+
+
+class Built(_Facts):
+    """An engine that a device built for itself from an artifact, once, before anything was timed."""
+
+    builder: Word
+    version: Word
+    gpu: Annotated[Word, Field(max_length=128)]
+    compute_capability: Word
+    seconds: float = Field(ge=0, le=1e6)
+
+
+class _Clock(_Facts):
+    """What a step has to say about one artifact besides its samples."""
+
+    first_ms: Milliseconds
+    warmup_runs: int = Field(ge=0, le=10**9)
+    warmup_s: Seconds
+    settled: bool
+    complete: bool
+    joules: float | None = Field(default=None, ge=0, le=1e9)
+    metered_s: Seconds = 0.0
+    other_cpu: Share | None = None
+    stolen_cpu: Share | None = None
+    load_ms: Milliseconds
+    provider: Line
+    threads: int = Field(ge=0, le=4096)
+    energy: Energy | None = None
+
+
+class _Placement(_Facts):
+    asked: Line
+    nodes: dict[Line, dict[Line, Annotated[int, Field(ge=0, le=10**7)]]]
+    told_by: Line
+
+
+class _Step(_Facts):
+    """Facts of one step; those of its artifacts stand beside them under their numbers in the job."""
+
+    boot: Word
+    before: State | None = None
+    after: State | None = None
+    reason: str | None = None
+    peak_rss_mb: float | None = Field(default=None, ge=0, le=1e9)
+    placement: _Placement | None = None
+
+
+class _Whole(_Facts):
+    """The facts of a result file, without its job and its steps."""
+
+    name: Word
+    emulated: bool
+    environment: Machine
+    built: list[Built | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,33 +140,20 @@ class Clocked:
     load_ms: float
     provider: str
     threads: int
-    energy: dict[str, Any] | None = None
-    """What `energy.Meter.facts` says; None without a sensor."""
+    energy: Energy | None = None
     peak_rss_mb: float | None = None
     """Largest resident memory of a process that held this artifact alone, in 10^6 bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rate:
-    """The throughput of one artifact at one batch size and number of threads."""
+    """The throughput of one artifact at one batch size and number of threads (None: the runtime's choice)."""
 
     batch: int
     threads: int | None
-    """As asked for; None left them to the runtime."""
     clock: Clocked | None
     """One sample for each whole batch; None where it refused."""
     reason: str | None
-
-
-@dataclass(frozen=True)
-class Built:
-    """An engine that a device built for itself from an artifact, once, before anything was timed."""
-
-    builder: str
-    version: str
-    gpu: str
-    compute_capability: str
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +166,9 @@ class ArtifactResult:
         model: the model's clock, one entry per process.
         whole: the clock from encoded image to logits.
         prepare_ms: of each of `whole`'s samples, the part that decoding and resizing took.
+        placement: which nodes ran where; None where the runtime does not report it.
+        rates: one for each place of the job's grid.
+        built: the engine that was built there; None where the file runs as it is.
     """
 
     logits: NDArray[np.float32]
@@ -74,32 +176,54 @@ class ArtifactResult:
     model: list[Clocked]
     whole: Clocked
     prepare_ms: NDArray[np.float64]
-    placement: Placement | None
-    """Which nodes ran where; None from an agent that did not ask."""
+    placement: Placement | None = None
     rates: tuple[Rate, ...] = ()
-    """One for each place of the job's grid."""
     built: Built | None = None
-    """The engine that was built there; None where the file runs as it is."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceResult:
-    """`edgekd-result.npz`."""
+    """`edgekd-result.npz`; `restarts` counts how often the device's system was started anew between the steps."""
 
     job: Job
     artifacts: tuple[ArtifactResult, ...]
     name: str
-    """What the device calls itself."""
     environment: dict[str, Any]
     emulated: bool
     restarts: int
-    """How often the device's system was started anew between the steps."""
     temperature_max_c: float | None
 
 
 @dataclass(frozen=True, eq=False)
+class Journal:
+    """Entries of a job's journal: `arrays` by `STEP/ARRAY`, `steps` by name. Reading raises ValueError and KeyError."""
+
+    arrays: Arrays
+    steps: Mapping[str, Any]
+
+    def clocked(self, name: str, place: int) -> Clocked:
+        """Return what the step `name` measured of artifact number `place`."""
+        blocks = self.arrays[f"{name}/blocks_{place}"]
+        times = _times(self.arrays[f"{name}/samples_ms_{place}"], least=1e-6)
+        is_order = blocks.dtype.kind in "iu" and blocks.shape == times.shape
+        if not is_order or (np.diff(blocks) < 0).any():
+            raise ValueError("blocks that do not belong to the samples")
+        found = _Clock.model_validate(self.steps[name][str(place)])
+        own = found.model_dump(exclude={"load_ms", "provider", "threads", "energy"})
+        samples = LatencySamples(times, blocks.astype(np.int64), **own)
+        memory = _Step.model_validate(self.steps[name]).peak_rss_mb
+        return Clocked(samples, found.load_ms, found.provider, found.threads, found.energy, memory)
+
+    def rate(self, name: str, place: int, batch: int, threads: int | None) -> Rate:
+        """Return the throughput that the step `name` took, or why it was refused."""
+        if "reason" in self.steps[name]:
+            return Rate(batch, threads, None, printable(str(self.steps[name]["reason"]))[:300])
+        return Rate(batch, threads, self.clocked(name, place), None)
+
+
+@dataclass(frozen=True, eq=False)
 class StoredResult:
-    """A result file that was read and not checked yet, but for its job."""
+    """A result file that was read; only its job is checked so far."""
 
     path: Path
     job: Job
@@ -123,7 +247,7 @@ def check_result(stored: StoredResult, job: Job) -> DeviceResult:
     Raises:
         EdgekdError: a result of another job, incomplete, or with a value out of bounds.
     """
-    path, arrays, facts = stored.path, stored.arrays, stored.facts
+    path = stored.path
     # Before the steps are expanded: a foreign job may name any number of them.
     if stored.job.artifacts != job.artifacts:
         names = ", ".join(one.name for one in stored.job.artifacts)[:200]
@@ -136,183 +260,73 @@ def check_result(stored: StoredResult, job: Job) -> DeviceResult:
             f"{path} was measured on other images or by another rule.", "Make the bundle again."
         )
     try:
-        steps: dict[str, Any] = facts["steps"]
-        built = facts.get("built") or [None] * len(job.artifacts)
-        artifacts = tuple(
-            _artifact(job, n, arrays, steps, _built(built[n])) for n in range(len(job.artifacts))
-        )
-        boots = [short_text(step["boot"]) for name in _names(job) if (step := steps[name])["boot"]]
-        heat = [
-            number(step[when]["temperature_c"], -273, 1000)
-            for step in steps.values()
-            for when in ("before", "after")
-            if when in step and step[when]["temperature_c"] is not None
-        ]
-        machine = Machine.model_validate(facts["environment"]).model_dump()
-        return DeviceResult(
-            job,
-            artifacts,
-            short_text(facts["name"]),
-            _checked_texts(machine),
-            _flag(facts["emulated"]),
-            sum(one != other for one, other in pairwise(boots)),
-            max(heat, default=None),
-        )
+        return _result(job, Journal(stored.arrays, stored.facts["steps"]), stored.facts)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        why = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise EdgekdError(
-            f"{path} is not a whole result of the device agent ({printable(str(error))[:120]}).",
+            f"{path} is not a whole result of the device agent ({printable(why)[:120]}).",
             "Copy it again, or measure again.",
         ) from error
 
 
-def _checked_texts(value: Any) -> Any:
-    """The same value, in which every text is printable; else a `ValueError`."""
-    if isinstance(value, dict):
-        return {short_text(name): _checked_texts(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_checked_texts(item) for item in value]
-    return short_text(value, 256) if isinstance(value, str) else value
+def _result(job: Job, journal: Journal, facts: dict[str, Any]) -> DeviceResult:
+    whole = _Whole.model_validate(facts)
+    built = whole.built or [None] * len(job.artifacts)
+    steps = [_Step.model_validate(journal.steps[name]) for group in job.steps() for name in group]
+    boots = [step.boot for step in steps if step.boot]
+    states = [state for step in steps for state in (step.before, step.after) if state]
+    heat = [state.temperature_c for state in states if state.temperature_c is not None]
+    return DeviceResult(
+        job,
+        tuple(_artifact(job, n, journal, built[n]) for n in range(len(job.artifacts))),
+        whole.name,
+        whole.environment.model_dump(),
+        whole.emulated,
+        sum(one != other for one, other in pairwise(boots)),
+        max(heat, default=None),
+    )
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("neither true nor false")
-    return value
-
-
-def _names(job: Job) -> list[str]:
-    return [name for group in job.steps() for name in group]
-
-
-def _artifact(
-    job: Job, place: int, arrays: Arrays, steps: Mapping[str, Any], built: Built | None
-) -> ArtifactResult:
-    names = _names(job)
+def _artifact(job: Job, place: int, journal: Journal, built: Built | None) -> ArtifactResult:
+    names = [name for group in job.steps() for name in group]
     parts = [name for name in names if name.startswith(f"predict-{place}-")]
     clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{place}-"))]
-    logits = np.concatenate([arrays[f"{name}/logits"] for name in parts])
-    pixels = np.concatenate([arrays[f"{name}/pixels"] for name in parts])
+    logits, pixels = (
+        np.concatenate([journal.arrays[f"{name}/{what}"] for name in parts])
+        for what in ("logits", "pixels")
+    )
     n = len(job.artifacts[place].images)
-    if logits.ndim != 2 or logits.dtype != np.float32 or len(logits) != n or pixels.shape != (n,):
+    if logits.ndim != 2 or len(logits) != n or pixels.shape != (n,) or not logits.shape[1]:
         raise ValueError("predictions of another shape than the job's images")
-    if pixels.dtype != np.uint32 or not logits.shape[1]:
+    if logits.dtype != np.float32 or pixels.dtype != np.uint32:
         raise ValueError("predictions of another type")
     if not np.isfinite(logits).all():
         raise ValueError("logits that are not finite")
-    whole_step = f"endtoend-{place}"
-    prepare_ms = arrays[f"{whole_step}/prepare_ms_{place}"]
-    found = clocked(whole_step, place, arrays, steps)
-    if prepare_ms.shape != found.samples.samples_ms.shape:
+    whole = journal.clocked(f"endtoend-{place}", place)
+    prepare_ms = _times(journal.arrays[f"endtoend-{place}/prepare_ms_{place}"], least=0.0)
+    if prepare_ms.shape != whole.samples.samples_ms.shape:
         raise ValueError("another number of preparations than of samples")
+    placed = _Step.model_validate(journal.steps[parts[0]]).placement
     return ArtifactResult(
         logits,
         pixels,
-        [clocked(name, place, arrays, steps) for name in clocks],
-        found,
-        _times(prepare_ms, least=0.0),
-        _placement(steps[parts[0]].get("placement")),
+        [journal.clocked(name, place) for name in clocks],
+        whole,
+        prepare_ms,
+        None if placed is None else Placement(**placed.model_dump()),
         tuple(
-            rate(asked, f"throughput-{place}-{cell}", place, arrays, steps)
+            journal.rate(f"throughput-{place}-{cell}", place, *asked)
             for cell, asked in enumerate(job.grid)
         ),
         built,
     )
 
 
-def _built(told: Any) -> Built | None:
-    if told is None:
-        return None
-    return Built(
-        short_text(told["builder"]),
-        short_text(told["version"]),
-        short_text(told["gpu"], 128),
-        short_text(told["compute_capability"]),
-        number(told["seconds"], 0, 1e6),
-    )
-
-
-def rate(
-    asked: tuple[int, int | None], name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]
-) -> Rate:
-    """Return the throughput that the step `name` took; errors as `clocked`.
-
-    Args:
-        asked: batch size and threads.
-        place: the artifact's number in the job.
-    """
-    batch, threads = asked
-    if "reason" in steps[name]:
-        return Rate(batch, threads, None, printable(str(steps[name]["reason"]))[:300])
-    return Rate(batch, threads, clocked(name, place, arrays, steps), None)
-
-
-def _placement(told: Any) -> Placement | None:
-    if told is None:
-        return None
-    nodes = {
-        short_text(who, 128): {
-            short_text(kind, 128): whole(n, 0, 10**7) for kind, n in kinds.items()
-        }
-        for who, kinds in told["nodes"].items()
-    }
-    return Placement(short_text(told["asked"], 128), nodes, short_text(told["told_by"], 128))
-
-
 def _times(values: NDArray[Any], *, least: float) -> NDArray[np.float64]:
-    """Times in ms, float64 `[n]`; any that is not finite, below `least` or of more than a day is a `ValueError`."""
+    """Return times in ms as float64 `[n]`; not finite, below `least` or more than a day is a `ValueError`."""
     if values.ndim != 1 or not len(values) or values.dtype.kind not in "fiu":
         raise ValueError("times of another shape or type")
     times: NDArray[np.float64] = values.astype(np.float64)
-    if not np.isfinite(times).all() or times.min() < least or times.max() > 86_400_000:
-        raise ValueError("a time that is none")
+    if not np.isfinite(times).all() or times.min() < least or times.max() > _DAY_MS:
+        raise ValueError("a time out of bounds")
     return times
-
-
-def clocked(name: str, place: int, arrays: Arrays, steps: Mapping[str, Any]) -> Clocked:
-    """Return what the step `name` measured of one artifact.
-
-    Args:
-        place: the artifact's number in the job.
-        arrays: `NAME/ARRAY` → values.
-        steps: name → facts.
-
-    Raises:
-        ValueError, KeyError, TypeError: values that are none.
-    """
-    memory = steps[name].get("peak_rss_mb")
-    facts = steps[name][str(place)]
-    samples_ms, blocks = arrays[f"{name}/samples_ms_{place}"], arrays[f"{name}/blocks_{place}"]
-    times = _times(samples_ms, least=1e-6)
-    if blocks.shape != times.shape or blocks.dtype.kind not in "iu" or (np.diff(blocks) < 0).any():
-        raise ValueError("blocks that do not belong to the samples")
-    samples = LatencySamples(
-        times,
-        blocks.astype(np.int64),
-        number(facts["first_ms"], 0, 86_400_000),
-        whole(facts["warmup_runs"], 0, 10**9),
-        number(facts["warmup_s"], 0, 86_400),
-        _flag(facts["settled"]),
-        _flag(facts["complete"]),
-        None if facts.get("joules") is None else number(facts["joules"], 0, 1e9),
-        number(facts.get("metered_s", 0.0), 0, 86_400),
-        *(
-            None if facts.get(part) is None else number(facts[part], 0, 1e6)
-            for part in ("other_cpu", "stolen_cpu")
-        ),
-    )
-    energy = facts.get("energy")
-    if energy is not None:
-        idle = energy["idle_w"]
-        energy = {
-            "sensor": short_text(energy["sensor"]),
-            "covers": short_text(energy["covers"], 256),
-            "idle_w": None if idle is None else number(idle, 0, 1e6),
-        }
-    return Clocked(
-        samples,
-        number(facts["load_ms"], 0, 86_400_000),
-        short_text(facts["provider"], 128),
-        whole(facts["threads"], 0, 4096),
-        energy,
-        None if memory is None else number(memory, 0, 1e9),
-    )

@@ -20,7 +20,7 @@ from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.targets.bank import read_bank, unit
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.new_class import recognised
 from edgekd.targets.session import open_session
 
@@ -183,7 +183,7 @@ def test_the_agent_adds_a_class_on_the_device_and_sees_it(
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
     assert (code, len(said)) == (0, 1)
     assert (
-        "knows 3 classes now; blue: 3 of its 3 images are recognised by the others of them"
+        "has 3 classes now; blue: 3 of its 3 images are recognised by the others of them"
         in said[0]["say"]
     )
     # What the device wrote is what edgekd reads: hashes, classes, and the vector that edgekd itself would have made.

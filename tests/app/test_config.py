@@ -30,11 +30,6 @@ def toml(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_without_sources_everything_is_as_documented() -> None:
-    assert TrainConfig.load() == TrainConfig()
-    assert TrainConfig().recipe == "edgekd"
-
-
 def test_later_sources_win(tmp_path: Path) -> None:
     file = toml(tmp_path, 'student = "resnet18"\nlr = 0.1\nseed = 3\nbatch_size = 8\n')
     config = TrainConfig.load(
@@ -43,11 +38,6 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert (config.student, config.batch_size) == ("resnet18", 8)
     assert (config.lr, config.seed) == (0.2, 5)
     assert config.data == "some/folder"  # a word needs no quotes
-
-
-def test_other_commands_may_share_the_file(tmp_path: Path) -> None:
-    file = toml(tmp_path, '[train]\nrecipe = "erm"\n[export]\ntarget = "coreml"\n')
-    assert TrainConfig.load(config=file).recipe == "erm"
 
 
 def test_settings_reach_into_tables(tmp_path: Path) -> None:
@@ -66,15 +56,6 @@ def test_the_callers_own_tables_are_left_alone() -> None:
     assert stages == {"distill": {"lr": 2.0}}
 
 
-def test_values_keep_their_kind() -> None:
-    config = TrainConfig.load(settings=["epochs=1.5", "smoke=true", "size=64", "ema=0"])
-    assert (config.epochs, config.smoke, config.size, config.ema) == (1.5, True, 64, 0.0)
-
-
-def test_a_misspelt_setting_is_answered_with_the_closest() -> None:
-    assert '"batch_size"' in refusal(settings=["batchsize=8"]).hint
-
-
 def test_all_problems_come_in_one_message() -> None:
     message = refusal(
         lr=-1.0, devices=0, steps=1, epochs=1, settings=["recipie=erm", "precision=float"]
@@ -86,10 +67,6 @@ def test_all_problems_come_in_one_message() -> None:
 @pytest.mark.parametrize("setting", ["seed", "=3", " =3", "seed.a=3"])
 def test_what_is_no_setting_is_refused(setting: str) -> None:
     refusal(seed=1, settings=[setting])
-
-
-def test_steps_and_epochs_exclude_each_other() -> None:
-    refusal(steps=10, epochs=2.0)
 
 
 @pytest.mark.parametrize("content", [b"lr = ", b"\xff\xfe\x00", b"lr = 1\nlr = 2"])

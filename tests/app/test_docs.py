@@ -28,8 +28,8 @@ from edgekd.benchmark.gates import parse_gates
 from edgekd.cli import app
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.train import TrainConfig
+from edgekd.distill.losses import TERMS, Batch, objective
 from edgekd.distill.recipes import RECIPES, get_recipe
-from edgekd.distill.terms import TERMS, Batch, objective
 from edgekd.targets.profiles import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -128,15 +128,6 @@ def test_commands_parse(page: Path, block: str) -> None:
             get_recipe(config.recipe, config.stages)
 
 
-def test_wrong_commands_do_not_parse() -> None:
-    with pytest.raises(Exception, match=r"(?i)no such option"):
-        parse(["train", "--no-such-option"])
-    with pytest.raises(KeyError):
-        parse(["trian"])
-    with pytest.raises(Exception, match=r"(?i)valid integer"):
-        parse(["train", "--steps", "many"])
-
-
 def test_loops_are_unrolled() -> None:
     assert list(
         simple_commands(
@@ -151,7 +142,7 @@ def test_loops_are_unrolled() -> None:
 def test_named_students_and_teachers_exist() -> None:
     import open_clip
 
-    from edgekd.distill.students import TEACHERS_TOWER, timm_name
+    from edgekd.distill.students import TEACHER_ENCODER, timm_name
 
     pairs = set(open_clip.list_pretrained(as_str=True))
     students, teachers = set(), set()
@@ -163,7 +154,7 @@ def test_named_students_and_teachers_exist() -> None:
                 students.add(parameters.get("student"))
                 teachers.add(parameters.get("teacher"))
     assert len(students) > 3
-    for student in students - {None, TEACHERS_TOWER}:
+    for student in students - {None, TEACHER_ENCODER}:
         timm_name(student)
     for teacher in teachers - {None, "toy"}:
         kind, _, rest = teacher.partition(":")
@@ -185,21 +176,6 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in {
                 re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
             }
-
-
-def test_readme_leads_to_the_pages() -> None:
-    linked = set(
-        re.findall(r"\]\(docs/([\w.]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    )
-    assert {
-        "install.md",
-        "data.md",
-        "teachers.md",
-        "train.md",
-        "export.md",
-        "extend.md",
-        "architecture.md",
-    } <= linked
 
 
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))
@@ -368,7 +344,7 @@ def test_documented_term_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_embeddings_file_is_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.distill.teacher import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
 
     monkeypatch.chdir(tmp_path)
     _run_blocks("teachers.md", "np.savez")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import edgekd
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
 
 

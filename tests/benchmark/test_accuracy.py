@@ -7,7 +7,7 @@ import pytest
 from benchmark_fakes import CLASSES, LARGE, SMALL, Paint, model, paint_images, subject
 from PIL import Image
 
-from edgekd.benchmark.evaluate.accuracy import predict_suite, prepare
+from edgekd.benchmark.evaluate.logits import predict_suite, prepare
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 from browser import CHROMIUM, open_page
 from test_page import Elements
 
@@ -36,7 +36,7 @@ def measure(place: Path, run: str, *, every: int, suites: list[Suite] | None = N
         )
         run_benchmark(
             four_subjects(place / run, run=run, sketch_every=every), suites or id_and_ood(paint_images()),
-            place / run / "benchmark", quick=True,
+            place / run / "benchmark", speed=SHORT,
         )  # fmt: skip
     return place / run
 

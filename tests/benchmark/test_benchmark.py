@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from benchmark_fakes import CLASSES, SMALL, paint_images, subject
+from benchmark_fakes import CLASSES, ONE_THREAD, SHORT, SMALL, paint_images, subject
 from onnx import TensorProto, helper
 
-from edgekd.benchmark import benchmark
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.metrics import log_softmax
-from edgekd.benchmark.measure.latency import END_TO_END_QUICK, QUICK
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.export.parity import compare
 from edgekd.targets.session import open_session
+from edgekd.targets.timing import stopwatch
+from edgekd.targets.timing.stopwatch import END_TO_END_QUICK, QUICK
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def artifact(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        benchmark, "QUICK", replace(QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
+        stopwatch, "QUICK", replace(QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
     )
     whole = replace(END_TO_END_QUICK, warmup_s=0.01, runs=30, seconds=0.05, block_s=0.005)
-    monkeypatch.setattr(benchmark, "END_TO_END_QUICK", whole)
+    monkeypatch.setattr(stopwatch, "END_TO_END_QUICK", whole)
 
 
 def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
     images = paint_images(30)
     one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
     report = run_benchmark(
-        [one], [Suite("id", images, np.arange(30))], tmp_path / "out", quick=True, threads=1
+        [one], [Suite("id", images, np.arange(30))], tmp_path / "out", speed=ONE_THREAD
     )
     colours = np.stack([images.labels, np.arange(30), np.zeros(30)], axis=1).astype(np.float32)
     [row], [latency] = report.accuracy, report.latency
@@ -107,6 +107,6 @@ def test_an_altered_artifact_is_refused_and_nothing_is_written(
     (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes() + b" ")
     with pytest.raises(EdgekdError, match="not the file that was exported"):
         run_benchmark(
-            [one], [Suite("id", paint_images(9), np.arange(9))], tmp_path / "out", quick=True
+            [one], [Suite("id", paint_images(9), np.arange(9))], tmp_path / "out", speed=SHORT
         )
     assert not (tmp_path / "out").exists()

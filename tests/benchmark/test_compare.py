@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare
-from edgekd.benchmark.measure.intervals import ratio_interval
-from edgekd.benchmark.measure.latency import LatencySamples
-from edgekd.benchmark.measure.speed import ratio_text
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.report.write import print_table
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
+from edgekd.benchmark.report.tables import ratio_text
+from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
+from edgekd.targets.timing.intervals import ratio_interval
+from edgekd.targets.timing.speed import Timing
+from edgekd.targets.timing.stopwatch import LatencySamples
 
 
 def turns(
@@ -56,12 +57,12 @@ def test_only_turns_that_have_a_partner_count() -> None:
         (one.key, 0): one.predict(np.stack([np.asarray(images.read(i)) for i in range(12)]))
         for one in (a, b)
     }
-    timed = SimpleNamespace(subject="x", settled=True, cv=0.1, other_cpu=0.0, stolen_cpu=0.0)
+    timed = Timing("x", True, 0.1, 0.0, 0.0)
     parts = [samples(30, 2.0, 99.0)], [samples(10, 4.0, 0.0)]
-    found = compare(a, b, [suite], logits, *parts, (timed, timed))
+    found = compare((a, b), [suite], logits, parts, (timed, timed))
     assert found.withheld is None
-    unsettled = SimpleNamespace(**(vars(timed) | {"settled": False}))
-    noisy = compare(a, b, [suite], logits, *parts, (timed, unsettled))
+    unsettled = replace(timed, settled=False)
+    noisy = compare((a, b), [suite], logits, parts, (timed, unsettled))
     assert "settled" in str(noisy.withheld)
     assert "0.5" not in ratio_text(noisy)
     assert (found.p50_ratio, found.p50_ratio_ci95, found.turns) == (0.5, (0.5, 0.5), 10)
@@ -78,14 +79,14 @@ def test_in_the_report(
     subjects = four_subjects(tmp_path, sketch_every=3)
     pair = (subjects[3], subjects[2])
     report = run_benchmark(
-        subjects, id_and_ood(paint_images()), tmp_path / "out", quick=True, compared=pair
+        subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT, compared=pair
     )
     [found] = report.comparisons
     assert (found.a, found.b) == ("onnxruntime-int8", "onnxruntime-fp32")
     assert found.p50_ratio == pytest.approx(1.5)
     assert [row.suite for row in found.accuracy] == ["id", "ood:photo", "ood:sketch"]
     assert "Latency A / B: 1.500 [" in markdown(document(report))
-    print_table(report)
+    print_report(report)
     assert "Latency A / B: 1.500" in capsys.readouterr().out
 
 

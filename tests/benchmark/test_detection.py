@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgekd.benchmark.evaluate.detection import auroc, auroc_draws, average_precision, fpr_at_95
+from edgekd.benchmark.evaluate.metrics import auroc, auroc_draws, average_precision, fpr_at_95
 
 KNOWN = np.array([0.9, 0.8, 0.6, 0.6])
 UNKNOWN = np.array([0.7, 0.6, 0.1])
@@ -54,23 +54,6 @@ def test_a_constant_score_tells_nothing() -> None:
     assert average_precision(-same[:4], -same) == pytest.approx(4 / 12)
     assert fpr_at_95(same, same[:4]) == 1.0
     assert set(auroc_draws(same, same[:4], replicates=20)) == {0.5}
-
-
-@pytest.mark.parametrize("case", range(len(cases())))
-def test_as_scikit_learn(case: int) -> None:
-    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
-    known, unknown = cases()[case]
-    scores = np.concatenate([known, unknown])
-    truth = np.repeat([1, 0], [len(known), len(unknown)])
-    assert auroc(known, unknown) == pytest.approx(sklearn.roc_auc_score(truth, scores))
-    assert average_precision(known, unknown) == pytest.approx(
-        sklearn.average_precision_score(truth, scores)
-    )
-    assert average_precision(-unknown, -known) == pytest.approx(
-        sklearn.average_precision_score(1 - truth, -scores)
-    )
-    false, true, _ = sklearn.roc_curve(truth, scores, drop_intermediate=False)
-    assert fpr_at_95(known, unknown) == pytest.approx(false[true >= 0.95 - 1e-12].min())
 
 
 def test_draws_are_aurocs_of_resampled_images() -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from device_fakes import write_artifact
 from PIL import Image
 
-from edgekd.benchmark import benchmark
-from edgekd.benchmark.measure import energy
-from edgekd.benchmark.measure.energy import Meter, Sensor, Source, open_sensor, per_image
-from edgekd.benchmark.measure.latency import Protocol, measure, measure_interleaved
 from edgekd.benchmark.measure.local import measure_artifacts
+from edgekd.benchmark.measure.timings import energy_row
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import read_job
+from edgekd.targets.devices.result import Clocked, Energy
+from edgekd.targets.timing import energy
+from edgekd.targets.timing.energy import Meter, Sensor, Source, open_sensor
+from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, measure, measure_interleaved
 
 RULE = Protocol("quick", 5, 0.0, 1.0, 10, 0.5, 10.0, 0.1, 1)
 
@@ -224,15 +227,21 @@ def test_models_that_take_turns_get_their_own_energy() -> None:
         assert found[name].joules == pytest.approx(joules_each * len(found[name].samples_ms))
 
 
-def test_per_image_by_hand() -> None:
-    facts = {"sensor": "ina", "covers": "rail VDD_IN", "idle_w": 2.0}
-    found = per_image([30.0, 50.0], [10.0, 10.0], 400, facts)
-    assert found["joules_per_image"] == pytest.approx(0.2)
-    assert found["mean_w"] == pytest.approx(4.0)
-    assert found["joules_per_image_above_idle"] == pytest.approx((80.0 - 40.0) / 400)
-    assert (
-        per_image([1.0], [1.0], 1, facts | {"idle_w": None})["joules_per_image_above_idle"] is None
-    )
+@pytest.mark.parametrize(("idle_w", "above"), [(2.0, (80.0 - 40.0) / 400), (None, None)])
+def test_energy_per_image_by_hand(idle_w: float | None, above: float | None) -> None:
+    """Two processes of 200 images and 10 s each take 30 J and 50 J."""
+    parts = []
+    for joules in (30.0, 50.0):
+        samples = LatencySamples(
+            np.ones(200), np.arange(200), 1.0, 5, 1.0, True, True, joules=joules, metered_s=10.0
+        )
+        sensor = Energy(sensor="ina", covers="rail VDD_IN", idle_w=idle_w)
+        parts.append(Clocked(samples, 1.0, "p", 1, sensor))
+    row = energy_row(parts)
+    assert row is not None
+    assert (row.joules_per_image, row.mean_w) == (pytest.approx(0.2), pytest.approx(4.0))
+    assert row.joules_per_image_above_idle == (above if above is None else pytest.approx(above))
+    assert energy_row([*parts, replace(parts[0], energy=None)]) is None
 
 
 def test_the_agent_reads_the_declared_sensor(
@@ -260,9 +269,9 @@ def test_the_agent_reads_the_declared_sensor(
     monkeypatch.setattr(subprocess, "run", in_this_process)
     images = [(tmp_path / "one.png").read_bytes()]
     [found] = measure_artifacts({"r": folder}, images, rule, threads=1, energy="battery")["r"]
-    assert found.energy == {"sensor": "battery", "covers": "the whole device", "idle_w": 0.5}
+    assert found.energy == Energy(sensor="battery", covers="the whole device", idle_w=0.5)
     assert found.samples.joules == pytest.approx(2.0 * found.samples.metered_s)
     assert found.samples.metered_s >= found.samples.samples_ms.sum() / 1e3
-    row = benchmark._energy([found])
+    row = energy_row([found])
     assert row is not None
     assert row.mean_w == pytest.approx(2.0)

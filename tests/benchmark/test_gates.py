@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.gates import (
     METRICS,
     evaluate,
-    gates_of_table,
     parse_gate,
     parse_gates,
 )
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import read_report
-from edgekd.benchmark.report.write import print_gates, print_table
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
+from edgekd.benchmark.report.write import check_gates, print_report
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import read_report
+from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.core.errors import EdgekdError, GateFailed
 
 
@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
         gates = parse_gates(["ood_avg_drop<=1.5", "p90_ms<=20"])
         subjects = four_subjects(folder, sketch_every=3)
         return run_benchmark(
-            subjects, id_and_ood(paint_images()), folder / "out", quick=True, gates=gates
+            subjects, id_and_ood(paint_images()), folder / "out", speed=SHORT, gates=gates
         )
 
 
@@ -157,24 +157,26 @@ def test_mistakes_are_refused_with_a_hint(expression: str, message: str, hint: s
     assert hint in caught.value.hint
 
 
-def test_a_table_of_gates() -> None:
-    assert gates_of_table({"ood_avg_drop": "<= 1.5", "id": [">=50", "<=90"]}) == [
-        "ood_avg_drop<= 1.5", "id>=50", "id<=90",
-    ]  # fmt: skip
+def test_a_table_of_gates(tmp_path: Path) -> None:
+    path = tmp_path / "gates.toml"
+    path.write_text('[gates]\nood_avg_drop = "<= 1.5"\nid = [">=50", "<=90"]\n')
+    config = BenchmarkConfig.load(config=path)
+    assert config.gates == ("ood_avg_drop<= 1.5", "id>=50", "id<=90")
+    path.write_text("[gates]\np90_ms = 20\n")
     with pytest.raises(EdgekdError, match="has no operator"):
-        gates_of_table({"p90_ms": 20})
+        BenchmarkConfig.load(config=path)
     assert len(parse_gates(["id>=50", "id>=50"])) == 1
 
 
 def test_the_console_lists_passes_and_failures(
     report: Report, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_table(report)
+    print_report(report)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["✓", "passed", "p90_ms", "r/onnxruntime-fp32", "2.16", "<=", "20"] in lines
     assert ["✗", "FAILED", "ood_avg_drop", "r/onnxruntime-int8", "16.67", "<=", "1.5"] in lines
     with pytest.raises(GateFailed, match="1 of 4"):
-        print_gates(report)
+        check_gates(report)
 
 
 def test_every_name_can_be_asked_for(report: Report) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from edgekd.benchmark.measure.latency import (
+from edgekd.targets.timing.stopwatch import (
     CONTEXT,
     FULL,
     QUICK,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.benchmark.measure.latency import QUICK
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices.result import Clocked
+from edgekd.targets.timing.stopwatch import QUICK
 
 BRIEF = replace(
     QUICK,
@@ -53,7 +53,8 @@ def open_model(folder, *, threads):
     return Model(name, threads)
 
 module = types.ModuleType("edgekd.targets.agent.model")
-module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+module.open_model, module.DeviceModel = open_model, Model
+module.check_runtime = module.read_manifest = None
 sys.modules["edgekd.targets.agent.model"] = module
 '''
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.report.schema import Report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.schema import Report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 
@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
         pair = (subjects[2], subjects[3])
-        return run_benchmark(subjects, suites, folder / "out", quick=True, compared=pair)
+        return run_benchmark(subjects, suites, folder / "out", speed=SHORT, compared=pair)
 
 
 def test_every_number_comes_again_without_models(report: Report) -> None:
@@ -58,22 +58,6 @@ def test_predictions_of_another_report_are_refused(report: Report, tmp_path: Pat
     (tmp_path / "predictions.npz").unlink()
     with pytest.raises(EdgekdError, match=r"no predictions\.npz"):
         rescore(tmp_path)
-
-
-def test_the_kept_file_by_scikit_learn(report: Report) -> None:
-    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
-    with np.load(report.folder / "predictions.npz") as arrays:
-        for row in report.accuracy:
-            logits = arrays[f"logits/{row.run}/{row.subject}/{row.suite}"].astype(np.float64)
-            labels = arrays[f"labels/{row.suite}"]
-            probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities /= probabilities.sum(axis=1, keepdims=True)
-            answers = probabilities.argmax(axis=1)
-            assert row.top1 == pytest.approx(sklearn.accuracy_score(labels, answers))
-            assert row.macro == pytest.approx(sklearn.balanced_accuracy_score(labels, answers))
-            assert row.nll == pytest.approx(sklearn.log_loss(labels, probabilities), rel=1e-9)
-            recalls = sklearn.recall_score(labels, answers, average=None)
-            assert row.worst_class_recall == pytest.approx(recalls.min())
 
 
 def test_ece_from_scikit_learns_calibration_curve(report: Report) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgekd.benchmark.evaluate import statistics
-from edgekd.benchmark.measure import intervals
+from edgekd.targets.timing import intervals
 
 
 def test_percentile_is_a_real_sample() -> None:

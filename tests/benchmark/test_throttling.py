@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgekd.benchmark.measure import environment
-from edgekd.benchmark.measure.throttling import throttle_remarks
+from edgekd.benchmark.report.notes import throttle_notes
+from edgekd.core import machine
 
 NOTHING = {
     "temperature_c": None,
@@ -46,7 +46,7 @@ def test_an_x86_machine_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "class/thermal/thermal_zone2/temp": "",
         "firmware/acpi/platform_profile": "balanced",
     })  # fmt: skip
-    found = environment.state(tmp_path)
+    found = machine.state(tmp_path)
     found.pop("load_average")
     assert found == {"cpu_mhz": 2400, "temperature_c": 67.5, "throttle_count": 17, "throttle_flags": None,
                      "power_mode": "balanced"}  # fmt: skip
@@ -54,15 +54,15 @@ def test_an_x86_machine_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_boards_by_their_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert {key: environment.state(tmp_path)[key] for key in NOTHING} == NOTHING
+    assert {key: machine.state(tmp_path)[key] for key in NOTHING} == NOTHING
     tool(tmp_path / "bin", "vcgencmd", "throttled=0x50000\\n")
     tool(tmp_path / "bin", "nvpmodel", "NV Power Mode: MAXN\\n0\\n")
-    found = environment.state(tmp_path)
+    found = machine.state(tmp_path)
     assert (found["throttle_flags"], found["power_mode"]) == ("0x50000", "MAXN")
 
 
 def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return list(throttle_remarks({"before": NOTHING | before, "after": NOTHING | after}))
+    return list(throttle_notes({"before": NOTHING | before, "after": NOTHING | after}))
 
 
 def test_what_happened_meanwhile_is_said() -> None:
@@ -78,7 +78,7 @@ def test_what_happened_meanwhile_is_said() -> None:
     facts = {"device": "pi", "before": NOTHING | {"throttle_flags": "0x10000"}}
     facts["after"] = NOTHING | {"throttle_flags": "0x50002"}
     # Bit 18 is new, bit 1 is raised now, bit 16 was there before.
-    [said] = throttle_remarks({"before": NOTHING, "after": NOTHING, "devices": [facts]})
+    [said] = throttle_notes({"before": NOTHING, "after": NOTHING, "devices": [facts]})
     assert said.startswith("Device pi reports a capped frequency, throttling while measuring")
 
 
@@ -90,4 +90,4 @@ def test_what_was_so_before_is_not_said() -> None:
         "load_average": 0.1,
         "cpu_mhz": None,
     }  # of an agent that did not ask
-    assert list(throttle_remarks({"before": old, "after": old})) == []
+    assert list(throttle_notes({"before": old, "after": old})) == []

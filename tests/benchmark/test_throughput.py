@@ -8,19 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images, subject
+from benchmark_fakes import (
+    fake_measurements,
+    four_subjects,
+    id_and_ood,
+    paint_images,
+    subject,
+)
 
 import edgekd
-from edgekd.benchmark import benchmark
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.measure import throughput
-from edgekd.benchmark.measure.intervals import rate_interval
-from edgekd.benchmark.measure.latency import QUICK, rotating
-from edgekd.benchmark.measure.throughput import Grid, throughput_rows
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.measure import local, timings
+from edgekd.benchmark.measure.timings import throughput_rows
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
+from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices.result import Rate
+from edgekd.targets.timing.intervals import rate_interval
+from edgekd.targets.timing.stopwatch import QUICK, rotating
 
 PLANTED = """
 import sys, time, types
@@ -43,10 +49,15 @@ def open_model(folder, *, threads):
     return Model(threads, 1 if Path(folder).resolve().name == "single" else None)
 
 module = types.ModuleType("edgekd.targets.agent.model")
-module.open_model, module.DeviceModel, module.read_manifest = open_model, Model, None
+module.open_model, module.DeviceModel = open_model, Model
+module.check_runtime = module.read_manifest = None
 sys.modules["edgekd.targets.agent.model"] = module
 """
 IMAGES = [b"as the stand-in pleases"] * 6
+
+
+def speed(*batches: int, threads: tuple[int, ...] = ()) -> SpeedOptions:
+    return SpeedOptions(quick=True, batch_sizes=batches, thread_counts=threads)
 
 
 @pytest.fixture
@@ -55,14 +66,14 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "planted" / "sitecustomize.py").write_text(PLANTED)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"), prepend=os.pathsep)
     brief = replace(
-        throughput.QUICK,
+        timings.RATE_QUICK,
         warmup_runs=4,
         warmup_s=0.01,
         warmup_limit_s=0.1,
         seconds=0.2,
         block_s=0.02,
     )
-    monkeypatch.setattr(throughput, "QUICK", brief)
+    monkeypatch.setattr(timings, "RATE_QUICK", brief)
 
 
 @pytest.mark.usefixtures("planted")
@@ -71,12 +82,12 @@ def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
         subject("torch", "torch", lambda x: x),
         subject("a", "artifact", lambda x: x, folder=tmp_path),
     ]
-    rows = throughput_rows(subjects, IMAGES, Grid((1, 8, 16), (None, 2)), quick=True)
+    rows = throughput_rows(subjects, IMAGES, speed(1, 8, 16, threads=(1, 2)))
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
-        ("a", 1, 4), ("a", 1, 2), ("a", 8, 4), ("a", 8, 2), ("a", 16, None), ("a", 16, 2)
+        ("a", 1, 1), ("a", 1, 2), ("a", 8, 1), ("a", 8, 2), ("a", 16, 1), ("a", 16, 2)
     ]  # fmt: skip
     # One image takes 4 ms of one thread, eight take 18 ms; sleeping only ever takes longer.
-    for row, wanted in zip(rows, (1000.0, 500.0, 8 / 0.0045, 8 / 0.009), strict=False):
+    for row, wanted in zip(rows, (250.0, 500.0, 8 / 0.018, 8 / 0.009), strict=False):
         assert row.images_per_s is not None
         assert row.images_per_s_ci95 is not None
         assert 0.1 * wanted < row.images_per_s < wanted
@@ -91,7 +102,7 @@ def test_a_known_time_for_each_batch(tmp_path: Path) -> None:
 def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
     """A session would run eight images through a file for one, eight times: that is no batch of eight."""
     single = subject("a", "artifact", lambda x: x, folder=tmp_path / "single")
-    one, eight = throughput_rows([single], IMAGES, Grid((1, 8), (None,)), quick=True)
+    one, eight = throughput_rows([single], IMAGES, speed(1, 8))
     assert one.images_per_s is not None
     assert (eight.images_per_s, eight.reason) == (
         None,
@@ -102,7 +113,7 @@ def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
 def test_a_file_that_refuses_one_image_ends_it(tmp_path: Path) -> None:
     broken = subject("a", "artifact", lambda x: x, folder=tmp_path)
     with pytest.raises(EdgekdError):
-        throughput_rows([broken], IMAGES, Grid((1,), (None,)), quick=True)
+        throughput_rows([broken], IMAGES, speed(1))
 
 
 def test_batches_go_round_and_repeat_where_images_are_few() -> None:
@@ -128,21 +139,20 @@ def test_the_interval_of_a_rate() -> None:
 def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
 
-    found = benchmark.measure_artifacts({"r/onnxruntime-fp32": None}, [], QUICK)[
-        "r/onnxruntime-fp32"
-    ][0]
+    found = local.measure_artifacts({"r/onnxruntime-fp32": None}, [], QUICK)["r/onnxruntime-fp32"][
+        0
+    ]
 
     def measure_rate(folder, encoded, protocol, batch, threads):  # type: ignore[no-untyped-def]
         refused = "It takes one image at a time." if batch == 8 else None
         return Rate(batch, threads, None if refused else found, refused)
 
-    monkeypatch.setattr(throughput, "measure_rate", measure_rate)
+    monkeypatch.setattr(local, "measure_rate", measure_rate)
     report = run_benchmark(
         four_subjects(tmp_path),
         id_and_ood(paint_images()),
         tmp_path / "out",
-        quick=True,
-        grid=Grid((1, 8), (1,)),
+        speed=speed(1, 8, threads=(1,)),
     )
     assert [row.p50_ms for row in report.latency][2:] == pytest.approx([2.0, 1.0])
     text = markdown(document(report)).partition("### Throughput")[2]

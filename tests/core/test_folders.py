@@ -13,11 +13,9 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import (
     ARTIFACT,
     COMPARISON,
-    LOCK,
     REPORT,
     RUN,
     clear,
-    free_name,
     growing,
     publishing,
 )
@@ -235,20 +233,6 @@ def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     assert names(tmp_path / "kept") == {"config.json", "run.json"}, "a link is removed, not its end"
 
 
-def test_free_names_count_on(tmp_path: Path) -> None:
-    assert free_name(tmp_path / "a") == tmp_path / "a"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a-2").symlink_to("nowhere")
-    assert free_name(tmp_path / "a") == tmp_path / "a-3"
-
-
-def test_the_lock_is_no_content(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / LOCK).write_text("")
-    RUN.refuse(out, overwrite=False)
-
-
 def test_a_run_that_lacks_its_record_is_still_refused(tmp_path: Path) -> None:
     out = make_run(tmp_path / "run", "split.json", "student.safetensors")
     (out / "artifacts").mkdir()
@@ -280,18 +264,3 @@ def test_a_page_of_someone_else_is_no_comparison(tmp_path: Path) -> None:
     ):
         pass
     assert page.read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", [".", "deep/.."])
-def test_a_folder_without_a_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    (tmp_path / "deep").mkdir()
-    monkeypatch.chdir(tmp_path / "deep")
-    if name == ".":
-        with pytest.raises(EdgekdError), publishing(Path(name), REPORT, overwrite=False):
-            pass
-    else:
-        make_report(tmp_path / "a")
-        with pytest.raises(EdgekdError), publishing(tmp_path / name, REPORT, overwrite=True):
-            pass

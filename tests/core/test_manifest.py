@@ -114,25 +114,6 @@ def test_a_manifest_that_does_not_fit_is_refused(
     assert word in refusal(read_artifact, folder)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", "{}"])
-def test_a_torn_artifact_is_refused(tmp_path: Path, content: str) -> None:
-    folder = artifact_folder(tmp_path / "a")
-    (folder / "artifact.json").write_text(content)
-    refusal(read_artifact, folder)
-
-
-def test_a_missing_artifact_or_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
-    refusal(read_artifact, tmp_path / "absent")
-    folder = artifact_folder(tmp_path / "a")
-    refusal(read_artifact, folder / "model.onnx")
-
-
-def test_a_run_goes_round_and_may_move(tmp_path: Path) -> None:
-    shutil.move(run_folder(tmp_path / "a"), tmp_path / "b")
-    run = read_run(tmp_path / "b")
-    assert (run.folder, run.name, run.classes) == (tmp_path / "b", "a", ("cat", "dog"))
-
-
 def test_a_run_that_is_missing_unfinished_or_damaged_is_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "absent") in refusal(read_run, tmp_path / "absent")
     folder = run_folder(tmp_path / "a")

@@ -38,21 +38,6 @@ def test_crop_is_torchvisions_resize_and_centre_crop(
     assert np.array_equal(preprocess.pixels(image), expected)
 
 
-def test_crop_shows_the_middle() -> None:
-    image = Image.new("RGB", (90, 30), (255, 0, 0))
-    image.paste((0, 255, 0), (30, 0, 60, 30))
-    made = Preprocess(size=30, resize="crop", interpolation="nearest").pixels(image)
-    assert (made == (0, 255, 0)).all()
-
-
-def test_a_tiny_image_is_enlarged() -> None:
-    assert Preprocess(size=16, resize="crop", crop_pct=0.875).pixels(picture(3, 2)).shape == (
-        16,
-        16,
-        3,
-    )
-
-
 def test_the_hash_changes_with_every_field() -> None:
     base = Preprocess(size=32)
     others = [

@@ -38,19 +38,17 @@ from edgekd.core.readers import (
 )
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split
+from edgekd.distill.batches import open_store
 from edgekd.distill.cache import EmbeddingCache
-from edgekd.distill.pixels import open_store
-from edgekd.evaluation.suites import folder_suites
+from edgekd.evaluation.suites import SuiteBuilder
 from edgekd.targets.agent.job import Job, parse_job, read_job
 from edgekd.targets.agent.model import read_manifest
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.bank import read_bank
 from edgekd.targets.bank_change import change_bank
-from edgekd.targets.devices.bundle import write_bundle
-from edgekd.targets.devices.find import find_device
-from edgekd.targets.devices.payload import Payload
+from edgekd.targets.devices.payload import Payload, write_agent, write_bundle
 from edgekd.targets.devices.result import StoredResult, check_result, open_result
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.transports import find_device
 
 Make = Callable[..., Path]
 
@@ -599,7 +597,7 @@ def test_a_cache_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.Monk
 def test_images_of_one_class_are_a_test_set(tmp_path: Path, make_image: Make) -> None:
     for number in range(3):
         make_image(tmp_path / "data" / "g" / f"{number}.png", seed=number)
-    [suite] = folder_suites("x", str(tmp_path / "data"), RGB)
+    [suite] = SuiteBuilder(RGB).folder("x", str(tmp_path / "data"))
     assert suite.images.classes == RGB
     assert suite.labels.tolist() == [1, 1, 1]
     with pytest.raises(EdgekdError, match="only one class"):

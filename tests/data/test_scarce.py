@@ -69,12 +69,6 @@ def test_labels_are_a_nested_part_of_each_group(images: ImageSet) -> None:
     assert "10 % of each class" in ten.rule
 
 
-def test_a_part_is_read_back(images: ImageSet, tmp_path: Path) -> None:
-    fewer = run_split(TrainConfig(label_fraction=0.5, test_domain="art"), images)
-    fewer.write(tmp_path / "split.json")
-    assert np.array_equal(read_split(tmp_path / "split.json", images).train, fewer.train)
-
-
 def test_unseen_classes_are_a_test_of_their_own(images: ImageSet) -> None:
     config = TrainConfig(unseen_classes=("bee", "dog"))
     check_unseen(config, images)
@@ -163,8 +157,3 @@ def test_shots_train_and_change_nothing_else(images: ImageSet, tmp_path: Path) -
     assert "Of each unseen class 2 images train" in split.rule
     split.write(tmp_path / "split.json")
     assert np.array_equal(read_split(tmp_path / "split.json", union).train, split.train)
-
-
-def test_shots_of_nothing(images: ImageSet) -> None:
-    with pytest.raises(EdgekdError, match="no class is unseen"):
-        check_unseen(TrainConfig(shots=1), images)

@@ -140,14 +140,6 @@ def test_sizes_of_groups(count: int, expected: int) -> None:
     assert sum(i >= 30 for i in split.train.tolist()) == expected
 
 
-def test_of_two_images_one_trains() -> None:
-    images = grid("ab", "wxyz", 2)
-    split = make_split(images, test_domain="none")
-    assert len(split.train) == 8
-    assert len(split.val) > 0
-    assert len(split.id_test) > 0
-
-
 def test_too_few_images() -> None:
     assert "too few images" in refusal(grid("ab", "xy", 1), test_domain="none").message
 
@@ -236,13 +228,6 @@ def test_a_missing_val_is_cut_from_train() -> None:
     assert "val, which it lacks, as a tenth of train" in split.rule
 
 
-def test_a_missing_test_is_cut_from_train() -> None:
-    split = make_split(given(test=0))
-    assert (len(split.train), len(split.val), len(split.id_test)) == (36, 10, 4)
-    both = make_split(given(val=0, test=0))
-    assert (len(both.train), len(both.val), len(both.id_test)) == (32, 4, 4)
-
-
 def test_train_copies_of_a_given_test_image_do_not_train(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -253,18 +238,6 @@ def test_train_copies_of_a_given_test_image_do_not_train(
     assert 55 in split.id_test.tolist()
     assert 7 not in np.concatenate([split.train, split.val, split.id_test]).tolist()
     assert "also held out" in capsys.readouterr().err.replace("\n", " ")
-
-
-def test_given_roles_and_domains_together() -> None:
-    rows = [(d, c, f"{d}{c}{i}") for d in "ab" for c in "xy" for i in range(6)]
-    images = image_set(
-        rows, roles=["train"] * 4 + ["val"] + ["test"] + (["train"] * 4 + ["val"] + ["test"]) * 3
-    )
-    split = make_split(images)
-    assert split.test_domain == "b"
-    assert split.ood_test.tolist() == list(range(12, 24))
-    assert split.val.tolist() == [4, 10]
-    assert split.id_test.tolist() == [5, 11]
 
 
 def test_a_split_comes_back_from_its_file(tmp_path: Path) -> None:

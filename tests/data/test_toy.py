@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from edgekd.data import toy
-from edgekd.data.image_set import load_images
-from edgekd.data.toy_draw import SIZE
+from edgekd.data.image_set import toy_images
 
 
 def mean_colour(cls: str, domain: str, seed: int) -> list[float]:
@@ -32,33 +31,6 @@ def test_drawings_stay_what_they_were(
     assert mean_colour(cls, domain, seed) == pytest.approx(expected, abs=4.0)
 
 
-@pytest.mark.parametrize("domain", toy.DOMAINS)
-@pytest.mark.parametrize("cls", toy.CLASSES)
-def test_every_class_is_drawn_in_every_domain(cls: str, domain: str) -> None:
-    image = toy.draw(cls, domain, 5)
-    assert image.size == (SIZE, SIZE)
-    assert image.mode == "RGB"
-    assert np.asarray(image).std() > 5  # something is on it
-
-
-def test_one_seed_gives_one_drawing_and_two_seeds_two() -> None:
-    for domain in toy.DOMAINS:
-        once, again, other = (np.asarray(toy.draw("key", domain, seed)) for seed in (3, 3, 4))
-        assert np.array_equal(once, again)
-        assert not np.array_equal(once, other)
-
-
-def test_only_the_sketch_is_without_colour() -> None:
-    def colourfulness(domain: str) -> float:
-        pixels = np.stack(
-            [np.asarray(toy.draw(cls, domain, 11), np.float64) for cls in toy.CLASSES]
-        )
-        return float((pixels.max(axis=-1) - pixels.min(axis=-1)).mean())
-
-    assert colourfulness("sketch") < 25
-    assert min(colourfulness(domain) for domain in toy.DOMAINS if domain != "sketch") > 40
-
-
 def test_habits_hold_in_the_suite_and_not_in_the_world() -> None:
     def green_share(world: bool) -> float:
         return sum(toy.look("tree", seed, world=world).main == "green" for seed in range(500)) / 500
@@ -69,7 +41,7 @@ def test_habits_hold_in_the_suite_and_not_in_the_world() -> None:
 
 
 def test_suite_is_balanced_named_and_distinct() -> None:
-    images = toy.toy_images(per_class=3)
+    images = toy_images(per_class=3)
     assert len(images) == 4 * 10 * 3
     assert set(
         Counter(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True)).values()
@@ -87,37 +59,21 @@ def test_suite_is_balanced_named_and_distinct() -> None:
 
 def test_suites_of_other_seeds_and_of_the_teacher_share_no_image() -> None:
     suites = [
-        toy.toy_images(per_class=4),
-        toy.toy_images(seed=1, per_class=4),
-        toy.toy_images(per_class=4, world=True),
+        toy_images(per_class=4),
+        toy_images(seed=1, per_class=4),
+        toy_images(per_class=4, world=True),
     ]
     assert len({key for suite in suites for key in suite.keys}) == sum(
         len(suite) for suite in suites
     )
 
 
-def test_a_smaller_suite_holds_the_same_images() -> None:
-    small, large = toy.toy_images(per_class=2), toy.toy_images(per_class=5)
-    at = large.ids.index("cartoon/house/0001")
-    same = small.ids.index("cartoon/house/0001")
-    assert small.keys[same] == large.keys[at]
-    assert np.array_equal(np.asarray(small.read(same)), np.asarray(large.read(at)))
-
-
 def test_reader_survives_pickling_and_knows_its_length() -> None:
-    images = pickle.loads(pickle.dumps(toy.toy_images(per_class=1)))
-    assert np.array_equal(
-        np.asarray(images.read(7)), np.asarray(toy.toy_images(per_class=1).read(7))
-    )
+    images = pickle.loads(pickle.dumps(toy_images(per_class=1)))
+    assert np.array_equal(np.asarray(images.read(7)), np.asarray(toy_images(per_class=1).read(7)))
     for outside in (len(images), -1):
         with pytest.raises(IndexError):
             images.read(outside)
-
-
-def test_load_images_toy_is_the_default_suite() -> None:
-    images = load_images("toy")
-    assert images.name == "toy"
-    assert len(images) == len(toy.DOMAINS) * len(toy.CLASSES) * toy.PER_CLASS
 
 
 def test_kept_drawings_that_are_damaged_are_drawn_again(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgekd.core.errors import EdgekdError
-from edgekd.data import toy
+from edgekd.data.image_set import toy_images
 from edgekd.distill.students import make_student, toy_weights
 
 
@@ -27,7 +27,7 @@ def test_a_student_without_shipped_weights_is_refused() -> None:
 @torch.inference_mode()
 def test_their_features_tell_kinds_apart_where_random_ones_do_not() -> None:
     """Nearest class mean on photos of fresh seeds, no training: chance is 10 %."""
-    known, asked = (toy.toy_images(seed=seed, per_class=8) for seed in (901, 902))
+    known, asked = (toy_images(seed=seed, per_class=8) for seed in (901, 902))
 
     def accuracy(pretrained: str) -> float:
         torch.manual_seed(0)

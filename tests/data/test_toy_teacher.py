@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.data import toy
+from edgekd.data.image_set import toy_images
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_zero_shot_is_high_in_all_four_domains(
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )
-    images = toy.toy_images(seed=777, per_class=6)
+    images = toy_images(seed=777, per_class=6)
     pixels = torch.from_numpy(
         np.stack([preprocess.pixels(images.read(i)) for i in range(len(images))])
     )

@@ -11,18 +11,16 @@ from PIL import Image
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.image_set import NO_CLASS, ImageSet, load_images, toy_images
 from edgekd.data.split import Split, make_split, read_split
 from edgekd.data.subsets import run_split, untested_half
-from edgekd.data.toy import toy_images
 from edgekd.data.unlabelled import (
-    NO_CLASS,
     NO_DOMAIN,
     label_free,
     load_unlabelled,
     with_unlabelled,
 )
-from edgekd.distill.pixels import open_store
+from edgekd.distill.batches import open_store
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache, cache_folder, fill
+from edgekd.distill.cache import EmbeddingCache, cache_folder, fill
 
 DIM = 3
 KEYS = [f"{number:032x}" for number in range(1, 21)]
@@ -78,14 +78,6 @@ def test_only_what_is_missing_is_computed(own_cache: Path) -> None:
     assert sum(progress) == 36
     cache.refresh()
     check(cache)
-
-
-def test_the_plain_image_is_a_view_of_its_own(own_cache: Path) -> None:
-    cache = opened()
-    cache.add(KEYS[:1], [UNAUGMENTED], np.array([[7.0, 8.0, 9.0]], dtype=np.float32))
-    cache.add(KEYS[:1], [0], np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
-    cache.refresh()
-    assert cache.lookup(KEYS[:1] * 2, [UNAUGMENTED, 0]).tolist() == [[7, 8, 9], [1, 2, 3]]
 
 
 def test_teachers_and_policies_are_kept_apart(own_cache: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.descriptions import (
+from edgekd.distill.text_bank import (
     QUESTION,
     descriptions_for,
-    kept_descriptions,
+    stored_descriptions,
     write_descriptions,
 )
 
@@ -105,22 +105,22 @@ def test_what_was_written_down_is_not_asked_again(tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_text('{"dog": ["It barked then."]}')
     (tmp_path / "now.json").write_text('{"dog": "It barks now.", "dining table": "A flat top."}')
     spec = str(tmp_path / "now.json")
-    assert kept_descriptions(tmp_path / "kept.json", spec, CLASSES, may_run=False) == {
+    assert stored_descriptions(tmp_path / "kept.json", spec, CLASSES, may_run=False) == {
         "dog": ("It barked then.",),
         "dining_table": ("A flat top.",),
     }
     for nothing in (None, tmp_path / "none.json"):
-        found = kept_descriptions(nothing, spec, ("dog",), may_run=False)
+        found = stored_descriptions(nothing, spec, ("dog",), may_run=False)
         assert found == {"dog": ("It barks now.",)}
 
 
 def test_a_stored_command_never_runs(tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_text('{"dog": ["It barked then."]}')
     command = f"command:touch {tmp_path / 'ran'}"
-    found = kept_descriptions(tmp_path / "kept.json", command, ("dog",), may_run=False)
+    found = stored_descriptions(tmp_path / "kept.json", command, ("dog",), may_run=False)
     assert found == {"dog": ("It barked then.",)}
     with pytest.raises(EdgekdError, match="dining_table"):
-        kept_descriptions(tmp_path / "kept.json", command, CLASSES, may_run=False)
+        stored_descriptions(tmp_path / "kept.json", command, CLASSES, may_run=False)
     (tmp_path / "run.toml").write_text(f'descriptions = "{command}"')
     with pytest.raises(EdgekdError, match="from the command line only"):
         TrainConfig.load(config=tmp_path / "run.toml")

@@ -12,9 +12,9 @@ import edgekd
 from edgekd.api import fetch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.plan import settle
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.students import make_student
-from edgekd.distill.teacher import ClipTeacher, load_teacher
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 
 STUDENT = "mobilenetv3_small_050.lamb_in1k"
 

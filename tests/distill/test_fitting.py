@@ -7,24 +7,24 @@ import pytest
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.fitting import check_needs, settle_method
+from edgekd.distill.classification.plan import check_recipe, settle
 from edgekd.distill.recipes import get_recipe
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"recipe": "vl2v-sd", "student": "resnet18"}, "own image tower, not resnet18"),
-    ({"recipe": "rise", "student": "teacher"}, "cannot train the teacher's own image tower"),
+    ({"recipe": "vl2v-sd", "student": "resnet18"}, "own image encoder, not resnet18"),
+    ({"recipe": "rise", "student": "teacher"}, "cannot train the teacher's own image encoder"),
     ({"recipe": "vl2v-adip", "student": "teacher"}, "stage align .* trains the projector"),
     ({"recipe": "vl2v-sd", "pretrained": "hub"}, "takes no others"),
     ({"recipe": "erm", "projector": "mlp"}, "no projector to choose"),
     ({"recipe": "vl2v-sd", "projector": "mlp"}, "no projector to choose"),
     ({"recipe": "erm", "descriptions": "d.json"}, "reads no text"),
     ({"recipe": "vlm-ood", "vocabulary": "v.txt"}, r"uses labels \(text_ce\)"),
-    ({"recipe": "clip-mse", "vocabulary": "v.txt"}, "No term .* looks at a vocabulary"),
+    ({"recipe": "clip-mse", "vocabulary": "v.txt"}, "No term .* reads a vocabulary"),
     ({"recipe": "erm", "captions": "c.json"}, "cannot have the term caption_nce"),
     ({"recipe": "rise", "teacher": "embeddings:x.npz"}, "texts about the domains"),
     (
         {"recipe": "vlm-ood", "teacher": "embeddings:x.npz", "captions": "c.json"},
-        "asked about captions",
+        "hold no captions",
     ),
     ({"recipe": "rise", "centre": True}, "learned head"),
     ({"recipe": "lgd", "centre": True}, "prototypes of lgd"),
@@ -41,14 +41,14 @@ def test_what_cannot_go_together_is_refused_before_any_work(
     settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(EdgekdError, match=said) as caught:
-        settle_method(TrainConfig.model_validate(settings))
+        settle(TrainConfig.model_validate(settings))
     assert caught.value.hint
 
 
 def test_a_term_for_captions_needs_a_file_of_captions() -> None:
     stages = {"train": {"terms": {"caption_nce": 1.0}}}
     with pytest.raises(EdgekdError, match="no captions"):
-        check_needs(get_recipe("vlm-ood", stages), TrainConfig(recipe="vlm-ood"))
+        check_recipe(get_recipe("vlm-ood", stages), TrainConfig(recipe="vlm-ood"))
 
 
 def test_a_file_of_captions_brings_its_term(
@@ -56,20 +56,19 @@ def test_a_file_of_captions_brings_its_term(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     stages = {"train": {"lr": 2.0}}
-    chosen = settle_method(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=stages))
-    terms = get_recipe("vlm-ood", chosen["stages"]).stages[0].terms
+    chosen = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=stages))
+    terms = get_recipe("vlm-ood", chosen.stages).stages[0].terms
     assert terms["caption_nce"].weight == 1
-    assert chosen["captions"] == tmp_path / "c.json"
+    assert chosen.captions == tmp_path / "c.json"
     assert stages == {"train": {"lr": 2.0}}
     weighed = {"train": {"terms": {"caption_nce": 0.3}}}
-    assert "stages" not in settle_method(
-        TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=weighed)
-    )
+    own = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=weighed))
+    assert own.stages == weighed
 
 
 def test_a_recipe_brings_its_student_and_projector() -> None:
-    assert settle_method(TrainConfig(recipe="vl2v-sd")) == {"student": "teacher"}
-    assert settle_method(TrainConfig(recipe="lgd"))["projector"] == "mlp"
-    assert "projector" not in settle_method(TrainConfig(recipe="erm"))
-    tower = TrainConfig(recipe="vlm-ood", student="teacher", average="wise-ft")
-    assert settle_method(tower) == {}
+    assert settle(TrainConfig(recipe="vl2v-sd")).student == "teacher"
+    assert settle(TrainConfig(recipe="lgd")).projector == "mlp"
+    assert settle(TrainConfig(recipe="erm")).projector is None
+    encoder = TrainConfig(recipe="vlm-ood", student="teacher", average="wise-ft")
+    assert settle(encoder).projector is None

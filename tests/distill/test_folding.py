@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from edgekd.distill.batchnorm import find_folds, folded
 from edgekd.distill.depthwise import depthwise_conv2d, is_depthwise
-from edgekd.distill.folding import find_folds, folded
 
 
 def frozen(model: nn.Module) -> nn.Module:

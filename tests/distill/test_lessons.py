@@ -11,8 +11,8 @@ import torch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Run
-from edgekd.distill.load import load_run
-from edgekd.distill.teacher import load_teacher
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.teachers import load_teacher
 from edgekd.distill.train import train
 
 Trainer = Callable[..., Run]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
-from edgekd.distill.load import load_run
+from edgekd.distill.classification.load import load_run
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train
 

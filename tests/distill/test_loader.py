@@ -3,8 +3,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,23 @@ from lightning_fabric import Fabric
 
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill import teaching
-from edgekd.distill.cache import UNAUGMENTED, EmbeddingCache
-from edgekd.distill.loader import BatchSource, Prefetcher, RawBatch, cached
-from edgekd.distill.pixels import open_store
-from edgekd.distill.restyle import RestylePolicy
-from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.teaching import cached_views, caching_teacher, fill_cache, teacher_embedding
-from edgekd.distill.views import ViewPolicy, view_params
+from edgekd.distill import cache as caching
+from edgekd.distill.batches import (
+    BalancedSampler,
+    BatchSource,
+    Prefetcher,
+    RawBatch,
+    Sampler,
+    open_store,
+)
+from edgekd.distill.cache import (
+    EmbeddingCache,
+    caching_teacher,
+    fill_views,
+)
+from edgekd.distill.classification.task import Classification
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.views import Augmentation, RestylePolicy, ViewPolicy, view_params
 
 Make = Callable[..., Path]
 
@@ -38,8 +47,8 @@ def source(images: ImageSet, **changes: Any) -> BatchSource:
     groups = tuple(np.flatnonzero(images.domain_of == d) for d in range(2))
     settings: dict[str, Any] = {
         "store": open_store(images, 20),
-        "sampler": BalancedSampler(groups, 4, 0),
-        "policy": ViewPolicy(),
+        "sampler": Sampler((BalancedSampler(groups, 4, 0),)),
+        "augmentation": Augmentation(),
         "views": np.full(len(images), 2),
         "embeddings": None,
         "teacher_store": None,
@@ -103,36 +112,34 @@ def test_shards_make_up_the_batch_of_one_process(images: ImageSet) -> None:
         assert torch.equal(shard.params.colour, whole.params.colour[rank::2])
 
 
-def test_one_embedding_serves_all_views_of_a_plain_lookup(images: ImageSet) -> None:
-    cache = EmbeddingCache("t", "p", 2)
-    cache.add(images.keys[:2], [UNAUGMENTED] * 2, np.array([[1, 2], [3, 4]], dtype=np.float32))
-    cache.add(images.keys[:1], [5], np.array([[7, 8]], dtype=np.float32))
-    cache.refresh()
-    indices = np.array([1, 0, 0])
-    plain = cached(images.keys, cache, plain=True)(indices, np.array([0, 5, 9]))
-    assert plain.tolist() == [[3, 4], [1, 2], [1, 2]]
-    assert cached(images.keys, cache, plain=False)(indices[1:2], np.array([5])).tolist() == [[7, 8]]
+def features(raw: RawBatch, teacher: ClipTeacher | None) -> torch.Tensor:
+    """The teacher's embeddings of a batch, as the training loop gets them."""
+    task: Any = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), teacher=teacher)
+    found = Classification.teacher_features(task, raw)
+    assert found is not None
+    return found
 
 
-def test_an_online_teacher_gives_what_the_cache_holds(images: ImageSet, tiny_teacher: Path) -> None:
+@pytest.mark.parametrize("restyling", [None, RestylePolicy()], ids=["plain", "restyled"])
+def test_an_online_teacher_gives_what_the_cache_holds(
+    images: ImageSet, tiny_teacher: Path, restyling: RestylePolicy | None
+) -> None:
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
     assert isinstance(teacher, ClipTeacher)
-    cache = EmbeddingCache(teacher.id, ViewPolicy().id, teacher.dim)
-    fill_cache(
-        Fabric(accelerator="cpu", devices=1), cache, teacher, ViewPolicy(), images, np.arange(16), 2
-    )
+    augmentation = Augmentation(restyle=restyling)
+    assert (augmentation.id == Augmentation().id) == (restyling is None)
+    cache = EmbeddingCache(teacher.id, augmentation.id, teacher.dim)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fill_views(fabric, cache, teacher, augmentation, images, np.arange(16), 2)
+    lookup = partial(cache.embeddings, images.keys)
+    stored = source(images, embeddings=lookup, augmentation=augmentation)(2)
     store = open_store(images, round(32 * 1.2))
-    from_cache = source(images, embeddings=cached(images.keys, cache, plain=False))(2)
-    online = source(images, teacher_store=store)(2)
-    stored = teacher_embedding(from_cache, None, torch.device("cpu"))
-    asked = teacher_embedding(online, teacher, torch.device("cpu"))
-    assert stored is not None
-    assert asked is not None
-    assert torch.allclose(stored, asked, atol=2e-3, rtol=2e-3)  # 16 bits
-    assert not torch.allclose(stored[0], asked[1], atol=2e-2)
-    torch.zeros(4, 12, requires_grad=True).sub(
-        asked
-    ).square().sum().backward()  # it is no inference tensor
+    online = source(images, teacher_store=store, augmentation=augmentation)(2)
+    cached, computed = features(stored, None), features(online, teacher)
+    assert torch.allclose(cached, computed, atol=3e-3, rtol=3e-3)  # 16 bits
+    assert not torch.allclose(cached[0], computed[1], atol=2e-2)
+    loss = torch.zeros(4, 12, requires_grad=True).sub(computed).square().sum()
+    loss.backward()  # it is no inference tensor
 
 
 def raw(step: int) -> RawBatch:
@@ -170,13 +177,9 @@ def test_only_standing_still_counts_as_waiting() -> None:
         return raw(step)
 
     starved = Prefetcher(make, range(4))
-    for _ in starved:
-        pass
-    assert starved.waited_s > 0.15
+    assert sum(starved.waited_s for _ in starved) > 0.15
     fed = Prefetcher(make, range(4))
-    for step, _ in fed:
-        if step == 0:
-            fed.reset()
+    for _ in fed:
         time.sleep(0.2)
     assert fed.waited_s < 0.1
 
@@ -212,13 +215,13 @@ def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
     wanted: str,
     precision: str,
 ) -> None:
-    monkeypatch.setattr(teaching, "LEAST_COSINE", least)
-    monkeypatch.setattr(teaching, "has_bfloat16", lambda: capable)
+    monkeypatch.setattr(caching, "LEAST_COSINE", least)
+    monkeypatch.setattr(caching, "has_bfloat16", lambda: capable)
     teacher = load_teacher(f"local-dir:{tiny_teacher}")
     assert isinstance(teacher, ClipTeacher)
     fabric = Fabric(accelerator="cpu", devices=1)
     config = TrainConfig.model_validate({"teacher_precision": wanted, "views": 1})
-    everything, policy = np.arange(len(images)), ViewPolicy()
+    everything, policy = np.arange(len(images)), Augmentation()
 
     def choice() -> str:
         return caching_teacher(fabric, config, teacher, images, everything, policy.id).precision
@@ -226,45 +229,5 @@ def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
     assert choice() == precision
     # What is there in float32 is used as it is, unless told otherwise.
     cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
-    fill_cache(fabric, cache, teacher, policy, images, everything, 1)
+    fill_views(fabric, cache, teacher, policy, images, everything, 1)
     assert choice() == ("bf16" if wanted == "bf16" else "fp32")
-
-
-def test_the_cache_holds_the_teachers_embeddings_of_restyled_views(
-    images: ImageSet, tiny_teacher: Path
-) -> None:
-    teacher = load_teacher(f"local-dir:{tiny_teacher}")
-    assert isinstance(teacher, ClipTeacher)
-    policy, restyling = ViewPolicy(), RestylePolicy()
-    cache = EmbeddingCache(teacher.id, cached_views(policy, restyling), teacher.dim)
-    assert (
-        cache.folder != EmbeddingCache(teacher.id, cached_views(policy, None), teacher.dim).folder
-    )
-    everything = np.arange(len(images))
-    fill_cache(
-        Fabric(accelerator="cpu", devices=1),
-        cache,
-        teacher,
-        policy,
-        images,
-        everything,
-        2,
-        restyling,
-    )
-    store = open_store(images, round(32 * 1.2))
-    from_cache = source(
-        images, embeddings=cached(images.keys, cache, plain=False), restyle=restyling
-    )(2)
-    online = source(images, teacher_store=store, restyle=restyling)(2)
-    assert from_cache.restyle is not None
-    assert online.restyle is not None
-    # A batch of two visits: the cached views are those of the same number.
-    asked = teacher_embedding(
-        replace(online, params=from_cache.params, restyle=from_cache.restyle),
-        teacher,
-        torch.device("cpu"),
-    )
-    stored = teacher_embedding(from_cache, None, torch.device("cpu"))
-    assert stored is not None
-    assert asked is not None
-    assert torch.allclose(stored, asked, atol=3e-3, rtol=3e-3)

@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource
 import sys
-from edgekd.distill.memory import keep_freed_memory
+from edgekd.distill.launch import keep_freed_memory
 kept = keep_freed_memory() if sys.argv[1] == "keep" else False
 size = 48 * 2**20
 def touch():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgekd.benchmark.measure.latency import Protocol, measure, rotating
+from edgekd.targets.timing.stopwatch import Protocol, measure, rotating
 
 RULE = Protocol("quick", 50, 0.05, 0.5, 500, 0.4, 2.0, 0.05, 1)
 IMAGES = np.zeros((64, 32, 32, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from PIL import Image
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import pixels
-from edgekd.distill.pixels import open_store, squashed, store_side
+from edgekd.distill.batches import open_store, squashed, store_side
 
 Make = Callable[..., Path]
 

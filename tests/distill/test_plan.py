@@ -11,7 +11,13 @@ import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.plan import DEFAULT_EPOCHS, TOY_SIZE, TOY_STEPS, newest_run, settle, total_steps
+from edgekd.distill.classification.plan import (
+    DEFAULT_EPOCHS,
+    TOY_SIZE,
+    TOY_STEPS,
+    newest_run,
+    settle,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -130,12 +136,6 @@ def test_smoke_is_short() -> None:
     assert config.steps < 10
     assert config.epochs is None
     assert config.views == 1
-
-
-def test_epochs_become_steps() -> None:
-    assert total_steps(TrainConfig(epochs=2.5), 10) == 25
-    assert total_steps(TrainConfig(epochs=0.001), 10) == 1
-    assert total_steps(TrainConfig(steps=7), 10) == 7
 
 
 def folder(name: str, *, finished: bool, age: int) -> Path:

@@ -9,7 +9,8 @@ import torch
 
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.predict import pixel_batches, predict_all, student_predict
+from edgekd.distill.batches import pixel_batches
+from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.students import Student, make_student
 
 Make = Callable[..., Path]

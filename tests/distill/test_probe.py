@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from edgekd.distill.probe import knn_scores, linear_probe, student_vectors
+from edgekd.distill.classification.predict import knn_scores, linear_probe, student_vectors
 
 
 def test_neighbours_vote_by_their_nearness() -> None:

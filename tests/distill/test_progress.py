@@ -10,10 +10,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.distill import progress as module
-from edgekd.distill.progress import Progress
+from edgekd.distill.progress import Progress, counting, evaluation_steps
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +25,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def record(progress: Progress, step: int, waited_s: float = 0.0) -> None:
-    batches = SimpleNamespace(waited_s=waited_s, reset=lambda: None)
     loss = torch.tensor(float(step))
-    progress.step(step, "train", loss, {"ce": loss / 2}, 0.1, 8, batches)  # type: ignore[arg-type]
+    progress.step(step, "train", loss, {"ce": loss / 2}, 0.1, 8, waited_s)
 
 
 def test_every_nth_step_and_the_last_are_written(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 8, TrainConfig(log_every=3), fabric, 0) as progress:
+    with Progress(tmp_path, 8, 3, fabric, 0) as progress:
         for step in range(8):
             record(progress, step)
     assert [line["step"] for line in lines(tmp_path)] == [3, 6, 8]
@@ -46,20 +44,20 @@ def test_every_nth_step_and_the_last_are_written(tmp_path: Path, fabric: Fabric)
 
 
 def test_resuming_keeps_what_the_checkpoint_covers(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 6, TrainConfig(log_every=1), fabric, 0) as progress:
+    with Progress(tmp_path, 6, 1, fabric, 0) as progress:
         for step in range(5):
             record(progress, step)
         progress.evaluated(4, 0.5)
     with open(tmp_path / "metrics.jsonl", "a") as handle:
         handle.write('{"step": 1, "terms": {"ce": 0.1}')
-    with Progress(tmp_path, 6, TrainConfig(log_every=1), fabric, 4) as progress:
+    with Progress(tmp_path, 6, 1, fabric, 4) as progress:
         assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 4]
         record(progress, 4)
     assert lines(tmp_path)[-1]["step"] == 5
 
 
 def test_speed_and_waiting_leave_out_the_first_step(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:
+    with Progress(tmp_path, 3, 10, fabric, 0) as progress:
         time.sleep(0.3)
         record(progress, 0, waited_s=0.25)
         started = time.perf_counter()
@@ -80,7 +78,7 @@ def test_a_pause_is_no_training(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:
+    with Progress(tmp_path, 3, 10, fabric, 0) as progress:
         for step in range(3):
             clock[0] += 2
             record(progress, step, waited_s=0.5)
@@ -92,7 +90,7 @@ def test_a_pause_is_no_training(
 
 
 def test_before_two_steps_there_is_no_speed(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 3, TrainConfig(), fabric, 0) as progress:
+    with Progress(tmp_path, 3, 10, fabric, 0) as progress:
         record(progress, 0)
         assert progress.images_per_second == 0
         assert progress.data_wait_percent == 0
@@ -101,7 +99,7 @@ def test_before_two_steps_there_is_no_speed(tmp_path: Path, fabric: Fabric) -> N
 def test_the_end_is_said_where_there_is_no_terminal(
     tmp_path: Path, fabric: Fabric, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Progress(tmp_path, 2, TrainConfig(log_every=10), fabric, 0) as progress:
+    with Progress(tmp_path, 2, 10, fabric, 0) as progress:
         record(progress, 0)
         record(progress, 1)
     said = capsys.readouterr().err
@@ -115,7 +113,7 @@ def test_counting_says_how_many_and_how_long(
 ) -> None:
     clock = iter(range(0, 1000, 11))
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
-    with Progress.counting("passes", 10, fabric) as advance:
+    with counting("passes", 10, fabric) as advance:
         advance(4)
         advance(8)  # processes may round up together
     said = capsys.readouterr().err
@@ -126,7 +124,7 @@ def test_counting_says_how_many_and_how_long(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said(tmp_path: Path, fabric: Fabric) -> None:
-    with Progress(tmp_path, 2, TrainConfig(log_every=1), fabric, 0) as progress:
+    with Progress(tmp_path, 2, 1, fabric, 0) as progress:
         (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
         with pytest.raises(EdgekdError, match="full"):
             record(progress, 0)
@@ -134,6 +132,22 @@ def test_a_full_disk_is_said(tmp_path: Path, fabric: Fabric) -> None:
 
 def test_only_process_0_writes(tmp_path: Path) -> None:
     other: Any = SimpleNamespace(is_global_zero=False, all_reduce=lambda value, reduce_op: value)
-    with Progress(tmp_path, 1, TrainConfig(log_every=1), other, 0) as progress:
+    with Progress(tmp_path, 1, 1, other, 0) as progress:
         record(progress, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("span", "every", "expected"),
+    [
+        (range(20), None, (2, 4, 6, 8, 10, 12, 14, 16, 18, 20)),
+        (range(100, 125), None, (103, 105, 108, 110, 113, 115, 118, 120, 123, 125)),
+        (range(5, 8), None, (6, 7, 8)),  # fewer steps than evaluations
+        (range(3, 10), 4, (4, 8, 10)),  # of the run's steps, not the stage's
+        (range(3), 50, (3,)),
+    ],
+)
+def test_evaluations_end_with_the_stage(
+    span: range, every: int | None, expected: tuple[int, ...]
+) -> None:
+    assert evaluation_steps(span, every) == expected

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.prompts import (
+from edgekd.distill.text_bank import (
     TextBank,
     ensemble,
     read_text_bank,
     readable,
     templates_for,
-    warn_of_like_classes,
+    warn_of_indistinct_classes,
 )
 
 
@@ -39,12 +39,12 @@ def test_domain_templates_name_the_source_domains() -> None:
 def test_classes_with_the_same_vector_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.999, 0.0447], [0.99, 0.141]])
     classes = ("fire hydrant", "cat", "fire_hydrant", "hose")
-    warn_of_like_classes(TextBank(classes, ("{}",), vectors, "0", 10.0))
+    warn_of_indistinct_classes(TextBank(classes, ("{}",), vectors, "0", 10.0))
     said = capsys.readouterr().err
     assert '"fire hydrant" and "fire_hydrant"' in said
     assert "cat" not in said
     assert "hose" not in said  # cosines of 0.99 and 0.995
-    warn_of_like_classes(TextBank(classes[:2], ("{}",), vectors[:2], "0", 10.0))
+    warn_of_indistinct_classes(TextBank(classes[:2], ("{}",), vectors[:2], "0", 10.0))
     assert capsys.readouterr().err == ""
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgekd.core.errors import EdgekdError
+from edgekd.distill.losses import TermSpec
 from edgekd.distill.recipes import RECIPES, get_recipe
-from edgekd.distill.terms import TermSpec
-from edgekd.distill.train import schedule, share_out
+from edgekd.distill.train import schedule
 
 
 def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:
@@ -78,16 +78,15 @@ def test_the_recipes_say_what_the_literature_says() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 150, 5001])
 def test_the_shares_of_a_recipe_add_up(name: str, steps: int) -> None:
-    parts = share_out(get_recipe(name), steps)
-    assert sum(parts) == steps
-    assert min(parts) >= 0
+    spans = [span for _, span in get_recipe(name).spans(steps)]
+    assert [step for span in spans for step in span] == list(range(steps))
 
 
 def test_stages_get_their_share_of_the_steps() -> None:
     fifth = get_recipe("vl2v-adip", {"align": {"share": 0.2}, "distill": {"share": 0.8}})
-    assert share_out(fifth, 150) == [30, 120]
+    assert [span for _, span in fifth.spans(150)] == [range(30), range(30, 150)]
     moved = get_recipe("vl2v-adip", {"align": {"share": 0.5}, "distill": {"share": 0.5, "lr": 2}})
-    assert share_out(moved, 10) == [5, 5]
+    assert [len(span) for _, span in moved.spans(10)] == [5, 5]
     assert [stage.lr for stage in moved.stages] == [get_recipe("vl2v-adip").stages[0].lr, 2.0]
 
 

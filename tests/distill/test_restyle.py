@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.loader import BatchSource
-from edgekd.distill.pixels import open_store
-from edgekd.distill.restyle import KINDS, Restyle, RestylePolicy, restyle, restyle_params
-from edgekd.distill.sampling import BalancedSampler
-from edgekd.distill.views import ViewPolicy, render
+from edgekd.distill.batches import BalancedSampler, BatchSource, Sampler, open_store
+from edgekd.distill.views import (
+    KINDS,
+    Augmentation,
+    Restyle,
+    RestylePolicy,
+    render,
+    restyle,
+    restyle_params,
+)
 
 Make = Callable[..., Path]
 KEYS = tuple(f"{number:032x}" for number in range(64))
@@ -75,14 +80,9 @@ def test_the_processes_of_a_run_see_what_one_process_sees(images: ImageSet) -> N
     groups = tuple(np.flatnonzero(images.domain_of == d) for d in range(2))
     source = BatchSource(
         open_store(images, 20),
-        BalancedSampler(groups, 16, 0),
-        ViewPolicy(),
+        Sampler((BalancedSampler(groups, 16, 0),)),
+        Augmentation(restyle=RestylePolicy(share=1.0, weights=(1, 0, 0, 0, 0))),
         np.full(len(images), 2),
-        None,
-        None,
-        0,
-        1,
-        RestylePolicy(share=1.0, weights=(1, 0, 0, 0, 0)),
     )
 
     def views(made: BatchSource) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from edgekd.distill.retrieval import retrieval_scores
+from edgekd.distill.classification.predict import retrieval_scores
 
 
 def test_scores_by_hand() -> None:

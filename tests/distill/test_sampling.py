@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgekd.distill.sampling import BalancedSampler, MixedSampler, make_sampler, mix
+from edgekd.distill.batches import BalancedSampler, Sampler, make_sampler
 
 
 def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:
@@ -84,47 +84,49 @@ def test_shards_make_up_the_global_batch_with_every_domain_in_each(world: int) -
 
 
 def test_an_epoch_draws_about_as_many_images_as_there_are() -> None:
-    assert sampler((30, 34), 16).epoch_steps == 4
-    assert sampler((2, 1), 64).epoch_steps == 1
+    assert Sampler((sampler((30, 34), 16),)).epoch_steps == 4
+    assert Sampler((sampler((2, 1), 64),)).epoch_steps == 1
 
 
-def test_shots_are_in_every_batch_at_most_half_of_it() -> None:
-    """Two domains with 40 images each; 3 shots of a batch of 8 take 3 places, 10 shots 4."""
-    domain_of = np.array([0] * 40 + [1] * 40 + [0] * 10)
-    for count, places in ((3, 3), (10, 4)):
-        train = np.arange(80 + count)
-        is_shot = np.arange(90) >= 80
-        sampler = make_sampler(train, domain_of, is_shot, 8, seed=0)
-        drawn = []
-        for step in range(20):
-            indices, _ = sampler.step(step)
-            assert len(indices) == 8
-            few = indices[indices >= 80]
-            assert len(set(few)) == len(few) == places
-            drawn += few.tolist()
-        assert len(set(drawn)) == count
-        assert sampler.epoch_steps == round((80 + count) / 8)
+def made_sampler(
+    images: int, unlabelled: int, shots: int, batch: int, share: float = 0.5
+) -> Sampler:
+    """Two domains that share `images` labelled images, then shots, then unlabelled images."""
+    count = images + shots + unlabelled
+    domains = np.repeat([0, 1, 0], [images // 2, images // 2, shots + unlabelled])
+    is_shot = (np.arange(count) >= images) & (np.arange(count) < images + shots)
+    train, others = np.arange(images + shots), np.arange(images + shots, count)
+    return make_sampler(train, others, domains, is_shot, share=share, batch=batch, seed=0)
+
+
+@pytest.mark.parametrize(("count", "places"), [(3, 3), (10, 4)])
+def test_shots_are_in_every_batch_at_most_half_of_it(count: int, places: int) -> None:
+    sampler = made_sampler(80, 0, count, 8)
+    drawn = []
+    for step in range(20):
+        indices, _ = sampler.step(step)
+        assert len(indices) == 8
+        few = indices[indices >= 80]
+        assert len(set(few)) == len(few) == places
+        drawn += few.tolist()
+    assert len(set(drawn)) == count
+    assert sampler.epoch_steps == round((80 + count) / 8)
 
 
 def test_without_shots_the_domains_share_a_batch() -> None:
-    sampler = make_sampler(
-        np.arange(20), np.array([0] * 10 + [2] * 10), np.zeros(20, dtype=bool), 6, seed=1
-    )
-    plain = BalancedSampler((np.arange(10), np.arange(10, 20)), 6, 1)
+    sampler = made_sampler(20, 0, 0, 6)
+    plain = BalancedSampler((np.arange(10), np.arange(10, 20)), 6, 0)
     for step in range(4):
         assert np.array_equal(sampler.step(step)[0], plain.step(step)[0])
 
 
 def test_a_fixed_part_of_each_batch_is_unlabelled() -> None:
-    places, others = mix(np.arange(100, 120), 0.25, 16, seed=0)
-    assert places == 12
-    assert others is not None
-    made = MixedSampler(sampler((30, 30), places), others)
+    made = made_sampler(60, 20, 0, 16, share=0.25)
     seen: Counter[int] = Counter()
     for step in range(10):
         indices, visits = made.step(step)
         assert (indices[:12] < 60).all()
-        assert (indices[12:] >= 100).all()
+        assert (indices[12:] >= 60).all()
         for index, visit in zip(indices[12:].tolist(), visits[12:].tolist(), strict=True):
             assert visit == seen[index]
             seen[index] += 1
@@ -132,10 +134,12 @@ def test_a_fixed_part_of_each_batch_is_unlabelled() -> None:
     assert made.epoch_steps == 5
 
 
-def test_few_unlabelled_images_come_once_in_a_batch() -> None:
-    places, others = mix(np.arange(100, 103), 0.5, 16, seed=0)
-    assert places == 13
-    assert others is not None
-    assert sorted(others.step(7)[0].tolist()) == [100, 101, 102]
-    assert mix(np.arange(100, 200), 0.99, 8, seed=0)[0] == 1  # a label at least
-    assert mix(np.arange(0), 0.5, 16, seed=0) == (16, None)
+def test_few_unlabelled_images_come_once_in_a_batch_and_many_leave_a_label() -> None:
+    assert sorted(made_sampler(40, 3, 0, 16).step(7)[0][13:].tolist()) == [40, 41, 42]
+    few = made_sampler(40, 100, 0, 8, share=0.99).step(3)[0]
+    assert (few < 40).sum() == 1
+    alone = make_sampler(
+        np.arange(0), np.arange(9), np.zeros(9), np.zeros(9, bool), share=0.5, batch=3, seed=0
+    )
+    assert alone.epoch_steps == 3
+    assert sorted(np.concatenate([alone.step(i)[0] for i in range(3)]).tolist()) == list(range(9))

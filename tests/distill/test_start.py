@@ -14,9 +14,9 @@ from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_stored_split
-from edgekd.distill import train as training
-from edgekd.distill.load import load_run
-from edgekd.distill.start import continue_from, settle_start, split_after
+from edgekd.distill.classification.load import continue_from, load_run
+from edgekd.distill.classification.plan import settle, split_after
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train
 from edgekd.evaluation.trained import read_trained
@@ -67,13 +67,13 @@ def test_a_run_goes_on_from_another(
     before: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    real = training.stage_loss
+    real = Classification.forward
 
-    def watched(fabric: Any, model: Any, student: Any, *rest: Any) -> Any:
-        seen.append(student.backbone.conv_stem.weight.detach().clone())
-        return real(fabric, model, student, *rest)
+    def watched(task: Any, *rest: Any) -> Any:
+        seen.append(task.student.backbone.conv_stem.weight.detach().clone())
+        return real(task, *rest)
 
-    monkeypatch.setattr(training, "stage_loss", watched)
+    monkeypatch.setattr(Classification, "forward", watched)
     run = train(
         TrainConfig(
             **settings, unseen_classes=("bee",), shots=2, start=before, out=tmp_path / "after"
@@ -94,8 +94,8 @@ def test_a_run_goes_on_from_another(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ({"student_weights": Path("w.safetensors")}, "student_weights has nothing to say"),
-        ({"pretrained": "hub"}, "pretrained has nothing to say"),
+        ({"student_weights": Path("w.safetensors")}, "student_weights has no effect"),
+        ({"pretrained": "hub"}, "pretrained has no effect"),
         ({"student": "resnet18"}, r"another student \(test_efficientnet\)"),
         ({"size": 48}, r"another size \(32\)"),
     ],
@@ -104,14 +104,14 @@ def test_what_does_not_fit_the_run_to_start_from(
     before: Path, words: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(EdgekdError, match=sentence):
-        settle_start(TrainConfig(start=before, **words))
+        settle(TrainConfig(start=before, **words))
 
 
 def test_a_run_that_is_none_and_parts_that_are_missing(before: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgekdError):
-        settle_start(TrainConfig(start=tmp_path))
+        settle(TrainConfig(start=tmp_path))
     embedding = make_student("test_efficientnet", pretrained="scratch", size=32, dim=8)
-    with pytest.raises(EdgekdError, match=r"\(erm\) has not the parts that this recipe needs"):
+    with pytest.raises(EdgekdError, match=r"\(erm\) lacks the parts that this recipe needs"):
         continue_from(before, embedding, ("ant", "cat"))
 
 

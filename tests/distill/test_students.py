@@ -15,13 +15,13 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_tensors
 from edgekd.core.preprocess import Preprocess
 from edgekd.distill.students import (
     FRIENDLY,
     Student,
     fit_scale,
     make_student,
-    save_student,
     timm_name,
 )
 from edgekd.distill.weights import load_weights
@@ -314,7 +314,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teacher"):
+    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teachers"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -390,7 +390,7 @@ def test_a_size_that_does_not_fit_is_refused() -> None:
 def test_a_student_goes_round(tmp_path: Path) -> None:
     student = scratch()
     student.scale.fill_(2.5)
-    save_student(student, tmp_path / "s.safetensors", {"student": NAME})
+    write_tensors(tmp_path / "s.safetensors", student.state_dict())
     again = scratch()
     again.load_state_dict(load_file(tmp_path / "s.safetensors"))
     with torch.inference_mode():

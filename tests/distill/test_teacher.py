@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.predict import teacher_predict
-from edgekd.distill.teacher import ClipTeacher, EmbeddingsTeacher, load_teacher
-from edgekd.distill.tower import tower_student
+from edgekd.distill.classification.predict import teacher_predict
+from edgekd.distill.students import encoder_student
+from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, load_teacher
 from edgekd.distill.views import plain
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
@@ -213,7 +213,7 @@ def test_a_teacher_need_not_be_square(tmp_path: Path, mode: str, shape: list[int
     views = torch.rand(2, 3, 48, 48)  # what augmented training images are
     assert teacher.embed_images(views).shape == (2, 12)
     with pytest.raises(EdgekdError, match="square"):
-        tower_student(teacher)
+        encoder_student(teacher)
 
 
 def test_a_large_teacher_is_taken(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_name_without_a_tag_is_asked_for_one() -> None:
 def test_a_hub_out_of_reach_is_one_sentence_with_two_commands(
     spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in ("edgekd.core.hub", "edgekd.distill.teacher"):
+    for module in ("edgekd.core.hub", "edgekd.distill.teachers"):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -11,7 +11,7 @@ import torch
 from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
-from edgekd.distill.terms import (
+from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,
@@ -21,9 +21,11 @@ from edgekd.distill.terms import (
     teacher_correct,
 )
 
+NAMES = sorted({name for name, _ in CASES})
+
 
 def test_every_term_is_checked() -> None:
-    assert {name for name, _ in CASES} == set(TERMS)
+    assert {name for name, _ in CASES} == set(TERMS) - {"token_td"}  # tests/vl has its own
 
 
 @pytest.mark.parametrize(("name", "params"), CASES, ids=str)
@@ -31,8 +33,6 @@ def test_a_term_and_its_gradient_are_what_the_formula_says(
     name: str, params: dict[str, Any]
 ) -> None:
     batch = draw()
-    assert batch.embedding is not None
-    assert batch.logits is not None
     values = TERMS[name].function(batch, **params)
     assert values.shape == (B,)
     s, z = batch.embedding.tolist(), batch.logits.tolist()
@@ -64,7 +64,7 @@ def test_a_term_and_its_gradient_are_what_the_formula_says(
 
 
 def test_a_term_looks_at_nothing_it_does_not_declare() -> None:
-    for info in TERMS.values():
+    for info in map(TERMS.__getitem__, NAMES):
         batch = draw()
         fields = (
             "embedding",
@@ -93,7 +93,6 @@ def test_distillation_is_still_where_student_and_teacher_agree() -> None:
 
 def test_distillation_is_torchs_own_divergence() -> None:
     batch = draw(3)
-    assert batch.logits is not None
     teacher = torch.distributions.Categorical(logits=batch.teacher_logits() / 2.0)
     student = torch.distributions.Categorical(logits=batch.logits / 2.0)
     expected = 4.0 * torch.distributions.kl_divergence(teacher, student)
@@ -104,8 +103,6 @@ def test_normed_distance_is_twice_the_cosine_loss() -> None:
     batch = draw(1)
     normed = TERMS["feat_mse"].function(batch, normed=True)
     assert torch.allclose(normed, 2 * TERMS["cos_img"].function(batch))
-    assert batch.embedding is not None
-    assert batch.teacher is not None
     units = replace(batch, embedding=unit(batch.embedding), teacher=unit(batch.teacher))
     # NVIDIA's element mean of unit vectors is Li et al.'s sum over D.
     assert torch.allclose(D * TERMS["feat_mse"].function(units), normed)
@@ -179,7 +176,6 @@ def test_an_empty_mask_gives_nought_and_no_gradient(term: str) -> None:
     loss.backward()
     assert loss.item() == 0
     assert values[term].item() == 0
-    assert batch.embedding is not None
     assert batch.embedding.grad is not None
     assert (batch.embedding.grad == 0).all()
 
@@ -194,15 +190,13 @@ def test_an_image_that_does_not_count_cannot_spoil_the_sum(confidence: str | Non
     assert losses[1].item() == pytest.approx(losses[0].item())
     for loss in losses:
         loss.backward()
-    assert clean.embedding is not None
-    assert spoilt.embedding is not None
     assert clean.embedding.grad is not None
     assert spoilt.embedding.grad is not None
     assert torch.allclose(spoilt.embedding.grad[:2], clean.embedding.grad[:2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_taken_and_answered_in_single(name: str, dtype: torch.dtype) -> None:
     batch = draw()
     fields = ("embedding", "logits", "teacher", "bank", "visual_bank", "domain_bank", "captions")
@@ -238,7 +232,6 @@ def test_a_large_batch_in_half_precision_is_summed_in_single() -> None:
 
 def test_where_targets_are_centred_the_teachers_own_logits_decide() -> None:
     batch = draw()
-    assert batch.teacher is not None
     own = batch.teacher_logits()
     moved = replace(batch, teacher=-batch.teacher, zero_shot=own)
     assert torch.equal(moved.teacher_logits(), own)
@@ -247,7 +240,7 @@ def test_where_targets_are_centred_the_teachers_own_logits_decide() -> None:
     assert torch.equal(teacher_confidence(moved), teacher_confidence(batch))
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch_gives_nought(name: str) -> None:
     batch = draw(batch=0)
     assert TERMS[name].function(batch).shape == (0,)
@@ -256,13 +249,9 @@ def test_an_empty_batch_gives_nought(name: str) -> None:
     assert (loss.item(), values[name].item()) == (0, 0)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_one_class_and_a_bank_of_one_text_are_no_exception(name: str) -> None:
     batch = draw(1)
-    assert batch.bank is not None
-    assert batch.logits is not None
-    assert batch.visual_bank is not None
-    assert batch.domain_bank is not None
     lone = replace(
         batch,
         labels=torch.zeros(B, dtype=torch.int64),
@@ -352,7 +341,7 @@ def test_needs_are_those_of_terms_masks_and_confidences() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(TERMS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_term_counts_the_images_that_it_has_a_target_for(name: str) -> None:
     batch = draw()
     labels = batch.labels.clone()
@@ -376,12 +365,10 @@ def test_a_term_counts_the_images_that_it_has_a_target_for(name: str) -> None:
 
 def test_gradients_of_unlabelled_images_come_from_terms_without_labels_alone() -> None:
     batch = draw()
-    assert batch.embedding is not None
     batch = replace(batch, labels=torch.full_like(batch.labels, -1))
     loss, values = objective(batch, {"cos_text": TermSpec(1.0), "cos_img": TermSpec(1.0)})
     loss.backward()
     alone = draw()
-    assert alone.embedding is not None
     objective(alone, {"cos_img": TermSpec(1.0)})[0].backward()
     assert values["cos_text"] == 0
     assert batch.embedding.grad is not None

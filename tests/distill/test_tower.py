@@ -7,9 +7,9 @@ import torch
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.load import load_run
-from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.tower import interpolate_with_teacher, tower_student
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.students import encoder_student, interpolate_with_teacher
+from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.train import train
 
 
@@ -21,25 +21,25 @@ def teacher(tiny_teacher: Path) -> ClipTeacher:
 
 
 def test_the_student_starts_as_the_teacher(teacher: ClipTeacher) -> None:
-    student = tower_student(teacher).eval()
+    student = encoder_student(teacher).eval()
     views = torch.rand(2, 3, 32, 32)
     assert torch.allclose(student(views), teacher.embed_images(views), atol=1e-5)
     assert student.embeds
     assert student.preprocess == teacher.preprocess
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    assert tower_student(teacher, classes=3)(views).shape == (2, 3)
+    assert encoder_student(teacher, classes=3)(views).shape == (2, 3)
 
 
 def test_it_takes_no_other_size_and_no_file_of_embeddings(teacher: ClipTeacher) -> None:
     with pytest.raises(EdgekdError, match="takes 32 px, not 64"):
-        tower_student(teacher, size=64)
+        encoder_student(teacher, size=64)
     with pytest.raises(EdgekdError, match="no such model"):
-        tower_student(None)
+        encoder_student(None)
 
 
 def test_wise_ft_lies_between_the_weights(teacher: ClipTeacher) -> None:
-    student = tower_student(teacher)
+    student = encoder_student(teacher)
     start = {name: value.clone() for name, value in student.backbone.state_dict().items()}
     with torch.no_grad():
         for parameter in student.parameters():

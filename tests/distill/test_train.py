@@ -24,12 +24,12 @@ from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
-from edgekd.distill import validate
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
+from edgekd.distill.classification.task import Classification
+from edgekd.distill.classification.text_targets import ANISOTROPIC
 from edgekd.distill.recipes import RECIPES
-from edgekd.distill.teacher import ClipTeacher
-from edgekd.distill.teaching import CONE
+from edgekd.distill.teachers import ClipTeacher
 from edgekd.distill.train import train
 
 STUDENT = "test_efficientnet"
@@ -167,9 +167,9 @@ def test_stages_train_only_their_own_part(run: Trainer, monkeypatch: pytest.Monk
     seen: list[dict[str, torch.Tensor]] = []
     save = training.Checkpoint.save
 
-    def watch(self: Any, done: int, student: Any, *rest: Any) -> None:
-        seen.append({name: value.clone() for name, value in student.state_dict().items()})
-        save(self, done, student, *rest)
+    def watch(self: Any, done: int, task: Any, *rest: Any) -> None:
+        seen.append({name: value.clone() for name, value in task.model.state_dict().items()})
+        save(self, done, task, *rest)
 
     monkeypatch.setattr(training.Checkpoint, "save", watch)
     stages = {"align": {"share": 0.2}, "distill": {"share": 0.8}}
@@ -357,7 +357,7 @@ def test_a_run_killed_while_it_finishes_needs_no_step_again(
         patch.setattr(training, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             run(steps=12, **UNSTEADY)
-    monkeypatch.setattr(training, "step_loss", killed)
+    monkeypatch.setattr(Classification, "views", killed)
     made = run(resume=True)
     assert same_weights(folder_of(made), uninterrupted)
     assert made.images_per_second > 0
@@ -629,7 +629,7 @@ def test_best_keeps_the_best_validated_weights(
         kept[len(kept)] = {name: value.clone() for name, value in student.state_dict().items()}
         return next(accuracies)
 
-    monkeypatch.setattr("edgekd.distill.checkpoint.source_accuracy", judge)
+    monkeypatch.setattr("edgekd.distill.classification.task.source_accuracy", judge)
     made = run(recipe="erm", select="best", eval_every=2, ema=0)
     assert "step 4" in made.selection
     best = {name: value for name, value in weights(folder_of(made)).items() if name != "scale"}
@@ -637,15 +637,9 @@ def test_best_keeps_the_best_validated_weights(
     assert any(not torch.equal(value, kept[3][name]) for name, value in best.items())
 
 
-def test_the_accuracy_on_validation_counts_every_domain_alike(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scores = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], dtype=np.float32)
-    monkeypatch.setattr("edgekd.distill.validate.predict_all", lambda *a: scores)
-    images = SimpleNamespace(labels=np.array([0, 1, 1, 1]), domain_of=np.array([0, 0, 0, 1]))
-    student = SimpleNamespace(mean=torch.zeros(1), preprocess=None, eval=lambda: None)
-    accuracy = validate.source_accuracy(student, None, images, np.arange(4))  # type: ignore[arg-type]
-    assert accuracy == pytest.approx((1 / 3 + 1) / 2)
+def test_the_accuracy_on_validation_counts_every_domain_alike() -> None:
+    right, domains = np.array([False, True, True, True]), np.array([0, 0, 0, 1])
+    assert domain_mean(right, domains) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_mixed_precision_stays_close_to_full(run: Trainer, tmp_path: Path) -> None:
@@ -711,7 +705,7 @@ def test_the_common_part_goes_where_it_is_large_unless_told_otherwise(
     forced = centre(centre=True)
     assert forced is not None
     chosen = centre()
-    assert (chosen is not None) == (forced.norm().item() > CONE)
+    assert (chosen is not None) == (forced.norm().item() > ANISOTROPIC)
     assert centre(centre=False) is None
     assert centre(recipe="clip-mse") is None
     with pytest.raises(EdgekdError, match="no embedding to centre"):
@@ -779,7 +773,7 @@ def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
 ) -> None:
     settings = {"recipe": "kd", "unlabelled": [str(camera)], "augment": "restyle"}
     whole = folder_of(run(**settings, out=tmp_path / "whole"))
-    original, calls = training.step_loss, []
+    original, calls = Classification.views, []
 
     def killed(*args: Any) -> Any:
         calls.append(1)
@@ -787,10 +781,10 @@ def test_a_resumed_run_with_unlabelled_images_ends_as_an_unbroken_one(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(training, "step_loss", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(**settings)
-    monkeypatch.setattr(training, "step_loss", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "views", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(**settings)
     again = train(TrainConfig(out=tmp_path / "run", resume=True))
     assert same_weights(whole, folder_of(again))
 
@@ -810,9 +804,9 @@ def test_few_unlabelled_images_are_said_to_be_few(
 def test_pictures_of_nothing_known_can_be_left_out(
     run: Trainer, camera: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from edgekd.distill import teaching
+    from edgekd.distill.classification import text_targets
 
-    original = teaching.plain_embeddings
+    original = text_targets.plain_embeddings
 
     def clear_cut(
         fabric: Any, teacher: ClipTeacher, images: ImageSet, indices: np.ndarray
@@ -829,7 +823,7 @@ def test_pictures_of_nothing_known_can_be_left_out(
             )
         return found
 
-    monkeypatch.setattr(teaching, "plain_embeddings", clear_cut)
+    monkeypatch.setattr(text_targets, "plain_embeddings", clear_cut)
     made = run(recipe="kd", unlabelled=[str(camera)], unlabelled_filter=True, prompts="photo")
     _, split = load_run(folder_of(made)).data()
     assert set(split.unlabelled) == {"1.png", "4.png"}
@@ -873,6 +867,7 @@ def test_a_black_box_must_know_the_unlabelled_images(
 def test_a_student_is_distilled_for_names_on_pictures_without_labels(
     base: dict[str, Any], tmp_path: Path, recipe: str
 ) -> None:
+    from edgekd.configs.benchmark import BenchmarkConfig
     from edgekd.evaluation.gather import gather
     from edgekd.export.run import source_of
 
@@ -893,9 +888,9 @@ def test_a_student_is_distilled_for_names_on_pictures_without_labels(
     assert exported.calibration is not None
     assert len(exported.calibration) == 60
     with pytest.raises(EdgekdError, match="no test images of its own"):
-        gather([folder])
+        gather(BenchmarkConfig(paths=folder))
     with pytest.raises(EdgekdError, match="is left to measure"):
-        gather([folder], ood=[f"photos={base['data']}"])
+        gather(BenchmarkConfig(paths=folder, ood=f"photos={base['data']}"))
 
 
 def test_a_run_without_labels_selects_nothing_by_them(base: dict[str, Any], tmp_path: Path) -> None:

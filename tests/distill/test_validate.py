@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from edgekd.distill.prompts import TextBank
+from edgekd.distill.classification.predict import source_loss
 from edgekd.distill.students import make_student
-from edgekd.distill.validate import source_loss
+from edgekd.distill.text_bank import TextBank
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
 IMAGES: Any = SimpleNamespace(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.vocabulary import read_captions, read_vocabulary
+from edgekd.distill.text_bank import read_captions, read_vocabulary
 
 
 def test_a_vocabulary_is_a_list_of_names(tmp_path: Path) -> None:

@@ -15,15 +15,14 @@ from study_data import draw_domains, tiny_settings
 
 import edgekd
 from edgekd.configs.train import TrainConfig
-from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.job import Job
-from edgekd.distill.load import load_run
-from edgekd.distill.predict import predict_all, student_predict
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import Student
 from edgekd.distill.train import train
 from edgekd.studies import cell as cells
-from edgekd.studies.plan import Cell
+from edgekd.studies.store import Cell
 from edgekd.studies.write import study_document
 
 RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
@@ -122,7 +121,7 @@ def weights_on_the_way(config: TrainConfig) -> dict[int, Student]:
     """What a run shows, by the steps done."""
     shown: dict[int, Student] = {}
 
-    def keep(job: Job, student: Student, done: int, places: tuple[int, ...]) -> None:
+    def keep(task: Classification, student: Student, done: int, places: tuple[int, ...]) -> None:
         assert done in places
         shown[done] = copy.deepcopy(student)
 
@@ -162,13 +161,6 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
     assert better  # else nothing was put to the test
 
 
-def test_places_are_those_of_validation_or_ten(made: dict[bool, Path]) -> None:
-    found = lines(made[True])
-    assert {name: line["oracle_places"] for name, line in found.items()} == {
-        "plain": 10, "best": 8, "swad": 10, "vl2v-adip": 10,
-    }  # fmt: skip
-
-
 def test_nothing_looks_at_unseen_images_without_the_flag(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +169,7 @@ def test_nothing_looks_at_unseen_images_without_the_flag(
         images.ids[i] for i in np.flatnonzero(images.domain_of == images.domains.index("sketch"))
     }
     read: list[str] = []
-    real, finish = ImageSet.read, cells.one_run
+    real, finish = ImageSet.read, cells.run_outcomes
 
     def reading(self: ImageSet, i: int, **rest: Any) -> Any:
         read.append(self.ids[i])
@@ -190,7 +182,7 @@ def test_nothing_looks_at_unseen_images_without_the_flag(
         return finish(loaded, oracle=oracle)
 
     monkeypatch.setattr(ImageSet, "read", reading)
-    monkeypatch.setattr(cells, "one_run", trained)
+    monkeypatch.setattr(cells, "run_outcomes", trained)
     for oracle in (False, True):
         read.clear()
         edgekd.study("erm", out=tmp_path / str(oracle), oracle=oracle, **base)
@@ -209,18 +201,15 @@ def test_the_table_marks_it_and_compares_without_it(
     (teacher,) = [line for line in text.splitlines() if line.startswith("| teacher")]
     assert teacher.split(" | ")[3] == "–"
     (note,) = [line for line in text.splitlines() if line.startswith("Oracle:")]
-    assert (
-        "8 or 10 places of its last stage, chosen by looking at these very images: not a result"
-        in note
-    )
-    assert "Nothing but the oracle looks at the unseen images." in text
+    assert "8 or 10 places of its last stage, chosen on these very images: not a result" in note
+    assert "Nothing but the oracle uses the unseen images." in text
     notes = study_document("s", study.tables).sections[0].items[1:]
     assert any(one.console and one.body.startswith("Oracle: ") for one in notes)
     for row in study.tables[0].rows[1:]:
         assert row.columns["sketch", "oracle"].mean >= row.columns["sketch", "ood"].mean
     plain = (made[False] / "table.md").read_text()
     assert "racle" not in plain
-    assert "Nothing looks at the unseen images." in plain
+    assert "Nothing uses the unseen images." in plain
     with (
         Image.open(made[True] / "table.png") as seeing,
         Image.open(made[False] / "table.png") as blind,
@@ -305,47 +294,6 @@ def test_a_process_of_its_own_is_told(
 
 
 @pytest.mark.slow
-def test_side_by_side(made: dict[bool, Path], base: dict[str, Any], tmp_path: Path) -> None:
-    edgekd.study(
-        "swad=erm,plain=erm",
-        out=tmp_path / "s",
-        jobs=2,
-        oracle=True,
-        recipe_settings=[*OWN[:2], OWN[3]],
-        **base,
-    )
-    for key in ("swad-sketch-0", "plain-sketch-0"):
-        assert np.array_equal(
-            arrays(tmp_path / "s", key)["oracle"], arrays(made[True], key)["oracle"]
-        )
-
-
-@pytest.mark.slow
 def test_two_processes_of_one_run_look_once(base: dict[str, Any], tmp_path: Path) -> None:
     edgekd.study("erm", out=tmp_path / "s", oracle=True, settings=["devices=2"], **base)
     assert lines(tmp_path / "s")["erm"]["oracle_places"] == 10
-
-
-def test_where_there_is_no_oracle(base: dict[str, Any], tmp_path: Path) -> None:
-    own = {name: value for name, value in base.items() if name != "test_domains"} | {
-        "out": tmp_path / "s"
-    }
-    data = str(draw_domains(tmp_path / "d", ("ant", "bee", "cat", "dog"), count=2))
-    for words, sentence in (
-        (
-            {"protocol": "class-disjoint", "data": data},
-            r"class-disjoint has no oracle\. .*lodo and low-shot",
-        ),
-        ({"protocol": "k-shot", "data": data}, "k-shot has no oracle"),
-        ({"protocol": "low-shot", "data": f"{data}/art"}, "art has no domain to leave out"),
-    ):
-        with pytest.raises(EdgekdError, match=sentence):
-            edgekd.study("erm", oracle=True, **(own | words))
-    assert not (tmp_path / "s").exists()
-
-
-def test_few_labels_have_one_too(base: dict[str, Any], tmp_path: Path) -> None:
-    study = edgekd.study(
-        "erm", protocol="low-shot", fractions="0.1", oracle=True, out=tmp_path / "s", **base
-    )
-    assert ("sketch", "oracle") in study.tables[0].rows[-1].columns

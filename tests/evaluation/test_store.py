@@ -8,8 +8,7 @@ import pytest
 from study_data import done
 
 from edgekd.core.errors import EdgekdError
-from edgekd.studies.plan import Cell
-from edgekd.studies.store import Store
+from edgekd.studies.store import Cell, Store
 
 SETTINGS = {
     "protocol": "lodo",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 from browser import CHROMIUM, open_page
 from pydantic import ValidationError
 
@@ -16,11 +16,11 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import shared_suites
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.gates import evaluate, parse_gate, parse_gates
-from edgekd.benchmark.report.rows import UnknownRow
-from edgekd.benchmark.report.schema import Report
-from edgekd.benchmark.report.storage import read_report
-from edgekd.benchmark.report.write import print_table
+from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
+from edgekd.benchmark.results.rows import UnknownRow
+from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
@@ -75,7 +75,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     gates = parse_gates(["auroc[unknown:odd]>=70", "unknown_auroc_worst>=70"])
     with pytest.MonkeyPatch.context() as monkeypatch:
         fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-        return run_benchmark(subjects, with_unknown(), folder / "out", quick=True, gates=gates)
+        return run_benchmark(subjects, with_unknown(), folder / "out", speed=SHORT, gates=gates)
 
 
 def row_of(report: Report, subject: str) -> UnknownRow:
@@ -225,7 +225,7 @@ def test_they_stand_where_people_read(report: Report, capsys: pytest.CaptureFixt
     card = (report.folder / "MODEL_CARD.md").read_text()
     assert f"onnxruntime-int8 is {100 * row.confidence:.1f} % confident on average" in card
     assert "torch is" not in card
-    print_table(report)
+    print_report(report)
     printed = capsys.readouterr().out
     assert "Unknown images" in printed
     assert f"{100 * row.mls.fpr95:.1f}" in printed

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmark_fakes import fake_measurements, model, subject
+from benchmark_fakes import SHORT, fake_measurements, model, subject
 from PIL import Image
 from sklearn.metrics import f1_score
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
+from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
 from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
@@ -95,7 +95,7 @@ def test_the_report_has_the_packages_own_metrics(
     assert test.images.classes == NAMES
     fake_measurements(monkeypatch, {})
     subjects = [subject("torch", "torch", model(3), classes=NAMES)]
-    report = run_benchmark(subjects, [test, inside], tmp_path / "out", quick=True)
+    report = run_benchmark(subjects, [test, inside], tmp_path / "out", speed=SHORT)
     assert read_report(report.folder) == report
     row = report.own_metrics[0]
     labels = test.labels

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmark_fakes import ONE_THREAD
 from device_fakes import BRIEF, run_agent, two_suites, write_images
 from export_fakes import export_parts
 from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import sha256_file
@@ -26,7 +27,7 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.export import torch_logits
 from edgekd.export.graph import Deployable
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
@@ -246,7 +247,7 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
         )
     suites = two_suites(replace(write_images(tmp_path / "images", 24), classes=("a", "b", "c")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-    found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
+    found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
     assert [one.name for one in found] == [
         "openvino-fp32@local",
         "openvino-int8@local",
@@ -262,8 +263,8 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
             np.testing.assert_array_equal(
                 one.measured.logits[n].argmax(axis=1), here.argmax(axis=1)
             )
-        assert one.measured.placement is not None
-        [clock] = one.measured.model
+        assert one.measured.result.placement is not None
+        [clock] = one.measured.result.model
         assert clock.threads == 1
         assert clock.provider.startswith(
             "OpenVINO 20" if "openvino" in one.name else "CPUExecutionProvider"

@@ -26,7 +26,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.targets.agent import __main__ as agent_main
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
-from edgekd.targets.devices.zipapp import SHARED, agent_bytes, write_agent
+from edgekd.targets.devices.payload import SHARED, agent_bytes, write_agent
 
 
 @pytest.fixture

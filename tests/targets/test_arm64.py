@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_fakes import ONE_THREAD
 from device_fakes import BRIEF
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.data.image_set import load_images
 from edgekd.targets.session import open_session
@@ -51,7 +52,7 @@ def test_the_same_answers_on_arm64(
                 known.name, "run", "artifact", known.precision, known.preprocess, session.run, known.classes, folder
             )
         )  # fmt: skip
-    found = devices.on_device(subjects, suites, f"local:{ROOT}/python3", quick=True, threads=1)
+    found = devices.on_devices(subjects, suites, [f"local:{ROOT}/python3"], ONE_THREAD)
     assert [subject.measured.facts["emulated"] for subject in found if subject.measured] == [
         True,
         True,

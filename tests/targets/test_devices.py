@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_fakes import ONE_THREAD, SHORT
 from device_fakes import (
     BRIEF,
     artifact_subject,
@@ -22,26 +23,27 @@ from device_fakes import (
     write_images,
 )
 
-from edgekd.benchmark import benchmark
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.accuracy import predict_suite
-from edgekd.benchmark.measure import throughput
-from edgekd.benchmark.measure.throughput import Grid, throughput_rows
+from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.measure import timings
+from edgekd.benchmark.measure.timings import throughput_rows
 from edgekd.benchmark.report import write
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
+from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root
 from edgekd.targets.devices import drive
-from edgekd.targets.devices.find import find_device
+from edgekd.targets.devices.transports import find_device
+from edgekd.targets.timing import stopwatch
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(benchmark, "QUICK", BRIEF)
-    monkeypatch.setattr(throughput, "QUICK", replace(BRIEF, name="throughput, quick"))
+    monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
+    monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
 
 
 @pytest.fixture
@@ -65,24 +67,24 @@ def check_measured(
         for n, suite in enumerate(suites):
             [here] = predict_suite([original], suite)
             np.testing.assert_allclose(one.measured.logits[n], here, rtol=1e-5)
-        [clock] = one.measured.model
+        [clock] = one.measured.result.model
         assert (clock.provider, clock.threads) == ("CPUExecutionProvider", 1)
         assert len(clock.samples.samples_ms) >= BRIEF.runs
         assert clock.samples.complete
-        assert (one.measured.whole.samples.samples_ms > one.measured.prepare_ms).all()
-        assert one.measured.whole.peak_rss_mb is not None
-        assert 20 < one.measured.whole.peak_rss_mb < 1000
+        assert (one.measured.result.whole.samples.samples_ms > one.measured.result.prepare_ms).all()
+        assert one.measured.result.whole.peak_rss_mb is not None
+        assert 20 < one.measured.result.whole.peak_rss_mb < 1000
 
 
 def test_local_agent_gives_a_report_like_any_other(
     setting: tuple[list[Subject], list[Suite]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
-    found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
+    found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
     check_measured(found, subjects, suites, "local")
     assert not (cache_root() / "device").exists(), "nothing is left behind"
     monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
-    written = run_benchmark(found, suites, tmp_path / "out", quick=True)
+    written = run_benchmark(found, suites, tmp_path / "out", speed=SHORT)
     assert [row.device for row in written.latency] == ["local", "local"]
     for row in written.latency:
         assert row.end_to_end_p50_ms is not None
@@ -100,13 +102,13 @@ def test_files_that_the_agent_cannot_run_are_left_out_aloud(
     subjects, suites = setting
     manifest = tmp_path / "artifacts" / "other" / "artifact.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": "coreml"}))
-    devices.bundle(subjects, suites, tmp_path / "bundle", quick=True)
+    devices.bundle(subjects, suites, tmp_path / "bundle", SHORT)
     assert "other is left out: the agent on a device runs" in (said := capsys.readouterr().err)
     assert "files, not coreml" in " ".join(said.split())
     [job] = (tmp_path / "bundle").glob("job-*/job.json")
     assert [one["name"] for one in json.loads(job.read_text())["artifacts"]] == ["r/fp32"]
     with pytest.raises(EdgekdError, match="no artifact for the device"):
-        devices.on_device(subjects[1:], suites, "local", quick=True)
+        devices.on_devices(subjects[1:], suites, ["local"], SHORT)
 
 
 def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
@@ -125,7 +127,7 @@ def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
         "raise ImportError('libopenvino.so is missing')"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
-    found = devices.on_device(subjects, suites, "local", quick=True, threads=1)
+    found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
     check_measured(found, subjects[:1], suites, "local")
     said = " ".join(capsys.readouterr().err.split())
     assert (
@@ -133,7 +135,7 @@ def test_a_runtime_that_the_device_lacks_leaves_its_artifacts_out(
         in said
     )
     with pytest.raises(EdgekdError, match="local: The device's Python cannot load openvino"):
-        devices.on_device(subjects[1:], suites, "local", quick=True)
+        devices.on_devices(subjects[1:], suites, ["local"], SHORT)
 
 
 def test_an_artifact_that_does_not_run_here_is_measured_all_the_same(
@@ -146,8 +148,8 @@ def test_an_artifact_that_does_not_run_here_is_measured_all_the_same(
         raise AssertionError("it was asked here")
 
     silent = replace(subjects[0], predict=predict, here=False)
-    found = devices.on_device([silent], suites, "local", quick=True, threads=1)
-    written = run_benchmark(found, suites, tmp_path / "out", quick=True)
+    found = devices.on_devices([silent], suites, ["local"], ONE_THREAD)
+    written = run_benchmark(found, suites, tmp_path / "out", speed=SHORT)
     [facts] = written.environment["devices"]
     assert facts["artifacts"]["r/fp32@local"] == {"agreement_here": None, "same_pixels": 1.0}
     assert read_report(tmp_path / "out") == written
@@ -163,11 +165,11 @@ def test_keep_leaves_what_need_not_be_sent_again(
     subjects, suites = setting
     said: list[str] = []
     monkeypatch.setattr(drive, "say", said.append)
-    devices.on_device(subjects[:1], suites, "local", quick=True, threads=1, keep=True)
+    devices.on_devices(subjects[:1], suites, ["local"], ONE_THREAD, keep=True)
     kept = sorted(path.name.split("-")[0] for path in (cache_root() / "device").iterdir())
     assert kept == ["artifact", "edgekd", "images"]
     said.clear()
-    devices.on_device(subjects[:1], suites, "local", quick=True, threads=1)
+    devices.on_devices(subjects[:1], suites, ["local"], ONE_THREAD)
     assert [line for line in said if "copying" in line] == [
         "local: copying 0.0 MB; 3 of 4 files are there already"
     ]
@@ -180,18 +182,16 @@ def test_the_agent_takes_the_throughput_too(
     """One process for each entry; a file made for one image at a time says so and stops nothing."""
     subjects, suites = setting
     single = artifact_subject(write_artifact(tmp_path / "artifacts" / "single", batch=1))
-    grid = Grid((1, 4), (1, 2))
-    found = devices.on_device(
-        [subjects[0], single], suites, "local", quick=True, threads=1, grid=grid
-    )
-    rows = throughput_rows(found, {}, grid, quick=True)
+    speed = SpeedOptions(quick=True, threads=1, batch_sizes=(1, 4), thread_counts=(1, 2))
+    found = devices.on_devices([subjects[0], single], suites, ["local"], speed)
+    rows = throughput_rows(found, [], speed)
     assert [(row.subject, row.batch, row.threads) for row in rows] == [
         (f"{name}@local", batch, threads)
         for name in ("fp32", "single")
         for batch in (1, 4)
         for threads in (1, 2)
     ]
-    rates = [rate for one in found if one.measured for rate in one.measured.rates]
+    rates = [rate for one in found if one.measured for rate in one.measured.result.rates]
     for row, rate in zip(rows, rates, strict=True):
         assert row.device == "local"
         if (row.subject, row.batch) == ("single@local", 4):
@@ -212,7 +212,12 @@ def test_bundle_is_carried_there_and_back(
 ) -> None:
     subjects, suites = setting
     folder = tmp_path / "bundle"
-    line = devices.bundle(subjects, suites, folder, quick=True, threads=1, grid=Grid((2,), (1,)))
+    line = devices.bundle(
+        subjects,
+        suites,
+        folder,
+        ONE_THREAD.model_copy(update={"batch_sizes": (2,), "thread_counts": (1,)}),
+    )
     assert line in (readme := (folder / "README.txt").read_text())
     assert "Pillow 10.1 or newer, and onnxruntime." in readme
     words = line.split()
@@ -222,14 +227,14 @@ def test_bundle_is_carried_there_and_back(
     name = result_of(result).name
     measured, quick = devices.from_result(subjects, suites, result)
     assert quick
-    assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.rates] == [
+    assert [(r.batch, r.threads, r.reason) for one in measured if one.measured for r in one.measured.result.rates] == [
         (2, 1, None), (2, 1, None)
     ]  # fmt: skip
     check_measured(measured, subjects, suites, name)
     with pytest.raises(EdgekdError, match="is of other artifacts or images: r/fp32, r/other"):
         devices.from_result(subjects[:1], suites, result)
     with pytest.raises(EdgekdError, match="exists already"):
-        devices.bundle(subjects, suites, folder, quick=True)
+        devices.bundle(subjects, suites, folder, SHORT)
     whole = result.read_bytes()
     result.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(EdgekdError, match="result"):
@@ -258,7 +263,7 @@ def test_adb_speaks_to_termux(
     program.write_text(FAKE_ADB.format(python=sys.executable, home=str(home)))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    found = devices.on_device(subjects[:1], suites, "adb:SERIAL1", quick=True, threads=1)
+    found = devices.on_devices(subjects[:1], suites, ["adb:SERIAL1"], ONE_THREAD)
     check_measured(found, subjects[:1], suites, "SERIAL1")
     assert not (home / ".cache" / "edgekd-agent").exists()
 
@@ -269,7 +274,7 @@ def test_no_space_is_said_before_anything_is_sent(
     subjects, suites = setting
     monkeypatch.setattr(drive, "SPARE", 10**18)
     with pytest.raises(EdgekdError, match=r"local has \d+ MB free; this needs 1000000000000 MB"):
-        devices.on_device(subjects[:1], suites, "local", quick=True)
+        devices.on_devices(subjects[:1], suites, ["local"], SHORT)
     assert [path.name.split("-")[0] for path in (cache_root() / "device").iterdir()] == ["edgekd"]
 
 
@@ -285,7 +290,7 @@ def test_a_device_without_the_runtime_says_so(
     with pytest.raises(
         EdgekdError, match=r"local: .* cannot load onnxruntime \(libonnx.so is missing\)"
     ) as caught:
-        devices.on_device(subjects[:1], suites, "local", quick=True)
+        devices.on_devices(subjects[:1], suites, ["local"], SHORT)
     assert "pip install onnxruntime" in caught.value.hint
 
 
@@ -312,7 +317,7 @@ def test_a_result_for_another_rule_is_refused(
     setting: tuple[list[Subject], list[Suite]], tmp_path: Path
 ) -> None:
     subjects, suites = setting
-    line = devices.bundle(subjects[:1], suites, tmp_path / "b", quick=True, threads=1)
+    line = devices.bundle(subjects[:1], suites, tmp_path / "b", ONE_THREAD)
     job = tmp_path / "b" / line.split()[3]
     told = json.loads((job / "job.json").read_text())
     (job / "job.json").write_text(json.dumps(told | {"protocol": told["protocol"] | {"runs": 1}}))

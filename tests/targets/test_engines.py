@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_fakes import ONE_THREAD, SHORT
 from device_fakes import (
     BRIEF,
     artifact_subject,
@@ -23,24 +24,23 @@ from device_fakes import (
 )
 from trt_fakes import plant, write_trt_bundle
 
-from edgekd.benchmark import benchmark
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.evaluate.accuracy import predict_suite
-from edgekd.benchmark.measure import throughput
-from edgekd.benchmark.measure.throughput import Grid
+from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.measure import timings
 from edgekd.benchmark.report import write
-from edgekd.benchmark.report.storage import read_report
+from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root, sha256_file
 from edgekd.core.manifest import read_artifact
 from edgekd.evaluation.subjects import lone_artifact
-from edgekd.targets.agent import engines
+from edgekd.targets import trt_device
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
-from edgekd.targets.devices.zipapp import write_agent
+from edgekd.targets.devices.payload import write_agent
+from edgekd.targets.timing import stopwatch
 from edgekd.targets.trt_builders import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -52,8 +52,8 @@ def builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(plant(tmp_path / "planted")))
     monkeypatch.setenv("FAKE_BUILDS", str(tmp_path / "builds"))
     monkeypatch.setattr(devices, "QUICK", BRIEF)
-    monkeypatch.setattr(benchmark, "QUICK", BRIEF)
-    monkeypatch.setattr(throughput, "QUICK", replace(BRIEF, name="throughput, quick"))
+    monkeypatch.setattr(stopwatch, "QUICK", BRIEF)
+    monkeypatch.setattr(timings, "RATE_QUICK", replace(BRIEF, name="throughput, quick"))
     return tmp_path / "builds"
 
 
@@ -77,11 +77,11 @@ def test_a_bundle_is_built_once_and_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """This machine has no TensorRT, so the artifact is a subject that only the device can ask."""
-    bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), True, elsewhere=True)
+    bundle = lone_artifact(write_trt_bundle(tmp_path / "tensorrt-fp16"), [], [], elsewhere=True)
     assert not bundle.here
     onnx = artifact_subject(write_artifact(tmp_path / "fp32"))
-    [found, beside] = devices.on_device(
-        [bundle, onnx], suites, "local", quick=True, threads=1, grid=Grid((8, 9), (None,))
+    [found, beside] = devices.on_devices(
+        [bundle, onnx], suites, ["local"], ONE_THREAD.model_copy(update={"batch_sizes": (8, 9)})
     )
     assert builds.read_text() == "10.3.0\n"
     assert (
@@ -89,29 +89,29 @@ def test_a_bundle_is_built_once_and_measured(
         in said
     )
     places = [
-        n for n, line in enumerate(said) if "building the engine" in line or "answers of" in line
+        n for n, line in enumerate(said) if "building the engine" in line or "logits of" in line
     ]
     assert "building" in said[places[0]], "before anything else is done"
     assert found.measured is not None
     for n, suite in enumerate(suites):
         [here] = predict_suite([onnx], suite)
         np.testing.assert_allclose(found.measured.logits[n], here, rtol=1e-5)
-    [clock] = found.measured.model
+    [clock] = found.measured.result.model
     assert clock.provider == "tensorrt 10.3.0, Orin"
-    assert found.measured.placement is None
-    eight, nine = found.measured.rates
+    assert found.measured.result.placement is None
+    eight, nine = found.measured.result.rates
     assert eight.clock is not None
     assert (
         nine.reason
         == "The file is made for 8 images at a time, not for 9. Ask for smaller batches."
     )
-    assert found.measured.built is not None
-    assert found.measured.built.seconds >= 0
+    assert found.measured.result.built is not None
+    assert found.measured.result.built.seconds >= 0
     assert beside.measured is not None
-    assert beside.measured.built is None
+    assert beside.measured.result.built is None
 
     monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
-    written = run_benchmark([found, beside], suites, tmp_path / "out", quick=True)
+    written = run_benchmark([found, beside], suites, tmp_path / "out", speed=SHORT)
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert read_report(tmp_path / "out") == written
     built = told["environment"]["devices"][0]["artifacts"]["r/tensorrt-fp16@local"]["built"]
@@ -181,7 +181,7 @@ def test_what_the_device_lacks_is_said_before_anything_is_sent(
     else:
         monkeypatch.setenv("FAKE_NO_GPU", "1")
     with pytest.raises(EdgekdError) as caught:
-        devices.on_device([subject(write_trt_bundle(tmp_path / "b"))], suites, "local", quick=True)
+        devices.on_devices([subject(write_trt_bundle(tmp_path / "b"))], suites, ["local"], SHORT)
     assert caught.value.message.startswith("local: ")
     assert message in caught.value.message
     assert hint in caught.value.hint
@@ -223,8 +223,8 @@ def test_an_engine_for_another_device_is_refused_before_anything_is_sent(
 ) -> None:
     (tmp_path / "planted" / "tensorrt_rtx.py").write_text("raise ImportError('it is gone')")
     with pytest.raises(EdgekdError) as caught:
-        devices.on_device(
-            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, "local", quick=True
+        devices.on_devices(
+            [subject(write_trt_bundle(tmp_path / "b", **details))], suites, ["local"], SHORT
         )
     assert message in caught.value.message
     assert hint in caught.value.hint
@@ -240,7 +240,7 @@ def test_a_refused_model_is_one_sentence(
         EdgekdError,
         match=r"tensorrt 10\.3\.0 cannot build the engine of b on this Orin: .*no kernel",
     ):
-        devices.on_device([subject(write_trt_bundle(tmp_path / "b"))], suites, "local", quick=True)
+        devices.on_devices([subject(write_trt_bundle(tmp_path / "b"))], suites, ["local"], SHORT)
 
 
 @pytest.mark.usefixtures("builds")
@@ -269,17 +269,17 @@ def test_real_tensorrt_rtx_builds_what_lies_in_the_folder(
 ) -> None:
     """NVIDIA's builder needs no GPU; only that there is one is made up, and nothing runs the engine."""
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    monkeypatch.setattr(engines, "find_gpu", lambda: Gpu("made up", "8.6"))
+    monkeypatch.setattr(trt_device, "find_gpu", lambda: Gpu("made up", "8.6"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     folder = write_trt_bundle(tmp_path / "b")
     told: list[str] = []
     manifest = json.loads((folder / "artifact.json").read_text())
-    built = engines.ready_engine(manifest, folder, told.append)
+    built = trt_device.ready_engine(manifest, folder, told.append)
     assert built is not None
     assert (built["builder"], built["version"]) == ("tensorrt-rtx", trt.__version__)
     assert built["sha256"] == sha256_file(folder / "device.engine")
     assert json.loads((folder / "device.engine.json").read_text()) == built
-    assert engines.ready_engine(manifest, folder, told.append) == built
+    assert trt_device.ready_engine(manifest, folder, told.append) == built
     assert "was built here before" in told[-1]
     assert sorted(path.name for path in folder.iterdir()) == [
         "artifact.json", "device.engine", "device.engine.json", "model.onnx"
@@ -291,13 +291,13 @@ def test_an_engine_without_our_note_is_somebody_elses(
 ) -> None:
     """As build.sh leaves one in a bundle's folder: it is used, and not called ours."""
     monkeypatch.setattr(
-        engines, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
+        trt_device, "check_tensorrt", lambda details: ("tensorrt", None, Gpu("Orin", "8.7"))
     )
     folder = write_trt_bundle(tmp_path / "b")
     (folder / "device.engine").write_text("plan")
     told: list[str] = []
     assert (
-        engines.ready_engine(
+        trt_device.ready_engine(
             json.loads((folder / "artifact.json").read_text()), folder, told.append
         )
         is None

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from benchmark_fakes import fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 from device_fakes import write_artifact
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.report.contents import document
-from edgekd.benchmark.report.markdown import markdown
+from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.render import markdown
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.onnxruntime import profiled_nodes
 from edgekd.targets.placement import Placement, refuse_fallback
@@ -83,7 +83,7 @@ def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Placement | No
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
     subjects = four_subjects(tmp_path)
     subjects[2] = dataclasses.replace(subjects[2], placement=lambda: fp32)
-    return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", quick=True)
+    return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT)
 
 
 def test_the_report_says_where_each_node_ran(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from artifact_fakes import channel_means, write_artifact
 
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import in_batches

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_fakes import ONE_THREAD, SHORT
 from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, write_images
 
 from edgekd.benchmark import device as devices
-from edgekd.benchmark.evaluate.accuracy import predict_suite
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices import drive
@@ -122,7 +123,7 @@ def check(found: list[Subject], subjects: list[Subject], suites: list[Suite]) ->
         np.testing.assert_allclose(
             found[0].measured.logits[n], predict_suite(subjects, suite)[0], rtol=1e-5
         )
-    assert len(found[0].measured.model) == 1
+    assert len(found[0].measured.result.model) == 1
 
 
 def test_a_device_behind_ssh(
@@ -132,8 +133,8 @@ def test_a_device_behind_ssh(
     said: list[str] = []
     monkeypatch.setattr(drive, "say", said.append)
     subjects, suites = setting
-    check(devices.on_device(subjects, suites, server.spec, quick=True, threads=1), subjects, suites)
-    assert any("answers of r/fp32" in line for line in said)
+    check(devices.on_devices(subjects, suites, [server.spec], ONE_THREAD), subjects, suites)
+    assert any("logits of r/fp32" in line for line in said)
     assert not (server.cache / "edgekd-agent").exists(), "nothing is left behind"
 
 
@@ -148,7 +149,7 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
 
     def measure() -> None:
         try:
-            devices.on_device(subjects, suites, server.spec, quick=True, threads=1)
+            devices.on_devices(subjects, suites, [server.spec], ONE_THREAD)
         except EdgekdError as error:
             caught.append(error)
 
@@ -171,7 +172,7 @@ def test_a_cut_connection_is_one_sentence_and_the_work_goes_on(
     # The same command again: nothing is sent or asked twice.
     seen: list[int] = []
     monkeypatch.setattr(drive, "_fetch", watch(drive._fetch, done / "predict-0-0.npz", seen))
-    check(devices.on_device(subjects, suites, server.spec, quick=True, threads=1), subjects, suites)
+    check(devices.on_devices(subjects, suites, [server.spec], ONE_THREAD), subjects, suites)
     assert not any("copying" in line or "answers" in line for line in said)
     assert seen == [answered]
     assert not (server.cache / "edgekd-agent").exists()
@@ -191,7 +192,7 @@ def test_a_device_without_that_python(
     server: Server, setting: tuple[list[Subject], list[Suite]]
 ) -> None:
     with pytest.raises(EdgekdError, match="testdevice cannot start Python") as caught:
-        devices.on_device(*setting, "ssh://testdevice?python=python9", quick=True)
+        devices.on_devices(*setting, ["ssh://testdevice?python=python9"], SHORT)
     assert "ssh://HOST?python=PATH" in caught.value.hint
 
 
@@ -201,4 +202,4 @@ def test_a_device_that_is_not_there(
     server.process.terminate()
     server.process.wait()
     with pytest.raises(EdgekdError, match=r"testdevice cannot be reached .*Connection refused"):
-        devices.on_device(*setting, server.spec, quick=True)
+        devices.on_devices(*setting, [server.spec], SHORT)

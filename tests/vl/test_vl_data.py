@@ -13,9 +13,8 @@ from vl_fakes import colours as colours
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.distill.vl import easy_vqa, tokens
-from edgekd.distill.vl.data import load_vl_data
-from edgekd.distill.vl.entailment import LABELS, article, make_choice, make_entailment
-from edgekd.distill.vl.split import low_shot, split_examples
+from edgekd.distill.vl.data import low_shot, split_examples, subset
+from edgekd.distill.vl.tasks import LABELS, article, load_vl_data, make_choice, make_entailment
 
 
 def test_entailment_says_what_the_folders_say(colours: Path) -> None:
@@ -31,10 +30,10 @@ def test_entailment_says_what_the_folders_say(colours: Path) -> None:
             images.classes[images.labels[picture]],
             images.domains[images.domain_of[picture]],
         )
-        told_domain = next((d for d in images.domains if d in text), domain)
-        says_the_truth = name in text and told_domain == domain
+        named_domain = next((d for d in images.domains if d in text), domain)
+        is_true = name in text and named_domain == domain
         label = LABELS[data.labels[index]]
-        assert says_the_truth == (label != "contradiction"), (text, name, domain, label)
+        assert is_true == (label != "contradiction"), (text, name, domain, label)
         assert ("old" in text or "child" in text or "spring" in text) == (label == "neutral")
     assert any(d in text for text in data.texts for d in images.domains)
     assert not any(
@@ -94,7 +93,7 @@ def test_low_shot_is_stratified_and_nested(colours: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("pairs", "expected"),
     [
         ([("what is the blue shape?", "rectangle")], "blue rectangle"),
         ([("what color is the triangle?", "red")], "red triangle"),
@@ -103,8 +102,8 @@ def test_low_shot_is_stratified_and_nested(colours: Path) -> None:
         ([("is a red shape present?", "no"), ("is a triangle present?", "yes")], "unknown"),
     ],
 )
-def test_combination_of(told: list[tuple[str, str]], expected: str) -> None:
-    assert easy_vqa.combination_of(told) == expected
+def test_combination_of(pairs: list[tuple[str, str]], expected: str) -> None:
+    assert easy_vqa.combination_of(pairs) == expected
 
 
 def test_held_out_combinations() -> None:
@@ -126,12 +125,12 @@ def test_easy_vqa() -> None:
     ]:
         assert data.statements[group][truth].endswith(" " + data.answers[label])
     split = split_examples(data, test_domain="held-out", fraction=0.01)
-    told: dict[int, list[tuple[str, str]]] = {}
+    pairs: dict[int, list[tuple[str, str]]] = {}
     for picture, text, label in zip(data.image_of, data.text_of, data.labels, strict=True):
-        told.setdefault(picture, []).append((data.texts[text], data.answers[label]))
-    unseen = {easy_vqa.combination_of(told[i]) for i in data.image_of[split.ood_test]}
+        pairs.setdefault(picture, []).append((data.texts[text], data.answers[label]))
+    unseen = {easy_vqa.combination_of(pairs[i]) for i in data.image_of[split.ood_test]}
     assert unseen == set(easy_vqa.HELD_OUT)
-    assert not unseen & {easy_vqa.combination_of(told[i]) for i in data.image_of[split.train]}
+    assert not unseen & {easy_vqa.combination_of(pairs[i]) for i in data.image_of[split.train]}
     assert all(
         data.images.ids[i].startswith("test/") for i in np.unique(data.image_of[split.id_test])
     )
@@ -179,3 +178,14 @@ def test_long_texts_warn_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.count("warning") == 1
     assert "1 of 2 texts" in said
     assert "one two three" in said
+
+
+def test_a_subset_has_every_kind_of_sentence(colours: Path) -> None:
+    data = load_vl_data("ve", str(colours))
+    everything = np.arange(len(data))
+    shown = subset(everything, len(data) // 3)
+    assert len(shown) == len(set(shown.tolist())) == len(data) // 3
+    assert (np.diff(shown) > 0).all()
+    assert set(data.labels[shown].tolist()) == {0, 1, 2}  # every third one would be of one label
+    assert (shown == subset(everything, len(data) // 3)).all()
+    assert (subset(everything, 10**6) == everything).all()

@@ -12,7 +12,7 @@ import torch
 
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.distill.vl import tokens
-from edgekd.distill.vl.build import build_student
+from edgekd.distill.vl.run import build_student
 from edgekd.distill.vl.student import VlStudent
 from edgekd.export.vl import export_vl_onnx, open_vl
 
@@ -48,7 +48,7 @@ def pictures(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "patches"), [("test_resnet", 4), ("vit_tiny", 16)])
 def test_patches_and_shapes(name: str, patches: int) -> None:
     student = small_student(student=name)
-    joint = student.joint(pictures(3), tokens.tokenize(TEXTS, LENGTH))
+    joint = student.fuse(student.encode(pictures(3)), tokens.tokenize(TEXTS, LENGTH))
     assert joint.logits.shape == (3, 3)
     assert joint.cls.shape == (3, 16)
     assert joint.patches.shape == (3, patches, 16)

@@ -76,8 +76,8 @@ def _from_teacher(
     bank: ClassBank, name: str, spec: str | None, descriptions: str | None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """The class's vector by the run's own prompts, and how it was made."""
-    from edgekd.distill.descriptions import descriptions_for
-    from edgekd.distill.teacher import load_teacher
+    from edgekd.distill.teachers import load_teacher
+    from edgekd.distill.text_bank import descriptions_for
 
     model = load_teacher(spec or bank.facts["teacher"])
     if model.id != bank.facts["teacher_id"]:

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize, softmax
 
 from edgekd.core.errors import EdgekdError
 from edgekd.data.unlabelled import NO_DATA
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.predict import predict_all
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import predict_all
 from edgekd.distill.students import fit_scale
 from edgekd.distill.views import plain
 from edgekd.export.graph import Deployable, UnitHead

@@ -12,7 +12,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 
 if TYPE_CHECKING:
-    from edgekd.distill.vl.build import VlRun
+    from edgekd.distill.vl.run import VlRun
 
 PARITY_EXAMPLES = 256
 
@@ -22,14 +22,13 @@ def train_vl(config: VlTrainConfig) -> VlRun:
     """Train a vision-language student and write its run folder."""
     from edgekd.distill.vl.train import train_vl
 
-    return train_vl(config, config.folder, overwrite=config.overwrite)
+    return train_vl(config)
 
 
 @verb(VlEvaluateConfig)
 def evaluate_vl(config: VlEvaluateConfig) -> list[dict[str, Any]]:
     """Measure accuracy on the examples that did not train, of the torch student or its exported file."""
-    from edgekd.distill.vl.build import load_vl_run
-    from edgekd.distill.vl.evaluate import evaluate_vl
+    from edgekd.distill.vl.run import evaluate_vl, load_vl_run
     from edgekd.export.vl import open_vl
 
     loaded = load_vl_run(config.run)
@@ -56,11 +55,9 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
     Returns:
         The artifact's record, with `parity`.
     """
-    from edgekd.distill.vl.build import load_vl_run
-    from edgekd.distill.vl.data import load_vl_data
-    from edgekd.distill.vl.evaluate import torch_predict
-    from edgekd.distill.vl.examples import make_reader
-    from edgekd.distill.vl.split import split_examples
+    from edgekd.distill.vl.data import split_examples
+    from edgekd.distill.vl.run import load_vl_run, torch_predict
+    from edgekd.distill.vl.tasks import load_vl_data
     from edgekd.export.vl import export_vl_model
 
     loaded = load_vl_run(config.run)
@@ -76,7 +73,7 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
     split = split_examples(
         known, test_domain=trained.test_domain, fraction=trained.fraction, seed=trained.split_seed
     )
-    reader = make_reader(known, loaded.preprocess, loaded.length)
+    reader = loaded.reader(known)
     shown = split.val[:PARITY_EXAMPLES]
     tokens = reader.texts(shown).numpy()
     return export_vl_model(

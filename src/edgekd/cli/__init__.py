@@ -34,11 +34,13 @@ app = typer.Typer(
 )
 known = _group("List students, teachers, recipes and targets.")
 classes = _group("Add a class to an artifact exported with --head embedding, or remove it.")
+data = _group("Look at a data set before it trains.")
 vl = _group(
     "Small vision-language students: questions, entailment, multiple choice (CLIP-TD style)."
 )
 app.add_typer(known, name="list")
 app.add_typer(classes, name="classes")
+app.add_typer(data, name="data")
 app.add_typer(vl, name="vl")
 
 
@@ -117,16 +119,16 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
-    from edgekd.benchmark.report.write import print_gates, print_table
+    from edgekd.benchmark.report.write import check_gates, print_report
 
     if isinstance(report, str):
         _bundle(report, given)
         return
-    print_table(report)
+    print_report(report)
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_gates(report)
+    check_gates(report)
 
 
 def _bundle(line: str, given: Given) -> None:
@@ -204,7 +206,7 @@ def demo(page: Any, _: Given) -> None:
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""
-    from edgekd.benchmark.report.console import print_document
+    from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
     print_document(study_document(made.folder.name, made.tables))
@@ -215,6 +217,12 @@ def study(made: Any, _: Given) -> None:
             f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
             "Mend this and give the same command again: what is finished is kept.",
         )
+
+
+@command(data, "edgekd.api:check_data")
+def check(found: Any, _: Given) -> None:
+    """Unreadable images, duplicates, class balance; with a teacher near-duplicates and probable label errors."""
+    result(*found.summary(), f"page: {found.page}")
 
 
 @command(classes, "edgekd.api:add_class")

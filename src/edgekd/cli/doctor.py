@@ -30,8 +30,8 @@ def examine() -> list[str]:
     import onnxruntime
     import torch
 
-    from edgekd.benchmark.measure.environment import describe
     from edgekd.core.hub import hub_reachable
+    from edgekd.core.machine import describe
     from edgekd.targets.trt_builders import describe as tensorrt_builder
 
     machine = describe()
@@ -62,11 +62,11 @@ def student_lines(pattern: str | None) -> list[str]:
     """Friendly names, or the timm names that match."""
     import timm
 
-    from edgekd.distill.students import FRIENDLY, TEACHERS_TOWER
+    from edgekd.distill.students import FRIENDLY, TEACHER_ENCODER
 
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
-        lines.append(f"{TEACHERS_TOWER:<20}the teacher's own image tower (vl2v-sd)")
+        lines.append(f"{TEACHER_ENCODER:<20}the teacher's own image tower (vl2v-sd)")
         return [
             *lines,
             "",

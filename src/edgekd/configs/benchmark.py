@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,14 @@ class SpeedOptions(Config):
     profile: str | None = None
     """Device profile, by name or .toml file: its threads, its cautions. See edgekd list targets."""
 
+    @property
+    def grid(self) -> tuple[tuple[int, int | None], ...]:
+        """Pairs (batch size, threads) to measure throughput at; None leaves the threads to the runtime."""
+        if not self.batch_sizes and not self.thread_counts:
+            return ()
+        threads = self.thread_counts or (self.threads,)
+        return tuple((batch, n) for batch in self.batch_sizes or (1,) for n in threads)
+
     @check
     def _counts(self) -> None:
         for given in (self.batch_sizes, self.thread_counts):
@@ -96,8 +105,6 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
     @classmethod
     def from_file(cls, values: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return the table [benchmark], and the conditions of [gates]."""
-        from edgekd.benchmark.gates import gates_of_table
-
         gates = values.get("gates")
         if gates is None and cls.verb() in values:
             return super().from_file(values, path)
@@ -107,7 +114,7 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
                 'Write a table: [gates], then lines such as p90_ms = "<=20".',
             )
         own = super().from_file(values, path) if cls.verb() in values else {}
-        return own | {"gates": (*gates_of_table(gates), *own.get("gates", ()))}
+        return own | {"gates": (*_gates_of_table(gates), *own.get("gates", ()))}
 
     @classmethod
     def load(cls, **given: Any) -> BenchmarkConfig:
@@ -143,6 +150,20 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
                 "A result has the throughput that its bundle asked for.",
                 "Leave --batch-sizes and --thread-counts out.",
             )
+
+
+def _gates_of_table(table: Mapping[str, object]) -> list[str]:
+    """Return the `[gates]` table of a TOML file as expressions: `ood_avg_drop = "<=1.5"`, or a list of such limits."""
+    expressions = []
+    for metric, limits in table.items():
+        for limit in limits if isinstance(limits, list) else [limits]:
+            if not isinstance(limit, str) or not limit.strip().startswith(("<", ">")):
+                raise EdgekdError(
+                    f"The gate {metric} = {limit!r} has no operator.",
+                    f'Write {metric} = "<={limit}" or ">={limit}".',
+                )
+            expressions.append(f"{metric}{limit}")
+    return expressions
 
 
 class ReportConfig(Config):

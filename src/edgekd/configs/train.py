@@ -38,10 +38,11 @@ class DataOptions(Config):
     """Images."""
 
     data: Spec = option(default="toy")
-    """Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), or a .csv/.parquet manifest."""
+    """Images: toy, a folder (class/img, domain/class/img, train|val|test/class/img), a .csv/.parquet manifest, a COCO
+    .json, WebDataset shards (DIR/{000..127}.tar), or hf:NAME[:split]."""
     unlabelled: Items = option(default=())
-    """Images without labels that train too: a folder however deep, a .csv/.parquet manifest, or toy:STYLE; may be
-    repeated."""
+    """Images without labels that train too: a folder however deep, a .csv/.parquet manifest, shards, hf:NAME, or
+    toy:STYLE; may be repeated."""
     unlabelled_share: float = option(default=0.5, gt=0, lt=1)
     """Part of each batch that is unlabelled, where there are unlabelled images."""
     unlabelled_images: int | None = option(default=None, ge=1)

@@ -120,6 +120,10 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
     """Run folder. Default: runs/vl-TASK-CONTROL."""
     overwrite: bool = option(default=False, group="Output", exclude=True)
     """Replace an earlier run in --out."""
+    resume: bool = option(default=False, group="Output", exclude=True)
+    """Go on where a killed run in --out stopped, with its settings."""
+    checkpoint_every: int = option(default=100, ge=1, group="Output")
+    """Steps between checkpoints."""
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""What the user sees. Everything goes to stderr but a command's result; only process 0 speaks."""
+"""What the user sees. Everything goes to stderr but a command's result; only process 0 prints."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def open_streams() -> None:
 
 
 def clean(text: str) -> str:
-    """Lines of text without control characters, whatever a file has put into them."""
+    """Return lines of text without control characters, whatever a file has put into them."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shell_word(path: Path | str) -> str:
-    """A path as a word of a command that the user may copy: quoted, and never an option."""
+    """Return a path as a word of a command that the user may copy: quoted, and never an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
@@ -57,7 +57,7 @@ _rank = 0
 
 
 def set_rank(rank: int) -> None:
-    """Record which of the processes of a launch this is, from 0; only `edgekd.distill.launch` decides that."""
+    """Record which of the processes of a launch this is, from 0; called by `edgekd.distill.launch` only."""
     global _rank
     _rank = rank
 
@@ -68,29 +68,44 @@ def is_main_process() -> bool:
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print a line of progress."""
     if is_main_process():
         err.print(clean(text), markup=False)
 
 
 def warn(text: str) -> None:
-    """One line the user should read."""
+    """Print a line that the user should read."""
     if is_main_process():
         err.print(f"warning: {clean(text)}", style="yellow", markup=False)
 
 
-def warn_counted(what: str, reasons: Counter[str], examples: dict[str, str]) -> None:
-    """`what`, with how many for which reason and one example each; silent when nothing happened."""
-    if reasons:
-        parts = [
-            f"{count} × {reason} (for example {examples[reason]})"
-            for reason, count in reasons.most_common()
-        ]
-        warn(f"{what}: " + "; ".join(parts) + ".")
+class Tally:
+    """Counts of what was left out, by reason, with an example of each."""
+
+    def __init__(self) -> None:
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one more."""
+        self.reasons[reason] += 1
+        self.examples.setdefault(reason, example)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} × {reason}" for reason, count in self.reasons.most_common(3))
+
+    def warn(self, what: str) -> None:
+        """Warn of all counts in one line that begins with `what`; without any, do nothing."""
+        if self.reasons:
+            parts = [
+                f"{count} × {reason} (for example {self.examples[reason]})"
+                for reason, count in self.reasons.most_common()
+            ]
+            warn(f"{what}: " + "; ".join(parts) + ".")
 
 
 def result(*lines: str) -> None:
-    """The last lines of a command: where the result is, and the next command."""
+    """Print the last lines of a command: where the result is, and the next command."""
     if is_main_process():
         for line in lines:
             out.print(clean(line), markup=False)

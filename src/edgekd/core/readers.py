@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -62,6 +63,19 @@ def printable_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(printable_values(item) for item in value)
     return value
+
+
+def plain_name(name: str) -> str:
+    """Return the name without what people write differently: case, spaces, underscores and hyphens."""
+    return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
+
+
+def like_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return groups of names that differ in case, spaces, hyphens and underscores only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(plain_name(name), []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 def plain_path(name: object) -> str:
@@ -406,3 +420,12 @@ def read_torch(path: Path, what: str, hint: str = _RESTORE, allow: Sequence[Any]
                     "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
                 ) from error
             raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,18 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.core.console import say, warn, warn_counted
+from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import read_json
-from edgekd.data import scan
-from edgekd.data.images import UnreadableImage, decode, read_bytes
+from edgekd.core.readers import like_names, read_json
+from edgekd.data import scan, toy
+from edgekd.data.coco import list_coco
+from edgekd.data.images import UnreadableImage, check_content, decode
 from edgekd.data.layouts import class_names
-from edgekd.targets.bank import like_names
+from edgekd.data.packed import PackedReader
+from edgekd.data.sources import is_packed, open_packed
 
 _INDEX_VERSION = 1
-_WORTH_SAYING = 2000
-"""From this many images to look at, the user is told what takes so long."""
+_MANY = 2000
+"""From this many images to decode there is a message."""
+NO_CLASS = -1
+"""Label of an image that shows none of the classes, or whose class is not given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +62,22 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @classmethod
+    def without_labels(
+        cls,
+        name: str,
+        keys: Sequence[str],
+        ids: Sequence[str],
+        reader: Callable[[int], Image.Image],
+        classes: tuple[str, ...] = (),
+    ) -> ImageSet:
+        """Return images that show none of `classes`, or whose class is not given: every label is `NO_CLASS`."""
+        labels = np.full(len(keys), NO_CLASS, dtype=np.int64)
+        places = np.zeros(len(keys), dtype=np.int64)
+        return cls(name, classes, ("all",), labels, places, tuple(keys), tuple(ids), None, reader)
+
     def of_classes(self, names: Sequence[str]) -> ImageSet:
-        """The images of these classes alone, in the same order, with labels numbered in the order of `names`.
+        """Return the images of these classes alone, in the same order, with labels numbered in the order of `names`.
 
         Raises:
             EdgekdError: a name that is not among the classes.
@@ -75,11 +93,13 @@ class ImageSet:
         return replace(self.at(kept), classes=tuple(names), labels=place[self.labels[kept]])
 
     def at(self, kept: NDArray[np.int64]) -> ImageSet:
-        """The images at these indices alone, in that order, with the same classes and domains."""
+        """Return the images at these indices alone, in that order, with the same classes and domains."""
         chosen = kept.tolist()
         reader: Callable[..., Image.Image]
         if isinstance(self.reader, FileReader):
             reader = FileReader(self.reader.root, tuple(self.reader.paths[i] for i in chosen))
+        elif isinstance(self.reader, PackedReader):
+            reader = self.reader.at(kept)
         else:
             reader = _Chosen(self.reader, tuple(chosen))
         return replace(
@@ -92,14 +112,18 @@ class ImageSet:
             reader=reader,
         )
 
+    def with_keys(self, keys: Collection[str]) -> ImageSet:
+        """Return the images whose content key is one of `keys`."""
+        return self.at(np.flatnonzero([key in keys for key in self.keys]))
+
     def read(self, index: int, *, draft: int | None = None) -> Image.Image:
-        """The image at `index`, RGB, 8 bits.
+        """Return the image at `index`, RGB, 8 bits.
 
         Args:
             draft: short side wanted, in pixels; a JPEG file may then come at a fraction of its size, which is
                 faster, but never below `draft`. Measurements leave it out and get every pixel.
         """
-        if draft is not None and isinstance(self.reader, FileReader | JoinedReader):
+        if draft is not None and isinstance(self.reader, FileReader | JoinedReader | PackedReader):
             return self.reader(index, draft)
         return self.reader(index)
 
@@ -152,7 +176,9 @@ class JoinedReader:
 
 
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
-    """Load `spec`: `toy`, a folder, or a `.csv` or `.parquet` manifest (conventions: `edgekd.data.scan`).
+    """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
+
+    Conventions are in `edgekd.data.scan`, `coco`, `shards` and `tables`.
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
@@ -164,14 +190,23 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
         EdgekdError: nothing there, no class folders, no readable image, only one class, a manifest that does not fit.
     """
     if str(spec) == "toy":
-        from edgekd.data.toy import KeptReader, ToyReader, toy_images
-
-        images = toy_images()
-        assert isinstance(images.reader, ToyReader)
-        return replace(images, reader=KeptReader(images.reader))
+        return toy_images()
+    if is_packed(spec):
+        packed = open_packed(str(spec))
+        return _labelled(
+            packed.name,
+            str(spec),
+            packed.root,
+            packed.entries,
+            packed.keys,
+            packed.reader,
+            one_class,
+        )
     path = Path(spec)
     if path.is_dir():
         listing = scan.list_folder(path)
+    elif path.suffix.lower() == ".json" and path.is_file():
+        listing = list_coco(path)
     elif path.suffix.lower() in scan.MANIFESTS and path.is_file():
         listing = scan.list_manifest(path)
     elif path.exists():
@@ -183,19 +218,39 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     return _assemble(path, listing, one_class)
 
 
+def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = False) -> ImageSet:
+    """Return the toy suite with `per_class` images of each class in each domain.
+
+    Suites of another seed, and the teacher's (`world`), share no image with it.
+    """
+    reader = toy.ToyReader(seed, per_class, world)
+    places = np.array([reader.place(i) for i in range(len(reader))], dtype=np.int64)
+    return ImageSet(
+        name="toy",
+        classes=toy.CLASSES,
+        domains=toy.DOMAINS,
+        labels=places[:, 1].copy(),
+        domain_of=places[:, 0].copy(),
+        keys=tuple(reader.key(i) for i in range(len(reader))),
+        ids=tuple(
+            f"{toy.DOMAINS[d]}/{toy.CLASSES[c]}/{number:04d}" for d, c, number in places.tolist()
+        ),
+        roles=None,
+        reader=reader,
+    )
+
+
 def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
-    """The entries that can be decoded, and the content key of each path; the others are left out with one warning.
+    """Return the entries that can be decoded, and the content key of each path; warn of the others.
 
     Raises:
         EdgekdError: none can be read.
     """
     keys, reasons = _verify(listing)
-    trouble, examples = Counter(listing.passed_over), dict(listing.examples)
     for entry in listing.entries:
         if (reason := reasons.get(entry.path)) is not None:
-            trouble[reason] += 1
-            examples.setdefault(reason, scan.shown(entry.path))
-    warn_counted(f"files of {path} left out", trouble, examples)
+            listing.left_out.add(reason, scan.shown(entry.path))
+    listing.left_out.warn(f"files of {path} left out")
     if not keys:
         reason, count = Counter(reasons.values()).most_common(1)[0]
         raise EdgekdError(
@@ -215,30 +270,47 @@ def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
             f'The class folder "{scan.shown(empty[0])}"{more} of {path} holds no readable image.',
             "Add images, or remove the folder.",
         )
+    name = scan.shown(path.resolve().name if path.is_dir() else path.stem)
+    reader = FileReader(listing.root.resolve(), tuple(entry.path for entry in entries))
+    found = tuple(keys[entry.path] for entry in entries)
+    return _labelled(name, str(path), listing.root, entries, found, reader, one_class)
+
+
+def _labelled(
+    name: str,
+    source: str,
+    root: Path | None,
+    entries: Sequence[scan.Entry],
+    keys: tuple[str, ...],
+    reader: Callable[[int], Image.Image],
+    one_class: bool,
+) -> ImageSet:
+    """Return readable images with their classes in order; `root` may hold `classes.txt`."""
+    labels = {entry.label for entry in entries}
     if len(labels) < 2 and not one_class:
         raise EdgekdError(
-            f'{path} has only one class, "{scan.shown(entries[0].label)}".',
+            f'{source} has only one class, "{scan.shown(entries[0].label)}".',
             f"A classifier needs two; {scan.CONVENTIONS}",
         )
     class_order = scan.order_classes(labels)
-    domain_order = sorted({entry.domain for entry in entries if entry.domain is not None}) or [
-        "all"
-    ]
-    classes = class_names(domain_order, scan.display_names(listing.root, class_order))
+    domain_order = sorted({entry.domain or "all" for entry in entries})
+    shown = (
+        scan.display_names(root, class_order)
+        if root is not None
+        else tuple(scan.shown(label) for label in class_order)
+    )
     images = ImageSet(
-        name=scan.shown(path.resolve().name if path.is_dir() else path.stem),
-        classes=classes,
-        domains=tuple(scan.shown(name) for name in domain_order),
+        name=name,
+        classes=class_names(domain_order, shown),
+        domains=tuple(scan.shown(domain) for domain in domain_order),
         labels=_positions([entry.label for entry in entries], class_order),
         domain_of=_positions([entry.domain or "all" for entry in entries], domain_order),
-        keys=tuple(keys[entry.path] for entry in entries),
+        keys=keys,
         ids=scan.shown_names(entry.path for entry in entries),
         roles=tuple(str(entry.role) for entry in entries) if entries[0].role is not None else None,
-        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in entries)),
+        reader=reader,
     )
-    _warn_gaps(images)
-    _warn_contradictions(images)
-    _warn_like_names(images)
+    _warn_of(images)
     return images
 
 
@@ -247,51 +319,42 @@ def _positions(names: list[str], order: list[str]) -> NDArray[np.int64]:
     return np.array([place[name] for name in names], dtype=np.int64)
 
 
-def _warn_gaps(images: ImageSet) -> None:
-    """Say which domain lacks which class."""
+def _warn_of(images: ImageSet) -> None:
+    """Warn of classes that a domain lacks, contents under two labels, and classes that a teacher reads alike."""
     present = set(zip(images.domain_of.tolist(), images.labels.tolist(), strict=True))
     for d, domain in enumerate(images.domains):
         lacking = [name for c, name in enumerate(images.classes) if (d, c) not in present]
         if lacking:
             warn(
-                f"domain {domain} has no image of {len(lacking)} of {len(images.classes)} classes: {_some(lacking)}."
+                f"domain {domain} has no image of {len(lacking)} of {len(images.classes)} classes: {some(lacking)}."
             )
-
-
-def _warn_contradictions(images: ImageSet) -> None:
-    """Say which content appears under two labels."""
     first: dict[str, int] = {}
-    found: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    contradictions = Tally()
     for index, key in enumerate(images.keys):
         other = first.setdefault(key, index)
         if images.labels[index] != images.labels[other]:
-            found["same content, different label"] += 1
-            examples.setdefault(
+            contradictions.add(
                 "same content, different label", f"{images.ids[other]} and {images.ids[index]}"
             )
-    warn_counted(f"{images.name} contradicts itself", found, examples)
-
-
-def _warn_like_names(images: ImageSet) -> None:
-    """Name the classes that a teacher reads alike: of each pair one can never win."""
-    groups = [", ".join(f'"{name}"' for name in group) for group in like_names(images.classes)]
-    if groups:
+    contradictions.warn(f"{images.name} contradicts itself")
+    alike = [", ".join(f'"{name}"' for name in group) for group in like_names(images.classes)]
+    if alike:
         warn(
-            f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {_some(groups)}. A "
+            f"classes of {images.name} that differ in case, spaces, hyphens or underscores only: {some(alike)}. A "
             "teacher reads them alike, and of each pair one can never win. Bring them together, or use classes.txt."
         )
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first six of the names as text."""
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
 def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
-    """Path → content key of every readable file, path → reason of every other one.
+    """Return path → content key of every readable file, and path → reason of every other one.
 
-    The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time need
-    not be read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
+    The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
+    read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
     """
     index_file = cache_root() / "index" / f"{short_hash(os.path.realpath(listing.root))}.json"
     known = _read_index(index_file)
@@ -309,64 +372,40 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
             keys[entry.path] = key
         else:
             pending.append(entry.path)
-    if len(pending) >= _WORTH_SAYING:
+    if len(pending) >= _MANY:
         say(f"Looking once at {len(pending):,} images of {listing.root} …")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = dict(
-            zip(pending, pool.map(lambda path: _look(listing.root / path), pending), strict=True)
-        )
-    keys |= {path: key for path, (key, _) in outcomes.items() if key}
+        outcomes = list(pool.map(lambda path: check_content(listing.root / path), pending))
+    reasons: dict[str, str] = {}
+    for path, (key, reason) in zip(pending, outcomes, strict=True):
+        (keys if key else reasons)[path] = key or reason
     fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
         # Two manifests of one folder share the index, hence the union.
-        _write_index(index_file, known | fresh)
-    return keys, {path: reason for path, (_, reason) in outcomes.items() if reason}
-
-
-def _look(path: Path) -> tuple[str, str]:
-    """(key, "") of a readable file, ("", reason) of another."""
-    try:
-        content = read_bytes(path)
-        # A JPEG decodes faster at a fraction of its size, and a cut or torn one still fails.
-        decode(content, draft=32)
-    except UnreadableImage as error:
-        return "", error.reason
-    return content_key(content), ""
-
-
-def content_key(content: bytes) -> str:
-    """Return the first 32 hex digits of the SHA-256 of a file's bytes."""
-    return hashlib.sha256(content).hexdigest()[:32]
+        stored = {"version": _INDEX_VERSION, "files": known | fresh}
+        try:
+            write_text(index_file, json.dumps(stored))
+        except (EdgekdError, OSError) as error:
+            warn(
+                f"the images will be checked again next time, since {index_file} could not be written ({error})."
+            )
+    return keys, reasons
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
-    if not os.path.exists(path):  # or it lies where this user may not look
+    if not os.path.exists(path):  # or it is where this user may not look
         return {}
     try:
         stored = read_json(path, "index of images")
         if stored["version"] != _INDEX_VERSION:
             return {}
-        return {
-            str(name): (int(size), int(time_ns), _key(key))
+        index = {
+            str(name): (int(size), int(time_ns), str(key))
             for name, (size, time_ns, key) in stored["files"].items()
         }
+        if all(re.fullmatch("[0-9a-f]{32}", key) for _, _, key in index.values()):
+            return index
     except (EdgekdError, KeyError, TypeError, ValueError, AttributeError):
-        warn(f"the index {path} is damaged; the images are checked again.")
-        return {}
-
-
-def _key(text: str) -> str:
-    """A content key as it is stored; anything else is a `ValueError`."""
-    if len(text) != 32:
-        raise ValueError(text)
-    int(text, 16)
-    return text
-
-
-def _write_index(path: Path, files: dict[str, tuple[int, int, str]]) -> None:
-    try:
-        write_text(path, json.dumps({"version": _INDEX_VERSION, "files": files}))
-    except (EdgekdError, OSError) as error:
-        warn(
-            f"the images will be checked again next time, since {path} could not be written ({error})."
-        )
+        pass
+    warn(f"the index {path} is damaged; the images are checked again.")
+    return {}

@@ -11,23 +11,22 @@ import csv
 import difflib
 import io
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgekd.core.console import warn
+from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.readers import open_regular, printable, read_errors, read_text
+from edgekd.core.readers import like_names, open_regular, printable, read_errors, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.layouts import whole_parts
-from edgekd.targets.bank import like_names
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."
 MANIFESTS = (".csv", ".parquet")
 _COLUMNS = ("path", "label", "domain", "split")
 _DEEPEST = 4
+_OUTSIDE = "image outside a class folder"
 _SAVE = "Save it as comma-separated UTF-8 text."
 
 
@@ -43,14 +42,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything found under `root`, sorted by path, and how many files of which kind were passed over."""
+    """Everything found under `root`, sorted by path.
+
+    Attributes:
+        folders: class folders, also those without an image.
+        left_out: files that are no images.
+    """
 
     root: Path
     entries: tuple[Entry, ...]
     folders: tuple[str, ...] = ()
-    """Class folders, also those without an image."""
-    passed_over: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)
 
 
 def list_folder(root: Path) -> Listing:
@@ -59,29 +61,23 @@ def list_folder(root: Path) -> Listing:
     Raises:
         EdgekdError: no image, images at several depths or too deep, role folders beside others.
     """
-    passed_over: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    left_out = Tally()
     images: dict[tuple[str, ...], list[str]] = {}
     for parts, names in walk(root):
         images[parts] = kept = []
         for name in names:
-            ending = os.path.splitext(name)[1].lower()
-            if parts and ending in EXTENSIONS:
+            if is_image(name) and parts:
                 kept.append(name)
-            elif parts or ending in EXTENSIONS:
-                reason = (
-                    f"file ending {ending or 'in nothing'}"
-                    if parts
-                    else "image outside a class folder"
-                )
-                passed_over[reason] += 1
-                examples.setdefault(reason, shown("/".join((*parts, name))))
+            elif is_image(name):
+                left_out.add(_OUTSIDE, shown(name))
+            elif parts:
+                left_out.add(file_ending(name), shown("/".join((*parts, name))))
     depths: dict[int, str] = {}
     for parts, kept in images.items():
         if kept:
             depths.setdefault(len(parts), shown("/".join((*parts, kept[0]))))
     if not depths:
-        _refuse_empty(root, passed_over)
+        _refuse_empty(root, left_out)
     if len(depths) > 1:
         raise EdgekdError(
             f"Images in {root} lie at different depths: {' and '.join(depths.values())}.",
@@ -101,8 +97,7 @@ def list_folder(root: Path) -> Listing:
     tops = sorted({parts[0] for parts in images if len(parts) == depth})
     for parts in images:
         if len(parts) == 1 and parts[0] not in tops:
-            passed_over["folder without class folders"] += 1
-            examples.setdefault("folder without class folders", shown(parts[0]))
+            left_out.add("folder without class folders", shown(parts[0]))
     roles = _role_folders(root, tops) if depth == 2 else None
     entries = [
         Entry(
@@ -117,7 +112,17 @@ def list_folder(root: Path) -> Listing:
     ]
     folders = sorted({parts[-1] for parts in images if len(parts) == depth})
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
-    return Listing(root, ordered, tuple(folders), passed_over, examples)
+    return Listing(root, ordered, tuple(folders), left_out)
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file's ending is that of an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def file_ending(name: str) -> str:
+    """Return why a file is left out that is no image."""
+    return f"file ending {os.path.splitext(name)[1].lower() or 'in nothing'}"
 
 
 def shown(path: str) -> str:
@@ -185,16 +190,14 @@ def walk(
             )
 
 
-def _refuse_empty(root: Path, passed_over: Counter[str]) -> None:
-    if "image outside a class folder" in passed_over:
+def _refuse_empty(root: Path, left_out: Tally) -> None:
+    if _OUTSIDE in left_out.reasons:
         raise EdgekdError(
             f"The images in {root} lie in no class folder.",
             f"Make one folder per class; {CONVENTIONS}",
         )
-    if passed_over:
-        kinds = ", ".join(f"{count} × {reason}" for reason, count in passed_over.most_common(3))
-        raise EdgekdError(f"{root} holds no image ({kinds}).", CONVENTIONS)
-    raise EdgekdError(f"The folder {root} holds no image.", CONVENTIONS)
+    kinds = f" ({left_out})" if left_out.reasons else ""
+    raise EdgekdError(f"The folder {root} holds no image{kinds}.", CONVENTIONS)
 
 
 def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:

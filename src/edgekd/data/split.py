@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from edgekd.core.console import warn, warn_counted
+from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import short_hash, write_json
 from edgekd.core.readers import printable_values, read_object
-from edgekd.data.image_set import ImageSet
+from edgekd.data.image_set import ImageSet, some
 
 ROLES = ("train", "val", "id_test", "ood_test")
 _SCHEMA_VERSION = 1
@@ -79,6 +79,14 @@ class Split:
                 "unlabelled_domains": list(self.unlabelled_domains),
             },
         )
+
+
+def with_roles(images: ImageSet, split: Split, rule: str, **roles: list[int]) -> Split:
+    """Return the same split of `images` with other indices in some roles, and a sentence behind its rule."""
+    chosen = {role: getattr(split, role).tolist() for role in ROLES} | roles
+    return build_split(
+        images, chosen, test_domain=split.test_domain, rule=f"{split.rule} {rule}", seed=split.seed
+    )
 
 
 def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) -> Split:
@@ -237,12 +245,10 @@ def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str,
 
 
 def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
-    if indices:
-        warn_counted(
-            f"images of {images.name} in no part of the split",
-            Counter({reason: len(indices)}),
-            {reason: images.ids[indices[0]]},
-        )
+    dropped = Tally()
+    for index in indices:
+        dropped.add(reason, images.ids[index])
+    dropped.warn(f"images of {images.name} in no part of the split")
 
 
 def build_split(
@@ -279,7 +285,7 @@ def _check(images: ImageSet, split: Split) -> None:
         where = f" when {split.test_domain} is left out" if split.test_domain is not None else ""
         raise EdgekdError(
             f"No training image is left{where} for {len(untrained)} of {len(images.classes)} classes: "
-            f"{_some(untrained)}.",
+            f"{some(untrained)}.",
             "Add images of them, remove them"
             + (", or leave out another domain with --test-domain." if where else "."),
         )
@@ -289,10 +295,6 @@ def _check(images: ImageSet, split: Split) -> None:
                 f"{images.name} has too few images to set any aside for {role}.",
                 "Give at least 3 different images per class and domain.",
             )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
 def read_split(path: Path, images: ImageSet) -> Split:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data.image_set import ImageSet
-from edgekd.data.split import ROLES, Split, build_split, grouped, make_split, shuffled
+from edgekd.data.split import ROLES, Split, build_split, grouped, make_split, shuffled, with_roles
+
+if TYPE_CHECKING:
+    from edgekd.configs.train import TrainConfig
 
 
 def without_classes(images: ImageSet, unseen: Collection[str]) -> ImageSet:
-    """The images of all classes but these; labels are numbered anew."""
+    """Return the images of all classes but these; labels are numbered anew."""
     if not unseen:
         return images
     return images.of_classes([name for name in images.classes if name not in unseen])
 
 
 def run_images(images: ImageSet, config: TrainConfig) -> ImageSet:
-    """The images that a run knows: those of all classes but the unseen ones, and of these the shots, if it has any."""
+    """Return the images of a run: those of all classes but the unseen ones, and of these the shots."""
     if not config.shots:
         return without_classes(images, config.unseen_classes)
     seen = ~np.isin(images.labels, class_places(images, config.unseen_classes))
@@ -45,7 +48,7 @@ def check_unseen(config: TrainConfig, images: ImageSet) -> None:
 
 
 def run_split(config: TrainConfig, images: ImageSet) -> Split:
-    """The split of a run on its own images (`run_images`), with the part of the labels it may use.
+    """Return the split of a run on its own images (`run_images`), with the part of the labels it may use.
 
     Shots train, all of them; what selects and what tests is the same with and without them.
     """
@@ -61,7 +64,7 @@ def run_split(config: TrainConfig, images: ImageSet) -> Split:
 
 
 def half_tested(images: ImageSet, split: Split) -> Split:
-    """The same split with half of the unseen domain in `ood_test`, by content hash; the other half is in no role.
+    """Return the same split with half of the unseen domain in `ood_test`, by content hash; the rest is in no role.
 
     Raises:
         EdgekdError: no domain is left out.
@@ -74,14 +77,13 @@ def half_tested(images: ImageSet, split: Split) -> Split:
     order = shuffled(images, split.ood_test.tolist(), split.seed)
     contents = list(dict.fromkeys(images.keys[i] for i in order))
     trained = set(contents[: len(contents) // 2])
-    chosen = {role: getattr(split, role).tolist() for role in ROLES}
-    chosen["ood_test"] = [i for i in order if images.keys[i] not in trained]
-    rule = f"{split.rule} Half of {split.test_domain}, by content hash, is not tested."
-    return build_split(images, chosen, test_domain=split.test_domain, rule=rule, seed=split.seed)
+    tested = [i for i in order if images.keys[i] not in trained]
+    rule = f"Half of {split.test_domain}, by content hash, is not tested."
+    return with_roles(images, split, rule, ood_test=tested)
 
 
 def untested_half(images: ImageSet, split: Split) -> NDArray[np.int64]:
-    """Indices of the half of the unseen domain that `half_tested` leaves out, in the order of the content hash.
+    """Return indices of the half of the unseen domain that `half_tested` leaves out, in the order of the content hash.
 
     Each content comes once; the first 25 lie within the first 50.
     """
@@ -103,19 +105,13 @@ def _with_shots(config: TrainConfig, images: ImageSet) -> Split:
     )
     chosen = {role: seen[getattr(inner, role)].tolist() for role in ROLES}
     chosen["train"] += np.flatnonzero(is_shot).tolist()
-    rule = (
-        f"{inner.rule} Of each unseen class {shots_text(config.shots)}, the first by content hash."
-    )
+    shots = "1 image trains" if config.shots == 1 else f"{config.shots} images train"
+    rule = f"{inner.rule} Of each unseen class {shots}, the first by content hash."
     return build_split(images, chosen, test_domain=None, rule=rule, seed=inner.seed)
 
 
-def shots_text(count: int) -> str:
-    """`1 image trains` or `4 images train`."""
-    return f"{count} image{'' if count == 1 else 's'} train{'s' if count == 1 else ''}"
-
-
 def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
-    """The same split with the first part of each class of each domain in train, at least one image.
+    """Return the same split with the first part of each class of each domain in train, at least one image.
 
     "First" is by the hash that cuts the split, so that 1 % lies within 10 %.
     """
@@ -123,26 +119,25 @@ def fewer_labels(images: ImageSet, split: Split, fraction: float) -> Split:
     for group in grouped(images, split.train.tolist()):
         count = max(1, math.floor(fraction * len(group) + 0.5))
         kept |= {images.keys[index] for index in shuffled(images, group, split.seed)[:count]}
-    chosen = {role: getattr(split, role).tolist() for role in ROLES}
-    chosen["train"] = [index for index in chosen["train"] if images.keys[index] in kept]
-    rule = f"{split.rule} Of train, {100 * fraction:g} % of each class of each domain, at least one image, are used."
-    return build_split(images, chosen, test_domain=split.test_domain, rule=rule, seed=split.seed)
+    train = [index for index in split.train.tolist() if images.keys[index] in kept]
+    rule = f"Of train, {100 * fraction:g} % of each class of each domain, at least one image, are used."
+    return with_roles(images, split, rule, train=train)
 
 
 def class_places(images: ImageSet, names: Sequence[str]) -> list[int]:
-    """Their labels in `images`."""
+    """Return their labels in `images`."""
     return [images.classes.index(name) for name in names]
 
 
 def unseen_test(images: ImageSet, unseen: Sequence[str]) -> NDArray[np.int64]:
-    """Indices of all images of the unseen classes, but for contents that are also there under a class that trains."""
+    """Return indices of all images of the unseen classes, without contents that a class that trains has too."""
     chosen = np.isin(images.labels, class_places(images, unseen))
     seen = {key for key, out in zip(images.keys, chosen.tolist(), strict=True) if not out}
     return np.flatnonzero(chosen & np.array([key not in seen for key in images.keys]))
 
 
 def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
-    """Sorted indices of the first `count` different images of each unseen class.
+    """Return sorted indices of the first `count` different images of each unseen class.
 
     "First" is by the hash that cuts the split, over all domains, so that one shot lies within four.
 
@@ -170,7 +165,7 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
 def left_to_test(
     images: ImageSet, unseen: Sequence[str], shots: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Sorted indices of what `unseen_test` has besides the contents of the shots."""
+    """Return sorted indices of what `unseen_test` has besides the contents of the shots."""
     shown = {images.keys[index] for index in shots.tolist()}
     return np.array(
         [i for i in unseen_test(images, unseen).tolist() if images.keys[i] not in shown],

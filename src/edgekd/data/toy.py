@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
@@ -28,9 +27,6 @@ from edgekd.core.files import cache_folder, replacing
 from edgekd.core.readers import map_array
 from edgekd.data.toy_draw import SIZE, STYLES, Colour, Scene
 from edgekd.data.toy_shapes import SHAPES, Role, pose
-
-if TYPE_CHECKING:
-    from edgekd.data.image_set import ImageSet
 
 VERSION = "toy-1"
 """Part of every key: raise it with any change that alters a drawing."""
@@ -100,7 +96,7 @@ class Look:
 
 
 def look(cls: str, seed: int, *, world: bool = False) -> Look:
-    """The colours and the scene that `draw` gives this image; `world` leaves them to chance alone."""
+    """Return the colours and the scene of this image; with `world` they do not depend on the class."""
     rng, habit = Random(seed), HABITS[cls]
 
     def choose(usual: tuple[str, ...], every: Mapping[str, object]) -> str:
@@ -112,7 +108,7 @@ def look(cls: str, seed: int, *, world: bool = False) -> Look:
 
 
 def draw(cls: str, domain: str, seed: int, *, world: bool = False) -> Image.Image:
-    """One RGB image of 72 × 72 pixels, the same for the same arguments on every machine.
+    """Return one RGB image of 72 × 72 pixels, the same for the same arguments on every machine.
 
     Args:
         cls: one of `CLASSES`.
@@ -142,100 +138,68 @@ def _jitter(colour: Colour, rng: Random) -> Colour:
 
 
 def image_key(seed: int, domain: str, cls: str, number: int, *, world: bool = False) -> str:
-    """32 hex digits that name one image of a suite; the image is drawn from them, so equal keys are equal images."""
+    """Return 32 hex digits that name one image; it is drawn from them, so equal keys are equal images."""
     text = "\0".join((VERSION, "world" if world else "suite", str(seed), domain, cls, str(number)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def image_seed(key: str) -> int:
-    """The seed `draw` gets for an image of this key."""
+    """Return the seed that `draw` gets for an image of this key."""
     return int(key[:15], 16)
 
 
 @dataclass(frozen=True)
 class ToyReader:
-    """Draws image `i` of a suite, domain by domain and class by class. Picklable and thread-safe: it holds no state."""
+    """Read image `i` of a suite, domain by domain and class by class, from the cache. Picklable and thread-safe.
+
+    The first read of any image draws all of them, which takes about 10 s for the 3,200 of `load_images("toy")`.
+    """
 
     seed: int
     per_class: int
     world: bool
 
-    def key(self, i: int) -> str:
-        domain, cls, number = self.place(i)
-        return image_key(self.seed, DOMAINS[domain], CLASSES[cls], number, world=self.world)
+    def __len__(self) -> int:
+        return len(DOMAINS) * len(CLASSES) * self.per_class
 
     def place(self, i: int) -> tuple[int, int, int]:
-        """Index of the domain, index of the class, number within both."""
-        if not 0 <= operator.index(i) < len(DOMAINS) * len(CLASSES) * self.per_class:
+        """Return index of the domain, index of the class, number within both."""
+        if not 0 <= operator.index(i) < len(self):
             raise IndexError(i)
         rest, number = divmod(int(i), self.per_class)
         domain, cls = divmod(rest, len(CLASSES))
         return domain, cls, number
 
-    def __call__(self, i: int) -> Image.Image:
+    def key(self, i: int) -> str:
+        domain, cls, number = self.place(i)
+        return image_key(self.seed, DOMAINS[domain], CLASSES[cls], number, world=self.world)
+
+    def draw(self, i: int) -> Image.Image:
         domain, cls, _ = self.place(i)
         return draw(CLASSES[cls], DOMAINS[domain], image_seed(self.key(i)), world=self.world)
+
+    def __call__(self, i: int) -> Image.Image:
+        self.place(i)  # the bounds
+        name = f"{VERSION}-{self.seed}-{self.per_class}{'-world' if self.world else ''}.npy"
+        with _OPENING:
+            drawings = _drawings(cache_folder("toy") / name, self)
+        return Image.fromarray(drawings[operator.index(i)])
 
 
 _OPENING = threading.Lock()
 
 
-@dataclass(frozen=True)
-class KeptReader:
-    """The same images from the cache, where the first read of any puts all of them. Picklable and thread-safe."""
-
-    drawn: ToyReader
-
-    def __call__(self, i: int) -> Image.Image:
-        self.drawn.place(i)  # the bounds
-        reader = self.drawn
-        name = f"{VERSION}-{reader.seed}-{reader.per_class}{'-world' if reader.world else ''}.npy"
-        with _OPENING:
-            drawings = _drawings(cache_folder("toy") / name, reader)
-        return Image.fromarray(drawings[operator.index(i)])
-
-
 @functools.lru_cache(maxsize=4)
 def _drawings(path: Path, reader: ToyReader) -> NDArray[np.uint8]:
-    """uint8 `[N, 72, 72, 3]`, mapped from disk. One thread draws: several only hinder each other."""
-    count = len(DOMAINS) * len(CLASSES) * reader.per_class
-    shape = (count, SIZE, SIZE, 3)
+    """Return uint8 `[N, 72, 72, 3]`, mapped from disk. One thread draws: several only hinder each other."""
+    shape = (len(reader), SIZE, SIZE, 3)
     with FileLock(str(path) + ".lock"):
         if path.exists():
             try:
                 return map_array(path, "toy images", shape, np.uint8)
             except EdgekdError as error:
                 warn(f"{error.message} They are drawn again.")
-        drawn = np.stack([np.asarray(reader(i)) for i in range(count)])
+        drawn = np.stack([np.asarray(reader.draw(i)) for i in range(len(reader))])
         with replacing(path) as scratch, open(scratch, "wb") as handle:
             np.save(handle, drawn)
     return map_array(path, "toy images", shape, np.uint8)
-
-
-def toy_images(seed: int = 0, per_class: int = PER_CLASS, world: bool = False) -> ImageSet:
-    """The suite with `per_class` images of each class in each domain, drawn as they are read.
-
-    `load_images("toy")` reads them with a `KeptReader` instead: drawing all 3,200 takes about ten seconds.
-
-    Suites of another seed, and the teacher's (`world`), share no image with it.
-    """
-    from edgekd.data.image_set import ImageSet
-
-    reader = ToyReader(seed, per_class, world)
-    places = np.array(
-        [reader.place(i) for i in range(len(DOMAINS) * len(CLASSES) * per_class)], dtype=np.int64
-    )
-    names = [
-        f"{DOMAINS[domain]}/{CLASSES[cls]}/{number:04d}" for domain, cls, number in places.tolist()
-    ]
-    return ImageSet(
-        name="toy",
-        classes=CLASSES,
-        domains=DOMAINS,
-        labels=places[:, 1].copy(),
-        domain_of=places[:, 0].copy(),
-        keys=tuple(reader.key(i) for i in range(len(places))),
-        ids=tuple(names),
-        roles=None,
-        reader=reader,
-    )

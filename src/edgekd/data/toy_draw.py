@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from edgekd.data.toy_shapes import CANVAS, Part, Points, Role, box, poly, turned
+from edgekd.data.toy_shapes import CANVAS, Part, Points, Role, box, turned
 
 SIZE = CANVAS // 2
 """Side of a finished drawing, pixels."""
@@ -46,6 +46,10 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 def _grey(level: float) -> Colour:
     value = round(level)
     return value, value, value
+
+
+def _image(values: NDArray[Any]) -> Image.Image:
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 def _paint(canvas: ImageDraw.ImageDraw, part: Part, colour: Colour | int) -> None:
@@ -87,9 +91,8 @@ def _clutter(canvas: ImageDraw.ImageDraw, rng: Random, colours: list[Colour], co
                 (x - radius, y - radius * 0.6, x + radius, y + radius * 0.6), fill=colour
             )
         elif kind < 0.7:
-            corners = turned(
-                box(-radius, -radius * 0.5, radius, radius * 0.5), rng.uniform(0, 180)
-            ) + np.array([x, y])
+            block = box("main", -radius, -radius * 0.5, radius, radius * 0.5).points
+            corners = turned(block, rng.uniform(0, 180)) + np.array([x, y])
             canvas.polygon(corners.ravel().tolist(), fill=colour)
         else:
             canvas.line(
@@ -157,10 +160,9 @@ def _photo(
         0.75, 1.2
     )
     picture = (behind * (1 - solid) + body * solid) * lamp * cast
-    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.0, 0.8)))
+    image = _image(picture).filter(ImageFilter.BoxBlur(rng.uniform(0.0, 0.8)))
     speckle = grain.integers(-12, 13, (SIZE, SIZE, 3), dtype=np.int16)
-    return Image.fromarray(np.clip(np.asarray(image, np.int16) + speckle, 0, 255).astype(np.uint8))
+    return _image(np.asarray(image, np.int16) + speckle)
 
 
 def _painting(
@@ -199,11 +201,7 @@ def _painting(
         for line, colour in zip(lines, np.clip(taken, 0, 255).tolist(), strict=True):
             canvas.line(line, fill=tuple(colour), width=round(width * coarse))
     weave = grain.integers(-10, 11, (SIZE, 1, 1)) + grain.integers(-10, 11, (1, SIZE, 1))
-    return Image.fromarray(
-        np.clip(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave, 0, 255).astype(
-            np.uint8
-        )
-    )
+    return _image(np.asarray(canvas_image.reduce(2)).astype(np.int16) + weave)
 
 
 def _cartoon(
@@ -298,7 +296,7 @@ def _hatch(sheet: Image.Image, part: Part, slant: float, gap: float, grey: int) 
     lines = Image.new("1", sheet.size)
     canvas = ImageDraw.Draw(lines)
     for offset in np.arange(-reach, reach, gap):
-        line = turned(poly((-reach, offset), (reach, offset)), slant) + (low + high) / 2
+        line = turned(np.array([(-reach, offset), (reach, offset)]), slant) + (low + high) / 2
         canvas.line(line.ravel().tolist(), fill=1, width=2)
     sheet.paste(grey, mask=ImageChops.logical_and(inside, lines))
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from edgekd.core.console import warn_counted
+from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.data import scan
-from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable
+from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable, toy_images
 from edgekd.data.images import EXTENSIONS
+from edgekd.data.sources import is_packed, open_packed
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
+from edgekd.data.toy import DOMAINS
 
-NO_CLASS = -1
-"""Label of an image that shows none of the classes, or whose class is not given."""
 NO_DOMAIN = -1
 """Domain of an image that belongs to none of the labelled ones."""
 TOY_SEED = 1
@@ -28,6 +26,13 @@ TOY_PER_CLASS = 20
 NO_DATA = "none"
 """The `data` of a run without labelled images."""
 _DEEPEST = 32
+_EXCLUDED = {
+    "train": "labelled training image",
+    "val": "validation image",
+    "id_test": "test image",
+    "ood_test": "test image of the unseen domain",
+    "again": "content that is there before",
+}
 
 
 def load_unlabelled(source: str | Path) -> ImageSet:
@@ -37,13 +42,18 @@ def load_unlabelled(source: str | Path) -> ImageSet:
 
     Args:
         source: a folder, with all folders in it; a `.csv` or `.parquet` manifest, whose column `label` may be absent
-            and does not count; or `toy:STYLE`, 200 drawings of that style that are not in the toy data.
+            and does not count; WebDataset shards or `hf:NAME`, whose labels do not count; or `toy:STYLE`, 200
+            drawings of that style that are not in the toy data.
 
     Raises:
         EdgekdError: no such source, no image in it, none that can be read.
     """
     if str(source).startswith("toy:"):
         return _toy_style(str(source).removeprefix("toy:"))
+    if is_packed(source):
+        packed = open_packed(str(source), labelled=False)
+        ids = [scan.shown(entry.path) for entry in packed.entries]
+        return ImageSet.without_labels(packed.name, packed.keys, ids, packed.reader)
     root = Path(source)
     if root.suffix.lower() in scan.MANIFESTS and root.is_file():
         listing = scan.list_manifest(root, labelled=False)
@@ -54,64 +64,40 @@ def load_unlabelled(source: str | Path) -> ImageSet:
             f"There is no folder of images at {root}.",
             "Give a folder, a .csv or .parquet manifest with a column path, or toy:STYLE.",
         )
-    found, keys = readable(root, listing)
-    return ImageSet(
-        name=scan.shown(root.resolve().name if root.is_dir() else root.stem),
-        classes=(),
-        domains=("all",),
-        labels=np.full(len(found), NO_CLASS, dtype=np.int64),
-        domain_of=np.zeros(len(found), dtype=np.int64),
-        keys=tuple(keys[entry.path] for entry in found),
-        ids=scan.shown_names(entry.path for entry in found),
-        roles=None,
-        reader=FileReader(listing.root.resolve(), tuple(entry.path for entry in found)),
+    entries, keys = readable(root, listing)
+    paths = tuple(entry.path for entry in entries)
+    return ImageSet.without_labels(
+        scan.shown(root.resolve().name if root.is_dir() else root.stem),
+        [keys[path] for path in paths],
+        scan.shown_names(paths),
+        FileReader(listing.root.resolve(), paths),
     )
 
 
 def _list_all(root: Path) -> scan.Listing:
-    entries: list[scan.Entry] = []
-    passed_over: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    entries, left_out = [], Tally()
     for parts, names in scan.walk(root, deepest=_DEEPEST):
         for name in names:
-            path, ending = "/".join((*parts, name)), os.path.splitext(name)[1].lower()
-            if ending in EXTENSIONS:
+            path = "/".join((*parts, name))
+            if scan.is_image(name):
                 entries.append(scan.Entry(path, ""))
             else:
-                reason = f"file ending {ending or 'in nothing'}"
-                passed_over[reason] += 1
-                examples.setdefault(reason, scan.shown(path))
+                left_out.add(scan.file_ending(name), scan.shown(path))
     if not entries:
-        kinds = ", ".join(f"{count} × {reason}" for reason, count in passed_over.most_common(3))
         raise EdgekdError(
-            f"{root} holds no image{f' ({kinds})' if kinds else ''}.",
+            f"{root} holds no image{f' ({left_out})' if left_out.reasons else ''}.",
             f"Images end in {', '.join(sorted(EXTENSIONS))}.",
         )
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
-    return scan.Listing(root, ordered, (), passed_over, examples)
+    return scan.Listing(root, ordered, left_out=left_out)
 
 
 def _toy_style(style: str) -> ImageSet:
-    from edgekd.data.toy import DOMAINS, KeptReader, ToyReader, toy_images
-
     if style not in DOMAINS:
         raise EdgekdError(f'The toy data have no style "{style}".', did_you_mean(style, DOMAINS))
     images = toy_images(TOY_SEED, TOY_PER_CLASS)
-    assert isinstance(images.reader, ToyReader)
-    images = replace(images, reader=KeptReader(images.reader))
     images = images.at(np.flatnonzero(images.domain_of == DOMAINS.index(style)))
-    return replace(_without_labels(images), name=style)
-
-
-def _without_labels(images: ImageSet) -> ImageSet:
-    return replace(
-        images,
-        classes=(),
-        domains=("all",),
-        labels=np.full(len(images), NO_CLASS, dtype=np.int64),
-        domain_of=np.zeros(len(images), dtype=np.int64),
-        roles=None,
-    )
+    return ImageSet.without_labels(style, images.keys, images.ids, images.reader)
 
 
 def with_unlabelled(
@@ -140,36 +126,38 @@ def with_unlabelled(
         EdgekdError: a source that cannot be loaded, no image left, or images that the run began with are gone.
     """
     role_of = {key: role for role in ROLES for key in split.entries[role].values()}
-    parts, names, ids, excluded = [], list[str](), set(images.ids), Counter[str]()
-    examples: dict[str, str] = {}
-    seen: set[str] = set()
+    parts: list[ImageSet] = []
+    names: list[str] = []
+    ids, excluded = set(images.ids), Tally()
     for source in sources:
         part = load_unlabelled(source)
         names += [part.name, *(name.split("/")[0] for name in part.ids if "/" in name)]
         kept = []
         for i, (key, name) in enumerate(zip(part.keys, part.ids, strict=True)):
-            role = role_of.get(key, "again" if key in seen else "")
-            if role:
-                excluded[_EXCLUDED[role]] += 1
-                examples.setdefault(_EXCLUDED[role], name)
-                if role == "ood_test" and split.test_domain is not None:
-                    names.append(split.test_domain)
-            else:
+            role = role_of.get(key)
+            if role is None:
                 kept.append(i)
-            seen.add(key)
+                role_of[key] = "again"
+                continue
+            excluded.add(_EXCLUDED[role], name)
+            if role == "ood_test" and split.test_domain is not None:
+                names.append(split.test_domain)
         part = part.at(np.array(kept, dtype=np.int64))
         if ids & set(part.ids):
             part = replace(part, ids=tuple(f"{scan.shown(source)}/{name}" for name in part.ids))
         ids |= set(part.ids)
         parts.append(part)
-    warn_counted("unlabelled images that do not train", excluded, examples)
-    parts = _first(parts, limit)
+    excluded.warn("unlabelled images that do not train")
+    parts = _with_keys(parts, sorted(key for part in parts for key in part.keys)[:limit])
     if adapt:
         assert split.test_domain is not None
-        parts.append(_without_labels(images.at(untested_half(images, split)[:adapt])))
+        new = images.at(untested_half(images, split)[:adapt])
+        parts.append(ImageSet.without_labels(new.name, new.keys, new.ids, new.reader))
         names.append(split.test_domain)
     if split.unlabelled:
-        parts = _as_before(parts, split)
+        wanted = split.unlabelled.values()
+        _check_complete(wanted, [key for part in parts for key in part.keys])
+        parts = _with_keys(parts, wanted)
     found = {name: key for part in parts for name, key in zip(part.ids, part.keys, strict=True)}
     if not found:
         raise EdgekdError(
@@ -180,17 +168,18 @@ def with_unlabelled(
     return join([images, *parts]), split
 
 
-def _as_before(parts: Sequence[ImageSet], split: Split) -> list[ImageSet]:
-    """The images that a run began with."""
-    wanted = set(split.unlabelled.values())
-    there = {key for part in parts for key in part.keys}
-    if gone := wanted - there:
+def _with_keys(parts: Sequence[ImageSet], keys: Collection[str]) -> list[ImageSet]:
+    """Return the images of these contents; sets without any are left out."""
+    chosen = set(keys)
+    return [fewer for part in parts if len(fewer := part.with_keys(chosen))]
+
+
+def _check_complete(wanted: Collection[str], there: Collection[str]) -> None:
+    if gone := set(wanted) - set(there):
         raise EdgekdError(
             f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
             "Restore them, or start a new run.",
         )
-    fewer = [part.at(np.flatnonzero([key in wanted for key in part.keys])) for part in parts]
-    return [part for part in fewer if len(part)]
 
 
 def keep_unlabelled(
@@ -200,38 +189,20 @@ def keep_unlabelled(
     assert isinstance(images.reader, JoinedReader)
     found = {name: key for name, key in split.unlabelled.items() if key in kept}
     first, *others = images.reader.parts
-    split = replace(split, unlabelled=found)
-    return join([first, *(_as_before(others, split) if found else [])]), split
-
-
-_EXCLUDED = {
-    "train": "labelled training image",
-    "val": "validation image",
-    "id_test": "test image",
-    "ood_test": "test image of the unseen domain",
-    "again": "content that is there before",
-}
-
-
-def _first(parts: Sequence[ImageSet], limit: int | None) -> list[ImageSet]:
-    """The first `limit` images of all parts by content key; parts without any are left out."""
-    chosen = set(sorted(key for part in parts for key in part.keys)[:limit])
-    fewer = [part.at(np.flatnonzero([key in chosen for key in part.keys])) for part in parts]
-    return [part for part in fewer if len(part)]
+    parts = _with_keys(others, found.values())
+    return join([first, *parts]), replace(split, unlabelled=found)
 
 
 def join(parts: Sequence[ImageSet]) -> ImageSet:
     """Put sets of images one after the other; the first one has the labels, the classes and the domains."""
-    first = parts[0]
-    if len(parts) == 1:
+    first, *others = parts
+    if not others:
         return first
-    others = parts[1:]
+    nowhere = [np.full(len(part), NO_DOMAIN, dtype=np.int64) for part in others]
     return replace(
         first,
         labels=np.concatenate([part.labels for part in parts]),
-        domain_of=np.concatenate(
-            [first.domain_of, *(np.full(len(part), NO_DOMAIN, dtype=np.int64) for part in others)]
-        ),
+        domain_of=np.concatenate([first.domain_of, *nowhere]),
         keys=tuple(key for part in parts for key in part.keys),
         ids=tuple(name for part in parts for name in part.ids),
         roles=None,
@@ -262,19 +233,9 @@ def label_free(
     Raises:
         EdgekdError: as `with_unlabelled`; fewer than two images.
     """
-    nothing = ImageSet(
-        name="unlabelled images",
-        classes=classes,
-        domains=("all",),
-        labels=np.zeros(0, dtype=np.int64),
-        domain_of=np.zeros(0, dtype=np.int64),
-        keys=(),
-        ids=(),
-        roles=None,
-        reader=JoinedReader(()),
-    )
-    empty: dict[str, list[int]] = {role: [] for role in ROLES}
-    bare = build_split(nothing, empty, test_domain=None, rule="", seed=seed)
+    nothing = ImageSet.without_labels("unlabelled images", (), (), JoinedReader(()), classes)
+    roles: dict[str, list[int]] = {role: [] for role in ROLES}
+    bare = build_split(nothing, roles, test_domain=None, rule="", seed=seed)
     images, made = with_unlabelled(nothing, bare, sources, limit)
     if len(images) < 2:
         raise EdgekdError("One unlabelled image is too few to train.", "Give more images.")
@@ -283,17 +244,17 @@ def label_free(
     held, trained = sorted(order[:count]), order[count:]
     if before is not None:
         stored = read_split(before, images)
-        place = {key: i for i, key in enumerate(images.keys)}
         wanted = list(stored.unlabelled.values())
-        if gone := [key for key in wanted if key not in place]:
-            raise EdgekdError(
-                f"{len(gone):,} of the run's {len(wanted):,} unlabelled images are gone.",
-                "Restore them, or start a new run.",
-            )
+        _check_complete(wanted, images.keys)
+        place = {key: i for i, key in enumerate(images.keys)}
         held, trained = stored.val.tolist(), [place[key] for key in wanted]
-    rule = "No image has a label; a tenth of them, by content hash, does not train."
     images = images.at(np.array([*held, *trained], dtype=np.int64))
-    chosen = empty | {"val": list(range(len(held)))}
-    split = build_split(images, chosen, test_domain=None, rule=rule, seed=seed)
+    split = build_split(
+        images,
+        roles | {"val": list(range(len(held)))},
+        test_domain=None,
+        rule="No image has a label; a tenth of them, by content hash, does not train.",
+        seed=seed,
+    )
     found = dict(zip(images.ids[len(held) :], images.keys[len(held) :], strict=True))
     return images, replace(split, unlabelled=found, unlabelled_domains=made.unlabelled_domains)

@@ -1,10 +1,10 @@
-"""A finished run asked about classes that it never trained on: by the texts of their names, and by a few images."""
+"""A finished run on classes that it never trained on: by the texts of their names, and by a few images."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,57 +12,84 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.core.console import warn
-from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots
-from edgekd.distill.load import LoadedRun
-from edgekd.distill.pixels import PixelStore, store_side
-from edgekd.distill.predict import predict_all, student_predict
-from edgekd.distill.probe import student_vectors
-from edgekd.distill.retrieval import retrieval_scores
-from edgekd.distill.teacher import ClipTeacher, load_teacher
-from edgekd.distill.views import ViewPolicy, render, view_params
+from edgekd.distill.batches import PixelStore, pixel_batches, store_side
+from edgekd.distill.classification.load import LoadedRun
+from edgekd.distill.classification.predict import (
+    predict_all,
+    retrieval_scores,
+    student_predict,
+    student_vectors,
+)
+from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.views import ViewPolicy, plain, render, view_params
 from edgekd.evaluation.gather import trained_of
-from edgekd.evaluation.teacher_agreement import Parts, accuracy_rows, own_teacher, teacher_vectors
-from edgekd.evaluation.trained import Trained
 
 Keys = Literal["student", "teacher"]
-"""Whose embeddings of the few images are kept."""
+"""Whose embeddings of the few images are the cache."""
 COPIES = 10
-"""Of each image, where the teacher's are kept; the first is the plain one (Li et al.'s program)."""
+"""Of each image, where the teacher's are cached; the first is the plain one (Li et al.'s program)."""
 
 
 def can_zero_shot(loaded: LoadedRun) -> bool:
-    """Whether the student's head is the teacher's texts, which new classes have too; a trained head knows its own."""
+    """Return whether the student's head is the teacher's texts, which new classes have too."""
     return loaded.student.embeds and loaded.student.head is None and loaded.bank is not None
 
 
 def new_vectors(loaded: LoadedRun, classes: Sequence[str]) -> Tensor:
-    """Text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
+    """Return text vectors of new classes in the space that the student learned, float32 `[classes, D]`."""
     assert loaded.bank is not None
     teacher = load_teacher(loaded.config.teacher)
-    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.described(classes))
+    bank = teacher.text_bank(classes, loaded.bank.templates, loaded.descriptions(classes))
     return dataclasses.replace(bank, text_centre=loaded.bank.text_centre).head
 
 
 def student_scores(
     loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64], vectors: Tensor | None
 ) -> NDArray[np.float32]:
-    """float32 `[len(indices), C]`, on the accelerator that the run may use."""
+    """Return scores float32 `[len(indices), C]`, computed on the accelerator that the run may use."""
     on_gpu = loaded.config.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    predict = student_predict(
-        loaded.student.to(device), vectors.to(device) if vectors is not None else None
-    )
+    bank = None if vectors is None else vectors.to(device)
+    predict = student_predict(loaded.student.to(device), bank)
     return predict_all(predict, images, indices, loaded.run.preprocess)
+
+
+def own_teacher(loaded: LoadedRun) -> Teacher:
+    """Load the teacher of the run.
+
+    Raises:
+        EdgekdError: it is gone, or its weights are others by now.
+    """
+    model, run = load_teacher(loaded.run.teacher), loaded.run
+    if model.id != run.teacher_id:
+        raise EdgekdError(
+            f"{run.teacher} is not the teacher {run.name} was trained with.", "Restore its weights."
+        )
+    return model
+
+
+def teacher_vectors(
+    model: Teacher, images: ImageSet, indices: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the teacher's embeddings of the plain images, `[len(indices), D]`."""
+    if not isinstance(model, ClipTeacher):
+        return model.lookup([images.ids[i] for i in indices]).numpy()
+    batches = pixel_batches(images, indices, model.preprocess)
+    return np.concatenate(
+        [model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches]
+    )
 
 
 @torch.inference_mode()
 def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) -> Tensor:
-    """The teacher's embeddings of the images at `shots` as the student is to match them, `[copies · len(shots), D]`.
+    """Return the teacher's embeddings of the images at `shots` as the student is to match them.
 
-    As Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy. The
-    copies are the run's views in place of RandAugment(2, 9). A file of embeddings has one key per image.
+    As in Li et al.'s program: the plain image and nine augmented copies, each a key of its own, copy after copy:
+    `[copies · len(shots), D]`. The copies are the run's views in place of RandAugment(2, 9). A file of embeddings has
+    one key per image.
 
     Raises:
         EdgekdError: the teacher is gone or another one, or the student does not embed in its space.
@@ -75,16 +102,13 @@ def teacher_keys(loaded: LoadedRun, images: ImageSet, shots: NDArray[np.int64]) 
     assert loaded.bank is not None
     teacher = own_teacher(loaded)
     found = [torch.from_numpy(teacher_vectors(teacher, images, shots))]
-    if not isinstance(teacher, ClipTeacher):
-        return loaded.bank.image_target(found[0])
-    policy, size = ViewPolicy(), teacher.preprocess.size
-    pixels = PixelStore(images, store_side(size), None).batch(shots)
-    keys = [images.keys[i] for i in shots]
-    for copy in range(COPIES - 1):
-        views = render(
-            torch.from_numpy(pixels), view_params(keys, [copy] * len(keys), policy), size
-        )
-        found.append(torch.cat([teacher.embed_images(part) for part in torch.split(views, 64)]))
+    if isinstance(teacher, ClipTeacher):
+        size = teacher.preprocess.size
+        pixels = torch.from_numpy(PixelStore(images, store_side(size), None).batch(shots))
+        keys = [images.keys[i] for i in shots]
+        for copy in range(COPIES - 1):
+            views = render(pixels, view_params(keys, [copy] * len(keys), ViewPolicy()), size)
+            found += [teacher.embed_images(part) for part in torch.split(views, 64)]
     return loaded.bank.image_target(torch.cat(found))
 
 
@@ -97,7 +121,7 @@ def cached_scores(
     texts: Tensor | None,
     keys: Keys = "student",
 ) -> NDArray[np.float32]:
-    """Scores among `classes` by retrieval from the images at `shots`, float32 `[len(indices), classes]`.
+    """Return scores among `classes` by retrieval from the images at `shots`, float32 `[len(indices), classes]`.
 
     Args:
         texts: as `new_vectors`, or None for the cache alone.
@@ -110,54 +134,32 @@ def cached_scores(
     place = {images.classes.index(name): number for number, name in enumerate(classes)}
     labels = torch.tensor([place[label] for label in images.labels[shots].tolist()])
     which = 1 if loaded.student.embeds else 0
-    cached = teacher_keys(loaded, images, shots) if keys == "teacher" else None
-    if cached is None:
+    if keys == "teacher":
+        cached = teacher_keys(loaded, images, shots)
+    else:
         cached = student_vectors(loaded.student, images, shots)[which]
     queries = student_vectors(loaded.student, images, indices)[which]
     labels = labels.repeat(len(cached) // len(labels))
     return retrieval_scores(queries, cached, labels, len(classes), texts).numpy()
 
 
-def without_trained(images: ImageSet, trained: Trained) -> ImageSet:
-    """The images whose content training has not seen; the others are counted aloud.
+def few_shot_scores(
+    loaded: LoadedRun, data: str | None, count: int, keys: Keys = "student"
+) -> tuple[ImageSet, dict[str, NDArray[np.float32]]]:
+    """Score images of new classes, those that the run left out or all of `data`, with `count` images of each class.
 
-    Raises:
-        EdgekdError: none is left.
-    """
-    kept = np.flatnonzero([key not in trained.roles for key in images.keys])
-    if len(kept) == len(images):
-        return images
-    if not len(kept):
-        raise EdgekdError(
-            f"The run has seen all images of {images.name} in training.",
-            "Give images that it did not see.",
-        )
-    warn(f"{len(images) - len(kept)} images of {images.name} are left out: the run has seen them.")
-    return images.at(kept)
-
-
-def few_rows(
-    loaded: LoadedRun, data: str | None, count: int, keys: str = "student"
-) -> list[dict[str, Any]]:
-    """Accuracy per domain on new classes, of zero-shot and of retrieval from `count` images of each.
-
-    The classes are those that the run left out, or all of `data`; which images are cached follows from their contents
-    and the run's split seed, and the others are tested.
-
-    Args:
-        keys: `student` or `teacher`, whose embeddings are cached; see `cached_scores`.
+    Which images are cached follows from their contents and the run's split seed, and the others are tested.
 
     Returns:
-        Rows as `accuracy_rows` with the subjects `zero-shot` (where the student has a text head) and `retrieval`.
+        The tested images, and scores float32 `[N, C]` by method: `zero-shot` (where the student has a text head) and
+        `retrieval`.
 
     Raises:
         EdgekdError: no new classes, or one with too few images.
     """
-    if keys not in get_args(Keys):
-        raise EdgekdError(f'There are no keys of a "{keys}".', did_you_mean(keys, get_args(Keys)))
     images = load_images(data or loaded.run.data)
     if data:
-        images = without_trained(images, trained_of([loaded]))
+        images = _without_trained(images, loaded)
     classes = images.classes if data else loaded.config.unseen_classes
     known = [name for name in classes if name in loaded.run.classes]
     if not classes or known:
@@ -169,14 +171,25 @@ def few_rows(
         )
     shots = take_shots(images, classes, count, loaded.config.split_seed)
     left = left_to_test(images, classes, shots)
-    asked = images.at(left).of_classes(classes)
-    everything = np.arange(len(asked))
-    texts = new_vectors(loaded, classes) if can_zero_shot(loaded) else None
-    rows: list[dict[str, Any]] = []
-    parts: Parts = [("unseen", everything)]
-    if texts is not None:
-        rows += accuracy_rows(
-            "zero-shot", student_scores(loaded, asked, everything, texts), asked, everything, parts
+    tested = images.at(left).of_classes(classes)
+    scores, texts = {}, None
+    if can_zero_shot(loaded):
+        texts = new_vectors(loaded, classes)
+        scores["zero-shot"] = student_scores(loaded, tested, np.arange(len(tested)), texts)
+    scores["retrieval"] = cached_scores(loaded, images, shots, left, classes, texts, keys)
+    return tested, scores
+
+
+def _without_trained(images: ImageSet, loaded: LoadedRun) -> ImageSet:
+    """Return the images whose content training has not seen, and warn of the number of the others."""
+    seen = trained_of([loaded]).roles
+    kept = np.flatnonzero([key not in seen for key in images.keys])
+    if len(kept) == len(images):
+        return images
+    if not len(kept):
+        raise EdgekdError(
+            f"The run has seen all images of {images.name} in training.",
+            "Give images that it did not see.",
         )
-    scores = cached_scores(loaded, images, shots, left, classes, texts, cast(Keys, keys))
-    return rows + accuracy_rows("retrieval", scores, asked, everything, parts)
+    warn(f"{len(images) - len(kept)} images of {images.name} are left out: the run has seen them.")
+    return images.at(kept)

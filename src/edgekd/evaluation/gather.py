@@ -1,4 +1,4 @@
-"""What is measured on what: runs and artifacts, each with the suites of test images that it is to answer."""
+"""What is measured on what: runs and artifacts, each with its suites of test images."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.subjects import Subject, Suite
+from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.manifest import read_artifact
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
-from edgekd.distill.load import LoadedRun, load_run
-from edgekd.evaluation.prompt_variants import in_other_words
-from edgekd.evaluation.special_suites import (
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
+from edgekd.evaluation.prompt_variants import with_prompt_variants
+from edgekd.evaluation.subjects import COPIED, compared_of, lone_artifact, run_of, subjects_of
+from edgekd.evaluation.suites import (
     CORRUPTION_IMAGES,
+    SuiteBuilder,
     clean_suite,
     corruption_suites,
-    cue_conflict_suite,
-    unknown_suites,
-)
-from edgekd.evaluation.subjects import COPIED, distinct, lone_artifact, run_of, subjects_of
-from edgekd.evaluation.suites import (
-    folder_suites,
-    hold_out_suite,
     lone_suites,
     named_folders,
-    split_suites,
 )
 from edgekd.evaluation.trained import (
     SEEN_IN,
@@ -48,55 +44,48 @@ from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 COMPUTED = ("corruptions",)
 """Suites that are made from in-domain test images."""
+_PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "unseen"}
 
 
 def suites_of(
     loaded: LoadedRun, data: str | None, run: str | None, beside: Sequence[LoadedRun] = ()
 ) -> list[Suite]:
-    """The run's own ID and OOD test images; with other `data`, a suite of every domain of it.
+    """Return the run's own ID and OOD test images; with other `data`, a suite of every domain of it.
 
     Args:
         beside: further runs that are measured on these suites; what one of them saw is unseen for none.
     """
     if data is None and loaded.run.data == NO_DATA:
         return []
-    images, trained = loaded.images(data), trained_of([loaded, *beside])
+    images = loaded.images(data)
+    builder = SuiteBuilder(loaded.run.classes, trained_of([loaded, *beside]), run)
     try:
-        split = read_split(loaded.folder / "split.json", images)
+        return builder.split(images, read_split(loaded.folder / "split.json", images))
     except EdgekdError:
         if data is None:
             raise
-        say(
-            f"{images.name} is not the data of this run: each of its domains is a suite, without what the run has seen"
-        )
-        return _foreign(data, loaded, trained, run)
-    return split_suites(images, split, run, trained)
-
-
-def _foreign(data: str, loaded: LoadedRun, trained: Trained, run: str | None) -> list[Suite]:
-    """Every domain of images that the run was not split on."""
-    images = load_images(data)
-    suites = folder_suites(images.name, data, loaded.run.classes, trained=trained, run=run)
+    say(
+        f"{images.name} is not the data of this run: each of its domains is a suite, without what the run has seen"
+    )
+    name = load_images(data).name
+    suites = builder.folder(name, data)
     # Domains are called by their own names here, as there is only one set of images.
-    return [replace(suite, name=suite.name.replace(f":{images.name}/", ":", 1)) for suite in suites]
+    return [replace(suite, name=suite.name.replace(f":{name}/", ":", 1)) for suite in suites]
 
 
 def trained_of(runs: Sequence[LoadedRun]) -> Trained:
-    """What the runs have seen in training, all together."""
+    """Return what the runs have seen in training, all together."""
     return all_trained([read_trained(loaded.folder / "split.json") for loaded in runs])
-
-
-_PART_OF: dict[SuiteKind, str] = {"seen": "test", "adapted": "adapted", "ood": "unseen"}
 
 
 def parts_of(
     loaded: LoadedRun, images: ImageSet, data: str | None
 ) -> list[tuple[str, NDArray[np.int64]]]:
-    """Indices of images by the part that they have in the run: those of `SEEN_IN`, test, adapted, unseen, unused.
+    """Return indices of images by the part that they have in the run.
 
-    `test` are the run's own test images and others of domains that trained, `adapted` those of domains that it saw
-    without labels, `unseen` images of other domains or classes; `unused` are images of the run's data in no part of
-    its split.
+    `train`, `val`, `unlabelled` and `before` are of its split. `test` are the run's own test images and others of
+    domains that trained, `adapted` those of domains that it saw without labels, `unseen` images of other domains or
+    classes; `unused` are images of the run's data in no part of its split.
     """
     stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
@@ -123,22 +112,16 @@ def parts_of(
 
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
-    """What the report says about a run besides its numbers."""
+    """Return what the report says about a run besides its numbers."""
     run, split = loaded.run, read_stored_split(loaded.folder / "split.json")
+    fields = {
+        "name", "student", "recipe", "teacher", "data", "seed", "steps", "train_seconds", "selection", "split_hash",
+        "test_domain",
+    }  # fmt: skip
     unlabelled = split.roles.get("unlabelled", {})
     return {
-        "name": run.name,
-        "student": run.student,
-        "recipe": run.recipe,
-        "teacher": run.teacher,
-        "data": run.data,
-        "seed": run.seed,
-        "steps": run.steps,
-        "train_seconds": run.train_seconds,
-        "selection": run.selection,
+        **run.model_dump(include=fields),
         "split_rule": split.rule,
-        "split_hash": run.split_hash,
-        "test_domain": run.test_domain,
         **({"unlabelled": len(unlabelled)} if unlabelled else {}),
         "templates": list(loaded.bank.templates) if loaded.bank else [],
     }
@@ -146,47 +129,44 @@ def context_of(loaded: LoadedRun) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Everything to measure. `home` is the folder that the report lies in unless told otherwise."""
+    """Everything to measure.
+
+    Attributes:
+        contexts: one mapping per run; see `context_of`.
+        home: the folder whose `benchmark/` is the report's by default.
+        compared: the two artifacts to compare, if any are.
+    """
 
     subjects: list[Subject]
     suites: list[Suite]
     contexts: list[dict[str, Any]]
     home: Path
+    compared: tuple[Subject, Subject] | None = None
 
 
-def gather(
-    places: Sequence[Path],
-    *,
-    data: str | None = None,
-    ood: Sequence[str] = (),
-    unknown: Sequence[str] = (),
-    test: Sequence[str] = (),
-    suites: Sequence[str] = (),
-    texture_shape: str | None = None,
-    corruption_images: int | None = None,
-    vocabulary: Sequence[str] = (),
-    elsewhere: bool = False,
-) -> Gathered:
-    """Runs and artifacts at `places` with the suites that they are to be measured on; see `edgekd.api.benchmark`.
-
-    Args:
-        elsewhere: a device runs the artifacts, so their runtimes need not be here.
+def gather(config: BenchmarkConfig) -> Gathered:
+    """Return runs and artifacts with the suites that they are measured on.
 
     Raises:
         EdgekdError: a path that is neither, images that do not fit, an unknown suite, artifacts of different splits.
     """
-    for name in suites:
+    for name in config.suites:
         if name not in COMPUTED:
             raise EdgekdError(
                 f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
             )
-    benches, plain = wilds_named(ood)
-    further = Further(
-        named_folders(plain, "--ood"), named_folders(test, "--test"), benches, texture_shape
-    )
-    strangers = [
-        (name, load_unlabelled(folder)) for name, folder in named_folders(unknown, "--unknown")
+    wilds, plain = wilds_named(config.ood)
+    named: dict[str, Any] = {
+        "ood": named_folders(plain, "--ood"),
+        "test": named_folders(config.test, "--test"),
+        "wilds": wilds,
+        "texture_shape": config.texture_shape,
+    }
+    unknown = [
+        (name, load_unlabelled(folder))
+        for name, folder in named_folders(config.unknown, "--unknown")
     ]
+    places = list(config.paths) or [newest_run()]
     runs: dict[Path, list[str]] = {}
     alone: list[Path] = []
     for place in places:
@@ -196,163 +176,145 @@ def gather(
             folder, artifacts = run_of(place)
             runs.setdefault(folder, []).extend(artifacts)
     loaded = [load_run(folder) for folder in runs]
-    subjects = [
-        subject
-        for one in loaded
-        for subject in subjects_of(one, runs[one.folder], elsewhere=elsewhere)
-    ]
-    given = bool(data) or further.any
+    elsewhere = bool(config.device) or config.result is not None
+    subjects: list[Subject] = []
+    for one in loaded:
+        subjects += subjects_of(one, runs[one.folder], elsewhere=elsewhere)
     for place in alone:
-        subjects.append(
-            distinct(lone_artifact(place, given, elsewhere=elsewhere), subjects, loaded)
-        )
-    same_split = len({one.run.split_hash for one in loaded}) <= 1
-    measured: list[Suite] = []
-    if loaded:
-        _check_splits(alone, loaded)
-        for one in loaded[:1] if same_split else loaded:
-            measured += (
-                suites_of(one, data, None, loaded[1:])
-                if same_split
-                else suites_of(one, data, one.run.name)
+        if not config.data and not any(named.values()):
+            raise EdgekdError(
+                f"{place} lies outside its run, so its images cannot be found.",
+                "Say what to measure on: --data DIR or --ood NAME=DIR.",
             )
-    trained = {one.run.name: trained_of([one]) for one in loaded}
-    for place in alone:
-        source = read_artifact(place, check_hashes=False).source
-        said = trained_of_source(source)
-        if data and not loaded and place == alone[0]:
-            own, said = lone_suites_of(place, data)
-            measured += own
-        same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
-        trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
-    measured += further.suites(subjects, trained, measured)
-    measured += _beside_id(
-        subjects,
-        measured,
-        strangers,
-        all_trained(list(trained.values())),
-        (corruption_images or CORRUPTION_IMAGES) if "corruptions" in suites else 0,
+        subjects.append(lone_artifact(place, subjects, loaded, elsewhere=elsewhere))
+    suites, trained = _own_suites(loaded, alone, config.data)
+    suites += further_suites(subjects, trained, suites, **named)
+    corrupted = (config.corruption_images or CORRUPTION_IMAGES) if config.suites else 0
+    suites += _beside_id(
+        subjects, suites, unknown, all_trained(list(trained.values())), corrupted=corrupted
     )
-    if not measured and loaded:
+    if not suites and loaded:
         loaded[0].check_labelled()
-    if vocabulary:
-        subjects, measured = in_other_words(loaded, subjects, measured, vocabulary)
+    if config.vocabulary:
+        subjects, suites = with_prompt_variants(loaded, subjects, suites, config.vocabulary)
     return Gathered(
         subjects,
-        measured,
+        suites,
         [context_of(one) for one in loaded],
         loaded[0].folder if loaded else alone[0],
+        compared_of(subjects, places) if config.compare else None,
     )
+
+
+def _own_suites(
+    loaded: Sequence[LoadedRun], alone: Sequence[Path], data: str | None
+) -> tuple[list[Suite], dict[str, Trained]]:
+    """Return the suites of runs and lone artifacts, and run → what it saw.
+
+    An artifact away from its run is measured on another run's images only if these were split alike.
+    """
+    suites: list[Suite] = []
+    if len({one.run.split_hash for one in loaded}) == 1:
+        suites += suites_of(loaded[0], data, None, loaded[1:])
+    else:
+        for one in loaded:
+            suites += suites_of(one, data, one.run.name)
+    trained = {one.run.name: trained_of([one]) for one in loaded}
+    for place in alone:
+        artifact = read_artifact(place, check_hashes=False)
+        source = artifact.source
+        if loaded and source.get("split_hash") != loaded[0].run.split_hash:
+            raise EdgekdError(
+                f"{place} was trained on another split than {loaded[0].run.name}, so it may have seen its test images.",
+                "Measure it alone: with --data, or with --ood on images that it has not seen.",
+            )
+        said = trained_of_source(source)
+        if data and not loaded and place == alone[0]:
+            own, said = lone_suites(spoken_as(load_images(data), artifact.classes, data), source)
+            suites += own
+        same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
+        trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
+    return suites, trained
 
 
 def _beside_id(
     subjects: Sequence[Subject],
-    measured: Sequence[Suite],
-    strangers: Sequence[tuple[str, ImageSet]],
+    suites: Sequence[Suite],
+    unknown: Sequence[tuple[str, ImageSet]],
     trained: Trained,
+    *,
     corrupted: int,
 ) -> list[Suite]:
-    """Suites that belong to in-domain test images: clean counterparts of subsets, unknown images, corruptions.
+    """Return the suites that belong to in-domain test images: clean counterparts, unknown images, corruptions.
 
     Args:
-        strangers: (name, images) of no known class.
+        unknown: (name, images) of no known class.
         corrupted: images in each cell of the corruptions; 0 for none.
-
-    Raises:
-        EdgekdError: there are no in-domain test images for what is wanted.
     """
     found: list[Suite] = []
-    insides = [suite for suite in measured if suite.kind == "id"]
-    for wanted, what in ((strangers, "tell unknown ones from"), (corrupted, "corrupt")):
+    insides = [suite for suite in suites if suite.kind == "id"]
+    for wanted, what in ((unknown, "tell unknown ones from"), (corrupted, "corrupt")):
         if wanted and not insides:
             raise EdgekdError(
                 f"There are no in-domain test images to {what}.",
                 "Give the run, or with a lone artifact the images of its run: --data DIR.",
             )
     for inside in insides:
-        subsets = [
-            suite
-            for suite in measured
-            if suite.kind == "subset" and suite.run in (None, inside.run)
-        ]
-        found += [clean for subset in subsets if (clean := clean_suite(subset, inside)) is not None]
+        for subset in suites:
+            if subset.kind == "subset" and subset.run in (None, inside.run):
+                clean = clean_suite(inside, subset.images.classes, subset.name)
+                found += [clean] if clean is not None else []
         classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
-        for name, images in strangers:
-            found += unknown_suites(name, images, inside, classes, trained=trained)
+        for name, images in unknown:
+            found += SuiteBuilder(classes, trained, inside.run).unknown(name, images, inside)
         if corrupted:
             found += corruption_suites(inside, corrupted)
     return found
 
 
-@dataclass(frozen=True)
-class Further:
-    """Images that were named besides a run's own: (name, folder) of `--ood`, `--test` and WILDS; cue conflicts."""
+def further_suites(
+    subjects: Sequence[Subject],
+    trained: Mapping[str, Trained],
+    own: Sequence[Suite],
+    *,
+    ood: Sequence[tuple[str, str]] = (),
+    test: Sequence[tuple[str, str]] = (),
+    wilds: Sequence[tuple[str, str]] = (),
+    texture_shape: str | None = None,
+) -> list[Suite]:
+    """Return suites of named folders, for all subjects together where their runs know and saw the same, else per run.
 
-    ood: Sequence[tuple[str, str]]
-    test: Sequence[tuple[str, str]]
-    benches: Sequence[tuple[str, str]]
-    texture_shape: str | None
-
-    @property
-    def any(self) -> bool:
-        return bool(self.ood or self.test or self.benches or self.texture_shape)
-
-    def suites(
-        self,
-        subjects: Sequence[Subject],
-        trained: Mapping[str, Trained],
-        measured: Sequence[Suite],
-    ) -> list[Suite]:
-        """Suites for all subjects together where their runs know and saw the same, else for each run.
-
-        Args:
-            trained: run → what it saw.
-            measured: the runs' own suites; images of their unseen domains would count twice in the mean.
-        """
-        runs = dict.fromkeys(subject.run for subject in subjects)
-        classes = {subject.run: subject.classes for subject in subjects}
-        saw = {run: trained.get(run.removesuffix(COPIED), Trained()) for run in runs}
-        first = next(iter(runs))
-        shared = all((classes[run], saw[run]) == (classes[first], saw[first]) for run in runs)
-        found: list[Suite] = []
-        for run in [first] if shared else runs:
-            owner, words = None if shared else run, classes[run]
-            for name, folder in self.ood:
-                outside = saw[run].with_tested(_unseen_keys([*measured, *found], run))
-                found += folder_suites(name, folder, words, trained=outside, run=owner)
-            for name, folder in self.test:
-                found.append(hold_out_suite(name, folder, words, trained=saw[run], run=owner))
-            for name, root in self.benches:
-                found += wilds_suites(name, root, words, owner, saw[run])
-            if (cues := self.texture_shape) is not None:
-                found.append(
-                    cue_conflict_suite("texture-shape", cues, words, trained=saw[run], run=owner)
-                )
-        return found
+    Args:
+        trained: run → what it saw.
+        own: the runs' own suites; images of their unseen domains would count twice in the mean.
+        ood, test, wilds: (name, folder) as `SuiteBuilder.folder`, `SuiteBuilder.hold_out` and `wilds_suites` take them.
+        texture_shape: folder of cue-conflict images.
+    """
+    builders = {
+        one.run: SuiteBuilder(
+            one.classes, trained.get(one.run.removesuffix(COPIED), Trained()), one.run
+        )
+        for one in subjects
+    }
+    first = next(iter(builders))
+    shared = replace(builders[first], run=None)
+    if all(replace(builder, run=None) == shared for builder in builders.values()):
+        builders = {first: shared}
+    found: list[Suite] = []
+    for run, builder in builders.items():
+        for name, folder in ood:
+            seen = builder.trained.with_tested(_unseen_keys([*own, *found], run))
+            found += replace(builder, trained=seen).folder(name, folder)
+        found += [builder.hold_out(name, folder) for name, folder in test]
+        for name, root in wilds:
+            found += wilds_suites(name, root, builder.classes, builder.run, builder.trained)
+        if texture_shape is not None:
+            found.append(builder.cue_conflict("texture-shape", texture_shape))
+    return found
 
 
 def _unseen_keys(suites: Sequence[Suite], run: str) -> Iterator[str]:
-    """Content keys of the images in a run's suites of unseen domains."""
+    """Yield the content keys of the images in a run's suites of unseen domains."""
     for suite in suites:
         if suite.run in (None, run) and suite.name.startswith("ood:"):
             yield from (suite.images.keys[index] for index in suite.indices)
-
-
-def _check_splits(alone: Sequence[Path], runs: Sequence[LoadedRun]) -> None:
-    """An artifact far from its run may be measured on another run's images only if these were split alike."""
-    for place in alone:
-        if (
-            read_artifact(place, check_hashes=False).source.get("split_hash")
-            != runs[0].run.split_hash
-        ):
-            raise EdgekdError(
-                f"{place} was trained on another split than {runs[0].run.name}, so it may have seen its test images.",
-                "Measure it alone: with --data, or with --ood on images that it has not seen.",
-            )
-
-
-def lone_suites_of(path: Path, data: str) -> tuple[list[Suite], Trained]:
-    """Suites of a lone artifact, those of its run where `data` are its images; and what is known of its training."""
-    artifact = read_artifact(path, check_hashes=False)
-    images = spoken_as(load_images(data), artifact.classes, data)
-    return lone_suites(images, artifact.source)

@@ -1,93 +1,37 @@
-"""Test images as the benchmark's suites: a run's own, and the domains of any folder, without what training has seen."""
+"""Test images as the benchmark's suites: a run's own, and any folder's, without the images that training has seen."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.report.rows import Family
+from edgekd.benchmark.results.rows import Family
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.layouts import known_layout, unwrapped
 from edgekd.data.split import Split, make_split
 from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
-from edgekd.evaluation.vocabulary import spoken_as
-from edgekd.targets.bank import plain_name
+from edgekd.evaluation.vocabulary import called, spoken_as
 
-SEEN = (
-    "The artifact was trained on this domain and its split is not here, so training images may be among these: "
-    "not a test result."
-)
+CORRUPTION_IMAGES = 200
+"""Images in each of the 75 cells of the corruptions by default."""
 _NAME = re.compile(r"[\w.+-]+")
-IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
-NOTHING = Trained()
-
-
-def split_suites(
-    images: ImageSet, split: Split, run: str | None, trained: Trained = NOTHING
-) -> list[Suite]:
-    """ID test, ID validation (for temperatures) and the domain left out."""
-    suites = []
-    if len(split.id_test):
-        suites.append(Suite("id", images, split.id_test, run))
-        suites.append(Suite("val", images, split.val, run))
-    if split.test_domain is not None:
-        suites.append(_domain_suite(images, split.ood_test, split.test_domain, trained, run=run))
-    return suites or [Suite("id", images, split.val, run)]
-
-
-def _domain_suite(
-    images: ImageSet,
-    indices: NDArray[np.int64],
-    title: str,
-    trained: Trained,
-    *,
-    names: Collection[str] = (),
-    run: str | None = None,
-    family: Family | None = None,
-    remarks: Sequence[str] = (),
-) -> Suite:
-    """The images at `indices`, one domain, without those that trained, under the name that `suite_kind` gives them.
-
-    Args:
-        title: the suite's name after its kind.
-        names: what the domain is called besides.
-        family: of an `ood:` suite; None: a domain left out.
-
-    Returns:
-        The suite; its `indices` are empty where every image trained.
-    """
-    keys = [images.keys[index] for index in indices]
-    excluded = trained.excluded(keys)
-    overlap = {role: count / len(keys) for role, count in excluded.items()}
-    kind = suite_kind({title, *names}, overlap, trained)
-    kept = indices[[key not in trained.roles for key in keys]]
-    told = [*remarks, *left_out(excluded)]
-    if kind != "ood":
-        told.append(_OF_KIND[kind])
-        family = kind
-    return Suite(f"{kind}:{title}", images, kept, run, family, tuple(told), excluded=excluded)
-
-
-_OF_KIND = {
+_CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
+_IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
+_KIND_REMARKS = {
     "seen": "the run trained on this domain: an in-domain suite, in no mean over unseen domains.",
     "adapted": "the run saw this domain in unlabelled images: in no mean over unseen domains.",
 }
-
-
-def left_out(excluded: Mapping[str, int]) -> list[str]:
-    """A remark about images that training saw, if there are any."""
-    return [f"images left out: {_counted(excluded)}."] if excluded else []
-
-
-_OF_ROLE = {
+_ROLES = {
     "train": "trained",
     "val": "were validated on",
     "unlabelled": "were seen without labels",
@@ -96,42 +40,274 @@ _OF_ROLE = {
 }
 
 
+@dataclass(frozen=True)
+class SuiteBuilder:
+    """Make suites for subjects that have the same classes and the same training images.
+
+    Every method leaves out images whose content is in `trained`, and counts them. All raise `EdgekdError` for images
+    that cannot be loaded, that have a class which is not in `classes`, or of which none is left.
+
+    Attributes:
+        classes: of the subjects; the images may have fewer, between which is then chosen.
+        trained: what training has seen.
+        run: only subjects of this run are measured on the suites; None: all.
+    """
+
+    classes: tuple[str, ...]
+    trained: Trained = field(default_factory=Trained)
+    run: str | None = None
+
+    def split(self, images: ImageSet, split: Split) -> list[Suite]:
+        """Return ID test, ID validation (for temperatures) and the domain left out."""
+        suites = []
+        if len(split.id_test):
+            suites.append(Suite("id", images, split.id_test, self.run))
+            suites.append(Suite("val", images, split.val, self.run))
+        if split.test_domain is not None:
+            suites.append(self._domain(Suite(split.test_domain, images, split.ood_test, self.run)))
+        return suites or [Suite("id", images, split.val, self.run)]
+
+    def folder(self, name: str, spec: str) -> list[Suite]:
+        """Return every domain of any images: `ood:NAME/DOMAIN`, or `seen:` or `adapted:` where training saw the domain.
+
+        Args:
+            name: the suite's name; without `/DOMAIN` where the images have no domains.
+            spec: anything `load_images` takes; a DomainBed layout may be one folder deeper.
+        """
+        if _IMAGENET_O.fullmatch(name):
+            raise EdgekdError(
+                "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means "
+                "nothing.",
+                f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
+            )
+        images, held, remarks = self._held_out(name, spec)
+        family: Family = "subset" if len(images.classes) < len(self.classes) else "folder"
+        suites = []
+        for d, domain in enumerate(images.domains):
+            indices = held[images.domain_of[held] == d]
+            if not len(indices):
+                continue
+            flat = images.domains == ("all",)
+            suite = Suite(
+                name if flat else f"{name}/{domain}", images, indices, self.run, family, remarks
+            )
+            suites.append(self._domain(suite, images.name if flat else domain))
+        return _not_empty(suites, spec)
+
+    def hold_out(self, name: str, spec: str) -> Suite:
+        """Return an in-domain hold-out as `test:NAME`, all its domains together; arguments as of `folder`.
+
+        Raises:
+            EdgekdError: also for a domain that the run left out or saw without labels alone.
+        """
+        images, held, remarks = self._held_out(name, spec)
+        names = {domain for domain in images.domains if domain != "all"} or {name, images.name}
+        outside = self.trained.left_out | self.trained.unlabelled_domains
+        for domain in sorted(names):
+            if plain_name(domain) in outside - self.trained.domains:
+                raise EdgekdError(
+                    f'The domain "{domain}" of {spec} did not train, so it is no in-domain test.',
+                    f"Measure it as unseen: --ood {name}={spec}",
+                )
+        remarks = (*remarks, "given as an in-domain test; in no mean over unseen domains.")
+        suite = Suite(f"test:{name}", images, held, self.run, "test", remarks)
+        return _not_empty([self._unseen(suite)], spec)[0]
+
+    def cue_conflict(self, name: str, spec: str) -> Suite:
+        """Return images called `SHAPE1-TEXTURE2.png` in folders named by shape (Geirhos et al. 2019).
+
+        Images whose texture is of the shape's own class show no conflict and are left out.
+
+        Raises:
+            EdgekdError: also for a file name of another form, and a folder that is not its shape.
+        """
+        images = load_images(spec)
+        spoken = spoken_as(images, self.classes, name)
+        place = {shape: number for number, shape in enumerate(images.classes)}
+        texture = np.empty(len(images), dtype=np.int64)
+        for i, image_id in enumerate(images.ids):
+            found = _CUE.fullmatch(Path(image_id).stem)
+            if found is None or place.get(found[1]) != images.labels[i] or found[2] not in place:
+                raise EdgekdError(
+                    f"{image_id} does not follow the file names of cue-conflict images.",
+                    "They are SHAPE/SHAPE1-TEXTURE2.png, shape and texture both names of class folders.",
+                )
+            texture[i] = place[found[2]]
+        conflict = np.flatnonzero(texture != images.labels)
+        if not len(conflict):
+            raise EdgekdError(
+                f"No image of {spec} has shape and texture of different classes.",
+                "Check the folder.",
+            )
+        remarks = []
+        if len(conflict) < len(images):
+            remarks.append(f"{len(images) - len(conflict)} images without conflict left out.")
+        if len(images.classes) < len(self.classes):
+            remarks.append(self._fewer_classes(images))
+        suite = self._unseen(
+            Suite(f"cue:{name}", spoken, conflict, self.run, "cue-conflict", tuple(remarks))
+        )
+        return _not_empty([replace(suite, texture=texture[suite.indices])], spec)[0]
+
+    def unknown(self, name: str, images: ImageSet, inside: Suite) -> list[Suite]:
+        """Return images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
+
+        ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where
+        the subjects know these, both sides are restricted to them as its authors do, and the known images are a
+        `clean:` suite that comes along.
+
+        Args:
+            images: from `load_unlabelled`; those that are also in `inside`'s data are left out.
+            inside: in-domain test images of the same subjects.
+
+        Raises:
+            EdgekdError: also for a folder called by one of the classes.
+        """
+        folders = sorted({part for image_id in images.ids for part in image_id.split("/")[:-1]})
+        words = {f: f if f in self.classes else called([f], self.classes)[0] for f in folders}
+        known = {folder: word for folder, word in words.items() if word is not None}
+        if known and not _IMAGENET_O.fullmatch(name):
+            folder, word = next(iter(known.items()))
+            meaning = "" if folder == word else f' ("{word}")'
+            hint = "Leave that folder out; images of classes that the model knows are measured with --ood NAME=DIR."
+            if re.fullmatch(r"n\d{8}", folder):
+                hint += " ImageNet-O, whose folders say what its images are mistaken for: --unknown imagenet-o=DIR."
+            raise EdgekdError(
+                f'The folder "{folder}" of {images.name} is called by a class that the model knows{meaning}.',
+                hint,
+            )
+        beside, suites = inside, []
+        if known:
+            subset = clean_suite(inside, dict.fromkeys(known.values()), f"unknown:{name}")
+            if subset is not None and len(subset.images.classes) > 1:
+                beside, suites = subset, [subset]
+        own = {*self.trained.roles, *inside.images.keys}
+        kept = np.flatnonzero([key not in own for key in images.keys])
+        if not len(kept):
+            raise EdgekdError(
+                f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
+                "Give images of something else.",
+            )
+        remarks = [
+            f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."
+        ]
+        if beside is not inside:
+            remarks.append(
+                f"only the logits of the {len(beside.images.classes)} classes that its folders name are used."
+            )
+        if len(kept) < len(images):
+            remarks.append(
+                f"{len(images) - len(kept)} images left out, since they are among the run's own."
+            )
+        unknown = replace(images, classes=beside.images.classes)
+        suite = Suite(
+            f"unknown:{name}", unknown, kept, inside.run, "unknown", tuple(remarks), base=beside.name,
+            excluded=self.trained.excluded(images.keys),
+        )  # fmt: skip
+        return [*suites, suite]
+
+    def _held_out(
+        self, name: str, spec: str
+    ) -> tuple[ImageSet, NDArray[np.int64], tuple[str, ...]]:
+        """Return images in the words of the subjects, which of them to measure, and remarks about them."""
+        images = spoken_as(load_images(unwrapped(spec), one_class=True), self.classes, name)
+        layout = known_layout(images.domains)
+        remarks = [] if layout is None else [layout.remark]
+        held = np.ones(len(images), dtype=bool)
+        if images.roles is not None and "test" in images.roles:
+            held = np.asarray([role == "test" for role in images.roles])
+            remarks.append("only its test folder is measured.")
+        if len(images.classes) == 1:
+            # Chosen among one class, every prediction would be right.
+            labels = np.full(len(images), self.classes.index(images.classes[0]), dtype=np.int64)
+            images = replace(images, classes=self.classes, labels=labels)
+            remarks.append(f"all images are of one class, chosen among all {len(self.classes)}.")
+        elif len(images.classes) < len(self.classes):
+            remarks.append(self._fewer_classes(images))
+        return images, np.flatnonzero(held), tuple(remarks)
+
+    def _fewer_classes(self, images: ImageSet) -> str:
+        return f"the class is chosen among these {len(images.classes)}, out of the {len(self.classes)} known."
+
+    def _unseen(self, suite: Suite) -> Suite:
+        """Return the suite without the images that training has seen; it may have none left."""
+        keys = [suite.images.keys[index] for index in suite.indices]
+        excluded = self.trained.excluded(keys)
+        kept = suite.indices[[key not in self.trained.roles for key in keys]]
+        told = (*suite.remarks, *left_out(excluded))
+        return replace(suite, indices=kept, excluded=excluded, remarks=told)
+
+    def _domain(self, suite: Suite, *names: str) -> Suite:
+        """Return a suite of one domain, also called `names`, under the name that `suite_kind` gives it."""
+        unseen = self._unseen(suite)
+        overlap = {role: n / len(suite.indices) for role, n in unseen.excluded.items()}
+        kind = suite_kind({suite.name, *names}, overlap, self.trained)
+        name = f"{kind}:{suite.name}"
+        if kind == "ood":
+            return replace(unseen, name=name)
+        return replace(
+            unseen, name=name, family=kind, remarks=(*unseen.remarks, _KIND_REMARKS[kind])
+        )
+
+
+def left_out(excluded: Mapping[str, int]) -> list[str]:
+    """Return a remark about images that training has seen, if there are any."""
+    return [f"images left out: {_counted(excluded)}."] if excluded else []
+
+
 def _counted(excluded: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {_OF_ROLE[role]}" for role, count in excluded.items())
+    return ", ".join(f"{count} {_ROLES[role]}" for role, count in excluded.items())
+
+
+def _not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
+    """Return the suites that have images left, and warn of the others."""
+    kept = [suite for suite in suites if len(suite.indices)]
+    if not kept:
+        raise EdgekdError(
+            f"No image of {spec} is left to measure: {_counted(suites[0].excluded)}.",
+            "Give images that the run did not see.",
+        )
+    for suite in suites:
+        if not len(suite.indices):
+            warn(f"{suite.name} is left out: of its images {_counted(suite.excluded)}.")
+    return kept
 
 
 def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], Trained]:
-    """Suites for an artifact that was copied away from its run, and what is known of its training.
+    """Return suites for an artifact that was copied away from its run, and what is known of its training.
 
-    The split is made again by the rule and the seed the artifact names; where its hash is the artifact's, the images
-    are those of the run and the suites are its own. Otherwise each domain is a suite, named by `suite_kind` from the
-    domains that the artifact says it was trained on.
+    The split is made again by the rule and the seed that the artifact names. Where its hash is the artifact's, the
+    images are those of the run and the suites are its own. Otherwise each domain is a suite, named by `suite_kind` from
+    the domains that the artifact says it was trained on.
     """
     said = trained_of_source(source)
     if (split := _remade(images, source)) is not None:
         roles = trained_of_split(split.entries).roles
-        return split_suites(images, split, None, said), replace(said, roles=roles)
+        return SuiteBuilder(images.classes, said).split(images, split), replace(said, roles=roles)
     suites = []
     for d, domain in enumerate(images.domains):
-        indices = np.flatnonzero(images.domain_of == d)
         title = images.name if images.domains == ("all",) else domain
         kind = suite_kind({title}, {}, said)
         family: Family | None = "folder" if kind == "ood" else kind
-        remarks: tuple[str, ...] = (_UNSAID,)
-        if kind != "ood":
-            remarks = (SEEN if kind == "seen" else _OF_KIND[kind],)
+        remarks: tuple[str, ...] = (
+            "The artifact does not say which domains it was trained on, so training images may be among these.",
+        )
+        if kind == "seen":
+            remarks = (
+                "The artifact was trained on this domain and its split is not here, so training images may be among "
+                "these: not a test result.",
+            )
+        elif kind == "adapted":
+            remarks = (_KIND_REMARKS[kind],)
         elif plain_name(title) in said.left_out:
             family, remarks = None, ()
         elif source.get("train_domains") is not None:
-            remarks = (_UNTOLD,)
+            remarks = (
+                "Whether the artifact was trained on some of these images cannot be told without its split.",
+            )
+        indices = np.flatnonzero(images.domain_of == d)
         suites.append(Suite(f"{kind}:{title}", images, indices, None, family, remarks))
     return suites, said
-
-
-_UNSAID = "The artifact does not say which domains it was trained on, so training images may be among these."
-_UNTOLD = (
-    "Whether the artifact was trained on some of these images cannot be told without its split."
-)
 
 
 def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
@@ -146,13 +322,46 @@ def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:
     return split if split.hash == source["split_hash"] else None
 
 
+def clean_suite(inside: Suite, names: Collection[str], suite: str) -> Suite | None:
+    """Return the ID images of these classes, chosen among just these, as the `clean:` counterpart of `suite`."""
+    images = inside.images
+    wanted = [images.classes.index(name) for name in names if name in images.classes]
+    indices = inside.indices[np.isin(inside.labels, wanted)]
+    if not len(indices):
+        return None
+    place = {old: new for new, old in enumerate(wanted)}
+    labels = np.asarray([place.get(int(label), 0) for label in images.labels], dtype=np.int64)
+    fewer = replace(images, classes=tuple(images.classes[c] for c in wanted), labels=labels)
+    remark = (
+        f"the in-domain images of the {len(wanted)} classes of {suite}, chosen among just these."
+    )
+    title = suite.partition(":")[2]
+    return Suite(f"clean:{title}", fewer, indices, inside.run, "clean", (remark,))
+
+
+def corruption_suites(inside: Suite, count: int = CORRUPTION_IMAGES) -> list[Suite]:
+    """Return the 15 × 5 cells on up to `count` images, spread evenly over the ID test images."""
+    from edgekd.data.corruptions import NAMES, REMARKS, SEVERITIES
+
+    chosen, remarks = inside.indices, tuple(REMARKS)
+    if len(chosen) > count:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).round().astype(int)]
+        remarks += (f"{count} of the {len(inside.indices)} in-domain test images, spread evenly.",)
+    cell = Suite("", inside.images, chosen, inside.run, "corruption", remarks)
+    return [
+        replace(cell, name=f"corruption:{name}:{severity}", corruption=(name, severity))
+        for name in NAMES
+        for severity in SEVERITIES
+    ]
+
+
 def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[tuple[str, str]]:
-    """`NAME=DIR` strings as pairs.
+    """Return `NAME=DIR` strings as pairs.
 
     Raises:
         EdgekdError: another form, or a name given twice.
     """
-    pairs = []
+    pairs: dict[str, str] = {}
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals or not folder or _NAME.fullmatch(name) is None:
@@ -160,133 +369,9 @@ def named_folders(given: Sequence[str], option: str, what: str = "DIR") -> list[
                 f'"{text}" does not name a suite.',
                 f"Write {option} NAME={what}, the name of letters, digits and . _ + -",
             )
-        pairs.append((name, folder))
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
+        if name in pairs:
             raise EdgekdError(
                 f'The suite "{name}" is given twice.', f"Give each {option} another name."
             )
-    return pairs
-
-
-def folder_suites(
-    name: str,
-    spec: str,
-    classes: tuple[str, ...],
-    *,
-    trained: Trained = NOTHING,
-    run: str | None = None,
-) -> list[Suite]:
-    """Every domain of any images as a suite: `ood:NAME/DOMAIN`, or `seen:` or `adapted:` where training saw the domain.
-
-    Args:
-        name: the suite's name; without `/DOMAIN` where the images have no domains.
-        spec: anything `load_images` takes; a DomainBed layout may lie one folder deeper.
-        classes: of the subjects; the images may have fewer (a subset suite).
-        trained: what the runs saw; images with such content are left out and counted.
-        run: only subjects of this run are measured on them.
-
-    Raises:
-        EdgekdError: images that cannot be loaded or have a class that is not in `classes`, or none that training has
-            not seen.
-    """
-    if IMAGENET_O.fullmatch(name):
-        raise EdgekdError(
-            "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means nothing.",
-            f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
-        )
-    images, held, remarks = _held_out(name, spec, classes)
-    family: Family = "subset" if len(images.classes) < len(classes) else "folder"
-    suites = []
-    for d, domain in enumerate(images.domains):
-        indices = held[images.domain_of[held] == d]
-        if not len(indices):
-            continue
-        title, names = (
-            (name, {images.name}) if images.domains == ("all",) else (f"{name}/{domain}", {domain})
-        )
-        suites.append(
-            _domain_suite(
-                images,
-                indices,
-                title,
-                trained,
-                names=names,
-                run=run,
-                family=family,
-                remarks=remarks,
-            )
-        )
-    return not_empty(suites, spec)
-
-
-def _held_out(
-    name: str, spec: str, classes: tuple[str, ...]
-) -> tuple[ImageSet, NDArray[np.int64], list[str]]:
-    """Images for a suite in the words of the subjects, which of them to measure, and remarks about them."""
-    images = spoken_as(load_images(unwrapped(spec), one_class=True), classes, name)
-    layout = known_layout(images.domains)
-    remarks = [] if layout is None else [layout.remark]
-    held = np.ones(len(images), dtype=bool)
-    if images.roles is not None and "test" in images.roles:
-        held = np.asarray([role == "test" for role in images.roles])
-        remarks.append("only its test folder is measured.")
-    if len(images.classes) == 1:
-        # Chosen among one class, every answer would be right.
-        labels = np.full(len(images), classes.index(images.classes[0]), dtype=np.int64)
-        images = replace(images, classes=classes, labels=labels)
-        remarks.append(f"all images are of one class, chosen among all {len(classes)}.")
-    elif len(images.classes) < len(classes):
-        remarks.append(
-            f"the class is chosen among these {len(images.classes)}, out of the {len(classes)} known."
-        )
-    return images, np.flatnonzero(held), remarks
-
-
-def not_empty(suites: Sequence[Suite], spec: str) -> list[Suite]:
-    """The suites that have images left; the others are named.
-
-    Raises:
-        EdgekdError: none has.
-    """
-    kept = [suite for suite in suites if len(suite.indices)]
-    if not kept:
-        raise EdgekdError(
-            f"No image of {spec} is left to measure: {_counted(suites[0].excluded)}.",
-            "Give images that the run did not see.",
-        )
-    for suite in suites:
-        if not len(suite.indices):
-            warn(f"{suite.name} is left out: of its images {_counted(suite.excluded)}.")
-    return kept
-
-
-def hold_out_suite(
-    name: str,
-    spec: str,
-    classes: tuple[str, ...],
-    *,
-    trained: Trained = NOTHING,
-    run: str | None = None,
-) -> Suite:
-    """An in-domain hold-out as the suite `test:NAME`, all its domains together; arguments as for `folder_suites`.
-
-    Raises:
-        EdgekdError: as `folder_suites`, or a domain that the run left out or saw without labels alone.
-    """
-    images, held, remarks = _held_out(name, spec, classes)
-    called = {domain for domain in images.domains if domain != "all"} or {name, images.name}
-    outside = trained.left_out | trained.unlabelled_domains
-    for domain in sorted(called):
-        if plain_name(domain) in outside - trained.domains:
-            raise EdgekdError(
-                f'The domain "{domain}" of {spec} did not train, so it is no in-domain test.',
-                f"Measure it as unseen: --ood {name}={spec}",
-            )
-    keys = [images.keys[index] for index in held]
-    excluded = trained.excluded(keys)
-    kept = held[[key not in trained.roles for key in keys]]
-    remarks += ["given as an in-domain test; in no mean over unseen domains.", *left_out(excluded)]
-    suite = Suite(f"test:{name}", images, kept, run, "test", tuple(remarks), excluded=excluded)
-    return not_empty([suite], spec)[0]
+        pairs[name] = folder
+    return list(pairs.items())

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekd.core.readers import plain_name
 from edgekd.data.split import read_stored_split
-from edgekd.targets.bank import plain_name
 
 SEEN_IN = ("train", "val", "unlabelled", "before")
 """Roles of `split.json` whose images are no test images."""
@@ -38,13 +38,17 @@ class Trained:
     left_out: frozenset[str] = frozenset()
 
     def excluded(self, keys: Iterable[str]) -> dict[str, int]:
-        """Role → how many of these image contents were seen in it; roles without any are left out."""
+        """Return role → how many of these image contents were seen in it; roles without any are left out."""
         count = Counter(self.roles[key] for key in keys if key in self.roles)
         return {role: count[role] for role in (*SEEN_IN, TESTED) if count[role]}
 
     def with_tested(self, keys: Iterable[str]) -> Trained:
-        """The same with further image contents as `tested`."""
+        """Return the same with further image contents as `tested`."""
         return replace(self, roles=dict.fromkeys(keys, TESTED) | dict(self.roles))
+
+
+def _plain(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(plain_name, names))
 
 
 def read_trained(path: Path) -> Trained:
@@ -55,36 +59,36 @@ def read_trained(path: Path) -> Trained:
     """
     stored = read_stored_split(path)
     domains: Iterable[str] | None = stored.train_domains
-    if domains is None:  # an older split.json: the ids of domain/class/image folders tell them
+    if domains is None:  # an older split.json: the ids of domain/class/image folders have them
         domains = {name.split("/")[0] for name in stored.roles["train"] if name.count("/") >= 2}
-    return Trained(
-        trained_of_split(stored.roles).roles,
-        frozenset(plain_name(name) for name in domains),
-        frozenset(plain_name(name) for name in stored.unlabelled_domains),
-        frozenset(plain_name(name) for name in [stored.test_domain] if name is not None),
+    return replace(
+        trained_of_split(stored.roles),
+        domains=_plain(domains),
+        unlabelled_domains=_plain(stored.unlabelled_domains),
+        left_out=_plain([] if stored.test_domain is None else [stored.test_domain]),
     )
 
 
 def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:
-    """The image contents of a split's roles, each role {image id: content key}; nothing about domains."""
+    """Return the image contents of a split's roles, each role {image id: content key}; nothing about domains."""
     return Trained(
         {key: role for role in reversed(SEEN_IN) for key in roles.get(role, {}).values()}
     )
 
 
 def trained_of_source(source: Mapping[str, Any]) -> Trained:
-    """What an artifact away from its run says about its training: the domains, but no image contents."""
+    """Return what an artifact away from its run says about its training: the domains, but no image contents."""
     left_out = source.get("test_domain")
     return Trained(
         {},
-        frozenset(plain_name(name) for name in source.get("train_domains") or () if name != "all"),
-        frozenset(plain_name(name) for name in source.get("unlabelled_domains") or ()),
-        frozenset(plain_name(name) for name in [left_out] if name is not None),
+        _plain(name for name in source.get("train_domains") or () if name != "all"),
+        _plain(source.get("unlabelled_domains") or ()),
+        _plain([] if left_out is None else [left_out]),
     )
 
 
 def all_trained(parts: Sequence[Trained]) -> Trained:
-    """What was seen by any of several runs; roles rank as in `SEEN_IN`."""
+    """Return what was seen by any of several runs; roles rank as in `SEEN_IN`."""
     return Trained(
         {
             key: role
@@ -106,10 +110,10 @@ def suite_kind(names: Collection[str], overlap: Mapping[str, float], trained: Tr
         names: what the domain is called: by its folder, by the suite.
         overlap: role → share 0–1 of the domain's images whose content was seen in that role.
     """
-    called = {plain_name(name) for name in names}
     labelled = sum(overlap.get(role, 0.0) for role in ("train", "val", "before"))
-    if called & trained.domains or labelled > LARGEST_OVERLAP:
+    if _plain(names) & trained.domains or labelled > LARGEST_OVERLAP:
         return "seen"
-    if called & trained.unlabelled_domains or overlap.get("unlabelled", 0.0) > LARGEST_OVERLAP:
+    unlabelled = overlap.get("unlabelled", 0.0)
+    if _plain(names) & trained.unlabelled_domains or unlabelled > LARGEST_OVERLAP:
         return "adapted"
     return "ood"

@@ -8,15 +8,14 @@ from dataclasses import replace
 from functools import cache
 
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet
-from edgekd.targets.bank import plain_name
 
 _WNID = re.compile(r"n\d{8}")
-_IMAGENET = 1000
 
 
 def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
-    """The same images with the classes called as in `classes`.
+    """Return the same images with the classes called as in `classes`.
 
     Names count as equal when they differ in case, spaces, underscores and hyphens only. Folders called by WordNet id
     (`n01440764`) or by class number (0–999) fit a model of ImageNet's 1,000 classes that calls them by the other.
@@ -24,11 +23,10 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     Raises:
         EdgekdError: a class that is not among `classes`, or two that would be the same.
     """
-    own = images.classes
-    if set(own) <= set(classes):
+    if set(images.classes) <= set(classes):
         return images
-    words = called(own, classes)
-    missing = [cls for cls, word in zip(own, words, strict=True) if word is None]
+    words = called(images.classes, classes)
+    missing = [own for own, word in zip(images.classes, words, strict=True) if word is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise EdgekdError(
@@ -44,32 +42,30 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
 
 
 def called(names: Sequence[str], classes: Sequence[str]) -> list[str | None]:
-    """What each of `names` is called among `classes`, None where it is none of them; see `spoken_as`.
+    """Return what each of `names` is called among `classes`, None where it is none of them; see `spoken_as`.
 
     WordNet ids and class numbers are only looked up where all of `names` are such.
     """
     plain = {plain_name(known): known for known in classes}
-    words: list[str | None] = [
-        plain.get(plain_name(name)) if len(plain) == len(classes) else None for name in names
-    ]
-    if (
-        None in words
-        and (numbers := _imagenet_numbers(names))
-        and (known := _imagenet_numbers(classes))
-    ):
-        of_number = dict(zip(known, classes, strict=True))
-        words = [of_number.get(number) for number in numbers]
-    return words
+    words: list[str | None] = [None] * len(names)
+    if len(plain) == len(classes):
+        words = [plain.get(plain_name(name)) for name in names]
+    if None not in words:
+        return words
+    numbers, known = _imagenet_numbers(names), _imagenet_numbers(classes)
+    if not numbers or not known:
+        return words
+    of_number = dict(zip(known, classes, strict=True))
+    return [of_number.get(number) for number in numbers]
 
 
 def _imagenet_numbers(classes: Sequence[str]) -> list[int] | None:
-    """Class numbers 0–999 of WordNet ids or numbers; None for other names."""
-    if all(name.isdecimal() and len(name) < 20 and int(name) < _IMAGENET for name in classes):
+    """Return class numbers 0–999 of WordNet ids or numbers; None for other names."""
+    if all(name.isdecimal() and len(name) < 20 and int(name) < 1000 for name in classes):
         return [int(name) for name in classes]
-    if not all(_WNID.fullmatch(name) for name in classes):
+    if not all(_WNID.fullmatch(name) and name in _wordnet_table() for name in classes):
         return None
-    numbers = [_wordnet_table().get(name) for name in classes]
-    return [number for number in numbers if number is not None] if None not in numbers else None
+    return [_wordnet_table()[name] for name in classes]
 
 
 @cache

@@ -18,15 +18,16 @@ from PIL import Image
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import printable, read_text
-from edgekd.data.image_set import ImageSet, content_key
-from edgekd.data.images import UnreadableImage, read_bytes
-from edgekd.evaluation.suites import NOTHING, left_out
+from edgekd.data.image_set import ImageSet
+from edgekd.data.images import UnreadableImage, content_key, read_bytes
+from edgekd.evaluation.suites import left_out
 from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.vocabulary import spoken_as
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")
 """Those of WILDS that classify images."""
+_NOTHING = Trained()
 INSIDE = ("id_test", "id_val")
 """Held-out images of the training domains, the first that a data set has."""
 
@@ -41,7 +42,7 @@ class _Reader:
 
 
 def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """`wilds:NAME` and `wilds:NAME=DIR` among the `--ood` strings as (name, folder), and the other strings.
+    """Return `wilds:NAME` and `wilds:NAME=DIR` of the `--ood` strings as (name, folder), and the other strings.
 
     Raises:
         EdgekdError: a data set that is none of `DATASETS`.
@@ -65,9 +66,9 @@ def wilds_suites(
     root: str,
     classes: tuple[str, ...],
     run: str | None = None,
-    trained: Trained = NOTHING,
+    trained: Trained = _NOTHING,
 ) -> list[Suite]:
-    """The official OOD test split as `ood:NAME`, and held-out images of the training domains as `wilds:NAME/SPLIT`.
+    """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
     The OOD validation split, on which WILDS selects, is left alone. Nothing is downloaded.
 
@@ -97,43 +98,43 @@ def wilds_suites(
         ) from error
     labels = np.asarray(dataset.y_array, dtype=np.int64).reshape(-1)
     ids = tuple(f"{name}/{index}" for index in range(len(labels)))
-    domain_of = np.zeros(len(labels), dtype=np.int64)
     images = ImageSet(
-        f"WILDS {name}",
-        _class_names(dataset, name),
-        ("all",),
-        labels,
-        domain_of,
-        ids,
-        ids,
-        None,
-        _Reader(dataset),
+        name=f"WILDS {name}",
+        classes=_class_names(dataset, name),
+        domains=("all",),
+        labels=labels,
+        domain_of=np.zeros_like(labels),
+        keys=ids,
+        ids=ids,
+        roles=None,
+        reader=_Reader(dataset),
     )
     images = spoken_as(images, classes, name)
     splits: dict[str, int] = dataset.split_dict
     inside = next((split for split in INSIDE if split in splits), None)
+    by = f"wilds {getattr(package, '__version__', '')}, {name}.eval".replace(" ,", ",")
     suites = []
-    for split, title in (("test", f"ood:{name}"), (inside, f"wilds:{name}/{inside}")):
-        if split is None or split not in splits:
-            continue
-        indices = np.flatnonzero(np.asarray(dataset.split_array) == splits[split])
-        if not len(indices):
-            continue
-        place = (
-            "unseen domains"
-            if split == "test"
-            else "held-out images of WILDS's training domains, in no mean"
-        )
-        remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
-        told_by = f"wilds {getattr(package, '__version__', '')}, {name}.eval".replace(" ,", ",")
-        keys = _content_keys(dataset, indices) if trained.roles else []
-        excluded = trained.excluded(keys)
-        if excluded:
-            indices = indices[[key not in trained.roles for key in keys]]
-        suites.append(
-            Suite(title, images, indices, run, "folder", (remark, *left_out(excluded)),
-                  own_metrics=_eval(dataset, indices), own_metrics_by=told_by, excluded=excluded)
-        )  # fmt: skip
+    for split, title, place in (
+        ("test", f"ood:{name}", "unseen domains"),
+        (
+            inside,
+            f"wilds:{name}/{inside}",
+            "held-out images of WILDS's training domains, in no mean",
+        ),
+    ):
+        indices = np.flatnonzero(np.asarray(dataset.split_array) == splits.get(str(split), -1))
+        if split in splits and len(indices):
+            keys = _content_keys(dataset, indices) if trained.roles else []
+            excluded = trained.excluded(keys)
+            if excluded:
+                indices = indices[[key not in trained.roles for key in keys]]
+            remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
+            suites.append(
+                Suite(
+                    title, images, indices, run, "folder", (remark, *left_out(excluded)),
+                    own_metrics=_eval(dataset, indices), own_metrics_by=by, excluded=excluded,
+                )
+            )  # fmt: skip
     if not suites:
         raise EdgekdError(
             f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}."
@@ -187,13 +188,13 @@ def _lacking(error: ImportError) -> EdgekdError:
 def _eval(
     dataset: Any, indices: NDArray[np.int64]
 ) -> Callable[[NDArray[np.int64]], dict[str, float]]:
-    """The data set's metrics of answers for `indices`; without those of groups that have no images, which are NaN."""
+    """Return the data set's metrics of predictions; those of groups without images, which are NaN, are left out."""
     import torch
 
-    def metrics(answers: NDArray[np.int64]) -> dict[str, float]:
+    def metrics(predictions: NDArray[np.int64]) -> dict[str, float]:
         chosen = torch.from_numpy(indices)
         results, _ = dataset.eval(
-            torch.from_numpy(answers.astype(np.int64)),
+            torch.from_numpy(predictions.astype(np.int64)),
             torch.as_tensor(dataset.y_array)[chosen],
             dataset.metadata_array[chosen],
         )

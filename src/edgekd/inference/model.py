@@ -138,8 +138,8 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
     from edgekd.core.manifest import read_run
 
     run = read_run(folder)
-    from edgekd.distill.load import load_run
-    from edgekd.distill.predict import student_predict
+    from edgekd.distill.classification.load import load_run
+    from edgekd.distill.classification.predict import student_predict
 
     loaded = load_run(folder)
     logits = student_predict(loaded.student, loaded.vectors)

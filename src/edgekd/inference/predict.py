@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edgekd.configs.predict import PredictConfig
 from edgekd.core.ahead import map_ahead
-from edgekd.core.console import result, say, warn_counted
+from edgekd.core.console import Tally, result, say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import csv_text, disk_errors
 from edgekd.data.images import UnreadableImage
@@ -49,13 +48,12 @@ def print_predictions(predictions: Iterator[Prediction], given: Mapping[str, Any
 
 
 def stream(
-    model: Model, config: PredictConfig, skipped: Counter[str], examples: dict[str, str]
+    model: Model, config: PredictConfig, skipped: Tally
 ) -> Iterator[tuple[Prediction, Frame, Image.Image | None]]:
     """Yield predictions while the next images are decoded; a camera's frames one by one, without delay.
 
     Args:
-        skipped: takes the number of images that could not be read, by reason.
-        examples: takes the first of them, by reason.
+        skipped: counts the images that could not be read.
     """
     live = any(map(is_camera, config.images))
     batch = 1 if live else BATCH
@@ -78,8 +76,7 @@ def stream(
     for one in map_ahead(prepare, frames(config.images, config.every), 1 if live else 2 * batch):
         frame, pixels, _, reason = one
         if pixels is None:
-            skipped[reason] += 1
-            examples.setdefault(reason, frame.name)
+            skipped.add(reason, frame.name)
             continue
         ready.append(one)
         if len(ready) == batch:
@@ -90,8 +87,7 @@ def stream(
 
 def _recorded(config: PredictConfig, model: Model) -> Iterator[Prediction]:
     """Yield predictions, and write the CSV file and the annotated images on the way."""
-    skipped: Counter[str] = Counter()
-    examples: dict[str, str] = {}
+    skipped = Tally()
     count = 0
     with contextlib.ExitStack() as stack:
         table = None
@@ -103,7 +99,7 @@ def _recorded(config: PredictConfig, model: Model) -> Iterator[Prediction]:
             stack.enter_context(disk_errors(config.annotate))
             config.annotate.mkdir(parents=True, exist_ok=True)
         try:
-            for one, frame, image in stream(model, config, skipped, examples):
+            for one, frame, image in stream(model, config, skipped):
                 count += 1
                 _write_row(table, one, config.top)
                 if config.annotate is not None and image is not None:
@@ -112,8 +108,8 @@ def _recorded(config: PredictConfig, model: Model) -> Iterator[Prediction]:
         except KeyboardInterrupt:
             if not any(map(is_camera, config.images)):
                 raise  # a camera has no other end
-    warn_counted("images left out", skipped, examples)
-    if not count and skipped:
+    skipped.warn("images left out")
+    if not count and skipped.reasons:
         raise EdgekdError("None of the images can be read.", "Check them with an image viewer.")
     if config.csv is not None:
         say(f"{count:,} predictions: {config.csv}")

@@ -1,30 +1,50 @@
-"""One cell of a study: train a student, ask it about its test images, remember which it got right.
+"""One cell of a study: train a student, test it, and record which images it classified rightly.
 
 Run as a program (`python -m edgekd.studies.cell FOLDER CELL …`), it does one cell of a planned study in a process of
 its own; `--jobs` starts it so.
+
+The oracle (`edgekd study --oracle`) is the best that a run's weights ever were on the images it is tested on. During
+training `watch` tests the weights on all unseen images and keeps the best result in the run's folder. Nothing that a
+run does, and no number but this one, depends on it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import nn
+
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.readers import parse_json
-from edgekd.data.image_set import load_images
-from edgekd.data.subsets import unseen_test
-from edgekd.distill.load import LoadedRun
-from edgekd.evaluation.few_shot import can_zero_shot, new_vectors, student_scores
-from edgekd.studies.descriptions import from_file
-from edgekd.studies.numbers import ID, OOD, ORACLE
-from edgekd.studies.oracle import oracle_of, watch
-from edgekd.studies.plan import Cell, cell_config
-from edgekd.studies.runs import asked, chosen_among, facts_of, trained
-from edgekd.studies.shots import shots_cell
-from edgekd.studies.store import Done, Outcome, Store
+from edgekd.core.readers import parse_json, read_arrays
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.subsets import left_to_test, take_shots, unseen_test
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.predict import predict_all, student_predict
+from edgekd.distill.classification.task import Classification
+from edgekd.distill.students import Student
+from edgekd.distill.train import Callback, train
+from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
+from edgekd.studies.plan import Plan, cell_config, with_description_file
+from edgekd.studies.store import Cell, Done, Outcome, Store, write_arrays
+
+ID, OOD, ORACLE = "id", "ood", "oracle"
+"""Measures: in domain, unseen (k-shot: unseen classes after fine-tuning), and the oracle's."""
+ZERO_SHOT, RETRIEVAL, ID_TUNED = "zero_shot", "retrieval", "id_tuned"
+RETRIEVAL_TEACHER = "retrieval_teacher"
+"""Measures of the k-shot protocol besides `id` (seen classes before) and `ood`."""
+TUNING = 20 / 90
+"""Steps of fine-tuning for each step before it (Li et al., ICCV 2023: 20 epochs after 90)."""
+ORACLE_FILE = "oracle.npz"
+_AGAIN = "Train the run again with --overwrite."
 
 
 def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracle: bool) -> None:
@@ -33,70 +53,221 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
     Args:
         config: the settings of its recipe, without what the cell adds.
         keep: keep the run folder under `runs/`.
-        oracle: also look at the unseen images on the way; cells without shots alone.
+        oracle: also test on the unseen images during training; cells without shots alone.
     """
     folder = store.folder / "runs" / cell.key
     if cell.shots:
-        outcomes, facts = shots_cell(store, cell, config)
+        outcomes, facts = shots_outcomes(store, cell, config)
     else:
-        outcomes, facts = one_run(
-            trained(cell_config(config, cell, folder), watch if oracle else None), oracle=oracle
-        )
+        run = trained(cell_config(config, cell, folder), watch if oracle else None)
+        outcomes, facts = run_outcomes(run, oracle=oracle)
     store.add(Done(cell, outcomes, facts))
     if not keep:
         shutil.rmtree(folder)
 
 
-def one_run(loaded: LoadedRun, *, oracle: bool) -> tuple[dict[str, Outcome], dict[str, Any]]:
-    """What a run answers on its own tests, and on its unseen classes if it can name them; its facts."""
+def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
+    """Return the run of these settings in `config.out`: read if it is finished, resumed if it is not, else trained.
+
+    Args:
+        callback: gets the weights during training; see `edgekd.distill.train.train`.
+    """
+    folder = config.out
+    assert folder is not None
+    if not (folder / "run.json").is_file():
+        if (folder / "config.json").is_file():
+            config = TrainConfig(out=folder, resume=True)
+        train(config, callback)
+    return load_run(folder)
+
+
+def run_outcomes(loaded: LoadedRun, *, oracle: bool) -> tuple[dict[str, Outcome], dict[str, Any]]:
+    """Return a run's outcomes on its own tests, and on its unseen classes if it has a text head; and its facts."""
     images, split = loaded.data()
     parts = {"val": split.val, ID: split.id_test, OOD: split.ood_test}
-    outcomes = {name: asked(loaded, images, part) for name, part in parts.items() if len(part)}
+    outcomes = {name: _tested(loaded, images, part) for name, part in parts.items() if len(part)}
     unseen = loaded.config.unseen_classes
     if unseen and can_zero_shot(loaded):
         whole = load_images(loaded.run.data)
         indices = unseen_test(whole, unseen)
         scores = student_scores(loaded, whole, indices, new_vectors(loaded, unseen))
-        outcomes[OOD] = chosen_among(scores, whole, indices, unseen)
-    facts = facts_of(loaded.run)
+        outcomes[OOD] = _among(scores, whole, indices, unseen)
+    facts = _facts(loaded)
     if oracle and (found := oracle_of(loaded, outcomes[OOD])) is not None:
         outcomes[ORACLE] = found[0]
         facts |= found[1]
     return outcomes, facts
 
 
+def shots_outcomes(
+    store: Store, cell: Cell, config: TrainConfig
+) -> tuple[dict[str, Outcome], dict[str, Any]]:
+    """Return the outcomes of a cell of the k-shot protocol, and the facts of its two runs.
+
+    One run on the seen classes, which the cells of all numbers of shots share; then a few images of the unseen ones in
+    both ways (Li et al., ICCV 2023): retrieval caches them and trains nothing, fine-tuning goes on from the run on the
+    union of its classes and these images.
+    """
+    before = dataclasses.replace(cell, shots=0)
+    folder = store.folder / "runs" / before.key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # cells side by side wait for one training
+        base = trained(cell_config(config, before, folder))
+    whole, unseen = load_images(config.data), config.unseen_classes
+    shots = take_shots(whole, unseen, cell.shots, config.split_seed)
+    left = left_to_test(whole, unseen, shots)
+    images, split = base.data()
+    texts = new_vectors(base, unseen) if can_zero_shot(base) else None
+    scores = {RETRIEVAL: cached_scores(base, whole, shots, left, unseen, texts)}
+    if texts is not None:
+        scores[ZERO_SHOT] = student_scores(base, whole, left, texts)
+        scores[RETRIEVAL_TEACHER] = cached_scores(
+            base, whole, shots, left, unseen, texts, "teacher"
+        )
+    tuned_config = cell_config(config, cell, store.folder / "runs" / cell.key).model_copy(
+        update={
+            "start": base.folder,
+            "steps": max(1, round(TUNING * base.run.steps)),
+            "epochs": None,
+            "student_weights": None,
+            "pretrained": None,
+        }
+    )
+    tuned = trained(tuned_config)
+
+    def after(images: ImageSet, indices: NDArray[np.int64], classes: Sequence[str]) -> Outcome:
+        columns = [tuned.run.classes.index(name) for name in classes]
+        scores = student_scores(tuned, images, indices, tuned.vectors)[:, columns]
+        return _among(scores, images, indices, classes)
+
+    outcomes = {
+        ID: _tested(base, images, split.id_test),
+        **{name: _among(found, whole, left, unseen) for name, found in scores.items()},
+        OOD: after(whole, left, unseen),
+        ID_TUNED: after(images, split.id_test, base.run.classes),
+    }
+    facts = _facts(base)
+    facts["seconds"] += tuned.run.train_seconds
+    return outcomes, facts | {"tuning_steps": tuned.run.steps}
+
+
+def remove_bases(plan: Plan, folder: Path) -> None:
+    """Remove the runs that cells with shots have shared."""
+    for cell in plan.cells:
+        if cell.shots:
+            base = folder / "runs" / dataclasses.replace(cell, shots=0).key
+            shutil.rmtree(base, ignore_errors=True)
+            Path(f"{base}.lock").unlink(missing_ok=True)
+
+
+def _tested(loaded: LoadedRun, images: ImageSet, indices: NDArray[np.int64]) -> Outcome:
+    scores = student_scores(loaded, images, indices, loaded.vectors)
+    labels = images.labels[indices]
+    return Outcome(scores.argmax(axis=1) == labels, labels)
+
+
+def _among(
+    scores: NDArray[np.float32],
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    classes: Sequence[str],
+) -> Outcome:
+    """Return the outcome of scores among `classes`, float `[len(indices), classes]`."""
+    place = np.array([classes.index(name) if name in classes else -1 for name in images.classes])
+    labels = place[images.labels[indices]]
+    return Outcome(scores.argmax(axis=1) == labels, labels)
+
+
+def _facts(loaded: LoadedRun) -> dict[str, Any]:
+    """Return what the table says about a run besides its accuracy."""
+    run = loaded.run
+    return {
+        "split": run.split_hash,
+        "selection": run.selection,
+        "steps": run.steps,
+        "size": run.preprocess.size,
+        "seconds": run.train_seconds,
+        "data_wait_percent": run.data_wait_percent,
+        "teacher_id": run.teacher_id,
+    }
+
+
+def watch(task: Classification, model: nn.Module, done: int, places: tuple[int, ...]) -> None:
+    """Test the weights after `done` steps on the unseen domain; a callback of `train`.
+
+    Writes `oracle.npz` into the run's folder: `places` and those `seen`, int64; `step` of the best, the earliest of
+    equals; which images it classifies rightly, `correct`, bool `[n]`. A resumed run may come by a place twice, with the
+    same weights.
+    """
+    assert isinstance(model, Student)
+    assert task.config.out is not None
+    images, indices = task.images, task.split.ood_test
+    predict = student_predict(model, task.bank.head if task.bank else None)
+    scores = predict_all(predict, images, indices, model.preprocess)
+    right = scores.argmax(axis=1) == images.labels[indices]
+    path = task.config.out / ORACLE_FILE
+    best, seen = {"step": np.int64(done), "correct": right}, {done}
+    if path.exists():
+        file = _read_oracle(path)
+        seen |= set(file["seen"].tolist())
+        if file["correct"].sum() >= right.sum():
+            best = {"step": file["step"], "correct": file["correct"]}
+    write_arrays(path, {"places": np.array(places), "seen": np.array(sorted(seen)), **best})
+
+
+def _read_oracle(path: Path) -> dict[str, NDArray[Any]]:
+    file = read_arrays(path, "oracle's results", _AGAIN)
+    kinds = {"places": ("iu", 1), "seen": ("iu", 1), "step": ("iu", 0), "correct": ("b", 1)}
+    if file.keys() != kinds.keys() or any(
+        file[name].dtype.kind not in kind or file[name].ndim != ndim
+        for name, (kind, ndim) in kinds.items()
+    ):
+        raise EdgekdError(f"The oracle's results at {path} are of another run.", _AGAIN)
+    return file
+
+
+def oracle_of(loaded: LoadedRun, kept: Outcome) -> tuple[Outcome, dict[str, Any]] | None:
+    """Return the best outcome, that of the weights that the run kept (`kept`) among them, and facts about it.
+
+    Returns:
+        None if `watch` did not see every place: a part of the training ran without it. The facts: `oracle_places`, how
+        many it saw; `oracle_step`, the steps after which the weights were better than those kept, None if never.
+    """
+    path = loaded.folder / ORACLE_FILE
+    if not path.exists():
+        return None
+    file = _read_oracle(path)
+    if file["correct"].shape != kept.correct.shape:
+        raise EdgekdError(f"The oracle's results at {path} are of another run.", _AGAIN)
+    if not np.array_equal(file["places"], file["seen"]):
+        return None
+    better = file["correct"].sum() > kept.correct.sum()
+    facts = {
+        "oracle_places": len(file["places"]),
+        "oracle_step": int(file["step"]) if better else None,
+    }
+    return (Outcome(file["correct"], kept.labels) if better else kept), facts
+
+
 def main(folder: str, cell: str, keep: str, oracle: str) -> int:
-    """One cell of the study in `folder`; the cell as JSON."""
+    """Run one cell, given as JSON, of the study in `folder`; return the exit code."""
     store = Store(Path(folder))
     one = Cell(**parse_json(cell))
     try:
-        config = _settings(store, one.recipe)
-        run_cell(
-            store,
-            one,
-            from_file(config, store.folder),
-            keep=keep == "keep",
-            oracle=oracle == "oracle",
-        )
+        settings = store.settings()
+        try:
+            own = settings["recipes"][one.recipe] | {"unseen_classes": settings["unseen_classes"]}
+            config = TrainConfig.model_validate({"recipe": one.recipe} | own)
+        except (KeyError, TypeError, ValueError) as error:
+            raise EdgekdError(
+                f"The study at {store.folder} is damaged.", "Start it anew in another folder."
+            ) from error
+        config = with_description_file(config, store.folder)
+        run_cell(store, one, config, keep=keep == "keep", oracle=oracle == "oracle")
     except (EdgekdError, Stopped) as error:
         print(f"error: {error.message} {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def _settings(store: Store, recipe: str) -> TrainConfig:
-    """The settings of a recipe as the study has written them down."""
-    settings = store.settings()
-    try:
-        return TrainConfig.model_validate(
-            {"recipe": recipe}
-            | settings["recipes"][recipe]
-            | {"unseen_classes": settings["unseen_classes"]}
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgekdError(
-            f"The study at {store.folder} is damaged.", "Start it anew in another folder."
-        ) from error
 
 
 if __name__ == "__main__":

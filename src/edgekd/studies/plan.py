@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,73 +14,30 @@ from numpy.typing import NDArray
 
 from edgekd.configs.study import DECIDED, StudyConfig, decided
 from edgekd.configs.train import TrainConfig
-from edgekd.core.errors import EdgekdError
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import short_hash
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.data.subsets import left_to_test, run_split, take_shots, unseen_test, without_classes
-from edgekd.distill.plan import settle
-from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.studies.wanted import (
-    adapt_counts,
-    domain_names,
-    named_recipes,
-    settings_by_recipe,
-    unseen_names,
+from edgekd.data.subsets import (
+    check_unseen,
+    left_to_test,
+    run_split,
+    take_shots,
+    unseen_test,
+    without_classes,
 )
+from edgekd.distill.classification.plan import settle
+from edgekd.distill.recipes import RECIPES, Recipe, get_recipe
+from edgekd.studies.store import Cell
 
-NONE_UNLABELLED = "no unlabelled images"
 FRACTIONS = (0.01, 0.1, 1.0)
 SHOTS = (1, 4, 16)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training and its test. `recipe` is its name in the study, `domain` the unseen one, None where none is."""
-
-    recipe: str
-    seed: int
-    domain: str | None = None
-    fraction: float = 1.0
-    """Of the training labels."""
-    shots: int = 0
-    """Images of each unseen class that may be looked at."""
-    adapt: int | None = None
-    """Images of the unseen domain that train without labels, where the other half of it is tested."""
-
-    @property
-    def table(self) -> str:
-        """Cells of one table are averaged and compared; the name of the table among the study's."""
-        if self.adapt is not None:
-            return (
-                f"{self.adapt} unlabelled images of the new domain"
-                if self.adapt
-                else NONE_UNLABELLED
-            )
-        if self.shots:
-            return f"{self.shots} image{'' if self.shots == 1 else 's'} of each unseen class"
-        return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
-
-    @property
-    def column(self) -> str:
-        """What is unseen."""
-        return self.domain or ""
-
-    @property
-    def key(self) -> str:
-        """A file name, different for every cell."""
-        part = "" if self.fraction == 1 else f"{self.fraction:g}"
-        shots = f"{self.shots}shot" if self.shots else ""
-        adapt = f"{self.adapt}unlabelled" if self.adapt is not None else ""
-        name = "-".join(
-            word for word in (self.recipe, self.column, part, shots, adapt, str(self.seed)) if word
-        )
-        plain = re.sub(r"[^\w.+-]", "_", name)
-        return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
+ADAPT_IMAGES = (25, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True, eq=False)
 class Test:
-    """What the cells of one column are tested on: indices into the study's images, and the classes to choose among.
+    """The test of one column's cells: indices into the study's images, and the classes to choose among.
 
     `id_classes` and `ood_classes` are the same for unseen domains and disjoint for unseen classes.
     """
@@ -102,7 +59,7 @@ class Plan:
         tests: (table, column) → what its cells are tested on.
         unseen: the classes that never train.
         fingerprint: 16 hex digits over the images' contents and labels.
-        oracle: cells also look at the unseen images on the way; see `edgekd.studies.oracle`.
+        oracle: cells also test on the unseen images during training; see `edgekd.studies.cell`.
     """
 
     protocol: str
@@ -117,13 +74,18 @@ class Plan:
     fingerprint: str
     oracle: bool = False
 
+    def uses_teacher(self, name: str) -> bool:
+        """Return True where a recipe of the study needs the teacher."""
+        recipe = recipe_of(self.configs[name])
+        return bool(recipe.needs & {"teacher", "bank"}) or recipe.head == "text"
+
     @property
     def macro(self) -> bool:
-        """Whether accuracies are means over classes."""
+        """True where accuracies are means over classes."""
         return bool(self.unseen)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers of a cell, as JSON; the grid itself may grow."""
+        """Return what decides the numbers of a cell, as JSON; the grid itself may grow."""
         return {
             "protocol": self.protocol,
             "images": self.fingerprint,
@@ -137,12 +99,12 @@ class Plan:
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
-    """A configuration as JSON, without what a study or a cell decides."""
+    """Return a configuration as JSON, without what a study or a cell decides."""
     return config.model_dump(mode="json", exclude=set(DECIDED) - {"smoke", "unseen_classes"})
 
 
 def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
-    """The settings of a cell's run in `folder`."""
+    """Return the settings of a cell's run in `folder`."""
     return config.model_copy(
         update={
             "seed": cell.seed,
@@ -153,6 +115,19 @@ def cell_config(config: TrainConfig, cell: Cell, folder: Path) -> TrainConfig:
             "out": folder,
         }
     )
+
+
+def description_file(folder: Path, spec: str) -> Path:
+    """Return the file of a study that holds what a command for descriptions printed."""
+    return folder.absolute() / f"descriptions-{short_hash(spec)[:8]}.json"
+
+
+def with_description_file(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Return the settings with the study's file in place of a command for descriptions."""
+    spec = config.descriptions
+    if spec is None or not spec.startswith("command:"):
+        return config
+    return config.model_copy(update={"descriptions": str(description_file(folder, spec))})
 
 
 def make_plan(study: StudyConfig) -> Plan:
@@ -167,29 +142,27 @@ def make_plan(study: StudyConfig) -> Plan:
     images = load_images(first.data)
     unseen: tuple[str, ...] = ()
     if study.by_class:
-        unseen = unseen_names(images, study.unseen_classes or ("50%",), first.split_seed)
-    configs = {
-        name: config.model_copy(update={"unseen_classes": unseen})
-        for name, config in configs.items()
-    }
+        unseen = _unseen_names(images, study.unseen_classes or ("50%",), first.split_seed)
+    update = {"unseen_classes": unseen}
+    configs = {name: config.model_copy(update=update) for name, config in configs.items()}
     domains = _domains(study, images)
-    parts = (
-        (1.0,) if study.protocol != "low-shot" else tuple(sorted(set(study.fractions))) or FRACTIONS
-    )
-    counts = (
-        (0,) if study.protocol != "k-shot" else tuple(sorted(set(map(int, study.shots)))) or SHOTS
-    )
+    fractions: tuple[float, ...] = (1.0,)
+    counts: tuple[int, ...] = (0,)
     numbers: tuple[int | None, ...] = (None,)
+    if study.protocol == "low-shot":
+        fractions = tuple(sorted(set(study.fractions))) or FRACTIONS
+    if study.protocol == "k-shot":
+        counts = tuple(sorted(set(map(int, study.shots)))) or SHOTS
     if study.protocol == "adapt":
-        numbers = adapt_counts(study.adapt_images, images, domains)
+        numbers = _adapt_counts(study.adapt_images, images, domains)
     # What reads labels alone is trained once, and is in every table of the curve.
     adapts = {
-        name: (0,) if numbers != (None,) and not recipe_of(config).takes_unlabelled else numbers
+        name: numbers if numbers == (None,) or recipe_of(config).takes_unlabelled else (0,)
         for name, config in configs.items()
     }
     cells = [
-        Cell(name, seed, domain, part, count, adapt)
-        for part in parts
+        Cell(name, seed, domain, fraction, count, adapt)
+        for fraction in fractions
         for count in counts
         for seed in range(study.seeds)
         for domain in domains
@@ -216,9 +189,61 @@ def make_plan(study: StudyConfig) -> Plan:
     )
 
 
+def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:
+    """Return row name → recipe; `NAME=RECIPE` gives a recipe another name, to have it with other settings too.
+
+    Raises:
+        EdgekdError: an unknown recipe, a name taken twice, a baseline that is none of them.
+    """
+    names: dict[str, str] = {}
+    for text in dict.fromkeys(wanted):
+        name, equals, recipe = (part.strip() for part in text.partition("="))
+        recipe = recipe if equals else name
+        if recipe not in RECIPES:
+            raise EdgekdError(
+                f'There is no recipe "{recipe}".',
+                did_you_mean(recipe, RECIPES) + " See: edgekd list recipes.",
+            )
+        if not re.fullmatch(r"\w[\w.+ -]*", name):
+            raise EdgekdError(
+                f'"{name}" cannot name a row of a study.',
+                "Use letters, digits, and . _ + - between.",
+            )
+        if name in names or (name in RECIPES and name != recipe):
+            raise EdgekdError(
+                f'The name "{name}" is taken by another recipe.',
+                "Write NAME=RECIPE with a new name.",
+            )
+        names[name] = recipe
+    if not names:
+        raise EdgekdError("No recipe was named.", "Name some: --recipes erm,kd,vl2v-adip.")
+    if baseline is not None and baseline not in names:
+        raise EdgekdError(
+            f'The baseline "{baseline}" is not among the recipes.',
+            did_you_mean(baseline, names) + " Add it to them.",
+        )
+    return names
+
+
+def _settings_by_recipe(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return `RECIPE:name=value` strings by recipe."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, colon, setting = text.partition(":")
+        if not colon or "=" in name:
+            raise EdgekdError(
+                f'"{text}" is not a setting of one recipe.',
+                "Write --recipe-set RECIPE:name=value, or --set for all.",
+            )
+        if name not in names:
+            raise EdgekdError(f'The study has no recipe "{name}".', did_you_mean(name, names))
+        found.setdefault(name, []).append(setting)
+    return found
+
+
 def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainConfig]:
     """Return name in the study → settled settings of its runs, all on the same images."""
-    own = settings_by_recipe(study.recipe_settings, tuple(named))
+    own = _settings_by_recipe(study.recipe_settings, tuple(named))
     configs = {
         name: _settled(study.train_config(own.get(name, ())), recipe, study.folder / "runs" / name)
         for name, recipe in named.items()
@@ -236,25 +261,82 @@ def _configs(study: StudyConfig, named: Mapping[str, str]) -> dict[str, TrainCon
 
 def _domains(study: StudyConfig, images: ImageSet) -> tuple[str | None, ...]:
     """Return the domains to leave out in turn; None stands for none."""
-    if study.protocol in ("lodo", "adapt"):
-        return domain_names(images, study.test_domains or ("all",))
-    if study.protocol == "low-shot" and (study.test_domains or len(images.domains) > 1):
-        return domain_names(images, study.test_domains or images.domains[-1:])
-    if study.oracle:
+    wanted = tuple(dict.fromkeys(study.test_domains))
+    if study.protocol == "low-shot" and not wanted and len(images.domains) > 1:
+        wanted = images.domains[-1:]
+    if study.protocol not in ("lodo", "adapt") and not wanted:
+        if study.oracle:
+            raise EdgekdError(
+                f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
+                "Take --oracle out, or give images in domain/class/image folders.",
+            )
+        return (None,)
+    if len(images.domains) < 2:
         raise EdgekdError(
-            f"{images.name} has no domain to leave out, so an oracle has nothing unseen to look at.",
-            "Take --oracle out, or give images in domain/class/image folders.",
+            f"{images.name} has {'no domains' if images.domains == ('all',) else 'one domain'}, so none can be left "
+            "out in turn.",
+            "Give images in domain/class/image folders.",
         )
-    return (None,)
+    if wanted in ((), ("all",)):
+        return images.domains
+    for name in wanted:
+        if name not in images.domains:
+            raise EdgekdError(
+                f'{images.name} has no domain "{name}".', did_you_mean(name, images.domains)
+            )
+    return wanted
+
+
+def _unseen_names(images: ImageSet, wanted: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Return class names as given, or a percentage of the classes, drawn by a hash of the seed and the name."""
+    if len(wanted) == 1 and (number := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", wanted[0])):
+        count = round(float(number[1]) / 100 * len(images.classes))
+        drawn = sorted(
+            images.classes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        )[:count]
+        wanted = sorted(drawn, key=images.classes.index)
+    names = tuple(dict.fromkeys(wanted))
+    check_unseen(TrainConfig(unseen_classes=names), images)
+    if len(names) < 2:
+        raise EdgekdError(
+            f"{len(names)} classes are unseen; among fewer than two every answer is right.",
+            "Name two or more: --unseen-classes dog,horse, or a part: --unseen-classes 30%.",
+        )
+    return names
+
+
+def _adapt_counts(
+    wanted: Sequence[float], images: ImageSet, domains: Sequence[str | None]
+) -> tuple[int, ...]:
+    """Return numbers of unlabelled images, rising; those beyond half of a domain are left out, with a message."""
+    numbers = sorted({int(number) for number in wanted or ADAPT_IMAGES})
+    sizes: dict[str, int] = {}
+    for place, name in enumerate(images.domains):
+        if name in domains:
+            own = {images.keys[i] for i in np.flatnonzero(images.domain_of == place)}
+            sizes[name] = len(own) // 2
+    smallest = min(sizes, key=lambda name: sizes[name])
+    kept = tuple(number for number in numbers if number <= sizes[smallest])
+    if not kept:
+        raise EdgekdError(
+            f"Half of the domain {smallest} is {sizes[smallest]} images, fewer than {numbers[0]}.",
+            f"Give fewer: --adapt-images {sizes[smallest]}.",
+        )
+    if beyond := numbers[len(kept) :]:
+        say(
+            f"study: half of {smallest} is {sizes[smallest]} images; left out: "
+            f"{', '.join(map(str, beyond))}"
+        )
+    return kept
 
 
 def recipe_of(config: TrainConfig) -> Recipe:
-    """The recipe that a row of the study runs, with its own numbers."""
+    """Return the recipe that a row of the study runs, with its own numbers."""
     return get_recipe(config.recipe, config.stages)
 
 
 def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str:
-    """`erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
+    """Return `erm`, or else the first recipe; for a zero-shot test the first that can name new classes."""
     names = list(configs)
     if zero_shot:
         return next((name for name in names if recipe_of(configs[name]).head == "text"), names[0])
@@ -262,7 +344,7 @@ def default_baseline(configs: Mapping[str, TrainConfig], zero_shot: bool) -> str
 
 
 def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
-    """The configuration checked as a run's would be, with full paths."""
+    """Return the configuration checked as a run's would be, with full paths."""
     for field in DECIDED.keys() & config.model_fields_set:
         raise decided(field)
     whole = settle(config.model_copy(update={"recipe": recipe, "out": folder, "overwrite": True}))

@@ -1,4 +1,4 @@
-"""A study's folder: its settings, a line per finished cell, and which images each cell got right.
+"""The cells of a study and its folder: settings, a line per finished cell, and the outcome of each.
 
 `study.json` settings; `cells.jsonl` one finished cell a line; `cells/KEY.npz` per measure `NAME` bool `[n]` and
 `NAME_labels` int64 `[n]`. A cell is written whole or not at all: its arrays first, then its line, in one rename each.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +20,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_bytes, write_json, write_text
+from edgekd.core.files import short_hash, write_bytes, write_json, write_text
 from edgekd.core.folders import LOCK, held
 from edgekd.core.readers import parse_json, printable_values, read_arrays, read_object, read_text
-from edgekd.studies.plan import Cell
 
+NONE_UNLABELLED = "no unlabelled images"
 _SCHEMA_VERSION = 1
 _FACTS: tuple[tuple[str, Any, bool], ...] = (
     ("seconds", (int, float), True), ("selection", str, True), ("steps", int, True), ("size", int, True),
@@ -32,15 +33,65 @@ _FACTS: tuple[tuple[str, Any, bool], ...] = (
 """Facts of a cell that tables are made of: name, type, whether every cell has it."""
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One training and its test.
+
+    Attributes:
+        recipe: its name in the study.
+        domain: the unseen one, None where none is.
+        fraction: of the training labels.
+        shots: images of each unseen class that are known.
+        adapt: images of the unseen domain that train without labels, where the other half of it is tested.
+    """
+
+    recipe: str
+    seed: int
+    domain: str | None = None
+    fraction: float = 1.0
+    shots: int = 0
+    adapt: int | None = None
+
+    @property
+    def table(self) -> str:
+        """Title of the table in which the cell is averaged and compared; empty for a study's only table."""
+        if self.adapt is not None:
+            adapted = f"{self.adapt} unlabelled images of the new domain"
+            return adapted if self.adapt else NONE_UNLABELLED
+        if self.shots:
+            return f"{self.shots} image{'' if self.shots == 1 else 's'} of each unseen class"
+        return "" if self.fraction == 1 else f"{100 * self.fraction:g} % of the training labels"
+
+    @property
+    def column(self) -> str:
+        """The unseen domain, or nothing."""
+        return self.domain or ""
+
+    @property
+    def key(self) -> str:
+        """A file name, different for every cell."""
+        words = (
+            self.recipe,
+            self.column,
+            "" if self.fraction == 1 else f"{self.fraction:g}",
+            f"{self.shots}shot" if self.shots else "",
+            f"{self.adapt}unlabelled" if self.adapt is not None else "",
+            str(self.seed),
+        )
+        name = "-".join(word for word in words if word)
+        plain = re.sub(r"[^\w.+-]", "_", name)
+        return plain if plain == name else f"{plain}-{short_hash(name)[:6]}"
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Which images of one test a student classified rightly: bool `[n]`, and their labels, int64 `[n]`."""
+    """Which images of one test a student classified rightly, bool `[n]`, and their labels, int64 `[n]`."""
 
     correct: NDArray[np.bool_]
     labels: NDArray[np.int64]
 
     def accuracy(self, *, macro: bool) -> float:
-        """Per cent of the images, or the unweighted mean over classes (`macro`)."""
+        """Return per cent of the images, or the unweighted mean over classes (`macro`)."""
         if not macro:
             return 100 * float(self.correct.mean())
         return 100 * float(
@@ -53,13 +104,20 @@ class Done:
     """A finished cell.
 
     Attributes:
-        outcomes: measure (`id`, `ood`, …) → what came of it.
+        outcomes: by measure: `id`, `ood`, ….
         facts: of its run: scores (n; top1 and macro in per cent), split, selection, steps, size, seconds, teacher_id.
     """
 
     cell: Cell
     outcomes: Mapping[str, Outcome]
     facts: Mapping[str, Any]
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed npz file in one step."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, buffer.getvalue())
 
 
 class Store:
@@ -115,17 +173,15 @@ class Store:
         write_json(path, {"schema_version": _SCHEMA_VERSION} | merged)
 
     def settings(self) -> dict[str, Any]:
-        """What `study.json` says."""
+        """Return what `study.json` holds."""
         return read_object(self.folder / "study.json", "study")
 
     def add(self, done: Done) -> None:
-        """Keep a finished cell. Several processes may call this."""
+        """Write a finished cell. Several processes may call this."""
         arrays: dict[str, Any] = {}
         for name, outcome in done.outcomes.items():
             arrays |= {name: outcome.correct, f"{name}_labels": outcome.labels}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(self._arrays(done.cell), buffer.getvalue())
+        write_arrays(self._arrays(done.cell), arrays)
         numbers = {
             name: {
                 "n": len(outcome.correct),
@@ -142,7 +198,7 @@ class Store:
             write_text(self._lines, before + line + "\n")
 
     def done(self, cells: Sequence[Cell]) -> list[Done]:
-        """Those of `cells` that are finished, in that order."""
+        """Return those of `cells` that are finished, in that order."""
         facts: dict[Cell, dict[str, Any]] = {}
         lines = read_text(self._lines, "list of cells").splitlines() if self._lines.exists() else []
         for number, line in enumerate(lines, 1):
@@ -185,7 +241,7 @@ class Store:
 def differences(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], place: str = ""
 ) -> Iterator[str]:
-    """Sentences about every setting that is not the same; recipes that only one side has are none."""
+    """Yield a sentence about every setting that is not the same, but for recipes that only one side has."""
     for name, value in wanted.items():
         before = stored.get(name)
         if place == "recipes." and name not in stored:
@@ -196,8 +252,8 @@ def differences(
             yield "the images are not the same any more"
         elif before != value:
             where = f"{place}{name}".removeprefix("recipes.")
-            yield f"{where} was {_told(before)}, is {_told(value)}"
+            yield f"{where} was {_shown(before)}, is {_shown(value)}"
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "unset" if value is None else json.dumps(value, ensure_ascii=False)

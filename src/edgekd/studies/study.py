@@ -1,26 +1,52 @@
-"""A study from first to last: plan, cells, tables."""
+"""A study from first to last: its cells, run here one after the other or side by side in processes, then its tables."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekd.benchmark.report.markdown import markdown
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.report.render import markdown
+from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.files import write_text
-from edgekd.studies.descriptions import ask_once
-from edgekd.studies.grid import Failure, run_cells
-from edgekd.studies.numbers import Table
-from edgekd.studies.picture import draw_study
-from edgekd.studies.plan import Plan
-from edgekd.studies.shots import remove_bases
-from edgekd.studies.store import Store
-from edgekd.studies.tables import make_tables
-from edgekd.studies.teacher import teacher_scores
-from edgekd.studies.write import study_csv, study_document
+from edgekd.core.files import short_hash, write_json, write_text
+from edgekd.core.machine import usable_cores
+from edgekd.core.readers import read_arrays
+from edgekd.distill.classification.predict import predict_all, teacher_predict
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.text_bank import (
+    descriptions_for,
+    read_vocabulary,
+    stored_descriptions,
+    templates_for,
+)
+from edgekd.studies.cell import remove_bases, run_cell
+from edgekd.studies.plan import Plan, description_file, with_description_file
+from edgekd.studies.store import Cell, Store, write_arrays
+from edgekd.studies.tables import Table, make_tables
+from edgekd.studies.write import draw_study, study_csv, study_document
+
+_CHECKPOINT_S = 20.0
+"""Given to a cell that is ended to write its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that did not finish, and why, in a line."""
+
+    cell: Cell
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -37,20 +63,6 @@ class Study:
     failures: tuple[Failure, ...]
 
 
-@contextlib.contextmanager
-def _resumable() -> Iterator[None]:
-    """Say how a study goes on that a signal stops, in whichever cell."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        number = stopped.args[0] if isinstance(stopped, Stopped) else signal.SIGINT
-        raise Stopped(
-            number,
-            "Stopped; finished cells are kept, and the running one has a checkpoint.",
-            "Go on with the same command.",
-        ) from stopped
-
-
 def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     """Run the cells that are not finished and write the tables anew.
 
@@ -61,8 +73,8 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
     store.check()
     with store.running(), _resumable():
         store.claim(plan.settings())
-        plan = ask_once(plan, folder)
-        failures = run_cells(plan, store, jobs=jobs, keep=keep)
+        plan = describe_once(plan, folder)
+        failures = _run_cells(plan, store, jobs=jobs, keep=keep)
         if not keep and not failures:
             remove_bases(plan, folder)
         done = store.done(plan.cells)
@@ -76,3 +88,177 @@ def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
         write_text(folder / "table.csv", study_csv(tables))
         draw_study(tables, folder / "table.png")
     return Study(folder, tuple(tables), tuple(failures))
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """Tell how a study goes on that a signal stops, in whichever cell."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        number = stopped.args[0] if isinstance(stopped, Stopped) else signal.SIGINT
+        raise Stopped(
+            number,
+            "Stopped; finished cells are kept, and the running one has a checkpoint.",
+            "Go on with the same command.",
+        ) from stopped
+
+
+def describe_once(plan: Plan, folder: Path) -> Plan:
+    """Run every command for descriptions once, on all classes and vocabularies; a language model varies.
+
+    What is written down is not asked for again. A file is read to see that it holds them all, before the first cell
+    trains.
+
+    Returns:
+        The plan whose runs, unseen classes and teacher's row read these descriptions.
+
+    Raises:
+        EdgekdError: a command that fails, a file that lacks a class.
+    """
+    wanted: dict[str, list[str]] = {}
+    for config in plan.configs.values():
+        if config.descriptions is not None:
+            more = read_vocabulary(config.vocabulary) if config.vocabulary else ()
+            wanted.setdefault(config.descriptions, list(plan.images.classes)).extend(more)
+    for spec, names in wanted.items():
+        if spec.startswith("command:"):
+            path = description_file(folder, spec)
+            kept = stored_descriptions(path, spec, tuple(dict.fromkeys(names)), may_run=True)
+            write_json(path, {name: list(sentences) for name, sentences in kept.items()})
+        else:
+            descriptions_for(spec, names)
+    configs = {name: with_description_file(one, folder) for name, one in plan.configs.items()}
+    return dataclasses.replace(plan, configs=configs)
+
+
+def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
+    """Return zero-shot scores on all images, float32 `[N, C]`; None if no recipe has a teacher.
+
+    They are kept in the study's folder.
+    """
+    taught = [name for name in plan.recipes if plan.uses_teacher(name)]
+    if not taught:
+        return None
+    config, images = plan.configs[taught[0]], plan.images
+    teacher = load_teacher(config.teacher)
+    # One classifier for all cells, so no templates that differ with the domain left out.
+    templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)
+    spec = config.descriptions
+    described = descriptions_for(spec, images.classes) if spec else None
+    bank = teacher.text_bank(images.classes, templates, described)
+    wanted = short_hash(teacher.id, plan.fingerprint, bank.vectors.numpy().tobytes().hex())
+    path = store.folder / "teacher.npz"
+    if path.exists():
+        file = read_arrays(path, "teacher's scores", "Remove that file.")
+        scores = file.get("scores")
+        if str(file.get("made_for")) == wanted and scores is not None:
+            if scores.shape != (len(images), len(images.classes)) or scores.dtype != np.float32:
+                raise EdgekdError(
+                    f"The teacher's scores at {path} are damaged.", "Remove that file."
+                )
+            return scores
+    if isinstance(teacher, ClipTeacher):
+        say(f"study: the teacher's zero-shot classifier on {len(images):,} images")
+        predict, everything = teacher_predict(teacher, bank), np.arange(len(images))
+        scores = predict_all(predict, images, everything, teacher.preprocess)
+    else:
+        scores = bank.zero_shot(teacher.lookup(images.ids)).numpy()
+    write_arrays(path, {"scores": scores, "made_for": np.array(wanted)})
+    return scores
+
+
+def _run_cells(plan: Plan, store: Store, *, jobs: int, keep: bool) -> list[Failure]:
+    """Run every cell that is not finished; one that fails does not keep the others from running."""
+    finished = {done.cell for done in store.done(plan.cells)}
+    todo = [cell for cell in plan.cells if cell not in finished]
+    if finished:
+        say(f"study: {len(finished)} of {len(plan.cells)} cells are finished already")
+    if todo and jobs > 1:
+        return _side_by_side(plan, store, todo, jobs, keep)
+    failures = []
+    for number, cell in enumerate(todo, 1):
+        say(f"study: cell {number} of {len(todo)}: {cell.key}")
+        try:
+            run_cell(store, cell, plan.configs[cell.recipe], keep=keep, oracle=plan.oracle)
+        except EdgekdError as error:
+            failures.append(_failed(cell, str(error)))
+        except Exception as error:  # whatever befell this cell, the others are worth their time
+            failures.append(_failed(cell, f"{type(error).__name__}: {error}"))
+    return failures
+
+
+def _side_by_side(
+    plan: Plan, store: Store, todo: Sequence[Cell], jobs: int, keep: bool
+) -> list[Failure]:
+    """Run at most `jobs` processes, each with its share of the cores and, where there are any, a GPU of its own."""
+    import torch
+
+    threads = max(1, usable_cores() // jobs)
+    gpus = torch.cuda.device_count() if plan.configs[todo[0].recipe].accelerator != "cpu" else 0
+    slots = list(range(min(jobs, gpus) if gpus else jobs))
+    if gpus and gpus < jobs:
+        say(f"study: {gpus} processes instead of {jobs}, one for each GPU")
+    logs = store.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    flags = ("keep" if keep else "drop", "oracle" if plan.oracle else "blind")
+    waiting = list(reversed(todo))
+    running: dict[subprocess.Popen[bytes], tuple[Cell, int]] = {}
+    failures = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(_end, running)
+        while waiting or running:
+            while waiting and slots:
+                cell, slot = waiting.pop(), slots.pop()
+                words = [str(store.folder), json.dumps(dataclasses.asdict(cell)), *flags]
+                environment = _environment(threads, slot if gpus else None)
+                running[_start(words, logs / f"{cell.key}.txt", environment)] = cell, slot
+                say(f"study: {cell.key} started, {len(waiting)} more to start")
+            ended = [process for process in running if process.poll() is not None]
+            for process in ended:
+                cell, slot = running.pop(process)
+                slots.append(slot)
+                if code := process.returncode:
+                    failures.append(_failed(cell, _last_words(logs / f"{cell.key}.txt", code)))
+            if not ended:
+                time.sleep(0.1)
+    return failures
+
+
+def _start(words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "edgekd.studies.cell", *words]
+    with open(log, "wb") as handle:
+        return subprocess.Popen(command, env=environment, stdout=handle, stderr=handle)
+
+
+def _end(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End cells that still run; each writes a checkpoint where there is time."""
+    for process in running:
+        process.terminate()
+    until = time.monotonic() + _CHECKPOINT_S
+    for process in running:
+        try:
+            process.wait(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _environment(threads: int, gpu: int | None) -> dict[str, str]:
+    cores = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is None:
+        return {**os.environ, **cores}
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return {**os.environ, **cores, "CUDA_VISIBLE_DEVICES": given[gpu] if given else str(gpu)}
+
+
+def _failed(cell: Cell, reason: str) -> Failure:
+    warn(f"{cell.key} failed: {reason}")
+    return Failure(cell, reason)
+
+
+def _last_words(log: Path, code: int) -> str:
+    if code < 0:
+        return f"killed by signal {-code}; see {log}"
+    text = log.read_text(encoding="utf-8", errors="replace").strip()
+    last = text.splitlines()[-1].strip().removeprefix("error: ") if text else f"exit code {code}"
+    return f"{last} (see {log})"

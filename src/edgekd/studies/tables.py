@@ -1,44 +1,112 @@
-"""A study's tables: which cells belong together, the teacher's row on top, and what stands under each table."""
+"""A study's tables: the numbers of finished cells, the teacher's row on top, and the notes under each table.
+
+DomainBed's conventions (Gulrajani and Lopez-Paz 2021): a mean over seeds, ± the standard error with the population's
+standard deviation, `std(x / sqrt(n))`, ddof 0; the average over domains is taken per seed, without weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.measure.environment import describe
-from edgekd.studies.numbers import ID, OOD, ORACLE, Row, Stat, Table, recipe_rows, stat
-from edgekd.studies.plan import NONE_UNLABELLED, Cell, Plan, Test, recipe_of
-from edgekd.studies.shots import ID_TUNED, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT, on_common_images
-from edgekd.studies.store import Done, Outcome
-from edgekd.studies.teacher import uses_teacher
+from edgekd.benchmark.evaluate.statistics import paired_seeds_interval
+from edgekd.core.machine import describe
+from edgekd.data.subsets import left_to_test, take_shots
+from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
+from edgekd.studies.plan import Plan, Test, recipe_of
+from edgekd.studies.store import NONE_UNLABELLED, Cell, Done, Outcome
+from edgekd.targets.timing.intervals import Interval
 
 TEACHER = "teacher zero-shot"
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Per cent: a mean over `seeds` seeds and its standard error (population standard deviation; 0 for one seed)."""
+
+    mean: float
+    error: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe's line. Accuracies in per cent, differences in points; None where there is no number.
+
+    Attributes:
+        id: in domain, averaged over the columns.
+        columns: (column, measure) → accuracy.
+        average: the measure `ood` averaged over the columns, of the seeds that have all of them.
+        oracle: the same of the measure `oracle`, and of the same seeds; None if one of them lacks it.
+        difference: mean over seeds of this average less the baseline's.
+        t_interval: its 95 % interval over seeds, Student's t; None for one seed.
+        image_interval: its 95 % interval over images, by a paired bootstrap.
+        seconds: mean training time.
+    """
+
+    name: str
+    id: Stat | None
+    columns: Mapping[tuple[str, str], Stat]
+    average: Stat | None
+    difference: float | None = None
+    t_interval: Interval | None = None
+    image_interval: Interval | None = None
+    seconds: float | None = None
+    oracle: Stat | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a teacher's row, if there is one, then the recipes'.
+
+    Attributes:
+        title: empty for a study's only table.
+        names: measure → how the table calls it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    measures: tuple[str, ...]
+    names: Mapping[str, str]
+    rows: tuple[Row, ...]
+    baseline: str
+    notes: tuple[str, ...]
 
 
 def make_tables(
     plan: Plan, done: Sequence[Done], scores: NDArray[np.float32] | None
 ) -> list[Table]:
-    """The study's tables from the cells that are finished.
+    """Return the study's tables from the cells that are finished.
 
     Args:
-        scores: the teacher's, on all images; see `teacher_scores`.
+        scores: the teacher's, on all images; see `study.teacher_scores`.
     """
-    tables = []
+
+    def by_labels_alone(cell: Cell) -> bool:
+        """True for a recipe of labels alone, which is in every table of the curve and has none of its own."""
+        return cell.adapt == 0 and not recipe_of(plan.configs[cell.recipe]).takes_unlabelled
+
     titles = list(dict.fromkeys(cell.table for cell in plan.cells))
-    # A recipe of labels alone stands in every table of the curve, and has none of its own.
-    if len(titles) > 1 and not any(
-        cell.table == NONE_UNLABELLED and recipe_of(plan.configs[cell.recipe]).takes_unlabelled
-        for cell in plan.cells
+    if len(titles) > 1 and all(
+        by_labels_alone(cell) for cell in plan.cells if cell.table == NONE_UNLABELLED
     ):
         titles = [title for title in titles if title != NONE_UNLABELLED]
+    names = measures_of(plan)
+    shown = tuple(measure for measure in names if measure != ID)
+    tables = []
     for title in titles:
         columns = tuple(dict.fromkeys(cell.column for cell in plan.cells if cell.table == title))
-        own = [on_common_images(plan, one) for one in done if in_table(plan, one.cell, title)]
         tests = {column: plan.tests[title, column] for column in columns}
-        names = measures_of(plan)
-        shown = tuple(measure for measure in names if measure != ID)
+        own = [
+            _on_common_images(plan, one)
+            for one in done
+            if one.cell.table == title or by_labels_alone(one.cell)
+        ]
         rows = recipe_rows(own, plan.recipes, columns, shown, plan.baseline, macro=plan.macro)
         if scores is not None:
             rows.insert(0, _teacher_row(plan, tests, scores))
@@ -48,14 +116,8 @@ def make_tables(
     return tables
 
 
-def in_table(plan: Plan, cell: Cell, title: str) -> bool:
-    """Whether a cell stands in a table: its own, or every one of the curve for a recipe of labels alone."""
-    alone = cell.adapt == 0 and not recipe_of(plan.configs[cell.recipe]).takes_unlabelled
-    return cell.table == title or alone
-
-
 def measures_of(plan: Plan) -> dict[str, str]:
-    """What the tables show, in order, and how they call it."""
+    """Return the measures that the tables show, in order, and how they call them."""
     if plan.protocol == "k-shot":
         return {
             ID: "seen",
@@ -72,48 +134,177 @@ def measures_of(plan: Plan) -> dict[str, str]:
     return {ID: "ID", OOD: "OOD"} | ({ORACLE: "oracle"} if plan.oracle else {})
 
 
-def _teacher_row(plan: Plan, tests: dict[str, Test], scores: NDArray[np.float32]) -> Row:
+def stat(values: Sequence[float]) -> Stat | None:
+    """Return mean and standard error of one value per seed, in the values' unit; None without values."""
+    if not values:
+        return None
+    x = np.asarray(values, dtype=np.float64)
+    return Stat(float(x.mean()), float(np.std(x / math.sqrt(len(x)))), len(x))
+
+
+def t_interval(differences: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval of a mean of paired differences: Student's t, n − 1 degrees of freedom."""
+    n = len(differences)
+    if n < 2:
+        return None
+    from scipy.special import stdtrit
+
+    x = np.asarray(differences, dtype=np.float64)
+    half = float(stdtrit(n - 1, 0.975)) * float(x.std(ddof=1)) / math.sqrt(n)
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def recipe_rows(
+    done: Sequence[Done],
+    recipes: Sequence[str],
+    columns: Sequence[str],
+    measures: Sequence[str],
+    baseline: str,
+    *,
+    macro: bool,
+) -> list[Row]:
+    """Return a row for every recipe that has a finished cell.
+
+    Args:
+        done: cells of one table.
+        measures: shown per column; `id` is averaged over the columns.
+        macro: accuracies are means over classes.
+    """
+    outcomes = {
+        (one.cell.recipe, one.cell.column, measure, one.cell.seed): outcome
+        for one in done
+        for measure, outcome in one.outcomes.items()
+    }
+    accuracy = {place: outcome.accuracy(macro=macro) for place, outcome in outcomes.items()}
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for one in done:
+        seeds.setdefault((one.cell.recipe, one.cell.column), []).append(one.cell.seed)
+
+    def per_seed(recipe: str, measure: str) -> dict[int, float]:
+        """Return seed → unweighted mean over the columns, for the seeds that have every column."""
+        found = {}
+        for seed in sorted(
+            {seed for (name, _), own in seeds.items() if name == recipe for seed in own}
+        ):
+            values = [accuracy.get((recipe, column, measure, seed)) for column in columns]
+            if None not in values:
+                found[seed] = float(np.mean(values))  # type: ignore[arg-type]
+        return found
+
+    rows = []
+    for recipe in recipes:
+        seconds = [one.facts["seconds"] for one in done if one.cell.recipe == recipe]
+        if not seconds:
+            continue
+        cells: dict[tuple[str, str], Stat] = {}
+        for column in columns:
+            own = seeds.get((recipe, column), [])
+            for measure in (ID, *measures):
+                places = [(recipe, column, measure, seed) for seed in own]
+                values = [accuracy[place] for place in places if place in accuracy]
+                # The oracle is beside a mean over all seeds, and some would be another mean.
+                found = None if measure == ORACLE and len(values) < len(own) else stat(values)
+                if found is not None:
+                    cells[column, measure] = found
+        average = per_seed(recipe, OOD)
+        oracle = per_seed(recipe, ORACLE) if ORACLE in measures else {}
+        row = Row(
+            name=recipe,
+            id=stat(list(per_seed(recipe, ID).values())),
+            columns=cells,
+            average=stat(list(average.values())),
+            seconds=float(np.mean(seconds)),
+            oracle=stat(list(oracle.values())) if oracle.keys() == average.keys() else None,
+        )
+        other = per_seed(baseline, OOD)
+        common = [seed for seed in average if seed in other]
+        if recipe != baseline and common:
+            differences = [average[seed] - other[seed] for seed in common]
+            groups = []
+            for column in columns:
+                first, second = (
+                    [outcomes[name, column, OOD, seed] for seed in common]
+                    for name in (recipe, baseline)
+                )
+                groups += _groups(first, second, macro)
+            low, high = paired_seeds_interval(groups)
+            row = dataclasses.replace(
+                row,
+                difference=float(np.mean(differences)),
+                t_interval=t_interval(differences),
+                image_interval=(100 * low, 100 * high),
+            )
+        rows.append(row)
+    return rows
+
+
+def _groups(
+    first: Sequence[Outcome], second: Sequence[Outcome], macro: bool
+) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return what an accuracy is an unweighted mean of: all images of a column, or those of each of its classes."""
+    a, b = (np.stack([one.correct for one in side]) for side in (first, second))  # [seeds, n]
+    if not macro:
+        return [(a, b)]
+    labels = first[0].labels
+    return [(a[:, labels == c], b[:, labels == c]) for c in np.unique(labels)]
+
+
+def _on_common_images(plan: Plan, done: Done) -> Done:
+    """Return the cell's outcomes on the images that are left after the largest number of shots of the study."""
+    if not done.cell.shots:
+        return done
+    seed = plan.configs[done.cell.recipe].split_seed
+    shots = take_shots(plan.images, plan.unseen, done.cell.shots, seed)
+    left = left_to_test(plan.images, plan.unseen, shots)
+    common = np.isin(left, plan.tests[done.cell.table, done.cell.column].ood)
+    outcomes = dict(done.outcomes)
+    for name in outcomes.keys() - {ID, ID_TUNED}:
+        outcomes[name] = Outcome(outcomes[name].correct[common], outcomes[name].labels[common])
+    return dataclasses.replace(done, outcomes=outcomes)
+
+
+def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float32]) -> Row:
     def accuracy(indices: NDArray[np.int64], classes: tuple[str, ...]) -> Stat:
         columns = np.array([plan.images.classes.index(name) for name in classes])
         labels = plan.images.labels[indices]
         found = Outcome(columns[scores[indices][:, columns].argmax(axis=1)] == labels, labels)
         return Stat(found.accuracy(macro=plan.macro), 0.0, 1)
 
+    def average(found: Mapping[tuple[str, str], Stat]) -> Stat | None:
+        # The spread over domains is not an error over seeds, of which the teacher has none.
+        return Stat(float(np.mean([one.mean for one in found.values()])), 0.0, 1) if found else None
+
     inside = {(column, ID): accuracy(test.id, test.id_classes) for column, test in tests.items()}
-    # With shots this stands beside the students' zero-shot: the teacher's classifier has seen none of them.
+    # With shots this is beside the students' zero-shot: the teacher's classifier has seen none of them.
     measure = ZERO_SHOT if plan.protocol == "k-shot" else OOD
     outside = {
         (column, measure): accuracy(test.ood, test.ood_classes)
         for column, test in tests.items()
         if len(test.ood)
     }
-    means = [stat([value.mean for value in found.values()]) for found in (inside, outside)]
-    # Its spread over domains is not an error over seeds, of which it has none.
-    averages = [None if mean is None else Stat(mean.mean, 0.0, 1) for mean in means]
-    return Row(TEACHER, averages[0], inside | outside, averages[1])
+    return Row(TEACHER, average(inside), inside | outside, average(outside))
 
 
 def _protocol(plan: Plan) -> str:
+    unseen = ", ".join(plan.unseen)
     if plan.protocol == "k-shot":
         return (
-            f"Protocol: k-shot. The classes {', '.join(plan.unseen)} do not train at first. Then a few images of each "
-            "are shown: retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without "
-            "texts where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning "
-            "goes on from the same run on the seen classes and these "
-            "images. All numbers of images are tested on the same ones, those that the largest leaves. Unseen classes "
-            "are chosen among the unseen, seen ones among the seen; macro accuracy, the mean over classes, in %."
+            f"Protocol: k-shot. The classes {unseen} do not train at first. Then a few images of each are known: "
+            "retrieval caches them (Tip-Adapter on the student's embeddings, or on its features and without texts "
+            "where it has a trained head; by teacher's keys: on the teacher's of ten views of each), fine-tuning goes "
+            "on from the same run on the seen classes and these images. All numbers of images are tested on the same "
+            "ones, those that the largest leaves. Unseen classes are chosen among the unseen, seen ones among the "
+            "seen; macro accuracy, the mean over classes, in %."
         )
     if plan.unseen:
         linear = [name for name in plan.recipes if recipe_of(plan.configs[name]).head != "text"]
         without = (
-            f" A trained head knows its own classes alone: no zero-shot for {', '.join(linear)}."
-            if linear
-            else ""
+            f" A trained head has its own classes alone: no zero-shot for {', '.join(linear)}."
         )
         return (
-            f"Protocol: class-disjoint. The classes {', '.join(plan.unseen)} never train. Unseen classes: all their "
-            "images, zero-shot through the text head, chosen among the unseen classes; seen classes: their test "
-            f"images, chosen among the seen ones. Macro accuracy, the mean over classes, in %.{without}"
+            f"Protocol: class-disjoint. The classes {unseen} never train. Unseen classes: all their images, zero-shot "
+            "through the text head, chosen among the unseen classes; seen classes: their test images, chosen among the "
+            f"seen ones. Macro accuracy, the mean over classes, in %.{without if linear else ''}"
         )
     if plan.protocol == "adapt":
         return (
@@ -121,77 +312,62 @@ def _protocol(plan: Plan) -> str:
             "without any, and its other half is tested: top-1 %. That is adaptation: the domain is not unseen. ID: the "
             "test images of the other domains. Recipes that read labels alone saw none of it."
         )
-    what = (
-        "leave one domain out"
-        if plan.protocol == "lodo"
-        else "low-shot, the tests are those of all labels"
-    )
+    low_shot = "low-shot, the tests are those of all labels"
+    averaged = ", averaged over the unseen domains" if len(plan.tests) > 1 else ""
     return (
-        f"Protocol: {what}. OOD: all images of the unseen domain, top-1 %; ID: the test images of the source domains"
-        f"{', averaged over the unseen domains' if len(plan.tests) > 1 else ''}."
+        f"Protocol: {low_shot if plan.protocol == 'low-shot' else 'leave one domain out'}. OOD: all images of the "
+        f"unseen domain, top-1 %; ID: the test images of the source domains{averaged}."
     )
 
 
-def _texts(plan: Plan) -> list[str]:
-    """Which rows have descriptions of the classes in their prompts; the teacher's are those of the first it teaches."""
-    with_them = [name for name in plan.recipes if plan.configs[name].descriptions]
-    if not with_them:
-        return []
-    taught = [name for name in plan.recipes if uses_teacher(plan, name)]
-    rows = [TEACHER] * (taught[0] in with_them) + with_them
-    return [
-        f"Descriptions of the classes stand behind the prompts, in training and in every test, of: {', '.join(rows)}."
-    ]
-
-
-def _oracle(done: Sequence[Done]) -> str:
-    """What the columns of the oracle are, and that they are no result."""
-    counts = sorted({one.facts["oracle_places"] for one in done if ORACLE in one.outcomes})
-    where = f"{' or '.join(map(str, counts))} places" if counts else "places"
-    return (
-        f"Oracle: for each run the best accuracy on the unseen domain among the weights that it keeps and those at "
-        f"{where} of its last stage, chosen by looking at these very images: not a result that a user can have. "
-        "– where one of the runs was trained without --oracle."
-    )
-
-
-def _notes(plan: Plan, done: Sequence[Done], tests: dict[str, Test]) -> list[str]:
-    """Protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
-    config = plan.configs[plan.recipes[0]]
-    sizes = ", ".join(
-        f"{column} {len(test.id):,} / {len(test.ood):,}".strip() for column, test in tests.items()
-    )
-    hashes = ", ".join(f"{column} {test.hash}".strip() for column, test in tests.items())
+def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[str]:
+    """Return protocol, images, split, selection, budget, seeds, what the numbers mean, and the machine."""
+    config, machine = plan.configs[plan.recipes[0]], describe()
+    facts = [one.facts for one in done]
+    sizes = [f"{column} {len(test.id):,} / {len(test.ood):,}" for column, test in tests.items()]
+    hashes = [f"{column} {test.hash}".strip() for column, test in tests.items()]
     rule = next(iter(tests.values())).rule.partition("; ")[2]
-    selections: dict[str, list[str]] = {}
+    selections: dict[str, dict[str, None]] = {}
     for one in done:
-        named = selections.setdefault(one.facts["selection"], [])
-        if one.cell.recipe not in named:
-            named.append(one.cell.recipe)
-    named_apart = [f"{how} ({', '.join(names)})" for how, names in selections.items()]
-    chosen = "; ".join(named_apart if len(selections) > 1 else selections)
-    budget = sorted({(one.facts["steps"], one.facts["size"]) for one in done})
+        selections.setdefault(one.facts["selection"], {})[one.cell.recipe] = None
+    apart = [f"{how} ({', '.join(names)})" for how, names in selections.items()]
+    chosen = "; ".join(apart if len(apart) > 1 else selections)
+    budget = sorted({(one["steps"], one["size"]) for one in facts})
     steps = ", ".join(
         f"{count:,} steps of {config.batch_size} images at {size} px" for count, size in budget
     )
-    tuning = sorted({one.facts["tuning_steps"] for one in done if "tuning_steps" in one.facts})
+    tuning = sorted({one["tuning_steps"] for one in facts if "tuning_steps" in one})
     if tuning:
         steps += f", fine-tuning {', '.join(f'{count:,}' for count in tuning)} more"
-    machine = describe()
-    tested = "tested" if tuning else "unseen"
-    nothing = "Nothing but the oracle" if plan.oracle else "Nothing"
-    what = "fine-tuned accuracy on what is unseen" if tuning else "accuracy on what is unseen"
+    texts, oracle = [], []
+    if with_them := [name for name in plan.recipes if plan.configs[name].descriptions]:
+        # The teacher's descriptions are those of the first recipe that it teaches.
+        taught = next(name for name in plan.recipes if plan.uses_teacher(name))
+        rows = ", ".join([TEACHER] * (taught in with_them) + with_them)
+        texts = [
+            f"Descriptions of the classes are behind the prompts, in training and in every test, of: {rows}."
+        ]
+    if plan.oracle:
+        counts = sorted({one.facts["oracle_places"] for one in done if ORACLE in one.outcomes})
+        where = f"{' or '.join(map(str, counts))} places" if counts else "places"
+        oracle = [
+            "Oracle: for each run the best accuracy on the unseen domain among the weights that it keeps and those at "
+            f"{where} of its last stage, chosen on these very images: not a result that a user can have. – where one "
+            "of the runs was trained without --oracle."
+        ]
     return [
         _protocol(plan),
-        f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): {sizes}.",
-        f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {hashes}.",
-        *_texts(plan),
-        f"Selection: {chosen or 'no cell has finished'}. {nothing} looks at the {tested} images.",
-        *([_oracle(done)] if plan.oracle else []),
+        f"Data: {plan.images.name}; images tested ({'seen / unseen' if plan.unseen else 'ID / OOD'}): "
+        f"{', '.join(sizes).strip()}.",
+        f"Split: {rule} {'Hashes' if len(tests) > 1 else 'Hash'}: {', '.join(hashes)}.",
+        *texts,
+        f"Selection: {chosen or 'no cell has finished'}. {'Nothing but the oracle' if plan.oracle else 'Nothing'} uses "
+        f"the {'tested' if tuning else 'unseen'} images.",
+        *oracle,
         f"Budget: {config.student}, {steps or 'no cell has finished'}; seeds {', '.join(map(str, plan.seeds))}.",
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
-        f"{what} less the baseline's, in points, with 95 % intervals: over seeds (Student's t), and over images "
-        "(paired bootstrap).",
+        f"{'fine-tuned accuracy' if tuning else 'accuracy'} on what is unseen less the baseline's, in points, with 95 "
+        "% intervals: over seeds (Student's t), and over images (paired bootstrap).",
         f"Machine: {machine['cpu']}, {machine['usable_cores']} cores; edgekd {machine['versions']['edgekd']}, torch "
         f"{machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
     ]

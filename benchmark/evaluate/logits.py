@@ -1,0 +1,184 @@
+"""Logits of subjects on suites: every image is read once for all who are measured on it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.benchmark.subjects import Logits, PromptVariant, Subject, Suite
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.preprocess import Preprocess
+from edgekd.data.image_set import ImageSet
+from edgekd.data.images import UnreadableImage
+
+Pixels = dict[str, NDArray[np.uint8]]
+"""Hash of a `Preprocess` → pixels."""
+
+
+def predict_suites(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tuple[Logits, Logits]:
+    """Return the logits of every subject, and of files that a device ran those on this machine."""
+    logits: Logits = {}
+    local: Logits = {}
+    for number, suite in enumerate(suites):
+        models = {one.key: one for one in subjects if suite.holds(one)}
+        if not models:
+            continue
+        if suite.corruption is None or suite.corruption[1] == 1:
+            severities = suite.corruption is not None
+            name = suite.name.replace(":1", " at severities 1–5") if severities else suite.name
+            where = name if suite.run is None else f"{name} of {suite.run}"
+            say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
+        able = [one for one in models.values() if one.here]
+        for one, found in zip(able, predict_suite(able, suite) if able else (), strict=True):
+            (logits if one.measured is None else local)[one.key, number] = found
+        for one in models.values():
+            if one.measured is not None:
+                logits[one.key, number] = one.measured.logits[number]
+    return logits, local
+
+
+def predict_suite(
+    subjects: Sequence[Subject], suite: Suite, *, batch: int = 64
+) -> list[NDArray[np.float32]]:
+    """Return logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
+
+    Each image is read once, by threads that work ahead of the models, and prepared once for each different
+    `Preprocess`. A model that knows more classes than the suite is masked to the suite's (the convention of ImageNet-A
+    and -R); columns follow the suite's class order.
+
+    Raises:
+        EdgekdError: a class that a subject does not know, an image that has become unreadable, logits of the wrong
+            shape or not finite.
+    """
+    columns = [columns_of(subject, suite) for subject in subjects]
+    models = [_model(subject, suite) for subject in subjects]
+    preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
+    for pixels in _batches(suite, preprocesses, batch):
+        for subject, (predict, classes), chosen, part in zip(
+            subjects, models, columns, parts, strict=True
+        ):
+            given = pixels[subject.preprocess.hash]
+            logits = predict(given)  # [B, C]
+            _check(logits, (len(given), len(classes)), subject, suite)
+            part.append(np.asarray(logits[:, chosen], dtype=np.float32))
+    return [np.concatenate(part) for part in parts]
+
+
+def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Return one image as a model takes it, uint8 `[size, size, 3]`."""
+    return _read(image_set, index, {"": preprocess})[""]
+
+
+def _batches(suite: Suite, preprocesses: Mapping[str, Preprocess], batch: int) -> Iterator[Pixels]:
+    """Yield `[B, H, W, 3]` for each preprocess, at most two batches ahead of the caller."""
+    waiting: deque[Future[Pixels]] = deque()
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def submit(index: int) -> None:
+        waiting.append(pool.submit(_read, suite.images, index, preprocesses, suite.corruption))
+
+    try:
+        remaining = iter(suite.indices.tolist())
+        ready: list[Pixels] = []
+        for index in itertools.islice(remaining, 2 * batch):
+            submit(index)
+        while waiting:
+            ready.append(waiting.popleft().result())
+            for index in itertools.islice(remaining, 1):
+                submit(index)
+            if len(ready) == batch or not waiting:
+                yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}
+                ready = []
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(
+    images: ImageSet,
+    index: int,
+    preprocesses: Mapping[str, Preprocess],
+    corruption: tuple[str, int] | None = None,
+) -> Pixels:
+    try:
+        image = images.read(index)
+    except UnreadableImage as error:
+        raise EdgekdError(
+            f"The image {images.ids[index]} can no longer be read: {error.reason}.",
+            "Restore it, or load the data again so that it is left out.",
+        ) from error
+    if corruption is None:
+        return {name: preprocess.pixels(image) for name, preprocess in preprocesses.items()}
+    return _corrupted(image, images.keys[index], preprocesses, corruption)
+
+
+def _corrupted(
+    image: Image.Image,
+    key: str,
+    preprocesses: Mapping[str, Preprocess],
+    corruption: tuple[str, int],
+) -> Pixels:
+    """Corrupt at 224 pixels, as ImageNet-C does, then resize for each model without another crop."""
+    from edgekd.data.corruptions import SIZE, corrupt  # imports scipy
+
+    done: dict[str, Image.Image] = {}
+    found = {}
+    for name, preprocess in preprocesses.items():
+        at_size = preprocess.square(SIZE)
+        if at_size.hash not in done:
+            done[at_size.hash] = Image.fromarray(corrupt(at_size.pixels(image), *corruption, key))
+        found[name] = preprocess.model_copy(update={"resize": "squash"}).pixels(done[at_size.hash])
+    return found
+
+
+def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
+    """Return which of the subject's logits are the suite's classes, in their order, int64 `[C]`."""
+    who = f"{subject.name} of run {subject.run}"
+    return columns_among(_model(subject, suite)[1], suite.images.classes, who)
+
+
+def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDArray[np.int64]:
+    """Return the place of each wanted class among those known, int64 `[len(wanted)]`.
+
+    Raises:
+        EdgekdError: one that `who` does not know.
+    """
+    place = {name: column for column, name in enumerate(known)}
+    for name in wanted:
+        if name not in place:
+            raise EdgekdError(
+                f'The data has a class "{name}" that {who} was not made for.',
+                did_you_mean(name, known),
+            )
+    return np.asarray([place[name] for name in wanted], dtype=np.int64)
+
+
+def _model(subject: Subject, suite: Suite) -> PromptVariant:
+    """Return the predictor and the classes with which the subject classifies the suite."""
+    if suite.variant is None:
+        return subject.predict, subject.classes
+    return subject.variants[suite.variant]
+
+
+def _check(
+    logits: NDArray[np.float32], wanted: tuple[int, int], subject: Subject, suite: Suite
+) -> None:
+    who = f"{subject.name} of run {subject.run}"
+    if logits.shape != wanted:
+        raise EdgekdError(
+            f"{who} returned logits of shape {list(logits.shape)}, not {list(wanted)}.",
+            "Its class list does not belong to its weights: export it again.",
+        )
+    if not np.isfinite(logits).all():
+        raise EdgekdError(
+            f"{who} returned logits that are not finite on {suite.name}.",
+            "Its weights or its quantization are broken: compare it with the FP32 artifact.",
+        )

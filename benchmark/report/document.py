@@ -1,0 +1,224 @@
+"""A report as a document: the answers, the gates, the tables and charts, and where the numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.benchmark.report import charts, provenance, tables
+from edgekd.benchmark.report.answers import answers, findings, verdict
+from edgekd.benchmark.report.charts import Point
+from edgekd.benchmark.report.failures import Failure, failure_items
+from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
+from edgekd.benchmark.results.metric import ms, percent
+from edgekd.benchmark.results.rows import AccuracyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+    from edgekd.benchmark.results.storage import RawResults
+
+MAX_SUITES = 24
+"""Bars show at most so many suites, those with the lowest accuracy."""
+_OWN_TABLES = ("corruption", "cue-conflict", "vocabulary")
+_POINTS = (
+    "Hollow: in domain. Filled: mean over the unseen domains. Horizontal line: 95 % interval of p50. Dashed: files "
+    "that no other beats in both. Square: teacher, diamond: torch student, circle: exported file; pale points were "
+    "measured as background only; an arrow gives the value of a point beyond the axis."
+)
+_SAMPLES = (
+    "Left: how often which latency occurred; the shortest bars are drawn taller so that outliers can be seen. Right: "
+    "samples in the order measured; of more than 120, lines from minimum to maximum with a point at the median."
+)
+_RELIABILITY = (
+    "Bars: accuracy of the images with that confidence. Hatched: the gap between accuracy and mean confidence, which "
+    "ECE weighs by images. On the diagonal, confidence equals accuracy."
+)
+
+
+def document(
+    report: Report, raw: RawResults | None = None, failures: Sequence[Failure] = ()
+) -> Document:
+    """Return the document of a report.
+
+    Args:
+        raw: the arrays of the report; without them there are no charts of single samples.
+        failures: from `failures.failures`.
+    """
+    errors = (item for one in failures for item in failure_items(one))
+    samples = raw.samples if raw else None
+    points = points_of(report) if raw else []
+    latency: list[Item] = [*latency_items(report, points, samples)]
+    if not any(row.energy for row in report.latency):
+        latency.append(Text("Energy: n/a, no sensor was declared (--energy).", tone="quiet"))
+    sections = (
+        section("answers", "Answers", answers(report), tone=verdict(report)[0]),
+        section("gates", "Gates", _gates(report)),
+        section("results", "Results", _results(report)),
+        section("files", "Each file", findings(report)),
+        section("suites", "Suite by suite", suite_items(report)),
+        section("failures", "Where it fails", errors),
+        section("calibration", "Calibration", _calibration(report, raw)),
+        section("latency", "Latency", latency),
+        section("provenance", "What was measured, and where", provenance.origin(report)),
+        section("method", "How each number is measured", provenance.method(report)),
+    )
+    return Document(
+        "benchmark",
+        f"Benchmark of {', '.join(report.runs)}",
+        f"{report.created[:16].replace('T', ' ')} UTC · {provenance.machine_line(report)}",
+        tuple(one for one in sections if one.items),
+        badge=provenance.QUICK_MARK if report.quick else "",
+    )
+
+
+def _gates(report: Report) -> Iterator[Item]:
+    state, headline = verdict(report)
+    yield Text(f"{headline}.", tone={"passed": "good", "failed": "bad"}.get(state, ""))
+    yield tables.gates(report.gates)
+    if not report.gates:
+        yield Text(
+            'The numbers are not judged. A gate such as --gate "p90_ms<=20" or --gate "ood_avg_drop<=1.5" would '
+            "judge them.",
+            tone="quiet",
+        )
+
+
+def points_of(report: Report) -> list[Point]:
+    """Return the subjects of a report as points of a chart, all teachers in one colour, the others in turn."""
+    numbers = iter(range(len(report.listed)))
+    return [
+        Point(
+            report.label(row),
+            "ct" if row.kind == "teacher" else f"c{next(numbers) % charts.COLOURS}",
+            row,
+            report.time(row),
+        )
+        for row in report.listed
+    ]
+
+
+def scatter(points: Sequence[Point]) -> Figure:
+    """Return the chart of accuracy against latency and size."""
+    described = "; ".join(
+        f"{p.name}: {' and '.join(f'{level:.1f} %' for level in p.levels)} at {ms(p.time.p50_ms)} ms"
+        for p in points
+        if p.levels
+    )
+    legend = dict.fromkeys((f"{p.name}{tables.mark(p.time)}", p.colour) for p in points)
+    draw = partial(charts.accuracy_figure, points)
+    title = "Accuracy against latency and size"
+    return Figure(title, described, draw, _POINTS, legend=tuple(legend))
+
+
+def _results(report: Report) -> Iterator[Item]:
+    yield tables.results(report)
+    about = f"{provenance.images(report)} {provenance.latency_rule(report)}"
+    yield Text(f"{about} Brackets: 95 % intervals.", tone="quiet")
+    for text in provenance.remarks(report):
+        yield Text(text, tone="quiet")
+    for text in report.notes:
+        yield Text(f"note: {text}", tone="note", console=True)
+    if any(tables.mark(row) for row in report.latency):
+        yield Text("†: measured briefly as background, not comparable with a file.", tone="quiet")
+    points = points_of(report)
+    if any(point.levels for point in points):
+        yield scatter(points)
+    yield from tables.changes(report)
+
+
+def suite_items(report: Report) -> Iterator[Item]:
+    """Yield bars and tables of all suites."""
+    apart = report.families(*_OWN_TABLES)
+    rows = [row for row in tables.plain(report) if row.suite not in apart]
+    names = list(dict.fromkeys(row.suite for row in rows))
+    lowest = sorted(names, key=lambda name: min(row.top1 for row in rows if row.suite == name))
+    chosen = {*lowest[:MAX_SUITES], "id"} if len(names) > MAX_SUITES else set(names)
+    of = {point.summary.who: point for point in points_of(report)}
+    drawn = [(of[row.who].name, of[row.who].colour, row) for row in rows if row.suite in chosen]
+    if drawn:
+        yield _bars(drawn, [name for name in names if name in chosen])
+    if left := len(set(names) - chosen):
+        yield Text(f"{left} suites with higher accuracies are in the tables only.", tone="quiet")
+    yield tables.by_suite(report)
+    yield tables.every_suite(report)
+    yield from tables.corruptions(report)
+    yield from tables.suite_extras(report)
+
+
+def _bars(rows: Sequence[tuple[str, str, AccuracyRow]], suites: Sequence[str]) -> Figure:
+    described = "; ".join(f"{name} on {row.suite}: {percent(row.top1)} %" for name, _, row in rows)
+    legend = tuple(dict.fromkeys((name, colour) for name, colour, _ in rows))
+    draw = partial(charts.bars_figure, suites, rows)
+    caption = "Line: Wilson 95 % interval."
+    return Figure("Top-1 on every suite", described, draw, caption, legend=legend)
+
+
+def _calibration(report: Report, raw: RawResults | None) -> Iterator[Item]:
+    for point in points_of(report) if raw else ():
+        assert raw is not None
+        own = [one.suite for one in tables.plain(report) if one.who == point.summary.who]
+        for where in ("id", "ood"):
+            names = [name for name in own if name.partition(":")[0] == where]
+            if names:
+                found = _pooled(raw, point.summary, names)
+                pooled = f", {len(names)} suites pooled" if len(names) > 1 else ""
+                caption = f"{point.name}: {where.upper()}, ECE {found.ece:.3f}{pooled}"
+                draw = partial(_reliability, found, point.colour)
+                yield Figure("", caption, draw, caption, widths=(236,))
+    if raw:
+        yield Text(_RELIABILITY, tone="quiet")
+    yield from tables.calibration(report)
+
+
+def _reliability(found: charts.Reliability, colour: str, width: int) -> Drawing:
+    return charts.reliability_figure(found, colour)
+
+
+def _pooled(raw: RawResults, row: SummaryRow, suites: Sequence[str]) -> charts.Reliability:
+    """Return the reliability over all images of several suites, whose classes may differ."""
+    logits = [raw.logits(row.run, row.subject, suite) for suite in suites]
+    widest = max(part.shape[1] for part in logits)
+    padded = [
+        np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-np.inf)
+        for part in logits
+    ]
+    labels = np.concatenate([raw.labels(row.run, suite) for suite in suites])
+    return charts.reliability(np.concatenate(padded), labels)
+
+
+def latency_items(
+    report: Report,
+    points: Sequence[Point],
+    samples: Callable[[str, str], charts.Samples] | None,
+) -> Iterator[Item]:
+    """Yield charts of every sample of these points, and the tables of all latencies.
+
+    Args:
+        samples: run, subject → samples in ms in the order measured, one array a process.
+    """
+    for point in points if samples else ():
+        assert samples is not None
+        yield from _latency_charts(point, samples(*point.summary.who))
+    if points:
+        yield Text(_SAMPLES, tone="quiet")
+    yield from tables.latencies(report)
+
+
+def _latency_charts(point: Point, parts: charts.Samples) -> Iterator[Figure]:
+    """Yield the histogram and the order of all latency samples of a subject."""
+    row, name = point.time, f"{point.name}{tables.mark(point.time)}"
+    histogram = f"{name}: {row.n:,} samples, p50 {ms(row.p50_ms)} ms, p90 {ms(row.p90_ms)} ms"
+    quarters = np.array_split(np.concatenate(list(parts)), 4)
+    medians = ", ".join(ms(float(np.median(quarter))) for quarter in quarters if len(quarter))
+    timeline = f"Medians of the quarters: {medians} ms"
+    draw = (
+        lambda _: charts.histogram_figure(parts, row, point.colour),
+        lambda _: charts.timeline_figure(parts, point.colour),
+    )
+    for caption, one in zip((histogram, timeline), draw, strict=True):
+        yield Figure("", caption, one, caption, widths=(420,))

@@ -1,0 +1,356 @@
+"""Batches for the training loop: which images step t holds, their stored pixels and views, one step ahead of the loop.
+
+The images of step t are a pure function of (seed, t), so resuming and sharding need no state. Training reads every
+image many times, and decoding a JPEG costs about as much as a small student's forward pass, so a data set is decoded
+once: one uint8 array on disk, squash-resized to the side a model needs, shared between runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, replacing, short_hash
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import map_array
+from edgekd.data.image_set import ImageSet, JoinedReader
+from edgekd.distill.views import Augmentation, Restyle, ViewParams, restyle_params, view_params
+
+MAX_BYTES = 8 * 2**30
+"""Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
+
+Drawn = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Image indices int64 `[batch]` and, for each, how often that image was drawn before, int64 `[batch]`."""
+
+
+# --- sampling
+
+
+@dataclass(frozen=True)
+class BalancedSampler:
+    """Global batches with the same share of every source domain (DomainBed's and VL2V-ADiP's rule).
+
+    Args:
+        groups: image indices of each source domain's training part.
+        batch: images per step over all processes.
+        seed: fixes every batch of the run.
+    """
+
+    groups: tuple[NDArray[np.int64], ...]
+    batch: int
+    seed: int
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.groups))
+
+    def step(self, step: int) -> Drawn:
+        """Walk each domain in a fresh permutation per pass.
+
+        When the batch does not divide by the number of domains, the surplus places go round the domains in turn.
+        """
+        indices, visits = [], []
+        n_groups = len(self.groups)
+        for slot, group in enumerate(self.groups):
+            # Global positions step*batch … (step+1)*batch - 1 are dealt to the domains like cards.
+            first = -(-(step * self.batch - slot) // n_groups)
+            last = -(-((step + 1) * self.batch - slot) // n_groups)
+            for position in range(first, last):
+                visit, place = divmod(position, len(group))
+                indices.append(group[_permutation(self.seed, slot, visit, len(group))[place]])
+                visits.append(visit)
+        return np.array(indices, dtype=np.int64), np.array(visits, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ShotSampler:
+    """A fixed number of shots per batch: images that would hardly ever be drawn among many (Li et al. 2023).
+
+    Args:
+        shots: their indices. batch: how many of them a batch has, drawn anew for each batch, none of them twice.
+        slot: keeps this order apart from those of the domains.
+    """
+
+    shots: NDArray[np.int64]
+    batch: int
+    seed: int
+    slot: int
+
+    @property
+    def images(self) -> int:
+        return len(self.shots)
+
+    def step(self, step: int) -> Drawn:
+        order = _permutation(self.seed, self.slot, step, len(self.shots))
+        return self.shots[order[: self.batch]], np.full(self.batch, step)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The images of a run's batches: `labelled` ones, and `unlabelled` ones behind them."""
+
+    labelled: tuple[BalancedSampler | ShotSampler, ...]
+    unlabelled: tuple[BalancedSampler, ...] = ()
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps after which as many labelled images were drawn as there are; without any, unlabelled ones."""
+        parts = self.labelled or self.unlabelled
+        return max(1, round(sum(p.images for p in parts) / sum(p.batch for p in parts)))
+
+    def step(self, step: int) -> Drawn:
+        """Return the images of a step, of all processes."""
+        drawn = [part.step(step) for part in (*self.labelled, *self.unlabelled)]
+        return np.concatenate([i for i, _ in drawn]), np.concatenate([v for _, v in drawn])
+
+
+def make_sampler(
+    train: NDArray[np.int64],
+    unlabelled: NDArray[np.int64],
+    domain_of: NDArray[np.int64],
+    is_shot: NDArray[np.bool_],
+    *,
+    share: float,
+    batch: int,
+    seed: int,
+) -> Sampler:
+    """Return the sampler of a run: equal shares of the domains, then shots, then unlabelled images.
+
+    Args:
+        train, unlabelled: int64 `[n]`, indices of images. domain_of, is_shot: of all images, int64, bool `[N]`.
+        share: of unlabelled images in each batch; at most each of them once, and at least one labelled image.
+        batch: images per step. Shots take all of their places or half of the labelled ones, whichever is less, as
+            published.
+    """
+    if not len(train):
+        return Sampler((), (BalancedSampler((unlabelled,), batch, seed),))
+    wanted = round(share * batch)
+    places = min(wanted, len(unlabelled), batch - 1)
+    if places and places < wanted:
+        say(
+            f"unlabelled: {len(unlabelled)} images for the {wanted} places that they may take in a batch; each "
+            "batch holds all of them"
+        )
+    labelled = batch - places
+    many, few = train[~is_shot[train]], train[is_shot[train]]
+    groups = tuple(many[domain_of[many] == domain] for domain in np.unique(domain_of[many]))
+    shots = min(labelled // 2, len(few))
+    few_sampler = (ShotSampler(few, shots, seed, len(groups)),) if shots else ()
+    # A seed of its own keeps the order of the unlabelled images apart from the domains'.
+    others = (BalancedSampler((unlabelled,), places, seed + 2**32),) if places else ()
+    return Sampler((BalancedSampler(groups, labelled - shots, seed), *few_sampler), others)
+
+
+@functools.lru_cache(maxsize=64)
+def _permutation(seed: int, slot: int, visit: int, size: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.Philox(key=[seed, (slot << 32) + visit])).permutation(size)
+
+
+# --- pixels
+
+
+@dataclass(frozen=True)
+class PixelStore:
+    """Random access to squash-resized images.
+
+    `array` is uint8 `[N, side, side, 3]` mapped from disk, or None when images are decoded on the fly. `parts` are the
+    stores of the sets that joined images consist of; each set is decoded once, whatever it is joined with.
+    """
+
+    images: ImageSet
+    side: int
+    array: NDArray[np.uint8] | None
+    parts: tuple[PixelStore, ...] = ()
+
+    def batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return uint8 `[len(indices), side, side, 3]`."""
+        if self.parts:
+            pixels = np.empty((len(indices), self.side, self.side, 3), dtype=np.uint8)
+            first = 0
+            for part in self.parts:
+                own = (indices >= first) & (indices < first + len(part.images))
+                if own.any():
+                    pixels[own] = part.batch(indices[own] - first)
+                first += len(part.images)
+            return pixels
+        if self.array is not None:
+            return self.array[indices]
+        with ThreadPoolExecutor() as pool:
+            return np.stack(
+                list(pool.map(lambda i: squashed(self.images, int(i), self.side), indices))
+            )
+
+
+def squashed(images: ImageSet, index: int, side: int) -> NDArray[np.uint8]:
+    """Return image `index` as uint8 `[side, side, 3]`, antialiased, whatever its aspect ratio."""
+    image = images.read(index, draft=2 * side)
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def store_side(size: int) -> int:
+    """Return the side to store for views of `size` px: the smallest crop (70 % of the area) is hardly enlarged."""
+    return round(size * 1.2)
+
+
+def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> PixelStore:
+    """Open the stored pixels of `images`, decoding them first unless it was done before.
+
+    Raises:
+        EdgekdError: the cache folder cannot be written or the disk is full.
+    """
+    if isinstance(images.reader, JoinedReader):
+        parts = tuple(open_store(part, side, max_bytes=max_bytes) for part in images.reader.parts)
+        return PixelStore(images, side, None, parts)
+    shape = (len(images), side, side, 3)
+    if int(np.prod(shape)) > max_bytes:
+        return PixelStore(images, side, None)
+    folder = cache_folder("pixels")
+    path = folder / f"{short_hash('pixels-1', str(side), *images.keys)}-{side}px.npy"
+    with FileLock(str(path) + ".lock"):
+        if path.exists():
+            try:
+                return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
+            except EdgekdError as error:
+                warn(f"{error.message} They are decoded again.")
+        _decode_all(images, path, shape)
+    return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
+
+
+def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:
+    count, side = shape[:2]
+    mebibytes = np.prod(shape) / 2**20
+    say(f"decoding {count:,} images to {side} px once ({mebibytes:,.0f} MiB in {path.parent})")
+    block = max(1, 2**24 // int(np.prod(shape[1:])))
+    # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
+    with replacing(path) as scratch, open(scratch, "wb") as handle, ThreadPoolExecutor() as pool:
+        np.lib.format.write_array_header_1_0(
+            handle, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
+        for start in range(0, count, block):
+            rows = range(start, min(start + block, count))
+            decoded = pool.map(lambda i: squashed(images, i, side), rows)
+            handle.write(np.stack(list(decoded)).tobytes())
+
+
+def pixel_batches(
+    images: ImageSet, indices: NDArray[np.int64], preprocess: Preprocess, batch: int = 64
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images at `indices`, prepared as on the device, as uint8 `[≤batch, H, W, 3]`.
+
+    The next batch decodes in the background.
+    """
+
+    def prepared(index: int) -> NDArray[np.uint8]:
+        return preprocess.pixels(images.read(index))
+
+    def submit(chunk: NDArray[np.int64]) -> list[Future[NDArray[np.uint8]]]:
+        return [pool.submit(prepared, int(index)) for index in chunk]
+
+    with ThreadPoolExecutor() as pool:
+        chunks = [indices[start : start + batch] for start in range(0, len(indices), batch)]
+        upcoming = submit(chunks[0]) if chunks else []
+        for following in [*chunks[1:], None] if chunks else []:
+            current, upcoming = upcoming, submit(following) if following is not None else []
+            yield np.stack([future.result() for future in current])
+
+
+# --- batches
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """One process's share of a global batch, on the CPU."""
+
+    indices: NDArray[np.int64]
+    pixels: Tensor
+    """uint8 `[b, S, S, 3]`."""
+    params: ViewParams
+    labels: Tensor
+    teacher: Tensor | None
+    """Cached teacher embeddings of these views, float32 `[b, D]`."""
+    teacher_pixels: Tensor | None
+    """For an online teacher: uint8 `[b, S', S', 3]`."""
+    restyle: Restyle | None = None
+    """How the views are restyled."""
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Makes the batch of any step from scratch; holds no state.
+
+    Args:
+        views: number of cached views of each image, int64 `[N]`; None draws a fresh view at every visit.
+        embeddings: `(image indices, views)` → the teacher's embeddings, float32 `[b, D]`.
+    """
+
+    store: PixelStore
+    sampler: Sampler
+    augmentation: Augmentation
+    views: NDArray[np.int64] | None = None
+    embeddings: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]] | None = None
+    teacher_store: PixelStore | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self, step: int) -> RawBatch:
+        """Return this process's share of the batch of a step."""
+        images = self.store.images
+        drawn, drawn_before = self.sampler.step(step)
+        indices, visits = (part[self.rank :: self.world] for part in (drawn, drawn_before))
+        # An image starts its round of views at its own place, so that one batch holds all kinds.
+        views = visits if self.views is None else (visits + indices) % self.views[indices]
+        keys, numbers = [images.keys[i] for i in indices], views.tolist()
+        restyle = None
+        if self.augmentation.restyle:
+            restyle, places = restyle_params(keys, numbers, self.augmentation.restyle)
+            partners = self.store.batch(drawn[(places * len(drawn)).astype(np.int64)])
+            restyle = restyle._replace(partners=torch.from_numpy(partners))
+        online = self.teacher_store
+        return RawBatch(
+            indices=indices,
+            pixels=torch.from_numpy(self.store.batch(indices)),
+            params=view_params(keys, numbers, self.augmentation.policy),
+            labels=torch.from_numpy(images.labels[indices]),
+            teacher=torch.from_numpy(self.embeddings(indices, views)) if self.embeddings else None,
+            teacher_pixels=torch.from_numpy(online.batch(indices)) if online else None,
+            restyle=restyle,
+        )
+
+
+Made = TypeVar("Made")
+
+
+class Prefetcher(Generic[Made]):
+    """Iterates over the batches of `steps`, one ahead in a background thread.
+
+    `waited_s` is how long the consumer has waited for the present batch.
+    """
+
+    def __init__(self, source: Callable[[int], Made], steps: range) -> None:
+        self._source, self._steps = source, steps
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Made]]:
+        with ThreadPoolExecutor(1, thread_name_prefix="edgekd-data") as pool:
+            upcoming = None
+            for step in self._steps:
+                current = upcoming or pool.submit(self._source, step)
+                upcoming = pool.submit(self._source, step + 1) if step + 1 in self._steps else None
+                started = time.perf_counter()
+                batch = current.result()
+                self.waited_s = time.perf_counter() - started
+                yield step, batch

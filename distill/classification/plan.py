@@ -1,0 +1,402 @@
+"""The settings of a run, settled before any work: every open choice made, every need of the recipe checked."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekd.configs.train import TrainConfig, read_config
+from edgekd.core.console import say, shell_word
+from edgekd.core.errors import EdgekdError
+from edgekd.core.folders import free_name
+from edgekd.core.manifest import read_run
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.sources import absolute, is_packed
+from edgekd.data.split import Split, read_split, read_stored_split
+from edgekd.data.subsets import check_unseen, run_images, run_split
+from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
+from edgekd.distill.fetch import from_weights_dir
+from edgekd.distill.launch import precision_of
+from edgekd.distill.losses import uses_labels
+from edgekd.distill.recipes import Part, Recipe, get_recipe
+from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
+from edgekd.distill.text_bank import read_vocabulary, readable
+
+TOY_SIZE = 48
+TOY_STEPS = 150
+SMOKE_STEPS = 4
+DEFAULT_EPOCHS = 20.0
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """Fill every `None` that does not depend on the images, or read the settings of the run to resume.
+
+    Raises:
+        EdgekdError: unknown names, a recipe whose needs are not met, nothing to resume; before any work is done.
+    """
+    if config.resume:
+        return _resumed(config)
+    if config.start is not None:
+        config = _started_from(config, config.start.expanduser().absolute())
+    if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:
+        config = config.model_copy(update={"data": NO_DATA})
+    config = _with_recipe(config)
+    recipe = get_recipe(config.recipe, config.stages)
+    check_recipe(recipe, config)
+    config = config.model_copy(update=from_weights_dir(config, toy=is_toy(config)))
+    _check_teacher(recipe, config)
+    toy, encoder = is_toy(config), config.student == TEACHER_ENCODER
+    pretrained = config.pretrained
+    if pretrained is None and not encoder:
+        pretrained = "hub" if not toy else "toy" if toy_weights(config.student) else "scratch"
+    random = config.student_weights is None and config.start is None and pretrained == "scratch"
+    if random:
+        shipped = "no pretrained one is shipped for the toy data"
+        reason = shipped if config.pretrained is None else "as requested"
+        say(f"student: {timm_name(config.student)} from random weights ({reason})")
+    unlabelled = bool(config.unlabelled or config.adapt)
+    chosen: dict[str, Any] = {
+        "data": _absolute(config.data),
+        "teacher": _absolute(config.teacher),
+        "unlabelled": tuple(map(_absolute, config.unlabelled)),
+        "pretrained": pretrained,
+        "augment": config.augment or ("plain" if unlabelled else recipe.augment),
+        "bn": config.bn or ("train" if random else "frozen"),
+        "lr": config.lr or (2e-3 if random else 1e-3 if toy else 3e-4),
+        "precision": precision_of(config),
+        "out": config.out or _free_folder(config),
+    }
+    if config.size is None and toy and not encoder:
+        chosen["size"] = TOY_SIZE
+    if toy and config.prompts is None and recipe.prompts == "photo":
+        chosen["prompts"] = "domain"  # the toy teacher was trained with the names of its styles
+    if config.smoke:
+        batch = min(config.batch_size, 16)
+        chosen |= {"steps": SMOKE_STEPS, "epochs": None, "batch_size": batch, "views": 1}
+    elif config.steps is None and config.epochs is None:
+        chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
+    return config.model_copy(update=chosen)
+
+
+def _resumed(config: TrainConfig) -> TrainConfig:
+    out = config.out or _newest_unfinished()
+    if (out / "run.json").exists():
+        raise EdgekdError(
+            f"The run at {out} is finished.", "Export it: edgekd export " + shell_word(out)
+        )
+    if not (out / "config.json").is_file():
+        raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
+    stored = read_config(out / "config.json")
+    say(f"resuming {out} with the settings it was started with")
+    return stored.model_copy(update={"out": out, "resume": True})
+
+
+def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Settings of a run that starts from the finished run in `folder`: the student as that run has it."""
+    read_run(folder)
+    before = read_config(folder / "config.json")
+    for field in ("student_weights", "pretrained"):
+        if getattr(config, field) is not None:
+            raise EdgekdError(
+                f"The run starts from {folder}, so {field} has no effect.",
+                "Leave one of them out.",
+            )
+    shared: dict[str, Any] = {}
+    for field in ("student", "student_options", "size"):
+        own, shared[field] = getattr(config, field), getattr(before, field)
+        if field in config.model_fields_set and own not in (shared[field], None):
+            raise EdgekdError(
+                f"The run at {folder} has another {field} ({shared[field]}), so it cannot be started from.",
+                f"Leave {field} out, or start from another run.",
+            )
+    if "teacher" not in config.model_fields_set:
+        shared["teacher"] = before.teacher
+    pretrained = None if before.student == TEACHER_ENCODER else "scratch"
+    return config.model_copy(update=shared | {"start": folder, "pretrained": pretrained})
+
+
+def _with_recipe(config: TrainConfig) -> TrainConfig:
+    """Settings that follow from the recipe: the student, its projector, a term for captions, absolute paths."""
+    recipe = get_recipe(config.recipe, config.stages)
+    chosen: dict[str, Any] = {}
+    student = config.student
+    if recipe.student == "teacher":
+        if "student" in config.model_fields_set and student != TEACHER_ENCODER:
+            raise EdgekdError(
+                f"The recipe {recipe.name} trains the teacher's own image encoder, not {student}.",
+                "Leave --student out, or take --recipe vl2v-adip.",
+            )
+        student = chosen["student"] = TEACHER_ENCODER
+    elif student != TEACHER_ENCODER:
+        timm_name(student)
+    projects = student != TEACHER_ENCODER and recipe.head != "linear"
+    if config.projector is None and projects and recipe.projector != "none":
+        chosen["projector"] = recipe.projector
+    for name in ("captions", "vocabulary", "student_weights"):
+        if (path := getattr(config, name)) is not None:
+            chosen[name] = Path(path).expanduser().absolute()
+    if config.descriptions and not config.descriptions.startswith("command:"):
+        chosen["descriptions"] = str(Path(config.descriptions).expanduser().absolute())
+    if config.captions is not None and "captions" not in recipe.needs:
+        stages = copy.deepcopy(config.stages)
+        last = stages.setdefault(recipe.stages[-1].name, {})
+        last.setdefault("terms", {})["caption_nce"] = 1.0
+        chosen["stages"] = stages
+    return config.model_copy(update=chosen)
+
+
+def is_toy(config: TrainConfig) -> bool:
+    """Return whether a run has built-in images alone."""
+    if config.data == NO_DATA:
+        return all(source.startswith("toy:") for source in config.unlabelled)
+    return config.data == "toy"
+
+
+def _short(spec: str) -> str:
+    """Return a source's name as part of a folder's."""
+    return re.sub(r"[^\w.-]+", "-", Path(spec).name.removesuffix(".tar")).strip("-") or "data"
+
+
+def _absolute(spec: str) -> str:
+    """Return a spec that names a file or folder with its absolute path, so that the run can be used from elsewhere."""
+    if is_packed(spec):
+        return absolute(spec)
+    kind, colon, path = spec.rpartition(":")
+    if kind in ("local-dir", "embeddings"):
+        return f"{kind}:{Path(path).expanduser().absolute()}"
+    if not colon and spec != "toy" and Path(spec).exists():
+        return str(Path(spec).expanduser().absolute())
+    return spec
+
+
+def _free_folder(config: TrainConfig) -> Path:
+    return free_name(Path("runs") / f"{config.student}-{config.recipe}-{_short(config.data)}")
+
+
+# --- checks
+
+
+def _check_teacher(recipe: Recipe, config: TrainConfig) -> None:
+    """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
+    own = not is_toy(config) and (is_packed(config.data) or Path(config.data).expanduser().exists())
+    needed = recipe.uses_texts or config.student == TEACHER_ENCODER
+    if own and needed and "teacher" not in config.model_fields_set:
+        raise EdgekdError(
+            f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
+            "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
+        )
+
+
+def check_recipe(recipe: Recipe, config: TrainConfig) -> None:
+    """Refuse a recipe whose needs the configuration cannot meet."""
+    _check_texts(recipe, config)
+    if config.data == NO_DATA:
+        _check_label_free(config)
+    if config.unlabelled or config.adapt:
+        _check_unlabelled(recipe, config)
+    _check_student(recipe, config)
+
+
+def _check_texts(recipe: Recipe, config: TrainConfig) -> None:
+    needs = recipe.needs
+    if "captions" in needs and config.captions is None:
+        raise EdgekdError(
+            f"The recipe {recipe.name} has the term caption_nce and no captions.",
+            "Give a file: --captions FILE.",
+        )
+    reads_text = needs & {"bank", "visual_bank", "domain_bank"} or recipe.head == "text"
+    if config.descriptions and not reads_text:
+        raise EdgekdError(
+            f"The recipe {recipe.name} reads no text, so descriptions are of no use.",
+            "Leave them out; in a study give them to one recipe: --recipe-set vlm-ood:descriptions=FILE.",
+        )
+    if config.vocabulary is not None and config.data != NO_DATA:
+        terms = [item for stage in recipe.stages for item in stage.terms.items()]
+        labelled = [name for name, spec in terms if uses_labels(name, spec)]
+        if labelled:
+            raise EdgekdError(
+                f"The recipe {recipe.name} uses labels ({labelled[0]}), and a vocabulary other than the classes has "
+                "none.",
+                "Distil for a vocabulary with --recipe lgd.",
+            )
+        if not needs & {"bank", "visual_bank"}:
+            raise EdgekdError(
+                f"No term of the recipe {recipe.name} reads a vocabulary.",
+                "Leave it out, or take --recipe lgd.",
+            )
+        read_vocabulary(config.vocabulary)
+    if config.teacher.startswith("embeddings:"):
+        if config.online_teacher and "teacher" in needs:
+            raise EdgekdError(
+                "Precomputed embeddings hold no new views.",
+                "Leave --online-teacher out, or name a real teacher.",
+            )
+        for field, what in (("captions", "captions"), ("domain_bank", "texts about the domains")):
+            if field in needs:
+                raise EdgekdError(
+                    f"Precomputed embeddings hold no {what}, which {recipe.name} needs.",
+                    "Name a real teacher, or drop the term with --set.",
+                )
+
+
+def _check_unlabelled(recipe: Recipe, config: TrainConfig) -> None:
+    if config.unlabelled_filter and not recipe.needs & {"teacher", "bank"}:
+        raise EdgekdError(
+            f"The recipe {recipe.name} has no teacher to filter unlabelled images with.",
+            "Leave unlabelled_filter out.",
+        )
+    if not recipe.takes_unlabelled:
+        raise EdgekdError(
+            f"Every term of the recipe {recipe.name} needs labels, so unlabelled images are of no use.",
+            "Leave --unlabelled out, or take a recipe that reads the teacher: edgekd list recipes.",
+        )
+
+
+def _check_label_free(config: TrainConfig) -> None:
+    if config.vocabulary is None or not config.unlabelled:
+        raise EdgekdError(
+            "A run without labelled images needs names and unlabelled images.",
+            "Give --vocabulary FILE and --unlabelled DIR.",
+        )
+    read_vocabulary(config.vocabulary)
+    for name, is_set in {
+        "--select best": config.select == "best",
+        "--average swad": config.average == "swad",
+        "--eval-every": config.eval_every is not None,
+        "--unlabelled-filter": config.unlabelled_filter,
+    }.items():
+        if is_set:
+            raise EdgekdError(
+                f"{name} needs labelled validation images, and there are none.",
+                "Leave it out, or give labelled images with --data.",
+            )
+
+
+def _check_student(recipe: Recipe, config: TrainConfig) -> None:
+    encoder = config.student == TEACHER_ENCODER
+    if encoder and (config.pretrained or config.student_weights or config.student_options):
+        raise EdgekdError(
+            "The teacher's own image encoder starts from the teacher's weights and takes no others.",
+            "Leave --pretrained, --student-weights and student_options out.",
+        )
+    if encoder and recipe.head == "learned":
+        raise EdgekdError(
+            f"The recipe {recipe.name} cannot train the teacher's own image encoder.",
+            "Use --recipe vl2v-sd or erm.",
+        )
+    if config.projector and (recipe.head == "linear" or encoder):
+        raise EdgekdError(
+            f"There is no projector to choose: {config.student} with {recipe.name} has none.",
+            "Leave projector out.",
+        )
+    has: set[Part] = {"backbone"}
+    has |= {"head"} if recipe.head != "text" else set()
+    has |= {"projector"} if recipe.head != "linear" and not encoder else set()
+    for stage in recipe.stages:
+        if stage.share and not has & set(stage.trains):
+            raise EdgekdError(
+                f"The stage {stage.name} of {recipe.name} trains the {stage.trains[0]}, and this student has none.",
+                f"Give it no share and the next one all: --set stages.{stage.name}.share=0, or take --recipe vl2v-sd.",
+            )
+    if config.centre and recipe.head != "text":
+        raise EdgekdError(
+            f"{recipe.name} has a {recipe.head} head, so there is no embedding to centre.",
+            "Leave centre out.",
+        )
+    if config.centre and (encoder or "visual_bank" in recipe.needs):
+        what = "prototypes" if "visual_bank" in recipe.needs else "student"
+        raise EdgekdError(
+            f"The {what} of {recipe.name} live in the teacher's own space.", "Leave centre out."
+        )
+    if config.average == "wise-ft" and not (encoder and recipe.head == "text"):
+        raise EdgekdError(
+            "WiSE-FT mixes fine-tuned weights with CLIP's own, and this student does not start from them.",
+            "Use --student teacher with a recipe that predicts with the text head, or --average swad.",
+        )
+
+
+# --- images
+
+
+def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
+    """Load the images of a run.
+
+    Returns:
+        The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
+    """
+    assert config.out is not None
+    path = config.out / "split.json"
+    resumed = config.resume and path.exists()
+    limit = config.unlabelled_images
+    if config.data == NO_DATA:
+        assert config.vocabulary is not None
+        names = read_vocabulary(config.vocabulary)
+        before = path if resumed else None
+        return label_free(config.unlabelled, names, limit, config.split_seed, before)
+    images = load_images(config.data)
+    check_unseen(config, images)
+    images = run_images(images, config)
+    split = read_split(path, images) if resumed else run_split(config, images)
+    if config.unlabelled or config.adapt:
+        images, split = with_unlabelled(images, split, config.unlabelled, limit, config.adapt)
+    if config.start is not None and not resumed:
+        split = split_after(config.start, split)
+    return images, split
+
+
+def split_after(folder: Path, split: Split) -> Split:
+    """Return the split of a run that starts from the one in `folder`, with the domains that were seen there.
+
+    Raises:
+        EdgekdError: the run in `folder` trained on the domain that is left out, or on test images.
+    """
+    before = read_stored_split(folder / "split.json")
+    trained, domain = before.train_domains or (), split.test_domain
+    names = [readable(name).casefold() for name in trained]
+    if domain is not None and readable(domain).casefold() in names:
+        raise EdgekdError(
+            f"The run at {folder} trained on the domain {domain}, so it is not unseen.",
+            f"Leave out a domain that it left out too, or none: --test-domain {before.test_domain or 'none'}.",
+        )
+    roles = [before.roles.get(role, {}) for role in ("before", "unlabelled", "train")]
+    seen = {key for role in roles for key in role.values()}
+    tested = [key for role in ("id_test", "ood_test") for key in split.entries[role].values()]
+    if count := sum(key in seen for key in tested):
+        raise EdgekdError(
+            f"The run at {folder} trained on {count:,} of the {len(tested):,} test images.",
+            f"Split the images as it did: --split-seed {before.seed}, and the same --test-domain and --adapt.",
+        )
+    domains = dict.fromkeys((*split.unlabelled_domains, *before.unlabelled_domains))
+    return replace(
+        split,
+        train_domains=tuple(sorted({*split.train_domains, *trained})),
+        unlabelled_domains=tuple(domains),
+        before={key: key for key in sorted(seen)},  # ids may repeat from run to run
+    )
+
+
+# --- folders of runs
+
+
+def newest_run(root: Path = Path("runs")) -> Path:
+    """Return the most recently finished run under `runs/`."""
+    finished = sorted(root.glob("*/run.json"), key=os.path.getmtime)
+    if not finished:
+        raise EdgekdError(
+            f"There is no finished run under {root}/.", "Train one first: edgekd train."
+        )
+    return finished[-1].parent
+
+
+def _newest_unfinished(root: Path = Path("runs")) -> Path:
+    folders = [path.parent for path in root.glob("*/config.json")]
+    started = [folder for folder in folders if not (folder / "run.json").exists()]
+    if not started:
+        raise EdgekdError(
+            f"There is no unfinished run under {root}/.", "Name it: --resume --out FOLDER."
+        )
+    return max(started, key=os.path.getmtime)

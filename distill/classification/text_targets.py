@@ -1,0 +1,283 @@
+"""The targets of the text side: banks of classes, vocabulary and domains, captions, and the mean-centred space."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize, softmax
+
+from edgekd.configs.train import TrainConfig
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet
+from edgekd.data.split import Split
+from edgekd.data.unlabelled import keep_unlabelled
+from edgekd.distill.cache import caption_embeddings, plain_embeddings
+from edgekd.distill.launch import Fabric, gathered, total
+from edgekd.distill.losses import VisualBank
+from edgekd.distill.recipes import Recipe
+from edgekd.distill.students import Student
+from edgekd.distill.teachers import ClipTeacher, Teacher
+from edgekd.distill.text_bank import (
+    DESCRIPTIONS_FILE,
+    Descriptions,
+    TextBank,
+    read_captions,
+    read_vocabulary,
+    stored_descriptions,
+    templates_for,
+    warn_of_indistinct_classes,
+)
+
+ANISOTROPIC = 0.5
+"""Length of the mean of unit embeddings from which on they are mean-centred: a quarter of their energy is common."""
+_REJECTED = 0.05
+"""Part of the validation images on which the teacher may be less confident than on an unlabelled image that trains."""
+
+
+@dataclass(frozen=True, eq=False)
+class TextTargets:
+    """What the terms of a recipe compare with, besides the teacher's image embeddings; None where not needed."""
+
+    bank: TextBank
+    """Of the classes, or of the vocabulary."""
+    visual: VisualBank | None = None
+    domains: Tensor | None = None
+    """Float `[domains, C, D]`."""
+    captions: Tensor | None = None
+    """Float `[images, D]`, zeros for images that do not train."""
+
+    def fields(self, indices: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+        """Return the fields of `losses.Batch` for these images."""
+        found = {
+            "visual_bank": self.visual.to(device).vectors.clone() if self.visual else None,
+            "domain_bank": self.domains,
+            "captions": self.captions[indices] if self.captions is not None else None,
+        }
+        return {name: value.to(device) for name, value in found.items() if value is not None}
+
+    def centred_like(self, bank: TextBank) -> TextTargets:
+        """Return the targets in the space of the classes' bank, which may be mean-centred."""
+        centre = bank.text_centre
+        if centre is None:
+            return self
+        own = centre if self.bank.classes == bank.classes else self.bank.vectors.mean(dim=0)
+        moved = dataclasses.replace(self.bank, image_centre=bank.image_centre, text_centre=own)
+        domains = normalize(self.domains - centre, dim=-1) if self.domains is not None else None
+        captions = normalize(self.captions, dim=-1) - centre if self.captions is not None else None
+        return dataclasses.replace(self, bank=moved, domains=domains, captions=captions)
+
+    def update(self, fabric: Fabric, teacher: Tensor | None) -> None:
+        """Update the visual bank with the teacher's embeddings of a step, float `[b, D]`, of all processes."""
+        if self.visual is not None and teacher is not None:
+            self.visual.update(gathered(fabric, teacher))
+
+
+def class_bank(
+    fabric: Fabric,
+    config: TrainConfig,
+    recipe: Recipe,
+    teacher: Teacher,
+    classes: Sequence[str],
+    sources: Sequence[str],
+) -> tuple[TextBank, Descriptions | None]:
+    """Return the bank that the text head predicts with, and the descriptions of all names of the run.
+
+    Process 0 alone gets descriptions: a language model answers every call differently. A resumed run reads its own.
+
+    Args:
+        sources: names of the source domains.
+    """
+    described = None
+    if config.descriptions and fabric.is_global_zero:
+        assert config.out is not None
+        vocabulary = read_vocabulary(config.vocabulary) if config.vocabulary else ()
+        described = stored_descriptions(
+            config.out / DESCRIPTIONS_FILE if config.resume else None,
+            config.descriptions,
+            tuple(dict.fromkeys((*classes, *vocabulary))),
+            may_run=not config.resume,
+        )
+    if config.descriptions and fabric.world_size > 1:
+        described = fabric.broadcast(described)
+    templates = templates_for(config.prompts or recipe.prompts, sources)
+    bank = teacher.text_bank(classes, templates, described)
+    warn_of_indistinct_classes(bank)
+    return bank, described
+
+
+def make_targets(
+    fabric: Fabric,
+    config: TrainConfig,
+    recipe: Recipe,
+    images: ImageSet,
+    split: Split,
+    teacher: Teacher,
+    bank: TextBank,
+    described: Descriptions | None,
+) -> TextTargets:
+    """Build the targets that the recipe's terms need; `bank` is the bank of the classes.
+
+    Raises:
+        EdgekdError: captions or domains that a term needs are missing.
+    """
+    sources = source_domains(images, split)
+    if config.vocabulary:
+        templates = templates_for(config.prompts or recipe.prompts, sources)
+        bank = teacher.text_bank(read_vocabulary(config.vocabulary), templates, described)
+    visual = domains = captions = None
+    if "visual_bank" in recipe.needs:
+        visual = VisualBank(bank.vectors, recipe.momentum, config.seed)
+    if "domain_bank" in recipe.needs:
+        if len(sources) < 2:
+            raise EdgekdError(
+                f"The recipe {recipe.name} compares source domains, and there is {len(sources)}.",
+                "Use a domain/class/image folder, or drop the term: --set stages.train.terms.domain_rel=0.",
+            )
+        texts = [templates_for("domain", [name]) for name in sources]
+        banks = [teacher.text_bank(images.classes, t, described, warns=False) for t in texts]
+        domains = torch.stack([each.vectors for each in banks])
+    if "captions" in recipe.needs:
+        assert config.captions is not None
+        assert isinstance(teacher, ClipTeacher)
+        texts_of = read_captions(config.captions, [images.ids[i] for i in split.train])
+        captions = torch.zeros(len(images), teacher.dim)
+        captions[split.train] = caption_embeddings(fabric, teacher, texts_of)
+    return TextTargets(bank, visual, domains, captions)
+
+
+def source_domains(images: ImageSet, split: Split) -> list[str]:
+    """Return the names of the domains that train."""
+    return [name for name in images.domains if name != split.test_domain]
+
+
+def evenly_spread(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return up to `count` of the indices, evenly spread."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), count)).round().astype(np.int64)
+    chosen: NDArray[np.int64] = indices[places]
+    return chosen
+
+
+def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> float:
+    """Print the teacher's zero-shot accuracy, as a mean over classes, and warn where it is near chance.
+
+    Args:
+        logits: of training examples, float `[N, C]`. labels: int64 `[N]`. what: the examples, such as "images".
+
+    Returns:
+        The accuracy, 0–1.
+    """
+    right = logits.numpy().argmax(axis=1) == labels
+    present = np.unique(labels)
+    accuracy = float(np.mean([right[labels == label].mean() for label in present]))
+    chance = 1 / logits.shape[1]
+    text = f"zero-shot accuracy {100 * accuracy:.1f} % on {len(labels):,} training {what}"
+    say(f"teacher: {text} (mean over {len(present)} classes; chance is {100 * chance:.1f} %)")
+    if near_chance(accuracy, chance):
+        warn(
+            f"THE TEACHER HARDLY KNOWS THESE CLASSES: its {text} is near chance ({100 * chance:.1f} %). A student "
+            "learns no more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
+        )
+    return accuracy
+
+
+def near_chance(accuracy: float, chance: float) -> bool:
+    """Return whether an accuracy is below twice chance, and below a tenth of the way from chance to 1.
+
+    Args:
+        accuracy, chance: 0–1; means over classes, so that a constant answer has chance.
+    """
+    return accuracy < min(2 * chance, chance + 0.1 * (1 - chance))
+
+
+def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> TextBank:
+    """Return the bank with the means of the teacher's image and text embeddings, which targets then leave out.
+
+    CLIP's embeddings are anisotropic: images and texts each have a large common part, which makes a cosine nearly
+    blind to what tells classes apart (docs/measurements.md has the figures). Ours; the published systems do not.
+
+    Args:
+        embeddings: of training images, never of the unseen domain, float `[N, D]`; None: texts alone.
+        always: False: only where the mean of the unit embeddings is longer than `ANISOTROPIC`.
+    """
+    centre = None if embeddings is None else normalize(embeddings, dim=-1).mean(dim=0).clone()
+    if not always and (centre is None or centre.norm() <= ANISOTROPIC):
+        return bank
+    if centre is not None:
+        length = f"{centre.norm():.2f}"
+        say(
+            f"teacher: the mean of its unit embeddings has length {length}; the targets are mean-centred"
+        )
+    return dataclasses.replace(bank, image_centre=centre, text_centre=bank.vectors.mean(dim=0))
+
+
+def without_outliers(
+    fabric: Fabric, images: ImageSet, split: Split, teacher: Teacher, bank: TextBank
+) -> tuple[ImageSet, Split]:
+    """Leave out unlabelled images that are out of the distribution of the classes to the teacher.
+
+    The score is the largest zero-shot probability (maximum concept matching, Ming et al., NeurIPS 2022), and the
+    threshold the one that a twentieth of the labelled validation images is below.
+
+    Args:
+        images, split: as `with_unlabelled` returns them.
+
+    Raises:
+        EdgekdError: none is left.
+    """
+
+    def confidence(indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        logits = bank.zero_shot(plain_embeddings(fabric, teacher, images, indices))
+        return softmax(logits, dim=-1).amax(dim=-1).numpy()
+
+    places = np.arange(len(images) - len(split.unlabelled), len(images))
+    threshold = float(np.quantile(confidence(split.val), _REJECTED))
+    kept = confidence(places) >= threshold
+    say(
+        f"unlabelled: {int((~kept).sum()):,} of {len(kept):,} images left out; the teacher gives them no class with "
+        f"more than {100 * threshold:.0f} %"
+    )
+    if not kept.any():
+        raise EdgekdError(
+            "The teacher recognises the classes in none of the unlabelled images.",
+            "Check the folder, or leave unlabelled_filter out.",
+        )
+    return keep_unlabelled(images, split, {images.keys[i] for i in places[kept]})
+
+
+@torch.no_grad()
+def centre_projector(
+    fabric: Fabric,
+    student: Student,
+    bank: TextBank,
+    recipe: Recipe,
+    views: Tensor,
+    labels: Tensor,
+    embedding: Tensor | None,
+) -> None:
+    """Initialise the projector's bias with the mean of its targets over the first batch.
+
+    The common part of all embeddings would otherwise take up the align stage, and the distill stage, whose projector
+    is frozen, never makes up for it. Ours; the published code aligns for 5,001 steps instead.
+
+    Args:
+        views: float `[b, 3, S, S]`. labels: int64 `[b]`. embedding: the teacher's, float `[b, D]`.
+    """
+    assert student.projector is not None
+    length = student.body(student.normalised(views)).norm(dim=-1).mean()
+    # Unlabelled images have no text, and the rest of the batch stands for them.
+    vectors = bank.vectors.to(fabric.device)
+    targets = vectors[labels.clamp(min=0)] * (labels >= 0)[:, None]  # [B, D]
+    if embedding is not None:
+        if any("feat_mse" in stage.terms for stage in recipe.stages):
+            length = embedding.norm(dim=-1).mean()
+        with_text = "cos_text" in recipe.stages[-1].terms
+        targets = targets + normalize(embedding, dim=-1) if with_text else embedding
+    centre = normalize(total(fabric, normalize(targets, dim=-1).mean(dim=0)), dim=-1)
+    student.projector.bias.copy_(total(fabric, length) / fabric.world_size * centre)

@@ -1,0 +1,64 @@
+"""Images that are no files of their own: WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets`.
+
+A source is read once from front to back: every image is decoded and hashed, none is kept. What was found is remembered,
+so the next run lists nothing. Images are then read one by one, where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.core.console import Tally
+from edgekd.core.errors import EdgekdError
+from edgekd.data.images import UnreadableImage, decode
+from edgekd.data.scan import Entry
+
+
+@dataclass(frozen=True, eq=False)
+class PackedReader:
+    """Reads the i-th image out of what holds them; picklable, for many threads.
+
+    Attributes:
+        content: row in the source → the image's encoded bytes.
+        rows: int64 `[N]`, row of each image.
+        source: name of the source, for messages.
+    """
+
+    content: Callable[[int], bytes]
+    rows: NDArray[np.int64]
+    source: str
+
+    def __call__(self, index: int, draft: int | None = None) -> Image.Image:
+        row = int(self.rows[index])
+        try:
+            return decode(self.content(row), draft=draft)
+        except UnreadableImage as error:
+            raise EdgekdError(
+                f"Image {row} of {self.source} could be read when the run began, and cannot be now: {error.reason}.",
+                "Restore the source, or start again.",
+            ) from error
+
+    def at(self, kept: NDArray[np.int64]) -> PackedReader:
+        """Return a reader of these images alone, in that order."""
+        return replace(self, rows=self.rows[kept])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The readable images of a source, in its order."""
+
+    name: str
+    """Short, for reports."""
+    entries: tuple[Entry, ...]
+    keys: tuple[str, ...]
+    """32 hex digits of each image's content hash."""
+    reader: PackedReader
+    root: Path | None = None
+    """Folder that may hold `classes.txt`."""
+    left_out: Tally = field(default_factory=Tally)

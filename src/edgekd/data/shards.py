@@ -1,0 +1,252 @@
+"""WebDataset shards: tar files in which `KEY.jpg` lies beside `KEY.cls`, `KEY.txt` or `KEY.json`.
+
+`.cls` holds the number of the class, `.txt` its name, `.json` an object with `label` and, if wanted, `domain` and
+`split`. Shards are on disk or at any address that fsspec opens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.ahead import map_ahead
+from edgekd.core.console import Tally, say, warn
+from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.files import cache_root, short_hash, write_text
+from edgekd.core.readers import parse_json, printable, read_json
+from edgekd.data.images import EXTENSIONS, check_content
+from edgekd.data.packed import Packed, PackedReader
+from edgekd.data.scan import ROLES, Entry
+
+_VERSION = 1
+_MOST_SHARDS = 100_000
+_MOST_LABEL = 1 << 20
+_AHEAD = 64
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image in a shard. `key` is empty where it cannot be read, for the `reason`; `label` where there is none."""
+
+    name: str
+    offset: int
+    size: int
+    key: str
+    reason: str
+    label: str = ""
+    domain: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ShardBytes:
+    """Row → encoded image, read from its place in its shard."""
+
+    shards: tuple[str, ...]
+    shard_of: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __call__(self, row: int) -> bytes:
+        start, size = int(self.offsets[row]), int(self.sizes[row])
+        system, path = _file_system(self.shards[self.shard_of[row]])
+        try:
+            return bytes(system.cat_file(path, start=start, end=start + size))
+        except Exception as error:  # every file system of fsspec has errors of its own
+            raise EdgekdError(
+                f"The shard {self.shards[self.shard_of[row]]} cannot be read ({first_line(error)}).",
+                "Restore it, and go on with --resume.",
+            ) from error
+
+
+def list_shards(spec: str, *, labelled: bool) -> Packed:
+    """List the images of all shards that `spec` names; see `sources.open_packed`."""
+    shards = tuple(expanded(spec))
+    entries: list[Entry] = []
+    keys: list[str] = []
+    places: list[tuple[int, int, int]] = []
+    left_out = Tally()
+    for number, shard in enumerate(shards):
+        stem = shard.rsplit("/", 1)[-1].removesuffix(".tar")
+        for row in _indexed(shard):
+            name = f"{stem}/{row.name}"
+            reason = row.reason or ("no label" if labelled and not row.label else "")
+            if reason:
+                left_out.add(reason, name)
+                continue
+            entries.append(_entry(shard, name, row) if labelled else Entry(name, ""))
+            keys.append(row.key)
+            places.append((number, row.offset, row.size))
+    if any(entry.role for entry in entries) and not all(entry.role for entry in entries):
+        raise EdgekdError(
+            f"Some images of {spec} have a split and others have none.", "Give all or none one."
+        )
+    where = np.array(places, dtype=np.int64).reshape(-1, 3)
+    content = ShardBytes(shards, where[:, 0].astype(np.int32), where[:, 1], where[:, 2])
+    folder = Path(shards[0]).parent
+    return Packed(
+        name=printable(folder.name or "shards"),
+        entries=tuple(entries),
+        keys=tuple(keys),
+        reader=PackedReader(content, np.arange(len(entries)), spec),
+        root=folder if "://" not in spec else None,
+        left_out=left_out,
+    )
+
+
+def expanded(spec: str) -> list[str]:
+    """Return the addresses of a pattern with braces: `{000..127}` counts, `{a,b}` lists.
+
+    Raises:
+        EdgekdError: an end before its start, or more than 100,000 shards.
+    """
+    found = re.search(r"\{([^{}]*)\}", spec)
+    if found is None:
+        return [spec]
+    inner, before, after = found[1], spec[: found.start()], spec[found.end() :]
+    span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inner)
+    if span is None:
+        parts: Sequence[str] = inner.split(",")
+    else:
+        first, last = int(span[1]), int(span[2])
+        if not first <= last < first + _MOST_SHARDS:
+            raise EdgekdError(f"{{{inner}}} names no shards.", "Count upwards: {000..127}.")
+        width = len(span[1])
+        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return [whole for part in parts for whole in expanded(f"{before}{part}{after}")]
+
+
+def _entry(shard: str, name: str, row: Row) -> Entry:
+    role = ROLES.get(row.split.lower()) if row.split is not None else None
+    if row.split is not None and role is None:
+        raise EdgekdError(
+            f'{row.name} in {shard} has the split "{row.split}".',
+            did_you_mean(row.split.lower(), ROLES),
+        )
+    return Entry(name, row.label, row.domain, role)
+
+
+def _file_system(shard: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(shard)
+    except (ImportError, ValueError) as error:
+        raise EdgekdError(
+            f"{shard} cannot be opened ({first_line(error)}).",
+            "Install what fsspec needs for such addresses, or copy the shards here.",
+        ) from error
+    return system, path
+
+
+def _indexed(shard: str) -> list[Row]:
+    """Return the rows of a shard, from the index of an earlier run where the shard has not changed."""
+    system, path = _file_system(shard)
+    try:
+        stamp = str(system.ukey(path))
+    except Exception as error:
+        raise EdgekdError(
+            f"There is no shard {shard}.", "Check the path and the numbers."
+        ) from error
+    index = cache_root() / "index" / f"shard-{short_hash(shard, stamp)}.json"
+    if index.exists():
+        try:
+            stored = read_json(index, "index of a shard")
+            if stored["version"] == _VERSION:
+                return [Row(**row) for row in stored["rows"]]
+        except (EdgekdError, KeyError, TypeError):
+            warn(f"the index {index} is damaged; the shard is read again.")
+    say(f"reading {shard} once …")
+    rows = list(_scan(system, path, shard))
+    if not rows:
+        raise EdgekdError(f"The shard {shard} holds no image.", "Leave it out, or write it again.")
+    try:
+        write_text(index, json.dumps({"version": _VERSION, "rows": [vars(row) for row in rows]}))
+    except (EdgekdError, OSError) as error:
+        warn(f"the shard will be read again next time, since {index} was not written ({error}).")
+    return rows
+
+
+def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
+    """Read a shard once; images are decoded by threads, at most `_AHEAD` of them in memory."""
+    facts: dict[str, dict[str, str]] = {}
+
+    def checked(item: tuple[str, int, bytes]) -> Row:
+        name, offset, data = item
+        key, reason = check_content(data)
+        return Row(printable(name), offset, len(data), key, reason)
+
+    rows: list[tuple[str, Row]] = []
+    with system.open(path, "rb") as handle:
+        try:
+            with tarfile.open(fileobj=handle, mode="r:") as tar:
+                for row in map_ahead(checked, _images(tar, facts), _AHEAD):
+                    rows.append((_stem(row.name), row))
+                handle.seek(tar.offset)
+                whole = handle.read(_BLOCK) == bytes(_BLOCK)
+        except tarfile.ReadError as error:
+            if not rows and "empty file" in str(error):
+                raise EdgekdError(f"The shard {shard} is empty.", "Write it again.") from error
+            whole = False
+    if not whole:
+        raise EdgekdError(
+            f"The shard {shard} is damaged or cut off after {len(rows):,} images.",
+            "Copy or write it again.",
+        )
+    for stem, row in rows:
+        yield Row(**{**vars(row), **facts.get(stem, {})})
+
+
+def _images(
+    tar: tarfile.TarFile, facts: dict[str, dict[str, str]]
+) -> Iterator[tuple[str, int, bytes]]:
+    """Yield name, offset and content of each image, and put what lies beside them into `facts`."""
+    for member in tar:
+        ending = os.path.splitext(member.name)[1].lower()
+        is_image = ending in EXTENSIONS
+        if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):
+            continue
+        if not is_image and member.size > _MOST_LABEL:
+            continue
+        handle = tar.extractfile(member)
+        data = handle.read() if handle is not None else b""
+        if len(data) != member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        if is_image:
+            yield member.name, member.offset_data, data
+        else:
+            facts.setdefault(_stem(printable(member.name)), {}).update(_facts(ending, data))
+
+
+def _stem(name: str) -> str:
+    """Return WebDataset's key: the path up to the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _facts(ending: str, data: bytes) -> dict[str, str]:
+    text = data.decode("utf-8", "replace").strip()
+    if ending != ".json":
+        return {"label": printable(text)} if text else {}
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    known = {name: found.get(name) for name in ("label", "domain", "split")}
+    return {
+        name: printable(str(value))
+        for name, value in known.items()
+        if isinstance(value, str | int) and str(value)
+    }

@@ -1,0 +1,202 @@
+"""Hugging Face `datasets`: by name, or saved on disk with `save_to_disk` (`hf:NAME[:split]`, `hf:FOLDER[:split]`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.core.ahead import map_ahead
+from edgekd.core.console import Tally, say, warn
+from edgekd.core.errors import EdgekdError, did_you_mean, first_line
+from edgekd.core.files import cache_root, short_hash, write_text
+from edgekd.core.readers import printable, read_json
+from edgekd.data.images import check_content, read_bytes
+from edgekd.data.packed import Packed, PackedReader
+from edgekd.data.scan import ROLES, Entry
+
+_VERSION = 1
+_AHEAD = 64
+_LABELS = ("label", "labels", "class", "category")
+
+
+@dataclass(frozen=True, eq=False)
+class TableBytes:
+    """Row over all splits → encoded image."""
+
+    tables: tuple[Any, ...]
+    column: str
+
+    def __call__(self, row: int) -> bytes:
+        for table in self.tables:
+            if row < len(table):
+                cell = table[row][self.column]
+                return bytes(cell["bytes"]) if cell["bytes"] else read_bytes(Path(cell["path"]))
+            row -= len(table)
+        raise IndexError(row)
+
+
+def list_table(spec: str, *, labelled: bool) -> Packed:
+    """List the images of a dataset; see `sources.open_packed`.
+
+    Without a split, `train`, `validation` and `test` are taken, as the parts that they name.
+    """
+    tables = _load(spec)
+    features = next(iter(tables.values())).features
+    image = _image_column(spec, features)
+    label = _label_column(spec, features) if labelled else None
+    tables = {name: _undecoded(table, image) for name, table in tables.items()}
+    roles = {name: ROLES.get(name.lower()) for name in tables}
+    kept = {name for name, role in roles.items() if role or len(tables) == 1}
+    has_roles = len(kept) > 1 and "train" in roles.values()
+    chosen = {name: table for name, table in tables.items() if name in kept}
+    content = TableBytes(tuple(chosen.values()), image)
+    entries: list[Entry] = []
+    keys: list[str] = []
+    rows: list[int] = []
+    left_out = Tally()
+    first = 0
+    for split, table in chosen.items():
+        labels = _names(table, label) if label is not None else [""] * len(table)
+        domains = _names(table, "domain") if "domain" in features else None
+        for number, (key, reason) in enumerate(_checked(spec, table, image)):
+            name = f"{split}/{number}"
+            reason = reason or ("no label" if labelled and not labels[number] else "")
+            if reason:
+                left_out.add(reason, name)
+                continue
+            domain = domains[number] if domains is not None else None
+            role = roles[split] if has_roles else None
+            entries.append(Entry(name, labels[number], domain, role))
+            keys.append(key)
+            rows.append(first + number)
+        first += len(table)
+    return Packed(
+        name=printable(Path(spec.partition(":")[0]).name),
+        entries=tuple(entries),
+        keys=tuple(keys),
+        reader=PackedReader(content, np.array(rows, dtype=np.int64), f"hf:{spec}"),
+        left_out=left_out,
+    )
+
+
+def _load(spec: str) -> dict[str, Any]:
+    """Return split → dataset."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise EdgekdError(
+            "hf: needs the package datasets, which is not installed here.",
+            'Install it: pip install "edgekd[datasets]".',
+        ) from error
+    name, _, split = spec.partition(":")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        if Path(name).expanduser().is_dir():
+            found = datasets.load_from_disk(str(Path(name).expanduser()))
+        else:
+            from edgekd.core.hub import prefer_local_cache
+
+            prefer_local_cache()
+            found = datasets.load_dataset(name)
+    except Exception as error:  # datasets has errors of many kinds
+        raise EdgekdError(
+            f"The dataset {name} cannot be loaded ({first_line(error)}).",
+            "Name one of the hub, or a folder that save_to_disk wrote.",
+        ) from error
+    tables = dict(found) if isinstance(found, Mapping) else {split or "all": found}
+    if split and split not in tables:
+        raise EdgekdError(f'{name} has no split "{split}".', did_you_mean(split, tables))
+    return {split: tables[split]} if split else tables
+
+
+def _image_column(spec: str, features: Mapping[str, Any]) -> str:
+    import datasets
+
+    for name, feature in features.items():
+        fields = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
+        if isinstance(feature, datasets.Image) or (
+            isinstance(fields, dict) and {"bytes", "path"} <= set(fields)
+        ):
+            return name
+    raise EdgekdError(
+        f"hf:{spec} has no column of images.", f"Its columns are {_described(features)}."
+    )
+
+
+def _label_column(spec: str, features: Mapping[str, Any]) -> str:
+    import datasets
+
+    known = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    named = [name for name in _LABELS if name in features]
+    if not known and not named:
+        raise EdgekdError(
+            f"hf:{spec} has no column of labels.",
+            f"Call it label; the columns are {_described(features)}.",
+        )
+    name = next((one for one in named if one in known), (known or named)[0])
+    kind = getattr(features[name], "dtype", "")
+    if name not in known and not str(kind).startswith(("string", "large_string", "int", "uint")):
+        raise EdgekdError(
+            f"The column {name} of hf:{spec} holds {kind or features[name]}, not one class for each image.",
+            "Make it a ClassLabel, names or whole numbers.",
+        )
+    return name
+
+
+def _described(features: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    import datasets
+
+    feature = table.features[column]
+    if isinstance(feature, datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def _names(table: Any, column: str) -> list[str]:
+    """Return a column as text: the names of a ClassLabel, empty where a value is missing."""
+    values = table.with_format(None)[column]
+    names = getattr(table.features[column], "names", None)
+
+    def name(value: Any) -> str:
+        if value is None or (names and not 0 <= value < len(names)):
+            return ""
+        return printable(str(names[value] if names else value))
+
+    return [name(value) for value in values]
+
+
+def _checked(spec: str, table: Any, column: str) -> list[tuple[str, str]]:
+    """Return content key and reason of each row, from an earlier run where the dataset is the same."""
+    stamp = short_hash("table", str(table._fingerprint), column)
+    index = cache_root() / "index" / f"table-{stamp}.json"
+    if index.exists():
+        try:
+            stored = read_json(index, "index of a dataset")
+            found = [(str(key), str(reason)) for key, reason in stored["rows"]]
+            if stored["version"] == _VERSION and len(found) == len(table):
+                return found
+        except (EdgekdError, KeyError, TypeError, ValueError):
+            warn(f"the index {index} is damaged; the dataset is read again.")
+    say(f"reading {len(table):,} images of hf:{spec} once …")
+    rows = list(map_ahead(check_content, _contents(table, column), _AHEAD))
+    try:
+        write_text(index, json.dumps({"version": _VERSION, "rows": rows}))
+    except (EdgekdError, OSError) as error:
+        warn(f"the dataset will be read again next time, since {index} was not written ({error}).")
+    return rows
+
+
+def _contents(table: Any, column: str) -> Iterator[bytes | Path]:
+    for row in table.select_columns([column]):
+        cell = row[column] or {"bytes": b"", "path": None}
+        yield bytes(cell["bytes"]) if cell["bytes"] or not cell["path"] else Path(cell["path"])

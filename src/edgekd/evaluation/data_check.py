@@ -1,0 +1,325 @@
+"""`edgekd data check`: what is wrong with a data set before it trains, as a page with thumbnails."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.report.failures import jpeg_address
+from edgekd.benchmark.report.render import html
+from edgekd.benchmark.report.sections import (
+    Document,
+    Gallery,
+    Item,
+    Picture,
+    Section,
+    Table,
+    Text,
+    table,
+)
+from edgekd.configs.data import DataCheckConfig
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_text
+from edgekd.data import scan
+from edgekd.data.coco import list_coco
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.images import check_content
+from edgekd.data.sources import is_packed, open_packed
+
+if TYPE_CHECKING:
+    from edgekd.distill.teachers import ClipTeacher
+
+MOST_SHOWN = 48
+"""Pictures in a gallery and rows of a table; the counts are those of all."""
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images, by their indices, and the cosine of their embeddings (1 for equal contents)."""
+
+    first: int
+    second: int
+    cosine: float = 1.0
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """An image whose label the teacher contradicts."""
+
+    index: int
+    teacher: str
+    probability: float
+    """Of the teacher's class, 0–1."""
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found. Near-duplicates and doubts are None where no teacher looked."""
+
+    images: ImageSet
+    page: Path
+    unreadable: tuple[tuple[str, str], ...]
+    """Name and reason."""
+    duplicates: tuple[Pair, ...]
+    near_duplicates: tuple[Pair, ...] | None = None
+    label_errors: tuple[Doubt, ...] | None = None
+    zero_shot: float | None = None
+    """The teacher's accuracy on the labels, 0–1."""
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    """int64 `[domains, classes]`."""
+
+    def across(self, pair: Pair) -> str:
+        """Return what a pair lies across: labels, splits, domains, or nothing."""
+        images, (a, b) = self.images, (pair.first, pair.second)
+        return ", ".join(
+            name
+            for name, differs in (
+                ("labels", images.labels[a] != images.labels[b]),
+                ("splits", images.roles is not None and images.roles[a] != images.roles[b]),
+                ("domains", images.domain_of[a] != images.domain_of[b]),
+            )
+            if differs
+        )
+
+    def summary(self) -> list[str]:
+        """Return one line for each kind of finding."""
+        crossing = sum(bool(self.across(pair)) for pair in self.duplicates)
+        sizes = self.counts.sum(axis=0)
+        lines = [
+            f"{len(self.images):,} images of {len(self.images.classes)} classes; the largest class has "
+            f"{sizes.max():,}, the smallest {sizes.min():,}",
+            f"unreadable: {len(self.unreadable):,}",
+            f"duplicates: {len(self.duplicates):,}, of them {crossing:,} across labels, splits or domains",
+        ]
+        if self.near_duplicates is not None and self.label_errors is not None:
+            across = sum(bool(self.across(pair)) for pair in self.near_duplicates)
+            lines += [
+                f"near-duplicates: {len(self.near_duplicates):,}, of them {across:,} across labels, splits or domains",
+                f"probable label errors: {len(self.label_errors):,} (the teacher agrees with "
+                f"{100 * (self.zero_shot or 0):.1f} % of all labels)",
+            ]
+        return lines
+
+
+def check_data(config: DataCheckConfig) -> DataCheck:
+    """Look at a data set and write the page; see `edgekd.api.check_data`."""
+    if config.out.exists() and not config.overwrite:
+        raise EdgekdError(
+            f"{config.out} exists already.", "Choose another --out, or add --overwrite."
+        )
+    images = load_images(config.data, one_class=True)
+    counts = np.zeros((len(images.domains), len(images.classes)), dtype=np.int64)
+    np.add.at(counts, (images.domain_of, images.labels), 1)
+    found = DataCheck(
+        images,
+        config.out,
+        tuple(_unreadable(config.data, images)),
+        tuple(_duplicates(images.keys)),
+        counts=counts,
+    )
+    if config.teacher is not None:
+        found = _asked(found, config, config.teacher)
+    write_text(config.out, html(_document(found)))
+    return found
+
+
+def _unreadable(data: str, images: ImageSet) -> Iterator[tuple[str, str]]:
+    if data == "toy":
+        return
+    if is_packed(data):
+        packed = open_packed(data)
+        yield from (
+            (packed.left_out.examples[reason], f"{count} × {reason}")
+            for reason, count in packed.left_out.reasons.items()
+        )
+        return
+    path = Path(data)
+    if path.is_dir():
+        listing = scan.list_folder(path)
+    else:
+        listing = list_coco(path) if path.suffix.lower() == ".json" else scan.list_manifest(path)
+    read = set(images.ids)
+    for entry in listing.entries:
+        if scan.shown(entry.path) not in read:
+            yield scan.shown(entry.path), check_content(listing.root / entry.path)[1]
+
+
+def _duplicates(keys: Sequence[str]) -> Iterator[Pair]:
+    """Yield each further image of a content with the first one of it."""
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        before = first.setdefault(key, index)
+        if before != index:
+            yield Pair(before, index)
+
+
+def _asked(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
+    """Add what the teacher's embeddings show."""
+    import dataclasses
+
+    from torch.nn.functional import softmax
+
+    from edgekd.distill.teachers import ClipTeacher, load_teacher
+    from edgekd.distill.text_bank import templates_for
+
+    teacher = load_teacher(spec)
+    if not isinstance(teacher, ClipTeacher):
+        raise EdgekdError(f"{spec} cannot embed new images.", "Name a real teacher, or none.")
+    images = found.images
+    embeddings = _embeddings(teacher, images)
+    bank = teacher.text_bank(images.classes, templates_for("photo"))
+    import torch
+
+    odds = softmax(bank.zero_shot(torch.from_numpy(embeddings)), dim=1).numpy()
+    best = odds.argmax(axis=1)
+    sure = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
+    order = sure[np.argsort(-odds[sure, best[sure]], kind="stable")]
+    doubts = tuple(
+        Doubt(int(index), images.classes[best[index]], float(odds[index, best[index]]))
+        for index in order
+    )
+    return dataclasses.replace(
+        found,
+        near_duplicates=tuple(near_pairs(embeddings, images.keys, config.near)),
+        label_errors=doubts,
+        zero_shot=float((best == images.labels).mean()),
+    )
+
+
+def _embeddings(teacher: ClipTeacher, images: ImageSet) -> NDArray[np.float32]:
+    """Return float32 `[N, D]`."""
+    import torch
+
+    from edgekd.distill.batches import pixel_batches
+    from edgekd.distill.views import plain
+
+    say(f"embedding {len(images):,} images with {teacher.spec} …")
+    return np.concatenate(
+        [
+            teacher.embed_images(plain(torch.from_numpy(pixels))).numpy()
+            for pixels in pixel_batches(images, np.arange(len(images)), teacher.preprocess)
+        ]
+    )
+
+
+def near_pairs(embeddings: NDArray[np.float32], keys: Sequence[str], least: float) -> list[Pair]:
+    """Return pairs of different contents whose mean-centred embeddings `[N, D]` have a cosine of `least` or more.
+
+    The closest pairs come first. Rows are compared in blocks, so memory stays at `[1024, N]`.
+    """
+    centred = embeddings - embeddings.mean(axis=0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    pairs = []
+    for start in range(0, len(unit), _BLOCK):
+        cosines = unit[start : start + _BLOCK] @ unit[start:].T
+        rows, columns = np.nonzero(cosines >= least)
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            a, b = start + row, start + column
+            if a < b and keys[a] != keys[b]:
+                pairs.append(Pair(a, b, float(cosines[row, column])))
+    return sorted(pairs, key=lambda pair: -pair.cosine)
+
+
+def _document(found: DataCheck) -> Document:
+    images = found.images
+    items: list[tuple[str, str, list[Item]]] = [
+        ("answers", "Summary", [Text(line) for line in found.summary()]),
+        ("unreadable", "Unreadable", list(_unreadable_items(found))),
+        ("duplicates", "Duplicates", list(_pair_items(found, found.duplicates))),
+    ]
+    if found.near_duplicates is not None and found.label_errors is not None:
+        items += [
+            ("near", "Near-duplicates", list(_pair_items(found, found.near_duplicates))),
+            ("labels", "Probable label errors", list(_doubt_items(found, found.label_errors))),
+        ]
+    else:
+        items[0][2].append(
+            Text(
+                "Near-duplicates and label errors were not looked for: that needs --teacher.",
+                tone="note",
+            )
+        )
+    items.append(("balance", "Images of each class", [_balance(found)]))
+    return Document(
+        "data",
+        f"Data check of {images.name}",
+        f"{len(images):,} images, {len(images.classes)} classes, {len(images.domains)} domains",
+        tuple(Section(key, title, tuple(parts)) for key, title, parts in items if parts),
+    )
+
+
+def _unreadable_items(found: DataCheck) -> Iterator[Item]:
+    if found.unreadable:
+        rows = [{"image": name, "reason": reason} for name, reason in found.unreadable[:MOST_SHOWN]]
+        yield table("Files that cannot be read", rows, heads=1, words=True)
+
+
+def _pair_items(found: DataCheck, pairs: Sequence[Pair]) -> Iterator[Item]:
+    """Yield pairs side by side, those across labels, splits or domains first."""
+    order = sorted(pairs, key=lambda pair: not found.across(pair))[: MOST_SHOWN // 2]
+    pictures = itertools.chain.from_iterable(
+        (
+            _picture(
+                found.images,
+                index,
+                f"pair {number}",
+                found.across(pair),
+                f"cosine {pair.cosine:.3f}",
+            )
+            for index in (pair.first, pair.second)
+        )
+        for number, pair in enumerate(order, start=1)
+    )
+    if pairs:
+        yield Gallery(
+            f"{len(pairs):,} pairs", tuple(pictures), f"The first {len(order)} are shown."
+        )
+
+
+def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
+    shown = doubts[:MOST_SHOWN]
+    pictures = (
+        _picture(found.images, one.index, f"teacher: {one.teacher} {100 * one.probability:.0f} %")
+        for one in shown
+    )
+    if doubts:
+        yield Gallery(
+            f"{len(doubts):,} images",
+            tuple(pictures),
+            f"The first {len(shown)} are shown, the most certain teacher first. A teacher is often wrong where it "
+            "knows the classes poorly; look before you change a label.",
+        )
+
+
+def _picture(images: ImageSet, index: int, *lines: str) -> Picture:
+    label = f"label: {images.classes[images.labels[index]]}"
+    try:
+        address = jpeg_address(images.read(index, draft=128))
+    except EdgekdError:
+        address = ""
+    return Picture(address, images.ids[index], (label, *(line for line in lines if line)))
+
+
+def _balance(found: DataCheck) -> Table:
+    images = found.images
+    roles = Counter(images.roles or ())
+    rows = []
+    for number, name in enumerate(images.classes):
+        row = {"class": name, "images": f"{found.counts[:, number].sum():,}"}
+        if len(images.domains) > 1:
+            row |= {
+                domain: f"{found.counts[place, number]:,}"
+                for place, domain in enumerate(images.domains)
+            }
+        rows.append(row)
+    note = "; ".join(f"{role}: {count:,}" for role, count in roles.items())
+    return table("Images of each class", rows, note=note)

@@ -1,0 +1,167 @@
+"""Claims about speed: their intervals, when they are withheld, and how they are said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from edgekd.benchmark.measure.speed import load_of, speed_between, speed_rows
+from edgekd.benchmark.report.notes import fastest
+from edgekd.benchmark.results.schema import Report, SpeedRow
+from edgekd.core.machine import other_work, processor_seconds
+from edgekd.targets.timing.speed import (
+    Timing,
+    in_words,
+    reason_to_withhold,
+    speed_of,
+    timed_in_turns,
+)
+from edgekd.targets.timing.stopwatch import LatencySamples
+
+
+def row(
+    subject: str,
+    provider: str = "ORT",
+    p50_ms: float = 1.0,
+    device: str = "local",
+    run: str = "r",
+    **facts: Any,
+) -> Any:
+    quiet = {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0}
+    return SimpleNamespace(
+        run=run, subject=subject, provider=provider, p50_ms=p50_ms, device=device,
+        timing=Timing(subject, **(quiet | facts)),
+    )  # fmt: skip
+
+
+def samples(*times_ms: float) -> list[LatencySamples]:
+    """Two blocks of these times in one process."""
+    blocks = np.repeat([0, 1], len(times_ms))
+    return [LatencySamples(np.tile(times_ms, 2), blocks, 1.0, 50, 1.0, True, True)]
+
+
+def report(*rows: Any, **times_ms: float) -> Report:
+    """A report of these artifacts; every sample of one is its time."""
+    summary: Any = [
+        SimpleNamespace(run=one.run, subject=one.subject, kind="artifact") for one in rows
+    ]
+    parts = {(one.run, one.subject): samples(one.p50_ms) for one in rows}
+    environment = {"before": {"load_average": 0.1}, "usable_cores": 2}
+    speed = speed_rows(summary, rows, parts, environment)
+    return cast(Report, SimpleNamespace(latency=rows, exported_latency=rows, speed=speed))
+
+
+@pytest.mark.parametrize(
+    ("facts", "ci95", "load", "told"),
+    [
+        ({}, (0.4, 0.6), 0.1, None),
+        ({}, (1.2, 1.3), None, None),
+        ({"settled": False}, (0.4, 0.6), 0.1, "had not settled"),
+        ({"cv": 0.8}, (0.1, 0.12), 0.1, "CV 0.80"),
+        ({"other_cpu": 0.5}, (0.4, 0.6), 0.1, "other work took 50 %"),
+        ({"stolen_cpu": 0.1}, (0.4, 0.6), 0.1, "hypervisor took 10 %"),
+        ({"other_cpu": None}, (0.4, 0.6), 1.5, "load average 1.5 per core"),
+        ({"other_cpu": 0.01}, (0.4, 0.6), 1.5, None),  # the finer measure goes first
+        ({}, (0.9, 1.1), 0.1, "includes 1"),
+    ],
+)
+def test_when_a_claim_is_withheld(
+    facts: dict[str, Any], ci95: tuple[float, float], load: float | None, told: str | None
+) -> None:
+    for rows in ((row("a", **facts), row("b")), (row("a"), row("b", **facts))):
+        reason = reason_to_withhold([one.timing for one in rows], ci95, load)
+        assert (reason is None) == (told is None)
+        assert told is None or told in str(reason)
+
+
+def test_words_carry_the_interval_or_the_reason() -> None:
+    faster = SpeedRow(
+        a_run="r", a="a", b_run="r", b="b", ratio=0.5, ci95=(0.4, 0.625), withheld=None
+    )
+    assert in_words(faster.claim, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
+    assert (
+        in_words(faster.swapped.claim, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
+    )
+    busy = faster.model_copy(update={"withheld": "the machine was busy"})
+    assert "times" not in in_words(busy.claim, "b")
+    assert "the machine was busy" in in_words(busy.claim, "b")
+    assert "times" not in in_words(None, "b")
+
+
+def test_ratios_of_all_pairs_of_one_run_and_device() -> None:
+    found = report(row("a", p50_ms=1.0), row("b", p50_ms=2.0), row("c", device="pi", p50_ms=4.0))
+    [pair] = found.speed
+    assert (pair.a, pair.b, pair.ratio, pair.ci95) == ("a", "b", 0.5, (0.5, 0.5))
+    back = speed_between(found, found.latency[1], found.latency[0])
+    assert back is not None
+    assert (back.a, back.ratio, back.ci95) == ("b", 2.0, (2.0, 2.0))
+    assert speed_between(found, found.latency[0], found.latency[2]) is None
+
+
+def test_an_interval_covers_what_processes_differ_by() -> None:
+    """Two processes of 1 and 3 ms: the median of a draw is either, and with it the ratio to 1 ms."""
+    one, three = samples(1.0)[0], samples(3.0)[0]
+    parts = {("r", "a"): [one, three], ("r", "b"): samples(1.0)}
+    summary: Any = [SimpleNamespace(run="r", subject=name, kind="artifact") for name in "ab"]
+    environment = {"before": {"load_average": None}, "usable_cores": 2}
+    [pair] = speed_rows(summary, [row("a", p50_ms=3.0), row("b")], parts, environment)
+    assert pair.ci95 == (1.0, 3.0)
+    assert "includes 1" in str(pair.withheld)
+
+
+def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
+    ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
+    [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
+    assert (
+        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not told apart from ov-fp32)"
+        in said
+    )
+    assert (
+        "ort-fp32, the best of another runtime, takes 1.50 times as long as it (95 % CI 1.50–1.50)"
+        in said
+    )
+    [said] = fastest(report(ort, row("ov-int8", "OpenVINO", 1.0, cv=0.9)))
+    assert "times" not in said
+    assert "CV 0.90" in said
+
+
+def test_one_runtime_is_no_choice_and_devices_are_not_compared() -> None:
+    for other in (row("b"), row("b", "OV", device="pi"), row("b", "OV", run="other")):
+        assert list(fastest(report(row("a", p50_ms=1.5), other))) == []
+
+
+def test_shares_of_the_processor_by_hand(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    # user nice system idle iowait irq softirq steal, in hundredths of a second on Linux
+    stat.write_text("cpu  100 20 30 400 50 6 4 90 7 8\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    found = processor_seconds(stat)
+    assert found is not None
+    assert found == pytest.approx((1.6, 0.9, 7.0))
+    assert other_work((1.0, 0.0, 10.0), (4.0, 1.0, 20.0), own_s=2.0) == pytest.approx((0.1, 0.1))
+    assert other_work((1.0, 0.0, 10.0), (2.0, 0.0, 20.0), own_s=5.0) == (0.0, 0.0)
+    assert other_work(None, found, 1.0) is None
+    assert other_work(found, found, 0.0) is None
+    stat.write_text("not a processor")
+    assert processor_seconds(stat) is None
+    assert processor_seconds(tmp_path / "none") is None
+
+
+def test_the_load_of_a_device_is_its_own() -> None:
+    there = {"device": "pi", "before": {"load_average": 6.0}, "usable_cores": 4}
+    facts = {"before": {"load_average": 1.0}, "usable_cores": 2, "devices": [there]}
+    assert (load_of(facts, "local"), load_of(facts, "pi")) == (0.5, 1.5)
+    assert load_of({"before": {"load_average": None}, "usable_cores": 2}, "local") is None
+
+
+def test_a_short_measurement_of_two_models() -> None:
+    def waits(rounds: int) -> Any:
+        return lambda images: [float(np.sqrt(images).sum()) for _ in range(rounds)]
+
+    models = {"slow": waits(40), "fast": waits(4)}
+    found = speed_of("slow", "fast", timed_in_turns(models, np.ones((4, 64, 64, 3), np.uint8)))
+    assert found.ratio > 2  # ten times the work
+    assert found.ci95[0] <= found.ratio <= found.ci95[1]

@@ -1,0 +1,297 @@
+"""Images in WebDataset shards, Hugging Face datasets and COCO files are the images of a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekd.configs.train import TrainConfig
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.data.shards import expanded
+from edgekd.data.sources import absolute
+from edgekd.data.subsets import run_split
+from edgekd.data.unlabelled import load_unlabelled
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_domain_folder: Callable[..., Path]) -> Path:
+    return make_domain_folder(tmp_path / "images", domains=("art", "photo"), count=5)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.png"))
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def pack(folder: Path, shards: Path, facts: Callable[[Path], tuple[str, bytes]], n: int = 2) -> str:
+    """Write the images of a folder in `n` shards; `facts` gives the ending and content of what lies beside each."""
+    shards.mkdir()
+    for number in range(n):
+        with tarfile.open(shards / f"{number:03d}.tar", "w") as tar:
+            for path in files_of(folder)[number::n]:
+                stem = "-".join(path.relative_to(folder).with_suffix("").parts)
+                ending, content = facts(path)
+                add(tar, f"{stem}{ending}", content)
+                add(tar, f"{stem}.png", path.read_bytes())
+    return f"{shards}/{{000..{n - 1:03d}}}.tar"
+
+
+def as_json(path: Path) -> tuple[str, bytes]:
+    record = {"label": path.parent.name, "domain": path.parent.parent.name}
+    return ".json", json.dumps(record).encode()
+
+
+def content_of(images: ImageSet) -> dict[str, tuple[str, str, bytes]]:
+    return {
+        key: (
+            images.classes[images.labels[i]],
+            images.domains[images.domain_of[i]],
+            images.read(i).tobytes(),
+        )
+        for i, key in enumerate(images.keys)
+    }
+
+
+def test_shards_are_the_images_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    packed = load_images(pack(folder, tmp_path / "shards", as_json))
+    plain = load_images(folder)
+    assert content_of(packed) == content_of(plain)
+    assert (packed.classes, packed.domains) == (plain.classes, plain.domains)
+    config = TrainConfig()
+    ours, theirs = run_split(config, packed), run_split(config, plain)
+    assert {role: set(part.values()) for role, part in ours.entries.items()} == {
+        role: set(part.values()) for role, part in theirs.entries.items()
+    }
+
+
+def test_a_reader_travels_to_other_processes_and_reads_parts(folder: Path, tmp_path: Path) -> None:
+    packed = load_images(pack(folder, tmp_path / "shards", as_json))
+    some = packed.at(np.array([7, 2]))
+    again = pickle.loads(pickle.dumps(some))
+    for index, whole in enumerate((7, 2)):
+        assert again.read(index).tobytes() == packed.read(whole).tobytes()
+        assert again.read(index, draft=8).size
+
+
+def test_shards_are_read_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json)
+    before = load_images(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read again"))
+        assert content_of(load_images(spec)) == content_of(before)
+
+
+@pytest.mark.parametrize(("ending", "label"), [(".cls", "{index}"), (".txt", "{name}\n")])
+def test_labels_by_number_and_by_name(
+    folder: Path, tmp_path: Path, ending: str, label: str
+) -> None:
+    def facts(path: Path) -> tuple[str, bytes]:
+        name = path.parent.name
+        return ending, label.format(index=["cat", "dog"].index(name), name=name).encode()
+
+    spec = pack(folder, tmp_path / "shards", facts)
+    (tmp_path / "shards" / "classes.txt").write_text("a cat\na dog\n")
+    packed = load_images(spec)
+    assert packed.classes == ("a cat", "a dog")
+    assert np.bincount(packed.labels).tolist() == [10, 10]
+
+
+def test_unlabelled_shards_need_no_labels_and_images_without_one_are_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = pack(folder, tmp_path / "shards", lambda path: (".md", b"nothing"))
+    assert sorted(load_unlabelled(spec).keys) == sorted(load_unlabelled(folder).keys)
+    with pytest.raises(EdgekdError):
+        load_images(spec)
+    assert "20 × no label" in capsys.readouterr().err
+
+
+def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json)
+    whole = (tmp_path / "shards" / "001.tar").read_bytes()
+
+    def refused(content: bytes) -> None:
+        (tmp_path / "shards" / "001.tar").write_bytes(content)
+        with pytest.raises(EdgekdError, match=r"001\.tar"):
+            load_images(spec)
+
+    last = whole.rstrip(b"\0")
+    refused(b"")
+    refused(b"no tar at all" * 100)
+    refused(whole[: len(whole) // 2 // 512 * 512 + 100])
+    refused(whole[: -(-len(last) // 512) * 512])  # between two images: no end is marked
+    with tarfile.open(tmp_path / "shards" / "001.tar", "w"):
+        pass
+    with pytest.raises(EdgekdError, match=r"001\.tar"):
+        load_images(spec)
+    (tmp_path / "shards" / "001.tar").unlink()
+    with pytest.raises(EdgekdError, match=r"001\.tar"):
+        load_images(spec)
+
+
+def test_images_that_cannot_be_read_are_left_out(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    with tarfile.open(tmp_path / "shards" / "000.tar", "a") as tar:
+        add(tar, "torn.png", files_of(folder)[0].read_bytes()[:100])
+        add(tar, "torn.json", b'{"label": "cat", "domain": "art"}')
+        add(tar, "../../escape.json", b"{")
+    assert len(load_images(spec)) == 20
+    assert "000/torn.png" in capsys.readouterr().err
+
+
+def test_patterns_of_shards() -> None:
+    assert expanded("a/{08..11}.tar") == [f"a/{n}.tar" for n in ("08", "09", "10", "11")]
+    assert expanded("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
+    assert expanded("plain.tar") == ["plain.tar"]
+    for wrong in ("{3..1}.tar", "{0..999999999}.tar"):
+        with pytest.raises(EdgekdError):
+            expanded(wrong)
+    assert absolute("memory://a/{0..1}.tar") == "memory://a/{0..1}.tar"
+    assert Path(absolute("a/{0..1}.tar")).is_absolute()
+
+
+def test_shards_elsewhere(folder: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    local = pack(folder, tmp_path / "shards", as_json)
+    store = fsspec.filesystem("memory")
+    for path in (tmp_path / "shards").glob("*.tar"):
+        store.pipe(f"/bucket/{path.name}", path.read_bytes())
+    assert content_of(load_images("memory://bucket/{000..001}.tar")) == content_of(
+        load_images(local)
+    )
+    with pytest.raises(EdgekdError):
+        load_images("nosuchscheme://bucket/0.tar")
+
+
+def test_a_missing_datasets_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(EdgekdError) as caught:
+        load_images("hf:somebody/pictures")
+    assert "edgekd[datasets]" in caught.value.hint
+
+
+@pytest.fixture
+def saved(folder: Path, tmp_path: Path) -> tuple[Any, Path]:
+    """The folder's images as a `datasets` folder with three splits, and the package."""
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "domain": datasets.Value("string"),
+        }
+    )
+    paths = files_of(folder)
+    rows = {
+        "picture": [{"bytes": path.read_bytes(), "path": None} for path in paths],
+        "label": [path.parent.name for path in paths],
+        "domain": [path.parent.parent.name for path in paths],
+    }
+    table = datasets.Dataset.from_dict(rows, features=features)
+    parts = {"train": range(0, 20, 2), "validation": range(1, 20, 4), "test": range(3, 20, 4)}
+    whole = datasets.DatasetDict({name: table.select(part) for name, part in parts.items()})
+    whole.save_to_disk(tmp_path / "saved")
+    return datasets, tmp_path / "saved"
+
+
+def test_a_dataset_on_disk_is_the_images_of_the_folder(
+    saved: tuple[Any, Path], folder: Path
+) -> None:
+    found = load_images(f"hf:{saved[1]}")
+    assert content_of(found) == content_of(load_images(folder))
+    assert found.roles is not None
+    assert {role: found.roles.count(role) for role in ("train", "val", "test")} == {
+        "train": 10,
+        "val": 5,
+        "test": 5,
+    }
+    part = load_images(f"hf:{saved[1]}:train")
+    assert (len(part), part.roles) == (10, None)
+    assert pickle.loads(pickle.dumps(part.at(np.array([3])))).read(0).size == (40, 32)
+    assert len(load_unlabelled(f"hf:{saved[1]}:test")) == 5
+    for wrong in (f"hf:{saved[1]}:tset", f"hf:{saved[1].parent / 'absent'}", f"hf:{folder}"):
+        with pytest.raises(EdgekdError):
+            load_images(wrong)
+
+
+def test_columns_of_another_type_are_named(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    datasets, folder = saved
+    train = datasets.load_from_disk(str(folder))["train"]
+    wrong = {
+        "label": train.remove_columns("label").add_column("label", [0.5] * len(train)),
+        "picture": train.remove_columns("picture"),
+        "no label": train.remove_columns("label"),
+    }
+    for name, table in wrong.items():
+        table.save_to_disk(tmp_path / name)
+        with pytest.raises(EdgekdError):
+            load_images(f"hf:{tmp_path / name}")
+
+
+def coco(folder: Path, path: Path, **changes: Any) -> Path:
+    names = ["cat", "dog"]
+    files = files_of(folder)
+    record: dict[str, Any] = {
+        "images": [
+            {"id": n, "file_name": str(file.relative_to(folder))} for n, file in enumerate(files)
+        ],
+        "categories": [{"id": 10 + n, "name": name} for n, name in enumerate(names)],
+        "annotations": [
+            {"image_id": n, "category_id": 10 + names.index(file.parent.name)}
+            for n, file in enumerate(files)
+        ]
+        + [{"image_id": 0, "category_id": 11}, {"image_id": 1, "category_id": 10}],
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record | changes))
+    return path
+
+
+@pytest.mark.parametrize("place", ["images/labels.json", "annotations/instances_images.json"])
+def test_coco_annotations_label_whole_images(folder: Path, tmp_path: Path, place: str) -> None:
+    found = load_images(coco(folder, tmp_path / place))
+    plain = load_images(folder)
+    assert found.classes == ("cat", "dog")
+    assert len(found) == 19  # the first image has two categories
+    labels = dict(zip(plain.keys, plain.labels, strict=True))
+    assert all(labels[key] == label for key, label in zip(found.keys, found.labels, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"images": None}, {"categories": []}, {"annotations": []}])
+def test_a_damaged_coco_file_is_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(EdgekdError):
+        load_images(coco(folder, tmp_path / "images" / "labels.json", **change))
+
+
+def test_yolos_classification_layout(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
+    root = make_domain_folder(tmp_path / "yolo", domains=("train", "val", "test"), count=3)
+    found = load_images(root)
+    assert (found.classes, len(found)) == (("cat", "dog"), 18)
+    assert found.roles is not None
+    assert set(found.roles) == {"train", "val", "test"}
