@@ -30,6 +30,7 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 Operator = Literal["<=", ">=", "<", ">"]
 _COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _FORM = re.compile(r"\s*([A-Za-z_0-9]+)\s*(?:\[\s*([^\]]+?)\s*\])?\s*(<=|>=|<|>)\s*([^\s<>=]+)\s*")
+_SHORT = {"mb": "size_mb"}
 _NO_TORCH = "the torch student was not measured"
 _NO_UNKNOWN = "no images of unknown classes were measured (--unknown)"
 
@@ -91,6 +92,7 @@ def parse_gate(expression: str) -> Gate:
             'Write a metric, one of <= >= < >, and a number: "ood_avg_drop<=1.5".',
         )
     metric, suite, sign, text = found.groups()
+    metric = _SHORT.get(metric, metric)
     known = METRICS if suite is None else SUITE_METRICS
     if metric not in known:
         if suite is None and metric in SUITE_METRICS:

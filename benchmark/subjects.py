@@ -16,7 +16,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
 from edgekd.targets.devices.result import ArtifactResult
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import Placement
 from edgekd.targets.timing.stopwatch import MIN_BUFFERS
 
 Logits = dict[tuple[str, int], NDArray[np.float32]]

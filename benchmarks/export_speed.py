@@ -69,9 +69,11 @@ def step_fp32(folder: Path, name: str) -> None:
 
 def step_edgekd(folder: Path, name: str) -> None:
     """edgekd's INT8 from the FP32 file."""
-    from edgekd.export.quantize import quantize_int8
+    from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 
-    quantize_int8(folder / "fp32.onnx", folder / "edgekd.onnx", np.load(folder / "images.npy"))
+    OnnxRuntimeInt8().quantize(
+        folder / "fp32.onnx", folder / "edgekd.onnx", np.load(folder / "images.npy")
+    )
 
 
 def step_bare(folder: Path, name: str) -> None:
@@ -79,7 +81,8 @@ def step_bare(folder: Path, name: str) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from edgekd.export.quantize import float_nodes
+    from edgekd.export.onnx_graph import Graph
+    from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 
     shaped = onnx.shape_inference.infer_shapes(onnx.load(folder / "fp32.onnx"))
     quantize_static(
@@ -90,7 +93,7 @@ def step_bare(folder: Path, name: str) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=list(QUANTIZED),
-        nodes_to_exclude=float_nodes(shaped),
+        nodes_to_exclude=OnnxRuntimeInt8().float_nodes(Graph(shaped)),
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )
 
@@ -98,7 +101,7 @@ def step_bare(folder: Path, name: str) -> None:
 def step_whole(folder: Path, name: str) -> None:
     """Everything `edgekd export --int8` does after the FP32 export: INT8, parity check on 256 images, the folder."""
     from edgekd.configs.export import ExportConfig
-    from edgekd.export.export import Source, export_model
+    from edgekd.export.artifact import Source, export_model
 
     (model, preprocess), images = student(name), np.load(folder / "images.npy")
     source = Source(
@@ -142,7 +145,7 @@ def run_step(step: str, folder: Path, name: str) -> None:
     """One step, without the imports that edgekd's own commands have behind them by then."""
     import onnxruntime.quantization  # noqa: F401
 
-    import edgekd.export.export  # noqa: F401
+    import edgekd.export.artifact  # noqa: F401
 
     started, used = time.perf_counter(), time.process_time()
     STEPS[step](folder, name)
@@ -160,7 +163,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
     from nncf.quantization.advanced_parameters import QuantizationParameters
     from onnxruntime.quantization import quantize_static
 
-    from edgekd.export.ov_int8 import quantize as quantize_openvino
+    from edgekd.export.quantize.openvino import OpenVinoInt8
 
     fp32 = folder / "fp32.onnx"
     quantize_static(fp32, folder / "static.onnx", Reader(images, 1))
@@ -176,7 +179,7 @@ def runners(folder: Path, images: NDArray[np.uint8]) -> dict[str, Runner]:
         onnx.save(quantized, folder / f"{file}.onnx")
     core = openvino.Core()
     compiled = core.compile_model(
-        quantize_openvino(core.read_model(fp32), images).model, "CPU", {"INFERENCE_NUM_THREADS": 1}
+        OpenVinoInt8({}).calibrate(fp32, images).model, "CPU", {"INFERENCE_NUM_THREADS": 1}
     )
     request = compiled.create_infer_request()
 

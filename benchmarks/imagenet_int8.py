@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Precision
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.calibrators import CALIBRATORS, Calibrator
-from edgekd.export.export import Source, export_model
+from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
+from edgekd.export.quantize.calibrators import CALIBRATORS, Calibrator
 from edgekd.targets.session import Session, open_session
 
 PREPROCESS = Preprocess(

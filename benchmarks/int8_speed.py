@@ -29,9 +29,10 @@ from export_speed import draw, student
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.export import integer_form, qdq, quantize
-from edgekd.export.fuse import fuse
+from edgekd.export.graph import fuse
 from edgekd.export.onnx import export_onnx
+from edgekd.export.quantize import integer_form, qdq
+from edgekd.export.quantize import onnxruntime as scheme
 
 BARS = {
     "mobilenetv3_large_100": 0.80,
@@ -44,7 +45,7 @@ BARS = {
 """Student → share of FP32's time that INT8 may take."""
 FLOAT_MAPS = (*({*qdq.INTEGER_OPS} - {*qdq.MAP_OPS}), "Add", "Concat", "AveragePool")
 RULES: dict[str, Callable[[], Any]] = {
-    "stem in int8": lambda: mock.patch.object(quantize, "_STEM_CHANNELS", 0),
+    "stem in int8": lambda: mock.patch.object(scheme, "_STEM_CHANNELS", 0),
     "not padded": lambda: mock.patch.object(integer_form, "LANES", 1),
     "activations, gates in float": lambda: mock.patch.object(qdq, "INTEGER_OPS", FLOAT_MAPS),
 }
@@ -135,12 +136,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             fp32, int8 = Path(scratch) / "fp32.onnx", Path(scratch) / "int8.onnx"
             images = export_fp32(name, fp32)
-            quantize.quantize_int8(fp32, int8, images[:16])
+            scheme.OnnxRuntimeInt8().quantize(fp32, int8, images[:16])
             files = {"fp32": fp32, "int8": int8}
             for rule in rules:
                 files[rule] = int8.with_name(f"{len(files)}.onnx")
                 with RULES[rule]():
-                    quantize.quantize_int8(fp32, files[rule], images[:16])
+                    scheme.OnnxRuntimeInt8().quantize(fp32, files[rule], images[:16])
             times = race(files, images[:1], options.blocks)
             ratios = {rule: float(np.median(times[rule] / times["fp32"])) for rule in times}
             p50 = [float(np.median(times[file])) for file in ("fp32", "int8")]

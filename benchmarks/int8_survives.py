@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 import edgekd
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.files import write_json
+from edgekd.core.predictor import in_batches
 from edgekd.core.readers import read_json
 from edgekd.distill.classification.load import LoadedRun, load_run
-from edgekd.export.ort import DIALECT
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 from edgekd.export.run import pixels_of
 from edgekd.targets.session import open_session
 
@@ -124,7 +125,7 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
         folder = exported(loaded, variant)
         files[variant] = folder / "model.onnx"
         said = {
-            key: DIALECT.answers(files[variant], pixels).argmax(axis=1)
+            key: in_batches(OnnxRuntimeInt8().open(files[variant]), pixels).argmax(axis=1)
             for key, (pixels, _) in sets.items()
         }
         full = full or said

@@ -16,18 +16,17 @@ import time
 from collections.abc import Callable
 
 import torch
-from lightning_fabric import Fabric
 from timm.optim import param_groups_weight_decay
 from torch.nn.functional import normalize
 
 from edgekd.distill.averaging import Ema
 from edgekd.distill.batchnorm import find_folds, folded
+from edgekd.distill.classification.task import make_batch
 from edgekd.distill.launch import keep_freed_memory
-from edgekd.distill.losses import VisualBank
+from edgekd.distill.losses import VisualBank, objective
 from edgekd.distill.recipes import RECIPES, Recipe, Stage
 from edgekd.distill.students import make_student
 from edgekd.distill.text_bank import TextBank
-from edgekd.distill.train import stage_loss
 
 NAME, DIM, BASE = "tf_efficientnet_lite0", 512, "vl2v-adip"
 
@@ -37,7 +36,6 @@ def make_step(
 ) -> Callable[[], None]:
     """A step of `stage` on one batch of noise, for a student of its own."""
     torch.manual_seed(0)
-    fabric = Fabric(accelerator="cpu", devices=1)
     student = make_student(
         NAME,
         pretrained="scratch",
@@ -77,9 +75,8 @@ def make_step(
         fields = {"visual_bank": visual.vectors.clone()} if visual else {}
         fields |= {"domain_bank": domains} if domains is not None else {}
         with folded(folds):
-            loss, _ = stage_loss(
-                fabric, student, student, stage, views, labels, teacher, bank, fields
-            )
+            made = make_batch(student, student(views), labels, teacher, bank, fields)
+        loss, _ = objective(made, stage.terms)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -99,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    # vl2v-sd trains the teacher's tower, which is another network: its time says nothing about the recipe.
+    # vl2v-sd trains the teacher's encoder, which is another network: its time says nothing about the recipe.
     recipes = [recipe for recipe in RECIPES.values() if recipe.student == "any"]
     steps = {
         (recipe.name, stage.name): make_step(

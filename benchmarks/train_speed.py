@@ -21,15 +21,16 @@ from pathlib import Path
 
 import timm
 import torch
-from lightning_fabric import Fabric
 from timm.utils import ModelEmaV3
 
 from edgekd.configs.train import TrainConfig
 from edgekd.distill.batchnorm import find_folds, folded
+from edgekd.distill.classification.task import make_batch
+from edgekd.distill.losses import objective
 from edgekd.distill.recipes import get_recipe
 from edgekd.distill.students import make_student
 from edgekd.distill.text_bank import TextBank
-from edgekd.distill.train import stage_loss, train
+from edgekd.distill.train import train
 
 NAME, CLASSES, DIM = "mobilenetv3_large_100", 7, 512
 
@@ -69,7 +70,6 @@ def bare_step(views: torch.Tensor, labels: torch.Tensor, *, frozen: bool = False
 
 def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
     """The distill stage of vl2v-adip on a batch in memory: forward, terms, backward, optimizer, EMA."""
-    fabric = Fabric(accelerator="cpu", devices=1)
     stage = get_recipe("vl2v-adip").stages[-1]
     student = make_student(NAME, pretrained="scratch", size=views.shape[-1], dim=DIM).train()
     freeze_statistics(student)
@@ -88,7 +88,8 @@ def distil_step(views: torch.Tensor, labels: torch.Tensor) -> object:
 
     def step() -> None:
         with folded(folds):
-            loss, _ = stage_loss(fabric, student, student, stage, views, labels, teacher, bank)
+            batch = make_batch(student, student(views), labels, teacher, bank)
+        loss, _ = objective(batch, stage.terms)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

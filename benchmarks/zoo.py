@@ -94,6 +94,7 @@ CELLS = (
     ("coreml", "fp16"),
 )
 IMAGES = 24
+STEPS = 2
 
 
 def network(name: str, size: int) -> Any:
@@ -120,7 +121,16 @@ def network(name: str, size: int) -> Any:
     with torch.no_grad():
         width = backbone(torch.randn(8, 3, size, size)).shape[1]
     head = nn.Linear(width, 10)
-    return Deployable(backbone.eval(), head, Preprocess(size=size)).eval()
+    model = Deployable(backbone.eval(), head, Preprocess(size=size))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    batch = torch.from_numpy(pictures(8, size))
+    for _ in range(STEPS):
+        loss = nn.functional.cross_entropy(model(batch), torch.arange(8))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # untrained networks have steep gradients
+        optimizer.step()
+    return model.eval()
 
 
 def pictures(count: int, size: int) -> NDArray[np.uint8]:
@@ -141,7 +151,7 @@ def export_cell(
     from edgekd.configs.export import ExportConfig
     from edgekd.core.errors import EdgekdError
     from edgekd.core.preprocess import Preprocess
-    from edgekd.export.export import Source, export_model
+    from edgekd.export.artifact import Source, export_model
     from edgekd.targets.session import open_session
 
     base = folder / "onnxruntime-fp32" / "model.onnx"

@@ -121,17 +121,18 @@ class Sampler:
 def make_sampler(
     train: NDArray[np.int64],
     unlabelled: NDArray[np.int64],
-    domain_of: NDArray[np.int64],
+    group_of: NDArray[np.int64],
     is_shot: NDArray[np.bool_],
     *,
     share: float,
     batch: int,
     seed: int,
 ) -> Sampler:
-    """Return the sampler of a run: equal shares of the domains, then shots, then unlabelled images.
+    """Return the sampler of a run: equal shares of the groups, then shots, then unlabelled images.
 
     Args:
-        train, unlabelled: int64 `[n]`, indices of images. domain_of, is_shot: of all images, int64, bool `[N]`.
+        train, unlabelled: int64 `[n]`, indices of images. group_of, is_shot: of all images, int64, bool `[N]`; groups
+            are domains, or the classes of each domain.
         share: of unlabelled images in each batch; at most each of them once, and at least one labelled image.
         batch: images per step. Shots take all of their places or half of the labelled ones, whichever is less, as
             published.
@@ -147,7 +148,7 @@ def make_sampler(
         )
     labelled = batch - places
     many, few = train[~is_shot[train]], train[is_shot[train]]
-    groups = tuple(many[domain_of[many] == domain] for domain in np.unique(domain_of[many]))
+    groups = tuple(many[group_of[many] == group] for group in np.unique(group_of[many]))
     shots = min(labelled // 2, len(few))
     few_sampler = (ShotSampler(few, shots, seed, len(groups)),) if shots else ()
     # A seed of its own keeps the order of the unlabelled images apart from the domains'.

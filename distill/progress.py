@@ -24,6 +24,7 @@ from edgekd.core.console import err, say
 from edgekd.core.files import disk_errors, write_text
 from edgekd.core.readers import parse_json, read_text
 from edgekd.distill.launch import Fabric
+from edgekd.distill.loggers import Loggers
 
 Speed = tuple[int, float, float]
 """Images, seconds waited for data and seconds of a run, without each process's first step."""
@@ -56,6 +57,7 @@ class Progress:
         steps: of the whole run. resume_at: steps done before.
         before: the `speed` of the part of the run before the checkpoint.
         stages: names of those that have steps.
+        loggers: where numbers go besides metrics.jsonl.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Progress:
         resume_at: int = 0,
         before: Speed = (0, 0.0, 0.0),
         stages: Sequence[str] = ("train",),
+        loggers: Sequence[str] = ("tensorboard",),
     ) -> None:
         self._path = out / "metrics.jsonl"
         self._before, self._log_every, self._fabric = before, log_every, fabric
@@ -77,12 +80,10 @@ class Progress:
         self._warm: float | None = None
         self._last_step = self._last_line = 0.0
         self._bar: Bar | None = None
-        self._board = None
+        self._board: Loggers | None = None
         if fabric.is_global_zero:
             _keep_until(self._path, resume_at)
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=resume_at + 1)
+            self._board = Loggers(loggers, out, resume_at)
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")
@@ -169,8 +170,7 @@ class Progress:
         self._write(line | rates)
         if self._board:
             scalars = {"loss": loss, "lr": lr} | {f"terms/{k}": v for k, v in terms.items()}
-            for name, value in scalars.items():
-                self._board.add_scalar(f"train/{name}", value, done)
+            self._board.log({f"train/{name}": value for name, value in scalars.items()}, done)
         number = f"{self._stages.index(stage) + 1} of {len(self._stages)}"
         rate = f"{speed:.0f} images/s  data_wait {wait:.0f} %"
         note = f"stage {number}: {stage}  loss {loss:.4f}  {rate}"
@@ -185,7 +185,7 @@ class Progress:
         """Record an accuracy on source validation, 0–1."""
         self._write({"step": done, "val_top1": accuracy})
         if self._board:
-            self._board.add_scalar("val/top1", accuracy, done)
+            self._board.log({"val/top1": accuracy}, done)
         if final:
             say(f"ID validation accuracy {100 * accuracy:.1f} %")
 

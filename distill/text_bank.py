@@ -117,9 +117,6 @@ def read_text_bank(path: Path) -> TextBank:
     return bank
 
 
-# --- prompts
-
-
 def readable(name: str) -> str:
     """Return a folder name as words: `dining_table` → `dining table`."""
     return name.replace("_", " ").strip()
@@ -216,9 +213,6 @@ def _token_count(tokenizer: Any, prompt: str, context: int) -> int:
     return len(inner(prompt)["input_ids"]) if callable(inner) else 0
 
 
-# --- descriptions
-
-
 def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
     """Return sentences for every class.
 
@@ -226,9 +220,6 @@ def descriptions_for(spec: str, classes: Sequence[str]) -> Descriptions:
         spec: a `.json` file (class → sentence, or a list of them), a text file (`class: sentence` per line), or
             `command:PROGRAM ARGUMENTS`, run once per class with `QUESTION` as its last argument; its output counts.
         classes: the classes that need them; others in the file are ignored.
-
-    Raises:
-        EdgekdError: unreadable file, a class missing or named twice, a command that fails or prints nothing.
     """
     if spec.startswith("command:"):
         return {name: (_run_command(spec.removeprefix("command:"), name),) for name in classes}
@@ -262,9 +253,6 @@ def stored_descriptions(
         path: the file of a run or a study, which need not exist.
         spec: as `descriptions_for`.
         may_run: `spec` was given by the caller of this very process. A command that was read from a file never runs.
-
-    Raises:
-        EdgekdError: as `descriptions_for`, or a class that only a stored command could describe.
     """
     stored = {}
     if path is not None and path.exists():
@@ -351,9 +339,6 @@ def _json_pairs(path: Path, text: str, what: str) -> list[tuple[str, Any]]:
     except ValueError as error:
         raise EdgekdError(f"{path} is not valid JSON ({error}).", f"Write {what}.") from error
     return [e for e in loaded if isinstance(e, tuple)] if isinstance(loaded, list) else []
-
-
-# --- vocabulary and captions
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
 from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.task import Classification, build, initialise, prepare
+from edgekd.distill.classification.setup import build, initialise, prepare
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.launch import Fabric, find_launch, keep_freed_memory, make_fabric, total
 from edgekd.distill.losses import Batch, objective
 from edgekd.distill.progress import Progress, evaluation_steps
@@ -300,6 +301,7 @@ def _train_process(
         resume_at,
         checkpoint.speed_before,
         [stage.name for stage, span in spans if len(span)],
+        config.logger,
     )
     with progress:
         with checkpoint.request:

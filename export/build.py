@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.calibrators import Calibrator
-from edgekd.export.dialect import Dialect
-from edgekd.export.float_input import take_floats
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick, quantize_within
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import to_fp16
+from edgekd.export.onnx_graph import take_floats, to_fp16
+from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.quantize.scheme import Scheme
+from edgekd.export.quantize.search import AccuracyBudget, quantize_within
 from edgekd.targets.bank import ClassBank
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.feed import Feed, feed_of
 
 AGENT_FILE = "edgekd-agent.pyz"
 """Beside a model that ends in an embedding: classifies and adds classes with Python, numpy, Pillow and the runtime."""
-Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
 class Build:
-    """The order: a model in torch and everything a format needs to know about it."""
+    """A model in torch and everything a writer needs to know about it."""
 
     model: Deployable
     folder: Path
@@ -44,12 +44,12 @@ class Build:
     metadata: Mapping[str, str]
     """For the file itself: classes, preprocess, provenance, each as JSON."""
     calibration: NDArray[np.uint8] | None
-    """`[N, H, W, 3]`, images of the training domains; there for int8."""
+    """`[N, H, W, 3]`, images of the training domains; there for the target's `calibrated` precisions."""
     fp32_onnx: Path | None
     """The same model as an fp32 ONNX file, where one has been exported already."""
     options: Mapping[str, Any]
     """The target's own switches, checked against `Target.options`."""
-    yardstick: Yardstick | None = None
+    budget: AccuracyBudget | None = None
     """What int8 may cost, where there is a limit."""
     calibrator: Calibrator = "minmax"
     """How int8 ranges are chosen, where the target leaves the choice."""
@@ -80,22 +80,47 @@ class Build:
     def output(self) -> TensorSpec:
         """The one output every target but Core ML shares."""
         if self.bank is None:
-            return TensorSpec(
-                name="logits", dtype="float32", shape=("batch", len(self.classes)), layout="NC"
-            )
-        dim = self.bank.vectors.shape[1]
-        return TensorSpec(
-            name="embedding", dtype="float32", shape=("batch", dim), layout="ND, rows of length 1"
-        )
+            shape = ("batch", len(self.classes))
+            return TensorSpec(name="logits", dtype="float32", shape=shape, layout="NC")
+        shape = ("batch", self.bank.vectors.shape[1])
+        layout = "ND, rows of length 1"
+        return TensorSpec(name="embedding", dtype="float32", shape=shape, layout=layout)
 
-    def logits(self, answers: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the file gives `[B, …]` → logits `[B, C]`."""
-        return answers if self.bank is None else self.bank.logits(answers)
+    def logits(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits `[B, C]` of what the file gives `[B, …]`."""
+        return outputs if self.bank is None else self.bank.logits(outputs)
+
+    @contextlib.contextmanager
+    def fp32_file(self) -> Iterator[Path]:
+        """Yield a temporary fp32 ONNX file of the model, which takes pixels."""
+        path = self.folder / "fp32.onnx"
+        fp32_onnx(self, path)
+        yield path
+        path.unlink()
+
+    def quantize(self, scheme: Scheme[Any], fp32: Path, out: Path) -> dict[str, Any]:
+        """Write the INT8 file of an fp32 ONNX file, within the accuracy budget if there is one.
+
+        Returns:
+            For `artifact.json`, as `Scheme.write` and `quantize_within`.
+        """
+        assert self.calibration is not None
+        if self.budget is None:
+            return scheme.quantize(fp32, out, self.calibration, self.calibrator)
+        return quantize_within(
+            fp32,
+            out,
+            self.calibration,
+            self.budget,
+            scheme=scheme,
+            calibrator=self.calibrator,
+            to_logits=self.logits,
+        )
 
 
 @dataclass(frozen=True)
 class Written:
-    """The delivery: what lies in the folder now."""
+    """What lies in the folder now."""
 
     format: str
     files: tuple[str, ...]
@@ -108,11 +133,11 @@ class Written:
     evaluate: Predictor | None = None
     """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None
-    """Who `evaluate` is, for the parity record."""
+    """What `evaluate` is, for the parity record."""
 
 
 def fp32_onnx(build: Build, path: Path) -> None:
-    """Put the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
+    """Write the model as an fp32 ONNX file at `path`, from an earlier export where there is one."""
     if build.fp32_onnx is None:
         size, metadata = build.preprocess.size, dict(build.metadata)
         export_onnx(build.model, path, size=size, metadata=metadata, output=build.output.name)
@@ -120,62 +145,48 @@ def fp32_onnx(build: Build, path: Path) -> None:
         shutil.copyfile(build.fp32_onnx, path)
 
 
-def write_onnx(
-    build: Build, path: Path, quantize: Callable[[Path, Path, NDArray[np.uint8]], Said]
-) -> Said | None:
-    """Put the model as an ONNX file of the build's precision and input, fp32, fp16 or int8, at `path`.
-
-    Args:
-        quantize: fp32 file, int8 file to write, calibration images → what was done; both files take pixels.
+def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] | None:
+    """Write the model as an ONNX file of the build's precision and input, fp32, fp16 or int8 by `scheme`, at `path`.
 
     Returns:
-        What `quantize` said; None for the other precisions.
+        As `Build.quantize`; None for the other precisions.
     """
-    described = None
+    quantization = None
     if build.precision == "fp32":
         fp32_onnx(build, path)
     else:
-        base = build.folder / "fp32.onnx"
-        fp32_onnx(build, base)
-        if build.precision == "int8":
-            assert build.calibration is not None
-            described = quantize(base, path, build.calibration)
-        else:
-            to_fp16(base, path)
-        base.unlink()
+        with build.fp32_file() as base:
+            if build.precision == "int8":
+                quantization = build.quantize(scheme, base, path)
+            else:
+                to_fp16(base, path)
     if build.input == "float":
         take_floats(path)
-    return described
+    return quantization
 
 
 def agent_beside(build: Build) -> tuple[str, ...]:
-    """Where the model ends in an embedding, the device itself can add classes, with what lies in the folder.
-
-    Returns:
-        The files written.
-    """
+    """Write the agent beside a model that ends in an embedding, so that a device can add classes; return the files."""
     if build.bank is None:
         return ()
     write_agent(build.folder / AGENT_FILE)
     return (AGENT_FILE,)
 
 
-def write_within(build: Build, path: Path, dialect: Dialect[Any]) -> dict[str, Any] | None:
-    """Put the model at `path` as an INT8 file within the build's yardstick; returns as `quantize_within`."""
-    return write_onnx(build, path, within(build, dialect))
+@contextlib.contextmanager
+def converting(what: str) -> Iterator[None]:
+    """Keep a converter's progress messages off the terminal, and make any failure of it an `EdgekdError`.
 
-
-def within(
-    build: Build, dialect: Dialect[Any]
-) -> Callable[[Path, Path, NDArray[np.uint8]], dict[str, Any]]:
-    """`quantize_within` for the build: fp32 file, int8 file to write, calibration images → what was done."""
-    assert build.yardstick is not None
-
-    def logits(file: Path) -> Predictor:
-        run = dialect.open(file)
-        return lambda images: build.logits(run(images))
-
-    judged = replace(dialect, open=logits)
-    return partial(
-        quantize_within, yardstick=build.yardstick, dialect=judged, calibrator=build.calibrator
-    )
+    Args:
+        what: the step, as the subject of the sentence.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+            yield
+    except Exception as error:  # converters raise anything
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = (lines[0] if lines else type(error).__name__)[:200].rstrip(".")
+        raise EdgekdError(
+            f"{what} failed: {reason}.", "Export for another target, or choose another student."
+        ) from error

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,22 @@ from torch import Tensor, nn
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.predictor import Predictor
 from edgekd.core.readers import parse_json, read_json
 from edgekd.export.build import Build, Written
-from edgekd.export.coreml_compress import (
+from edgekd.export.graph import Deployable, UnitHead, torch_logits
+from edgekd.export.mil.compress import (
     PALETTE_BITS,
     palettize,
     quantize_activations,
     quantize_weights,
 )
-from edgekd.export.graph import Deployable, UnitHead
-from edgekd.export.mil_eval import logits_of
-from edgekd.export.mil_program import MilProgram, import_coremltools, quiet, read_program
-from edgekd.export.mil_ranges import Ranges, layers_to_keep, measure_ranges
+from edgekd.export.mil.evaluate import logits_of
+from edgekd.export.mil.program import MilProgram, import_coremltools, read_program
+from edgekd.export.mil.ranges import Ranges, layers_to_keep, measure_ranges
+from edgekd.export.onnx import quiet
 from edgekd.export.parity import compare
-from edgekd.targets.coreml import EMBEDDING
+from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
 from edgekd.version import __version__
 
 PACKAGE = "model.mlpackage"
@@ -83,64 +85,34 @@ def write(build: Build) -> Written:
             f"Known: {', '.join(DEPLOYMENT)}.",
         )
     started = time.perf_counter()
-    exported = capture(build.model, build.preprocess.size)
-    package, quantization, details = build.folder / PACKAGE, None, {}
-    classes = build.classes if build.bank is None else None
-    model = convert(exported, build.preprocess.size, classes, deployment, half=False)
+    size, classes = build.preprocess.size, build.classes if build.bank is None else None
+    exported = capture(build.model, size)
+    package, quantization = build.folder / PACKAGE, None
+    details: dict[str, Any] = {}
+    model = convert(exported, size, classes, deployment, half=False)
     if build.precision == "fp32":
         _save(model, package, build)
     else:
-        if build.calibration is None or len(build.calibration) == 0:
-            raise EdgekdError(
-                "The range analysis for half precision needs images.", "Give some training images."
-            )
-        looks = _spread(build.calibration, _LOOKS)
-        full = _read_back(model, build.folder)
-        ranges = measure_ranges(full, looks)
-        kept = layers_to_keep(full, ranges.hazards)
-        _report(ranges, kept)
-        model = convert(exported, build.preprocess.size, classes, deployment, half=True, keep=kept)
-        half = _read_back(model, build.folder)
-        with _written():
-            if build.precision == "int8":
-                model, quantization = quantize_weights(model)
-            elif build.precision == "w8a8":
-                model, quantization = quantize_activations(
-                    model, half, measure_ranges(half, build.calibration)
-                )
-                quantization["calibration_images"] = len(build.calibration)
-            elif build.precision in PALETTE_BITS:
-                model, quantization = palettize(model, PALETTE_BITS[build.precision])
-        _save(model, package, build)
-        details = {
-            "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
-            "float32_layers": sorted(kept),
-            "links": _links(build, ranges, half, package, looks),
-        }
+        quantization, details = _write_half(build, model, exported, classes, deployment)
+    parts = sorted(part for part in package.rglob("*") if part.is_file())
     details |= {
         "minimum_deployment_target": deployment,
         "coremltools": coremltools.__version__,
-        "package_mb": round(
-            sum(p.stat().st_size for p in package.rglob("*") if p.is_file()) / 1e6, 3
-        ),
+        "package_mb": round(sum(part.stat().st_size for part in parts) / 1e6, 3),
         "write_seconds": round(time.perf_counter() - started, 1),
-        "not_verified": "Apple's kernels, the Neural Engine, latency"
-        if platform.system() != "Darwin"
-        else "latency",
+        "not_verified": "latency"
+        if platform.system() == "Darwin"
+        else "Apple's kernels, the Neural Engine, latency",
     }
-    rest = sorted(str(p.relative_to(build.folder)) for p in package.rglob("*") if p.is_file())
+    names = [str(part.relative_to(build.folder)) for part in parts]
+    image = TensorSpec(
+        name="image", dtype="image", shape=(size, size), layout="RGB, 8 bits per channel"
+    )
     evaluate, by = _evaluation(build)
     return Written(
         format="coreml",
-        files=(_MODEL, *(name for name in rest if name != _MODEL)),
-        inputs=(
-            TensorSpec(
-                name="image",
-                dtype="image",
-                shape=(build.preprocess.size, build.preprocess.size),
-                layout="RGB, 8 bits per channel",
-            ),
-        ),
+        files=(_MODEL, *(name for name in names if name != _MODEL)),
+        inputs=(image,),
         outputs=_outputs(build),
         quantization=quantization,
         details=details,
@@ -149,8 +121,53 @@ def write(build: Build) -> Written:
     )
 
 
+def _write_half(
+    build: Build,
+    model: Any,
+    exported: torch.export.ExportedProgram,
+    classes: Collection[str] | None,
+    deployment: str,
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Write the package in half precision, compressed further where wanted.
+
+    Args:
+        model: in float32.
+
+    Returns:
+        What was quantized, and details: what half precision would do, and how far each step strays from the one before.
+    """
+    if build.calibration is None or len(build.calibration) == 0:
+        raise EdgekdError(
+            "The range analysis for half precision needs images.", "Give some training images."
+        )
+    looks = _spread(build.calibration, _LOOKS)
+    full = _read_back(model, build.folder)
+    ranges = measure_ranges(full, looks)
+    kept = layers_to_keep(full, ranges.hazards)
+    _report(ranges, kept)
+    size, quantization = build.preprocess.size, None
+    model = convert(exported, size, classes, deployment, half=True, keep=kept)
+    half = _read_back(model, build.folder)
+    with _disk_errors():
+        if build.precision == "int8-weights":
+            model, quantization = quantize_weights(model)
+        elif build.precision == "int8":
+            say("int8: 8-bit weights and activations; --int8-weights is what --int8 was in 0.1")
+            calibrated = measure_ranges(half, build.calibration)
+            model, quantization = quantize_activations(model, half, calibrated)
+            quantization["calibration_images"] = len(build.calibration)
+        elif build.precision in PALETTE_BITS:
+            model, quantization = palettize(model, PALETTE_BITS[build.precision])
+    _save(model, build.folder / PACKAGE, build)
+    return quantization, {
+        "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
+        "float32_layers": sorted(kept),
+        "links": _links(build, ranges, half, looks),
+    }
+
+
 def capture(model: Deployable, size: int) -> torch.export.ExportedProgram:
-    """The program as core operations, the form that coremltools converts whatever its numpy.
+    """Return the program as core operations, the form that coremltools converts whatever its numpy.
 
     Raises:
         EdgekdError: torch cannot trace the student.
@@ -177,7 +194,7 @@ def convert(
     half: bool,
     keep: Collection[str] = (),
 ) -> Any:
-    """A coremltools model of the program: image input; class labels, or a float32 embedding.
+    """Return a coremltools model of the program: image input; class labels, or a float32 embedding.
 
     Args:
         classes: None for a program that ends in an embedding.
@@ -196,35 +213,27 @@ def convert(
             return False
         return not (classes and op.op_type == "softmax" and op is _last_softmax(op.enclosing_block))
 
-    precision = (
-        coremltools.transform.FP16ComputePrecision(in_half)
-        if half
-        else coremltools.precision.FLOAT32
-    )
-    image = coremltools.ImageType(
-        name="image", shape=(1, 3, size, size), color_layout=coremltools.colorlayout.RGB
-    )
+    precision = coremltools.precision.FLOAT32
+    if half:
+        precision = coremltools.transform.FP16ComputePrecision(in_half)
+    rgb = coremltools.colorlayout.RGB
+    image = coremltools.ImageType(name="image", shape=(1, 3, size, size), color_layout=rgb)
+    name = "probabilities" if classes else EMBEDDING
     try:
-        with _written(), quiet():
+        with _disk_errors(), quiet():
             return coremltools.convert(
                 copy.deepcopy(exported),
                 convert_to="mlprogram",
                 compute_precision=precision,
                 minimum_deployment_target=coremltools.target[deployment],
                 inputs=[image],
-                outputs=[
-                    coremltools.TensorType(
-                        name="probabilities" if classes else EMBEDDING, dtype=np.float32
-                    )
-                ],
+                outputs=[coremltools.TensorType(name=name, dtype=np.float32)],
                 classifier_config=coremltools.ClassifierConfig(list(classes)) if classes else None,
                 skip_model_load=True,
             )
     except EdgekdError:
         raise
-    except (
-        Exception
-    ) as error:  # coremltools raises ValueError, RuntimeError, NotImplementedError, KeyError, …
+    except Exception as error:  # coremltools raises a dozen kinds
         raise EdgekdError(
             f"coremltools {coremltools.__version__} cannot convert the student ({first_line(error)}).",
             "Choose another student, or one built from common layers.",
@@ -232,8 +241,8 @@ def convert(
 
 
 @contextlib.contextmanager
-def _written() -> Iterator[None]:
-    """coremltools builds packages in the temporary folder, by a library that says no more than that writing failed."""
+def _disk_errors() -> Iterator[None]:
+    """Explain a failure to write: coremltools builds packages in the temporary folder, by a library without reasons."""
     try:
         yield
     except RuntimeError as error:
@@ -250,23 +259,20 @@ def _last_softmax(block: Any) -> Any:
 
 
 def _report(ranges: Ranges, kept: set[str]) -> None:
-    told = {
-        True: "half precision would ruin",
-        False: "look at on the device, left in half precision:",
-    }
-    for ruined, opening in told.items():
-        sentences = [
-            hazard.sentence for hazard in ranges.hazards if (hazard.layer in kept) is ruined
-        ]
-        if sentences:
-            more = f"; and {len(sentences) - 3} more" if len(sentences) > 3 else ""
-            warn(f"{opening} {'; '.join(sentences[:3])}{more}.")
+    for ruined, opening in (
+        (True, "half precision would ruin"),
+        (False, "look at on the device, left in half precision:"),
+    ):
+        found = [one.sentence for one in ranges.hazards if (one.layer in kept) is ruined]
+        if found:
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            warn(f"{opening} {'; '.join(found[:3])}{more}.")
     if kept:
         say(f"half precision: {len(kept)} layers stay in float32: {', '.join(sorted(kept))}")
 
 
 def _read_back(model: Any, folder: Path) -> MilProgram:
-    """The program of an unfinished model, by way of the disk, as Core ML would get it."""
+    """Return the program of an unfinished model, by way of the disk, as Core ML would get it."""
     path = folder / "step.mlpackage"
     with quiet():
         model.save(str(path))
@@ -277,20 +283,16 @@ def _read_back(model: Any, folder: Path) -> MilProgram:
 
 
 def _save(model: Any, package: Path, build: Build) -> None:
-    provenance = parse_json(build.metadata.get("provenance", "{}"))
-    what = (
-        f"Classifies an image into {len(build.classes)} classes"
-        if build.bank is None
-        else "Embeds an image"
+    student = parse_json(build.metadata.get("provenance", "{}")).get("student")
+    does = "Embeds an image"
+    if build.bank is None:
+        does = f"Classifies an image into {len(build.classes)} classes"
+    model.short_description = f"{does}; {build.precision}." + (
+        f" Student: {student}." if student else ""
     )
-    model.short_description = f"{what}; {build.precision}."
-    model.version = __version__
-    model.author = "edgekd"
-    model.input_description["image"] = (
-        f"RGB image, {build.preprocess.size} × {build.preprocess.size}"
-    )
-    if provenance.get("student"):
-        model.short_description += f" Student: {provenance['student']}."
+    model.version, model.author = __version__, "edgekd"
+    size = build.preprocess.size
+    model.input_description["image"] = f"RGB image, {size} × {size}"
     model.user_defined_metadata.update(dict(build.metadata))
     with quiet():
         model.save(str(package))
@@ -335,42 +337,36 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
 
 
 def _links(
-    build: Build, ranges: Ranges, half: MilProgram, package: Path, looks: NDArray[np.uint8]
+    build: Build, ranges: Ranges, half: MilProgram, looks: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
-    """How far the logits of each step stray from those of the one before, on the same images."""
-    from edgekd.export.export import torch_logits
-
+    """Return how far the logits of each step stray from those of the one before, on the same images."""
     rounded = logits_of(half, looks)
+    package = logits_of(read_program(build.folder / PACKAGE), looks)
     steps = {
         "torch → float32 program": (torch_logits(build.model, looks), ranges.logits),
         "float32 → float16": (ranges.logits, rounded),
-        "float16 → package": (rounded, logits_of(read_program(package), looks)),
+        "float16 → package": (rounded, package),
     }
     wanted = ("n", "max_error_relative", "cosine", "top1_agreement")
     compared = {name: compare(*map(build.logits, pair)) for name, pair in steps.items()}
     return {name: {key: numbers[key] for key in wanted} for name, numbers in compared.items()}
 
 
-def reference(
-    artifact: Artifact, folder: Path
-) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Return the reference evaluator of an artifact; see `coreml_evaluator`."""
+def reference(artifact: Artifact, folder: Path) -> Predictor:
+    """Return the package in an artifact's folder, run by the reference evaluator: logits, or embeddings."""
     return coreml_evaluator(folder)
 
 
-def coreml_evaluator(folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """Logits, or embeddings, of the package in an artifact's folder, by the reference evaluator."""
+def coreml_evaluator(folder: Path) -> Predictor:
+    """As `reference`."""
     program = read_program(folder / PACKAGE)
     return lambda images: logits_of(program, images)
 
 
-def _evaluation(build: Build) -> tuple[Any, str]:
-    """Who answers for the parity check: Core ML itself where it exists, else the reference evaluator."""
+def _evaluation(build: Build) -> tuple[Predictor, str]:
+    """Return what the parity check runs, and its name: Core ML where it exists, else the reference evaluator."""
     if platform.system() != "Darwin":
         return coreml_evaluator(build.folder), "edgekd's reference evaluator (Core ML needs macOS)"
-    from edgekd.export.export import torch_logits
-    from edgekd.targets.coreml import load_embedder, load_package
-
     by = f"Core ML on macOS {platform.mac_ver()[0]}"
     if build.bank is not None:
         return load_embedder(build.folder / PACKAGE), by
@@ -378,18 +374,17 @@ def _evaluation(build: Build) -> tuple[Any, str]:
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         # A classifier gives probabilities, whose logarithms are the logits but for one number per image.
-        logs, reference = predict(images), torch_logits(build.model, images).astype(np.float64)
-        normalisers = np.log(
-            np.exp(reference - reference.max(1, keepdims=True)).sum(1)
-        ) + reference.max(1)
-        logits: NDArray[np.float32] = (logs + normalisers[:, None]).astype(np.float32)
+        reference = torch_logits(build.model, images).astype(np.float64)
+        highest = reference.max(1, keepdims=True)
+        normalisers = np.log(np.exp(reference - highest).sum(1, keepdims=True)) + highest
+        logits: NDArray[np.float32] = (predict(images) + normalisers).astype(np.float32)
         return logits
 
     return run, by
 
 
 def _spread(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """At most `count` of the images, evenly over their order, which runs through the domains."""
+    """Return at most `count` of the images, evenly over their order, which runs through the domains."""
     spots = np.linspace(0, len(images) - 1, min(count, len(images))).round()
     chosen: NDArray[np.uint8] = images[np.unique(spots.astype(int))]
     return chosen

@@ -1,15 +1,27 @@
-"""The graph a device runs: uint8 pixels in, logits or a unit embedding out, with normalisation and head inside."""
+"""The graph a device runs: uint8 pixels in, logits or a unit embedding out, with normalisation and head inside.
+
+It is the deployed form of the trained network: branches that exist for training are fused into one layer each.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import cast
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
+
+M = TypeVar("M", bound=nn.Module)
+MAX_ERROR = 1e-5
+"""Of the deployed form against the trained one, as a share of the range of its outputs."""
+_BATCH = 32
 
 
 class Deployable(nn.Module):
@@ -79,7 +91,7 @@ class UnitHead(nn.Module):
         self.projector = None if projector is None else self.scaled(projector)
 
     def scaled(self, projector: nn.Linear) -> nn.Linear:
-        """A copy of a projector with this head's factor, without gradients."""
+        """Return a copy of a projector with this head's factor, without gradients."""
         copied = copy.deepcopy(projector).requires_grad_(False)
         copied.load_state_dict(
             {name: float(self.factor) * value for name, value in projector.state_dict().items()}
@@ -95,7 +107,7 @@ class UnitHead(nn.Module):
 
 
 def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Linear:
-    """One layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
+    """Return one layer for `scale · bank · (W z + b)`: the text head without its division by the embedding's length.
 
     Dividing by a positive number moves no argmax, so the folded layer predicts what the cosine head predicts; its
     softmax differs, which is why the logit scale has to be fitted on what this layer gives.
@@ -130,3 +142,78 @@ def fold_head(projector: nn.Linear | None, bank: Tensor, scale: float) -> nn.Lin
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": (scale * weight).float(), "bias": (scale * bias).float()})
     return head.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Fused(Generic[M]):
+    """A network in its deployed form."""
+
+    model: M
+    """A copy in eval mode where something was fused, else the given network."""
+    error: float | None
+    """Largest difference of the outputs, as a share of their range; None where nothing was fused."""
+
+
+def fuse(model: M, example: Tensor) -> Fused[M]:
+    """Return the deployed form of `model`: its re-parameterizable blocks and BatchNorm layers fused, by timm.
+
+    Families bring their own `fuse`, `reparameterize` or `switch_to_deploy` (RepVGG, MobileOne, FastViT, RepViT, LeViT,
+    EfficientViT-M, GhostNetV3, …). A model without them, and one that is fused already, comes back as it is. So does,
+    with a warning, one whose fused form computes something else.
+
+    Args:
+        example: what `model` takes, a batch of any values.
+    """
+    from timm.utils import reparameterize_model
+
+    if getattr(model, "is_fused", False) or not _has_branches(model):
+        return Fused(model, None)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            fused = reparameterize_model(model)
+            if _layers(fused) == _layers(model):
+                return Fused(model, None)
+            wanted, found = model(example).double(), fused(example).double()
+    except Exception as error:  # a family's own code; one such method may raise where it ran before
+        warn(f"The student is not fused for inference, because that fails ({error}).")
+        return Fused(model, None)
+    finally:
+        model.train(was_training)
+    span = float(wanted.max() - wanted.min()) or 1.0
+    difference = float((found - wanted).abs().max()) / span
+    if not difference <= MAX_ERROR:
+        warn(
+            f"The student is not fused for inference, because its outputs would differ by {difference:.2g} of their "
+            f"range, above {MAX_ERROR:g}."
+        )
+        return Fused(model, None)
+    fused.is_fused = True  # some families' blocks cannot be fused twice
+    return Fused(fused, difference)
+
+
+def _has_branches(model: nn.Module) -> bool:
+    methods = ("fuse", "reparameterize", "switch_to_deploy")
+    return any(hasattr(module, name) for module in model.modules() for name in methods)
+
+
+def _layers(model: nn.Module) -> list[tuple[str, type[nn.Module]]]:
+    return [(name, type(module)) for name, module in model.named_modules()]
+
+
+def torch_logits(model: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the output float32 `[M, C]` of `model` in eval mode for uint8 `[M, H, W, 3]`, in batches."""
+    was_training = model.training
+    model.eval()
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    parts = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(images), _BATCH):
+                batch = torch.from_numpy(np.array(images[start : start + _BATCH])).to(device)
+                parts.append(model(batch).float().cpu())
+    finally:
+        model.train(was_training)
+    logits: NDArray[np.float32] = torch.cat(parts).numpy()
+    return logits

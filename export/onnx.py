@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def export_onnx(
 
     Args:
         model: a `Deployable`; it is put in eval mode in a copy, and stays as it is.
-        output: what the output is called.
+        output: the output's name.
         metadata: the file's `metadata_props`, and the only metadata in it: the exporter's own would carry source paths.
 
     Raises:
@@ -49,40 +49,56 @@ def export_onnx(
             "Choose a smaller student.",
         )
     plain = _with_plain_pooling(copy.deepcopy(model).cpu().eval())
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    inputs = {"image": torch.zeros(2, size, size, 3, dtype=torch.uint8)}
     try:
-        proto = _to_proto(plain, example, output)
-    except torch.onnx.OnnxExporterError as error:
+        proto = to_proto(plain, inputs, output)
+    except EdgekdError:
         # Attention within windows: torch's fused attention needs a batch size that is known ahead.
         if not _unfuse_attention(plain):
-            raise _refusal(error) from error
-        try:
-            proto = _to_proto(plain, example, output)
-        except torch.onnx.OnnxExporterError as second:
-            raise _refusal(second) from second
-    strip_metadata(proto)
+            raise
+        proto = to_proto(plain, inputs, output)
     sizes_from_floats(proto)
+    save_checked(proto, path, metadata)
+
+
+def to_proto(model: nn.Module, inputs: Mapping[str, Tensor], output: str) -> onnx.ModelProto:
+    """Return the ONNX graph of `model`, in eval mode, with a free batch and no trace of this machine.
+
+    Args:
+        inputs: name → example, in the order of the model's arguments.
+
+    Raises:
+        EdgekdError: an operator without ONNX counterpart.
+    """
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                model,
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes=({0: "batch"},) * len(inputs),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise EdgekdError(
+            f"The student cannot be written as ONNX: {_first_line(error)}",
+            "Choose another student, or one built from common layers.",
+        ) from error
+    assert program is not None  # None only for the legacy exporter
+    proto: onnx.ModelProto = program.model_proto
+    strip_metadata(proto)
+    return proto
+
+
+def save_checked(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    """Write a graph that ONNX's checker accepts, with `metadata` as its `metadata_props`."""
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, path)
-
-
-def _to_proto(model: nn.Module, example: Tensor, output: str) -> onnx.ModelProto:
-    with quiet():
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=[output],
-            dynamic_shapes=({0: "batch"},),
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None  # None only for the legacy exporter
-    proto: onnx.ModelProto = program.model_proto
-    return proto
 
 
 def _unfuse_attention(model: nn.Module) -> bool:
@@ -95,18 +111,11 @@ def _unfuse_attention(model: nn.Module) -> bool:
     return bool(fused)
 
 
-def _refusal(error: Exception) -> EdgekdError:
-    return EdgekdError(
-        f"The student cannot be written as ONNX: {_first_line(error)}",
-        "Choose another student, or one built from common layers.",
-    )
-
-
 def sizes_from_floats(proto: onnx.ModelProto) -> None:
-    """Ask the batch size of the image's float copy instead of the uint8 input, in place.
+    """Read the batch size from the image's float copy instead of the uint8 input, in place.
 
-    A transformer's class token is repeated once per image, so its graph asks for the batch; TensorRT lets a uint8 input
-    feed nothing but a Cast.
+    A transformer's class token is repeated once per image, so its graph reads the batch size; TensorRT lets a uint8
+    input feed nothing but a Cast.
     """
     graph = proto.graph
     image = graph.input[0].name
@@ -118,7 +127,7 @@ def sizes_from_floats(proto: onnx.ModelProto) -> None:
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == image:
             node.input[0] = cast.output[0]
-    # It needs nothing but the input, so it may come before everything that asks it now.
+    # It needs nothing but the input, so it may come before everything that reads it now.
     first = onnx.NodeProto()
     first.CopyFrom(cast)
     graph.node.remove(cast)
@@ -127,20 +136,11 @@ def sizes_from_floats(proto: onnx.ModelProto) -> None:
 
 def strip_metadata(proto: onnx.ModelProto) -> None:
     """Remove every `metadata_props` and `doc_string` of a model, in place: they hold stack traces with local paths."""
+    holders: list[Any] = [proto, *proto.functions]
+    for graph in (proto.graph, *proto.functions):
+        holders += [*graph.node, *graph.value_info]
     graph = proto.graph
-    functions = list(proto.functions)
-    holders = [
-        proto,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-        *functions,
-    ]
-    holders += [item for function in functions for item in (*function.node, *function.value_info)]
-    for holder in holders:
+    for holder in (graph, *holders, *graph.input, *graph.output, *graph.initializer):
         del holder.metadata_props[:]
         holder.ClearField("doc_string")
 
@@ -154,7 +154,7 @@ def _with_plain_pooling(model: nn.Module) -> nn.Module:
 
 
 def _first_line(error: Exception) -> str:
-    """The innermost cause, in one line: the exporter's own message is a page of advice."""
+    """Return the innermost cause, in one line: the exporter's own message is a page of advice."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""What an ONNX file says: as it is written, operator by operator, or as ONNX Runtime runs it. Needs no torch."""
+"""The output of an ONNX file: as it is written, operator by operator, or as ONNX Runtime runs it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from edgekd.core.manifest import Artifact
 from edgekd.core.predictor import Predictor
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import feed_for
+from edgekd.targets.session import feed_for
 
 ONNX_FILE = "model.onnx"
 
 
 def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
-    """The output of the ONNX file as it is written, by ONNX Runtime on the CPU.
+    """Return the ONNX file as it is written, run by ONNX Runtime on the CPU.
 
     Without graph optimisation: that would drop roundings to half precision and quantize biases, which no engine does.
 
@@ -31,7 +31,7 @@ def onnx_evaluator(path: Path, feed: Feed = as_pixels) -> Predictor:
 
 
 def runtime_evaluator(path: Path) -> Predictor:
-    """The output of an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
+    """Return an ONNX file that takes pixels, as ONNX Runtime runs it on one CPU thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return _evaluator(path, options, as_pixels)

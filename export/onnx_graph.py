@@ -1,16 +1,28 @@
-"""Look-ups in an ONNX graph: who writes and reads a tensor, its shape, its value, a node's attributes."""
+"""ONNX graphs: look-ups (what writes and reads a tensor, its shape and value, layers) and edits of whole files.
+
+A finished file is edited, not the network: up to the last step pixels go in, so calibration, searches and training are
+the same for files that take floats. In every precision the normalisation stays in float, ahead of the first layer and
+of the first rounding, so what is cut off is the same for all.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from edgekd.core.errors import EdgekdError
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+_NORMALISING = ("Cast", "Reshape", "Mul", "Add", "Transpose")
 
 
 class Graph:
@@ -24,11 +36,13 @@ class Graph:
         self.proto = model.graph
         self.constants = {tensor.name: tensor for tensor in self.proto.initializer}
         self.writer = {name: node for node in self.proto.node for name in node.output if name}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.proto.node:
             for name in node.input:
                 if name:
                     self.readers[name].append(node)
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.constants[node.output[0]] = node.attribute[0].t
         self.outputs = {output.name for output in self.proto.output}
         self._infos = {
             info.name: info.type.tensor_type
@@ -63,17 +77,23 @@ class Graph:
             self.constants[name] = self.proto.initializer[-1]
         return name
 
-    def activations(self, node: onnx.NodeProto) -> list[str]:
+    def activations(self, node: NodeProto) -> list[str]:
         """Return the computed inputs of a node, in order."""
         return [name for name in node.input if name and name not in self.constants]
 
-    def only_reader(self, name: str) -> onnx.NodeProto | None:
+    def only_reader(self, name: str) -> NodeProto | None:
         """Return the one node that reads a tensor; None where several do, or the caller of the graph."""
         found = self.readers.get(name, [])
         return found[0] if len(found) == 1 and name not in self.outputs else None
 
+    def layers(self) -> Iterator[NodeProto]:
+        """Yield the convolutions and matrix products with a constant weight, in graph order."""
+        for node in self.proto.node:
+            if node.op_type in WEIGHTED_OPS and node.input[1] in self.constants:
+                yield node
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """Return the value of a node's attribute."""
     for item in node.attribute:
         if item.name == name:
@@ -81,7 +101,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
+def set_attribute(node: NodeProto, name: str, value: Any) -> None:
     """Set or replace a node's attribute."""
     for item in list(node.attribute):
         if item.name == name:
@@ -89,32 +109,141 @@ def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
     node.attribute.append(onnx.helper.make_attribute(name, value))
 
 
-def output_axis(node: onnx.NodeProto, rank: int) -> int:
+def output_axis(node: NodeProto, rank: int) -> int:
     """Return the axis of a weight's output channels."""
-    if node.op_type == "Conv":
-        return 0
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
-    return rank - 1
+    return {"Conv": 0, "ConvTranspose": 1}.get(node.op_type, rank - 1)
+
+
+def channel_rows(weight: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Return a weight as `[channels, K]`, its output channels along `axis`."""
+    return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[NodeProto]) -> None:
+    """Make `nodes`, some of which may be the graph's own, the nodes of a graph."""
+    taken = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(taken)
 
 
 def drop_unused(model: onnx.ModelProto) -> None:
     """Remove constants that no node reads, in place."""
     used = {name for node in model.graph.node for name in node.input}
     used |= {output.name for output in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
 
 
 def sorted_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return `model` with every node behind those that it reads, changed in place.
-
-    ONNX Runtime's conversion to half precision puts the casts around a node that stays in float at the end.
-    """
+    """Return `model` with every node behind those that it reads, changed in place."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     wrapped = ONNXModel(model)
     wrapped.topological_sort()
     result: onnx.ModelProto = wrapped.model
     return result
+
+
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model` that computes in float16, between its uint8 input and its float32 output."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # advice about numbers that round to 0
+    try:
+        half = convert_float_to_float16(copied(model), keep_io_types=True)
+    finally:
+        logging.disable(before)
+    return sorted_nodes(half)  # the conversion puts the casts around a node in float at the end
+
+
+def to_fp16(fp32: Path, out: Path) -> None:
+    """Write `fp32` with half-precision weights and arithmetic; the uint8 input and the float32 logits stay.
+
+    Half the size. ONNX Runtime's CPU kernels convert to float32 and back, 3 to 4 times slower than FP32: the file is
+    meant for engines that compute in half precision.
+    """
+    model = to_half(onnx.load(fp32))
+    onnx.checker.check_model(model)
+    onnx.save(model, out)
+
+
+def take_floats(path: Path) -> None:
+    """Make the ONNX file at `path` take float32 `[batch, 3, H, W]`, normalised; in place, as `with_float_input`."""
+    model = with_float_input(onnx.load(path))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of `model`, which takes uint8 `[batch, H, W, 3]`, that takes its first layer's input, as float32.
+
+    Raises:
+        EdgekdError: a graph that does anything else with its pixels.
+    """
+    cut = copied(model)
+    graph = cut.graph
+    image = graph.input[0].name
+    path, kind = _normalisation(Graph(cut), image)
+    gone = {image, *(node.output[0] for node in path)}
+    planes = path[-1].output[0]
+    batch, height, width, _ = graph.input[0].type.tensor_type.shape.dim
+    first = helper.make_tensor_value_info(image, TensorProto.FLOAT, [None, 3, None, None])
+    for place, dim in zip((0, 2, 3), (batch, height, width), strict=True):
+        first.type.tensor_type.shape.dim[place].CopyFrom(dim)
+    graph.input[0].CopyFrom(first)
+    for node in path:
+        graph.node.remove(node)
+    if kind == TensorProto.FLOAT16:
+        graph.node.insert(0, helper.make_node("Cast", [image], [planes], "edgekd/to_half", to=kind))
+        gone.remove(planes)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in gone - {image}:
+                if name != planes and not _reads_batch(node):
+                    raise _unknown(node)
+                node.input[place] = image
+    drop_unused(cut)
+    for info in [info for info in graph.value_info if info.name in gone]:
+        graph.value_info.remove(info)
+    return cut
+
+
+def _normalisation(graph: Graph, image: str) -> tuple[list[NodeProto], int]:
+    """Return the nodes from the pixels to the planes, and the planes' type."""
+    path: list[NodeProto] = []
+    name, kind = image, TensorProto.UINT8
+    while not path or path[-1].op_type != "Transpose":
+        readers = [node for node in graph.readers[name] if not _reads_batch(node)]
+        if len(readers) != 1 or readers[0].op_type not in _NORMALISING:
+            raise _unknown(readers[0] if readers else graph.proto.node[0])
+        [node] = readers
+        if node.op_type == "Cast":
+            kind = attribute(node, "to")
+        path.append(node)
+        name = node.output[0]
+    if list(attribute(path[-1], "perm", [])) != [0, 3, 1, 2]:
+        raise _unknown(path[-1])
+    return path, kind
+
+
+def _reads_batch(node: NodeProto) -> bool:
+    """Return whether a node reads the size of the first axis, the same before and after the normalisation."""
+    first_axis = attribute(node, "start", 0) == 0 and attribute(node, "end") == 1
+    return bool(node.op_type == "Shape" and first_axis)
+
+
+def _unknown(node: NodeProto) -> EdgekdError:
+    return EdgekdError(
+        f"The normalisation cannot be taken out of this graph: {node.op_type} {node.name} is not what follows pixels.",
+        "Leave out --input float.",
+    )

@@ -1,4 +1,4 @@
-"""Is the exported file still the model it was made from? Logits on real images, before and after."""
+"""The parity check: logits of the exported file and of its model, on the same real images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_AGREEMENT = {
     "fp32": 0.999,
     "fp16": 0.995,
     "int8": 0.97,
-    "w8a8": 0.97,
+    "int8-weights": 0.97,
     "pal6": 0.97,
     "pal4": 0.97,
 }
@@ -70,8 +70,10 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
 
 
 def write_reference(path: Path, keys: Sequence[str], logits: NDArray[np.float32]) -> None:
-    """Keep what the torch student says, `[M, C]`, beside the content keys of the M images, so that it can be asked far
-    from its run. Bytes depend on nothing but the arguments."""
+    """Write the torch student's logits `[M, C]` and the content keys of the M images, for a check far from its run.
+
+    Bytes depend on nothing but the arguments.
+    """
     np.savez(path, keys=np.array(keys, dtype=np.str_), logits=logits.astype(np.float32))
 
 
@@ -100,7 +102,7 @@ def read_reference(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 def check(
     parity: dict[str, Any], precision: str, min_agreement: float | None = None
 ) -> dict[str, Any]:
-    """`parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`.
+    """Return `parity` with `passed` and, where it is False, `reason`, by the thresholds of `precision`.
 
     Args:
         min_agreement: in 0–1, instead of the precision's own; it stands in the result where it was given.
@@ -116,8 +118,8 @@ def check(
         reasons.append(
             f"top-1 agreement is {100 * parity['top1_agreement']:.1f} %, below {100 * least:.1f} %"
         )
-    asked = {} if min_agreement is None else {"min_agreement": min_agreement}
-    return {**parity, **asked, "passed": not reasons} | (
+    given = {} if min_agreement is None else {"min_agreement": min_agreement}
+    return {**parity, **given, "passed": not reasons} | (
         {"reason": "; ".join(reasons)} if reasons else {}
     )
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.artifacts.embedding import check_embeds, embedding_with_bank
+from edgekd.artifacts.kit import PICTURES, write_kit
 from edgekd.configs.export import ExportConfig
-from edgekd.core.console import warn
+from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.folders import ARTIFACT
 from edgekd.core.manifest import Artifact, Precision, read_artifact
@@ -22,10 +23,11 @@ from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.batches import pixel_batches
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
-from edgekd.export.export import Source, export_model
+from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
-from edgekd.export.mixed import Yardstick
 from edgekd.export.parity import MIN_AGREEMENT
+from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.profiles import follow_profile
 from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, get_target, target_of
 from edgekd.targets.session import open_session
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from edgekd.data.split import Split
 
 PARITY_IMAGES = 256
-YARDSTICK_IMAGES = 256
+BUDGET_IMAGES = 256
 """Of each kind, that measure what INT8 costs: one image is 0.4 points."""
 
 
@@ -59,7 +61,16 @@ def export_run(config: ExportConfig) -> list[Artifact]:
         fp32 = base / "model.onnx" if base.exists() and folder != base else None
         artifact = export_model(source, folder, one, fp32_path=fp32)
         artifacts.append(artifact.model_copy(update={"folder": folder}))
+    if config.test_kit:
+        say(f"test kit: {write_kit(folder, _kit_pictures(loaded, config.data))}")
     return artifacts
+
+
+def _kit_pictures(loaded: LoadedRun, data: str | None) -> list[bytes]:
+    """Return test images as they are in files, the same share of every domain."""
+    images, split = loaded.data(data)
+    chosen = spread(np.sort(np.concatenate([split.id_test, split.ood_test])), PICTURES, images)
+    return [encoded_image(images, index) for index in chosen.tolist()]
 
 
 def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
@@ -82,7 +93,7 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
         calibration_ids=tuple(trained.ids[i] for i in calibration) if calibrated else (),
         parity_images=shown,
         parity_keys=tuple(keys),
-        yardstick=_yardstick(loaded, config) if config.limited else None,
+        budget=_budget(loaded, config) if config.limited else None,
         facts=_facts(loaded, images, split),
     )
 
@@ -160,11 +171,11 @@ def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8
     return pixels_of(loaded, images, chosen), [images.keys[index] for index in chosen]
 
 
-def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
+def _budget(loaded: LoadedRun, config: ExportConfig) -> AccuracyBudget:
     """Return validation images of the training domains, and the same corrupted: every kind in turn, severity 3."""
     loaded.check_labelled()
     images, split = loaded.data(config.data)
-    chosen = spread(split.val, YARDSTICK_IMAGES, images)
+    chosen = spread(split.val, BUDGET_IMAGES, images)
     if len(chosen) == 0:
         raise EdgekdError(
             "The run has no validation images to measure the drop on.",
@@ -173,22 +184,23 @@ def _yardstick(loaded: LoadedRun, config: ExportConfig) -> Yardstick:
     pixels = pixels_of(loaded, images, chosen)
 
     def corrupted(number: int) -> NDArray[np.uint8]:
-        image = Image.fromarray(pixels[number])
-        wide = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        image, bicubic = Image.fromarray(pixels[number]), Image.Resampling.BICUBIC
+        wide = np.asarray(image.resize((SIZE, SIZE), bicubic))
         spoilt = corrupt(wide, NAMES[number % len(NAMES)], 3, images.keys[chosen[number]])
-        return np.asarray(Image.fromarray(spoilt).resize(image.size, Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(spoilt).resize(image.size, bicubic))
 
-    limits = (config.max_drop_id, config.max_drop_ood)
-    limit_id, limit_ood = (math.inf if limit is None else limit for limit in limits)
-    agreement = config.min_agreement
-    return Yardstick(
+    limit_id, limit_ood = (
+        math.inf if limit is None else limit for limit in (config.max_drop_id, config.max_drop_ood)
+    )
+    least = config.min_agreement
+    return AccuracyBudget(
         pixels,
         images.labels[chosen],
         np.stack([corrupted(number) for number in range(len(pixels))]),
         limit_id,
         limit_ood,
         search_seconds=config.search_seconds,
-        min_agreement=MIN_AGREEMENT[config.precision] if agreement is None else agreement / 100,
+        min_agreement=MIN_AGREEMENT[config.precision] if least is None else least / 100,
     )
 
 
@@ -237,23 +249,19 @@ def int8_speed(artifact: Artifact) -> str | None:
         A predicate with its interval, or why no claim is made (`speed.in_words`); None without an FP32
         artifact of the same target, else ONNX Runtime's, and for formats whose runtime may be elsewhere.
     """
-    if (
-        artifact.folder is None
-        or artifact.precision != "int8"
-        or not target_of(artifact.format).timed_at_export
-    ):
+    folder, timed = artifact.folder, target_of(artifact.format).timed_at_export
+    if folder is None or artifact.precision != "int8" or not timed:
         return None
     own = artifact.name.replace("int8", "fp32")
-    usual = own.replace(artifact.target, DEFAULT_TARGET)
-    places = (artifact.folder.with_name(own), artifact.folder.with_name(usual))
+    names = (own, own.replace(artifact.target, DEFAULT_TARGET))
+    places = [folder.with_name(name) for name in names]
     beside = next((place for place in places if (place / "artifact.json").is_file()), None)
     if beside is None:
         return None
     size = artifact.preprocess.size
     images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
-    models = {
-        folder.name: open_session(folder, threads=1, spinning=False).run
-        for folder in (artifact.folder, beside)
+    runs = {
+        place.name: open_session(place, threads=1, spinning=False).run for place in (folder, beside)
     }
-    found = timed_in_turns(models, images)
-    return in_words(speed_of(artifact.folder.name, beside.name, found), beside.name)
+    found = timed_in_turns(runs, images)
+    return in_words(speed_of(folder.name, beside.name, found), beside.name)

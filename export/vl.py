@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.errors import GateFailed
 from edgekd.core.files import sha256_file, write_json
 from edgekd.core.folders import VL_ARTIFACT, publishing
-from edgekd.export.onnx import OPSET, quiet, strip_metadata
+from edgekd.export.onnx import save_checked, to_proto
 from edgekd.export.parity import check, compare
 
 VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
@@ -42,37 +41,15 @@ def export_vl_onnx(
     Raises:
         EdgekdError: an operator without ONNX counterpart.
     """
-    example = (
-        torch.zeros(2, size, size, 3, dtype=torch.uint8),
-        torch.zeros(2, *text_shape, dtype=torch.int64),
-    )
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                copy.deepcopy(model).cpu().eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["image", "tokens"],
-                output_names=["logits"],
-                dynamic_shapes=({0: "batch"}, {0: "batch"}),
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise EdgekdError(
-            "The student cannot be written as ONNX.", "Choose another student."
-        ) from error
-    assert program is not None
-    proto = program.model_proto
-    strip_metadata(proto)
-    onnx.helper.set_model_props(proto, metadata)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+    inputs = {
+        "image": torch.zeros(2, size, size, 3, dtype=torch.uint8),
+        "tokens": torch.zeros(2, *text_shape, dtype=torch.int64),
+    }
+    save_checked(to_proto(copy.deepcopy(model).cpu().eval(), inputs, "logits"), path, metadata)
 
 
 def open_vl(path: Path, threads: int | None = None) -> VlPredict:
-    """The exported file in ONNX Runtime on the CPU; torch and the teacher have no part in it."""
+    """Open the exported file in ONNX Runtime on the CPU, without torch and teacher."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -89,8 +66,6 @@ def export_vl_model(
     model: nn.Module,
     folder: Path,
     *,
-    size: int,
-    text_shape: tuple[int, ...],
     facts: dict[str, Any],
     reference: VlPredict,
     images: NDArray[np.uint8],
@@ -101,7 +76,8 @@ def export_vl_model(
 
     Args:
         facts: what the record says besides (task, answers, preprocess, length, provenance).
-        reference: the torch student. images, tokens: what both answer for the parity check.
+        reference: the torch student.
+        images, tokens: for the parity check, uint8 `[N, size, size, 3]` and int64 `[N, …]`; the file has their shapes.
 
     Returns:
         The record.
@@ -109,15 +85,14 @@ def export_vl_model(
     Raises:
         EdgekdError: the folder exists. GateFailed: the file does not compute what the student computes.
     """
+    size, text_shape = images.shape[1], tokens.shape[1:]
     with publishing(folder, VL_ARTIFACT, overwrite=overwrite) as scratch:
         metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
         export_vl_onnx(
             model, scratch / "model.onnx", size=size, text_shape=text_shape, metadata=metadata
         )
-        parity = check(
-            compare(reference(images, tokens), open_vl(scratch / "model.onnx")(images, tokens)),
-            "fp32",
-        )
+        found = open_vl(scratch / "model.onnx")(images, tokens)
+        parity = check(compare(reference(images, tokens), found), "fp32")
         if not parity["passed"]:
             raise GateFailed(
                 f"The exported file is not the student: {parity['reason']}.", "Please report this."

@@ -3,8 +3,8 @@
 Such a file gives `ê`, the image's unit vector in the teacher's space; its logits are `logit_scale · ê · V`, one product
 with the class vectors `V`. They lie in an npz file of their own, so that a class is added without touching the model.
 
-Where the teacher's vectors lie in a cone, the student was trained in that space less its mean, images and texts each
-their own (`text_mean`). `V` is in the student's space already; what comes later has to be brought there (`of_text`).
+Where the teacher's embeddings are anisotropic, the student was trained in their mean-centred space, images and texts
+each with their own mean (`text_mean`). `V` is in the student's space already; `of_text` brings later vectors there.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class ClassBank:
     text_mean: NDArray[np.float32] | None
     """`[D]`, what is taken off a teacher's text vector of length 1; None: the student's space is the teacher's."""
     facts: Mapping[str, Any]
-    """JSON values: `teacher`, `teacher_id`, `templates`, `described`, and `added`, who came later and how."""
+    """JSON values: `teacher`, `teacher_id`, `templates`, `described`, and `added`, later classes and their origin."""
 
     def logits(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit vectors float32 `[B, D]` → float32 `[B, C]`.
+        """Return logits float32 `[B, C]` of unit vectors float32 `[B, D]`.
 
         Not by BLAS, whose sums depend on how many classes there are: here a class that is added leaves the logits of
         the others as they are, bit for bit.
@@ -53,7 +53,7 @@ class ClassBank:
         return scaled
 
     def of_text(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """The teacher's vectors of one or more prompts about one class, `[D]` or `[P, D]` → its class vector `[D]`.
+        """Return the class vector `[D]` of the teacher's vectors of prompts about it, `[D]` or `[P, D]`.
 
         Each to length 1, averaged, to length 1, as CLIP does; then less `text_mean`, where there is one, and to
         length 1 again.
@@ -65,7 +65,7 @@ class ClassBank:
         return unit(found - self.text_mean) if self.text_mean is not None else found
 
     def of_images(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit vectors of images of one class, `[N, D]`, → its class vector `[D]`: their mean, at length 1 (prototype).
+        """Return the class vector `[D]` of images of it, unit vectors `[N, D]`: their mean, at length 1 (prototype).
 
         Raises:
             EdgekdError: another width, or numbers that have no direction.
@@ -75,7 +75,7 @@ class ClassBank:
     def with_class(
         self, name: str, vector: NDArray[np.float32], how: Mapping[str, Any]
     ) -> ClassBank:
-        """This bank with one more class behind the others.
+        """Return this bank with one more class behind the others.
 
         Args:
             how: where the vector comes from, JSON values; kept under `added`.
@@ -103,7 +103,7 @@ class ClassBank:
         )
 
     def without_class(self, name: str) -> ClassBank:
-        """This bank without a class that was added.
+        """Return this bank without a class that was added.
 
         Raises:
             EdgekdError: a class that is not there, or that the artifact was exported with.
@@ -122,7 +122,7 @@ class ClassBank:
         )
 
     def to_bytes(self) -> bytes:
-        """The file; equal banks give equal bytes."""
+        """Return the file; equal banks give equal bytes."""
         arrays: dict[str, Any] = {
             "classes": np.array(self.classes, dtype=np.str_),
             "vectors": self.vectors.astype(np.float32),
@@ -192,7 +192,7 @@ def read_bank(path: Path) -> ClassBank:
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Along the last axis to length 1."""
+    """Return vectors at length 1 along the last axis."""
     scaled: NDArray[np.float32] = (
         vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     ).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Another class bank in an artifact's folder, in one step, with numpy alone: here and on a device."""
+"""Classes that are added to an exported artifact, or taken out again: numpy alone, here and on a device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, open_regular, parse_json, read_errors
+from edgekd.core.readers import inside, open_regular, parse_json, printable, read_errors
+from edgekd.data.images import EXTENSIONS, UnreadableImage, read_bytes
 from edgekd.targets.bank import BANK_FILE, ClassBank, read_bank
+from edgekd.targets.session import Session
 
 MANIFEST = "artifact.json"
 LABELS = "labels.txt"
@@ -26,13 +33,13 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
     Args:
         folder: the artifact's.
-        change: the bank as it is → as it is to be.
+        change: the present bank → the new one.
 
     Returns:
         The new bank.
 
     Raises:
-        EdgekdError: an artifact without a bank, an altered one, or one that somebody else changed meanwhile.
+        EdgekdError: an artifact without a bank, an altered one, or one that was changed meanwhile.
     """
     path = folder / MANIFEST
     with read_errors(path, "artifact", "JSON"), open_regular(path) as handle:
@@ -71,7 +78,7 @@ def change_bank(folder: Path, change: Callable[[ClassBank], ClassBank]) -> Class
 
 
 def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
-    """Name of the sidecar by the JSON of an `artifact.json`.
+    """Return the name of the sidecar by the JSON of an `artifact.json`.
 
     Raises:
         EdgekdError: the artifact has none.
@@ -85,6 +92,90 @@ def bank_file(manifest: Mapping[str, Any], folder: Path) -> str:
     return name
 
 
+def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Session) -> ClassBank:
+    """Add the class `name` to the artifact in `folder`: the mean of its images' embeddings.
+
+    Args:
+        places: images, and folders of images.
+        session: the artifact, opened.
+
+    Raises:
+        EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
+    """
+    contents = [content(path) for path in _files(places)]
+    digests = [_digest(content) for content in contents]
+    embeddings = np.stack([session.embed(session.prepare(one)[None])[0] for one in contents])
+    name = printable(name)
+
+    def with_it(bank: ClassBank) -> ClassBank:
+        found = recognised(bank, embeddings)
+        how = provenance(
+            "images", images=digests, **({} if found is None else {"recognised_left_out": found})
+        )
+        return bank.with_class(name, bank.of_images(embeddings), how)
+
+    return change_bank(folder, with_it)
+
+
+def recognised(bank: ClassBank, embeddings: NDArray[np.float32]) -> int | None:
+    """Return how many of a new class's images `[N, D]` get it from the mean of the others, beside the bank's classes.
+
+    None for a single image.
+    """
+    if len(embeddings) < 2:
+        return None
+    found = 0
+    for left in range(len(embeddings)):
+        vector = bank.of_images(np.delete(embeddings, left, axis=0))
+        old = bank.logits(embeddings[left : left + 1]).max()
+        found += int(bank.logit_scale * float(vector @ embeddings[left]) > old)
+    return found
+
+
+def describe_last(bank: ClassBank) -> str:
+    """Return what the last added class means in practice, in a sentence."""
+    entry = bank.facts["added"][-1]
+    if "recognised_left_out" in entry:
+        known, images = entry["recognised_left_out"], len(entry["images"])
+        return f"{known} of its {images} images are recognised by the others of them"
+    if entry["by"] == "images":
+        return "one image makes a poor class; a few more tell how well it is recognised"
+    return "a class without images seldom wins against trained ones; measure it on images of it, or add it by some"
+
+
+def provenance(by: str, **facts: Any) -> dict[str, Any]:
+    """Return the entry of `added` in a bank's facts: how a class was added, when and where."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.9 has no datetime.UTC
+    return {"by": by, **facts, "at": now, "on": platform.node()}
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of an image file; an `EdgekdError` where it is missing, no regular file or too large."""
+    try:
+        return read_bytes(path)
+    except UnreadableImage as error:
+        raise EdgekdError(f"{path} cannot be read: {error.reason}.", "Leave it out.") from error
+
+
+def _files(places: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found += sorted(path for path in place.iterdir() if path.suffix.lower() in EXTENSIONS)
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise EdgekdError(
+                f"There is no image at {place}.", "Name images, or a folder of images."
+            )
+    if not found:
+        raise EdgekdError(
+            f"There are no images in {', '.join(map(str, places)) or 'what was named'}.",
+            "Five to twenty will do.",
+        )
+    return found
+
+
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -95,7 +186,7 @@ def _json(value: Any) -> bytes:
 
 @contextlib.contextmanager
 def _written(path: Path, data: bytes) -> Iterator[None]:
-    """`data` at `path` in one rename when the block ends; nothing when it raises."""
+    """Put `data` at `path` in one rename when the block ends; nothing when it raises."""
     scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with open(scratch, "wb") as handle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.opened import Opened
+from edgekd.core.predictor import Predictor
+from edgekd.targets.session import Session, model_path
 
 EMBEDDING = "embedding"
 """Name of the output of a package that ends in an embedding."""
@@ -27,15 +28,15 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
+) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
-    See `edgekd.targets.opened.Opener`. The answers are logarithms of the probabilities: the logits, less one number
-    per image that moves neither the argmax nor the softmax.
+    See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
+    per image, which moves neither the argmax nor the softmax.
 
     Raises:
         NotHere: not macOS.
-        EdgekdError: coremltools missing, a number of threads asked for, or a package Core ML refuses.
+        EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
     """
     if platform.system() != "Darwin":
         raise NotHere(
@@ -48,23 +49,16 @@ def open_file(
         )
     started = time.perf_counter()
     # The package is the first part of the model file's path: model.mlpackage/Data/….
-    package = Path(folder) / Path(next(iter(artifact["files"]))).parts[0]
-    run = (
-        load_package(package, tuple(artifact["classes"]))
-        if artifact.get("bank") is None
-        else load_embedder(package)
-    )
-    return Opened(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
+    package = Path(folder) / model_path(artifact, Path()).parts[0]
+    if artifact.get("bank") is None:
+        run = load_package(package, tuple(artifact["classes"]))
+    else:
+        run = load_embedder(package)
+    return Session(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
 
 
-def load_package(
-    package: Path, classes: tuple[str, ...]
-) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """`uint8 [B, H, W, 3] → log-probabilities float32 [B, C]` of a saved package, by Core ML.
-
-    Args:
-        classes: the order of the columns.
-    """
+def load_package(package: Path, classes: tuple[str, ...]) -> Predictor:
+    """Return `uint8 [B, H, W, 3] → log-probabilities float32 [B, C]` of a saved package, columns as `classes`."""
     model = _model(package)
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -78,13 +72,13 @@ def load_package(
     return predict
 
 
-def load_embedder(package: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """`uint8 [B, H, W, 3] → unit embeddings float32 [B, D]` of a saved package, by Core ML."""
+def load_embedder(package: Path) -> Predictor:
+    """Return `uint8 [B, H, W, 3] → unit embeddings float32 [B, D]` of a saved package, by Core ML."""
     model = _model(package)
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers = [model.predict({"image": Image.fromarray(image)})[EMBEDDING] for image in images]
-        return np.concatenate(answers).astype(np.float32)
+        found = [model.predict({"image": Image.fromarray(image)})[EMBEDDING] for image in images]
+        return np.concatenate(found).astype(np.float32)
 
     return predict
 

@@ -15,12 +15,12 @@ Feed = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 
 def as_pixels(images: NDArray[np.uint8]) -> NDArray[Any]:
-    """The pixels as they are, for a file that normalises inside."""
+    """Return the pixels as they are, for a file that normalises inside."""
     return images
 
 
 def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
-    """RGB uint8 `[B, H, W, 3]` → float32 `[B, 3, H, W]`, `(value / 255 − mean) / std` of each channel.
+    """Return RGB uint8 `[B, H, W, 3]` → float32 `[B, 3, H, W]`, `(value / 255 − mean) / std` of each channel.
 
     Args:
         mean, std: one per channel, on the 0–1 scale.
@@ -34,26 +34,16 @@ def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
         batch, height, width, channels = images.shape
         planes = np.empty((batch, channels, height, width), dtype=np.float32)
         # Plane by plane: six times as fast as one product over a trailing axis of 3 and a transposed copy.
-        for channel in range(channels):
-            np.multiply(
-                images[..., channel], scale[channel], out=planes[:, channel], dtype=np.float32
-            )
-            planes[:, channel] += shift[channel]
+        for c in range(channels):
+            np.multiply(images[..., c], scale[c], out=planes[:, c], dtype=np.float32)
+            planes[:, c] += shift[c]
         return planes
 
     return feed
 
 
 def feed_of(dtype: str, preprocess: Mapping[str, Any]) -> Feed:
-    """The feed of an artifact.
-
-    Args:
-        dtype: of its input, as `artifact.json` says.
-        preprocess: that of `artifact.json`.
-
-    Raises:
-        EdgekdError: an input that this edgekd cannot feed.
-    """
+    """Return the feed of an artifact, by its input's dtype and `preprocess`; another dtype is an `EdgekdError`."""
     if dtype == "uint8":
         return as_pixels
     if dtype == "float32":

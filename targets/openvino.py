@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.opened import OR_ANOTHER, Opened, feed_for, model_path
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import OR_ANOTHER, Placement, Session, feed_for, model_path
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
 """Releases that edgekd takes: from the first on, and before the second."""
 
 KEPT_BATCHES = 4
 """Batch sizes kept compiled: the single image, the full batch of an evaluation, its last one, and one to spare."""
+_MEMORY = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
+"""Kinds of nodes that are memory, not work."""
 
 
 def open_file(
@@ -33,85 +33,11 @@ def open_file(
     threads: int | None,
     spinning: bool,
     provider: str | None,
-) -> Opened:
-    """Open an artifact; see `edgekd.targets.opened.Opener`, errors as `open_ir`."""
-    return open_ir(
-        model_path(artifact, folder),
-        int(artifact["preprocess"]["size"]),
-        feed=feed_for(artifact),
-        threads=threads,
-        spinning=spinning,
-        written_by=str(artifact["details"].get("openvino", "")),
-        inference_precision=str(artifact["details"].get("inference_precision", "f32")),
-    )
-
-
-def check(artifact: Mapping[str, Any]) -> None:
-    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.opened.Opener`."""
-    bounds = f"openvino>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"
-    hint = f"On the device: python3 -m pip install '{bounds}', {OR_ANOTHER}"
-    try:
-        load_openvino()
-    except NotHere as error:
-        raise EdgekdError(
-            f"The device's Python cannot load openvino ({error.__cause__}).", hint
-        ) from error
-    except EdgekdError as error:
-        raise EdgekdError(f"The device's Python: {error.message}", hint) from error
-
-
-def make_ready(
-    artifact: Mapping[str, Any], folder: Path, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Nothing has to be done first; see `edgekd.targets.opened.Opener`."""
-    return None
-
-
-def load_openvino() -> Any:
-    """The package `openvino`, of a release that edgekd knows.
-
-    Raises:
-        NotHere: it is not installed, or does not load.
-        EdgekdError: another release.
-    """
-    try:
-        import openvino
-    except (ImportError, OSError) as error:
-        raise NotHere(
-            "OpenVINO is not on this machine, and nothing else runs its files.",
-            'pip install "edgekd[openvino]"',
-        ) from error
-    release = tuple(int(part) for part in version_of(openvino).split(".")[:2])
-    if not OLDEST <= release < TOO_NEW:
-        raise EdgekdError(
-            f"OpenVINO {'.'.join(map(str, release))} is installed; edgekd works with {OLDEST[0]} up to {TOO_NEW[0]}.",
-            'pip install "edgekd[openvino]"',
-        )
-    return openvino
-
-
-def open_ir(
-    path: Path,
-    size: int,
-    *,
-    feed: Feed = as_pixels,
-    threads: int | None = None,
-    spinning: bool = True,
-    written_by: str = "",
-    inference_precision: str = "f32",
-) -> Opened:
-    """Open an IR file on the CPU.
+) -> Session:
+    """Open an IR file on the CPU; see `edgekd.targets.session.Opener`.
 
     OpenVINO has no choice between polling and sleeping. It ties its threads to cores, which helps on a quiet machine
     only: `spinning=False` turns that off.
-
-    Args:
-        path: the `.xml` file, its weights beside it, with one input.
-        feed: uint8 `[B, size, size, 3]` → that input.
-        threads: threads within one operator; None is OpenVINO's choice.
-        written_by: the release that wrote the file, for the sentence where this one is too old for it.
-        inference_precision: `f32`, `bf16` or `f16`: what everything that is not int8 computes in. Left to OpenVINO, it
-            would be bfloat16 where the processor has it, whatever the file holds.
 
     Raises:
         NotHere: no OpenVINO.
@@ -119,22 +45,16 @@ def open_ir(
             this processor does not have.
     """
     openvino = load_openvino()
-    version = version_of(openvino)
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": inference_precision,
-    }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if not spinning:
-        settings["ENABLE_CPU_PINNING"] = False
-    core = openvino.Core()
+    details, size = artifact["details"], int(artifact["preprocess"]["size"])
+    # Left to OpenVINO, it would be bfloat16 where the processor has it, whatever the file holds.
+    precision = str(details.get("inference_precision", "f32"))
+    settings = _settings(precision, threads, spinning)
+    core, path, feed = openvino.Core(), model_path(artifact, folder), feed_for(artifact)
     item = feed(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1:]
 
     @functools.lru_cache(maxsize=KEPT_BATCHES)
     def prepared(batch: int) -> tuple[Any, Any, NDArray[Any], NDArray[np.float32]]:
-        """Compiled model, request, and the request's own input and output memory, for one batch size.
+        """Return the compiled model, a request, and its own input and output memory, for one batch size.
 
         The file leaves the batch open, and the CPU device then plans at every call: batch 1 of a small student took
         1.7 times as long as compiled for batch 1.
@@ -143,21 +63,18 @@ def open_ir(
             model = core.read_model(path)
             model.reshape([batch, *item])
             compiled = core.compile_model(model, "CPU", settings)
-            used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         except RuntimeError as error:
-            raise _explained(error, path, written_by, version) from error
-        if used != inference_precision:
+            written_by = str(details.get("openvino", ""))
+            raise _explained(error, path, written_by, version_of(openvino)) from error
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != precision:
             raise EdgekdError(
-                f"This processor computes in {used} for OpenVINO, where {path} wants {inference_precision}.",
+                f"This processor computes in {used} for OpenVINO, where {path} wants {precision}.",
                 "Export without --inference-precision, or run it on a processor that has it.",
             )
         request = compiled.create_infer_request()
-        return (
-            compiled,
-            request,
-            request.get_input_tensor(0).data,
-            request.get_output_tensor(0).data,
-        )
+        memory = request.get_input_tensor(0).data, request.get_output_tensor(0).data
+        return compiled, request, *memory
 
     started = time.perf_counter()
     compiled, *_ = prepared(1)
@@ -170,35 +87,71 @@ def open_ir(
         )
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        _, request, taken, answer = prepared(len(images))
+        _, request, taken, found = prepared(len(images))
         taken[...] = feed(images)
         # Not infer(): it wraps every answer anew, 7 % of the time of a small student.
         request.start_async()
         request.wait()
         # A copy: the request writes its next answer into the same memory.
-        return answer.copy()
+        return found.copy()
 
-    def placement() -> Placement:
-        kinds: dict[str, int] = {}
-        for node in compiled.get_runtime_model().get_ops():
-            told = {key: node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision")}
-            # Inputs, outputs and constants are memory, not work.
-            if told["layerType"] not in (
-                "Input",
-                "Output",
-                "Const",
-                "Constant",
-                "Parameter",
-                "Result",
-            ):
-                kind = f"{told['layerType']} {told['runtimePrecision']}"
-                kinds[kind] = kinds.get(kind, 0) + 1
-        return Placement("CPU", {devices[0]: kinds}, "OpenVINO's runtime model")
-
-    threads_used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-    return Opened(
-        run, f"OpenVINO {version}, CPU, {inference_precision}", threads_used, load_ms, placement
+    return Session(
+        run,
+        f"OpenVINO {version_of(openvino)}, CPU, {precision}",
+        int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        load_ms,
+        lambda: _placement(compiled),
     )
+
+
+def _settings(precision: str, threads: int | None, spinning: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if not spinning:
+        settings["ENABLE_CPU_PINNING"] = False
+    return settings
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a device without OpenVINO, or with another release; see `edgekd.targets.session.Opener`."""
+    bounds = f"openvino>={OLDEST[0]}.{OLDEST[1]},<{TOO_NEW[0]}"
+    hint = f"On the device: python3 -m pip install '{bounds}', {OR_ANOTHER}"
+    try:
+        load_openvino()
+    except NotHere as error:
+        raise EdgekdError(
+            f"The device's Python cannot load openvino ({error.__cause__}).", hint
+        ) from error
+    except EdgekdError as error:
+        raise EdgekdError(f"The device's Python: {error.message}", hint) from error
+
+
+def load_openvino() -> Any:
+    """Return the package `openvino`, of a release that edgekd knows.
+
+    Raises:
+        NotHere: it is not installed, or does not load.
+        EdgekdError: another release.
+    """
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            "OpenVINO is not on this machine, and nothing else runs its files.",
+            'pip install "edgekd[openvino]"',
+        ) from error
+    release = _numbers(version_of(openvino))[:2]
+    if not OLDEST <= release < TOO_NEW:
+        raise EdgekdError(
+            f"OpenVINO {'.'.join(map(str, release))} is installed; edgekd works with {OLDEST[0]} up to {TOO_NEW[0]}.",
+            'pip install "edgekd[openvino]"',
+        )
+    return openvino
 
 
 def version_of(openvino: Any) -> str:
@@ -207,15 +160,23 @@ def version_of(openvino: Any) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The last line with words: OpenVINO puts the source file's name first."""
-    lines = [
-        line.strip() for line in str(error).splitlines() if any(letter.isalpha() for letter in line)
-    ]
+    """Return the last line with words: OpenVINO puts the source file's name first."""
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")[:200]
 
 
+def _placement(compiled: Any) -> Placement:
+    kinds: dict[str, int] = {}
+    for node in compiled.get_runtime_model().get_ops():
+        layer, precision = (
+            node.rt_info[key].astype(str) for key in ("layerType", "runtimePrecision")
+        )
+        if layer not in _MEMORY:
+            kinds[f"{layer} {precision}"] = kinds.get(f"{layer} {precision}", 0) + 1
+    return Placement("CPU", {"CPU": kinds}, "OpenVINO's runtime model")
+
+
 def _explained(error: RuntimeError, path: Path, written_by: str, version: str) -> EdgekdError:
-    """OpenVINO's reason in a sentence of ours; who wrote the file, where that was a newer release."""
     if _numbers(written_by) > _numbers(version):
         return EdgekdError(
             f"{path} was written by OpenVINO {written_by}, and {version} cannot load it.",

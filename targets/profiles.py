@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.manifest import Input, Precision, first_problem
+from edgekd.core.manifest import AnyPrecision, Input, first_problem
 from edgekd.core.readers import read_toml
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -50,7 +50,7 @@ class Profile(_Frozen):
     summary: str
     runtime: str
     """What executes the artifact there."""
-    precisions: tuple[Precision, ...] = Field(min_length=1)
+    precisions: tuple[AnyPrecision, ...] = Field(min_length=1)
     """Worth exporting, best first; others may run but slowly."""
     input: Input | None = None
     """What feeds the file there; None where nothing speaks for another than edgekd's own, `uint8`."""
@@ -109,12 +109,12 @@ def follow_profile(config: Settings, names: Collection[str], *, cautions: bool =
 
 
 def profile_names() -> list[str]:
-    """Profiles that come with edgekd."""
+    """Return the names of the profiles that come with edgekd."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_profile(spec: str | Path) -> Profile:
-    """The profile of this name, or in this TOML file.
+    """Load the profile of this name, or in this TOML file.
 
     Raises:
         EdgekdError: no such name or file, not TOML, or a claim without a source.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.formats import Input, Precision
@@ -23,7 +23,7 @@ class Target:
     writer: str
     """Module in export/ with `write(build: Build) -> Written`."""
     opener: str
-    """Module in targets/, an `edgekd.targets.opened.Opener`; of a target with `packages` it needs numpy alone beside
+    """Module in targets/, an `edgekd.targets.session.Opener`; of a target with `packages` it needs numpy alone beside
     the runtime."""
     runtime: str
     """What executes the artifact, and on what."""
@@ -31,13 +31,13 @@ class Target:
     summary: str
     """One line for `edgekd list targets`."""
     calibrated: tuple[Precision, ...] = ("int8",)
-    """Precisions whose writer looks at training images."""
+    """Precisions whose writer needs training images."""
     options: tuple[str, ...] = ()
     """Switches of its writer besides the precision."""
     calibrators: tuple[str, ...] = ("minmax",)
     """Ways to choose the ranges of INT8."""
     default_calibrator: str = "minmax"
-    """The one of them that is taken where none is asked for (docs/measurements.md has the measurements)."""
+    """The usual one of them (docs/measurements.md has the measurements)."""
     inputs: tuple[Input, ...] = ("uint8", "float")
     """What its files can take."""
     mixed: bool = True
@@ -55,13 +55,15 @@ class Target:
 
 
 DEFAULT_TARGET = "onnxruntime"
+AUTO = "auto"
+"""In place of a target: the best file is found by measuring."""
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
 TARGETS: dict[str, Target] = {
     "onnxruntime": Target(
         name="onnxruntime",
         format="onnx",
-        writer="edgekd.export.ort",
+        writer="edgekd.export.onnxruntime",
         opener="edgekd.targets.onnxruntime",
         packages="onnxruntime",
         providers=True,
@@ -79,9 +81,9 @@ TARGETS: dict[str, Target] = {
         reference="edgekd.export.coreml",
         compared_by_reference=True,  # Core ML's classifiers give probabilities, the evaluator logits
         runtime="Core ML, iOS 17 / macOS 14 and later",
-        precisions=("fp32", "fp16", "int8", "w8a8", "pal4", "pal6"),
+        precisions=("fp32", "fp16", "int8", "int8-weights", "pal4", "pal6"),
         summary="an .mlpackage with image input and class labels; checked by a reference evaluator off macOS",
-        calibrated=("fp16", "int8", "w8a8", "pal4", "pal6"),
+        calibrated=("fp16", "int8", "int8-weights", "pal4", "pal6"),
         options=("deployment_target",),
         inputs=("uint8",),
         mixed=False,
@@ -89,7 +91,7 @@ TARGETS: dict[str, Target] = {
     "openvino": Target(
         name="openvino",
         format="openvino",
-        writer="edgekd.export.ov",
+        writer="edgekd.export.openvino",
         opener="edgekd.targets.openvino",
         packages="openvino",
         timed_at_export=True,
@@ -98,10 +100,35 @@ TARGETS: dict[str, Target] = {
         summary="IR for OpenVINO on x86 and Arm processors; INT8 by NNCF; fp16 halves the file and computes in fp32",
         options=("inference_precision",),
     ),
+    "executorch": Target(
+        name="executorch",
+        format="executorch",
+        writer="edgekd.export.executorch",
+        opener="edgekd.targets.executorch",
+        timed_at_export=True,
+        runtime="ExecuTorch, CPU by XNNPACK",
+        precisions=("fp32", "int8"),
+        summary="one .pte file for apps that run PyTorch's mobile runtime; takes one image at a time",
+        inputs=("uint8",),
+        mixed=False,
+    ),
+    "litert": Target(
+        name="litert",
+        format="tflite",
+        writer="edgekd.export.litert",
+        opener="edgekd.targets.litert",
+        packages="ai-edge-litert",
+        timed_at_export=True,
+        runtime="LiteRT (TensorFlow Lite), CPU",
+        precisions=("fp32", "fp16", "int8", "int8-weights"),
+        summary="one .tflite file for Android and small Linux devices; takes one image at a time",
+        inputs=("uint8",),
+        mixed=False,
+    ),
     "tensorrt": Target(
         name="tensorrt",
         format="tensorrt",
-        writer="edgekd.export.trt",
+        writer="edgekd.export.tensorrt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
         reference="edgekd.export.onnx_eval",
@@ -129,7 +156,7 @@ def target_of(format: str) -> Target:
 
 
 def opener_of(format: str) -> Any:
-    """Return the module that opens files of this format, an `edgekd.targets.opened.Opener`.
+    """Return the module that opens files of this format, an `edgekd.targets.session.Opener`.
 
     Raises:
         EdgekdError: there is no such format.
@@ -153,11 +180,8 @@ def check_calibrator(target: Target, precision: str, calibrator: str | None) -> 
         )
 
 
-def check_input(target: Target, kind: str) -> None:
-    """Refuse an input that does not exist, or that the target's files do not take."""
-    known = get_args(Input)
-    if kind not in known:
-        raise EdgekdError(f'There is no input "{kind}".', did_you_mean(kind, known))
+def check_input(target: Target, kind: Input) -> None:
+    """Refuse an input that the target's files do not take."""
     if kind not in target.inputs:
         raise EdgekdError(
             f"The files of {target.name} take an image, not the {kind}s that other programs normalise.",
@@ -168,12 +192,12 @@ def check_input(target: Target, kind: str) -> None:
 def artifact_name(
     target: str, precision: str, *, embedding: bool = False, input: Input = "uint8"
 ) -> str:
-    """Name of an artifact, and of its folder in a run."""
+    """Return the name of an artifact, and of its folder in a run."""
     return f"{target}-{precision}" + "-embedding" * embedding + "-float-input" * (input == "float")
 
 
 def get_target(name: str) -> Target:
-    """The target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
+    """Return the target called `name`; an unknown one is an `EdgekdError` with a suggestion."""
     if name not in TARGETS:
-        raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, TARGETS))
+        raise EdgekdError(f'There is no target "{name}".', did_you_mean(name, (*TARGETS, AUTO)))
     return TARGETS[name]

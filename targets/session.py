@@ -1,50 +1,123 @@
-"""An exported artifact, opened and ready to run, whatever its runtime; never torch."""
+"""An artifact open in its runtime: pixels in, logits out (the device agent carries this module; never torch)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
-from edgekd.core.manifest import Artifact, read_artifact
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.predictor import Predictor, in_batches
+from edgekd.core.readers import printable
+from edgekd.data.images import UnreadableImage, decode
+from edgekd.data.resize import resize_rgb
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.opened import Ask, Opened
+from edgekd.targets.feed import Feed, feed_of
 from edgekd.targets.registry import opener_of, target_of
+
+if TYPE_CHECKING:
+    from edgekd.core.manifest import Artifact
+
+OR_ANOTHER = "or name a Python that has it."
+"""End of a hint about a package that a device lacks."""
+Nodes = dict[str, dict[str, int]]
+"""Execution provider or device → kind of operator → how many of them it ran."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the nodes of one loaded artifact ran, by the runtime's own account."""
+
+    asked: str
+    """The provider or device that was to run all of them."""
+    nodes: Nodes
+    told_by: str
+    """The record of the runtime that this is read from."""
+
+    def counts(self) -> dict[str, int]:
+        """Return provider → nodes, the requested one first."""
+        order = sorted(self.nodes, key=lambda name: (name != self.asked, name))
+        return {name: sum(self.nodes[name].values()) for name in order}
+
+
+def refuse_fallback(name: str, placement: Placement) -> None:
+    """Raise an `EdgekdError` unless every node ran on the requested provider, and at least one did."""
+    counts = placement.counts()
+    elsewhere = {who: n for who, n in counts.items() if who != placement.asked}
+    if elsewhere:
+        kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
+        total = sum(counts.values())
+        found = ", ".join(f"{n} of {total} nodes on {who}" for who, n in elsewhere.items())
+        raise EdgekdError(
+            f"{name} was to run on {placement.asked}, but fell back: {found} ({', '.join(kinds[:5])}).",
+            "No report is written of that. Export for a target whose runtime takes every operator.",
+        )
+    if not placement.nodes.get(placement.asked):
+        raise EdgekdError(
+            f"{placement.told_by} names no node of {name}, so nothing shows where it ran.",
+            "Report this to edgekd.",
+        )
 
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded artifact. Make one with `open_session`."""
+    """A model file in its runtime. Openers make one of a file, `open_session` one of an artifact."""
 
-    artifact: Artifact
+    predict: Predictor
+    """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
     provider: str
     """What executes the graph, in the runtime's own words."""
     threads: int
     """Threads within one operator; operators run one after the other."""
     load_ms: float
     """Reading and preparing the model, without the check of its hash."""
-    predict: Predictor
-    """The runtime's call, unchecked: the file's own output, for at most `largest_batch` images."""
-    placement: Ask = lambda: None
-    """Asks the runtime which nodes run where; None from runtimes that do not tell. May open the model once more."""
+    placement: Callable[[], Optional[Placement]] = lambda: None  # noqa: UP045  Python 3.9
+    """Which nodes run where; None from runtimes without such a record. May open the model once more."""
     largest_batch: int | None = None
-    """Images in one call of the runtime at most, as the file was made; None: as many as there are. More are run in
-    pieces, so whoever takes the time of a batch has to ask for no more."""
+    """Images in one call of the runtime at most, as the file was made; None: any number."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """What `artifact.json` holds."""
     bank: ClassBank | None = None
-    """The class vectors of a file that gives embeddings."""
+    """The class vectors of a file that ends in an embedding."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names behind the logits, in their order."""
+        return tuple(printable(name) for name in self.manifest["classes"])
+
+    @functools.cached_property
+    def artifact(self) -> Artifact:
+        """The manifest as a model of pydantic, which a device need not have."""
+        from edgekd.core.manifest import Artifact
+
+        return Artifact.model_validate(self.manifest)
+
+    def prepare(self, encoded: bytes) -> NDArray[np.uint8]:
+        """Return an encoded image as the artifact takes it, RGB uint8 `[H, W, 3]`; bad bytes are an `EdgekdError`."""
+        keys = ("size", "resize", "crop_pct", "interpolation")
+        wanted = {key: self.manifest["preprocess"][key] for key in keys}
+        try:
+            return resize_rgb(decode(encoded), **wanted)
+        except UnreadableImage as error:
+            raise EdgekdError(
+                f"An image cannot be read: {error.reason}.", "Leave it out, or update Pillow here."
+            ) from error
 
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
 
+        Batches above `largest_batch` are run in pieces.
+
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
-        answer = in_batches(self.predict, self._checked(images), self.largest_batch)
-        return answer if self.bank is None else self.bank.logits(answer)
+        found = self._predict(images)
+        return found if self.bank is None else self.bank.logits(found)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 `[B, D]`, rows of length 1, in the space of the class bank.
@@ -54,37 +127,106 @@ class Session:
         """
         if self.bank is None:
             raise EdgekdError(
-                f"{self.artifact.name} ends in the logits of its classes and gives no embedding.",
+                f"{self.manifest['name']} ends in the logits of its classes and gives no embedding.",
                 "Export with --head embedding.",
             )
-        return in_batches(self.predict, self._checked(images), self.largest_batch)
+        return self._predict(images)
 
-    def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        size = self.artifact.preprocess.size
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[1:] != (size, size, 3)
-            or len(images) == 0
-        ):
+    def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size = self.manifest["preprocess"]["size"]
+        right = images.dtype == np.uint8 and images.shape[1:] == (size, size, 3)
+        if not right or len(images) == 0:
             raise EdgekdError(
-                f"{self.artifact.name} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
+                f"{self.manifest['name']} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
                 "Prepare the images with the artifact's preprocess.",
             )
-        return images
+        return in_batches(self.predict, images, self.largest_batch)
 
 
-def session_of(artifact: Artifact, opened: Opened) -> Session:
-    """The session of a model file that is open."""
-    return Session(
-        artifact,
-        opened.provider,
-        opened.threads,
-        opened.load_ms,
-        opened.run,
-        opened.placement,
-        largest_batch=opened.largest_batch,
+class Opener(Protocol):
+    """What a module of targets/ offers for the files of one format.
+
+    It may also offer `check(artifact)`, which refuses with an `EdgekdError` an artifact whose runtime this device's
+    Python lacks, and `make_ready(artifact, folder, say)`, which does once on a device what must be done before the file
+    can be opened and returns JSON values about what was built.
+    """
+
+    def open_file(
+        self,
+        artifact: Mapping[str, Any],
+        folder: Path,
+        *,
+        threads: int | None,
+        spinning: bool,
+        provider: str | None,
+    ) -> Session:
+        """Open an artifact's model file.
+
+        Args:
+            artifact: what `artifact.json` holds.
+            threads: threads within one operator; None is the runtime's choice.
+            spinning: waiting threads poll; runtimes without such a choice ignore it.
+            provider: what executes the file; None where the target has one runtime.
+
+        Raises:
+            NotHere: the runtime is not on this machine.
+            EdgekdError: a file that the runtime refuses.
+        """
+
+
+def feed_for(artifact: Mapping[str, Any]) -> Feed:
+    """Return what brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
+    return feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
+
+
+def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:
+    """Return the path of the artifact's model file."""
+    return Path(folder) / str(next(iter(artifact["files"])))
+
+
+def refuse_batch(batch: int, largest: int | None) -> None:
+    """Refuse to time a batch that would be run in pieces."""
+    if largest is not None and batch > largest:
+        images = "one image" if largest == 1 else f"{largest} images"
+        raise EdgekdError(
+            f"The file is made for {images} at a time, not for {batch}.", "Use smaller batches."
+        )
+
+
+def open_artifact(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None = None,
+    spinning: bool = True,
+    provider: str | None = None,
+) -> Session:
+    """Open the artifact whose checked manifest is `artifact`; arguments and errors as `open_session`."""
+    if threads is not None and threads < 1:
+        raise EdgekdError(f"{threads} threads are not possible.", "Give 1 or more.")
+    target = target_of(artifact["format"])
+    if provider is not None and not target.providers:
+        raise EdgekdError(
+            f"The format {target.format} has one runtime and no providers.",
+            "Leave the provider out.",
+        )
+    try:
+        opener: Opener = opener_of(target.format)
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            f"{artifact['name']} needs {target.packages or target.runtime}, which cannot be loaded here ({error}).",
+            "Install it, or use a machine that has it.",
+        ) from error
+    session = opener.open_file(
+        artifact, folder, threads=threads, spinning=spinning, provider=provider
     )
+    bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
+    if bank is not None and bank.classes != tuple(map(printable, artifact["classes"])):
+        raise EdgekdError(
+            f"{folder / artifact['bank']} holds other classes than artifact.json names.",
+            "Copy the artifact again.",
+        )
+    return replace(session, manifest=artifact, bank=bank)
 
 
 def open_session(
@@ -102,36 +244,17 @@ def open_session(
         check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
         spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
             sleep, for work beside other work. Runtimes without such a choice ignore it.
-        provider: who executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
+        provider: what executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
             target's own. Nothing else is ever used in its place.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
             runtime refuses, or a runtime that would fall back to another device.
     """
-    folder = Path(folder)
-    if threads is not None and threads < 1:
-        raise EdgekdError(f"{threads} threads are not possible.", "Give 1 or more.")
-    artifact = read_artifact(folder, check_hashes=check_hashes)
-    if provider is not None and not target_of(artifact.format).providers:
-        raise EdgekdError(
-            f"The format {artifact.format} has one runtime and no providers.",
-            "Leave the provider out.",
-        )
-    opened: Opened = opener_of(artifact.format).open_file(
-        artifact.model_dump(mode="json"),
-        folder,
-        threads=threads,
-        spinning=spinning,
-        provider=provider,
+    from edgekd.core.manifest import read_artifact
+
+    artifact = read_artifact(Path(folder), check_hashes=check_hashes)
+    manifest = artifact.model_dump(mode="json")
+    return open_artifact(
+        manifest, Path(folder), threads=threads, spinning=spinning, provider=provider
     )
-    session = session_of(artifact, opened)
-    if artifact.bank is None:
-        return session
-    bank = read_bank(folder / artifact.bank)
-    if bank.classes != artifact.classes:
-        raise EdgekdError(
-            f"{folder / artifact.bank} holds other classes than artifact.json names.",
-            "Copy the artifact again.",
-        )
-    return replace(session, bank=bank)

@@ -55,7 +55,7 @@ def parse(trt: Any, model: bytes) -> tuple[Any, Any, list[str]]:
 
 
 def build(trt: Any, model: bytes, *, max_batch: int, capabilities: Sequence[str] = ()) -> bytes:
-    """An engine for batches of 1 to `max_batch`, tuned for 1.
+    """Return an engine for batches of 1 to `max_batch`, tuned for 1.
 
     Args:
         capabilities: compute capabilities such as `8.6` to build for ahead of time, TensorRT-RTX only; empty builds
@@ -88,7 +88,7 @@ def build(trt: Any, model: bytes, *, max_batch: int, capabilities: Sequence[str]
 
 
 def _logger(trt: Any) -> Any:
-    """The one logger of a process: TensorRT keeps the first it sees and ignores any other."""
+    """Return the one logger of a process: TensorRT keeps the first it sees and ignores any other."""
     if trt.__name__ not in _loggers:
 
         class Lines(trt.ILogger):  # type: ignore[misc]
@@ -110,7 +110,7 @@ def _last(logger: Any) -> str:
 
 
 def _tidy(text: str) -> str:
-    """One line without TensorRT's own source positions."""
+    """Return one line without TensorRT's own source positions."""
     line = " ".join(text.split())
     for mark in (" In checkType at ", " In compileGraph at ", " (In catch"):
         line = line.partition(mark)[0]
@@ -118,7 +118,7 @@ def _tidy(text: str) -> str:
 
 
 def main() -> None:
-    """Command line of the copy in an artifact's folder."""
+    """Run the command line of the copy in an artifact's folder."""
     arguments = argparse.ArgumentParser(
         description="Build device.engine from model.onnx on this machine."
     )

@@ -40,7 +40,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Choice:
-    """Who builds the engine, for which GPUs, and why."""
+    """The builder of the engine, for which GPUs, and why."""
 
     builder: str | None
     """`tensorrt`, `tensorrt-rtx`, or None: a bundle that is built on the device."""
@@ -51,40 +51,34 @@ class Choice:
 
 
 def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
-    """The builder to use here for these compute capabilities; none names no device.
+    """Return the builder to use here for these compute capabilities; none names no device.
 
     Raises:
         EdgekdError: a capability that is none, or one below what TensorRT supports.
     """
-    for capability in capabilities:
-        if capability not in KNOWN_CAPABILITIES:
-            raise EdgekdError(
-                f"TensorRT knows no compute capability {capability}.",
-                f"It knows {', '.join(KNOWN_CAPABILITIES)}.",
-            )
+    unknown = [one for one in capabilities if one not in KNOWN_CAPABILITIES]
+    if unknown:
+        raise EdgekdError(
+            f"TensorRT knows no compute capability {unknown[0]}.",
+            f"It knows {', '.join(KNOWN_CAPABILITIES)}.",
+        )
     wanted = tuple(dict.fromkeys(capabilities))
     gpu, full, ahead = find_gpu(), module("tensorrt"), module("tensorrt-rtx")
     if gpu is not None and full is not None and wanted in ((), (gpu.capability,)):
-        return Choice(
-            "tensorrt", full.__version__, (gpu.capability,), f"this machine has it and a {gpu.name}"
-        )
+        why = f"this machine has it and a {gpu.name}"
+        return Choice("tensorrt", full.__version__, (gpu.capability,), why)
     if ahead is not None:
-        possible = capabilities_of(ahead)
-        missing = [capability for capability in wanted if capability not in possible]
         chosen = wanted or DEFAULT_AHEAD
         if precision == "fp32" and "7.5" in chosen:
             raise EdgekdError(
                 "TensorRT-RTX has no fp32 matrix product for compute capability 7.5.",
                 "Use --fp16 or --int8, or leave 7.5 out.",
             )
+        missing = [one for one in wanted if one not in capabilities_of(ahead)]
         if not missing:
             named = "" if wanted else ", the default; --compute-capability names others"
-            return Choice(
-                "tensorrt-rtx",
-                ahead.__version__,
-                chosen,
-                f"it builds without a GPU for {', '.join(chosen)}{named}",
-            )
+            why = f"it builds without a GPU for {', '.join(chosen)}{named}"
+            return Choice("tensorrt-rtx", ahead.__version__, chosen, why)
         what = f"{missing[0]} ({KNOWN_CAPABILITIES[missing[0]]})"
         why = f"TensorRT-RTX {ahead.__version__} cannot build for {what}"
     elif gpu is None:
@@ -97,15 +91,13 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
 
 
 def capabilities_of(ahead: Any) -> tuple[str, ...]:
-    """What this TensorRT-RTX builds for without a GPU, by its own list: `SM86` → `8.6`."""
-    names = [
-        name.removeprefix("SM") for name in dir(ahead.ComputeCapability) if name.startswith("SM")
-    ]
+    """Return what this TensorRT-RTX builds for without a GPU, by its own list: `SM86` → `8.6`."""
+    names = [name[2:] for name in dir(ahead.ComputeCapability) if name.startswith("SM")]
     return tuple(sorted((f"{name[:-1]}.{name[-1]}" for name in names), key=float))
 
 
 def module(name: str) -> Any | None:
-    """NVIDIA's Python module, or None where it is not installed or does not load."""
+    """Return NVIDIA's Python module, or None where it is not installed or does not load."""
     if importlib.util.find_spec(MODULES[name]) is None:
         return None
     try:
@@ -117,7 +109,7 @@ def module(name: str) -> Any | None:
 
 @functools.cache
 def find_gpu() -> Gpu | None:
-    """The first CUDA device, or None; needs the `cuda-bindings` package."""
+    """Return the first CUDA device, or None; needs the `cuda-bindings` package."""
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -132,7 +124,7 @@ def find_gpu() -> Gpu | None:
 
 
 def describe() -> str:
-    """For `edgekd doctor`: who builds TensorRT engines here."""
+    """Return what builds TensorRT engines here, for `edgekd doctor`."""
     choice = choose(precision="int8")
     if choice.builder is None:
         return f"bundles to build on the device ({choice.why})"

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Artifact
-from edgekd.export.export import Source, export_model
+from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
 
 

@@ -182,7 +182,7 @@ def summary_row(
         precision=subject.precision,
         same_as=None,
         preprocess=subject.preprocess.hash,
-        size_mb=None if subject.folder is None else _size_mb(subject.folder),
+        size_mb=None if subject.folder is None else size_of(subject.folder),
         parameters=subject.counted.parameters if subject.counted else None,
         macs=subject.counted.macs if subject.counted else None,
         id=inside.top1 if inside else None,
@@ -212,7 +212,7 @@ def _mean(values: Iterable[float]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _size_mb(folder: Path) -> float:
+def size_of(folder: Path) -> float:
     """Return the size of an artifact's files without its manifest, in 10^6 bytes."""
     beside = ("artifact.json", "labels.txt", "parity.npz")
     files = (path for path in folder.iterdir() if path.is_file() and path.name not in beside)

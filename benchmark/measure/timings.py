@@ -18,7 +18,7 @@ from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.console import say
 from edgekd.targets.devices.payload import encoded_image
 from edgekd.targets.devices.result import Clocked, Rate
-from edgekd.targets.placement import refuse_fallback
+from edgekd.targets.session import refuse_fallback
 from edgekd.targets.timing import stopwatch
 from edgekd.targets.timing.intervals import percentile, rate_interval
 from edgekd.targets.timing.stopwatch import LatencySamples, Protocol, rotating

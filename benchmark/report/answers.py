@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from edgekd.benchmark.measure.speed import load_of, speed_between
+from edgekd.benchmark.report.recommend import accuracy, choice, recommend
 from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, percent, points
 from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
@@ -30,34 +31,9 @@ def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
     return "passed", f"{'All ' if total > 1 else ''}{total} {noun} passed"
 
 
-def choice(report: Report) -> SummaryRow | None:
-    """Return the file to ship; None where no file passes every gate, or none was exported.
-
-    Of the files that pass every gate: the most accurate out of domain (on the adapted domains, in domain, where that
-    is not measured), or the fastest file of the same run whose export loss is not shown, if it is shown to be faster.
-    """
-    failed = {(gate.run, gate.subject) for gate in report.gates if not gate.passed}
-    passing = [row for row in report.exported if row.who not in failed]
-    if not passing:
-        return None
-    best = max(passing, key=_accuracy)
-    for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
-        cost = row.quant_cost_ood or row.quant_cost_id
-        lossless = cost is not None and cost.ci95[0] <= 0
-        speed = speed_between(report, report.time(row), report.time(best))
-        faster = speed is not None and speed.withheld is None and speed.ratio < 1
-        if row.run == best.run and lossless and faster:
-            return row
-    return best
-
-
-def _accuracy(row: SummaryRow) -> float:
-    return next((v for v in (row.ood_avg, row.adapted_avg, row.id) if v is not None), -1.0)
-
-
 def answers(report: Report) -> list[Text]:
     """Return one answer to each question of a reader, the most important first."""
-    file = choice(report) or max(report.exported, key=_accuracy, default=None)
+    file = choice(report) or max(report.exported, key=accuracy, default=None)
     found = {
         "Distillation": _gain(report, "distillation", file),
         "Unlabelled images": _gain(report, "unlabelled", file),
@@ -129,16 +105,16 @@ def _speed(report: Report, file: SummaryRow) -> str:
 
 def _ship(report: Report) -> Text:
     state, headline = verdict(report)
-    file, quick = choice(report), " (quick protocol, indicative only)" if report.quick else ""
-    tone = ""
-    if not report.exported:
-        body = "nothing to ship: no exported file was measured."
-    elif file is None:
-        body, tone = f"no. {headline}; no file passes every gate.", "bad"
+    found, quick = recommend(report), " (quick protocol, indicative only)" if report.quick else ""
+    if found is None:
+        return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
+    name, tone = _name(report, found.file), ""
+    if not found.passes:
+        body, tone = f"no. {headline}; {found.because} ({name}).", "bad"
     elif state == "none":
-        body = f"undecided: no gates were set. First candidate: {_name(report, file)}{quick}."
+        body = f"undecided: no gates were set. First candidate: {name}{quick}, because {found.because}."
     else:
-        body, tone = f"yes, {_name(report, file)}: it passes every gate{quick}.", "good"
+        body, tone = f"yes, {name}: it passes every gate{quick}, and {found.because}.", "good"
     return Text(body, "Ship", tone, console=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from edgekd.benchmark.report import charts, provenance, tables
 from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import Point
 from edgekd.benchmark.report.failures import Failure, failure_items
+from edgekd.benchmark.report.recommend import recommendation_items
 from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
 from edgekd.benchmark.results.metric import ms, percent
 from edgekd.benchmark.results.rows import AccuracyRow, SummaryRow
@@ -58,6 +60,7 @@ def document(
     sections = (
         section("answers", "Answers", answers(report), tone=verdict(report)[0]),
         section("gates", "Gates", _gates(report)),
+        section("choice", "Which file to ship", _choice(report)),
         section("results", "Results", _results(report)),
         section("files", "Each file", findings(report)),
         section("suites", "Suite by suite", suite_items(report)),
@@ -86,6 +89,11 @@ def _gates(report: Report) -> Iterator[Item]:
             "judge them.",
             tone="quiet",
         )
+
+
+def _choice(report: Report) -> Iterator[Item]:
+    # The console has it at the very end.
+    return (replace(item, console=False) for item in recommendation_items(report))
 
 
 def points_of(report: Report) -> list[Point]:

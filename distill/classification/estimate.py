@@ -19,12 +19,8 @@ from edgekd.distill.batches import MAX_BYTES, BatchSource, PixelStore, store_sid
 from edgekd.distill.batchnorm import Fold, folded, training_mode
 from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.task import (
-    Classification,
-    augmentation_of,
-    build,
-    cached_view_counts,
-)
+from edgekd.distill.classification.setup import augmentation_of, build, cached_view_counts
+from edgekd.distill.classification.task import Classification
 from edgekd.distill.launch import keep_freed_memory, make_fabric
 from edgekd.distill.losses import objective
 from edgekd.distill.recipes import Stage

@@ -21,13 +21,15 @@ from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.launch import precision_of
+from edgekd.distill.loggers import check_loggers
 from edgekd.distill.losses import uses_labels
 from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
 from edgekd.distill.text_bank import read_vocabulary, readable
 
 TOY_SIZE = 48
-TOY_STEPS = 150
+TOY_STEPS = 300
+TOY_BATCH = 32
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
 
@@ -40,6 +42,7 @@ def settle(config: TrainConfig) -> TrainConfig:
     """
     if config.resume:
         return _resumed(config)
+    check_loggers(config.logger)
     if config.start is not None:
         config = _started_from(config, config.start.expanduser().absolute())
     if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:
@@ -66,12 +69,14 @@ def settle(config: TrainConfig) -> TrainConfig:
         "pretrained": pretrained,
         "augment": config.augment or ("plain" if unlabelled else recipe.augment),
         "bn": config.bn or ("train" if random else "frozen"),
-        "lr": config.lr or (2e-3 if random else 1e-3 if toy else 3e-4),
+        "lr": config.lr or (2e-3 if random or toy else 3e-4),
         "precision": precision_of(config),
         "out": config.out or _free_folder(config),
     }
     if config.size is None and toy and not encoder:
         chosen["size"] = TOY_SIZE
+    if toy and "batch_size" not in config.model_fields_set:
+        chosen["batch_size"] = TOY_BATCH
     if toy and config.prompts is None and recipe.prompts == "photo":
         chosen["prompts"] = "domain"  # the toy teacher was trained with the names of its styles
     if config.smoke:

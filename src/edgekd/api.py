@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +107,63 @@ def export(config: ExportConfig) -> list[Artifact]:
 
     For ONNX Runtime, INT8 and FP16 are made from the FP32 file, which is exported with them when it is not there yet.
 
+    With the target `auto` every runtime that the device has is tried in fp32, fp16 and int8, and measured.
+
     Returns:
-        The artifacts written, the wanted precision last.
+        The artifacts written, the wanted precision last; of `auto` those that were measured, the recommended one last.
 
     Raises:
         GateFailed: the file differs too much from the torch student, or costs more than the drops allow; it is kept
-            beside the others as `<name>.failed`.
+            beside the others as `<name>.failed`. With `auto`: no file meets the budget.
     """
+    from edgekd.benchmark.report.recommend import check_recommendation
     from edgekd.export.run import export_run
 
-    return export_run(config)
+    if not config.auto:
+        return export_run(config)
+    chosen = _choose(config)
+    check_recommendation(chosen.report)
+    return chosen.artifacts
+
+
+@verb(ExportConfig)
+def export_or_choose(config: ExportConfig) -> list[Artifact] | Chosen:
+    """Do what `edgekd export` does: `export`, with the report of the measurement for the target `auto`."""
+    from edgekd.export.run import export_run
+
+    return _choose(config) if config.auto else export_run(config)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was tried for the target `auto`."""
+
+    report: Report
+    artifacts: list[Artifact]
+    """Those that were measured, the recommended one last."""
+    left_out: tuple[tuple[str, str], ...]
+    """Name of a target or file, and why it was not measured."""
+
+
+def _choose(config: ExportConfig) -> Chosen:
+    from edgekd.benchmark.gates import parse_gates
+    from edgekd.benchmark.report.recommend import recommend
+    from edgekd.core.manifest import read_artifact
+    from edgekd.evaluation.candidates import make_candidates
+
+    tried = make_candidates(config, parse_gates(config.budget))
+    report = _measure(
+        BenchmarkConfig(
+            paths=tried.folders, data=config.data, gates=config.budget, quick=True,
+            device=() if config.device is None else (config.device,),
+        )
+    )  # fmt: skip
+    best = recommend(report)
+    assert best is not None
+    artifacts = [read_artifact(folder, check_hashes=False) for folder in tried.folders]
+    name = best.file.subject.partition("@")[0]  # of a device: NAME@DEVICE
+    artifacts.sort(key=lambda artifact: artifact.name == name)
+    return Chosen(report, artifacts, tried.left_out)
 
 
 @verb(VerifyConfig)

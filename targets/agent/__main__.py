@@ -27,7 +27,7 @@ from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import check_runtime, open_model, read_manifest
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, write_step
-from edgekd.targets.new_class import add_by_images, content, told
+from edgekd.targets.bank_change import add_by_images, content, describe_last
 
 RESULT = "edgekd-result.npz"
 READY = "ready.npz"
@@ -169,18 +169,9 @@ def _classify(arguments: list[str]) -> None:
 def _add(arguments: list[str]) -> None:
     """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: a class that the artifact is to tell apart from now on."""
     folder, name = Path(arguments[0]), arguments[1]
-    model = open_model(folder, threads=None)
-    embed = model.embed
-    if embed is None:
-        raise EdgekdError(
-            f"{folder} ends in the logits of fixed classes, so none can be added.",
-            "Export with --head embedding.",
-        )
-    places = [Path(place) for place in arguments[2:]]
-    bank = add_by_images(
-        folder, name, places, lambda encoded: embed(model.prepare(encoded)[None])[0]
-    )
-    _say(f"{folder} has {len(bank.classes)} classes now; {name}: {told(bank)}")
+    session = open_model(folder, threads=None)
+    bank = add_by_images(folder, name, [Path(place) for place in arguments[2:]], session)
+    _say(f"{folder} has {len(bank.classes)} classes now; {name}: {describe_last(bank)}")
 
 
 def _of_system(error: OSError) -> list[str]:
@@ -240,7 +231,7 @@ def _ready(arguments: list[str]) -> None:
     manifests = [read_manifest(place) for place in places]
     openers = [check_runtime(one) for one in manifests]  # all before the first build: that is long
     built = [
-        opener.make_ready(manifest, place, _say)
+        opener.make_ready(manifest, place, _say) if hasattr(opener, "make_ready") else None
         for opener, manifest, place in zip(openers, manifests, places)  # noqa: B905  Python 3.9
     ]
     write_step(folder / "done" / READY, {}, {"boot": steps.boot(), "built": built})

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgekd.core.errors import EdgekdError
-from edgekd.core.predictor import Predictor
-from edgekd.core.readers import inside, printable, read_object, sha256_of
-from edgekd.data.images import UnreadableImage, decode
-from edgekd.data.resize import resize_rgb
+from edgekd.core.readers import inside, read_object, sha256_of
 from edgekd.targets.agent.job import number, whole
-from edgekd.targets.bank import read_bank
-from edgekd.targets.opened import OR_ANOTHER, Ask, Opened
 from edgekd.targets.registry import TARGETS, opener_of
+from edgekd.targets.session import OR_ANOTHER, Session, open_artifact
 
 PACKAGES = {
     target.format: target.packages for target in TARGETS.values() if target.packages is not None
@@ -27,26 +19,6 @@ PACKAGES = {
 FORMATS = tuple(PACKAGES)
 """Formats of artifacts that the agent runs."""
 _NEEDED = ("builder", "builder_version", "compute_capabilities")
-
-
-@dataclass(frozen=True)
-class DeviceModel:
-    """An artifact, ready to answer."""
-
-    run: Predictor
-    """uint8 `[B, H, W, 3]` → float32 logits `[B, C]`."""
-    prepare: Callable[[bytes], NDArray[np.uint8]]
-    """An encoded image → uint8 `[H, W, 3]`."""
-    classes: tuple[str, ...]
-    provider: str
-    threads: int
-    load_ms: float
-    placement: Ask
-    """Which nodes run where; may open the model once more."""
-    largest_batch: int | None
-    """Images that one call takes at most; None: any number."""
-    embed: Predictor | None = None
-    """uint8 `[B, H, W, 3]` → unit vectors float32 `[B, D]`, of an artifact that ends in an embedding."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -107,7 +79,7 @@ def needs(artifact: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_runtime(artifact: Mapping[str, Any]) -> Any:
-    """Return the opener of an artifact, an `edgekd.targets.opened.Opener`, whose runtime this device's Python has.
+    """Return the opener of an artifact, an `edgekd.targets.session.Opener`, whose runtime this device's Python has.
 
     Args:
         artifact: what `artifact.json` holds; what `needs` takes of it is enough.
@@ -116,7 +88,10 @@ def check_runtime(artifact: Mapping[str, Any]) -> Any:
         EdgekdError: an unknown format, or a runtime that is not here, by the name of its package.
     """
     if artifact["format"] not in FORMATS:
-        raise _unknown(artifact)
+        raise EdgekdError(
+            f"The agent cannot run artifacts of the format {artifact['format']}.",
+            f"It runs {', '.join(FORMATS)}; measure others without --device.",
+        )
     package = PACKAGES[artifact["format"]]
     try:
         opener = opener_of(artifact["format"])
@@ -125,32 +100,12 @@ def check_runtime(artifact: Mapping[str, Any]) -> Any:
             f"The device's Python cannot load {package} ({error}).",
             f"On the device: python3 -m pip install {package}, {OR_ANOTHER}",
         ) from error
-    opener.check(artifact)
+    if hasattr(opener, "check"):
+        opener.check(artifact)
     return opener
 
 
-def _unknown(artifact: Mapping[str, Any]) -> EdgekdError:
-    return EdgekdError(
-        f"The agent cannot run artifacts of the format {artifact['format']}.",
-        f"It runs {', '.join(FORMATS)}; measure others without --device.",
-    )
-
-
-def _open_file(artifact: Mapping[str, Any], folder: Path, threads: int | None) -> Opened:
-    if artifact["format"] in FORMATS:
-        opener = check_runtime(artifact)
-    else:
-        try:  # the other openers are in the whole package, not in the agent's file
-            opener = opener_of(artifact["format"])
-        except ImportError as error:
-            raise _unknown(artifact) from error
-    opened: Opened = opener.open_file(
-        artifact, folder, threads=threads, spinning=True, provider=None
-    )
-    return opened
-
-
-def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
+def open_model(folder: Path, *, threads: int | None) -> Session:
     """Open an artifact folder with the runtime of its format.
 
     Raises:
@@ -162,31 +117,6 @@ def open_model(folder: Path, *, threads: int | None) -> DeviceModel:
             raise EdgekdError(
                 f"{folder / name} is not the file that was exported.", "Copy the artifact again."
             )
-    opened = _open_file(artifact, folder, threads)
-    bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
-    return DeviceModel(
-        opened.run if bank is None else lambda images: bank.logits(opened.run(images)),
-        preparing(artifact["preprocess"]),
-        tuple(printable(name) for name in artifact["classes"]),
-        opened.provider,
-        opened.threads,
-        opened.load_ms,
-        opened.placement,
-        opened.largest_batch,
-        None if bank is None else opened.run,
-    )
-
-
-def preparing(preprocess: dict[str, Any]) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Return what decodes and resizes an image by the settings of `artifact.json`."""
-    wanted = {key: preprocess[key] for key in ("size", "resize", "crop_pct", "interpolation")}
-
-    def prepare(encoded: bytes) -> NDArray[np.uint8]:
-        try:
-            return resize_rgb(decode(encoded), **wanted)
-        except UnreadableImage as error:
-            raise EdgekdError(
-                f"The device's Pillow cannot read an image: {error.reason}.", "Update Pillow there."
-            ) from error
-
-    return prepare
+    if artifact["format"] in FORMATS:
+        check_runtime(artifact)
+    return open_artifact(artifact, folder, threads=threads)

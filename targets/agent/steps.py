@@ -20,10 +20,9 @@ from edgekd.core.machine import peak_rss_mb, state, usable_cores
 from edgekd.core.readers import read_errors
 from edgekd.data.images import MAX_BYTES
 from edgekd.targets.agent.job import CHUNK, Job, JobArtifact
-from edgekd.targets.agent.model import DeviceModel, open_model
+from edgekd.targets.agent.model import open_model
 from edgekd.targets.agent.store import Arrays, write_step
-from edgekd.targets.opened import refuse_batch
-from edgekd.targets.placement import refuse_fallback
+from edgekd.targets.session import Session, refuse_batch, refuse_fallback
 from edgekd.targets.timing.energy import Meter, open_sensor
 from edgekd.targets.timing.stopwatch import LatencySamples, measure, measure_interleaved, rotating
 
@@ -56,7 +55,7 @@ def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
 
 def _predict(
     artifact: JobArtifact,
-    model: DeviceModel,
+    model: Session,
     images: zipfile.ZipFile,
     done: Path,
     names: Sequence[str],
@@ -121,7 +120,7 @@ def _end_to_end(
     job: Job,
     n: str,
     artifact: JobArtifact,
-    model: DeviceModel,
+    model: Session,
     images: zipfile.ZipFile,
     done: Path,
     say: Say,
@@ -145,7 +144,7 @@ def _end_to_end(
 
 
 def _throughput(
-    job: Job, n: str, batch: int, model: DeviceModel, buffers: NDArray[np.uint8], done: Path
+    job: Job, n: str, batch: int, model: Session, buffers: NDArray[np.uint8], done: Path
 ) -> None:
     assert job.grid_protocol is not None
     try:
@@ -170,7 +169,7 @@ def _arrays(n: str, samples: LatencySamples) -> Arrays:
     return {f"samples_ms_{n}": samples.samples_ms, f"blocks_{n}": samples.blocks}
 
 
-def _facts(samples: LatencySamples, model: DeviceModel) -> dict[str, Any]:
+def _facts(samples: LatencySamples, model: Session) -> dict[str, Any]:
     """Return every field of the samples but its arrays, and how the model was opened."""
     own = {k: v for k, v in vars(samples).items() if k not in ("samples_ms", "blocks")}
     opened = {"load_ms": model.load_ms, "provider": model.provider, "threads": model.threads}
@@ -215,8 +214,6 @@ def _encoded(images: zipfile.ZipFile, place: int) -> bytes:
         return images.read(entry)
 
 
-def _prepared(
-    artifact: JobArtifact, model: DeviceModel, images: zipfile.ZipFile
-) -> NDArray[np.uint8]:
+def _prepared(artifact: JobArtifact, model: Session, images: zipfile.ZipFile) -> NDArray[np.uint8]:
     """Return the images to be timed as the model takes them, uint8 `[N, H, W, 3]`."""
     return np.stack([model.prepare(_encoded(images, place)) for place in artifact.latency_images])

@@ -39,12 +39,11 @@ SHARED = (
     "targets/bank.py",
     "targets/bank_change.py",
     "targets/feed.py",
-    "targets/new_class.py",
+    "targets/litert.py",
     "targets/onnxruntime.py",
-    "targets/opened.py",
     "targets/openvino.py",
-    "targets/placement.py",
     "targets/registry.py",
+    "targets/session.py",
     "targets/tensorrt.py",
     "targets/timing/__init__.py",
     "targets/timing/energy.py",
@@ -53,7 +52,6 @@ SHARED = (
     "targets/trt_build.py",
     "targets/trt_builders.py",
     "targets/trt_device.py",
-    "targets/trt_engine.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
 _START = '''"""Starts the agent, or says in one sentence why this Python cannot."""

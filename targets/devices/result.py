@@ -17,7 +17,7 @@ from edgekd.core.manifest import first_problem
 from edgekd.core.readers import printable
 from edgekd.targets.agent.job import Job, parse_job
 from edgekd.targets.agent.store import Arrays, read_step
-from edgekd.targets.placement import Placement
+from edgekd.targets.session import Placement
 from edgekd.targets.timing.stopwatch import LatencySamples
 
 _DAY_MS = 86_400_000

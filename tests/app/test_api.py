@@ -139,8 +139,8 @@ def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch
 
 
 def test_export_refuses_before_it_loads(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="onnxruntime takes no w8a8"):
-        edgekd.export(tmp_path, precision="w8a8")
+    with pytest.raises(EdgekdError, match="onnxruntime takes no int8-weights"):
+        edgekd.export(tmp_path, precision="int8-weights")
     with pytest.raises(EdgekdError, match=r"2 problems.*no calibrator.*largest drop") as caught:
         edgekd.export(tmp_path, max_drop_id=1, calibrator="mse", target="openvino")
     assert caught.value.exit_code == 2

@@ -20,8 +20,8 @@ from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.targets.bank import read_bank, unit
+from edgekd.targets.bank_change import recognised
 from edgekd.targets.devices.payload import write_agent
-from edgekd.targets.new_class import recognised
 from edgekd.targets.session import open_session
 
 BLUE = (30, 40, 200)
@@ -118,7 +118,7 @@ def test_a_class_from_text_vectors(
 def test_a_class_by_name_needs_the_teacher_of_the_run(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    from edgekd.distill import teacher
+    from edgekd.distill import teachers
 
     asked: list[Any] = []
 
@@ -134,7 +134,7 @@ def test_a_class_by_name_needs_the_teacher_of_the_run(
 
     with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
         edgekd.add_class(artifact, "blue", teacher=f"local-dir:{tiny_teacher}")
-    monkeypatch.setattr(teacher, "load_teacher", lambda spec: Stand() if spec == "toy" else None)
+    monkeypatch.setattr(teachers, "load_teacher", lambda spec: Stand() if spec == "toy" else None)
     changed = edgekd.add_class(artifact, "blue")
     assert changed.bank is not None
     bank = read_bank(artifact / changed.bank)
@@ -209,7 +209,7 @@ def test_the_agent_says_what_is_wrong(artifact: Path, photos: Path, tmp_path: Pa
     write_agent(tmp_path / "agent.pyz")
     logits = write_artifact(tmp_path / "logits")
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(logits), "blue", str(photos))
-    assert (code, said[0]["error"][0].endswith("so none can be added.")) == (2, True)
+    assert (code, said[0]["error"][0].endswith("gives no embedding.")) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(tmp_path / "nowhere"), "x.png")
     assert (code, "There is no artifact" in said[0]["error"][0]) == (2, True)
     code, said = run_agent(tmp_path / "agent.pyz", "classify", str(artifact), "x.png")

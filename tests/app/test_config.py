@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from edgekd.cli.commands import Given, command
 from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
 from edgekd.configs.benchmark import BenchmarkConfig
+from edgekd.configs.export import ExportConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
 from edgekd.configs.verbs import verb
@@ -233,3 +234,11 @@ def test_a_file_of_another_kind_gets_a_short_message(tmp_path: Path) -> None:
     assert "50 problems" in message
     assert "and 44 more" in message
     assert len(message) < 3000
+
+
+def test_the_earlier_name_of_a_precision_is_taken_with_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = ExportConfig.load(target="coreml", precision="w8a8")
+    assert config.precision == "int8"
+    assert "w8a8 is now called int8" in " ".join(capsys.readouterr().err.split())

@@ -426,7 +426,7 @@ def test_thresholds_agree_with_the_check() -> None:
 
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| (fp32|fp16|int8|w8a8|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)", page, re.MULTILINE
+        r"^\| (fp32|fp16|int8|int8-weights|pal6|pal4) \| ([\d.]+) % \| ([\d.]*)", page, re.MULTILINE
     )
     assert {name: round(float(percent) / 100, 6) for name, percent, _ in rows} == MIN_AGREEMENT
     assert {name: float(error) for name, _, error in rows if error} == MAX_RELATIVE_ERROR

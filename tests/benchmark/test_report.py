@@ -24,8 +24,9 @@ from benchmark_fakes import (
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.scores import computed
 from edgekd.benchmark.gates import parse_gates
-from edgekd.benchmark.report.answers import answers, choice
+from edgekd.benchmark.report.answers import answers
 from edgekd.benchmark.report.document import document
+from edgekd.benchmark.report.recommend import choice
 from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.report.sections import shown, table
 from edgekd.benchmark.report.tables import by_suite, results

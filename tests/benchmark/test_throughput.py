@@ -49,7 +49,7 @@ def open_model(folder, *, threads):
     return Model(threads, 1 if Path(folder).resolve().name == "single" else None)
 
 module = types.ModuleType("edgekd.targets.agent.model")
-module.open_model, module.DeviceModel = open_model, Model
+module.open_model = open_model
 module.check_runtime = module.read_manifest = None
 sys.modules["edgekd.targets.agent.model"] = module
 """

@@ -87,6 +87,22 @@ def test_an_artifact_goes_round_and_may_move(tmp_path: Path) -> None:
     assert moved.model_copy(update={"folder": None}) == artifact.model_copy(update={"folder": None})
 
 
+@pytest.mark.parametrize(
+    ("precision", "method", "now"),
+    [
+        ("w8a8", "activations int8 per tensor with zero point", "int8"),
+        ("int8", "weights int8 per channel, symmetric; activations float16", "int8-weights"),
+        ("int8", "NNCF post-training quantization", "int8"),
+    ],
+)
+def test_precisions_of_earlier_artifacts_have_their_new_names(
+    tmp_path: Path, precision: str, method: str, now: str
+) -> None:
+    folder = artifact_folder(tmp_path / "a")
+    change(folder / "artifact.json", precision=precision, quantization={"method": method})
+    assert read_artifact(folder).precision == now
+
+
 def test_an_altered_file_is_noticed(tmp_path: Path) -> None:
     folder = artifact_folder(tmp_path / "a")
     (folder / "model.onnx").write_bytes(b"grapn")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill import pixels
+from edgekd.distill import batches
 from edgekd.distill.batches import open_store, squashed, store_side
 
 Make = Callable[..., Path]
@@ -44,7 +44,7 @@ def test_decoding_happens_once_for_all_runs(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_store(images, 24).batch(np.arange(18))
-    monkeypatch.setattr(pixels, "squashed", lambda *a: pytest.fail("decoded again"))
+    monkeypatch.setattr(batches, "squashed", lambda *a: pytest.fail("decoded again"))
     assert np.array_equal(open_store(images, 24).batch(np.arange(18)), first)
 
 
@@ -86,7 +86,7 @@ def test_large_jpegs_read_at_reduced_size_look_the_same(tmp_path: Path, own_cach
 def test_a_killed_decoder_leaves_nothing_that_counts(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pixels.squashed
+    real = batches.squashed
 
     def fails(images: ImageSet, index: int, side: int) -> np.ndarray:
         if index == 9:
@@ -94,7 +94,7 @@ def test_a_killed_decoder_leaves_nothing_that_counts(
         return real(images, index, side)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pixels, "squashed", fails)
+        patch.setattr(batches, "squashed", fails)
         with pytest.raises(KeyboardInterrupt):
             open_store(images, 24)
     assert np.array_equal(open_store(images, 24).batch(np.array([9]))[0], expected(images, 9, 24))
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said(images: ImageSet, monkeypatch: pytest.MonkeyPatch) 
     def full(*arguments: object) -> np.ndarray:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pixels, "squashed", full)
+    monkeypatch.setattr(batches, "squashed", full)
     with pytest.raises(EdgekdError, match="full"):
         open_store(images, 24)
 

@@ -13,6 +13,7 @@ from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.plan import (
     DEFAULT_EPOCHS,
+    TOY_BATCH,
     TOY_SIZE,
     TOY_STEPS,
     newest_run,
@@ -38,6 +39,8 @@ def test_the_toy_run_starts_from_the_shipped_weights(capsys: pytest.CaptureFixtu
         TOY_STEPS,
     )
     assert "random weights" not in capsys.readouterr().err
+    assert config.batch_size == TOY_BATCH
+    assert settled(batch_size=48).batch_size == 48
 
 
 def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> None:

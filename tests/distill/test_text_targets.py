@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgekd.distill.batches import BalancedSampler, Sampler
-from edgekd.distill.classification.task import cached_view_counts, make_batch
+from edgekd.distill.classification.setup import cached_view_counts
+from edgekd.distill.classification.task import make_batch
 from edgekd.distill.classification.text_targets import (
     TextTargets,
     mean_centred,

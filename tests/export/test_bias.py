@@ -12,11 +12,12 @@ from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import ranges
-from edgekd.export.bias import correct_biases, to_average
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import float_nodes
+from edgekd.export.onnx_graph import Graph
+from edgekd.export.quantize import calibration as ranges
+from edgekd.export.quantize.onnx_scheme import averaged_inputs, correct_biases
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 
 
 def one_layer(group: int, bias: np.ndarray, *, shared: bool = False) -> onnx.ModelProto:
@@ -42,7 +43,7 @@ def test_by_hand(group: int, expected: list[float]) -> None:
     """Weights k + 0.4 are rounded to k, so each input's mean is missing 0.4 times."""
     model = one_layer(group, np.array([10, 20], np.float32))
     done = correct_biases(
-        model, {"x": np.array([1.0, 2.0, 3.0, 4.0])}, {"w": (0, np.ones(2, np.float32))}
+        Graph(model), {"x": np.array([1.0, 2.0, 3.0, 4.0])}, {"w": (0, np.ones(2, np.float32))}
     )
     assert done == 1
     np.testing.assert_allclose(
@@ -57,7 +58,7 @@ def test_what_cannot_be_corrected_stays() -> None:
         one_layer(1, np.zeros(2, np.float32)),
     ):
         known = means if len(model.graph.node) > 1 else {}
-        assert correct_biases(model, known, scales) == 0
+        assert correct_biases(Graph(model), known, scales) == 0
         assert not numpy_helper.to_array(model.graph.initializer[1]).any()
 
 
@@ -69,7 +70,8 @@ def test_outputs_keep_their_means(tmp_path: Path) -> None:
     )
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     images = pictures(2 * ranges._BATCH + 3)
-    averaged = to_average(model, float_nodes(model))
+    graph = Graph(model)
+    averaged = averaged_inputs(graph, OnnxRuntimeInt8().float_nodes(graph))
     _, means = ranges.observe(model, images, [], averaged)
     head = next(node for node in model.graph.node if node.op_type == "Gemm")
     pointwise = next(node for node in model.graph.node if "pointwise" in "".join(node.input))
@@ -82,7 +84,7 @@ def test_outputs_keep_their_means(tmp_path: Path) -> None:
     errors = []
     for corrected in (False, True):
         if corrected:
-            assert correct_biases(model, means, {pointwise.input[1]: (0, coarse)}) == 1
+            assert correct_biases(Graph(model), means, {pointwise.input[1]: (0, coarse)}) == 1
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
         tensor = next(

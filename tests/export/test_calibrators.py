@@ -12,12 +12,21 @@ from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import calibrators, ranges
-from edgekd.export.calibrators import BINS, entropy, mse, percentile, rounding_error
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import quantize_int8
-from edgekd.export.trt_dialect import quantize_trt
+from edgekd.export.onnx_graph import Graph
+from edgekd.export.quantize import calibration as calibrators
+from edgekd.export.quantize import calibration as ranges
+from edgekd.export.quantize.calibration import (
+    BINS,
+    entropy,
+    mse,
+    percentile,
+    rounding_error,
+)
+from edgekd.export.quantize.onnx_scheme import OnnxScheme
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
+from edgekd.export.quantize.tensorrt import TensorRtInt8
 
 
 def heavy(kind: str, n: int = 200_000) -> np.ndarray:
@@ -99,7 +108,7 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_histograms_count_every_value_of_every_image(fp32: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
     images = pictures(2 * ranges._WHOLE + 1)
-    extremes, _ = ranges.observe(model, images, ranges.float_activations(model))
+    extremes, _ = ranges.observe(model, images, ranges.float_activations(Graph(model)))
     counts = ranges.histograms(model, images, extremes)
     said = logits(fp32, images)
     limit = np.abs(said).max()
@@ -121,21 +130,20 @@ def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("calibrator", "dialect"),
+    ("calibrator", "scheme"),
     [
-        ("percentile", quantize_int8),
-        ("entropy", quantize_int8),
-        ("percentile", quantize_trt),
-        ("mse", quantize_trt),
+        ("percentile", OnnxRuntimeInt8()),
+        ("entropy", OnnxRuntimeInt8()),
+        ("percentile", TensorRtInt8()),
+        ("mse", TensorRtInt8()),
     ],
 )
-def test_both_dialects_cover_what_the_calibrator_says(
-    fp32: Path, tmp_path: Path, calibrator: str, dialect: object
+def test_both_schemes_cover_what_the_calibrator_says(
+    fp32: Path, tmp_path: Path, calibrator: str, scheme: OnnxScheme
 ) -> None:
     images = pictures(32)
-    assert callable(dialect)
-    facts = dialect(fp32, tmp_path / "a.onnx", images, calibrator=calibrator)
-    plain = dialect(fp32, tmp_path / "b.onnx", images)
+    facts = scheme.quantize(fp32, tmp_path / "a.onnx", images, calibrator=calibrator)
+    plain = scheme.quantize(fp32, tmp_path / "b.onnx", images)
     assert (facts["calibrator"], plain["calibrator"]) == (calibrator, "minmax")
     assert facts.get("percentile") == (99.99 if calibrator == "percentile" else None)
     scales = [

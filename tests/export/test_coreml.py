@@ -21,16 +21,16 @@ from torch import nn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.export import torch_logits
-from edgekd.export.graph import Deployable
-from edgekd.export.mil_eval import logits_of
-from edgekd.export.mil_program import Ref, decompress, quiet, read_program
+from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.mil.evaluate import logits_of
+from edgekd.export.mil.program import Ref, decompress, read_program
+from edgekd.export.onnx import quiet
 from edgekd.targets.session import open_session
 
 coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")
 
 from edgekd.export.coreml import PACKAGE, capture, convert  # noqa: E402
-from edgekd.export.coreml_compress import palettize, quantize_weights  # noqa: E402
+from edgekd.export.mil.compress import palettize, quantize_weights  # noqa: E402
 
 PREPROCESS = Preprocess(size=24, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
 CLASSES = ("cat", "dog", "élan")
@@ -100,10 +100,8 @@ def test_artifact_lists_every_file_of_the_package(fp16: Artifact) -> None:
     folder = fp16.folder
     assert folder is not None
     assert read_artifact(folder) == fp16
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {
-        "artifact.json"
-    }
-    assert set(fp16.files) == found
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {*fp16.files, "artifact.json", "labels.txt"} == found
     assert fp16.model_file == f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
     (folder / fp16.model_file).touch()  # same bytes: still the artifact
     read_artifact(folder)
@@ -247,7 +245,7 @@ def test_compressed_weights_are_expanded_as_the_specification_says(
 
 
 def test_int8_weights_need_no_calibration_record(root: Path) -> None:
-    artifact = export(root / "coreml-int8", "int8", deployment_target="iOS18")
+    artifact = export(root / "coreml-int8-weights", "int8-weights", deployment_target="iOS18")
     assert artifact.parity["passed"] is True
     assert artifact.quantization is not None
     assert "ids" not in artifact.quantization
@@ -256,8 +254,8 @@ def test_int8_weights_need_no_calibration_record(root: Path) -> None:
 
 
 def test_int8_activations_are_quantized_and_calibrated(root: Path) -> None:
-    artifact = export(root / "coreml-w8a8", "w8a8")
-    program = read_program(root / "coreml-w8a8" / PACKAGE)
+    artifact = export(root / "coreml-int8", "int8")
+    program = read_program(root / "coreml-int8" / PACKAGE)
     kinds = [op.kind for op in program.ops]
     assert kinds.count("quantize") >= 4
     assert artifact.quantization is not None

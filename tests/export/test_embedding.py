@@ -22,9 +22,8 @@ from test_export import PREPROCESS, Backbone, pictures
 import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
-from edgekd.export.export import torch_logits
-from edgekd.export.graph import Deployable, UnitHead
-from edgekd.export.mixed import Yardstick
+from edgekd.export.graph import Deployable, UnitHead, torch_logits
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 
@@ -123,10 +122,8 @@ def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(
 ) -> None:
     images = pictures(16, seed=3)
     labels = open_session(fp32, threads=1).run(images).argmax(axis=1)
-    yardstick = Yardstick(images, labels, images, max_drop_id=100, max_drop_ood=100)
-    artifact = export(
-        tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", yardstick=yardstick
-    )
+    budget = AccuracyBudget(images, labels, images, max_drop_id=100, max_drop_ood=100)
+    artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", budget=budget)
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["images"] == 16
     plain = export(tmp_path / "b", target, "int8", fp32_path=fp32 / "model.onnx")

@@ -23,9 +23,8 @@ from torch import nn
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.export import torch_logits
-from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
+from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
 from edgekd.targets.session import open_session
 
@@ -83,7 +82,11 @@ def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> Non
     assert artifact.parity["passed"] is True
     assert artifact.parity["n"] == 64
     assert artifact.quantization is None
-    assert sorted(path.name for path in fp32.iterdir()) == ["artifact.json", "model.onnx"]
+    assert sorted(path.name for path in fp32.iterdir()) == [
+        "artifact.json",
+        "labels.txt",
+        "model.onnx",
+    ]
     inside = {
         entry.key: json.loads(entry.value)
         for entry in onnx.load(fp32 / "model.onnx").metadata_props
@@ -114,6 +117,7 @@ def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> No
     assert artifact.quantization["ids"][1] == "image 1"
     assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
         "artifact.json",
+        "labels.txt",
         "model.onnx",
     ]
     assert any(
@@ -175,10 +179,10 @@ def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
     assert "--calibration-images" not in many
     assert "--calibrator percentile or entropy or mse" in few
     assert "--calibrator" not in narrowed
-    limits = Yardstick(
+    limits = AccuracyBudget(
         pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0
     )
-    within = hint(yardstick=limits)
+    within = hint(budget=limits)
     assert "--max-drop" not in within
     assert "--min-agreement" in within
 
@@ -221,7 +225,7 @@ def test_killed_export_leaves_nothing_that_looks_like_an_artifact(
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_export, edgekd.export.export as module
+import test_export, edgekd.export.artifact as module
 from pathlib import Path
 def stop(*_):
     print("ready", flush=True)

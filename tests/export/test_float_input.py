@@ -28,16 +28,15 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
-from edgekd.export.export import torch_logits
-from edgekd.export.float_input import with_float_input
-from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick
+from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.onnx_graph import with_float_input
+from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets import profiles
 from edgekd.targets.agent.model import open_model
 from edgekd.targets.feed import feed_of, normalising
 from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
-from edgekd.targets.trt_engine import Engine
+from edgekd.targets.tensorrt import Engine
 
 ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 IMAGES = pictures(40, seed=7)
@@ -238,8 +237,8 @@ def test_a_largest_drop_works_for_every_target(target: str, pixels: Path, tmp_pa
         pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
     images, base = pictures(48, seed=3), pixels / "model.onnx"
     labels = torch_logits(build(), images).argmax(axis=1)
-    limits = Yardstick(images, labels, images, 0.0, 0.0, min_agreement=1.0)
-    artifact = float_file(tmp_path / "a", "int8", target, yardstick=limits, fp32_path=base)
+    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["agreement"] == 1.0
     assert artifact.parity["passed"] is True
@@ -252,7 +251,7 @@ def test_a_largest_drop_works(pixels: Path, tmp_path: Path) -> None:
     kept = float_file(
         tmp_path / "a",
         "int8",
-        yardstick=Yardstick(images, labels, images, 0.0, 0.0),
+        budget=AccuracyBudget(images, labels, images, 0.0, 0.0),
         fp32_path=base,
     )
     assert kept.quantization is not None

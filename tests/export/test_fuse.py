@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from edgekd.export.fuse import fuse
+from edgekd.export.graph import fuse
 
 FAMILIES = {
     "fastvit_t8": 64,

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.export.integer_form import integer_form
 from edgekd.export.onnx_graph import Graph, attribute
+from edgekd.export.quantize.integer_form import integer_form
 
 
 class Inverted(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame
 
-from edgekd.export.mil_ops import OPS
+from edgekd.export.mil.ops import OPS
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -59,7 +59,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     ],
 )
 def test_values_by_hand(kind: str, given: dict[str, object], expected: list[float]) -> None:
-    result = OPS[kind](given)
+    result = OPS[kind](**given)
     assert isinstance(result, torch.Tensor)
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_same_padding_is_timms(size: int, kernel: int, stride: int, dilation: in
         "groups": 2,
         "pad_type": "same",
     }
-    torch.testing.assert_close(OPS["conv"](given), layer(x))
+    torch.testing.assert_close(OPS["conv"](**given), layer(x))
 
 
 def test_uneven_padding_comes_in_mils_order() -> None:
@@ -90,14 +90,14 @@ def test_uneven_padding_comes_in_mils_order() -> None:
         "pad_type": "custom",
         "pad": np.array([0, 1, 2, 3]),
     }  # top bottom left right
-    torch.testing.assert_close(OPS["conv"](given), F.conv2d(F.pad(x, (2, 3, 0, 1)), weight))
+    torch.testing.assert_close(OPS["conv"](**given), F.conv2d(F.pad(x, (2, 3, 0, 1)), weight))
     given = {
         "x": x,
         "pad": np.array([0, 0, 0, 0, 0, 1, 2, 3]),
         "mode": "constant",
         "constant_val": 7.0,
     }
-    torch.testing.assert_close(OPS["pad"](given), F.pad(x, (2, 3, 0, 1), value=7.0))
+    torch.testing.assert_close(OPS["pad"](**given), F.pad(x, (2, 3, 0, 1), value=7.0))
 
 
 def test_pools() -> None:
@@ -109,18 +109,18 @@ def test_pools() -> None:
         "pad_type": "custom",
         "pad": np.array([1, 1, 1, 1]),
     }
-    torch.testing.assert_close(OPS["max_pool"](given), F.max_pool2d(x, 3, 2, 1))
-    torch.testing.assert_close(OPS["avg_pool"](given), F.avg_pool2d(x, 3, 2, 1))
+    torch.testing.assert_close(OPS["max_pool"](**given), F.max_pool2d(x, 3, 2, 1))
+    torch.testing.assert_close(OPS["avg_pool"](**given), F.avg_pool2d(x, 3, 2, 1))
     outside = given | {"exclude_padding_from_average": True}
     torch.testing.assert_close(
-        OPS["avg_pool"](outside), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        OPS["avg_pool"](**outside), F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
     )
 
 
 def test_norms() -> None:
     x, gamma, beta = rand(2, 3, 8), rand(8, seed=1), rand(8, seed=2)
     given = {"x": x, "axes": np.array([-1]), "gamma": gamma, "beta": beta, "epsilon": 1e-3}
-    torch.testing.assert_close(OPS["layer_norm"](given), F.layer_norm(x, (8,), gamma, beta, 1e-3))
+    torch.testing.assert_close(OPS["layer_norm"](**given), F.layer_norm(x, (8,), gamma, beta, 1e-3))
     image, mean, variance = rand(2, 3, 4, 4), rand(3, seed=3), rand(3, seed=4).abs()
     given = {
         "x": image,
@@ -131,29 +131,31 @@ def test_norms() -> None:
         "epsilon": 1e-3,
     }
     torch.testing.assert_close(
-        OPS["batch_norm"](given), F.batch_norm(image, mean, variance, gamma[:3], beta[:3], eps=1e-3)
+        OPS["batch_norm"](**given),
+        F.batch_norm(image, mean, variance, gamma[:3], beta[:3], eps=1e-3),
     )
 
 
 def test_attention_and_products() -> None:
     q, k, v = (rand(1, 2, 5, 4, seed=seed) for seed in range(3))
     torch.testing.assert_close(
-        OPS["scaled_dot_product_attention"]({"query": q, "key": k, "value": v}),
+        OPS["scaled_dot_product_attention"](**{"query": q, "key": k, "value": v}),
         F.scaled_dot_product_attention(q, k, v),
     )
-    torch.testing.assert_close(OPS["matmul"]({"x": q, "y": k, "transpose_y": True}), q @ k.mT)
-    torch.testing.assert_close(OPS["matmul"]({"x": q, "y": k, "transpose_x": True}), q.mT @ k)
+    torch.testing.assert_close(OPS["matmul"](**{"x": q, "y": k, "transpose_y": True}), q @ k.mT)
+    torch.testing.assert_close(OPS["matmul"](**{"x": q, "y": k, "transpose_x": True}), q.mT @ k)
 
 
 def test_shapes() -> None:
     x = torch.arange(24.0).reshape(2, 3, 4)
-    assert OPS["reshape"]({"x": x, "shape": np.array([0, -1])}).shape == (2, 12)  # type: ignore[union-attr]
-    assert OPS["expand_dims"]({"x": x, "axes": np.array([0, -1])}).shape == (1, 2, 3, 4, 1)  # type: ignore[union-attr]
-    assert OPS["squeeze"]({"x": x[None], "axes": np.array([0])}).shape == (2, 3, 4)  # type: ignore[union-attr]
+    assert OPS["reshape"](**{"x": x, "shape": np.array([0, -1])}).shape == (2, 12)  # type: ignore[union-attr]
+    assert OPS["expand_dims"](**{"x": x, "axes": np.array([0, -1])}).shape == (1, 2, 3, 4, 1)  # type: ignore[union-attr]
+    assert OPS["squeeze"](**{"x": x[None], "axes": np.array([0])}).shape == (2, 3, 4)  # type: ignore[union-attr]
     assert [
-        len(part) for part in OPS["split"]({"x": x[0], "split_sizes": np.array([1, 2]), "axis": 0})
+        len(part)
+        for part in OPS["split"](**{"x": x[0], "split_sizes": np.array([1, 2]), "axis": 0})
     ] == [1, 2]
-    assert len(OPS["split"]({"x": x, "num_splits": 2, "axis": 2})) == 2
+    assert len(OPS["split"](**{"x": x, "num_splits": 2, "axis": 2})) == 2
     given = {
         "x": x,
         "begin": np.array([1, 0, 1]),
@@ -161,9 +163,9 @@ def test_shapes() -> None:
         "end_mask": np.array([False, False, True]),
         "squeeze_mask": np.array([True, False, False]),
     }
-    torch.testing.assert_close(OPS["slice_by_index"](given), x[1, :2, 1:])
+    torch.testing.assert_close(OPS["slice_by_index"](**given), x[1, :2, 1:])
 
 
 def test_interleaved_concat_is_not_taken_for_a_plain_one() -> None:
     with pytest.raises(NotImplementedError):
-        OPS["concat"]({"values": (rand(1, 2), rand(1, 2)), "axis": 1, "interleave": True})
+        OPS["concat"](**{"values": (rand(1, 2), rand(1, 2)), "axis": 1, "interleave": True})

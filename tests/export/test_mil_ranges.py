@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.mil_eval import evaluate, logits_of
-from edgekd.export.mil_program import MilProgram, Op, Ref
-from edgekd.export.mil_ranges import layers_to_keep, measure_ranges
+from edgekd.export.mil.evaluate import evaluate, logits_of
+from edgekd.export.mil.program import MilProgram, Op, Ref
+from edgekd.export.mil.ranges import layers_to_keep, measure_ranges
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (11, 4, 4, 3), dtype=np.uint8)
 
@@ -108,9 +108,20 @@ def test_diverged_weights_are_named() -> None:
         measure_ranges(chain(float("inf"), 1), IMAGES)
 
 
-def test_unknown_operation_is_named() -> None:
-    program = MilProgram("image", (1, 3, 4, 4), (op("topk", "best", x=Ref("image")),), ("best",))
-    with pytest.raises(EdgekdError, match=r"does not know the Core ML operation topk \(of best\)"):
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [
+        (op("topk", "best", x=Ref("image")), r"the Core ML operation topk \(of best\)"),
+        (op("relu", "best", x=Ref("image"), slope=1), r"slope of the Core ML operation relu"),
+        (
+            op("concat", "best", values=(Ref("image"), Ref("image")), axis=1, interleave=True),
+            r"interleaved concat \(of best\)",
+        ),
+    ],
+)
+def test_what_the_evaluator_does_not_know_is_named(layer: Op, what: str) -> None:
+    program = MilProgram("image", (1, 3, 4, 4), (layer,), ("best",))
+    with pytest.raises(EdgekdError, match=f"does not know {what}"):
         evaluate(program, IMAGES, ["best"])
 
 

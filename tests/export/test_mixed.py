@@ -16,18 +16,18 @@ from torch import nn
 
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import mixed, trt
 from edgekd.export.graph import Deployable
-from edgekd.export.mixed import Yardstick, rank
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.ort import DIALECT
-from edgekd.export.quantize import calibrate, weight_errors, weight_grid, write_int8
-from edgekd.export.trt_dialect import calibrate_trt, to_half, units_trt, write_trt
-from edgekd.export.trt_rules import findings
-from edgekd.export.units import units_of
+from edgekd.export.onnx_graph import to_half
+from edgekd.export.quantize import search as mixed
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
+from edgekd.export.quantize.search import AccuracyBudget, Drops, Search
+from edgekd.export.quantize.tensorrt import TensorRtInt8
+from edgekd.export.quantize.tensorrt_rules import findings
 
-quantize_within = partial(mixed.quantize_within, dialect=DIALECT)
+SCHEME, TENSORRT = OnnxRuntimeInt8(), TensorRtInt8()
+quantize_within = partial(mixed.quantize_within, scheme=SCHEME)
 
 
 def spoilt(path: Path) -> Path:
@@ -61,23 +61,23 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return spoilt(tmp_path_factory.mktemp("mixed") / "fp32.onnx")
 
 
-def yardstick(fp32: Path, **limits: float) -> Yardstick:
+def budget(fp32: Path, **limits: float) -> AccuracyBudget:
     """Labels are what FP32 says, so a drop is the share of changed minds."""
     images = pictures(48, seed=3)
-    return Yardstick(images, logits(fp32, images).argmax(axis=1), images, **limits)
+    return AccuracyBudget(images, logits(fp32, images).argmax(axis=1), images, **limits)
 
 
 def test_units_hold_everything_that_int8_changes(fp32: Path, tmp_path: Path) -> None:
-    calibrated = calibrate(fp32, pictures(32))
-    units = units_of(calibrated)
+    calibrated = SCHEME.calibrate(fp32, pictures(32))
+    units = SCHEME.groups(calibrated)
     names = ["depthwise", "reduce", "expand", "pointwise", "Add after pointwise", "head"]
     assert [unit.name for unit in units] == names  # the stem stays in float
     assert [unit.weighted for unit in units] == [True, True, True, True, False, True]
     kinds = {node.name: node.op_type for node in calibrated.model.graph.node}
     followers = [[kinds[name] for name in unit.nodes[1:]] for unit in units[:3]]
     assert followers == [["HardSwish", "GlobalAveragePool", "Mul"], ["Relu"], ["HardSigmoid"]]
-    write_int8(
-        calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes]
+    SCHEME.write(
+        calibrated, tmp_path / "none.onnx", in_float=[name for unit in units for name in unit.nodes]
     )
     kinds = {node.op_type for node in onnx.load(tmp_path / "none.onnx").graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
@@ -109,12 +109,12 @@ def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
     export_onnx(
         Deployable(Pooled(), nn.Linear(16, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
     )
-    calibrated = calibrate(path, pictures(16))
-    units = units_of(calibrated)
+    calibrated = SCHEME.calibrate(path, pictures(16))
+    units = SCHEME.groups(calibrated)
     assert [unit.name for unit in units] == ["conv", "node_cat", "mix", "head"]
     kinds = {node.name: node.op_type for node in calibrated.model.graph.node}
     assert [kinds[name] for name in units[0].nodes] == ["Conv", "Relu", "MaxPool"]
-    write_int8(calibrated, tmp_path / "all.onnx")
+    SCHEME.write(calibrated, tmp_path / "all.onnx")
     graph = onnx.load(tmp_path / "all.onnx").graph
     rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     sums = [node for node in graph.node if node.op_type == "Add"]
@@ -123,8 +123,8 @@ def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
     assert sums[-1].input[1] == sums[-2].output[0], (
         "the bias is added in float, and its sum goes on in float"
     )
-    write_int8(
-        calibrated, tmp_path / "none.onnx", keep=[name for unit in units for name in unit.nodes]
+    SCHEME.write(
+        calibrated, tmp_path / "none.onnx", in_float=[name for unit in units for name in unit.nodes]
     )
     np.testing.assert_allclose(
         logits(tmp_path / "none.onnx", pictures(8)), logits(path, pictures(8)), rtol=0, atol=1e-5
@@ -132,9 +132,12 @@ def test_pools_follow_and_token_sums_stay_float(tmp_path: Path) -> None:
 
 
 def test_the_spoilt_layer_ranks_first(fp32: Path, tmp_path: Path) -> None:
-    calibrated = calibrate(fp32, pictures(32))
-    reference, units = mixed._Reference(fp32, yardstick(fp32), DIALECT), units_of(calibrated)
-    order, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx")
+    calibrated = SCHEME.calibrate(fp32, pictures(32))
+    search, units = (
+        Search(fp32, budget(fp32), SCHEME, calibrated, tmp_path),
+        SCHEME.groups(calibrated),
+    )
+    order, ranked = search.rank(units)
     assert ranked == 6
     assert set(order) == set(units)
     assert order[0].name in ("depthwise", "pointwise")
@@ -144,12 +147,12 @@ def test_search_keeps_what_the_gate_needs_and_says_so(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loose = quantize_within(
-        fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100)
+        fp32, tmp_path / "loose.onnx", pictures(32), budget(fp32, max_drop_id=100)
     )
     assert loose["mixed"]["kept_in_float"] == []
     assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
     tight = quantize_within(
-        fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5)
+        fp32, tmp_path / "tight.onnx", pictures(32), budget(fp32, max_drop_id=5)
     )
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) <= 3
@@ -159,7 +162,7 @@ def test_search_keeps_what_the_gate_needs_and_says_so(
     assert tight["mixed"]["drop_id_points"] <= 5
     sizes = [(tmp_path / name).stat().st_size / 1e6 for name in ("loose.onnx", "tight.onnx")]
     assert tight["mixed"]["cost_mb"] == pytest.approx(sizes[1] - sizes[0], abs=1e-3)
-    images = yardstick(fp32)
+    images = budget(fp32)
     changed = (
         logits(tmp_path / "tight.onnx", images.pixels).argmax(axis=1) != images.labels
     ).mean()
@@ -176,15 +179,15 @@ def test_the_last_resort_is_float_and_is_called_so(
 ) -> None:
     images = pictures(8, seed=7)
 
-    def same_digits(self: object, path: Path) -> mixed._Drops:  # a gate that nothing rounded passes
-        return mixed._Drops(
+    def same_digits(self: object, path: Path) -> Drops:  # a gate that nothing rounded passes
+        return Drops(
             0,
             0,
             agreement=float(np.allclose(logits(path, images), logits(fp32, images), atol=1e-4)),
         )
 
-    monkeypatch.setattr(mixed._Reference, "drops", same_digits)
-    asked = yardstick(fp32, min_agreement=1.0, search_seconds=0)
+    monkeypatch.setattr(Search, "drops", same_digits)
+    asked = budget(fp32, min_agreement=1.0, search_seconds=0)
     found = quantize_within(fp32, tmp_path / "x.onnx", pictures(32), asked)
     assert len(found["mixed"]["kept_in_float"]) == 6
     assert found["quantized_layers"] == 0
@@ -195,14 +198,17 @@ def test_the_last_resort_is_float_and_is_called_so(
 def test_a_search_out_of_time_says_what_it_reached(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibrated = calibrate(fp32, pictures(32))
-    reference, units = mixed._Reference(fp32, yardstick(fp32), DIALECT), units_of(calibrated)
-    hurried, ranked = rank(calibrated, units, reference, tmp_path / "trial.onnx", deadline=0)
+    calibrated = SCHEME.calibrate(fp32, pictures(32))
+    search, units = (
+        Search(fp32, budget(fp32), SCHEME, calibrated, tmp_path),
+        SCHEME.groups(calibrated),
+    )
+    hurried, ranked = search.rank(units, deadline=0)
     assert ranked == 1
-    errors = weight_errors(calibrated.model, weight_grid)
+    errors = SCHEME.weight_errors(calibrated)
     assert hurried == sorted(units, key=lambda unit: -errors.get(unit.nodes[0], 0))
     assert hurried[-1].name == "Add after pointwise"
-    quick = yardstick(fp32, max_drop_id=5, search_seconds=0)
+    quick = budget(fp32, max_drop_id=5, search_seconds=0)
     found = quantize_within(fp32, tmp_path / "a.onnx", pictures(32), quick)["mixed"]
     assert found["drop_id_points"] <= 5
     assert found["search"]["ranked_units"] == 1
@@ -212,7 +218,7 @@ def test_a_search_out_of_time_says_what_it_reached(
 
 def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
     found = quantize_within(
-        fp32, tmp_path / "a.onnx", pictures(32), yardstick(fp32, min_agreement=0.95)
+        fp32, tmp_path / "a.onnx", pictures(32), budget(fp32, min_agreement=0.95)
     )["mixed"]
     assert found["agreement"] >= 0.95
     assert found["kept_in_float"]
@@ -220,36 +226,45 @@ def test_agreement_is_part_of_the_gate(fp32: Path, tmp_path: Path) -> None:
 
 def test_a_search_asks_for_the_agreement_that_other_images_need() -> None:
     images = pictures(128)
-    asked = Yardstick(images, np.zeros(128, np.int64), images, min_agreement=0.96)
+    asked = AccuracyBudget(images, np.zeros(128, np.int64), images, min_agreement=0.96)
     # 256 images here, 256 in the check: the difference of two shares has the error sqrt(2 · 0.96 · 0.04 / 256).
     assert asked.surely().min_agreement == pytest.approx(0.96 + 1.64 * 0.017321, abs=1e-5)
-    assert Yardstick(images, asked.labels, images, min_agreement=0.999).surely().min_agreement == 1
-    assert Yardstick(images, asked.labels, images).surely().min_agreement == 0
-    assert Yardstick(images, asked.labels, images, min_agreement=1.0).surely().min_agreement == 1
+    assert (
+        AccuracyBudget(images, asked.labels, images, min_agreement=0.999).surely().min_agreement
+        == 1
+    )
+    assert AccuracyBudget(images, asked.labels, images).surely().min_agreement == 0
+    assert (
+        AccuracyBudget(images, asked.labels, images, min_agreement=1.0).surely().min_agreement == 1
+    )
 
 
 def test_weight_error_is_that_of_rounding(fp32: Path) -> None:
-    model = calibrate(fp32, pictures(8)).model
+    calibrated = SCHEME.calibrate(fp32, pictures(8))
+    model = calibrated.model
     node = next(node for node in model.graph.node if "depthwise" in "".join(node.input))
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
     weight = numpy_helper.to_array(tensor).reshape(16, 9).astype(np.float64)
     steps = np.abs(weight).max(axis=1, keepdims=True) / 127
     lost = weight - steps * np.round(weight / steps)
-    assert weight_errors(model, weight_grid)[node.name] == pytest.approx(
+    assert SCHEME.weight_errors(calibrated)[node.name] == pytest.approx(
         (lost**2).sum() / (weight**2).sum(), rel=1e-3
     )
 
 
 def test_a_gate_nobody_passes_is_a_failed_gate(fp32: Path, tmp_path: Path) -> None:
     with pytest.raises(GateFailed, match="even with everything in float"):
-        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), yardstick(fp32, max_drop_id=-1))
+        quantize_within(fp32, tmp_path / "x.onnx", pictures(32), budget(fp32, max_drop_id=-1))
 
 
 def test_no_validation_images_is_a_sentence(fp32: Path, tmp_path: Path) -> None:
     none = pictures(1)[:0]
     with pytest.raises(EdgekdError, match="no validation images"):
         quantize_within(
-            fp32, tmp_path / "x.onnx", pictures(32), Yardstick(none, np.zeros(0, np.int64), none)
+            fp32,
+            tmp_path / "x.onnx",
+            pictures(32),
+            AccuracyBudget(none, np.zeros(0, np.int64), none),
         )
 
 
@@ -260,18 +275,18 @@ def rounded_inputs(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def test_whatever_stays_in_float_tensorrt_takes_the_graph(fp32: Path, tmp_path: Path) -> None:
-    calibrated = calibrate_trt(fp32, pictures(32))
-    units = units_trt(calibrated)
+    calibrated = TENSORRT.calibrate(fp32, pictures(32))
+    units = TENSORRT.groups(calibrated)
     names = ["stem", "depthwise", "pointwise", "Add after pointwise", "head"]
     assert [unit.name for unit in units] == names
     assert [unit.weighted for unit in units] == [True, True, True, False, True]
     nodes = [unit.nodes[0] for unit in units]
     assert [len(unit.nodes) for unit in units] == [1] * 5, (
-        "in this dialect nothing follows a layer into INT8"
+        "in this scheme nothing follows a layer into INT8"
     )
     for count in range(6):
         for keep in combinations(nodes, count):
-            described = write_trt(calibrated, tmp_path / "a.onnx", keep=keep)
+            described = TENSORRT.write(calibrated, tmp_path / "a.onnx", in_float=keep)
             model = onnx.load(tmp_path / "a.onnx")
             assert findings(model) == []
             found = rounded_inputs(model)
@@ -304,15 +319,15 @@ def test_a_neighbour_in_float_leaves_no_addition_half_rounded(tmp_path: Path) ->
     export_onnx(
         Deployable(Woven(), nn.Linear(24, 4), Preprocess(size=SIZE)), path, size=SIZE, metadata={}
     )
-    calibrated = calibrate_trt(path, pictures(16))
-    units = units_trt(calibrated)
+    calibrated = TENSORRT.calibrate(path, pictures(16))
+    units = TENSORRT.groups(calibrated)
     assert [unit.name for unit in units] == ["a", "b", "c", "d", "head"]
     add = [node.name for node in calibrated.model.graph.node if node.op_type == "Add"][-1]
     for keep, sides in (([], 2), (["c"], 0), (["c", "d"], 0), (["a"], 2)):
-        write_trt(
+        TENSORRT.write(
             calibrated,
             tmp_path / "a.onnx",
-            keep=[unit.nodes[0] for unit in units if unit.name in keep],
+            in_float=[unit.nodes[0] for unit in units if unit.name in keep],
         )
         model = onnx.load(tmp_path / "a.onnx")
         assert findings(model) == []
@@ -322,12 +337,12 @@ def test_a_neighbour_in_float_leaves_no_addition_half_rounded(tmp_path: Path) ->
 def test_the_search_writes_and_judges_files_for_tensorrt(
     fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    within = partial(mixed.quantize_within, dialect=trt.DIALECT)
-    loose = within(fp32, tmp_path / "loose.onnx", pictures(32), yardstick(fp32, max_drop_id=100))
+    within = partial(mixed.quantize_within, scheme=TENSORRT)
+    loose = within(fp32, tmp_path / "loose.onnx", pictures(32), budget(fp32, max_drop_id=100))
     assert loose["mixed"]["kept_in_float"] == []
     assert loose["mixed"]["drop_id_points"] > 5, "the model must be one that INT8 hurts"
     tight = within(
-        fp32, tmp_path / "tight.onnx", pictures(32), yardstick(fp32, max_drop_id=5, max_drop_ood=5)
+        fp32, tmp_path / "tight.onnx", pictures(32), budget(fp32, max_drop_id=5, max_drop_ood=5)
     )
     kept = tight["mixed"]["kept_in_float"]
     assert 1 <= len(kept) < 5
@@ -335,7 +350,7 @@ def test_the_search_writes_and_judges_files_for_tensorrt(
         "Add" not in name for name in kept
     )
     assert findings(onnx.load(tmp_path / "tight.onnx")) == []
-    images = yardstick(fp32)
+    images = budget(fp32)
     changed = (
         onnx_evaluator(tmp_path / "tight.onnx")(images.pixels).argmax(axis=1) != images.labels
     ).mean()

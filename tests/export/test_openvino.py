@@ -25,8 +25,7 @@ from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
-from edgekd.export.export import torch_logits
-from edgekd.export.graph import Deployable
+from edgekd.export.graph import Deployable, torch_logits
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
@@ -119,6 +118,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
     for folder in folders.values():
         assert sorted(path.name for path in folder.iterdir()) == [
             "artifact.json",
+            "labels.txt",
             "model.bin",
             "model.xml",
         ]
@@ -129,8 +129,8 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
 
 def test_nncf_is_told_not_to_report() -> None:
     code = """
-from edgekd.export import ov_int8
-ov_int8._nncf()
+from edgekd.export.quantize import openvino as ov_int8
+ov_int8.import_nncf()
 from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__)
 """

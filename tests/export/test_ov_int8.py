@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_mixed import spoilt, yardstick
+from test_mixed import budget, spoilt
 from test_quantize import logits, pictures
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export import ov_int8
-from edgekd.export.ir import read
-from edgekd.export.mixed import quantize_within
+from edgekd.export.openvino_ir import read
+from edgekd.export.quantize import openvino as ov_int8
+from edgekd.export.quantize.search import quantize_within
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
 
-DIALECT = ov_int8.dialect({"classes": "[]"})
+SCHEME = ov_int8.OpenVinoInt8({"classes": "[]"})
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +27,24 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(fp32: Path) -> ov_int8.Rounded:
-    return DIALECT.calibrate(fp32, pictures(24), "minmax")
+    return SCHEME.calibrate(fp32, pictures(24), "minmax")
 
 
 def answers_with(rounded: ov_int8.Rounded, keep: list[str], out: Path) -> np.ndarray:
-    DIALECT.write(rounded, out, keep=keep)
-    return DIALECT.answers(out, pictures(8))
+    SCHEME.write(rounded, out, in_float=keep)
+    return SCHEME.open(out)(pictures(8))
 
 
 def test_units_hold_everything_that_int8_changes(
     fp32: Path, rounded: ov_int8.Rounded, tmp_path: Path
 ) -> None:
-    units = DIALECT.units(rounded)
+    units = SCHEME.groups(rounded)
     layers = [unit.name for unit in units if unit.weighted]
     assert {"stem", "depthwise", "pointwise", "head"} <= set(layers)
     assert any(unit.name.startswith("Add after ") for unit in units)
     assert len({unit.nodes[0] for unit in units}) == len(units)
     everything = [name for unit in units for name in unit.nodes]
-    described = DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
+    described = SCHEME.write(rounded, tmp_path / "none.xml", in_float=everything)
     assert described["quantized_layers"] == 0
     kinds = {
         node.get_type_name()
@@ -54,7 +54,7 @@ def test_units_hold_everything_that_int8_changes(
     full = logits(fp32, pictures(8))
     # Its weights are stored in 16 bits, 11 of them for the digits.
     assert (
-        np.abs(DIALECT.answers(tmp_path / "none.xml", pictures(8)) - full).max()
+        np.abs(SCHEME.open(tmp_path / "none.xml")(pictures(8)) - full).max()
         < 2e-3 * np.abs(full).max()
     )
 
@@ -62,9 +62,9 @@ def test_units_hold_everything_that_int8_changes(
 def test_what_is_taken_back_is_what_nncf_would_have_left_alone(
     fp32: Path, rounded: ov_int8.Rounded, tmp_path: Path
 ) -> None:
-    nncf, images = ov_int8._nncf(), pictures(24)
+    nncf, images = ov_int8.import_nncf(), pictures(24)
     all_int8 = answers_with(rounded, [], tmp_path / "all.xml")
-    for unit in DIALECT.units(rounded):
+    for unit in SCHEME.groups(rounded):
         if unit.name not in ("pointwise", "head"):
             continue
         mine = answers_with(rounded, list(unit.nodes), tmp_path / "mine.xml")
@@ -82,22 +82,22 @@ def test_what_is_taken_back_is_what_nncf_would_have_left_alone(
             ignored_scope=nncf.IgnoredScope(names=list(unit.nodes)),
         )
         openvino.save_model(theirs, tmp_path / "theirs.xml", compress_to_fp16=True)
-        other = DIALECT.answers(tmp_path / "theirs.xml", pictures(8))
+        other = SCHEME.open(tmp_path / "theirs.xml")(pictures(8))
         assert np.abs(all_int8 - other).max() > 0
         assert np.abs(mine - other).max() <= 0.1 * np.abs(all_int8 - other).max()
 
 
 def test_taking_nothing_back_changes_nothing(rounded: ov_int8.Rounded, tmp_path: Path) -> None:
     first = answers_with(rounded, [], tmp_path / "a.xml")
-    answers_with(rounded, [unit.nodes[0] for unit in DIALECT.units(rounded)], tmp_path / "b.xml")
+    answers_with(rounded, [unit.nodes[0] for unit in SCHEME.groups(rounded)], tmp_path / "b.xml")
     assert np.array_equal(answers_with(rounded, [], tmp_path / "c.xml"), first), (
         "the rounded model itself stays as it is"
     )
 
 
 def test_rounding_is_that_of_int8_per_channel(fp32: Path, rounded: ov_int8.Rounded) -> None:
-    errors = DIALECT.rounding(rounded)
-    weighted = {unit.nodes[0]: unit.name for unit in DIALECT.units(rounded) if unit.weighted}
+    errors = SCHEME.weight_errors(rounded)
+    weighted = {unit.nodes[0]: unit.name for unit in SCHEME.groups(rounded) if unit.weighted}
     name = next(node for node, module in weighted.items() if module == "stem")
     weight = next(
         n for n in read(fp32).get_ordered_ops() if n.get_friendly_name().endswith("stem.weight")
@@ -116,8 +116,8 @@ def test_the_search_keeps_what_the_gate_needs(
         fp32,
         tmp_path / "loose.xml",
         pictures(24),
-        yardstick(fp32, max_drop_id=100),
-        dialect=DIALECT,
+        budget(fp32, max_drop_id=100),
+        scheme=SCHEME,
     )
     assert loose["mixed"]["kept_in_float"] == []
     lost = loose["mixed"]["drop_id_points"]
@@ -127,14 +127,14 @@ def test_the_search_keeps_what_the_gate_needs(
         fp32,
         tmp_path / "tight.xml",
         pictures(24),
-        yardstick(fp32, max_drop_id=allowed),
-        dialect=DIALECT,
+        budget(fp32, max_drop_id=allowed),
+        scheme=SCHEME,
     )
     kept = tight["mixed"]["kept_in_float"]
-    assert 1 <= len(kept) < len(DIALECT.units(DIALECT.calibrate(fp32, pictures(24), "minmax")))
-    images = yardstick(fp32)
+    assert 1 <= len(kept) < len(SCHEME.groups(SCHEME.calibrate(fp32, pictures(24), "minmax")))
+    images = budget(fp32)
     changed = (
-        DIALECT.answers(tmp_path / "tight.xml", images.pixels).argmax(axis=1) != images.labels
+        SCHEME.open(tmp_path / "tight.xml")(images.pixels).argmax(axis=1) != images.labels
     ).mean()
     assert tight["mixed"]["drop_id_points"] == pytest.approx(100 * changed, abs=1e-3)
     assert tight["mixed"]["drop_id_points"] <= allowed
@@ -161,7 +161,7 @@ def test_a_disk_that_fills_up_in_the_search_is_called_by_the_users_folder(
 
     monkeypatch.setattr(openvino, "save_model", full)
     with pytest.raises(EdgekdError, match=f"in {tmp_path} \\("):
-        DIALECT.write(
+        SCHEME.write(
             rounded, tmp_path / ".tmp-0123456789ab-openvino-int8" / "search-x" / "trial.xml"
         )
 
@@ -169,5 +169,5 @@ def test_a_disk_that_fills_up_in_the_search_is_called_by_the_users_folder(
 def test_without_nncf_the_extra_is_named(fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(EdgekdError) as caught:
-        DIALECT.calibrate(fp32, pictures(2), "minmax")
+        SCHEME.calibrate(fp32, pictures(2), "minmax")
     assert "edgekd[openvino]" in caught.value.hint

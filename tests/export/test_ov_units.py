@@ -12,14 +12,14 @@ from test_quantize import SIZE, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import ov_int8
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.ov_units import Rounded, in_float, rounding, take_back, units
+from edgekd.export.quantize import openvino as ov_int8
+from edgekd.export.quantize.openvino import Rounded, layers_in_float, revert_to_float
 
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
 
-DIALECT = ov_int8.dialect({"classes": "[]"})
+SCHEME = ov_int8.OpenVinoInt8({"classes": "[]"})
 LAYERS = ("patch_embed.proj", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "head")
 
 
@@ -52,7 +52,7 @@ def fp32(body: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(fp32: Path) -> Rounded:
-    return DIALECT.calibrate(fp32, textured(24), "minmax")
+    return SCHEME.calibrate(fp32, textured(24), "minmax")
 
 
 def kinds_ahead(model: object, layer: str) -> set[str]:
@@ -66,7 +66,7 @@ def kinds_ahead(model: object, layer: str) -> set[str]:
 
 
 def test_a_transformer_rounds_its_layers_and_nothing_else(rounded: Rounded) -> None:
-    found = units(rounded)
+    found = SCHEME.groups(rounded)
     assert all(unit.weighted for unit in found), "neither layer norms nor sums of tokens"
     named = [unit.name for unit in found if " after " not in unit.name]
     assert named == [
@@ -81,33 +81,33 @@ def test_a_transformer_rounds_its_layers_and_nothing_else(rounded: Rounded) -> N
 def test_what_reaches_a_layer_through_a_transpose_counts(
     rounded: Rounded, fp32: Path, tmp_path: Path
 ) -> None:
-    found = {unit.name: unit for unit in units(rounded)}
+    found = {unit.name: unit for unit in SCHEME.groups(rounded)}
     # Of attention's two products NNCF leaves the one behind the softmax alone.
-    assert len(in_float(rounded.model)) == 2
-    assert not {unit.nodes[0] for unit in found.values()} & set(in_float(rounded.model))
+    assert len(layers_in_float(rounded.model)) == 2
+    assert not {unit.nodes[0] for unit in found.values()} & set(layers_in_float(rounded.model))
     for name in ("patch_embed.proj", "blocks.0.attn.proj", "head"):
         lead = found[name].nodes[0]
         assert "FakeQuantize" in kinds_ahead(rounded.model, lead)
         model = rounded.model.clone()
-        take_back(model, rounded.full, found[name].nodes)
+        revert_to_float(model, rounded.full, found[name].nodes)
         assert "FakeQuantize" not in kinds_ahead(model, lead)
-        assert lead in in_float(model)
+        assert lead in layers_in_float(model)
     everything = [node for unit in found.values() for node in unit.nodes]
-    DIALECT.write(rounded, tmp_path / "none.xml", keep=everything)
+    SCHEME.write(rounded, tmp_path / "none.xml", in_float=everything)
     kinds = {
         node.get_type_name()
         for node in openvino.Core().read_model(tmp_path / "none.xml").get_ordered_ops()
     }
     assert "FakeQuantize" not in kinds
-    full, none = (DIALECT.answers(path, textured(8)) for path in (fp32, tmp_path / "none.xml"))
+    full, none = (SCHEME.open(path)(textured(8)) for path in (fp32, tmp_path / "none.xml"))
     assert np.abs(none - full).max() < 2e-3 * np.abs(full).max()  # stored in 16 bits
 
 
 def test_weights_of_a_product_have_a_scale_per_output(rounded: Rounded, body: nn.Module) -> None:
-    layer = next(unit for unit in units(rounded) if unit.name == "blocks.0.mlp.fc2")
+    layer = next(unit for unit in SCHEME.groups(rounded) if unit.name == "blocks.0.mlp.fc2")
     weight = (
         body.blocks[0].mlp.fc2.weight.detach().double()
     )  # [outputs, inputs]; the file has it the other way round
     scale = weight.abs().amax(1, keepdim=True) / 127
     lost = (weight - (weight / scale).round() * scale).square().sum() / weight.square().sum()
-    assert rounding(rounded)[layer.nodes[0]] == pytest.approx(float(lost), rel=1e-4)
+    assert SCHEME.weight_errors(rounded)[layer.nodes[0]] == pytest.approx(float(lost), rel=1e-4)

@@ -13,10 +13,12 @@ from torch import nn
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
-from edgekd.export import qdq, ranges
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.quantize import quantize_int8, to_fp16, weight_grid, weight_scales
+from edgekd.export.onnx_graph import to_fp16
+from edgekd.export.quantize import calibration as ranges
+from edgekd.export.quantize import qdq
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
 
 SIZE = 32
 
@@ -64,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
         size=SIZE,
         metadata={"k": "v"},
     )
-    described = quantize_int8(folder / "fp32.onnx", folder / "int8.onnx", pictures(64))
+    described = OnnxRuntimeInt8().quantize(folder / "fp32.onnx", folder / "int8.onnx", pictures(64))
     return folder / "fp32.onnx", folder / "int8.onnx", described
 
 
@@ -92,23 +94,23 @@ def test_every_layer_but_the_stem_is_int8(files: tuple[Path, Path, dict]) -> Non
 
 def test_weight_pairs_cannot_overflow_sixteen_bits() -> None:
     rows = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
-    whole = np.round(rows / weight_scales(rows, pairs="neighbours")[:, None])
+    whole = np.round(rows / safe_scales(rows, pairs="neighbours")[:, None])
     assert (255 * np.abs(whole[:, 0:-1:2] + whole[:, 1::2])).max() < 2**15
     assert np.abs(whole).max() == 127, "a channel without a heavy pair keeps all eight bits"
-    whole = np.sort(np.round(rows / weight_scales(rows, pairs="any")[:, None]))
+    whole = np.sort(np.round(rows / safe_scales(rows, pairs="any")[:, None]))
     assert (255 * np.abs([whole[:, 0] + whole[:, 1], whole[:, -1] + whole[:, -2]])).max() < 2**15
 
 
 def test_weight_scales_by_hand() -> None:
     rows = np.array([[2.0, -1.5, 1.0], [1.0, 1.5, -2.0], [0.0, 0.0, 0.0]], dtype=np.float32)
     np.testing.assert_allclose(
-        weight_scales(rows, pairs="none"), np.array([2, 2, 127]) / 127, rtol=1e-6
+        safe_scales(rows, pairs="none"), np.array([2, 2, 127]) / 127, rtol=1e-6
     )
     np.testing.assert_allclose(
-        weight_scales(rows, pairs="neighbours"), np.array([2, 2.5, 127]) / 127, rtol=1e-6
+        safe_scales(rows, pairs="neighbours"), np.array([2, 2.5, 127]) / 127, rtol=1e-6
     )
     np.testing.assert_allclose(
-        weight_scales(rows, pairs="any"), np.array([3, 2.5, 127]) / 127, rtol=1e-6
+        safe_scales(rows, pairs="any"), np.array([3, 2.5, 127]) / 127, rtol=1e-6
     )
 
 
@@ -134,7 +136,7 @@ def test_useless_calibration_is_refused(
     files: tuple[Path, Path, dict], tmp_path: Path, images: np.ndarray, message: str
 ) -> None:
     with pytest.raises(EdgekdError, match=message):
-        quantize_int8(files[0], tmp_path / "x.onnx", images)
+        OnnxRuntimeInt8().quantize(files[0], tmp_path / "x.onnx", images)
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -146,7 +148,7 @@ def test_diverged_weights_are_refused(files: tuple[Path, Path, dict], tmp_path: 
     weight.CopyFrom(numpy_helper.from_array(broken, weight.name))
     onnx.save(model, tmp_path / "nan.onnx")
     with pytest.raises(EdgekdError, match="not finite"):
-        quantize_int8(tmp_path / "nan.onnx", tmp_path / "x.onnx", pictures(8))
+        OnnxRuntimeInt8().quantize(tmp_path / "nan.onnx", tmp_path / "x.onnx", pictures(8))
 
 
 def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(
@@ -216,7 +218,7 @@ def test_activation_functions_of_bytes(kind: str, low: float, high: float, tmp_p
     spread = {"x": (low, high), "y": (wanted.min(), wanted.max()), "s": (0.0, 1.0)}
     spread |= {"before": spread["x"], "after": spread["y"]}
     ranges = {name: (np.float32(a), np.float32(b)) for name, (a, b) in spread.items()}
-    qdq.quantize(model, ranges, qdq.plan(model, ()), weight_grid)
+    qdq.quantize(model, ranges, qdq.plan(model, ()), OnnxRuntimeInt8().weight_scales)
     onnx.checker.check_model(model)
     onnx.save(model, tmp_path / "x.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
@@ -276,7 +278,9 @@ def test_a_bias_beside_tiny_weights_is_kept(tmp_path: Path) -> None:
         ir_version=10,
     )
     span = (np.float32(-1), np.float32(2))
-    qdq.quantize(model, {"x": span, "y": span}, qdq.plan(model, ()), weight_grid)
+    qdq.quantize(
+        model, {"x": span, "y": span}, qdq.plan(model, ()), OnnxRuntimeInt8().weight_scales
+    )
     onnx.save(model, tmp_path / "x.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     found = session.run(None, {"x": np.zeros((1, 3, 4, 4), np.float32)})[0]

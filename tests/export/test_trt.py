@@ -15,20 +15,19 @@ import numpy as np
 import onnx
 import pytest
 from test_export import build, export, pictures
-from test_trt_rules import legal, shifted
+from test_trt_rules import illegal
 
 from edgekd.core.console import err
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import read_artifact
-from edgekd.export import trt as writer
-from edgekd.export.export import torch_logits
-from edgekd.export.trt import EVALUATED_BY, check_legal
+from edgekd.export import tensorrt as writer
+from edgekd.export.graph import torch_logits
+from edgekd.export.tensorrt import EVALUATED_BY, check_legal
 from edgekd.targets import tensorrt, trt_builders
-from edgekd.targets.opened import feed_for
-from edgekd.targets.session import open_session
+from edgekd.targets.session import feed_for, open_session
+from edgekd.targets.tensorrt import check_batch, cuda_call
 from edgekd.targets.trt_build import BuildError
 from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
-from edgekd.targets.trt_engine import check_batch, cuda_call
 
 AHEAD = SimpleNamespace(
     __version__="1.7.1",
@@ -129,7 +128,7 @@ def test_bundle_holds_what_a_device_needs_and_says_what_was_not_run(bundle: Path
     artifact = read_artifact(bundle)
     assert list(artifact.files) == ["model.onnx", "build.sh", "build_engine.py"]
     assert sorted(path.name for path in bundle.iterdir()) == sorted(
-        [*artifact.files, "artifact.json"]
+        [*artifact.files, "artifact.json", "labels.txt"]
     )
     assert artifact.format == "tensorrt"
     assert artifact.details["builder"] is None
@@ -205,9 +204,7 @@ def test_failed_build_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_illegal_graph_is_refused_with_the_first_reason(tmp_path: Path) -> None:
-    model = legal()
-    shifted(model)
-    onnx.save(model, tmp_path / "model.onnx")
+    onnx.save(illegal("asymmetric activation"), tmp_path / "model.onnx")
     with pytest.raises(EdgekdError, match="would not take this model") as caught:
         check_legal(tmp_path / "model.onnx")
     assert "y_Q: Its zero point is not 0" in caught.value.message

@@ -16,19 +16,19 @@ from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
 from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.trt_dialect import int8_scales, quantize_trt, refuse_overflow
-from edgekd.export.trt_rules import findings
+from edgekd.export.quantize.tensorrt import TensorRtInt8, int8_scales
+from edgekd.export.quantize.tensorrt_rules import findings
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
-    folder = tmp_path_factory.mktemp("dialect")
+    folder = tmp_path_factory.mktemp("scheme")
     model = Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE))
     export_onnx(model, folder / "fp32.onnx", size=SIZE, metadata={"k": "v"})
     return (
         folder / "fp32.onnx",
         folder / "int8.onnx",
-        quantize_trt(folder / "fp32.onnx", folder / "int8.onnx", pictures(64)),
+        TensorRtInt8().quantize(folder / "fp32.onnx", folder / "int8.onnx", pictures(64)),
     )
 
 
@@ -77,9 +77,9 @@ def test_weights_are_rounded_to_their_own_channels_scale(files: tuple[Path, Path
         item.name: numpy_helper.to_array(item) for item in onnx.load(files[0]).graph.initializer
     }
     weight = before["backbone.pointwise.weight"]
-    scale = constants["backbone.pointwise.weight_scale"].astype(np.float64)
+    scale = constants["backbone.pointwise.weight/scales"].astype(np.float64)
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=(1, 2, 3)) / 127, rtol=1e-3)
-    restored = constants["backbone.pointwise.weight_quantized"] * scale[:, None, None, None]
+    restored = constants["backbone.pointwise.weight/integers"] * scale[:, None, None, None]
     error = np.abs(restored - weight).max(axis=(1, 2, 3))
     assert (error <= 0.55 * scale).all()
 
@@ -102,7 +102,10 @@ def test_a_scaled_residual_beside_a_quantized_reader_stays_in_float(tmp_path: Pa
 
     model = Deployable(Scaled(), nn.Linear(8, 4), Preprocess(size=SIZE))
     export_onnx(model, tmp_path / "a", size=SIZE, metadata={})
-    assert quantize_trt(tmp_path / "a", tmp_path / "b", pictures(32))["quantized_layers"] == 4
+    assert (
+        TensorRtInt8().quantize(tmp_path / "a", tmp_path / "b", pictures(32))["quantized_layers"]
+        == 4
+    )
     assert findings(onnx.load(tmp_path / "b")) == []
 
 
@@ -131,7 +134,7 @@ def test_tiny_activations_keep_their_values(tmp_path: Path) -> None:
         size=SIZE,
         metadata={},
     )
-    quantize_trt(tmp_path / "a", tmp_path / "b", pictures(32))
+    TensorRtInt8().quantize(tmp_path / "a", tmp_path / "b", pictures(32))
     images = pictures(64, seed=1)
     reference, candidate = (
         onnx_evaluator(tmp_path / "a")(images),
@@ -145,7 +148,7 @@ def test_tiny_activations_keep_their_values(tmp_path: Path) -> None:
 
 def test_what_half_precision_cannot_hold_is_named() -> None:
     with pytest.raises(EdgekdError, match=r"activation wide reaches 7e\+04"):
-        refuse_overflow({"wide": (np.float32(-70000), np.float32(1))})
+        TensorRtInt8().check_extremes({"wide": (np.float32(-70000), np.float32(1))})
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_useless_calibration_is_refused(
     files: tuple[Path, Path, dict], tmp_path: Path, images: np.ndarray, message: str
 ) -> None:
     with pytest.raises(EdgekdError, match=message):
-        quantize_trt(files[0], tmp_path / "x.onnx", images)
+        TensorRtInt8().quantize(files[0], tmp_path / "x.onnx", images)
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -175,7 +178,7 @@ def test_students_become_legal_graphs(name: str, tmp_path: Path) -> None:
         model.head = nn.Linear(1024, 4)
     export_onnx(model, tmp_path / "fp32.onnx", size=size, metadata={})
     images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    described = quantize_trt(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images)
+    described = TensorRtInt8().quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images)
     assert described["quantized_layers"] > 20
     assert findings(onnx.load(tmp_path / "int8.onnx")) == []
     onnxruntime.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])

@@ -16,8 +16,7 @@ from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.onnxruntime import profiled_nodes
-from edgekd.targets.placement import Placement, refuse_fallback
-from edgekd.targets.session import open_session
+from edgekd.targets.session import Placement, open_session, refuse_fallback
 
 IMAGE = np.zeros((1, 16, 16, 3), dtype=np.uint8)
 OPERATORS = {"Cast": 1, "ReduceMean": 1, "Mul": 1}

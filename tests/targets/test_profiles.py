@@ -96,7 +96,7 @@ def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture
 
     iphone = load_profile("iphone-16")
     assert iphone.deployment_target in DEPLOYMENT
-    assert "w8a8" in iphone.precisions
+    assert "int8" in iphone.precisions
 
     def options(target: str, profile: str, **given: str) -> dict[str, Any]:
         config = ExportConfig(target=target, profile=profile, **given)

@@ -15,10 +15,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.readers import printable, read_array
-from edgekd.data.images import UnreadableImage, decode
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.bank_change import change_bank
-from edgekd.targets.new_class import add_by_images, provenance
+from edgekd.targets.bank_change import add_by_images, change_bank, provenance
 
 
 def add(config: AddClassConfig) -> Artifact:
@@ -57,25 +55,13 @@ def remove(folder: Path, name: str) -> Artifact:
 def _from_images(folder: Path, name: str, images: Sequence[Path]) -> None:
     from edgekd.targets.session import open_session
 
-    session = open_session(folder, spinning=False)
-
-    def embed(encoded: bytes) -> NDArray[np.float32]:
-        try:
-            pixels = session.artifact.preprocess.pixels(decode(encoded))
-        except UnreadableImage as error:
-            raise EdgekdError(
-                f"An image cannot be read: {error.reason}.", "Leave it out."
-            ) from error
-        embedding: NDArray[np.float32] = session.embed(pixels[None])[0]
-        return embedding
-
-    add_by_images(folder, name, images, embed)
+    add_by_images(folder, name, images, open_session(folder, spinning=False))
 
 
 def _from_teacher(
     bank: ClassBank, name: str, spec: str | None, descriptions: str | None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-    """The class's vector by the run's own prompts, and how it was made."""
+    """Return the class's vector by the run's own prompts, and how it was made."""
     from edgekd.distill.teachers import load_teacher
     from edgekd.distill.text_bank import descriptions_for
 
@@ -98,7 +84,7 @@ def _from_teacher(
 
 
 def _read_vector(path: Path) -> NDArray[np.float32]:
-    """The teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
+    """Return the teacher's text vectors of one class, `[D]` or `[prompts, D]`, as `numpy.save` writes them."""
     found = read_array(path, "text vector", "Write it with numpy.save.")
     if found.dtype.kind != "f" or found.ndim not in (1, 2):
         raise EdgekdError(

@@ -35,7 +35,7 @@ def check_embeds(loaded: LoadedRun) -> None:
 
 
 def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable, ClassBank]:
-    """The graph, and the bank of the run's classes with its factor fitted on source validation.
+    """Return the graph, and the bank of the run's classes with its factor fitted on source validation.
 
     Cosines are not the scores that the exported classifier gives, so its temperature does not fit them.
 
@@ -64,7 +64,7 @@ def embedding_with_bank(loaded: LoadedRun, data: str | None) -> tuple[Deployable
 
 
 def embedding_model(loaded: LoadedRun, length: float = 1.0) -> Deployable:
-    """The graph that ends in a unit embedding; `length` as `UnitHead` takes it."""
+    """Return the graph that ends in a unit embedding; `length` as `UnitHead` takes it."""
     assert loaded.bank is not None
     dim = loaded.bank.vectors.shape[1]
     head = UnitHead(loaded.student.projector, dim, length)
@@ -72,7 +72,7 @@ def embedding_model(loaded: LoadedRun, length: float = 1.0) -> Deployable:
 
 
 def class_bank(loaded: LoadedRun, scale: float) -> ClassBank:
-    """The run's classes as an artifact carries them; `scale` is the factor on cosines."""
+    """Return the run's classes as an artifact carries them; `scale` is the factor on cosines."""
     bank = loaded.bank
     assert bank is not None
     return ClassBank(

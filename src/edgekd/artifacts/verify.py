@@ -55,7 +55,7 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
 def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str, Any]]:
     from edgekd.artifacts.embedding import class_bank, embedding_model
     from edgekd.distill.classification.load import load_run
-    from edgekd.export.export import torch_logits
+    from edgekd.export.graph import torch_logits
     from edgekd.export.run import deployable, parity_images
 
     loaded = load_run(folder.parent.parent)
@@ -133,12 +133,12 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
 def _exported(
     candidate: NDArray[np.float32], reference: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Logits of the classes that the artifact was exported with: those that were added since stand behind them."""
+    """Return logits of the classes that the artifact was exported with; classes added since are behind them."""
     return candidate[:, : reference.shape[1]]
 
 
 def _runner(folder: Path, artifact: Artifact) -> Predictor:
-    """The artifact's own runtime, or the reference evaluator of its target, as at the export."""
+    """Return the artifact's own runtime, or the reference evaluator of its target, as at the export."""
     target = target_of(artifact.format)
     if target.reference is None or not target.compared_by_reference:
         try:
@@ -160,7 +160,7 @@ def _fp32_onnx(
     to_logits: ToLogits,
     pixels: NDArray[np.uint8],
 ) -> NDArray[np.float32]:
-    """Logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
+    """Return logits of the fp32 ONNX artifact of the same student, or of one made for the purpose."""
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:

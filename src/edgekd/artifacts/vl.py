@@ -79,8 +79,6 @@ def export_vl(config: VlExportConfig) -> dict[str, Any]:
     return export_vl_model(
         loaded.student,
         artifact_folder(loaded.folder),
-        size=loaded.preprocess.size,
-        text_shape=tokens.shape[1:],
         facts={
             "task": trained.task,
             "answers": list(known.answers),

@@ -81,9 +81,12 @@ def fetch(written: Any, given: Given) -> None:
     )
 
 
-@command(app, "edgekd.api:export")
+@command(app, "edgekd.api:export_or_choose", "export")
 def export(artifacts: Any, _: Given) -> None:
     """Write the file a device runs, and check it against the torch student."""
+    if not isinstance(artifacts, list):
+        _chosen(artifacts)
+        return
     for artifact in artifacts:
         parity = artifact.parity
         result(
@@ -96,6 +99,16 @@ def export(artifacts: Any, _: Given) -> None:
     if speed is not None:
         result(f"speed:    one image, one thread, on this machine: INT8 {speed}")
     result(f"next:     edgekd benchmark {shell_word(artifacts[-1].folder.parent.parent)} --quick")
+
+
+def _chosen(chosen: Any) -> None:
+    """Print the file to ship among those that were tried; exit code 1 where none meets the budget."""
+    from edgekd.benchmark.report.recommend import check_recommendation, print_recommendation
+
+    print_recommendation(chosen.report, chosen.left_out)
+    result(f"report:   {chosen.report.folder}/report.html")
+    check_recommendation(chosen.report)
+    result(f"artifact: {chosen.artifacts[-1].folder}")
 
 
 @command(app, "edgekd.api:verify")
@@ -119,6 +132,7 @@ def verify(links: Any, given: Given) -> None:
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
     """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
+    from edgekd.benchmark.report.recommend import print_recommendation
     from edgekd.benchmark.report.write import check_gates, print_report
 
     if isinstance(report, str):
@@ -128,6 +142,7 @@ def benchmark(report: Any, given: Given) -> None:
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
+    print_recommendation(report)
     check_gates(report)
 
 
@@ -229,11 +244,11 @@ def check(found: Any, _: Given) -> None:
 def add(changed: Any, given: Given) -> None:
     """Add a class: by its name and the run's prompts, by a text vector, or by a few images."""
     from edgekd.targets.bank import read_bank
-    from edgekd.targets.new_class import told
+    from edgekd.targets.bank_change import describe_last
 
     result(
         f"classes: {', '.join(changed.classes)}",
-        f"{given['name']}: {told(read_bank(given['artifact'] / changed.bank))}",
+        f"{given['name']}: {describe_last(read_bank(given['artifact'] / changed.bank))}",
     )
 
 

@@ -22,11 +22,14 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-rtx-cu13",
     "coremltools",
+    "executorch",
+    "litert-torch",
+    "ai-edge-litert",
 )
 
 
 def examine() -> list[str]:
-    """Versions, processor, accelerators, folders and hub, one line each."""
+    """Return versions, processor, accelerators, folders and hub, one line each."""
     import onnxruntime
     import torch
 
@@ -59,7 +62,7 @@ def _version(package: str) -> str:
 
 
 def student_lines(pattern: str | None) -> list[str]:
-    """Friendly names, or the timm names that match."""
+    """Return friendly names, or the timm names that match."""
     import timm
 
     from edgekd.distill.students import FRIENDLY, TEACHER_ENCODER
@@ -77,7 +80,7 @@ def student_lines(pattern: str | None) -> list[str]:
 
 
 def teacher_lines(pattern: str | None) -> list[str]:
-    """Kinds of teacher specs, or open_clip's name:tag pairs that match."""
+    """Return kinds of teacher specs, or open_clip's name:tag pairs that match."""
     import open_clip
 
     names = open_clip.list_pretrained(as_str=True)
@@ -97,7 +100,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
 
 
 def recipe_lines() -> list[str]:
-    """Every recipe with what it does, its source, stages, terms and weights."""
+    """Return every recipe with what it does, its source, stages, terms and weights."""
     from edgekd.distill.recipes import DEFAULT_RECIPE, RECIPES
 
     lines = []
@@ -113,7 +116,7 @@ def recipe_lines() -> list[str]:
 
 
 def target_lines() -> list[str]:
-    """Every target with its runtime and precisions, and the profiles of devices with their cautions."""
+    """Return every target with its runtime and precisions, and the profiles of devices with their cautions."""
     from edgekd.targets.profiles import load_profile, profile_names
     from edgekd.targets.registry import TARGETS
 

@@ -32,9 +32,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from edgekd.configs.files import put, read_settings
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.readers import printable
+from edgekd.core.readers import parse_toml, printable, read_toml, read_yaml
 
 Read = TypeVar("Read")
 Write = TypeVar("Write")
@@ -67,6 +66,7 @@ def _numbers(kind: type, what: str, example: str) -> BeforeValidator:
 
 _MOST_PROBLEMS = 6
 """How many problems of the settings one message spells out."""
+_CHECK = "Check --config; docs/train.md has an example."
 SETTINGS = "Settings"
 """Heading over the ways to give any option."""
 COMMAS = BeforeValidator(_words)
@@ -172,7 +172,7 @@ class Config(BaseModel, metaclass=_Meta):
         """
         given = {name: copy.deepcopy(value) for name, value in given.items() if value is not None}
         file, settings = given.pop("config", None), _items(given.pop("settings", ()))
-        values = cls.from_file(read_settings(Path(file)), Path(file)) if file is not None else {}
+        values = cls.from_file(_read_settings(Path(file)), Path(file)) if file is not None else {}
         refuse_command(values, file)
         values |= given
         for setting in settings:
@@ -263,6 +263,46 @@ def refuse_command(values: Mapping[str, Any], file: object) -> None:
             f"{file} names a command for descriptions; edgekd runs one from the command line only.",
             "Give it there: --descriptions command:PROGRAM.",
         )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file (`.yaml`, `.yml`) or a TOML file (any other name) as a table.
+
+    Raises:
+        EdgekdError: no such file, or not of its format.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return read_toml(path, "configuration file", _CHECK)
+    found = read_yaml(path, "configuration file", _CHECK)
+    if not isinstance(found, dict):
+        raise EdgekdError(f"The configuration file at {path} holds no settings.", _CHECK)
+    return {str(name): value for name, value in found.items()}
+
+
+def put(target: dict[str, Any], setting: str) -> None:
+    """Set `a.b=value` in nested tables; the value is TOML, or else a string.
+
+    Raises:
+        EdgekdError: no such form, or `a` is a value.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals or not path.strip():
+        raise EdgekdError(
+            f'"{setting}" is not a setting.', "Write --set name=value or --set a.b=value."
+        )
+    try:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
+        value = text
+    *parents, last = path.strip().split(".")
+    for parent in parents:
+        inner = target.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise EdgekdError(
+                f'"{setting}" cannot be set: {parent} is a value, not a table.', "Check the name."
+            )
+        target = inner
+    target[last] = value
 
 
 def options_of(model: type[Config]) -> dict[str, tuple[FieldInfo, str, Mapping[str, Any]]]:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Paths, check, option
+from edgekd.configs.base import (
+    AnyPath,
+    Config,
+    OptionalPath,
+    OptionalSpec,
+    Paths,
+    Words,
+    check,
+    option,
+)
 from edgekd.core.errors import EdgekdError
-from edgekd.core.formats import EXACT, Input, Precision
-from edgekd.targets.registry import DEFAULT_TARGET
+from edgekd.core.formats import EXACT, Input
+from edgekd.core.manifest import AnyPrecision
+from edgekd.targets.registry import AUTO, DEFAULT_TARGET
 
 
 class FileOptions(Config):
@@ -16,14 +26,15 @@ class FileOptions(Config):
     run: OptionalPath = option(default=None, kw_only=False)
     """Run folder. Default: the newest under runs/."""
     target: str = DEFAULT_TARGET
-    """See edgekd list targets."""
-    precision: Precision = option(
+    """See edgekd list targets; auto: every runtime that the device has, measured, with one file recommended."""
+    precision: AnyPrecision = option(
         default="fp32",
         switches={
-            "--int8": ("int8", "8-bit integers, calibrated on training images."),
+            "--int8": ("int8", "8-bit weights and activations, calibrated on training images."),
+            "--int8-weights": ("int8-weights", "Core ML, LiteRT: 8-bit weights alone."),
             "--fp16": ("fp16", "16-bit floats."),
             "--fp32": ("fp32", "32-bit floats (the default)."),
-            "--w8a8": ("w8a8", "Core ML: 8-bit activations too, where --int8 means 8-bit weights."),
+            "--w8a8": ("w8a8", "Earlier name of Core ML's --int8."),
             "--palettize": (
                 {"4": "pal4", "6": "pal6"},
                 "Core ML: weights as indices of 4 or 6 bits into a palette.",
@@ -45,6 +56,9 @@ class FileOptions(Config):
     """Core ML: oldest system to run on. Default: iOS17."""
     inference_precision: str | None = None
     """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
+    test_kit: bool = False
+    """Put 8 of the run's test images into the artifact, with the expected logits and programs that compare. They go
+    wherever the file goes, so mind their licence."""
     overwrite: bool = False
     """Replace artifacts of the same name."""
 
@@ -68,8 +82,23 @@ class QuantizationOptions(Config):
     """Percent of images on which the file must predict the torch student's class. Default: the precision's; INT8 97."""
 
 
-class ExportConfig(QuantizationOptions, FileOptions):
+class AutoOptions(Config):
+    """What --target auto chooses by."""
+
+    budget: Words = option(default=())
+    """What the file must fulfil, as gates with commas: "ood_avg_drop<=1.0, p90_ms<=20, mb<=5"; exit code 1 if none
+    does."""
+    device: str | None = None
+    """Where it is to run: local or ssh://[USER@]HOST[:PORT], as for edgekd benchmark. Default: in this Python."""
+
+
+class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
     """An export of a run's student."""
+
+    @property
+    def auto(self) -> bool:
+        """Whether the target is chosen by measuring."""
+        return self.target == AUTO
 
     @property
     def limited(self) -> bool:
@@ -88,6 +117,14 @@ class ExportConfig(QuantizationOptions, FileOptions):
     def _target(self) -> None:
         from edgekd.targets.registry import TARGETS, check_calibrator, check_input, get_target
 
+        if self.auto:
+            self._check_auto()
+            return
+        if self.budget or self.device:
+            raise EdgekdError(
+                f"--budget and --device choose a file, and --target {self.target} is one already.",
+                f"Give --target {AUTO}, or judge a file: edgekd benchmark --gate.",
+            )
         target = get_target(self.target)
         if self.precision not in target.precisions:
             raise EdgekdError(
@@ -104,9 +141,30 @@ class ExportConfig(QuantizationOptions, FileOptions):
             )
 
     @check
+    def _kit(self) -> None:
+        if self.test_kit and (self.head != "classes" or self.input == "float"):
+            raise EdgekdError(
+                "A test kit is for files that take pixels and end in classes.",
+                "Leave out --test-kit.",
+            )
+
+    def _check_auto(self) -> None:
+        fixed = {"precision", "head", "input", "calibrator", "min_agreement", "test_kit"} | set(
+            self.options
+        )
+        for name in sorted(fixed & self.model_fields_set):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise EdgekdError(
+                    f"--target {AUTO} tries every precision with its default settings, so {name} has no use.",
+                    "Leave it out, or name a target.",
+                )
+
+    @check
     def _limits(self) -> None:
         from edgekd.targets.registry import TARGETS
 
+        if self.auto:
+            return
         mixed = [target.name for target in TARGETS.values() if target.mixed]
         if self.limited and (self.precision != "int8" or self.target not in mixed):
             raise EdgekdError(

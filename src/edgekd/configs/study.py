@@ -16,9 +16,9 @@ from edgekd.configs.base import (
     Words,
     check,
     option,
+    put,
     refuse_command,
 )
-from edgekd.configs.files import put
 from edgekd.configs.train import RunOptions, TrainConfig
 from edgekd.core.errors import EdgekdError
 

@@ -17,8 +17,10 @@ from edgekd.configs.base import (
     check,
     option,
 )
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import read_object
+
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 
 
 class SwadRule(BaseModel):
@@ -50,6 +52,8 @@ class DataOptions(Config):
     unlabelled_filter: bool = False
     """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
     validation images: pictures of nothing that the classes name."""
+    balance: Literal["domains", "classes"] = "domains"
+    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes."""
     augment: Literal["plain", "restyle"] | None = None
     """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
     unlabelled images."""
@@ -127,9 +131,9 @@ class ScheduleOptions(Config):
     epochs: float | None = option(default=None, gt=0)
     """Passes over the training images, instead of steps. Default: 20; toy: a fixed number of steps."""
     batch_size: int = option(default=64, ge=2)
-    """Images per step over all processes."""
+    """Images per step over all processes. Default: 64; toy: 32."""
     lr: float | None = option(default=None, gt=0)
-    """Peak learning rate. Default: 3e-4; on toy data 1e-3; from scratch 2e-3."""
+    """Peak learning rate. Default: 3e-4; on toy data and from scratch 2e-3."""
     weight_decay: float = option(default=0.01, ge=0)
     """Weight decay of AdamW."""
     warmup: float = option(default=0.1, ge=0, lt=1)
@@ -154,12 +158,20 @@ class HardwareOptions(Config):
     """auto, cpu or cuda."""
     devices: int = option(default=1, ge=1)
     """Processes on this machine."""
+    logger: Words = option(default=("tensorboard",), group="Output")
+    """Where numbers go besides metrics.jsonl, with commas: tensorboard, csv, wandb, mlflow."""
     log_every: int = option(default=10, ge=1, group="Output")
     """Steps between lines of metrics.jsonl."""
     checkpoint_every: int = option(default=50, ge=1, group="Output")
     """Steps between checkpoints."""
     checkpoint_minutes: float = option(default=3.0, gt=0, group="Output")
     """Minutes after which a checkpoint is due, however few steps were made."""
+
+    @check
+    def _known_loggers(self) -> None:
+        for name in self.logger:
+            if name not in LOGGERS:
+                raise EdgekdError(f'There is no logger "{name}".', did_you_mean(name, LOGGERS))
 
 
 class RunOptions(

@@ -17,7 +17,7 @@ from edgekd.core.readers import printable
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Go on in silence: a reader that has left (`| head -1`) is no reason to lose the work."""
+        """Ignore a reader that has left (`| head -1`), so that the work is not lost."""
         self.quiet = True
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

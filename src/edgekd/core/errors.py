@@ -56,7 +56,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`Did you mean "x"?` for the closest known word, else the list of them all (at most 12)."""
+    """Return `Did you mean "x"?` for the closest known word, else the list of them all (at most 12)."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:

@@ -31,7 +31,7 @@ _ABANDONED_S = 24 * 3600
 
 
 def cache_root() -> Path:
-    """Folder of everything that can be made again: `$EDGEKD_CACHE`, else the platform's user cache."""
+    """Return folder of everything that can be made again: `$EDGEKD_CACHE`, else the platform's user cache."""
     chosen = os.environ.get("EDGEKD_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("edgekd"))
 
@@ -76,14 +76,14 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _number(error: OSError) -> int | None:
-    """The system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
+    """Return the system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
     told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
     return int(told[1]) if told else error.errno
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
+    """Return A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="edgekd-") as name,
@@ -205,13 +205,13 @@ def _cell(cell: object) -> object:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def short_hash(*parts: str) -> str:
-    """16 hex digits over the parts, for names of folders and ids."""
+    """Return 16 hex digits over the parts, for names of folders and ids."""
     data = "\0".join(parts).encode(
         errors="surrogateescape"
     )  # a path may have bytes that are no UTF-8

@@ -100,12 +100,14 @@ RUN = Kind(
     "config.json",
     ("student", "pretrained", "teacher"),
     (
-        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "checkpoint.pt",
-        "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark",
-        "benchmark-[0-9]*",
+        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb",
+        "mlruns", "checkpoint.pt", "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz",
+        "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
 )  # fmt: skip
-ARTIFACT = Kind("artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt"))
+ARTIFACT = Kind(
+    "artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt", "kit")
+)
 VL_ARTIFACT = Kind("artifact", "vl_artifact.json", ("files",), ())
 REPORT = Kind(
     "report",
@@ -129,6 +131,9 @@ _EARLY = (
     "descriptions.json",
     "metrics.jsonl",
     "tensorboard",
+    "csv",
+    "wandb",
+    "mlruns",
     "best.pt",
     "swad",
 )
@@ -281,7 +286,7 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
 
 
 def _stopped_at_start(folder: Path, kind: Kind) -> bool:
-    """A run that ended before its first checkpoint: nothing in it can be continued or used."""
+    """Return A run that ended before its first checkpoint: nothing in it can be continued or used."""
     return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
@@ -290,7 +295,7 @@ def _holds_anything(folder: Path) -> bool:
 
 
 def _fields(marker: Path) -> dict[str, Any]:
-    """The fields of a marker that is a JSON object; none of anything else."""
+    """Return the fields of a marker that is a JSON object; none of anything else."""
     try:
         found = read_json(marker, "marker of a folder")
     except EdgekdError:

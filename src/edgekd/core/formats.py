@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-Precision = Literal["fp32", "fp16", "int8", "w8a8", "pal4", "pal6"]
-"""`int8` is a target's usual 8-bit form; `w8a8` names 8-bit activations where that form has 8-bit weights only; `pal4`
-and `pal6` are weights as indices into a palette."""
+Precision = Literal["fp32", "fp16", "int8", "int8-weights", "pal4", "pal6"]
+"""`int8` is 8-bit weights and activations on every target, `int8-weights` 8-bit weights alone; `pal4` and `pal6` are
+weights as indices into a palette."""
+RENAMED = {"w8a8": "int8"}
+"""Precision of version 0.1 → its name now."""
 
 Input = Literal["uint8", "float"]
 """What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""

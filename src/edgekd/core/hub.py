@@ -21,7 +21,7 @@ def no_network(what: str, teacher: str = "TEACHER", student: str = "STUDENT") ->
 
 @functools.cache
 def hub_reachable() -> bool:
-    """One short request (5 s at most, proxies honoured) to the Hugging Face endpoint in use.
+    """Return whether the Hugging Face endpoint in use answers one short request (5 s at most, proxies honoured).
 
     The hub's own client retries for about a minute before it gives up; a user without a network should not wait for
     that. Any HTTP answer counts as reachable.
@@ -40,7 +40,7 @@ def hub_reachable() -> bool:
 
 
 def prefer_local_cache() -> None:
-    """When the hub is out of reach, let the hub client answer from its cache at once or fail at once."""
+    """Let the hub client answer from its cache at once or fail at once where the hub is out of reach."""
     if not hub_reachable():
         from huggingface_hub import constants
 

@@ -20,8 +20,8 @@ FEATURES = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "a
             "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")  # fmt: skip
 """CPU flags that decide which INT8 and FP16 kernels a runtime can take, as Linux names them."""
 
-PACKAGES = ("edgekd", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "numpy", "pillow",
-            "torch")  # fmt: skip
+PACKAGES = ("edgekd", "onnxruntime", "openvino", "ai-edge-litert", "tensorrt", "tensorrt-rtx-cu13",
+            "cuda-bindings", "numpy", "pillow", "torch")  # fmt: skip
 
 
 def describe() -> dict[str, Any]:

@@ -7,11 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from edgekd.core.console import shell_word
+from edgekd.core.console import shell_word, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import sha256_file, write_json, write_text
+from edgekd.core.formats import RENAMED
 from edgekd.core.formats import Input as Input
 from edgekd.core.formats import Precision as Precision
 from edgekd.core.preprocess import Preprocess
@@ -21,6 +30,17 @@ LABELS_FILE = "labels.txt"
 """Beside an artifact: its classes for programs that read no JSON. edgekd itself reads `artifact.json` alone."""
 FileName = Annotated[str, AfterValidator(plain_path)]
 """A plain relative path below the manifest's folder."""
+
+
+def _renamed(value: Any) -> Any:
+    if not isinstance(value, str) or value not in RENAMED:
+        return value
+    warn(f"{value} is now called {RENAMED[value]}; the next version drops the old name.")
+    return RENAMED[value]
+
+
+AnyPrecision = Annotated[Precision, BeforeValidator(_renamed)]
+"""A precision as people write it, earlier names included."""
 
 
 class TensorSpec(BaseModel):
@@ -116,6 +136,18 @@ class Artifact(_Manifest):
     folder: Path | None = Field(default=None, exclude=True)
     """Where it lies; not written down, so that a folder can move."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_precisions(cls, data: Any) -> Any:
+        """Version 0.1 called 8-bit weights alone `int8` where `w8a8` was 8-bit weights and activations."""
+        if not isinstance(data, dict):
+            return data
+        precision, quantization = data.get("precision"), data.get("quantization")
+        method = quantization.get("method") if isinstance(quantization, dict) else None
+        if precision == "int8" and str(method).startswith("weights int8"):
+            precision = "int8-weights"
+        return {**data, "precision": RENAMED.get(str(precision), precision)}
+
     @model_validator(mode="after")
     def _bank_is_a_file(self) -> Artifact:
         if self.bank is not None and self.bank not in self.files:
@@ -198,7 +230,7 @@ def read_artifact(folder: Path, *, check_hashes: bool = True) -> Artifact:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Pydantic's first complaint as `field: reason`."""
+    """Return Pydantic's first complaint as `field: reason`."""
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"]) or "file"
     return printable(f"{place[:80]}: {problem['msg'][:200]}")
@@ -215,7 +247,7 @@ def facts_html(title: str, facts: Mapping[str, str]) -> str:
 
 
 def shown_value(value: object) -> str:
-    """A value of a foreign file in a sentence: short, and without control characters."""
+    """Return A value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
 
 

@@ -52,7 +52,7 @@ class Preprocess(BaseModel):
         return short_hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """RGB image of any size → uint8 `[size, size, 3]`."""
+        """Return RGB image of any size → uint8 `[size, size, 3]`."""
         return resize_rgb(
             image,
             size=self.size,
@@ -62,7 +62,7 @@ class Preprocess(BaseModel):
         )
 
     def square(self, side: int) -> Preprocess:
-        """The same for a model of `side` × `side` pixels."""
+        """Return the same for a model of `side` × `side` pixels."""
         return self.model_copy(update={"size": side})
 
 
@@ -85,13 +85,13 @@ class FramedPreprocess(Preprocess):
         return self.height, self.width
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """RGB image of any size → uint8 `[height, width, 3]`."""
+        """Return RGB image of any size → uint8 `[height, width, 3]`."""
         for step in _open_clip_steps(self):
             image = step(image)
         return np.asarray(image, dtype=np.uint8)
 
     def square(self, side: int) -> Preprocess:
-        """The same for a model of `side` × `side` pixels."""
+        """Return the same for a model of `side` × `side` pixels."""
         return self.model_copy(update={"size": side, "height": side, "width": side})
 
 
@@ -140,7 +140,7 @@ def _per_channel(value: Any) -> Any:
 def _open_clip_steps(
     preprocess: FramedPreprocess,
 ) -> tuple[Callable[[Image.Image], Image.Image], ...]:
-    """The part of open_clip's transform that works on images: everything before `ToTensor` and `Normalize`."""
+    """Return the part of open_clip's transform that works on images: everything before `ToTensor` and `Normalize`."""
     from open_clip import image_transform
 
     transform = image_transform(

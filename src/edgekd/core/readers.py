@@ -423,7 +423,7 @@ def read_torch(path: Path, what: str, hint: str = _RESTORE, allow: Sequence[Any]
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
+    """Return Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):

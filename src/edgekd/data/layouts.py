@@ -54,7 +54,7 @@ LAYOUTS = (
 
 
 def known_layout(domains: Iterable[str]) -> Layout | None:
-    """The layout whose domains these are; underscores, spaces and case do not count."""
+    """Return the layout whose domains these are; underscores, spaces and case do not count."""
     found = {_plain(name) for name in domains}
     return next(
         (
@@ -68,7 +68,7 @@ def known_layout(domains: Iterable[str]) -> Layout | None:
 
 
 def class_names(domains: Iterable[str], classes: Sequence[str]) -> tuple[str, ...]:
-    """`classes`, or their names where a known archive only numbers them."""
+    """Return `classes`, or their names where a known archive only numbers them."""
     layout = known_layout(domains)
     if layout is None or list(classes) != [str(number) for number in range(len(layout.numbered))]:
         return tuple(classes)
@@ -76,7 +76,7 @@ def class_names(domains: Iterable[str], classes: Sequence[str]) -> tuple[str, ..
 
 
 def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Which `(domain, part)` folders of a known archive make up its images; none for other layouts.
+    """Return which `(domain, part)` folders of a known archive make up its images; none for other layouts.
 
     VLCS also comes as CALTECH/train, /crossval, /test and /full with numbered classes: `full` holds the images of all
     the others, which stand in for it where it is missing.
@@ -96,7 +96,7 @@ def whole_parts(folders: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def unwrapped(spec: str) -> str:
-    """`spec`, or the one folder in it that holds a known layout (PACS unpacks to `kfold/`)."""
+    """Return `spec`, or the one folder in it that holds a known layout (PACS unpacks to `kfold/`)."""
     root = Path(spec)
     if not root.is_dir() or known_layout(_folders(root)) is not None:
         return spec

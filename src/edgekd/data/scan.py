@@ -126,7 +126,7 @@ def file_ending(name: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name.
+    """Return A path as text that can be printed and stored as UTF-8, whatever bytes the disk has for its name.
 
     Control characters, which could drive a terminal, are escaped.
     """
@@ -201,7 +201,7 @@ def _refuse_empty(root: Path, left_out: Tally) -> None:
 
 
 def _role_folders(root: Path, tops: list[str]) -> dict[str, str] | None:
-    """Folder name → role when the top level is train/val/test, None when it is domains."""
+    """Return folder name → role when the top level is train/val/test, None when it is domains."""
     roles = {top: ROLES[top.lower()] for top in tops if top.lower() in ROLES}
     if "train" not in roles.values():
         return None
@@ -353,14 +353,14 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def order_classes(names: set[str]) -> list[str]:
-    """Sorted names; by value where all are numbers, so that folder 10 is class 10."""
+    """Return sorted names; by value where all are numbers, so that folder 10 is class 10."""
     if all(name.isdecimal() and len(name) < 1000 for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
-    """Class names by `classes.txt` in `root`, or the folder names (manifest labels) where there is none.
+    """Return class names by `classes.txt` in `root`, or the folder names (manifest labels) where there is none.
 
     Either no line of the file has a tab: line i names the i-th of the sorted folders; or every line is
     `folder<TAB>name`, in any order. Blank lines do not count.

@@ -146,7 +146,7 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
 
 
 def _left_out(images: ImageSet, wanted: str) -> str | None:
-    """The domain left out, None for none."""
+    """Return the domain left out, None for none."""
     layered = images.domains != ("all",)
     if wanted == "none" or (wanted == "auto" and not layered):
         return None
@@ -168,14 +168,14 @@ def _left_out(images: ImageSet, wanted: str) -> str | None:
 
 
 def shuffled(images: ImageSet, indices: Iterable[int], seed: int) -> list[int]:
-    """The indices in the order of SHA-256(seed, content key)."""
+    """Return the indices in the order of SHA-256(seed, content key)."""
     return sorted(
         indices, key=lambda i: (hashlib.sha256(f"{seed}:{images.keys[i]}".encode()).digest(), i)
     )
 
 
 def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
-    """One list per (domain, class), each content once: its first image stands for its copies."""
+    """Return one list per (domain, class), each content once: its first image stands for its copies."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     seen: set[str] = set()
     for index in indices:
@@ -188,7 +188,7 @@ def grouped(images: ImageSet, indices: Iterable[int]) -> list[list[int]]:
 def _with_copies(
     images: ImageSet, pool: list[int], role_of: dict[str, str]
 ) -> dict[str, list[int]]:
-    """Role → indices of `pool`, by the role of each one's content."""
+    """Return role → indices of `pool`, by the role of each one's content."""
     chosen: dict[str, list[int]] = {role: [] for role in ROLES}
     for index in pool:
         chosen[role_of[images.keys[index]]].append(index)
@@ -196,7 +196,7 @@ def _with_copies(
 
 
 def _portion(count: int) -> int:
-    """A tenth, half rounded up, at least one."""
+    """Return A tenth, half rounded up, at least one."""
     return max(1, math.floor(count / _HELD_OUT + 0.5))
 
 
@@ -217,7 +217,7 @@ def _cut_groups(images: ImageSet, source: list[int], seed: int) -> dict[str, lis
 
 
 def _as_given(images: ImageSet, source: list[int], seed: int) -> tuple[dict[str, list[int]], str]:
-    """Roles of the layout; a set that is not there is a tenth of train."""
+    """Return roles of the layout; a set that is not there is a tenth of train."""
     assert images.roles is not None
     given: dict[str, list[int]] = {"test": [], "val": [], "train": []}
     holder: dict[str, str] = {}
@@ -254,7 +254,7 @@ def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
 def build_split(
     images: ImageSet, chosen: dict[str, list[int]], *, test_domain: str | None, rule: str, seed: int
 ) -> Split:
-    """A split of these indices per role, with its hash."""
+    """Return A split of these indices per role, with its hash."""
     arrays = {role: np.array(sorted(chosen[role]), dtype=np.int64) for role in ROLES}
     entries = {
         role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES

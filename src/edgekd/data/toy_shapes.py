@@ -54,7 +54,7 @@ def oval(
     arc: tuple[float, float] = (0, 360),
     width: float = 0.0,
 ) -> Part:
-    """Ellipse, or the part of it between two angles (degrees, 90 is down), turned by `turn` degrees."""
+    """Return ellipse, or the part of it between two angles (degrees, 90 is down), turned by `turn` degrees."""
     angles = np.radians(np.linspace(arc[0], arc[1], 22))
     points = np.stack([rx * np.cos(angles), ry * np.sin(angles)], axis=1)
     return Part(turned(points, turn) + np.array([(x, y)]), role, width)

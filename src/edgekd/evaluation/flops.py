@@ -18,7 +18,7 @@ from edgekd.core.predictor import Predictor
 
 
 def count_torch(predict: Predictor, module: nn.Module, shape: tuple[int, int]) -> Counted:
-    """Parameters of `module`, and the multiply-accumulates of one prediction for an image of `shape` pixels.
+    """Return parameters of `module`, and the multiply-accumulates of one prediction for an image of `shape` pixels.
 
     Args:
         predict: uint8 `[1, H, W, 3]` → scores. It runs `module`.

@@ -22,7 +22,7 @@ from edgekd.distill.classification.load import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
 from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch
-from edgekd.export.fuse import fuse
+from edgekd.export.graph import fuse
 from edgekd.targets.session import Session, open_session
 
 COPIED = " (copied)"

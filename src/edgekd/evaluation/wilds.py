@@ -206,7 +206,7 @@ def _eval(
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
-    """Names where WILDS has some, else the numbers."""
+    """Return names where WILDS has some, else the numbers."""
     count = int(dataset.n_classes)
     if name == "camelyon17":
         return ("normal", "tumor")

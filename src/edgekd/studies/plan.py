@@ -355,7 +355,7 @@ def _settled(config: TrainConfig, recipe: str, folder: Path) -> TrainConfig:
 
 
 def _test(images: ImageSet, config: TrainConfig, shots: int) -> Test:
-    """`shots`: the largest number of the study, so that every number is tested on the same images."""
+    """Return the test of a column; `shots` is the study's largest number, so that all have the same images."""
     own = without_classes(images, config.unseen_classes)
     split = run_split(config.model_copy(update={"shots": 0}), own)
     unseen = config.unseen_classes

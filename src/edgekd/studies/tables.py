@@ -88,7 +88,7 @@ def make_tables(
     """
 
     def by_labels_alone(cell: Cell) -> bool:
-        """True for a recipe of labels alone, which is in every table of the curve and has none of its own."""
+        """Return whether the recipe reads labels alone: it is in every table of the curve and has none of its own."""
         return cell.adapt == 0 and not recipe_of(plan.configs[cell.recipe]).takes_unlabelled
 
     titles = list(dict.fromkeys(cell.table for cell in plan.cells))

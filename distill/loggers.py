@@ -1,0 +1,89 @@
+"""Where a run's numbers go besides `metrics.jsonl`: Lightning's loggers by name."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekd.configs.train import LOGGERS
+from edgekd.core.errors import EdgekdError
+
+_CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
+"""Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
+
+
+class Loggers:
+    """Several loggers as one.
+
+    Args:
+        out: the run's folder; local files go there.
+        resume_at: steps done before; what TensorBoard has of later ones is hidden.
+
+    Raises:
+        EdgekdError: a package is missing, or a service refuses.
+    """
+
+    def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
+        self._loggers = [_logger(name, out, resume_at) for name in names]
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers of one step under their names, such as `train/loss`."""
+        for logger in self._loggers:
+            logger.log_metrics(dict(values), step)
+
+    def close(self) -> None:
+        """Write what is pending."""
+        for logger in self._loggers:
+            logger.finalize("success")
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that the packages of these loggers are installed.
+
+    Raises:
+        EdgekdError: one is missing; the hint names its extra.
+    """
+    for name in names:
+        if name in _CLASSES:
+            _class(name)
+
+
+def _logger(name: str, out: Path, resume_at: int) -> Any:
+    from lightning_fabric.loggers.csv_logs import CSVLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+    assert name in LOGGERS
+    if name == "tensorboard":
+        return TensorBoardLogger(out, "tensorboard", version="", purge_step=resume_at + 1)
+    if name == "csv":  # a resumed run writes a further version
+        return CSVLogger(out, "csv", flush_logs_every_n_steps=1)
+    kind = _class(name)
+    logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        if name == "wandb":
+            logger = kind(name=out.name, project="edgekd", save_dir=str(out))
+        else:
+            uri = os.environ.get("MLFLOW_TRACKING_URI", (out / "mlruns").absolute().as_uri())
+            logger = kind("edgekd", run_name=out.name, tracking_uri=uri)
+        _ = logger.experiment  # connects
+    except Exception as error:  # every service has errors of its own
+        raise EdgekdError(
+            f"The logger {name} cannot start ({str(error).splitlines()[0][:200] if str(error) else error!r}).",
+            "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=file:DIR.",
+        ) from error
+    return logger
+
+
+def _class(name: str) -> Any:
+    try:
+        importlib.import_module(name)
+        return getattr(importlib.import_module("pytorch_lightning.loggers"), _CLASSES[name])
+    except ImportError as error:
+        raise EdgekdError(
+            f"The logger {name} needs packages that are not installed here.",
+            f'Install them: pip install "edgekd[{name}]".',
+        ) from error

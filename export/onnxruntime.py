@@ -1,0 +1,15 @@
+"""The writer for ONNX Runtime: one `model.onnx`, in fp32, fp16 or int8."""
+
+from __future__ import annotations
+
+from edgekd.export.build import Build, Written, agent_beside, write_onnx
+from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
+
+MODEL_FILE = "model.onnx"
+
+
+def write(build: Build) -> Written:
+    """Write `model.onnx` in the wanted precision."""
+    quantization = write_onnx(build, build.folder / MODEL_FILE, OnnxRuntimeInt8())
+    files = (MODEL_FILE, *agent_beside(build))
+    return Written("onnx", files, (build.image,), (build.output,), quantization)

@@ -1,0 +1,287 @@
+"""The ranges of a model's activations on calibration images: what INT8 spreads its 256 steps over.
+
+Two passes at most: the extremes, taken inside the graph, and for the calibrators that cover less, so that the steps get
+finer, one histogram per tensor. Memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import scratch_folder
+from edgekd.export.onnx_graph import Graph, copied
+
+Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Tensor name → smallest and largest value, float32 scalars."""
+Means = dict[str, NDArray[np.float64]]
+"""Tensor name → mean of each channel over images and places, float64 `[C]`."""
+
+BINS = 4096
+"""Of a histogram, to each side of 0."""
+PERCENTILE = 99.99
+"""Share of the values that `percentile` covers, in percent."""
+_ENTROPY_BINS = 1024  # to both sides together; the search costs the square of it
+_ENTROPY_LEVELS = 128
+_SHRINK, _TRIALS = 0.93, 80  # of a range, down to 0.3 % of it
+_BATCH = 8
+_WHOLE = 2
+"""Images at a time where every activation leaves the graph: 100 MB of them and more at 224 px."""
+
+
+def check_calibration(calibration: NDArray[np.uint8], model: onnx.ModelProto) -> None:
+    """Refuse calibration images that cannot calibrate `model`."""
+    wanted = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    if calibration.dtype != np.uint8 or list(calibration.shape[1:]) != wanted:
+        raise EdgekdError(
+            f"The calibration images are {calibration.dtype} {list(calibration.shape)}, the model takes uint8 "
+            f"[N, {', '.join(map(str, wanted))}].",
+            "Prepare them with the model's own preprocess.",
+        )
+    if len(calibration) == 0:
+        raise EdgekdError(
+            "There are no calibration images.", "Give some of the training images, 200 or more."
+        )
+    alike = (calibration == calibration[0]).all()
+    if alike and (len(calibration) > 1 or np.ptp(calibration[0]) == 0):
+        raise EdgekdError(
+            "All calibration images are alike, so the activations' ranges would be wrong.",
+            "Give real and varied images, 200 or more.",
+        )
+
+
+def touched(graph: Graph, ops: Collection[str], in_float: Collection[str]) -> list[str]:
+    """Return the float activations that enter or leave a node of the types `ops` that is not named `in_float`."""
+    near = {
+        name
+        for node in graph.proto.node
+        if node.op_type in ops and node.name not in in_float
+        for name in (*node.input, *node.output)
+    }
+    return [name for name in float_activations(graph) if name in near]
+
+
+def float_activations(graph: Graph) -> list[str]:
+    """Return the outputs of nodes whose type is known to be float32, in graph order."""
+    return [name for node in graph.proto.node for name in node.output if graph.is_float(name)]
+
+
+def observe(
+    model: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    tensors: Sequence[str],
+    averaged: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> tuple[Ranges, Means]:
+    """Return the smallest and the largest value of each of the tensors over the images, and means.
+
+    Args:
+        averaged: tensors whose means are wanted too, and the axes they run over.
+
+    Raises:
+        EdgekdError: an activation is NaN or infinite.
+    """
+    probe = copied(model)
+    graph = probe.graph
+    wanted = []
+
+    def reduce(op: str, inputs: list[str], shape: list[int] | None) -> None:
+        # Last in the graph: every tensor that is read exists by then.
+        wanted.append(f"{inputs[0]}/{op}")
+        graph.node.append(helper.make_node(op, inputs, wanted[-1:], keepdims=0))
+        graph.output.append(
+            helper.make_tensor_value_info(wanted[-1], onnx.TensorProto.FLOAT, shape)
+        )
+
+    for op in ("ReduceMin", "ReduceMax"):
+        for name in tensors:
+            reduce(op, [name], [])
+    for name, axes in averaged.items():
+        over = onnx.numpy_helper.from_array(np.array(axes, np.int64), f"{name}/axes")
+        graph.initializer.append(over)
+        reduce("ReduceMean", [name, over.name], None)
+    count = len(tensors)
+    lows, highs = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
+    means: Means = {}
+    for number, values in enumerate(_run(probe, wanted, calibration, _BATCH)):
+        extremes = np.array(values[: 2 * count], dtype=np.float32)
+        share = min(_BATCH, len(calibration) - number * _BATCH) / len(calibration)
+        for name, mean_of_batch in zip(averaged, values[2 * count :], strict=True):
+            means[name] = means.get(name, 0) + share * mean_of_batch.astype(np.float64)
+        lows = np.minimum(lows, extremes[:count])  # np.minimum keeps NaN, for the check below
+        highs = np.maximum(highs, extremes[count:])
+    if not (np.isfinite(lows) & np.isfinite(highs)).all():
+        raise EdgekdError(
+            "The model computes values that are not finite on the calibration images.",
+            "Check the training run: its weights have probably diverged.",
+        )
+    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}, means
+
+
+def clipped_ranges(
+    model: onnx.ModelProto,
+    calibration: NDArray[np.uint8],
+    extremes: Ranges,
+    calibrator: str,
+    *,
+    symmetric: bool,
+) -> Ranges:
+    """Return `extremes` as `calibrator` narrows them, from a second pass over the images; `minmax` leaves them.
+
+    Args:
+        symmetric: whether the file spreads its steps evenly to both sides of 0.
+    """
+    if calibrator == "minmax":
+        return extremes
+    narrowed: Ranges = {}
+    for name, counts in histograms(model, calibration, extremes).items():
+        low, high = extremes[name]
+        if counts.any():
+            found = METHODS[calibrator](counts, reach(low, high), symmetric)
+            # The histogram is symmetric about 0, the tensor seldom is: never wider than what was seen.
+            low = np.asarray(max(float(low), found[0]), np.float32)
+            high = np.asarray(min(float(high), found[1]), np.float32)
+        narrowed[name] = (low, high)
+    return narrowed
+
+
+def histograms(
+    model: onnx.ModelProto, calibration: NDArray[np.uint8], extremes: Ranges
+) -> dict[str, NDArray[np.int64]]:
+    """Return tensor name → int64 `[2 · BINS]`: its values over the images, in equal bins over −reach to reach."""
+    whole = copied(model)
+    present = {output.name for output in whole.graph.output}
+    for name in extremes:
+        if name not in present:
+            whole.graph.output.append(helper.make_empty_tensor_value_info(name))
+    counts = {name: np.zeros(2 * BINS, dtype=np.int64) for name in extremes}
+    for values in _run(whole, list(extremes), calibration, _WHOLE):
+        for name, value in zip(extremes, values, strict=True):
+            if (limit := reach(*extremes[name])) > 0:
+                scaled = np.floor(value.reshape(-1) * np.float32(BINS / limit))
+                # The largest value, and a last digit that differs from the first pass, would fall outside.
+                places = np.clip(scaled.astype(np.intp) + BINS, 0, 2 * BINS - 1)
+                counts[name] += np.bincount(places, minlength=2 * BINS)
+    return counts
+
+
+def reach(low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
+    """Return the largest absolute value between two extremes."""
+    return max(abs(float(low)), abs(float(high)))
+
+
+def percentile(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float, float]:
+    """Cover `PERCENTILE` of the values: the same share is cut at both ends, or with `symmetric` of the absolute values.
+
+    Args:
+        counts: int64 `[2 · BINS]` over −reach to reach.
+
+    Returns:
+        Lowest and highest value to cover; linear within a bin.
+    """
+    cut = 1 - PERCENTILE / 100
+    if symmetric:
+        high = _quantile(counts[BINS:] + counts[BINS - 1 :: -1], 1 - cut) * reach
+        return -high, high
+    low, high = (2 * _quantile(counts, share) - 1 for share in (cut / 2, 1 - cut / 2))
+    return low * reach, high * reach
+
+
+def entropy(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float, float]:
+    """Return the range around 0 whose 128 steps lose the least information: ONNX Runtime's search, after TensorRT's.
+
+    It minimises the Kullback-Leibler divergence between the clipped histogram and its coarser self (S. Migacz, 8-bit
+    inference with TensorRT, GTC 2017). Arguments and result as for `percentile`; it is symmetric in any case.
+    """
+    coarse = counts.reshape(_ENTROPY_BINS, -1).sum(axis=1)
+    edges = np.linspace(-reach, reach, _ENTROPY_BINS + 1)
+    search = HistogramCollector("entropy", symmetric, _ENTROPY_BINS, _ENTROPY_LEVELS, None, None)
+    low, high = search.get_entropy_threshold((coarse, edges, edges[0], edges[-1]), _ENTROPY_LEVELS)
+    return float(low), float(high)
+
+
+def mse(counts: NDArray[np.int64], reach: float, symmetric: bool) -> tuple[float, float]:
+    """Return the range with the smallest mean squared error of rounding and clipping.
+
+    Asymmetric ranges are searched one end at a time, twice. Arguments and result as for `percentile`.
+    """
+    taken = np.flatnonzero(counts)
+    values, weights = ((taken + 0.5) / BINS - 1) * reach, counts[taken].astype(np.float64)
+
+    def error(low: float, high: float) -> float:
+        return rounding_error(values, weights, low, high, symmetric=symmetric)
+
+    shares = _SHRINK ** np.arange(_TRIALS)
+    if symmetric:
+        best = float(min(reach * shares, key=lambda end: error(-end, end)))
+        return -best, best
+    low, high = min(float(values[0]), 0.0), max(float(values[-1]), 0.0)
+    lows, highs = low * shares, high * shares
+    for _ in range(2):
+        high = min(highs, key=lambda end: error(low, end))
+        low = min(lows, key=lambda end: error(end, high))
+    return float(low), float(high)
+
+
+def rounding_error(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    low: float,
+    high: float,
+    *,
+    symmetric: bool,
+) -> float:
+    """Return the sum of `weights · (value − dequantized value)²`, of int8 around 0 or of uint8 with a zero point."""
+    step = (high / 127 if symmetric else (high - low) / 255) or 1.0
+    least = -128 if symmetric else -round(-low / step)
+    covered = np.clip(np.round(values / step), least, least + 255) * step
+    return float(weights @ np.square(values - covered))
+
+
+METHODS: dict[str, Callable[[NDArray[np.int64], float, bool], tuple[float, float]]] = {
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
+"""Every calibrator but `minmax`, which needs no histogram."""
+
+
+def _quantile(counts: NDArray[np.int64], share: float) -> float:
+    """Return where in 0–1 of the histogram's width `share` of the counts lies to the left."""
+    below = np.concatenate([[0], np.cumsum(counts)])
+    place = np.searchsorted(below, share * below[-1], side="left")
+    bin_ = max(int(place) - 1, 0)
+    inside = (share * below[-1] - below[bin_]) / max(int(counts[bin_]), 1)
+    return float((bin_ + min(max(inside, 0.0), 1.0)) / len(counts))
+
+
+def _run(
+    model: onnx.ModelProto, wanted: list[str], calibration: NDArray[np.uint8], batch: int
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Yield the tensors `wanted` of `model`, batch by batch."""
+    options = onnxruntime.SessionOptions()
+    # Every core, but no spinning: with a busy neighbour, waiting threads that spin cost minutes.
+    options.intra_op_num_threads = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    )
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    with scratch_folder() as folder:
+        path = folder / "probe.onnx"
+        onnx.save(model, path)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for start in range(0, len(calibration), batch):
+            images = np.ascontiguousarray(calibration[start : start + batch])
+            yield session.run(wanted, {model.graph.input[0].name: images})

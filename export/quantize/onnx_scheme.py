@@ -1,0 +1,228 @@
+"""What the INT8 schemes of ONNX files share: calibration, bias correction, errors and names of layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, channel_rows, copied
+from edgekd.export.quantize.calibration import (
+    PERCENTILE,
+    Calibrator,
+    Means,
+    Ranges,
+    check_calibration,
+    clipped_ranges,
+    observe,
+    touched,
+)
+from edgekd.export.quantize.scheme import Scheme, relative_error
+
+WeightScales = tuple[int, NDArray[Any]]
+"""The axis of a weight's output channels, and the scale of each."""
+_BIASED_OPS = {"Conv": (0, 2, 3), "Gemm": (0,)}  # the axes of the input that a mean runs over
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """An FP32 model and all that is known about it before anything is quantized."""
+
+    model: onnx.ModelProto
+    ranges: Ranges
+    means: Means
+    """Of the inputs of layers with a bias."""
+    in_float: tuple[str, ...]
+    """Nodes that stay in float whatever else is chosen."""
+    images: int
+    calibrator: Calibrator
+
+
+class OnnxScheme(Scheme[Calibrated]):
+    """INT8 as Q/DQ pairs in an ONNX file."""
+
+    method: ClassVar[str]
+    ops: ClassVar[tuple[str, ...]]
+    """Types of the nodes around which activations are rounded."""
+    symmetric: ClassVar[bool]
+    """Whether the steps of activations lie evenly to both sides of 0."""
+
+    @abstractmethod
+    def prepare(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the FP32 model in the form that is quantized, with its shapes inferred."""
+
+    @abstractmethod
+    def float_nodes(self, graph: Graph) -> list[str]:
+        """Return the names of the nodes that stay in float in any case."""
+
+    @abstractmethod
+    def weight_scales(self, node: NodeProto, weight: NDArray[Any]) -> WeightScales | None:
+        """Return how a layer's weight is rounded; None for one that stays in float."""
+
+    @abstractmethod
+    def quantized_layers(self, calibrated: Calibrated, in_float: Collection[str]) -> list[str]:
+        """Return the names of the layers that become integer where the nodes `in_float` do not."""
+
+    @abstractmethod
+    def insert_pairs(
+        self, model: onnx.ModelProto, calibrated: Calibrated, in_float: Collection[str]
+    ) -> onnx.ModelProto:
+        """Return `model`, which may be changed in place, with Q/DQ pairs around what is quantized."""
+
+    def observed(self, graph: Graph, near: list[str]) -> list[str]:
+        """Return the activations whose extremes are measured, among them `near`, those that are rounded."""
+        return near
+
+    def check_extremes(self, extremes: Ranges) -> None:
+        """Refuse activations that the file could not hold."""
+
+    def calibrate(
+        self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+    ) -> Calibrated:
+        model = self.prepare(onnx.load(fp32))
+        check_calibration(images, model)
+        graph = Graph(model)
+        in_float = self.float_nodes(graph)
+        near = touched(graph, self.ops, in_float)
+        averaged = averaged_inputs(graph, in_float)
+        extremes, means = observe(model, images, self.observed(graph, near), averaged)
+        self.check_extremes(extremes)
+        rounded = {name: extremes[name] for name in near}
+        ranges = clipped_ranges(model, images, rounded, calibrator, symmetric=self.symmetric)
+        return Calibrated(model, ranges, means, tuple(in_float), len(images), calibrator)
+
+    def write(
+        self, calibrated: Calibrated, out: Path, *, in_float: Collection[str] = ()
+    ) -> dict[str, Any]:
+        model = copied(calibrated.model)
+        graph = Graph(model)
+        layers = self.quantized_layers(calibrated, in_float)
+        scales = {
+            node.input[1]: found
+            for node in graph.layers()
+            if node.name in layers
+            and (found := self.weight_scales(node, graph.value(node.input[1]))) is not None
+        }
+        corrected = correct_biases(graph, calibrated.means, scales)
+        weighted = {node.name for node in model.graph.node if node.op_type in WEIGHTED_OPS}
+        quantized = self.insert_pairs(model, calibrated, in_float)
+        onnx.checker.check_model(quantized)
+        onnx.save(quantized, out)
+        percent = {"percentile": PERCENTILE} if calibrated.calibrator == "percentile" else {}
+        return {
+            "method": self.method,
+            "tool": f"onnxruntime {onnxruntime.__version__}",
+            "calibrator": calibrated.calibrator,
+            **percent,
+            "calibration_images": calibrated.images,
+            "corrected_biases": corrected,
+            "quantized_layers": len(layers),
+            "float_layers": sorted(weighted - {*layers}),
+        }
+
+    def weight_errors(self, calibrated: Calibrated) -> Mapping[str, float]:
+        graph, errors = Graph(calibrated.model), {}
+        for node in graph.layers():
+            weight = graph.value(node.input[1])
+            if (found := self.weight_scales(node, weight)) is not None:
+                axis, scale = found
+                rows = channel_rows(weight, axis)
+                errors[node.name] = relative_error(rows, scale.astype(np.float64))
+        return errors
+
+
+def averaged_inputs(graph: Graph, in_float: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """Return the inputs of the layers with a bias that are not named `in_float`, and the axes of their means."""
+    return {
+        node.input[0]: _BIASED_OPS[node.op_type]
+        for node in graph.proto.node
+        if _bias(node) and node.name not in in_float and node.input[0] in graph.writer
+    }
+
+
+def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales]) -> int:
+    """Add to each bias what rounding the weights takes away on average, in place; return the number of such biases.
+
+    A depthwise kernel has nine weights per channel, so their rounding errors do not average out: every output of the
+    channel moves by the error's sum times the mean input. That mean is taken on the calibration images (M. Nagel et
+    al., Data-Free Quantization through Weight Equalization and Bias Correction, 2019, who infer it).
+
+    Args:
+        scales: of the weights that will be rounded, by name. A bias that several layers share stays as it is.
+    """
+    corrected = 0
+    for node in graph.proto.node:
+        bias = _bias(node)
+        if bias not in graph.constants or len(graph.readers[bias]) > 1:
+            continue
+        if node.input[0] not in means or node.input[1] not in scales:
+            continue
+        axis, scale = scales[node.input[1]]
+        weight = np.moveaxis(graph.value(node.input[1]).astype(np.float64), axis, 0)
+        steps = scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
+        lost = weight - steps * np.clip(np.round(weight / steps), -128, 127)
+        lost = lost.reshape(*weight.shape[:2], -1).sum(axis=2)  # [outputs, inputs of a group]
+        groups = attribute(node, "group", 1)
+        inputs = means[node.input[0]].reshape(groups, -1, 1)
+        shift = (lost.reshape(groups, -1, lost.shape[1]) @ inputs).reshape(-1)  # [outputs]
+        value = graph.value(bias)
+        graph.set_value(bias, (value + shift).astype(value.dtype))
+        corrected += 1
+    return corrected
+
+
+def _bias(node: NodeProto) -> str:
+    """Return the name of a layer's bias, empty without one."""
+    return node.input[2] if node.op_type in _BIASED_OPS and len(node.input) > 2 else ""
+
+
+def ahead_of_layers(graph: Graph) -> list[str]:
+    """Return the names of the nodes before the first weighted layer: the normalisation of the pixels."""
+    names = []
+    for node in graph.proto.node:
+        if node.op_type in WEIGHTED_OPS:
+            break
+        names.append(node.name)
+    return names
+
+
+def between_tokens(graph: Graph) -> list[str]:
+    """Return the names of the additions and concatenations of anything but maps `[B, C, H, W]`."""
+    return [
+        node.name
+        for node in graph.proto.node
+        if node.op_type in ("Add", "Concat")
+        and any(len(graph.shape(name)) != 4 for name in node.input)
+    ]
+
+
+def group_names(graph: Graph, leads: Collection[NodeProto]) -> dict[str, str]:
+    """Return leading node → its name for people."""
+    bias = {  # of a product of tokens, which is added apart
+        name: constant
+        for node in graph.proto.node
+        if node.op_type == "Add"
+        for name, constant in (node.input[:2], node.input[1::-1])
+        if constant in graph.constants
+    }
+    names: dict[str, str] = {}
+    modules: dict[str, str] = {}  # tensor → the module that computes it
+    for node in leads:
+        names[node.name] = node.name
+        if node.op_type in WEIGHTED_OPS and node.input[1] in graph.constants:
+            module, _, kind = node.input[1].rpartition(".")
+            if kind != "weight":
+                module, _, kind = bias.get(node.output[0], "").rpartition(".")
+            if kind in ("weight", "bias"):
+                modules[node.output[0]] = names[node.name] = module.removeprefix("backbone.")
+        elif sources := [modules[name] for name in node.input if name in modules]:
+            names[node.name] = f"{node.op_type} after {sources[-1]}"
+    return names

@@ -1,0 +1,311 @@
+"""INT8 for OpenVINO: NNCF rounds everything once, and what costs too much is reverted to float, operation by operation.
+
+A reverted operation is as if NNCF had left it alone: it reads unrounded inputs, the weights of the float model, and its
+bias as it was before NNCF corrected it. That takes a second, where quantizing again takes half a minute.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.predictor import Predictor
+from edgekd.export.onnx import unprinted
+from edgekd.export.openvino_ir import evaluator, read, save
+from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.quantize.scheme import Group, Scheme, relative_error
+from edgekd.targets.feed import Feed, as_pixels
+from edgekd.targets.openvino import load_openvino, reason_of
+
+_WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+_BETWEEN = ("Reshape", "Convert")
+"""What may lie between a layer and its constants."""
+_MOVING = ("Gather", "Reshape", "Slice", "Split", "Squeeze", "StridedSlice", "Transpose",
+           "Unsqueeze", "VariadicSplit")  # fmt: skip
+"""What computes nothing: 8 bits in, the same 8 bits out."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A model before and after NNCF; what both hold goes by the same names."""
+
+    full: Any
+    model: Any
+    images: int
+
+
+class OpenVinoInt8(Scheme[Rounded]):
+    """INT8 for OpenVINO; its files are IR, `.xml` with a `.bin` beside it.
+
+    Args:
+        metadata: for the files.
+        feed: uint8 `[B, H, W, 3]` → the model's input.
+        embeds: whether what comes behind the last layer makes an embedding's length 1, and so stays in float.
+    """
+
+    rest = "fp16"
+    timed = True
+
+    def __init__(
+        self, metadata: Mapping[str, str], feed: Feed = as_pixels, *, embeds: bool = False
+    ) -> None:
+        self.metadata, self.feed, self.embeds = metadata, feed, embeds
+
+    def calibrate(
+        self, fp32: Path, images: NDArray[np.uint8], calibrator: Calibrator = "minmax"
+    ) -> Rounded:
+        """Return NNCF's post-training quantization with fast bias correction; NNCF chooses the ranges.
+
+        Image by image, so memory does not grow with their number beyond a few scalars per activation.
+
+        Raises:
+            EdgekdError: NNCF refuses the model, or its weights are not finite.
+        """
+        model = read(fp32)
+        _refuse_not_finite(model)
+        nncf = import_nncf()
+        ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
+        attends = any(node.get_type_name() == "Softmax" for node in model.get_ordered_ops())
+        behind = _behind_last_layer(model) if self.embeds else []
+        advanced = nncf.AdvancedQuantizationParameters(
+            # NNCF's own choice averages the extremes of the images and cuts off what gates rarely reach: on the toy
+            # mobilenetv3 the logits' error was 25 times as large (docs/measurements.md).
+            activations_range_estimator_params=ranges.MINMAX,
+            # Smoothing changes weights, which could then not be reverted.
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+        )
+        try:
+            with unprinted():
+                rounded = nncf.quantize(
+                    model.clone(),
+                    nncf.Dataset([images[i : i + 1] for i in range(len(images))], self.feed),
+                    # Asymmetric activations: HardSwish goes below 0, by little.
+                    preset=nncf.QuantizationPreset.MIXED,
+                    target_device=nncf.TargetDevice.CPU,
+                    # Leaves layer norms and the stream of tokens in float: on a toy vit_tiny the logits' error was 30
+                    # to 200 times as large without it, and the file slower (docs/measurements.md).
+                    model_type=nncf.ModelType.TRANSFORMER if attends else None,
+                    subset_size=len(images),
+                    advanced_parameters=advanced,
+                    ignored_scope=nncf.IgnoredScope(names=behind, validate=False)
+                    if behind
+                    else None,
+                )
+        except (
+            RuntimeError,
+            nncf.InternalError,
+            nncf.ValidationError,
+            nncf.UnsupportedModelError,
+        ) as error:
+            raise EdgekdError(
+                f"NNCF {nncf.__version__} cannot quantize the student: {reason_of(error)}."
+            ) from error
+        return Rounded(model, rounded, len(images))
+
+    def write(
+        self, calibrated: Rounded, out: Path, *, in_float: Collection[str] = ()
+    ) -> dict[str, Any]:
+        model = calibrated.model.clone()
+        revert_to_float(model, calibrated.full, in_float)
+        save(model, out, self.metadata, halved=True)
+        layers, left = _layers(model), layers_in_float(model)
+        return {
+            "method": "NNCF post-training quantization for OpenVINO: activations uint8 per tensor over their whole "
+            "range, weights int8 per channel, fast bias correction; weights of layers left in float are stored in "
+            "16 bits",
+            "tool": f"nncf {import_nncf().__version__}",
+            "calibration_images": calibrated.images,
+            "quantized_layers": len(layers) - len(left),
+            "float_layers": left,
+        }
+
+    def groups(self, calibrated: Rounded) -> list[Group]:
+        """Return every operation that computes with something rounded, with what moves its rounded inputs there."""
+        full = _by_name(calibrated.full)
+        found, last = [], ""
+        for node in calibrated.model.get_ordered_ops():
+            name, kind = node.get_friendly_name(), node.get_type_name()
+            if name not in full or kind in (*_MOVING, "ShapeOf"):
+                continue
+            movers = _movers(node)
+            if not movers and not _rounded_inputs(node, full[name]):
+                continue
+            module = _module(full[name]) if kind in _WEIGHTED else ""
+            last = module or last
+            label = module or (f"{kind} after {last}" if last else kind)
+            found.append(Group(label, (name, *movers), kind in _WEIGHTED))
+        return found
+
+    def weight_errors(self, calibrated: Rounded) -> dict[str, float]:
+        errors, tiny = {}, np.finfo(np.float32).tiny
+        for node in _layers(calibrated.full):
+            if (constant := _constant(node.input_value(1))) is not None:
+                rows = _rows(node, constant.data).astype(np.float64)
+                scale = np.maximum(np.abs(rows).max(axis=1), tiny) / 127
+                errors[node.get_friendly_name()] = relative_error(rows, scale)
+        return errors
+
+    def open(self, path: Path) -> Predictor:
+        return evaluator(path, self.feed)
+
+
+def revert_to_float(model: Any, full: Any, names: Collection[str]) -> None:
+    """Let the operations `names` of `model`, which NNCF made of `full`, compute in float again, in place."""
+    before, wanted = _by_name(full), set(names)
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name() not in wanted:
+            continue
+        original = before[node.get_friendly_name()]
+        for place in _rounded_inputs(node, original):
+            source = node.input_value(place)
+            if _is_rounded(source):
+                node.input(place).replace_source_output(source.get_node().input_value(0))
+            else:  # weights that NNCF has stored as integers
+                weight = _copy(_constant(original.input_value(place)))
+                node.input(place).replace_source_output(weight.output(0))
+        for bias, as_it_was in _biases(node, before):
+            for reader in bias.output(0).get_target_inputs():
+                reader.replace_source_output(_copy(as_it_was).output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def layers_in_float(model: Any) -> list[str]:
+    """Return the names of the weighted operations that read nothing rounded, sorted."""
+    return sorted(
+        node.get_friendly_name()
+        for node in _layers(model)
+        if not _is_rounded(node.input_value(0)) and not _movers(node)
+    )
+
+
+def import_nncf() -> Any:
+    """Return the package `nncf`; an `EdgekdError` where it is missing."""
+    # NNCF reports its use to a server of its makers unless this is set.
+    os.environ.setdefault("NNCF_CI", "1")
+    try:
+        with unprinted():
+            import nncf
+
+            nncf.set_log_level(40)
+    except ImportError as error:
+        raise EdgekdError(
+            f"INT8 for OpenVINO needs the package nncf, which cannot be imported ({first_line(error)}).",
+            'Install it: pip install "edgekd[openvino]".',
+        ) from error
+    return nncf
+
+
+def _refuse_not_finite(model: Any) -> None:
+    """Refuse diverged weights: they would give ranges of NaN, and NNCF goes on without a word."""
+    constants = [n for n in model.get_ordered_ops() if n.get_type_name() == "Constant"]
+    if not all(np.isfinite(n.data).all() for n in constants if n.data.dtype == np.float32):
+        raise EdgekdError(
+            "The student's weights are not finite, so nothing can be measured on the calibration images.",
+            "Check the training run: its weights have probably diverged.",
+        )
+
+
+def _behind_last_layer(model: Any) -> list[str]:
+    """Return what makes an embedding's length 1, which NNCF would round to 8 bits as well."""
+    behind: list[str] = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in _WEIGHTED:
+            behind = []
+        elif node.get_type_name() not in ("Constant", "Result", "Parameter"):
+            behind.append(node.get_friendly_name())
+    return behind
+
+
+def _layers(model: Any) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() in _WEIGHTED]
+
+
+def _by_name(model: Any) -> dict[str, Any]:
+    return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+
+
+def _rounded_inputs(node: Any, original: Any) -> list[int]:
+    """Return the inputs of `node` that NNCF has rounded, or stored as integers, since `original`."""
+    places = []
+    for place in range(node.get_input_size()):
+        was = _constant(original.input_value(place))
+        stored = was is not None and _constant(node.input_value(place)) is None
+        if _is_rounded(node.input_value(place)) or stored:
+            places.append(place)
+    return places
+
+
+def _is_rounded(value: Any) -> bool:
+    return bool(value.get_node().get_type_name() == "FakeQuantize")
+
+
+def _movers(node: Any) -> list[str]:
+    """Return the names of the moving operations that bring `node` what is rounded, those that read it first-hand."""
+    found = []
+    for place in range(node.get_input_size()):
+        source = node.input_value(place).get_node()
+        while source.get_type_name() in _MOVING:
+            if _is_rounded(source.input_value(0)):
+                found.append(source.get_friendly_name())
+            source = source.input_value(0).get_node()
+    return found
+
+
+def _added(node: Any) -> list[tuple[Any, int]]:
+    """Return the additions that read `node`, each with the place of its other input."""
+    readers = node.output(0).get_target_inputs()
+    return [
+        (reader.get_node(), 1 - reader.get_index())
+        for reader in readers
+        if reader.get_node().get_type_name() == "Add"
+    ]
+
+
+def _biases(node: Any, before: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Return the constants that are added to what `node` computes, each with the original one."""
+    found = []
+    for adder, place in _added(node):
+        original = before.get(adder.get_friendly_name())
+        now = _constant(adder.input_value(place))
+        was = None if original is None else _constant(original.input_value(place))
+        if now is not None and was is not None:
+            found.append((now, was))
+    return found
+
+
+def _constant(value: Any) -> Any | None:
+    """Return the float32 constant that a value is, whatever shape it was brought to."""
+    node = value.get_node()
+    while node.get_type_name() in _BETWEEN:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" and node.data.dtype == np.float32 else None
+
+
+def _copy(constant: Any) -> Any:
+    return load_openvino().op.Constant(constant.data)
+
+
+def _module(layer: Any) -> str:
+    """Return `blocks.0.0.conv_pw`, after the weights' name in the ONNX file; of a product of tokens, after its bias."""
+    added = [adder.input_value(place) for adder, place in _added(layer)]
+    for value in (layer.input_value(1), *added):
+        constant = _constant(value)
+        name = constant.get_friendly_name() if constant is not None else ""
+        module, _, kind = name.rpartition(".")
+        if kind in ("weight", "bias"):
+            return str(module).removeprefix("backbone.")
+    return ""
+
+
+def _rows(layer: Any, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weights of each output channel, float32 `[channels, K]`."""
+    if layer.get_type_name() == "MatMul":
+        return weight if layer.get_attributes()["transpose_b"] else weight.T
+    return weight.reshape(layer.get_output_partial_shape(0)[1].get_length(), -1)

@@ -1,0 +1,304 @@
+"""INT8 within an accuracy budget: the groups that cost the most are reverted to float, as few as it takes.
+
+Each group, a layer or an addition, is quantized alone and ranked by its effect on the logits, in domain and on
+corrupted images, so the unseen domain takes no part. Then the worst stay in float, as many as the budget needs:
+doubling, then halving the interval, a handful of files. With all of them in float the file is FP32, so no budget is
+out of reach; the cost is reported. Both passes reuse one calibration. The ranking has a time limit and goes in the
+order of the weights' rounding error, so that the suspects are ranked when it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.console import say, warn
+from edgekd.core.errors import EdgekdError, GateFailed
+from edgekd.core.predictor import in_batches
+from edgekd.export.quantize.calibration import Calibrator
+from edgekd.export.quantize.scheme import C, Group, Scheme
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.speed import in_words, speed_of, timed_in_turns
+
+ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+_RANKING = 16
+"""Images of each kind that rank a group: a logit error needs far fewer than an accuracy."""
+SEARCH_SECONDS = 300.0
+"""For ranking and for narrowing down how much stays in float."""
+_HARDLY = 0.25
+"""Share of the layers: with fewer in INT8, a file is hardly INT8 any more."""
+_CHECKED, _SURELY = 256, 1.64
+"""Other images that the parity check then takes, and the standard errors for passing it 19 times in 20."""
+_NAMED = 8
+"""Groups in float that are named on the screen; `artifact.json` has them all."""
+
+
+@dataclass(frozen=True)
+class AccuracyBudget:
+    """What INT8 may cost, and the images that it is measured on."""
+
+    pixels: NDArray[np.uint8]
+    """`[N, H, W, 3]`, validation images of the training domains, prepared."""
+    labels: NDArray[np.int64]
+    """`[N]`, their classes."""
+    proxy: NDArray[np.uint8]
+    """`[N, H, W, 3]`, the same images corrupted: a stand-in for unseen domains made without them."""
+    max_drop_id: float = math.inf
+    """Points of top-1 on `pixels`, against FP32."""
+    max_drop_ood: float = math.inf
+    """Points of top-1 on `proxy`, against FP32."""
+    search_seconds: float = SEARCH_SECONDS
+    min_agreement: float = 0.0
+    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the later parity check wants."""
+
+    def surely(self) -> AccuracyBudget:
+        """Return the same with as much agreement here as makes the check on other images likely to pass."""
+        share = self.min_agreement
+        images = len(self.pixels) + len(self.proxy)
+        error = math.sqrt(share * (1 - share) * (1 / images + 1 / _CHECKED)) if share < 1 else 0.0
+        return dataclasses.replace(self, min_agreement=min(share + _SURELY * error, 1.0))
+
+
+@dataclass(frozen=True)
+class Drops:
+    """What a file loses against FP32: points of top-1, and the share of images with the same class."""
+
+    id: float
+    ood: float
+    agreement: float
+
+    def within(self, budget: AccuracyBudget) -> bool:
+        kept = self.id <= budget.max_drop_id and self.ood <= budget.max_drop_ood
+        return kept and self.agreement >= budget.min_agreement
+
+    def __str__(self) -> str:
+        lost = f"{self.id:.1f} points on ID validation, {self.ood:.1f} on corrupted images"
+        return f"{lost}, same class on {100 * self.agreement:.1f} %"
+
+
+def quantize_within(
+    fp32: Path,
+    out: Path,
+    calibration: NDArray[np.uint8],
+    budget: AccuracyBudget,
+    *,
+    scheme: Scheme[Any],
+    calibrator: Calibrator = "minmax",
+    to_logits: ToLogits | None = None,
+) -> dict[str, Any]:
+    """Write the INT8 file `out` with as few groups in float as keep it within `budget`.
+
+    Args:
+        to_logits: the scheme's output → logits, of a file that ends in an embedding.
+
+    Returns:
+        As `Scheme.write`, and `mixed`: what stayed in float, the drops, and what they cost in MB; where the scheme is
+        timed also in ms (p50 of one image on this machine, and why no claim about speed is made, if so), and the time
+        of FP32.
+
+    Raises:
+        GateFailed: FP32 itself is outside the budget: a drop below 0 was asked for.
+        EdgekdError: no validation images, or useless calibration images.
+    """
+    if len(budget.pixels) == 0:
+        raise EdgekdError(
+            "There are no validation images to measure the drop on.",
+            "Leave out --max-drop-id and -ood.",
+        )
+    calibrated = scheme.calibrate(fp32, calibration, calibrator)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix="search-") as folder:
+        search = Search(fp32, budget, scheme, calibrated, Path(folder), out.suffix, to_logits)
+        return search.run(out)
+
+
+class Search(Generic[C]):
+    """One search; `trials` is a folder for files on the way."""
+
+    def __init__(
+        self,
+        fp32: Path,
+        budget: AccuracyBudget,
+        scheme: Scheme[C],
+        calibrated: C,
+        trials: Path,
+        suffix: str = ".onnx",
+        to_logits: ToLogits | None = None,
+    ) -> None:
+        self.fp32, self.budget, self.scheme, self.calibrated = fp32, budget, scheme, calibrated
+        self.plain, self.trial = trials / f"plain{suffix}", trials / f"trial{suffix}"
+        self.to_logits = to_logits or (lambda found: found)
+        self.reference = self._logits(fp32)
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Write the file `out`; returns as `quantize_within`."""
+        budget, scheme = self.budget, self.scheme
+        described = scheme.write(self.calibrated, self.plain)
+        drops = self.drops(self.plain)
+        if drops.within(budget):
+            # Weights may lie beside the file under the same name.
+            for part in self.plain.parent.glob(f"{self.plain.stem}.*"):
+                part.rename(out.with_suffix(part.suffix))
+            say(f"int8: all layers pass the gate ({drops})")
+            return described | {"mixed": self._facts((), drops)}
+        groups = scheme.groups(self.calibrated)
+        say(
+            f"int8: the gate needs mixed precision ({drops}); ranking {len(groups)} layers and additions"
+        )
+        started = time.monotonic()
+        deadline = started + budget.search_seconds
+        order, ranked = self.rank(groups, deadline)
+        if ranked < len(order):
+            say(
+                f"int8: time for {ranked} of {len(order)} within {budget.search_seconds:.0f} s (--search-seconds); "
+                "the others come after them, by the rounding error of their weights"
+            )
+        kept, drops, shortest = self._shortest_prefix(order, deadline)
+        if not shortest:
+            say(
+                "int8: the time ended before it was clear whether less in float would do (--search-seconds)"
+            )
+        seconds = round(time.monotonic() - started, 1)
+        described = scheme.write(self.calibrated, out, in_float=_nodes(kept))
+        self._report(kept, order, drops)
+        return described | {
+            "mixed": self._facts(kept, drops)
+            | self._costs(out)
+            | {"search": {"ranked_units": ranked, "shortest": shortest, "seconds": seconds}}
+        }
+
+    def rank(self, groups: Sequence[Group], deadline: float = math.inf) -> tuple[list[Group], int]:
+        """Return `groups`, the one with the largest effect on the logits first, and how many of them were ranked.
+
+        The effect is the mean squared logit error with only this group quantized, over the variance of the logits; the
+        larger of the two on ID and on corrupted images.
+
+        Args:
+            deadline: of `time.monotonic()`; one group is ranked in any case. The others come last, in the order of
+                their weights' rounding error.
+        """
+        errors = self.scheme.weight_errors(self.calibrated)
+        waiting = sorted(groups, key=lambda group: -errors.get(group.nodes[0], 0.0))
+        effects: dict[Group, float] = {}
+        for group in waiting:
+            if effects and time.monotonic() >= deadline:
+                break
+            others = _nodes([other for other in groups if other != group])
+            self.scheme.write(self.calibrated, self.trial, in_float=others)
+            effects[group] = self._effect(self.trial)
+        ranked = sorted(effects, key=lambda group: -effects[group])
+        return ranked + [group for group in waiting if group not in effects], len(ranked)
+
+    def drops(self, path: Path) -> Drops:
+        """Return what a file loses against FP32."""
+        labels, pairs = self.budget.labels, zip(self.reference, self._logits(path), strict=True)
+        lost, same = [], []
+        for before, now in pairs:
+            classes = before.argmax(axis=1), now.argmax(axis=1)
+            right = [float((found == labels).mean()) for found in classes]
+            lost.append(100 * (right[0] - right[1]))
+            same.append(classes[0] == classes[1])
+        return Drops(lost[0], lost[1], agreement=float(np.concatenate(same).mean()))
+
+    def _effect(self, path: Path) -> float:
+        errors = []
+        for reference, now in zip(self.reference, self._logits(path, _RANKING), strict=True):
+            some = reference[:_RANKING].astype(np.float64)
+            error = np.square(now - some).mean()
+            errors.append(float(error / max(np.square(some - some.mean(axis=0)).mean(), 1e-12)))
+        return max(errors)
+
+    def _logits(self, path: Path, most: int | None = None) -> list[NDArray[np.float32]]:
+        """Return the logits of the first `most` images of each set; the file is opened once, which can be slow."""
+        run = self.scheme.open(path)
+        sets = (self.budget.pixels, self.budget.proxy)
+        return [self.to_logits(in_batches(run, images[:most])) for images in sets]
+
+    def _shortest_prefix(
+        self, order: Sequence[Group], deadline: float
+    ) -> tuple[tuple[Group, ...], Drops, bool]:
+        """Return the shortest start of `order` that passes, by doubling and halving, and whether halving ended."""
+        budget = self.budget.surely()
+
+        def tried(count: int) -> Drops:
+            self.scheme.write(self.calibrated, self.trial, in_float=_nodes(order[:count]))
+            return self.drops(self.trial)
+
+        fails, passes = 0, 1
+        while not (drops := tried(passes)).within(budget):
+            if passes == len(order):
+                raise GateFailed(
+                    f"The gate is out of reach: even with everything in float the file drops {drops}.",
+                    "Allow a larger drop; 0 is FP32's own accuracy.",
+                )
+            fails, passes = passes, min(2 * passes, len(order))
+        best = drops
+        while passes - fails > 1 and time.monotonic() < deadline:
+            middle = (fails + passes) // 2
+            drops = tried(middle)
+            if drops.within(budget):
+                passes, best = middle, drops
+            else:
+                fails = middle
+        return tuple(order[:passes]), best, passes - fails == 1
+
+    def _report(self, kept: Sequence[Group], order: Sequence[Group], drops: Drops) -> None:
+        names = ", ".join(group.name for group in kept[:_NAMED])
+        more = f" and {len(kept) - _NAMED} more (artifact.json)" if len(kept) > _NAMED else ""
+        say(
+            f"int8: {len(kept)} of {len(order)} layers and additions stay in float, {names}{more}: {drops}"
+        )
+        layers = sum(group.weighted for group in order)
+        left = layers - sum(group.weighted for group in kept)
+        if left < _HARDLY * layers:
+            warn(
+                f"The file is hardly INT8 any more: {left or 'none'} of {layers} layers are. "
+                f"Take --{self.scheme.rest}, or allow a larger drop."
+            )
+
+    def _costs(self, out: Path) -> dict[str, Any]:
+        """Report and return what the groups in float cost; ms only where they mean something."""
+        files = {"fp32": self.fp32, "plain": self.plain, "mixed": out}
+        sizes = {
+            name: sum(part.stat().st_size for part in file.parent.glob(f"{file.stem}.*"))
+            for name, file in files.items()
+        }
+        mb = (sizes["mixed"] - sizes["plain"]) / 1e6
+        if not self.scheme.timed:
+            say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
+            return {"cost_mb": round(mb, 3)}
+        runs = {name: self.scheme.open(file) for name, file in files.items()}
+        found = timed_in_turns(runs, self.budget.pixels[:8])
+        p50 = {name: percentile(one.samples_ms, 50) for name, one in found.items()}
+        speed = speed_of("mixed", "plain", found)
+        say(
+            f"int8: they cost {mb:+.2f} MB; the file {in_words(speed, 'all in INT8')} (p50 {p50['mixed']:.2f} ms, "
+            f"{p50['plain']:.2f} all in INT8, {p50['fp32']:.2f} in FP32)"
+        )
+        return {
+            "cost_ms": round(p50["mixed"] - p50["plain"], 3),
+            "cost_mb": round(mb, 3),
+            "fp32_ms": round(p50["fp32"], 3),
+            "speed_withheld": speed.withheld,
+        }
+
+    def _facts(self, kept: Sequence[Group], drops: Drops) -> dict[str, Any]:
+        return {
+            "kept_in_float": [group.name for group in kept],
+            "drop_id_points": round(drops.id, 3),
+            "drop_proxy_points": round(drops.ood, 3),
+            "agreement": round(drops.agreement, 4),
+            "images": len(self.budget.pixels),
+        }
+
+
+def _nodes(groups: Sequence[Group]) -> list[str]:
+    return [name for group in groups for name in group.nodes]

@@ -1,0 +1,137 @@
+"""A test kit in an artifact's folder: real pictures, their pixels, the expected logits, and programs that compare.
+
+Whoever puts a file into an app can see whether the app resizes and runs as edgekd does.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
+from edgekd.data.images import decode
+from edgekd.targets.session import Session, open_session
+
+FOLDER = "kit"
+PICTURES = 8
+ENDINGS = {".py.txt": "classify.py", ".cpp": "classify.cpp", ".cmake": "CMakeLists.txt"}
+"""Ending of a program in programs/, named by its format → its name in a kit."""
+SHARE = {"fp32": 0.002, "fp16": 0.01}
+"""Tolerance on a logit, as a share of the range of all of them."""
+SHARE_OF_8_BITS = 0.1
+"""Kernels of other processors round 8-bit sums otherwise."""
+
+
+def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
+    """Write `kit/` into an artifact's folder, with what its own runtime computes on this machine.
+
+    Args:
+        pictures: encoded images, as they are in files.
+
+    Returns:
+        The kit's folder.
+
+    Raises:
+        EdgekdError: no pictures, a file that takes floats or ends in an embedding, or one whose runtime is not here.
+    """
+    if not pictures:
+        raise EdgekdError("The run has no test images for a test kit.", "Leave out --test-kit.")
+    session = open_session(artifact, threads=1, spinning=False)
+    if session.bank is not None or session.artifact.inputs[0].dtype != "uint8":
+        raise EdgekdError(
+            "A test kit is for files that take pixels and end in classes.", "Leave out --test-kit."
+        )
+    pixels = np.stack(
+        [session.artifact.preprocess.pixels(decode(picture)) for picture in pictures]
+    )  # [N, H, W, 3]
+    logits = session.run(pixels)  # [N, C]
+    names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
+    facts = _facts(session, names, pixels.shape, logits)
+    folder = artifact / FOLDER
+    with disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, picture in zip(names, pictures, strict=True):
+            write_bytes(folder / name, picture)
+        write_bytes(folder / "pixels.bin", np.ascontiguousarray(pixels).tobytes())
+        write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
+        write_json(folder / "kit.json", facts)
+        programs = _copy_programs(session.artifact.format, folder)
+        write_text(folder / "INTEGRATE.md", _guide(facts, programs))
+    return folder
+
+
+def _ending(picture: bytes) -> str:
+    return (Image.open(io.BytesIO(picture)).format or "png").lower()
+
+
+def _facts(
+    session: Session, names: Sequence[str], shape: Sequence[int], logits: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return what the programs read of the kit."""
+    artifact = session.artifact
+    share = SHARE.get(artifact.precision, SHARE_OF_8_BITS)
+    return {
+        "model": next(iter(artifact.files)),
+        "pictures": list(names),
+        "pixels_shape": list(shape),
+        "classes": list(artifact.classes),
+        "preprocess": artifact.preprocess.model_dump(mode="json"),
+        "tolerance": share * (float(np.ptp(logits)) or 1.0),
+        "expected_from": session.provider,
+    }
+
+
+def _copy_programs(format: str, folder: Path) -> list[str]:
+    """Copy the programs of a format; return the names they have in the kit."""
+    found = []
+    for ending, name in ENDINGS.items():
+        program = files(__package__) / "programs" / f"{format}{ending}"
+        if program.is_file():
+            write_bytes(folder / name, program.read_bytes())
+            found.append(name)
+    return found
+
+
+def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
+    """Return INTEGRATE.md."""
+    count, size = facts["pixels_shape"][:2]
+    rule, classes = facts["preprocess"], len(facts["classes"])
+    resize = (
+        f"resize to {size} × {size}, whatever the aspect ratio,"
+        if rule["resize"] == "squash"
+        else f"resize the short side to {round(size / rule['crop_pct'])} and cut out the central {size} × {size},"
+    )
+    arguments = f"../{facts['model']} . {count} {size} {facts['tolerance']:.6g}"
+    about = {
+        "classify.py": "`python3 classify.py` does all of this and exits with 1 beyond the tolerance.",
+        "classify.cpp": "`classify.cpp` feeds `pixels.bin` to the C++ API. CMakeLists.txt builds it; then run "
+        f"`build/classify {arguments}`. edgekd's tests build it only where ONNX Runtime's headers are installed.",
+    }
+    told = [f"- {about[name]}" for name in programs if name in about]
+    return f"""# Put {facts["model"]} into an app
+
+1. Decode the picture to RGB, turned as its EXIF says; {resize} with Pillow's
+   {rule["interpolation"]} filter, which is antialiased.
+2. Feed the pixels as uint8 `[1, {size}, {size}, 3]`. Do not normalise: the file does.
+3. The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives probabilities.
+
+## Check it
+
+{count} of the run's test images, and for each what edgekd computes:
+
+- `pixels.bin`: uint8 `{facts["pixels_shape"]}`, after step 1. Other resizing changes pixels and accuracy.
+- `logits.bin`: little-endian float32 `[{count}, {classes}]`, from these pixels, by {facts["expected_from"]}.
+- On the same pixels a logit may differ by {facts["tolerance"]:.3g} (`tolerance` in `kit.json`).
+
+{chr(10).join(told) or "There is no program for this format yet."}
+"""

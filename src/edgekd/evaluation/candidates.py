@@ -1,0 +1,200 @@
+"""The files that a device could run: each available runtime in each precision, without those that cannot be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from edgekd.benchmark.evaluate.scores import size_of
+from edgekd.benchmark.gates import Gate
+from edgekd.configs.export import ExportConfig
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.formats import Precision
+from edgekd.core.manifest import read_artifact
+from edgekd.distill.classification.load import LoadedRun, load_run
+from edgekd.distill.classification.plan import newest_run
+from edgekd.export.artifact import Source, export_model
+from edgekd.export.run import source_of
+from edgekd.targets.agent.model import check_runtime
+from edgekd.targets.devices.drive import unable
+from edgekd.targets.devices.transports import find_device
+from edgekd.targets.registry import DEFAULT_TARGET, TARGETS, Target, artifact_name
+from edgekd.targets.session import open_session
+from edgekd.targets.timing.intervals import percentile
+from edgekd.targets.timing.speed import timed_in_turns
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+"""Those that are tried, the most exact first."""
+SLOWER = 1.3
+"""A file that takes so many times as long as a smaller and more exact one is not measured."""
+OVER = 1.5
+"""A file whose quick p90 is so many times a limit is not measured."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An exported file that may be the one to ship."""
+
+    name: str
+    folder: Path
+    precision: Precision
+    size_mb: float
+    p50_ms: float | None = None
+    """By a quick clock on this machine; None for a file that a device runs."""
+    p90_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Files to measure, and what was left out, each with the reason."""
+
+    run: Path
+    folders: tuple[Path, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
+    """Export a run's student for every runtime that the device has.
+
+    Files of the same student that are there already are taken as they are, unless `config.overwrite`.
+
+    Args:
+        config: its target and precision are not looked at.
+        gates: the budget; a file whose size or quick latency is beyond it is not measured further.
+
+    Raises:
+        EdgekdError: no way to the device, or no file that it could run.
+    """
+    loaded = load_run(config.run or newest_run())
+    targets, left_out = _available(config.device)
+    calibrated = config.model_copy(update={"target": DEFAULT_TARGET, "precision": "int8"})
+    source = source_of(loaded, calibrated)
+    found: list[Candidate] = []
+    for target in targets:
+        for precision in (one for one in PRECISIONS if one in target.precisions):
+            name = artifact_name(target.name, precision)
+            say(f"candidate {name}")
+            try:
+                found.append(_candidate(loaded, source, config, target, precision))
+            except EdgekdError as error:
+                left_out.append((name, error.message))
+    if not found:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out)
+        raise EdgekdError(f"No file was exported ({reasons}).", "Install a runtime: edgekd doctor.")
+    if not config.device:
+        found = _timed(found, source)
+    kept, dropped = prune(found, gates)
+    folders = tuple(candidate.folder for candidate in kept)
+    return Candidates(loaded.folder, folders, (*left_out, *dropped))
+
+
+def _available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
+    """Return the targets whose runtime the device has, and why it has not the others."""
+    targets = list(TARGETS.values())
+    needs: list[dict[str, Any]] = [{"format": one.format, "details": {}} for one in targets]
+    if device is None:
+        reasons = [_unable_here(one) for one in needs]
+    else:
+        with closing(find_device(device)) as place:
+            reasons = unable(place, needs)
+    pairs = list(zip(targets, reasons, strict=True))
+    missing = [(target.name, reason.message) for target, reason in pairs if reason is not None]
+    return [target for target, reason in pairs if reason is None], missing
+
+
+def _unable_here(needs: dict[str, Any]) -> EdgekdError | None:
+    try:
+        check_runtime(needs)
+    except EdgekdError as error:
+        return error
+    return None
+
+
+def _candidate(
+    loaded: LoadedRun, source: Source, config: ExportConfig, target: Target, precision: Precision
+) -> Candidate:
+    """Return the run's file for a target in a precision, exported now unless it is there."""
+    artifacts = loaded.folder / "artifacts"
+    folder = artifacts / artifact_name(target.name, precision)
+    if config.overwrite or not _is_current(folder, loaded):
+        base = artifacts / artifact_name(DEFAULT_TARGET, "fp32") / "model.onnx"
+        whole = {
+            name: getattr(config, name) for name in ("calibration_images", "data", "overwrite")
+        }
+        one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **whole)
+        limited = source if precision == "int8" and target.mixed else replace(source, budget=None)
+        is_base = folder == base.parent
+        export_model(
+            limited, folder, one, fp32_path=base if base.exists() and not is_base else None
+        )
+    return Candidate(folder.name, folder, precision, size_of(folder))
+
+
+def _is_current(folder: Path, loaded: LoadedRun) -> bool:
+    """Return whether the folder holds an artifact of the run's student."""
+    if not folder.exists():
+        return False
+    return read_artifact(folder).source.get("student_sha256") == loaded.run.student_sha256
+
+
+def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
+    """Return the candidates with quick latencies, measured in turns."""
+    say(f"quick latency of {len(found)} files, in turns")
+    models = {one.name: open_session(one.folder, spinning=False).run for one in found}
+    samples = timed_in_turns(models, np.asarray(source.parity_images[:64]))
+    return [
+        replace(
+            one,
+            p50_ms=percentile(samples[one.name].samples_ms, 50),
+            p90_ms=percentile(samples[one.name].samples_ms, 90),
+        )
+        for one in found
+    ]
+
+
+def prune(
+    found: Sequence[Candidate], gates: Sequence[Gate]
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    """Return the candidates worth a measurement, and why the others are not.
+
+    A candidate goes where another is at least as exact and as small, and faster by `SLOWER`; or where its size is above
+    a limit, or its quick latency above one by `OVER`, unless all would go for this.
+    """
+    kept, dropped = [], []
+    for one in found:
+        better = next((other for other in found if _beats(other, one)), None)
+        if better is None:
+            kept.append(one)
+        else:
+            times = f"{one.p50_ms:.2f} ms against {better.p50_ms:.2f}"
+            dropped.append(
+                (one.name, f"slower than {better.name}, which is as exact and as small: {times}")
+            )
+    over = {one.name: reason for one in kept if (reason := _over(one, gates)) is not None}
+    if len(over) == len(kept):
+        return kept, dropped
+    dropped += over.items()
+    return [one for one in kept if one.name not in over], dropped
+
+
+def _beats(one: Candidate, other: Candidate) -> bool:
+    if one is other or one.p50_ms is None or other.p50_ms is None:
+        return False
+    order = get_args(Precision).index
+    exact = order(one.precision) <= order(other.precision)
+    return exact and one.size_mb <= other.size_mb and SLOWER * one.p50_ms < other.p50_ms
+
+
+def _over(one: Candidate, gates: Sequence[Gate]) -> str | None:
+    """Return which limit of size or latency the file is beyond."""
+    for gate in gates:
+        value, slack = getattr(one, gate.metric, None), 1.0 if gate.metric == "size_mb" else OVER
+        if gate.operator in ("<=", "<") and isinstance(value, float) and value > slack * gate.limit:
+            return f"{gate.metric} is {value:.2f}, above {gate.limit:g}"
+    return None

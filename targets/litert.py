@@ -1,0 +1,89 @@
+"""LiteRT on the CPU, opened the one way edgekd opens it, here and on a device (the device agent carries this file)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.targets.session import OR_ANOTHER, Session, model_path
+
+PACKAGE = "ai-edge-litert"
+
+
+def open_file(
+    artifact: Mapping[str, Any],
+    folder: Path,
+    *,
+    threads: int | None,
+    spinning: bool,
+    provider: str | None,
+) -> Session:
+    """Open a `model.tflite`, which takes one image; see `edgekd.targets.session.Opener`.
+
+    Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
+    kernels the rest, all on the CPU.
+
+    Raises:
+        NotHere: LiteRT is not installed.
+        EdgekdError: a file that it cannot load, by its own reason.
+    """
+    litert, version = load_litert()
+    path, count = model_path(artifact, folder), threads or 1
+    started = time.perf_counter()
+    try:
+        interpreter = litert.Interpreter(model_path=str(path), num_threads=count)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
+        raise EdgekdError(
+            f"LiteRT {version} cannot load {path}: {reason}.",
+            "Export again with --overwrite, or update ai-edge-litert.",
+        ) from error
+    load_ms = (time.perf_counter() - started) * 1e3
+    image, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    scale, zero_point = answer["quantization"]
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        interpreter.set_tensor(image["index"], images)
+        interpreter.invoke()
+        found: NDArray[Any] = interpreter.get_tensor(answer["index"])  # a copy
+        if found.dtype == np.int8:
+            return (found.astype(np.float32) - np.float32(zero_point)) * np.float32(scale)
+        return found
+
+    return Session(run, f"LiteRT {version}, CPU", count, load_ms, largest_batch=1)
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a device without LiteRT; see `edgekd.targets.session.Opener`."""
+    try:
+        load_litert()
+    except NotHere as error:
+        raise EdgekdError(
+            f"The device's Python cannot load {PACKAGE} ({error.__cause__}).",
+            f"On the device: python3 -m pip install {PACKAGE}, {OR_ANOTHER}",
+        ) from error
+
+
+def load_litert() -> tuple[Any, str]:
+    """Return the module of LiteRT's interpreter and its version.
+
+    Raises:
+        NotHere: it is not installed, or does not load.
+    """
+    from importlib.metadata import version
+
+    try:
+        from ai_edge_litert import interpreter
+    except (ImportError, OSError) as error:
+        raise NotHere(
+            "LiteRT is not on this machine, and nothing else runs its files.",
+            'pip install "edgekd[litert]"',
+        ) from error
+    return interpreter, version(PACKAGE)
