@@ -387,6 +387,8 @@ def main(arguments: list[str] | None = None) -> Any:
 def _leave(error: EdgekdError) -> NoReturn:
     """Print the error and its hint, and exit."""
     hint = f"\nhint:  {error.hint}" if error.hint else ""
+    if sys.getfilesystemencoding() != "utf-8" and not error.message.isascii():
+        hint += "\nhint:  File names are not read as UTF-8 here; set PYTHONUTF8=1 where they are."
     typer.echo(clean(f"error: {error.message}{hint}"), err=True)
     sys.exit(error.exit_code)
 
