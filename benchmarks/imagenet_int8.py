@@ -27,7 +27,7 @@ from edgekd.core.manifest import Precision
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
-from edgekd.export.quantize.calibrators import CALIBRATORS, Calibrator
+from edgekd.export.quantize.calibration import CALIBRATORS, Calibrator
 from edgekd.targets.session import Session, open_session
 
 PREPROCESS = Preprocess(

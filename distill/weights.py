@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import read_tensors, read_torch
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training programs keep the weights in their checkpoint, in timm's order: averaged weights first."""
@@ -35,28 +34,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         EdgekdError: no such file, damaged, pickled code in it, or no tensors by name.
     """
-    if not path.is_file():
-        raise EdgekdError(f"There is no weights file {path}.", "Check --student-weights.")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with torch.serialization.safe_globals(_settings_types()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch and safetensors raise their own kinds for the same few reasons
-        with open(path, "rb") as handle:
-            start = handle.read(2)
-        # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
-        if isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80"):
-            raise EdgekdError(
-                f"{path} contains pickled code, which edgekd does not run.",
-                "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
-            ) from error
-        raise EdgekdError(
-            f"{path} is not a readable weights file.",
-            "It must be safetensors or a torch state dict.",
-        ) from error
+    hint = "--student-weights takes safetensors or a torch state dict."
+    if path.suffix == ".safetensors":
+        return read_tensors(path, "weights file", hint)[0]
+    loaded = read_torch(path, "weights file", hint, _settings_types())
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

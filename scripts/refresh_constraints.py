@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = ROOT / "constraints" / "tested.txt"
 EXTRAS = ("coreml", "dev", "docs", "openvino", "siglip", "vqa")
-"""All but the TensorRT ones, which need an NVIDIA GPU."""
+"""Those whose tests CI can run: not those that need an NVIDIA GPU, a service, or an environment of their own."""
 
 
 def lowest(extras: Iterable[str]) -> list[str]:

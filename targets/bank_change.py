@@ -102,7 +102,7 @@ def add_by_images(folder: Path, name: str, places: Sequence[Path], session: Sess
     Raises:
         EdgekdError: no images, one that cannot be read, a class that is there already, an artifact without a bank.
     """
-    contents = [_content(path) for path in _files(places)]
+    contents = [content(path) for path in _files(places)]
     digests = [_digest(content) for content in contents]
     embeddings = np.stack([session.embed(session.prepare(one)[None])[0] for one in contents])
     name = printable(name)
@@ -149,7 +149,8 @@ def provenance(by: str, **facts: Any) -> dict[str, Any]:
     return {"by": by, **facts, "at": now, "on": platform.node()}
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
+    """Return the bytes of an image file; an `EdgekdError` where it is missing, no regular file or too large."""
     try:
         return read_bytes(path)
     except UnreadableImage as error:

@@ -36,10 +36,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for one test."""
-    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "own-cache"))
-    return tmp_path / "own-cache"
+    cache = tmp_path_factory.mktemp("own-cache") / "cache"
+    monkeypatch.setenv("EDGEKD_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,9 @@ def average_precision(positive: Scores, negative: Scores) -> float:
 
 
 def _labelled(positive: Scores, negative: Scores) -> tuple[NDArray[np.bool_], Scores]:
-    """Labels `[N + M]`, true for the positive ones, and all scores."""
+    """Labels `[N + M]`, true for the positive ones, and all scores; ValueError where either group is empty."""
+    if not (len(positive) and len(negative)):
+        raise ValueError("detection needs known and unknown images")
     labels = np.repeat([True, False], [len(positive), len(negative)])
     return labels, np.concatenate([positive, negative])
 

@@ -367,7 +367,8 @@ def split_after(folder: Path, split: Split) -> Split:
             f"The run at {folder} trained on the domain {domain}, so it is not unseen.",
             f"Leave out a domain that it left out too, or none: --test-domain {before.test_domain or 'none'}.",
         )
-    seen = {key for role in ("train", "unlabelled") for key in before.roles.get(role, {}).values()}
+    roles = [before.roles.get(role, {}) for role in ("before", "unlabelled", "train")]
+    seen = {key for role in roles for key in role.values()}
     tested = [key for role in ("id_test", "ood_test") for key in split.entries[role].values()]
     if count := sum(key in seen for key in tested):
         raise EdgekdError(
@@ -379,6 +380,7 @@ def split_after(folder: Path, split: Split) -> Split:
         split,
         train_domains=tuple(sorted({*split.train_domains, *trained})),
         unlabelled_domains=tuple(domains),
+        before={key: key for key in sorted(seen)},  # ids may repeat from run to run
     )
 
 

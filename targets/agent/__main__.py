@@ -27,7 +27,7 @@ from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import check_runtime, open_model, read_manifest
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, write_step
-from edgekd.targets.bank_change import add_by_images, describe_last
+from edgekd.targets.bank_change import add_by_images, content, describe_last
 
 RESULT = "edgekd-result.npz"
 READY = "ready.npz"
@@ -55,15 +55,24 @@ def main(arguments: list[str]) -> int:
         _emit(error=[error.message, error.hint])
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        hint = "Free some and run the same command again; it goes on."
-        _emit(error=["The device has no space left.", hint])
+        _emit(error=_system_error(error))
         return 2
     except KeyboardInterrupt:
         _emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
+
+
+def _system_error(error: OSError) -> list[str]:
+    """Return message and hint for an error of the device's system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "Free some and run the same command again; it goes on."
+        return ["The device has no space left.", hint]
+    place = error.filename or "A file on the device"
+    return [
+        f"{place} cannot be used ({error.strerror or error}).",
+        "Check the path and its rights.",
+    ]
 
 
 def _able(arguments: list[str]) -> None:
@@ -162,10 +171,7 @@ def _classify(arguments: list[str]) -> None:
     """`classify ARTIFACT IMAGE…`: each image's most probable class."""
     model = open_model(Path(arguments[0]), threads=None)
     for name in arguments[1:]:
-        try:
-            encoded = Path(name).read_bytes()
-        except OSError as error:
-            raise EdgekdError(f"There is no image at {name}.", "Check the path.") from error
+        encoded = content(Path(name))
         logits = model.run(model.prepare(encoded)[None])[0].astype(np.float64)  # [C]
         odds = np.exp(logits - logits.max())
         probability = round(float(odds.max() / odds.sum()), 3)

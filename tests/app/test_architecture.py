@@ -25,7 +25,7 @@ KNOWN = {
     # The verb `export` reads the run that it exports.
     "edgekd.export.run": {"app", "distill"},
 }
-KNOWN_CYCLES = {}
+KNOWN_CYCLES: set[tuple[str, str]] = set()
 """Imports inside a function, `(importer, imported)`, that close a circle. This list only gets shorter."""
 
 

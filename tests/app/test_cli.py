@@ -365,3 +365,21 @@ def test_a_path_that_the_system_refuses_is_one_sentence(
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert "hint:" in told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--unlabelled", ""),
+        ("train", "--unlabelled="),
+        ("train", "--out", ""),
+        ("export", ""),
+    ],
+)
+def test_an_empty_word_is_not_the_current_folder(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([*words])
+    assert leaving.value.code == 2
+    assert "is empty" in capsys.readouterr().err

@@ -213,6 +213,29 @@ def test_a_study_runs_no_program_that_a_file_names(tmp_path: Path, setting: str)
     assert StudyConfig.load(recipe_settings=[setting]).recipe_settings == (setting,)
 
 
+@pytest.mark.parametrize("name", ["data", "out", "unlabelled", "test_domain", "student_weights"])
+def test_empty_text_is_no_value(tmp_path: Path, name: str) -> None:
+    """As a path it would be the current folder."""
+    for given in ({name: ""}, {"settings": f"{name}="}, {"config": toml(tmp_path, f'{name} = ""')}):
+        assert refusal(**given).message == f"{name} is empty."
+    assert refusal(unlabelled=["a", ""]).message == "unlabelled is empty."
+
+
+@pytest.mark.parametrize("name", ["config", "settings"])
+def test_settings_name_no_settings(tmp_path: Path, name: str) -> None:
+    file = toml(tmp_path, f'{name} = "other.toml"')
+    assert name in refusal(config=file).message
+    assert name in refusal(settings=f"{name}=x").message
+
+
+def test_a_file_of_another_kind_gets_a_short_message(tmp_path: Path) -> None:
+    file = toml(tmp_path, "\n".join(f"nonsense_{n} = 1" for n in range(50)))
+    message = refusal(config=file).message
+    assert "50 problems" in message
+    assert "and 44 more" in message
+    assert len(message) < 3000
+
+
 def test_the_earlier_name_of_a_precision_is_taken_with_a_hint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

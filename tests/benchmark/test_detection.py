@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -82,3 +84,11 @@ def test_draws_of_two_models_are_paired() -> None:
     known, unknown = cases()[0]
     shift = auroc_draws(known, unknown) - auroc_draws(2 * known + 1, 2 * unknown + 1)
     assert np.abs(shift).max() == 0.0, "the same order gives the same draws"
+
+
+@pytest.mark.parametrize("measure", [auroc, average_precision])
+def test_one_group_alone_has_no_number(measure: Callable[..., float]) -> None:
+    some, none = np.array([0.1, 0.9]), np.empty(0)
+    for known, unknown in ((some, none), (none, some)):
+        with pytest.raises(ValueError, match="one group"):
+            measure(known, unknown)

@@ -347,7 +347,7 @@ def test_manifest_without_rows_or_text(tmp_path: Path) -> None:
     (tmp_path / "zero.csv").touch()
     assert 'no column "path"' in refusal(tmp_path / "zero.csv").message
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    assert "not a readable Parquet file" in refusal(tmp_path / "torn.parquet").message
+    assert "not readable Parquet" in refusal(tmp_path / "torn.parquet").message
     (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.png,x\n")
     assert "not readable UTF-8" in refusal(tmp_path / "latin.csv").message
 
@@ -438,3 +438,22 @@ def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) 
     (root / "art" / "cat" / "0000.png").unlink()
     with pytest.raises(EdgekdError, match="cannot be now: missing"):
         images.read(0)
+
+
+@pytest.mark.parametrize("damage", ["text", "truncated", "columns twice", "a time out of range"])
+def test_parquet_that_nothing_can_use_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "m.parquet"
+    table = pyarrow.table({"path": ["a.png"], "label": ["cat"]})
+    if damage == "columns twice":
+        table = table.append_column("path", pyarrow.array(["b.png"]))
+    if damage == "a time out of range":
+        odd = pyarrow.array([2**62]).cast(pyarrow.timestamp("us"))
+        table = table.append_column("domain", odd)
+    pyarrow.parquet.write_table(table, path)
+    whole = path.read_bytes()
+    if damage in ("text", "truncated"):
+        path.write_bytes(b"path,label" if damage == "text" else whole[: len(whole) // 2])
+    assert str(path) in str(refusal(path))

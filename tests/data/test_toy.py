@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +74,15 @@ def test_reader_survives_pickling_and_knows_its_length() -> None:
     for outside in (len(images), -1):
         with pytest.raises(IndexError):
             images.read(outside)
+
+
+def test_kept_drawings_that_are_damaged_are_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path))
+    (tmp_path / "toy").mkdir()
+    drawn = toy.ToyReader(seed=0, per_class=1, world=False)
+    name = f"{toy.VERSION}-0-1.npy"
+    (tmp_path / "toy" / name).write_bytes(b"x" * 5000)
+    np.testing.assert_array_equal(np.asarray(drawn(3)), np.asarray(drawn.draw(3)))
+    assert "drawn again" in capsys.readouterr().err

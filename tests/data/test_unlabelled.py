@@ -229,3 +229,21 @@ def test_a_run_without_any_label_holds_a_tenth_out(tmp_path: Path) -> None:
     (source / images.ids[7]).unlink()
     with pytest.raises(EdgekdError, match="unlabelled images are gone"):
         label_free([str(source)], ("cat", "dog"), before=tmp_path / "split.json")
+
+
+def test_names_that_print_alike_are_told_apart(tmp_path: Path) -> None:
+    """A control character is shown as its escape, which another file may have in its name."""
+    names = ("a\x1b.png", "a\\x1b.png", "c.png")
+    images = load_unlabelled(paint(tmp_path / "u", *names))
+    assert len(images.ids) == len(set(images.ids)) == 3
+    pets = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        paint(pets / name, *names)
+    for number, path in enumerate(sorted(pets.rglob("*.png"))):
+        Image.new("RGB", (12, 12), (0, number, 9)).save(path)
+    labelled = load_images(pets)
+    assert len(set(labelled.ids)) == 6
+    joined, split = with_unlabelled(
+        labelled, make_split(labelled, test_domain="none"), [str(tmp_path / "u")]
+    )
+    assert len(split.unlabelled) == len(joined) - len(labelled) == 3

@@ -98,7 +98,7 @@ def test_a_class_that_is_there_with_nothing_said_about_it_is_not_mistaken_for_a_
     (tmp_path / "d.json").write_text('{"dog": " ", "dining table": "A flat top."}')
     with pytest.raises(EdgekdError, match="no description of 1 of 2") as caught:
         descriptions_for(str(tmp_path / "d.json"), CLASSES)
-    assert caught.value.hint == 'What it says about "dog" is empty. Every class needs one.'
+    assert '"dog" is empty' in caught.value.hint
 
 
 def test_what_was_written_down_is_not_asked_again(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_plan_counts_and_measures_and_leaves_nothing(
     for seconds in (found.teacher_seconds, found.decode_seconds, found.train_seconds):
         assert seconds is not None
         assert seconds > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "own-cache"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_a_run_without_a_teacher_has_no_passes(small: dict[str, Any]) -> None:

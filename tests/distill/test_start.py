@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from edgekd.distill.classification.plan import settle, split_after
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.students import make_student
 from edgekd.distill.train import train
+from edgekd.evaluation.trained import read_trained
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,28 @@ def test_what_the_other_run_trained_on_is_no_test(before: Path) -> None:
     same = make_split(images, test_domain="none", seed=stored.seed)
     other = replace(same, train_domains=("elsewhere",))
     assert set(split_after(before, other).train_domains) == {"elsewhere", *stored.train_domains}
+
+
+def test_what_an_earlier_run_of_the_chain_trained_on_is_no_test_either(
+    before: Path, tmp_path: Path, make_image: Callable[..., Path]
+) -> None:
+    """a → b → c: b's own images do not show what a trained on, and a may be gone."""
+    stored = read_stored_split(before / "split.json")
+    for place in (
+        "m/ant/1.png",
+        "m/ant/2.png",
+        "m/ant/3.png",
+        "m/cat/1.png",
+        "m/cat/2.png",
+        "m/cat/3.png",
+    ):
+        make_image(tmp_path / place, seed=zlib.crc32(place.encode()))
+    middle = load_images(tmp_path / "m")
+    (tmp_path / "b").mkdir()
+    second = split_after(before, make_split(middle, test_domain="none"))
+    second.write(tmp_path / "b" / "split.json")
+    images = load_images(load_run(before).config.data)
+    with pytest.raises(EdgekdError, match=r"of the .* test images"):
+        split_after(tmp_path / "b", make_split(images, test_domain="none", seed=stored.seed + 1))
+    seen = read_trained(tmp_path / "b" / "split.json")
+    assert seen.excluded(stored.roles["train"].values()) == {"before": len(stored.roles["train"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import types
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
 from edgekd.benchmark.results.storage import read_report
 from edgekd.core.errors import EdgekdError
+from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")
@@ -160,3 +162,30 @@ def test_what_is_missing_is_said_in_a_sentence(
     monkeypatch.setitem(sys.modules, "wilds", None)
     with pytest.raises(EdgekdError, match="its own package"):
         wilds_suites("fmow", str(tmp_path), NAMES)
+
+
+def test_images_that_trained_are_left_out_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for every other suite, by the content of the file that the package opens."""
+
+    class Stored(Plain):
+        def get_input(self, idx: int) -> Image.Image:
+            return Image.open(Path(self.data_dir) / f"{idx}.png").convert("RGB")
+
+    write_names(tmp_path)
+    data = Stored(tmp_path)
+    for idx in range(60):
+        data._painted(idx).save(tmp_path / f"{idx}.png")
+    key = {
+        idx: hashlib.sha256((tmp_path / f"{idx}.png").read_bytes()).hexdigest()[:32]
+        for idx in range(60)
+    }
+    plant(monkeypatch, lambda dataset, root_dir, download: data)
+    saw = Trained({key[2]: "train", key[7]: "val", key[9]: "train", key[0]: "train"})
+    test, inside = wilds_suites("iwildcam", str(tmp_path), NAMES, None, saw)
+    assert test.indices.tolist() == list(range(12, 60, 5))
+    assert (test.excluded, inside.excluded) == ({"train": 1, "val": 1}, {"train": 1})
+    assert test.own_metrics is not None
+    assert test.own_metrics(test.labels)["F1-macro_all"] == 1
+    assert test.images.read(2).size == (8, 8)

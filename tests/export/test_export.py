@@ -224,7 +224,7 @@ def test_killed_export_leaves_nothing_that_looks_like_an_artifact(
 ) -> None:
     code = f"""
 import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 import test_export, edgekd.export.artifact as module
 from pathlib import Path
 def stop(*_):

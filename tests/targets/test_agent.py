@@ -14,6 +14,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from device_fakes import BRIEF, CLASSES, result_of, run_agent, write_images, wri
 import edgekd.core.errors
 import edgekd.targets
 from edgekd.core.errors import EdgekdError
+from edgekd.targets.agent import __main__ as agent_main
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.devices.payload import SHARED, agent_bytes, write_agent
@@ -185,3 +187,26 @@ def test_emulation_is_noticed(
     monkeypatch.setattr(steps.platform, "machine", lambda: machine)
     monkeypatch.setattr(steps, "_CPUINFO", str(tmp_path / "cpuinfo"))
     assert steps.emulated() is wanted
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "missing.png", "."])
+def test_an_image_that_is_no_regular_file_is_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    def opened(folder: Path, threads: int | None) -> SimpleNamespace:
+        return SimpleNamespace(prepare=len, run=None, classes=())
+
+    monkeypatch.setattr(agent_main, "open_model", opened)
+    assert agent_main.main(["classify", str(tmp_path), name]) == 2
+    assert name in json.loads(capsys.readouterr().out)["error"][0]
+
+
+def test_an_error_of_the_devices_system_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(folder: Path, threads: int | None) -> None:
+        raise PermissionError(13, "Permission denied", "/data/model.onnx")
+
+    monkeypatch.setattr(agent_main, "open_model", refused)
+    assert agent_main.main(["classify", "x", "y.png"]) == 2
+    assert "/data/model.onnx" in json.loads(capsys.readouterr().out)["error"][0]

@@ -296,8 +296,8 @@ def vl_export(record: Any, given: Given) -> None:
     )
 
 
-@app.command()
-def doctor() -> None:
+@app.command("doctor")
+def print_doctor() -> None:
     """Print versions, processor, accelerators, folders and hub of this machine."""
     from edgekd.cli.doctor import examine
 
@@ -387,6 +387,8 @@ def main(arguments: list[str] | None = None) -> Any:
 def _leave(error: EdgekdError) -> NoReturn:
     """Print the error and its hint, and exit."""
     hint = f"\nhint:  {error.hint}" if error.hint else ""
+    if sys.getfilesystemencoding() != "utf-8" and not error.message.isascii():
+        hint += "\nhint:  File names are not read as UTF-8 here; set PYTHONUTF8=1 where they are."
     typer.echo(clean(f"error: {error.message}{hint}"), err=True)
     sys.exit(error.exit_code)
 

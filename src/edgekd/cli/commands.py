@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,14 @@ def command(app: typer.Typer, verb: str, name: str | None = None) -> Callable[[S
 
             def format_help(self, ctx: Any, formatter: Any) -> None:
                 made().format_help(ctx, formatter)
+
+            def parse_args(self, ctx: Any, args: list[str]) -> Any:
+                for word, before in zip(args, ["", *args], strict=False):
+                    name, equals, value = word.partition("=")
+                    if not word or (equals and not value and re.fullmatch("--[a-z-]+", name)):
+                        what = name or (before if before.startswith("--") else "An argument")
+                        raise EdgekdError(f"{what} is empty.", "Give it a value, or leave it out.")
+                return super().parse_args(ctx, args)
 
             def invoke(self, ctx: Any) -> Any:
                 return made().invoke(ctx)

@@ -64,6 +64,8 @@ def _numbers(kind: type, what: str, example: str) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+_MOST_PROBLEMS = 6
+"""How many problems of the settings one message spells out."""
 _CHECK = "Check --config; docs/train.md has an example."
 SETTINGS = "Settings"
 """Heading over the ways to give any option."""
@@ -175,6 +177,7 @@ class Config(BaseModel, metaclass=_Meta):
         values |= given
         for setting in settings:
             put(values, setting)
+        _refuse(values)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -235,6 +238,18 @@ class Config(BaseModel, metaclass=_Meta):
                 except AttributeError:
                     if set(type(self).model_fields) <= set(self.__dict__):
                         raise  # else it looks at a field that is wrong by itself
+
+
+def _refuse(values: Mapping[str, Any]) -> None:
+    """Refuse what no option takes: empty text, which as a path is the current folder, and settings about settings."""
+    for name, value in values.items():
+        if name in ("config", "settings"):
+            raise EdgekdError(
+                f"The settings hold {name}, which belongs on the command line.",
+                "Remove it; one file holds all settings.",
+            )
+        if "" in (value if isinstance(value, list | tuple) else (value,)):
+            raise EdgekdError(f"{name} is empty.", "Give it a value, or leave it out.")
 
 
 def refuse_command(values: Mapping[str, Any], file: object) -> None:
@@ -330,8 +345,10 @@ def _together(problems: Sequence[EdgekdError], verb: str) -> EdgekdError:
     help_ = f"See: edgekd {verb} --help."
     if len(problems) == 1:
         return EdgekdError(problems[0].message, problems[0].hint or help_)
-    told = "; ".join(
+    told = [
         one.message.removesuffix(".") + (f" ({one.hint.removesuffix('.')})" if one.hint else "")
-        for one in problems
-    )
-    return EdgekdError(f"The settings have {len(problems)} problems: {told}.", help_)
+        for one in problems[:_MOST_PROBLEMS]
+    ]
+    if more := len(problems) - len(told):
+        told.append(f"and {more} more")
+    return EdgekdError(f"The settings have {len(problems)} problems: {'; '.join(told)}.", help_)

@@ -390,16 +390,36 @@ def read_tensors(
         return tensors, facts
 
 
-def read_torch(path: Path, what: str, hint: str = _RESTORE) -> Any:
+def read_torch(path: Path, what: str, hint: str = _RESTORE, allow: Sequence[Any] = ()) -> Any:
     """Read what `torch.save` wrote: tensors and plain values, never code.
+
+    Args:
+        allow: further types that the file may hold, as `torch.serialization.safe_globals` takes them.
 
     Raises:
         EdgekdError: missing, damaged, or with pickled code.
     """
+    import pickle
+
     import torch
 
-    with read_errors(path, what, "torch file of tensors", hint), open_regular(path) as handle:
-        return torch.load(handle, map_location="cpu", weights_only=True)
+    with (
+        read_errors(path, what, "torch file of tensors", hint),
+        open_regular(path) as handle,
+        torch.serialization.safe_globals(list(allow)),
+    ):
+        start = handle.read(2)
+        handle.seek(0)
+        try:
+            return torch.load(handle, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
+            if start == b"PK" or start[:1] == b"\x80":
+                raise EdgekdError(
+                    f"The {what} at {path} contains pickled code, which edgekd does not run.",
+                    "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
+                ) from error
+            raise
 
 
 def sha256_of(path: Path) -> str:

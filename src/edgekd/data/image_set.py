@@ -306,7 +306,7 @@ def _labelled(
         labels=_positions([entry.label for entry in entries], class_order),
         domain_of=_positions([entry.domain or "all" for entry in entries], domain_order),
         keys=keys,
-        ids=tuple(scan.shown(entry.path) for entry in entries),
+        ids=scan.shown_names(entry.path for entry in entries),
         roles=tuple(str(entry.role) for entry in entries) if entries[0].role is not None else None,
         reader=reader,
     )

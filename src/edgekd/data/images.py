@@ -127,7 +127,12 @@ def check_content(source: Path | bytes) -> tuple[str, str]:
         decode(content, draft=32)
     except UnreadableImage as error:
         return "", error.reason
-    return hashlib.sha256(content).hexdigest()[:32], ""
+    return content_key(content), ""
+
+
+def content_key(content: bytes) -> str:
+    """Return the first 32 hex digits of the SHA-256 of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -11,13 +11,13 @@ import csv
 import difflib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.readers import like_names, printable, read_text
+from edgekd.core.readers import like_names, open_regular, printable, read_errors, read_text
 from edgekd.data.images import EXTENSIONS
 from edgekd.data.layouts import whole_parts
 
@@ -134,6 +134,18 @@ def shown(path: str) -> str:
         return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
     except UnicodeEncodeError:  # half of a surrogate pair, from a manifest
         return printable(path)
+
+
+def shown_names(paths: Iterable[str]) -> tuple[str, ...]:
+    """`shown` of each path; of paths that are shown alike, all but the first get a number."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name, number = shown(path), 1
+        while name in names:
+            number += 1
+            name = f"{shown(path)} ({number})"
+        names[name] = None
+    return tuple(names)
 
 
 def walk(
@@ -304,17 +316,15 @@ def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, 
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except Exception as error:  # pyarrow meets hostile bytes with errors of many kinds
-        raise EdgekdError(f"{path} is not a readable Parquet file.", "Write it again.") from error
-    columns = [printable(name) for name in table.column_names]
-    wanted = table.select([name for name in _COLUMNS if name in columns]).to_pylist()
-    rows = (
-        (number, {name: "" if value is None else str(value) for name, value in row.items()})
-        for number, row in enumerate(wanted, start=1)
-    )
-    return columns, rows
+    with read_errors(path, "manifest", "Parquet", "Write it again."), open_regular(path) as handle:
+        table = pyarrow.parquet.read_table(handle)
+        columns = [printable(name) for name in table.column_names]
+        wanted = table.select([name for name in _COLUMNS if name in columns]).to_pylist()
+        rows = [
+            (number, {name: "" if value is None else str(value) for name, value in row.items()})
+            for number, row in enumerate(wanted, start=1)
+        ]
+    return columns, iter(rows)
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:

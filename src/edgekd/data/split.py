@@ -59,6 +59,8 @@ class Split:
     """Image id → content key of the images that train without labels; they are in no role and not in the hash."""
     unlabelled_domains: tuple[str, ...] = ()
     """Names under which a style may be known that was seen without labels: of sources and of folders at their top."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """Content key → the same, of every image that trained in the chain of runs from which this one started."""
 
     def write(self, path: Path) -> None:
         """Write `split.json`: schema_version, rule, seed, test_domain, train_domains, hash, roles {image id: key}."""
@@ -72,7 +74,8 @@ class Split:
                 "train_domains": list(self.train_domains),
                 "hash": self.hash,
                 "roles": self.entries
-                | ({"unlabelled": self.unlabelled} if self.unlabelled else {}),
+                | ({"unlabelled": self.unlabelled} if self.unlabelled else {})
+                | ({"before": self.before} if self.before else {}),
                 "unlabelled_domains": list(self.unlabelled_domains),
             },
         )
@@ -322,6 +325,7 @@ def read_split(path: Path, images: ImageSet) -> Split:
         split,
         unlabelled=stored.roles.get("unlabelled", {}),
         unlabelled_domains=stored.unlabelled_domains,
+        before=stored.roles.get("before", {}),
     )
 
 
@@ -334,7 +338,8 @@ class StoredSplit(BaseModel):
     test_domain: str | None
     hash: str
     roles: dict[str, dict[str, str]]
-    """Role → image id → content key: `ROLES`, and `unlabelled` where images train without labels."""
+    """Role → image id → content key: `ROLES`, `unlabelled` where images train without labels, `before` where the run
+    started from another one."""
     train_domains: tuple[str, ...] | None = None
     """None in a file of an earlier version."""
     unlabelled_domains: tuple[str, ...] = ()

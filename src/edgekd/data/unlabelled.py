@@ -69,7 +69,7 @@ def load_unlabelled(source: str | Path) -> ImageSet:
     return ImageSet.without_labels(
         scan.shown(root.resolve().name if root.is_dir() else root.stem),
         [keys[path] for path in paths],
-        [scan.shown(path) for path in paths],
+        scan.shown_names(paths),
         FileReader(listing.root.resolve(), paths),
     )
 
@@ -144,7 +144,7 @@ def with_unlabelled(
                 names.append(split.test_domain)
         part = part.at(np.array(kept, dtype=np.int64))
         if ids & set(part.ids):
-            part = replace(part, ids=tuple(f"{source}/{name}" for name in part.ids))
+            part = replace(part, ids=tuple(f"{scan.shown(source)}/{name}" for name in part.ids))
         ids |= set(part.ids)
         parts.append(part)
     excluded.warn("unlabelled images that do not train")

@@ -83,9 +83,9 @@ def parts_of(
 ) -> list[tuple[str, NDArray[np.int64]]]:
     """Return indices of images by the part that they have in the run.
 
-    `train`, `val` and `unlabelled` are of its split. `test` are the run's own test images and others of domains that
-    trained, `adapted` those of domains that it saw without labels, `unseen` images of other domains or classes;
-    `unused` are images of the run's data in no part of its split.
+    `train`, `val`, `unlabelled` and `before` are of its split. `test` are the run's own test images and others of
+    domains that trained, `adapted` those of domains that it saw without labels, `unseen` images of other domains or
+    classes; `unused` are images of the run's data in no part of its split.
     """
     stored = read_stored_split(loaded.folder / "split.json")
     trained = trained_of([loaded])
@@ -307,7 +307,7 @@ def further_suites(
             found += replace(builder, trained=seen).folder(name, folder)
         found += [builder.hold_out(name, folder) for name, folder in test]
         for name, root in wilds:
-            found += wilds_suites(name, root, builder.classes, builder.run)
+            found += wilds_suites(name, root, builder.classes, builder.run, builder.trained)
         if texture_shape is not None:
             found.append(builder.cue_conflict("texture-shape", texture_shape))
     return found

@@ -35,6 +35,7 @@ _ROLES = {
     "train": "trained",
     "val": "were validated on",
     "unlabelled": "were seen without labels",
+    "before": "trained the run that this one started from",
     "tested": "are in another suite of an unseen domain",
 }
 
@@ -233,8 +234,8 @@ class SuiteBuilder:
         keys = [suite.images.keys[index] for index in suite.indices]
         excluded = self.trained.excluded(keys)
         kept = suite.indices[[key not in self.trained.roles for key in keys]]
-        told = [f"images left out: {_counted(excluded)}."] if excluded else []
-        return replace(suite, indices=kept, excluded=excluded, remarks=(*suite.remarks, *told))
+        told = (*suite.remarks, *left_out(excluded))
+        return replace(suite, indices=kept, excluded=excluded, remarks=told)
 
     def _domain(self, suite: Suite, *names: str) -> Suite:
         """Return a suite of one domain, also called `names`, under the name that `suite_kind` gives it."""
@@ -247,6 +248,11 @@ class SuiteBuilder:
         return replace(
             unseen, name=name, family=kind, remarks=(*unseen.remarks, _KIND_REMARKS[kind])
         )
+
+
+def left_out(excluded: Mapping[str, int]) -> list[str]:
+    """Return a remark about images that training has seen, if there are any."""
+    return [f"images left out: {_counted(excluded)}."] if excluded else []
 
 
 def _counted(excluded: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from edgekd.core.readers import plain_name
 from edgekd.data.split import read_stored_split
 
-SEEN_IN = ("train", "val", "unlabelled")
+SEEN_IN = ("train", "val", "unlabelled", "before")
 """Roles of `split.json` whose images are no test images."""
 TESTED = "tested"
 """Role of images that a suite of the run has already: they would count twice."""
@@ -25,7 +25,8 @@ class Trained:
     """What one or several runs have seen in training; domain names are compared without case, spaces, `_` and `-`.
 
     Attributes:
-        roles: content key → `train`, `val` (which selects weights), `unlabelled`, or `tested`.
+        roles: content key → `train`, `val` (which selects weights), `unlabelled`, `before` (in a run from which
+            this one started), or `tested`.
         domains: domains with labelled training images.
         unlabelled_domains: domains (styles) that were seen in unlabelled images alone.
         left_out: domains that were left out as unseen.
@@ -87,7 +88,7 @@ def trained_of_source(source: Mapping[str, Any]) -> Trained:
 
 
 def all_trained(parts: Sequence[Trained]) -> Trained:
-    """Return what was seen by any of several runs; `train` goes before `val` before `unlabelled`."""
+    """Return what was seen by any of several runs; roles rank as in `SEEN_IN`."""
     return Trained(
         {
             key: role
@@ -109,7 +110,7 @@ def suite_kind(names: Collection[str], overlap: Mapping[str, float], trained: Tr
         names: what the domain is called: by its folder, by the suite.
         overlap: role → share 0–1 of the domain's images whose content was seen in that role.
     """
-    labelled = overlap.get("train", 0.0) + overlap.get("val", 0.0)
+    labelled = sum(overlap.get(role, 0.0) for role in ("train", "val", "before"))
     if _plain(names) & trained.domains or labelled > LARGEST_OVERLAP:
         return "seen"
     unlabelled = overlap.get("unlabelled", 0.0)

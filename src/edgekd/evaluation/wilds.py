@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import math
+import unittest.mock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,15 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import printable, read_text
 from edgekd.data.image_set import ImageSet
+from edgekd.data.images import UnreadableImage, content_key, read_bytes
+from edgekd.evaluation.suites import left_out
+from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.vocabulary import spoken_as
 
 PREFIX = "wilds:"
 DATASETS = ("camelyon17", "celebA", "domainnet", "fmow", "iwildcam", "rxrx1", "waterbirds")
 """Those of WILDS that classify images."""
+_NOTHING = Trained()
 INSIDE = ("id_test", "id_val")
 """Held-out images of the training domains, the first that a data set has."""
 
@@ -57,7 +62,11 @@ def wilds_named(given: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
 
 
 def wilds_suites(
-    name: str, root: str, classes: tuple[str, ...], run: str | None = None
+    name: str,
+    root: str,
+    classes: tuple[str, ...],
+    run: str | None = None,
+    trained: Trained = _NOTHING,
 ) -> list[Suite]:
     """Return the official OOD test split, `ood:NAME`, and held-out images of the training domains, `wilds:NAME/SPLIT`.
 
@@ -68,6 +77,7 @@ def wilds_suites(
         root: the folder that WILDS calls `root_dir`.
         classes: of the subjects.
         run: only subjects of this run are measured on them.
+        trained: what the runs saw; images with such content are left out and counted.
 
     Raises:
         EdgekdError: no package, no data, or classes that are not among `classes`.
@@ -114,11 +124,15 @@ def wilds_suites(
     ):
         indices = np.flatnonzero(np.asarray(dataset.split_array) == splits.get(str(split), -1))
         if split in splits and len(indices):
+            keys = _content_keys(dataset, indices) if trained.roles else []
+            excluded = trained.excluded(keys)
+            if excluded:
+                indices = indices[[key not in trained.roles for key in keys]]
             remark = f'WILDS\'s official split "{split}" of {name} {dataset.version}: {place}.'
             suites.append(
                 Suite(
-                    title, images, indices, run, "folder", (remark,),
-                    own_metrics=_eval(dataset, indices), own_metrics_by=by,
+                    title, images, indices, run, "folder", (remark, *left_out(excluded)),
+                    own_metrics=_eval(dataset, indices), own_metrics_by=by, excluded=excluded,
                 )
             )  # fmt: skip
     if not suites:
@@ -126,6 +140,36 @@ def wilds_suites(
             f"WILDS's {name} has no test split.", f"Its splits are {', '.join(splits)}."
         )
     return suites
+
+
+class _Opened(Exception):
+    """Carries the file that a data set opens for an image."""
+
+
+def _content_keys(dataset: Any, indices: NDArray[np.int64]) -> list[str]:
+    """The content key of each image's file, as `ImageSet.keys`; empty for an image that is not one file.
+
+    The package has no call for the path of an image, so Pillow is stopped where it is to open the file.
+    """
+
+    def stop(file: Any, *_: Any, **__: Any) -> None:
+        raise _Opened(file)
+
+    keys = []
+    with unittest.mock.patch("PIL.Image.open", stop):
+        for index in indices:
+            try:
+                dataset.get_input(int(index))
+                keys.append("")
+            except _Opened as opened:
+                try:
+                    keys.append(content_key(read_bytes(Path(opened.args[0]))))
+                except UnreadableImage as error:
+                    raise EdgekdError(
+                        f"An image of WILDS, {printable(str(opened.args[0]))}, cannot be read ({error.reason}).",
+                        "Download the data set again.",
+                    ) from error
+    return keys
 
 
 def _package() -> Any:

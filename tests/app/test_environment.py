@@ -1,0 +1,165 @@
+"""Odd environments: little of everything, names that are not ASCII, a clock that goes back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgekd.configs.train import TrainConfig
+from edgekd.core.console import shell_word
+from edgekd.core.readers import read_tensors
+from edgekd.distill.train import train
+
+TINY_SHM = "mount -t tmpfs -o size=1m none /dev/shm"
+SETTINGS = {"student": "test_efficientnet", "pretrained": "scratch", "teacher": "toy", "size": 32}
+ENVIRONMENTS = {
+    "names": {"LANG": "C", "LC_ALL": "C"},
+    "little": {"COLUMNS": "20", "NO_COLOR": "1", "HOME": "/nowhere"},
+}
+
+
+@pytest.fixture
+def pets(tmp_path: Path, make_image: Callable[..., Path]) -> Path:
+    root = tmp_path / "straße" / "日本"
+    for number, name in itertools.product(range(4), ("über", "犬")):
+        make_image(root / name / f"ß{number}.png", seed=10 * number + len(name))
+    return root
+
+
+def settings(data: Path, out: Path) -> TrainConfig:
+    more = {"steps": 2, "views": 1, "batch_size": 4, "accelerator": "cpu"}
+    return TrainConfig.load(**SETTINGS, **more, data=data, out=out)
+
+
+def run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = f'edgekd() {{ "{sys.executable}" -m edgekd.cli "$@"; }}\nset -eo pipefail\n{script}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def words(pets: Path, out: Path) -> str:
+    options = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    given = ["--steps=2", "--views=1", "--batch-size=4", "--set=accelerator=cpu", f"--out='{out}'"]
+    return " ".join(["edgekd", "train", f"--data='{pets}'", *options, *given])
+
+
+@pytest.mark.parametrize("kind", ENVIRONMENTS)
+def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "straße" / "lauf ü"
+    commands = f"{words(pets, out)} >&-"
+    if kind == "names":
+        commands += f"\nedgekd export '{out}' | head -1"
+    else:
+        commands = f"ulimit -n 64\n{commands}"
+        if (
+            subprocess.run(
+                ["unshare", "-m", "bash", "-c", TINY_SHM], capture_output=True
+            ).returncode
+            == 0
+        ):
+            commands = f"{TINY_SHM}\n{commands}"
+            commands = f"export -f edgekd\nunshare -m bash -e <<'THERE'\n{commands}\nTHERE"
+    done = run(commands, **ENVIRONMENTS[kind])
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert (out / "run.json").is_file()
+
+
+def test_names_that_this_python_cannot_read_are_one_sentence(pets: Path, tmp_path: Path) -> None:
+    strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run(words(pets, tmp_path / "out"), **strict)
+    assert done.returncode == 2
+    assert "PYTHONUTF8=1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clock_that_goes_back_changes_nothing(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(name: str) -> bytes:
+        out = tmp_path / name
+        train(
+            TrainConfig(
+                **SETTINGS, data=pets, steps=2, views=1, batch_size=4, out=out, accelerator="cpu"
+            )
+        )
+        return (out / "student.safetensors").read_bytes()
+
+    before = trained("before")
+    ticks = itertools.count(time.time(), -86_400.0)
+    monkeypatch.setattr(time, "time", lambda: next(ticks))
+    assert trained("back") == before
+    assert np.isfinite(next(ticks))
+
+
+def test_images_without_anything_in_them_train(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for side, name in itertools.product(range(32, 36), ("cat", "dog")):
+        path = root / name / f"{side}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, 32 if name == "cat" else 33)).save(path)
+    out = tmp_path / "out"
+    train(settings(root, out))
+    tensors, _ = read_tensors(out / "student.safetensors", "student")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("name", ["--x", "a b", "-", "$(id)"])
+def test_a_name_of_a_run_is_one_word_and_no_option(name: str) -> None:
+    [word] = shlex.split(shell_word(Path(name)))
+    assert Path(word) == Path(name)
+    assert not word.startswith("-")
+
+
+ANOTHER = """
+import os, sys
+import numpy as np
+from PIL import Image
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import load_images
+from edgekd.distill.cache import EmbeddingCache
+Image.init()
+os.umask(int(sys.argv[3], 8))
+os.setuid(int(sys.argv[2]))  # this Python may lie where the other user may not look
+print(len(load_images(sys.argv[1])))
+try:
+    EmbeddingCache("t", "p", 4).add(["1" * 32], [0], np.ones((1, 4), dtype=np.float32))
+except EdgekdError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
+def test_two_users_on_one_cache(make_domain_folder: Callable[..., Path]) -> None:
+    """What the first one may keep to herself (umask 077) is no traceback for the second."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        shared = Path(place)
+        shared.chmod(0o777)
+        data = make_domain_folder(shared / "data", count=2)
+        environment = os.environ | {"EDGEKD_CACHE": str(shared / "cache"), "HOME": "/nowhere"}
+        said = []
+        for user, umask in (("0", "077"), ("65534", "022")):
+            done = subprocess.run(
+                [sys.executable, "-c", ANOTHER, str(data), user, umask],
+                capture_output=True, text=True, check=False, env=environment,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout.splitlines())
+    assert said[0] == said[1][:1]
+    assert "cache" in said[1][1]
