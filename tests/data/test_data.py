@@ -290,15 +290,15 @@ def test_a_row_without_a_value_is_refused_by_its_number(
     assert f"no {column}" in message
 
 
+@pytest.mark.parametrize("alike", [("fire hydrant", "fire_hydrant"), ("cafe\u0301", "caf\u00e9")])
 def test_classes_that_a_teacher_reads_alike_are_named(
-    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    make_domain_folder: Make,
+    capsys: pytest.CaptureFixture[str],
+    alike: tuple[str, str],
 ) -> None:
-    load_images(
-        make_domain_folder(
-            tmp_path, domains=(), classes=("fire hydrant", "fire_hydrant", "cat"), count=1
-        )
-    )
-    assert '"fire hydrant", "fire_hydrant"' in capsys.readouterr().err
+    load_images(make_domain_folder(tmp_path, domains=(), classes=(*alike, "cat"), count=1))
+    assert f'"{alike[0]}", "{alike[1]}"' in capsys.readouterr().err
 
 
 def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:

@@ -148,6 +148,53 @@ def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path) -> None:
         load_images(spec)
 
 
+def extended(header: dict[str, str], content: bytes) -> bytes:
+    """Return a tar member `x.png` behind a header of further fields."""
+    member = tarfile.TarInfo("x.png")
+    member.size, member.pax_headers = len(content), header
+    blocks = member.tobuf(tarfile.PAX_FORMAT)
+    return blocks + content + bytes(-len(content) % 512)
+
+
+def long_names(count: int) -> bytes:
+    member = tarfile.TarInfo("././@LongLink")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 512
+    return (member.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * count
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        extended({"GNU.sparse.map": "a,b"}, b"1"),
+        extended({"GNU.sparse.size": "many"}, b"1"),
+        extended(
+            {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, b"9" * 20 + b"\n" + bytes(491)
+        ),
+        long_names(3000),
+    ],
+    ids=["map", "size", "short map", "nested"],
+)
+def test_hostile_headers_of_a_shard_end_in_one_sentence(
+    folder: Path, tmp_path: Path, hostile: bytes
+) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    shard = tmp_path / "shards" / "000.tar"
+    shard.write_bytes(hostile + shard.read_bytes())
+    with pytest.raises(EdgekdError, match=r"000\.tar"):
+        load_images(spec)
+
+
+def test_sparse_members_are_not_expanded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    shard = tmp_path / "shards" / "000.tar"
+    header = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
+    shard.write_bytes(extended(header, b"0\n".ljust(512, b"\0")) + shard.read_bytes())
+    assert len(load_images(spec)) == 20
+    assert "not a regular file" in capsys.readouterr().err
+
+
 def test_images_that_cannot_be_read_are_left_out(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +332,40 @@ def test_a_damaged_coco_file_is_refused(
 ) -> None:
     with pytest.raises(EdgekdError):
         load_images(coco(folder, tmp_path / "images" / "labels.json", **change))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{}/secret.png", "a/../../secret.png"])
+def test_a_coco_file_names_no_image_outside_its_folder(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    files_of(folder)[0].rename(tmp_path / "secret.png")
+    path = coco(folder, tmp_path / "images" / "labels.json")
+    record = json.loads(path.read_text())
+    record["images"].append({"id": 99, "file_name": name.format(tmp_path)})
+    record["annotations"].append({"image_id": 99, "category_id": 10})
+    path.write_text(json.dumps(record))
+    with pytest.raises(EdgekdError):
+        load_images(path)
+
+
+def test_an_image_that_coco_lists_twice_counts_once(folder: Path, tmp_path: Path) -> None:
+    path = coco(folder, tmp_path / "images" / "labels.json")
+    record = json.loads(path.read_text())
+    same, other = record["images"][1]["file_name"], record["images"][-1]["file_name"]
+    record["images"] += [{"id": 90, "file_name": f"./{same}"}, {"id": 91, "file_name": other}]
+    record["annotations"] += [
+        {"image_id": 90, "category_id": 10},  # a cat, as before
+        {"image_id": 91, "category_id": 10},  # a dog before
+    ]
+    path.write_text(json.dumps(record))
+    assert len(load_images(path)) == 18
+
+
+@pytest.mark.parametrize("name", ["", " ", "nan"])
+def test_a_coco_category_has_a_name(folder: Path, tmp_path: Path, name: str) -> None:
+    categories = [{"id": 10, "name": name}, {"id": 11, "name": "dog"}]
+    with pytest.raises(EdgekdError):
+        load_images(coco(folder, tmp_path / "images" / "labels.json", categories=categories))
 
 
 def test_yolos_classification_layout(

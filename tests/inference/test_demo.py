@@ -4,7 +4,10 @@ import base64
 import http.client
 import io
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +78,18 @@ def test_only_images_of_bounded_size_are_taken(page: Demo) -> None:
     large = {"Content-Length": str(MAX_BYTES + 1)}
     assert ask(page, "POST", "/predict", b"", **large)[0] == 413
     assert ask(page, "POST", "/predict", b"", **{"Content-Length": "many"})[0] == 411
+    assert ask(page, "POST", "/predict", b"", **{"Content-Length": "1" * 5000})[0] == 413
+
+
+def test_a_browser_that_leaves_is_no_failure(page: Demo, capfd: pytest.CaptureFixture[str]) -> None:
+    port = page.server.server_port
+    with socket.create_connection(("127.0.0.1", port)) as browser_tab:
+        head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 99\r\n\r\nabc"
+        browser_tab.sendall(head.encode())
+        browser_tab.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ask(page, "GET", "/")[0] == 200
+    time.sleep(0.2)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_an_error(page: Demo, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -66,7 +67,8 @@ def printable_values(value: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name without what people write differently: case, spaces, underscores and hyphens."""
+    """Return the name without what people write differently: case, spaces, underscores, hyphens, Unicode's forms."""
+    name = unicodedata.normalize("NFKC", name)
     return " ".join(name.replace("_", " ").replace("-", " ").split()).casefold()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
-from typing import Any
 
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable, read_object
-from edgekd.data.scan import Entry, Listing, shown
+from edgekd.data import scan
+from edgekd.data.scan import Entry, Listing
 
 _HINT = 'A COCO file has "images", "annotations" and "categories".'
 
@@ -20,26 +21,35 @@ def list_coco(path: Path) -> Listing:
     names like the file (`instances_val2017.json` → `val2017/`).
 
     Raises:
-        EdgekdError: no such annotations, or no image where they may lie.
+        EdgekdError: no such annotations, no image where they may lie, or a name that leads out of the folder.
     """
     data = read_object(path, "COCO file", _HINT)
     try:
         names = {one["id"]: printable(str(one["name"])) for one in data["categories"]}
-        files = {one["id"]: str(one["file_name"]) for one in data["images"]}
-        found: dict[Any, set[str]] = {}
+        files = {one["id"]: posixpath.normpath(str(one["file_name"])) for one in data["images"]}
+        # One file may be listed under several ids.
+        found: dict[str, set[str]] = {file: set() for file in files.values()}
         for one in data["annotations"]:
-            found.setdefault(one["image_id"], set()).add(names[one["category_id"]])
+            if one["image_id"] in files:
+                found[files[one["image_id"]]].add(names[one["category_id"]])
     except (KeyError, TypeError) as error:
         raise EdgekdError(f"{path} is no COCO file ({error}).", _HINT) from error
+    if any(map(scan.is_missing, names.values())):
+        raise EdgekdError(f"{path} has a category without a name.", _HINT)
+    outside = next((file for file in found if file.startswith(("../", "/")) or file == ".."), None)
+    if outside is not None:
+        raise EdgekdError(
+            f"{path} names {scan.shown(outside)}, which lies outside its folder.",
+            "Name images relative to it, or list them in a manifest.",
+        )
     left_out = Tally()
     entries = []
-    for number, file in files.items():
-        labels = found.get(number, set())
+    for file, labels in found.items():
         if len(labels) == 1:
             entries.append(Entry(file, next(iter(labels))))
             continue
         reason = "several categories" if labels else "no annotation"
-        left_out.add(reason, shown(file))
+        left_out.add(reason, scan.shown(file))
     if not entries:
         raise EdgekdError(f"No image of {path} has exactly one category.", _HINT)
     ordered = tuple(sorted(entries, key=lambda entry: entry.path))
@@ -60,6 +70,6 @@ def _root(path: Path, first: str) -> Path:
         if (place / first).is_file():
             return place
     raise EdgekdError(
-        f"{shown(first)}, which {path} names, lies in none of {', '.join(map(str, places[:4]))}.",
+        f"{scan.shown(first)}, which {path} names, lies in none of {', '.join(map(str, places[:4]))}.",
         "Move the file beside its images.",
     )

@@ -243,7 +243,7 @@ def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
     for number, row in rows:
         place = f"Row {number} of {path}"
         wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
-        absent = [name for name in wanted if name in columns and _is_missing(row[name])]
+        absent = [name for name in wanted if name in columns and is_missing(row[name])]
         if absent:
             raise EdgekdError(
                 f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
@@ -288,7 +288,8 @@ _MISSING = ("", "nan", "<na>", "nat")
 """How a table without a value writes it (numpy, pandas), in lower case."""
 
 
-def _is_missing(value: str) -> bool:
+def is_missing(value: str) -> bool:
+    """Return whether a label or another value of a table stands for no value."""
     return value.strip().lower() in _MISSING
 
 

@@ -22,8 +22,8 @@ from edgekd.core.ahead import map_ahead
 from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import parse_json, printable, read_json
-from edgekd.data.images import EXTENSIONS, check_content
+from edgekd.core.readers import NOT_REGULAR, parse_json, printable, read_json
+from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
 from edgekd.data.packed import Packed, PackedReader
 from edgekd.data.scan import ROLES, Entry
 
@@ -181,12 +181,13 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
     """Read a shard once; images are decoded by threads, at most `_AHEAD` of them in memory."""
     facts: dict[str, dict[str, str]] = {}
 
-    def checked(item: tuple[str, int, bytes]) -> Row:
-        name, offset, data = item
-        key, reason = check_content(data)
+    def checked(item: tuple[str, int, bytes, str]) -> Row:
+        name, offset, data, reason = item
+        key, reason = ("", reason) if reason else check_content(data)
         return Row(printable(name), offset, len(data), key, reason)
 
     rows: list[tuple[str, Row]] = []
+    told = ""
     with system.open(path, "rb") as handle:
         try:
             with tarfile.open(fileobj=handle, mode="r:") as tar:
@@ -194,13 +195,14 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
                     rows.append((_stem(row.name), row))
                 handle.seek(tar.offset)
                 whole = handle.read(_BLOCK) == bytes(_BLOCK)
-        except tarfile.ReadError as error:
+        # Hostile headers end in tarfile's own errors, ValueError, RecursionError and more.
+        except Exception as error:
             if not rows and "empty file" in str(error):
                 raise EdgekdError(f"The shard {shard} is empty.", "Write it again.") from error
-            whole = False
+            whole, told = False, f" ({first_line(error)})"
     if not whole:
         raise EdgekdError(
-            f"The shard {shard} is damaged or cut off after {len(rows):,} images.",
+            f"The shard {shard} is damaged or cut off after {len(rows):,} images{told}.",
             "Copy or write it again.",
         )
     for stem, row in rows:
@@ -209,21 +211,31 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
 
 def _images(
     tar: tarfile.TarFile, facts: dict[str, dict[str, str]]
-) -> Iterator[tuple[str, int, bytes]]:
-    """Yield name, offset and content of each image, and put what lies beside them into `facts`."""
+) -> Iterator[tuple[str, int, bytes, str]]:
+    """Yield name, offset and content of each image, and put what lies beside them into `facts`.
+
+    The last value is why an image is not read at all, else empty.
+    """
     for member in tar:
         ending = os.path.splitext(member.name)[1].lower()
         is_image = ending in EXTENSIONS
         if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):
             continue
-        if not is_image and member.size > _MOST_LABEL:
+        # A sparse member expands to any size, and does not lie in the shard in one piece.
+        reason = NOT_REGULAR if member.issparse() else ""
+        if is_image and member.size > MAX_BYTES:
+            reason = reason or "more than 1 GB"
+        if is_image and reason:
+            yield member.name, member.offset_data, b"", reason
+            continue
+        if reason or (not is_image and member.size > _MOST_LABEL):
             continue
         handle = tar.extractfile(member)
         data = handle.read() if handle is not None else b""
         if len(data) != member.size:
             raise tarfile.ReadError("unexpected end of data")
         if is_image:
-            yield member.name, member.offset_data, data
+            yield member.name, member.offset_data, data, ""
         else:
             facts.setdefault(_stem(printable(member.name)), {}).update(_facts(ending, data))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, first_line
 from edgekd.data.images import UnreadableImage, decode
 from edgekd.inference.model import Model, load
 
@@ -21,6 +23,7 @@ MAX_BYTES = 32 * 1024**2
 """Larger uploads are refused unread."""
 _HOST = "127.0.0.1"
 _TIMEOUT_S = 30
+_LENGTH_DIGITS = 20
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -51,6 +54,16 @@ class Demo:
         self.server.shutdown()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Name a failed request in one line; a browser that left (`OSError`) is no failure."""
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, OSError):
+            warn(f"a request failed ({first_line(error)}).")
+
+
 def open_demo(path: Path, port: int) -> Demo:
     """Load the models at `path` and bind the page's port.
 
@@ -63,13 +76,12 @@ def open_demo(path: Path, port: int) -> Demo:
         model.logits(np.zeros((1, height, width, 3), dtype=np.uint8))
     page = (Path(__file__).parent / "demo.html").read_bytes()
     try:
-        server = ThreadingHTTPServer((_HOST, port), _handler(models, page))
+        server = _Server((_HOST, port), _handler(models, page))
     except OSError as error:
         raise EdgekdError(
             f"The port {port} cannot be used ({error.strerror or error}).",
             "Choose another: --port 0 takes a free one.",
         ) from error
-    server.daemon_threads = True
     return Demo(server, f"http://{_HOST}:{server.server_port}/")
 
 
@@ -137,7 +149,7 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
                 self._answer(HTTPStatus.NOT_FOUND, {"error": "There is nothing here."})
             elif not (length.isascii() and length.isdigit()):
                 self._answer(HTTPStatus.LENGTH_REQUIRED, {"error": "The length is missing."})
-            elif int(length) > MAX_BYTES:
+            elif len(length) > _LENGTH_DIGITS or int(length) > MAX_BYTES:
                 told = f"The file is larger than {MAX_BYTES // 1024**2} MB."
                 self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": told})
             else:
