@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,9 @@ def make_fabric(config: TrainConfig, launch: Launch | None = None) -> Fabric:
             f"The batch of {config.batch_size} does not divide by {devices * nodes} processes.",
             "Change --batch-size.",
         )
+    # The run's own first lines name its precision and processes.
+    logging.getLogger("lightning_utilities.core.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with _unlaunched():
         processes = TorchElasticEnvironment() if launch else OwnProcesses()
         return Fabric(

@@ -135,6 +135,11 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
         session = open_session(folder, threads=threads, spinning=False)
         artifact = session.artifact
         return Model(artifact.name, artifact.classes, artifact.preprocess, session.run)
+    if not (folder / "run.json").is_file():
+        raise EdgekdError(
+            f"There is neither a run nor an exported file at {folder}.",
+            "Name a folder that edgekd train or edgekd export has written.",
+        )
     from edgekd.core.manifest import read_run
 
     run = read_run(folder)
