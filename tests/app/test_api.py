@@ -111,7 +111,7 @@ def test_help_states_the_real_defaults() -> None:
         default = TrainConfig.model_fields[name].default
         assert flag.default is None, f"--{name} must not hide what --config says"
         if default is not None and not isinstance(default, bool | tuple):
-            assert f"[default: {default}]" in flag.help.replace("\\[", "["), name
+            assert f"[default: {default}" in flag.help.replace("\\[", "["), name
 
 
 def test_unknown_setting_is_an_error_and_not_a_type_error() -> None:

@@ -179,7 +179,8 @@ def test_run_that_is_not_there(fails: Callable[..., tuple[str, str]], verb: str)
 def test_two_precisions(fails: Callable[..., tuple[str, str]]) -> None:
     error, hint = fails(2, "export", "--int8", "--fp16")
     assert "More than one precision" in error
-    assert "one of --int8, --fp16, --fp32" in hint
+    assert "--int8" in hint
+    assert "--fp16" in hint
 
 
 def test_all_problems_of_a_configuration_in_one_message(

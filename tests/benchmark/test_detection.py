@@ -90,5 +90,5 @@ def test_draws_of_two_models_are_paired() -> None:
 def test_one_group_alone_has_no_number(measure: Callable[..., float]) -> None:
     some, none = np.array([0.1, 0.9]), np.empty(0)
     for known, unknown in ((some, none), (none, some)):
-        with pytest.raises(ValueError, match="one group"):
+        with pytest.raises(ValueError, match="known and unknown"):
             measure(known, unknown)

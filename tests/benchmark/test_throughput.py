@@ -106,7 +106,7 @@ def test_a_batch_is_never_taken_in_pieces(tmp_path: Path) -> None:
     assert one.images_per_s is not None
     assert (eight.images_per_s, eight.reason) == (
         None,
-        "The file is made for one image at a time, not for 8. Ask for smaller batches.",
+        "The file is made for one image at a time, not for 8. Use smaller batches.",
     )
 
 

@@ -303,6 +303,7 @@ def test_what_else_has_a_state_resumes_too(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("step", [1, 7, 11])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    request: pytest.FixtureRequest,
     run: Trainer,
     uninterrupted: Path,
     tmp_path: Path,
@@ -312,6 +313,9 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     step: int,
 ) -> None:
     record = training.Progress.step
+    # A background job of a shell inherits SIGINT ignored, and edgekd leaves ignored signals alone.
+    before = signal.signal(number, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(number, before))
 
     def signalled(self: Any, at: int, *rest: Any) -> None:
         record(self, at, *rest)

@@ -227,7 +227,7 @@ FOUR = {"data": "four"}
     ("words", "message"),
     [
         ({"recipes": "erm,vl2v-adp"}, r'no recipe "vl2v-adp"\. Did you mean "vl2v-adip"'),
-        ({"recipes": ""}, "No recipe was named"),
+        ({"recipes": ""}, "recipes is empty"),
         ({"recipes": "erm,kd=erm"}, r'name "kd" is taken'),
         ({"recipes": "a=erm,a=kd"}, r'name "a" is taken'),
         ({"recipes": "../a=erm"}, "cannot name a row"),

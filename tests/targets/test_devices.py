@@ -198,7 +198,7 @@ def test_the_agent_takes_the_throughput_too(
             assert (row.images_per_s, row.calls, rate.clock) == (None, 0, None)
             assert (
                 row.reason
-                == "The file is made for one image at a time, not for 4. Ask for smaller batches."
+                == "The file is made for one image at a time, not for 4. Use smaller batches."
             )
         else:
             assert rate.clock is not None

@@ -101,10 +101,7 @@ def test_a_bundle_is_built_once_and_measured(
     assert found.measured.result.placement is None
     eight, nine = found.measured.result.rates
     assert eight.clock is not None
-    assert (
-        nine.reason
-        == "The file is made for 8 images at a time, not for 9. Ask for smaller batches."
-    )
+    assert nine.reason == "The file is made for 8 images at a time, not for 9. Use smaller batches."
     assert found.measured.result.built is not None
     assert found.measured.result.built.seconds >= 0
     assert beside.measured is not None

@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.core.files import short_hash
-from edgekd.data.resize import resize_rgb
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,6 +54,8 @@ class Preprocess(BaseModel):
 
     def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Return RGB image of any size → uint8 `[size, size, 3]`."""
+        from edgekd.data.resize import resize_rgb
+
         return resize_rgb(
             image,
             size=self.size,
@@ -88,6 +91,8 @@ class FramedPreprocess(Preprocess):
         """Return RGB image of any size → uint8 `[height, width, 3]`."""
         for step in _open_clip_steps(self):
             image = step(image)
+        import numpy as np
+
         return np.asarray(image, dtype=np.uint8)
 
     def square(self, side: int) -> Preprocess:
