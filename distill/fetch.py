@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgekd.configs.train import TrainConfig
+from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, write_json, write_tensors
+from edgekd.core.files import disk_errors, replacing, write_json, write_tensors
 from edgekd.distill.students import TEACHER_ENCODER, make_student, timm_name
 from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.views import plain
@@ -31,12 +33,17 @@ def fetch(config: FetchConfig) -> list[Path]:
             raise EdgekdError(
                 f"{config.teacher} is a file already.", "Copy it, and name it there: --teacher."
             )
-        written.append(_write_teacher(teacher, teacher_folder(config.to, config.teacher)))
+        folder = teacher_folder(config.to, config.teacher)
+        written.append(folder)
+        if not _is_there(folder):
+            with replacing(folder) as scratch:
+                _write_teacher(teacher, scratch)
         for name in config.students:
             path = student_file(config.to, name)
-            backbone = make_student(name, pretrained="hub").backbone
-            write_tensors(path, backbone.state_dict(), {"timm": timm_name(name)})
             written.append(path)
+            if not _is_there(path):
+                backbone = make_student(name, pretrained="hub").backbone
+                write_tensors(path, backbone.state_dict(), {"timm": timm_name(name)})
     return written
 
 
@@ -76,6 +83,14 @@ def student_file(folder: Path, name: str) -> Path:
     return folder / f"{timm_name(name)}.safetensors"
 
 
+def _is_there(path: Path) -> bool:
+    """Return whether `path` exists; it is kept then, since it may be the user's own."""
+    if os.path.lexists(path):
+        say(f"{path} is there already and stays as it is.")
+        return True
+    return False
+
+
 def _check_there(path: Path, name: str, folder: Path) -> None:
     if not path.exists():
         raise EdgekdError(
@@ -84,7 +99,7 @@ def _check_there(path: Path, name: str, folder: Path) -> None:
         )
 
 
-def _write_teacher(teacher: ClipTeacher, folder: Path) -> Path:
+def _write_teacher(teacher: ClipTeacher, folder: Path) -> None:
     """Write an open_clip model folder, and check that it gives the same embeddings.
 
     Raises:
@@ -120,7 +135,6 @@ def _write_teacher(teacher: ClipTeacher, folder: Path) -> Path:
     )
     if not same:
         raise EdgekdError(
-            f"The copy of {teacher.spec} in {folder} does not give its embeddings.",
+            f"The copy of {teacher.spec} does not give its embeddings.",
             "Copy the model's own folder instead, and name it: --teacher local-dir:FOLDER.",
         )
-    return folder

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekd.configs.train import LOGGERS
-from edgekd.core.errors import EdgekdError
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, first_line
 
 _CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 """Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
@@ -28,17 +29,26 @@ class Loggers:
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
-        self._loggers = [_logger(name, out, resume_at) for name in names]
+        self._loggers = {name: _logger(name, out, resume_at) for name in names}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers of one step under their names, such as `train/loss`."""
-        for logger in self._loggers:
-            logger.log_metrics(dict(values), step)
+        self._each(lambda logger: logger.log_metrics(dict(values), step))
 
     def close(self) -> None:
         """Write what is pending."""
-        for logger in self._loggers:
-            logger.finalize("success")
+        self._each(lambda logger: logger.finalize("success"))
+
+    def _each(self, call: Callable[[Any], object]) -> None:
+        """Call every logger; one that fails is left out from then on, so that training goes on without it."""
+        for name, logger in list(self._loggers.items()):
+            try:
+                call(logger)
+            except Exception as error:  # every service has errors of its own
+                del self._loggers[name]
+                warn(
+                    f"the logger {name} failed and is left out from here on ({first_line(error)})."
+                )
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -67,12 +77,12 @@ def _logger(name: str, out: Path, resume_at: int) -> Any:
         if name == "wandb":
             logger = kind(name=out.name, project="edgekd", save_dir=str(out))
         else:
-            uri = os.environ.get("MLFLOW_TRACKING_URI", (out / "mlruns").absolute().as_uri())
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or (out / "mlruns").absolute().as_uri()
             logger = kind("edgekd", run_name=out.name, tracking_uri=uri)
         _ = logger.experiment  # connects
     except Exception as error:  # every service has errors of its own
         raise EdgekdError(
-            f"The logger {name} cannot start ({str(error).splitlines()[0][:200] if str(error) else error!r}).",
+            f"The logger {name} cannot start ({first_line(error)}).",
             "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=file:DIR.",
         ) from error
     return logger

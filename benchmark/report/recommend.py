@@ -77,8 +77,9 @@ def recommend(report: Report) -> Recommendation | None:
             and speed.ratio <= 1
         ):
             size = f"{row.size_mb / best.size_mb:.2f} times the size of {best_name}"
+            speed_said = in_words(speed.claim, best_name)
             return Recommendation(
-                row, True, f"no export loss is shown, and it has {size} at no higher p50"
+                row, True, f"no export loss is shown, it has {size}, and it {speed_said}"
             )
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
     most = f"it is the most accurate {_level(best)}"

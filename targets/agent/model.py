@@ -58,7 +58,7 @@ def _check(artifact: dict[str, Any]) -> None:
             raise TypeError("builder")
     whole(details.get("max_batch", 1), 1, 65_536)
     whole(preprocess["size"], 16, 4096)
-    number(preprocess["crop_pct"], 1e-3, 1)
+    number(preprocess["crop_pct"], 0.25, 1)
     for value in (*preprocess["mean"], *preprocess["std"]):
         number(value, -1e6, 1e6)
     if preprocess["resize"] not in ("squash", "crop") or len(preprocess["mean"]) != 3:

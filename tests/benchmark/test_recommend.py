@@ -110,3 +110,24 @@ def test_mb_is_the_size_of_the_file() -> None:
 
 def test_the_report_has_the_same_recommendation(measured: Report) -> None:
     assert "Ship this one" in (measured.folder / "report.md").read_text()
+
+
+def test_a_smaller_file_is_not_called_faster_by_an_unsettled_clock(measured: Report) -> None:
+    same = {"id": 0.8, "ood_avg": 0.6, "quant_cost_ood": None}
+    costs = [row.quant_cost_id for row in measured.summary if row.precision == "int8"]
+    none = costs[0].model_copy(update={"ci95": (-1.0, 1.0)}) if costs and costs[0] else None
+    report = changed(
+        measured,
+        fp32=same | {"size_mb": 4.0},
+        int8=same | {"size_mb": 1.0, "quant_cost_id": none},
+    )
+    speeds = tuple(
+        row.model_copy(
+            update={"ratio": 0.9 if "int8" in row.a else 1 / 0.9, "withheld": "of noise"}
+        )
+        for row in report.speed
+    )
+    found = recommend(report.model_copy(update={"speed": speeds, "gates": ()}))
+    assert found is not None
+    assert found.file.precision == "int8"
+    assert "of noise" in found.because

@@ -59,6 +59,7 @@ def test_the_hash_changes_with_every_field() -> None:
         {"size": 15},
         {"size": 5000},
         {"crop_pct": 0.0},
+        {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
         {"interpolation": "lanczos"},
         {"std": (0.5, 0.0, 0.5)},
         {"mean": (0.5, float("nan"), 0.5)},

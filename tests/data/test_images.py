@@ -250,6 +250,12 @@ def test_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     assert reason_of(data) == ("truncated" if side == 9_487 else "more than 100 megapixels")
 
 
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 2)])
+def test_images_without_a_shape_are_refused(size: tuple[int, int]) -> None:
+    """Resized by their short side to 256 pixels they would have gigapixels."""
+    assert reason_of(encoded(Image.new("RGB", size), "PNG")) == "over 100 times as long as wide"
+
+
 def test_large_images_print_nothing(tmp_path: Path) -> None:
     # In a process of its own, since pytest sets the warning filters anew for every test.
     (tmp_path / "large.png").write_bytes(raw_png(9_487, 9_487, bits=1, colour=0, rows=b""))

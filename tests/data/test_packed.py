@@ -218,6 +218,12 @@ def test_patterns_of_shards() -> None:
     assert Path(absolute("a/{0..1}.tar")).is_absolute()
 
 
+@pytest.mark.parametrize("spec", ["{0..9999}{0..9999}.tar", "{a,b}" * 40 + ".tar"])
+def test_patterns_of_shards_are_bounded(spec: str) -> None:
+    with pytest.raises(EdgekdError):
+        expanded(spec)
+
+
 def test_shards_elsewhere(folder: Path, tmp_path: Path) -> None:
     import fsspec
 

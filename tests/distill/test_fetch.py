@@ -55,6 +55,19 @@ def test_what_was_fetched_trains_elsewhere(
     assert all(torch.equal(online[name], offline[name]) for name in online)
 
 
+@pytest.mark.usefixtures("hub_cache")
+def test_what_is_there_already_stays(tmp_path: Path, tiny_teacher: Path) -> None:
+    spec = f"local-dir:{tiny_teacher}"
+    own = tmp_path / "weights" / f"{STUDENT}.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"fine-tuned for weeks")
+    folder, _ = fetch(spec, STUDENT, to=own.parent)
+    (folder / "notes.txt").write_text("mine")
+    assert fetch(spec, STUDENT, to=own.parent) == [folder, own]
+    assert own.read_bytes() == b"fine-tuned for weeks"
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_a_teacher_is_taken_from_the_folder_by_its_name(tmp_path: Path) -> None:
     name = "ViT-B-32:laion2b_s34b_b79k"
     (tmp_path / "ViT-B-32-laion2b_s34b_b79k").mkdir()

@@ -86,3 +86,32 @@ def test_services_get_the_numbers_and_refusals_are_errors(
     Service.refuses = True
     with pytest.raises(EdgekdError, match="no login"):
         Loggers((name,), tmp_path)
+
+
+def test_a_service_that_fails_later_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Service:
+        experiment = None
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def log_metrics(self, values: dict[str, float], step: int) -> None:
+            raise RuntimeError("the server has gone")
+
+        def finalize(self, status: str) -> None:
+            raise RuntimeError("the server has gone")
+
+    lightning, services = ModuleType("pytorch_lightning"), ModuleType("pytorch_lightning.loggers")
+    services.MLFlowLogger = Service
+    monkeypatch.setitem(sys.modules, "mlflow", ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", lightning)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning.loggers", services)
+    loggers = Loggers(("mlflow", "csv"), tmp_path)
+    for step in (1, 2):
+        loggers.log({"train/loss": 1.0}, step)
+    loggers.close()
+    assert capsys.readouterr().err.count("the server has gone") == 1
+    (table,) = (tmp_path / "csv").rglob("metrics.csv")
+    assert len(list(csv.DictReader(table.open()))) == 2

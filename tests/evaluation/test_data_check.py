@@ -30,6 +30,20 @@ def test_near_pairs_by_hand() -> None:
     assert [pair.cosine for pair in pairs] == sorted((p.cosine for p in pairs), reverse=True)
 
 
+def test_only_a_page_is_overwritten(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
+    root = make_domain_folder(tmp_path / "data", domains=(), count=1)
+    notes, link = tmp_path / "notes.txt", tmp_path / "link.html"
+    notes.write_text("mine")
+    link.symlink_to(tmp_path / "unmounted")
+    for out, overwrite in ((notes, True), (tmp_path, True), (link, False)):
+        with pytest.raises(EdgekdError):
+            check_data(root, out=out, overwrite=overwrite)
+    assert notes.read_text() == "mine"
+    assert link.is_symlink()
+
+
 def test_duplicates_unreadable_files_and_balance(
     tmp_path: Path, make_domain_folder: Callable[..., Path]
 ) -> None:

@@ -13,4 +13,4 @@ class FetchConfig(Config):
     students: Items = option(default=(), kw_only=False)
     """Friendly or timm names."""
     to: AnyPath
-    """Folder to write into; what it holds of other models stays."""
+    """Folder to write into; what it holds already stays as it is."""

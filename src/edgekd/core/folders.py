@@ -117,14 +117,35 @@ REPORT = Kind(
         "report.html", "report.md", "report.png", "MODEL_CARD.md", "corruptions.csv", "predictions.npz", "latency.npz",
     ),
 )  # fmt: skip
+PAGE = '<meta name="generator" content="edgekd'
+"""What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
 COMPARISON = Kind(
     "comparison",
     "comparison.html",
     (),
     ("comparison.md",),
-    '<meta name="generator" content="edgekd',
+    PAGE,
 )
+
+
+def refuse_page(path: Path, *, overwrite: bool) -> None:
+    """Check that a page may be written to `path`: nothing is there, or with `overwrite` a page of edgekd.
+
+    Raises:
+        EdgekdError: it may not.
+    """
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise EdgekdError(f"{path} exists already.", "Choose another --out, or add --overwrite.")
+    if PAGE not in read_text(path, "earlier page", "Choose another --out."):
+        raise EdgekdError(
+            f"{path} exists already and is not a page of edgekd, so it is not overwritten.",
+            "Choose another --out.",
+        )
+
+
 _EARLY = (
     "config.json",
     "split.json",

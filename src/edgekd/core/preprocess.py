@@ -37,7 +37,7 @@ class Preprocess(BaseModel):
 
     size: int = Field(ge=16, le=4096)
     resize: Literal["squash", "crop"] = "squash"
-    crop_pct: float = Field(default=1.0, gt=0.0, le=1.0)
+    crop_pct: float = Field(default=1.0, ge=0.25, le=1.0)
     interpolation: Interpolation = "bicubic"
     mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)

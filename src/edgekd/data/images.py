@@ -15,6 +15,9 @@ from edgekd.core.readers import NOT_REGULAR, open_regular
 MAX_MEGAPIXELS = 100
 """Larger images are refused by their header, before a pixel is decoded."""
 
+MAX_ASPECT = 100
+"""Longer images are refused: resized by their short side they would have any number of pixels."""
+
 MAX_BYTES = 10**9
 """Larger files are refused unread."""
 
@@ -66,7 +69,8 @@ class UnreadableImage(Exception):
     Args:
         reason: a short category, the same for all files with the same fault, fit for counting: `missing`,
             `not permitted`, `empty file`, `not an image`, `truncated`, `damaged`, `zero-sized`,
-            `more than 100 megapixels`, `more than 1 GB`, `pixels of unknown range`, `not a regular file`.
+            `more than 100 megapixels`, `over 100 times as long as wide`, `more than 1 GB`,
+            `pixels of unknown range`, `not a regular file`.
     """
 
     def __init__(self, reason: str) -> None:
@@ -139,9 +143,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Return any Pillow image as upright RGB with 8 bits per channel, by the rules of `decode`.
 
     Raises:
-        UnreadableImage: pixels whose range is not known.
+        UnreadableImage: pixels whose range is not known, or an image that is far too long.
         Exception: a damaged file that is read only now, by Pillow's own error.
     """
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise UnreadableImage(f"over {MAX_ASPECT} times as long as wide")
     image.load()
     return _upright(_opaque_rgb(image), _orientation(image))
 

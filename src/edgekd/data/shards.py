@@ -110,20 +110,28 @@ def expanded(spec: str) -> list[str]:
     Raises:
         EdgekdError: an end before its start, or more than 100,000 shards.
     """
-    found = re.search(r"\{([^{}]*)\}", spec)
-    if found is None:
-        return [spec]
-    inner, before, after = found[1], spec[: found.start()], spec[found.end() :]
+    specs = [spec]
+    while found := re.search(r"\{([^{}]*)\}", specs[0]):
+        inner = _counted(found[1])
+        if len(inner) * len(specs) > _MOST_SHARDS:
+            raise EdgekdError(
+                f"{printable(spec)} names more than {_MOST_SHARDS:,} shards.", "Name fewer."
+            )
+        # Every address has the same braces left, in the same order.
+        halves = [one.split(found[0], 1) for one in specs]
+        specs = [f"{before}{part}{after}" for before, after in halves for part in inner]
+    return specs
+
+
+def _counted(inner: str) -> Sequence[str]:
+    """Return what stands for the inside of a pair of braces."""
     span = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", inner)
     if span is None:
-        parts: Sequence[str] = inner.split(",")
-    else:
-        first, last = int(span[1]), int(span[2])
-        if not first <= last < first + _MOST_SHARDS:
-            raise EdgekdError(f"{{{inner}}} names no shards.", "Count upwards: {000..127}.")
-        width = len(span[1])
-        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    return [whole for part in parts for whole in expanded(f"{before}{part}{after}")]
+        return inner.split(",")
+    first, last = int(span[1]), int(span[2])
+    if not first <= last < first + _MOST_SHARDS:
+        raise EdgekdError(f"{{{inner}}} names no shards.", "Count upwards: {000..127}.")
+    return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 
 def _entry(shard: str, name: str, row: Row) -> Entry:

@@ -28,6 +28,7 @@ from edgekd.configs.data import DataCheckConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
+from edgekd.core.folders import refuse_page
 from edgekd.data import scan
 from edgekd.data.coco import list_coco
 from edgekd.data.image_set import ImageSet, load_images
@@ -112,10 +113,7 @@ class DataCheck:
 
 def check_data(config: DataCheckConfig) -> DataCheck:
     """Look at a data set and write the page; see `edgekd.api.check_data`."""
-    if config.out.exists() and not config.overwrite:
-        raise EdgekdError(
-            f"{config.out} exists already.", "Choose another --out, or add --overwrite."
-        )
+    refuse_page(config.out, overwrite=config.overwrite)
     images = load_images(config.data, one_class=True)
     counts = np.zeros((len(images.domains), len(images.classes)), dtype=np.int64)
     np.add.at(counts, (images.domain_of, images.labels), 1)
