@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lightning_utilities.core.rank_zero import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import edgekd
@@ -15,7 +16,13 @@ from edgekd.core.errors import EdgekdError
 from edgekd.distill.loggers import Loggers
 
 
-def test_local_loggers_write_every_number(tmp_path: Path) -> None:
+@pytest.fixture(autouse=True)
+def _main_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reset the rank that Lightning keeps for a process; other tests take further ranks."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
+
+
+def test_local_loggers_write_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for start in (0, 2):
         loggers = Loggers(("tensorboard", "csv"), tmp_path, start)
         for step in range(start + 1, start + 3):
