@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
-from edgekd.core.files import sha256_file, short_hash
+from edgekd.core.files import short_hash
 from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.machine import describe
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
-from edgekd.core.readers import read_arrays
+from edgekd.core.readers import read_arrays, sha256_file
 from edgekd.distill.text_bank import (
     TextBank,
     ensemble,

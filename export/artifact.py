@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError, GateFailed
-from edgekd.core.files import sha256_file
 from edgekd.core.folders import ARTIFACT, publishing
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
 from edgekd.export.onnx import OPSET

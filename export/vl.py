@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.core.errors import GateFailed
-from edgekd.core.files import sha256_file, write_json
+from edgekd.core.files import write_json
 from edgekd.core.folders import VL_ARTIFACT, publishing
+from edgekd.core.readers import sha256_file
 from edgekd.export.onnx import save_checked, to_proto
 from edgekd.export.parity import check, compare
 

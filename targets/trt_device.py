@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.core.readers import read_object, sha256_of
+from edgekd.core.readers import read_object, sha256_file
 from edgekd.targets.trt_build import MODULES, BuildError, build
 from edgekd.targets.trt_builders import Gpu, find_gpu
 
@@ -83,7 +83,7 @@ def ready_engine(
     if details.get("builder") is not None:
         return None
     path, about = folder / DEVICE_FILE, _about(folder)
-    if path.is_file() and about.get("sha256") != sha256_of(path):
+    if path.is_file() and about.get("sha256") != sha256_file(path):
         say(f"{artifact['name']} has an engine that was built here by other means")
         return None
     wanted = {
@@ -108,7 +108,7 @@ def ready_engine(
     seconds = round(time.perf_counter() - started, 1)
     scratch = folder / (DEVICE_FILE + ".part")
     scratch.write_bytes(plan)
-    about = {**wanted, "seconds": seconds, "sha256": sha256_of(scratch)}
+    about = {**wanted, "seconds": seconds, "sha256": sha256_file(scratch)}
     # An engine without the note that belongs to it would pass for somebody else's: at no moment is there one.
     with contextlib.suppress(FileNotFoundError):
         path.unlink()

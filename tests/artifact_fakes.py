@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.export.parity import compare
 
 

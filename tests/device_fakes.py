@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.export.parity import compare
 from edgekd.targets.agent.job import Job, JobArtifact

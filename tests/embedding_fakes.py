@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgekd.core.files import sha256_file, write_bytes
+from edgekd.core.files import write_bytes
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.export.parity import compare
 from edgekd.targets.bank import ClassBank
 

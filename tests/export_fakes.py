@@ -1,14 +1,78 @@
-"""Export of a model that no run made: the arguments of `Source` and `ExportConfig` side by side."""
+"""A small network, pictures for it, and its export without a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
 from edgekd.configs.export import ExportConfig
 from edgekd.core.manifest import Artifact
+from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
+
+SIZE = 32
+
+
+class Block(nn.Module):
+    """Stem, depthwise, squeeze-and-excite, pointwise, residual: what a mobile network is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.reduce = nn.Conv2d(16, 4, 1)
+        self.expand = nn.Conv2d(4, 16, 1)
+        self.pointwise = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.stem(x))
+        y = nn.functional.hardswish(self.depthwise(x))
+        gate = self.expand(self.reduce(y.mean((2, 3), keepdim=True)).relu())
+        return (x + self.pointwise(y * nn.functional.hardsigmoid(gate))).mean((2, 3))
+
+
+def pictures(n: int, seed: int = 0) -> np.ndarray:
+    """Smooth random images: noise would make every image's features alike."""
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    fine = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
+
+
+def logits(path: Path, images: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(
+        None, {"image": images}
+    )[0]
+
+
+def block_model() -> Deployable:
+    """A `Block` with four classes, the same weights at every call."""
+    torch.manual_seed(1)
+    return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
+
+
+def export_block(folder: Path, target: str, precision: str) -> Artifact:
+    """Export `block_model` for a target, calibrated on 24 pictures and checked on 64."""
+    return export_parts(
+        block_model(),
+        folder,
+        target=target,
+        precision=precision,
+        classes=("a", "b", "c", "d"),
+        preprocess=Preprocess(size=SIZE),
+        calibration=pictures(24),
+        calibration_ids=[str(i) for i in range(24)],
+        parity_images=pictures(64, seed=1),
+        facts={"student": "test"},
+    )
 
 
 def export_parts(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.benchmark.subjects import Logits, PromptVariant, Subject, Suite
+from edgekd.core.ahead import map_ahead
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.preprocess import Preprocess
@@ -80,26 +78,13 @@ def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[
 
 def _batches(suite: Suite, preprocesses: Mapping[str, Preprocess], batch: int) -> Iterator[Pixels]:
     """Yield `[B, H, W, 3]` for each preprocess, at most two batches ahead of the caller."""
-    waiting: deque[Future[Pixels]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
-    def submit(index: int) -> None:
-        waiting.append(pool.submit(_read, suite.images, index, preprocesses, suite.corruption))
+    def read(index: int) -> Pixels:
+        return _read(suite.images, index, preprocesses, suite.corruption)
 
-    try:
-        remaining = iter(suite.indices.tolist())
-        ready: list[Pixels] = []
-        for index in itertools.islice(remaining, 2 * batch):
-            submit(index)
-        while waiting:
-            ready.append(waiting.popleft().result())
-            for index in itertools.islice(remaining, 1):
-                submit(index)
-            if len(ready) == batch or not waiting:
-                yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}
-                ready = []
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    images = map_ahead(read, suite.indices.tolist(), 2 * batch)
+    while ready := list(itertools.islice(images, batch)):
+        yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}
 
 
 def _read(

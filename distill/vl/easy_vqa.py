@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file
-from edgekd.core.readers import read_json
+from edgekd.core.readers import read_json, sha256_file
 from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.distill.vl.data import VlData
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from edgekd.core import machine
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, parse_json, sha256_of
+from edgekd.core.readers import inside, parse_json, sha256_file
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
 from edgekd.targets.agent.model import check_runtime, open_model, read_manifest
@@ -95,7 +95,7 @@ def _probe(arguments: list[str]) -> None:
     for name in arguments[1:]:
         part = inside(root, name + ".part")
         if inside(root, name).is_file():
-            files[name] = sha256_of(root / name)
+            files[name] = sha256_file(root / name)
         elif part.is_file():
             files[name] = part.stat().st_size
     versions, free = machine.describe()["versions"], shutil.disk_usage(root).free
@@ -164,7 +164,7 @@ def _run(arguments: list[str]) -> None:
         result = folder / RESULT
         if not result.exists():
             _write_result(job, done, result)
-    _emit(result=str(result), size=result.stat().st_size, sha256=sha256_of(result))
+    _emit(result=str(result), size=result.stat().st_size, sha256=sha256_file(result))
 
 
 def _classify(arguments: list[str]) -> None:

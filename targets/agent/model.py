@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, read_object, sha256_of
+from edgekd.core.readers import inside, read_object, sha256_file
 from edgekd.targets.agent.job import number, whole
 from edgekd.targets.registry import TARGETS, opener_of
 from edgekd.targets.session import OR_ANOTHER, Session, open_artifact
@@ -113,7 +113,7 @@ def open_model(folder: Path, *, threads: int | None) -> Session:
     """
     artifact = read_manifest(folder)
     for name, expected in artifact["files"].items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
             raise EdgekdError(
                 f"{folder / name} is not the file that was exported.", "Copy the artifact again."
             )

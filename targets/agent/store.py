@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import inside, parse_json, read_arrays, read_errors, sha256_of
+from edgekd.core.readers import inside, parse_json, read_arrays, read_errors, sha256_file
 
 try:
     import fcntl
@@ -51,7 +51,7 @@ def receive(root: Path, name: str, size: int, sha256: str, source: BinaryIO) -> 
             handle.write(block)
         handle.flush()
         os.fsync(handle.fileno())
-    if sha256_of(part) != sha256:
+    if sha256_file(part) != sha256:
         part.unlink()
         raise EdgekdError(f"{path.name} arrived damaged.", "Run the same command again.")
     os.replace(part, path)

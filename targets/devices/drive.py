@@ -12,8 +12,7 @@ from typing import IO, Any, Protocol
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file
-from edgekd.core.readers import parse_json, printable
+from edgekd.core.readers import parse_json, printable, sha256_file
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, sha256_file, short_hash, write_bytes, write_text
+from edgekd.core.files import disk_errors, short_hash, write_bytes, write_text
 from edgekd.core.folders import BUNDLE, publishing
 from edgekd.core.manifest import read_artifact
-from edgekd.core.readers import inside, printable
+from edgekd.core.readers import inside, printable, sha256_file
 from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.data.images import read_bytes
 from edgekd.targets.agent.__main__ import RESULT

@@ -15,8 +15,8 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate.metrics import log_softmax
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, TensorSpec
+from edgekd.core.readers import sha256_file
 from edgekd.export.parity import compare
 from edgekd.targets.session import open_session
 from edgekd.targets.timing import stopwatch

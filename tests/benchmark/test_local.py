@@ -9,22 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_fakes import BRIEF
 
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.core.errors import EdgekdError
 from edgekd.targets.devices.result import Clocked
-from edgekd.targets.timing.stopwatch import QUICK
 
-BRIEF = replace(
-    QUICK,
-    warmup_runs=4,
-    warmup_s=0.01,
-    warmup_limit_s=0.1,
-    runs=20,
-    seconds=0.05,
-    limit_s=2.0,
-    block_s=0.01,
-)
 PLANTED = '''
 import os, sys, time, types
 from pathlib import Path

@@ -18,14 +18,13 @@ from edgekd.core.files import (
     disk_errors,
     replacing,
     scratch_folder,
-    sha256_file,
     short_hash,
     sweep,
     write_json,
     write_tensors,
     write_text,
 )
-from edgekd.core.readers import read_json, read_tensors
+from edgekd.core.readers import read_json, read_tensors, sha256_file
 
 
 def names(folder: Path) -> list[str]:

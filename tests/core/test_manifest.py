@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, Run, TensorSpec, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.export.parity import compare
 
 

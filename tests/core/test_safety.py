@@ -22,7 +22,7 @@ from device_fakes import result_of, run_agent, write_artifact, write_images, wri
 from embedding_fakes import write_colours
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, csv_text, sha256_file, write_json
+from edgekd.core.files import cache_folder, csv_text, write_json
 from edgekd.core.manifest import Run, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import (
@@ -35,6 +35,7 @@ from edgekd.core.readers import (
     read_json,
     read_tensors,
     read_toml,
+    sha256_file,
 )
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from export_fakes import SIZE, Block, logits, pictures
 from onnxruntime.quantization.calibrate import HistogramCollector
-from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess

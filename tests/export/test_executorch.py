@@ -8,17 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from export_fakes import export_parts
-from test_quantize import SIZE, Block, pictures
-from torch import nn
+from export_fakes import block_model, export_block, pictures
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.core.files import sha256_file
-from edgekd.core.manifest import Artifact, read_artifact
-from edgekd.core.preprocess import Preprocess
+from edgekd.core.manifest import read_artifact
+from edgekd.core.readers import sha256_file
 from edgekd.export.artifact import torch_logits
-from edgekd.export.graph import Deployable
 from edgekd.targets.session import open_session
 
 needs_executorch = pytest.mark.skipif(
@@ -26,39 +21,19 @@ needs_executorch = pytest.mark.skipif(
 )
 
 
-def build() -> Deployable:
-    torch.manual_seed(1)
-    return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
-
-
-def export(folder: Path, precision: str) -> Artifact:
-    return export_parts(
-        build(),
-        folder,
-        target="executorch",
-        precision=precision,
-        classes=("a", "b", "c", "d"),
-        preprocess=Preprocess(size=SIZE),
-        calibration=pictures(24),
-        calibration_ids=[str(i) for i in range(24)],
-        parity_images=pictures(64, seed=1),
-        facts={"student": "test"},
-    )
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("executorch")
     found = {}
     for precision in ("fp32", "int8"):
-        export(found.setdefault(precision, home / precision), precision)
+        export_block(found.setdefault(precision, home / precision), "executorch", precision)
     return found
 
 
 @needs_executorch
 def test_files_compute_the_model(folders: dict[str, Path]) -> None:
     images = pictures(100, seed=2)
-    reference = torch_logits(build(), images)
+    reference = torch_logits(block_model(), images)
     exact = open_session(folders["fp32"])
     np.testing.assert_allclose(exact.run(images), reference, atol=1e-5)
     assert read_artifact(folders["fp32"]).parity["run_by"] == exact.provider
@@ -87,6 +62,6 @@ def test_without_the_package_the_extra_is_named(
     for name in ("executorch", "executorch.exir", "executorch.runtime"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotHere) as caught:
-        export(tmp_path / "a", "fp32")
+        export_block(tmp_path / "a", "executorch", "fp32")
     assert "edgekd[executorch]" in caught.value.hint
     assert list(tmp_path.iterdir()) == []

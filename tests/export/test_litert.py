@@ -12,23 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from device_fakes import BRIEF, run_agent, two_suites, write_images
-from export_fakes import export_parts
+from export_fakes import SIZE, block_model, export_block, pictures
 from PIL import Image
-from test_quantize import SIZE, Block, pictures
-from torch import nn
 
 from edgekd.artifacts.kit import write_kit
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.core.files import sha256_file
-from edgekd.core.manifest import Artifact, read_artifact
-from edgekd.core.preprocess import Preprocess
+from edgekd.core.manifest import read_artifact
+from edgekd.core.readers import sha256_file
 from edgekd.export.artifact import torch_logits
-from edgekd.export.graph import Deployable
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
@@ -38,32 +33,12 @@ needs_litert = pytest.mark.skipif(
 )
 
 
-def build() -> Deployable:
-    torch.manual_seed(1)
-    return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
-
-
-def export(folder: Path, precision: str) -> Artifact:
-    return export_parts(
-        build(),
-        folder,
-        target="litert",
-        precision=precision,
-        classes=("a", "b", "c", "d"),
-        preprocess=Preprocess(size=SIZE),
-        calibration=pictures(24),
-        calibration_ids=[str(i) for i in range(24)],
-        parity_images=pictures(64, seed=1),
-        facts={"student": "test"},
-    )
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("litert")
     found = {}
     for precision in ("fp32", "fp16", "int8", "int8-weights"):
-        export(found.setdefault(precision, home / precision), precision)
+        export_block(found.setdefault(precision, home / precision), "litert", precision)
     return found
 
 
@@ -74,7 +49,9 @@ def test_float_files_compute_the_model(
 ) -> None:
     images = pictures(3, seed=5)  # a file takes one at a time
     session = open_session(folders[precision], threads=1)
-    np.testing.assert_allclose(session.run(images), torch_logits(build(), images), atol=tolerance)
+    np.testing.assert_allclose(
+        session.run(images), torch_logits(block_model(), images), atol=tolerance
+    )
     artifact = read_artifact(folders[precision])
     assert artifact.parity["run_by"] == session.provider
     assert artifact.inputs[0].shape == (1, SIZE, SIZE, 3)
@@ -84,7 +61,7 @@ def test_float_files_compute_the_model(
 @pytest.mark.parametrize("precision", ["int8", "int8-weights"])
 def test_files_of_8_bits_are_small_and_close(folders: dict[str, Path], precision: str) -> None:
     images = pictures(100, seed=2)
-    reference = torch_logits(build(), images)
+    reference = torch_logits(block_model(), images)
     candidate = open_session(folders[precision], threads=1).run(images)
     centred = reference - reference.mean(axis=0)
     assert not np.array_equal(reference, candidate)
@@ -174,7 +151,7 @@ def test_without_the_package_the_extra_is_named(
     for name in PACKAGES:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NotHere) as caught:
-        export(tmp_path / "a", "fp32")
+        export_block(tmp_path / "a", "litert", "fp32")
     assert "edgekd[litert]" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
     write_agent(tmp_path / "agent.pyz")

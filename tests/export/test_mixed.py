@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export_fakes import SIZE, Block, logits, pictures
 from onnx import numpy_helper
-from test_quantize import SIZE, Block, logits, pictures
 from torch import nn
 
 from edgekd.core.errors import EdgekdError, GateFailed

@@ -14,17 +14,16 @@ import pytest
 import torch
 from benchmark_fakes import ONE_THREAD
 from device_fakes import BRIEF, run_agent, two_suites, write_images
-from export_fakes import export_parts
-from test_quantize import SIZE, Block, pictures
+from export_fakes import SIZE, Block, export_parts, pictures
 from torch import nn
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.export.graph import Deployable, torch_logits
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from export_fakes import logits, pictures
 from test_mixed import budget, spoilt
-from test_quantize import logits, pictures
 
 from edgekd.core.errors import EdgekdError
 from edgekd.export.openvino_ir import read

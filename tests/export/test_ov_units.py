@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from test_quantize import SIZE, pictures
+from export_fakes import SIZE, pictures
 from torch import nn
 
 from edgekd.core.preprocess import Preprocess

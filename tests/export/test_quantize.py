@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from export_fakes import SIZE, Block, logits, pictures
 from onnx import numpy_helper
 from torch import nn
 
@@ -19,42 +20,6 @@ from edgekd.export.onnx_graph import to_fp16
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
-
-SIZE = 32
-
-
-class Block(nn.Module):
-    """Stem, depthwise, squeeze-and-excite, pointwise, residual: what a mobile network is made of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.reduce = nn.Conv2d(16, 4, 1)
-        self.expand = nn.Conv2d(4, 16, 1)
-        self.pointwise = nn.Conv2d(16, 16, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.relu6(self.stem(x))
-        y = nn.functional.hardswish(self.depthwise(x))
-        gate = self.expand(self.reduce(y.mean((2, 3), keepdim=True)).relu())
-        return (x + self.pointwise(y * nn.functional.hardsigmoid(gate))).mean((2, 3))
-
-
-def pictures(n: int, seed: int = 0) -> np.ndarray:
-    """Smooth random images: noise would make every image's features alike."""
-    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    fine = nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
-    return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
-
-
-def logits(path: Path, images: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(
-        None, {"image": images}
-    )[0]
 
 
 @pytest.fixture(scope="module")

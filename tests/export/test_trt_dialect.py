@@ -7,8 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from export_fakes import SIZE, Block, pictures
 from onnx import numpy_helper
-from test_quantize import SIZE, Block, pictures
 from torch import nn
 
 from edgekd.core.errors import EdgekdError

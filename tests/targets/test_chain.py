@@ -13,8 +13,8 @@ from onnx import numpy_helper
 import edgekd
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file
 from edgekd.core.manifest import read_artifact
+from edgekd.core.readers import sha256_file
 
 
 @pytest.fixture(scope="module")

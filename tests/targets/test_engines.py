@@ -32,8 +32,9 @@ from edgekd.benchmark.report import write
 from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Subject, Suite
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_root, sha256_file
+from edgekd.core.files import cache_root
 from edgekd.core.manifest import read_artifact
+from edgekd.core.readers import sha256_file
 from edgekd.evaluation.subjects import lone_artifact
 from edgekd.targets import trt_device
 from edgekd.targets.agent.job import Job, JobArtifact

@@ -204,12 +204,6 @@ def _cell(cell: object) -> object:
     return f"'{cell}" if dangerous else cell
 
 
-def sha256_file(path: Path) -> str:
-    """Return Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def short_hash(*parts: str) -> str:
     """Return 16 hex digits over the parts, for names of folders and ids."""
     data = "\0".join(parts).encode(

@@ -19,12 +19,19 @@ from pydantic import (
 
 from edgekd.core.console import shell_word, warn
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import sha256_file, write_json, write_text
+from edgekd.core.files import write_json, write_text
 from edgekd.core.formats import RENAMED
 from edgekd.core.formats import Input as Input
 from edgekd.core.formats import Precision as Precision
 from edgekd.core.preprocess import Preprocess
-from edgekd.core.readers import inside, plain_path, printable, printable_values, read_object
+from edgekd.core.readers import (
+    inside,
+    plain_path,
+    printable,
+    printable_values,
+    read_object,
+    sha256_file,
+)
 
 LABELS_FILE = "labels.txt"
 """Beside an artifact: its classes for programs that read no JSON. edgekd itself reads `artifact.json` alone."""

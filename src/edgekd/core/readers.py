@@ -424,8 +424,8 @@ def read_torch(path: Path, what: str, hint: str = _RESTORE, allow: Sequence[Any]
             raise
 
 
-def sha256_of(path: Path) -> str:
-    """Return Hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
+def sha256_file(path: Path) -> str:
+    """Return the hex SHA-256 of a file's bytes (`hashlib.file_digest` needs Python 3.11)."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekd.benchmark.evaluate.metrics import log_softmax
 from edgekd.core.ahead import map_ahead
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor, in_batches
@@ -107,9 +108,7 @@ class Model:
         if not prepared:
             return []
         logits = in_batches(self.logits, np.stack([pixels for _, pixels in prepared]), BATCH)
-        logits = logits.astype(np.float64)  # [B, C]
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rows = odds / odds.sum(axis=1, keepdims=True)
+        rows = np.exp(log_softmax(logits))  # float64 [B, C]
         return [self._prediction(name, row) for (name, _), row in zip(prepared, rows, strict=True)]
 
     def _prediction(self, name: str, row: NDArray[np.float64]) -> Prediction:
