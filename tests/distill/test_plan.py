@@ -54,6 +54,7 @@ def test_toy_prompts_name_the_styles_unless_told_otherwise(tmp_path: Path) -> No
 def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
     assert settled().augment == "restyle"
     assert settled(recipe="kd").augment == "plain"
+    assert (settled().balance, settled(recipe="kd").balance) == ("classes", "domains")
     assert settled(unlabelled=["toy:sketch"]).augment == "plain"
     assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
 

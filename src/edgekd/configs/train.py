@@ -52,8 +52,9 @@ class DataOptions(Config):
     unlabelled_filter: bool = False
     """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
     validation images: pictures of nothing that the classes name."""
-    balance: Literal["domains", "classes"] = "domains"
-    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes."""
+    balance: Literal["domains", "classes"] | None = None
+    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes. Default: the
+    recipe's."""
     augment: Literal["plain", "restyle"] | None = None
     """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
     unlabelled images."""
