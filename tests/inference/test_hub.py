@@ -112,6 +112,20 @@ def test_onnx_files_follow_the_conventions_of_transformers(
     assert found == pytest.approx(wanted, abs=tolerance + 0.02)
 
 
+def test_transformers_opens_a_pulled_student(
+    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    edgekd.push(run, "me/small")
+    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    inputs = transformers.AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
+    with torch.inference_mode():
+        values = softmax(model(**inputs).logits[0].numpy())
+    found = {model.config.id2label[number]: value for number, value in enumerate(values)}
+    assert found == pytest.approx(expected(run, picture), abs=0.02)
+
+
 def test_a_pulled_file_predicts_as_the_pushed_one(
     hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
 ) -> None:

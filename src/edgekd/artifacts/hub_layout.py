@@ -202,6 +202,8 @@ def _describe(path: Path, run: Run) -> None:
     }
     for name in ("test_input_size", "test_crop_pct", "pool_size", "label_names"):
         pretrained.pop(name, None)
+    # timm records the number of classes here as well, and transformers refuses it twice.
+    settings.get("model_args", {}).pop("num_classes", None)
     settings |= {
         "model_type": "timm_wrapper",
         "architectures": ["TimmWrapperForImageClassification"],
