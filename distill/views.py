@@ -7,9 +7,9 @@ saturation, hue and grey are all affine in RGB, so a view's colours are one 3×3
 
 Restyled views keep the content and change the style of half of the student's views: amplitudes mixed with another
 image's (Fourier; FACT, Xu et al., CVPR 2021), random convolutions (RandConv, Xu et al., ICLR 2021), line drawings,
-cartoons (Kuwahara filter, posterised, with contours), solarisation. The teacher embeds the same restyled view (consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024);
-of a Fourier mixture, whose partner is drawn from the global batch, it embeds the view before. Nothing depends on the
-number of processes.
+cartoons (Kuwahara filter, posterised, with contours), solarisation. The teacher embeds the same restyled view
+(consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024); of a Fourier mixture, whose partner is drawn from the
+global batch, it embeds the view before. Nothing depends on the number of processes.
 """
 
 from __future__ import annotations
