@@ -59,7 +59,7 @@ class Recipe:
     augment: Literal["plain", "restyle"] = "plain"
     """Student's views unless `--augment` is given; plain where unlabelled images train."""
     balance: Literal["domains", "classes"] = "domains"
-    """Equal shares in the batches unless `--balance` is given."""
+    """Equal shares in the batches unless `--balance` is given; of the domains where unlabelled images train."""
     centre: bool = False
     """Whether anisotropic teacher embeddings are mean-centred (`TextBank.head`)."""
 

@@ -6,10 +6,11 @@ augmentation (EVALUATION E.1): random resized crop, flip, colour jitter, sometim
 saturation, hue and grey are all affine in RGB, so a view's colours are one 3×3 matrix and one offset.
 
 Restyled views keep the content and change the style of half of the student's views: amplitudes mixed with another
-image's (Fourier; FACT, Xu et al., CVPR 2021), random convolutions (RandConv, Xu et al., ICLR 2021), line drawings,
-cartoons (Kuwahara filter, posterised, with contours), solarisation. The teacher embeds the same restyled view
-(consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024); of a Fourier mixture, whose partner is drawn from the
-global batch, it embeds the view before. Nothing depends on the number of processes.
+image's (Fourier; FACT, Xu et al., CVPR 2021), random convolutions (RandConv, Xu et al., ICLR 2021), line drawings
+(extended difference of Gaussians, Winnemöller et al. 2012), cartoons (Kuwahara filter, posterised, with contours),
+solarisation. The teacher embeds the same restyled view (consistent targets, as MobileCLIP's, Vasu et al., CVPR 2024);
+of a Fourier mixture, whose partner is drawn from the global batch, it embeds the view before. Nothing depends on the
+number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, conv2d, grid_sample, pad
-from torchvision.transforms.v2.functional import gaussian_blur
+from torchvision.transforms.v2.functional import gaussian_blur, rgb_to_grayscale
 
 from edgekd.core.files import short_hash
 
@@ -152,8 +153,10 @@ KINDS = ("fourier", "convolution", "lines", "paint", "solarise")
 _KERNEL = 7
 _WINDOW = 2 / 64
 """Side of the windows that a view is flattened by, as a part of its side."""
+_BLURS = (0.5 / 64, 0.8 / 64, 1.3 / 64, 2.1 / 64)
+"""Standard deviations as parts of the view's side; a line drawing subtracts two neighbours."""
 _PENS = (0.35 / 64, 0.6 / 64, 1 / 64)
-"""Widths of a pen: standard deviations of the blur before contours are found, as parts of the view's side."""
+"""Widths of a cartoon's pen: standard deviations of the blur before contours are found, as parts of the view's side."""
 _FAINTEST = 0.02
 """Least change of colour over two pixels that a pen follows."""
 
@@ -168,7 +171,7 @@ class RestylePolicy:
     @property
     def id(self) -> str:
         """16 hex digits that change with any number above, or with the meaning of one."""
-        return short_hash("restyle-3", repr(sorted(asdict(self).items())))
+        return short_hash("restyle-4", repr(sorted(asdict(self).items())))
 
 
 class Restyle(NamedTuple):
@@ -296,11 +299,29 @@ def _convolution(own: Tensor, kernels: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _lines(own: Tensor, draws: Tensor) -> Tensor:
-    """Draw dark contours on bright paper; a fifth of the views keep their colours under them."""
+    """Draw dark lines on bright paper, at one of three widths; a fifth keeps its colours under the lines.
+
+    A quarter of the views are flattened first, which leaves outlines and drops texture.
+    """
+    rows = torch.arange(len(own), device=own.device)
     numbers = draws[:, :, None, None, None]  # [b, 6, 1, 1, 1]
-    ink = _contours(own, draws[:, 0], draws[:, 5])
-    paper = torch.where(numbers[:, 3] < 0.2, own, (0.9 + 0.1 * numbers[:, 2]).expand_as(own))
-    return paper * (1 - (0.7 + 0.3 * numbers[:, 4]) * ink)
+    smooth, flat = own.clone(), draws[:, 1] < 0.25
+    if flat.any():
+        smooth[flat] = _flattened(own[flat])
+    grey = rgb_to_grayscale(smooth)  # [b, 1, S, S]
+    sigmas = [part * own.shape[-1] for part in _BLURS]
+    reach = 2 * math.ceil(2 * sigmas[-1]) + 1
+    # Rows, then columns: torchvision would convolve with the square kernel.
+    across = [gaussian_blur(grey, [reach, 1], [s, s]) for s in sigmas]
+    blurred = torch.stack(
+        [gaussian_blur(part, [1, reach], [s, s]) for part, s in zip(across, sigmas, strict=True)]
+    )
+    width = (draws[:, 0] * (len(_BLURS) - 1)).long().clamp(max=len(_BLURS) - 2)
+    edges = blurred[width + 1, rows] - blurred[width, rows]  # positive where darker than around
+    faintest = 0.01 + 0.02 * numbers[:, 5]
+    ink = torch.tanh((edges - faintest).clamp(min=0) * (20 + 180 * numbers[:, 2]))
+    paper = torch.where(numbers[:, 3] < 0.2, own, (0.85 + 0.15 * numbers[:, 5]).expand_as(own))
+    return paper * (1 - (0.6 + 0.4 * numbers[:, 4]) * ink)
 
 
 def _paint(own: Tensor, draws: Tensor) -> Tensor:

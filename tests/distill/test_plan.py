@@ -55,7 +55,8 @@ def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
     assert settled().augment == "restyle"
     assert settled(recipe="kd").augment == "plain"
     assert (settled().balance, settled(recipe="kd").balance) == ("classes", "domains")
-    assert settled(unlabelled=["toy:sketch"]).augment == "plain"
+    adapted = settled(unlabelled=["toy:sketch"])
+    assert (adapted.augment, adapted.balance) == ("plain", "domains")
     assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
 
 
