@@ -16,6 +16,7 @@ from edgekd.benchmark.report.sections import Item, Text, facts, printable, secti
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.results.schema import Report, of
+from edgekd.targets.feed import resizes
 
 _TYPES = {"top1": "accuracy", "macro": "recall", "ece": "ece"}
 _CLOCK = ("p50_ms", "p90_ms")
@@ -155,7 +156,9 @@ def _use(report: Report) -> list[str]:
     row = next(row for row in report.exported if row.who == (one["run"], one["name"]))
     pixels = report.protocol["preprocess"][row.preprocess]
     size, interpolation = pixels["size"], pixels["interpolation"].upper()
-    if pixels["resize"] == "squash":
+    if resizes(one["inputs"][0]):
+        resize = "# the file resizes"
+    elif pixels["resize"] == "squash":
         resize = f"image = image.resize(({size}, {size}), Image.Resampling.{interpolation})"
     else:
         resize = (
@@ -167,6 +170,8 @@ def _use(report: Report) -> list[str]:
         )
     shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
     value = "np.asarray(image)[None]"
+    if resizes(one["inputs"][0]):
+        shape = "RGB uint8, `[batch, height, width, 3]` of any size; resizing and normalisation are inside"
     if takes_floats(one):
         shape = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
         value = "planes.astype(np.float32)"

@@ -10,6 +10,7 @@ from edgekd.benchmark.measure.speed import load_of, speed_between
 from edgekd.benchmark.results.metric import ms
 from edgekd.benchmark.results.rows import HERE
 from edgekd.benchmark.results.schema import Report
+from edgekd.targets.feed import resizes
 from edgekd.targets.timing.speed import LOADED, in_words
 
 THROTTLE_FLAGS = {
@@ -38,6 +39,12 @@ def notes(report: Report) -> list[str]:
         f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
         for one in report.context.get("artifacts", ())
         if takes_floats(one)
+    ]
+    found += [
+        f"{one['run']}: {one['name']} resizes inside; its latencies are those of pictures of the student's size, and "
+        "resizing a larger one comes on top."
+        for one in report.context.get("artifacts", ())
+        if any(map(resizes, one.get("inputs", ())))
     ]
     found += throttle_notes(report.environment)
     load = load_of(report.environment, HERE)
