@@ -217,7 +217,7 @@ def notes(report: Report) -> list[str]:
         f"{one['run']}: {one['name']} resizes inside; its latencies are those of pictures of the student's size, and "
         "resizing a larger one comes on top."
         for one in report.context.get("artifacts", ())
-        if any(map(resizes, one.get("inputs", ())))
+        if resizes_inside(one)
     ]
     texts += throttle_notes(report.environment)
     load = load_of(report.environment, HERE)
@@ -279,6 +279,11 @@ def _excluded(report: Report) -> Iterator[str]:
 def takes_floats(facts: Mapping[str, Any]) -> bool:
     """Return whether an exported file, as the report's context describes it, leaves normalisation to the caller."""
     return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))
+
+
+def resizes_inside(facts: Mapping[str, Any]) -> bool:
+    """Return whether an exported file, as the report's context describes it, takes pictures of any size."""
+    return any(map(resizes, facts.get("inputs", ())))
 
 
 def throttle_notes(environment: Mapping[str, Any]) -> Iterator[str]:

@@ -9,13 +9,12 @@ from typing import Any
 import yaml
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers, takes_floats
+from edgekd.benchmark.report.answers import answers, resizes_inside, takes_floats
 from edgekd.benchmark.report.render import escape, markdown_sections, squeezed, templates
 from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
 from edgekd.benchmark.results.schema import Report, of
-from edgekd.targets.feed import resizes
 
 _TYPES = {"top1": "accuracy", "macro": "recall", "ece": "ece"}
 _CLOCK = ("p50_ms", "p90_ms")
@@ -150,7 +149,7 @@ def _use(report: Report) -> list[str]:
     pixels = report.protocol["preprocess"][row.preprocess]
     size, floats = pixels["size"], takes_floats(one)
     shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
-    inside = resizes(one["inputs"][0])
+    inside = resizes_inside(one)
     if inside:
         shape = "RGB uint8, `[batch, height, width, 3]` of any size; resizing and normalisation are inside"
     if floats:
