@@ -51,7 +51,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
     """Return the settings that take teacher and student from `config.weights_dir`.
 
     Args:
-        toy: the data are built in, and the student then does not come from a hub unless `pretrained` says so.
+        toy: the data are built in, and the student then does not come from a hub unless `pretrained` is set.
 
     Raises:
         EdgekdError: the folder lacks one of them.
@@ -74,7 +74,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
 
 
 def teacher_folder(folder: Path, spec: str) -> Path:
-    """Return where a teacher lies in a folder of weights."""
+    """Return where a teacher is in a folder of weights."""
     return folder / re.sub(r"[^\w.-]+", "-", spec)
 
 

@@ -54,7 +54,7 @@ SHARED = (
     "targets/trt_device.py",
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
-_START = '''"""Starts the agent, or says in one sentence why this Python cannot."""
+_START = '''"""Start the agent, or exit with one sentence where this Python cannot."""
 import json
 import sys
 

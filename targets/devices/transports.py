@@ -2,7 +2,7 @@
 
 The user's configuration, agent and jump hosts of ssh count; edgekd sees no key. On Android the agent runs in Termux's
 Python, which `run-as` reaches where Termux is debuggable (the one from its project's releases is); elsewhere start
-Termux's own sshd and use `ssh://`, as docs/devices.md says.
+Termux's own sshd and use `ssh://`, see docs/devices.md.
 """
 
 from __future__ import annotations

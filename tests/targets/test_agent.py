@@ -119,7 +119,7 @@ def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_p
     for n, clock in enumerate(artifact.model):
         stored, _ = read_step(job / "done" / f"latency-0-{n}.npz")
         np.testing.assert_array_equal(clock.samples.samples_ms, stored["samples_ms_0"])
-    assert result.restarts == 0
+    assert result.facts["restarts"] == 0
 
 
 def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_restart_between_steps_is_told(agent: Path, tmp_path: Path) -> None:
     arrays, facts = read_step(job / "edgekd-result.npz")
     facts["steps"]["endtoend-0"]["boot"] = "another"
     write_step(job / "edgekd-result.npz", arrays, facts)
-    assert result_of(job / "edgekd-result.npz").restarts == 1
+    assert result_of(job / "edgekd-result.npz").facts["restarts"] == 1
 
 
 def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:

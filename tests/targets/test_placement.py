@@ -27,7 +27,7 @@ def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
     session = open_session(write_artifact(tmp_path / "fp32"))
     placement = session.placement()
     assert placement is not None
-    assert (placement.asked, placement.nodes) == (CPU, {CPU: OPERATORS})
+    assert (placement.provider, placement.nodes) == (CPU, {CPU: OPERATORS})
     assert placement.counts() == {CPU: 3}
     refuse_fallback("fp32", placement)
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
@@ -69,7 +69,7 @@ def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
     data = artifact.model_dump(mode="json")
     placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
     assert placement is not None
-    assert (placement.asked, list(placement.nodes)) == ("CPU", ["CPU"])
+    assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])
     refuse_fallback("ov", placement)
 

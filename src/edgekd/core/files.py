@@ -77,13 +77,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _number(error: OSError) -> int | None:
     """Return the system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
-    told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
-    return int(told[1]) if told else error.errno
+    number = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
+    return int(number[1]) if number else error.errno
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Return A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
+    """Yield a folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="edgekd-") as name,
@@ -155,8 +155,8 @@ def write_tensors(
     from safetensors.torch import save
 
     data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
-    write_bytes(path, save(data, metadata=told))
+    header = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
+    write_bytes(path, save(data, metadata=header))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -166,7 +166,7 @@ def held(lock: Path, message: str) -> Iterator[None]:
     """Hold a lock file for the block; a killed holder releases it.
 
     Raises:
-        EdgekdError: another process holds it; `message` says what that means.
+        EdgekdError: another process holds it; `message` describes that.
     """
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
 
 
 def _stopped_at_start(folder: Path, kind: Kind) -> bool:
-    """Return A run that ended before its first checkpoint: nothing in it can be continued or used."""
+    """Return whether a run ended before its first checkpoint: nothing in it can be continued or used."""
     return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
