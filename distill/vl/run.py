@@ -65,18 +65,7 @@ def build_student(
             f"{config.student} gives {patches} patches, which are no square.", "Choose another."
         )
     student = VlStudent(
-        backbone,
-        channels,
-        patches,
-        preprocess,
-        rows,
-        task=config.task,
-        outputs=outputs,
-        length=length,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        blind=config.blind,
+        backbone, channels, patches, preprocess, rows, config, outputs=outputs, length=length
     )
     return student, preprocess, (side, side)
 
