@@ -12,7 +12,8 @@ import torch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, replacing, write_json, write_tensors
+from edgekd.core.files import disk_errors, replacing, write_json
+from edgekd.core.tensors import write_tensors
 from edgekd.distill.students import TEACHER_ENCODER, make_student, timm_name
 from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.views import plain

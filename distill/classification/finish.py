@@ -13,9 +13,9 @@ from torch.nn.functional import softmax
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_tensors
 from edgekd.core.manifest import Run
-from edgekd.core.readers import read_torch, sha256_file
+from edgekd.core.readers import sha256_file
+from edgekd.core.tensors import read_torch, write_tensors
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.batchnorm import recompute_statistics

@@ -16,7 +16,8 @@ from torch import Tensor
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
-from edgekd.core.readers import printable_values, read_object, read_tensors
+from edgekd.core.readers import printable_values, read_object
+from edgekd.core.tensors import read_tensors
 from edgekd.distill.cache import cached_tensors
 from edgekd.distill.students import make_student
 from edgekd.distill.teachers import weights_hash

@@ -20,9 +20,10 @@ from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.console import say, shell_word
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_json, write_tensors
+from edgekd.core.files import write_json
 from edgekd.core.folders import RUN, clear, growing
 from edgekd.core.readers import read_object
+from edgekd.core.tensors import write_tensors
 from edgekd.distill.batches import BalancedSampler, PixelStore, open_store
 from edgekd.distill.batchnorm import Fold
 from edgekd.distill.checkpoint import Checkpoint

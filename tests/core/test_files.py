@@ -21,10 +21,10 @@ from edgekd.core.files import (
     short_hash,
     sweep,
     write_json,
-    write_tensors,
     write_text,
 )
-from edgekd.core.readers import read_json, read_tensors, sha256_file
+from edgekd.core.readers import read_json, sha256_file
+from edgekd.core.tensors import read_tensors, write_tensors
 
 
 def names(folder: Path) -> list[str]:

@@ -33,10 +33,10 @@ from edgekd.core.readers import (
     read_array,
     read_arrays,
     read_json,
-    read_tensors,
     read_toml,
     sha256_file,
 )
+from edgekd.core.tensors import read_tensors
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split
 from edgekd.distill.batches import open_store

@@ -15,17 +15,13 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import platformdirs
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import FACTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _ABANDONED_S = 24 * 3600
 
@@ -142,21 +138,6 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """
     with replacing(path) as scratch:
         scratch.write_bytes(data)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
-) -> None:
-    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
-
-    Args:
-        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
-    """
-    from safetensors.torch import save
-
-    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
-    write_bytes(path, save(data, metadata=header))
 
 
 def write_text(path: Path, text: str) -> None:
