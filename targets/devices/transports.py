@@ -22,7 +22,8 @@ from urllib.parse import parse_qsl
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import printable
-from edgekd.targets.devices.drive import Device, explained, last_line, popen
+from edgekd.targets.agent.messages import last_line
+from edgekd.targets.devices.drive import Device, explained, present
 
 _FORMS = "local, local:PYTHON, ssh://[USER@]HOST[:PORT], adb:SERIAL or bundle:DIR"
 _SSH_FORM = "Write ssh://[USER@]HOST[:PORT][?python=PATH]."
@@ -123,15 +124,14 @@ class ShellDevice:
             'd="${XDG_CACHE_HOME:-$HOME/.cache}/edgekd-agent" && mkdir -p "$d" && '
             f'cat > {folder}.new && mv {folder}.new {folder} && echo "edgekd:$d" && echo "edgekd:$HOME"'
         )
-        with open(agent, "rb") as handle, tempfile.TemporaryFile() as errors:
-            child = popen(self.reach("sh -c " + shlex.quote(script)), handle, errors)
-            output = child.communicate()[0].decode(errors="replace")
-            errors.seek(0)
-            stderr = errors.read().decode(errors="replace")
+        command = self.reach("sh -c " + shlex.quote(script))
+        with open(agent, "rb") as handle, present(command):
+            done = subprocess.run(command, stdin=handle, capture_output=True, check=False)
+        output, stderr = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
         answers = [line[7:] for line in output.splitlines() if line.startswith("edgekd:")]
         if "No space left" in stderr:
-            raise explained(self.name, child.returncode, stderr)
-        if child.returncode != 0 or len(answers) != 2:
+            raise explained(self.name, done.returncode, stderr)
+        if done.returncode != 0 or len(answers) != 2:
             raise EdgekdError(
                 f"{self.name} cannot be reached or written to ({last_line(stderr)}).",
                 "Try it by hand: the same ssh or adb must work.",

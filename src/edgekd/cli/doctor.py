@@ -8,7 +8,7 @@ import platform
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 PACKAGES = (
     "torch",

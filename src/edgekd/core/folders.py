@@ -120,13 +120,8 @@ REPORT = Kind(
 PAGE = '<meta name="generator" content="edgekd'
 """What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
-COMPARISON = Kind(
-    "comparison",
-    "comparison.html",
-    (),
-    ("comparison.md",),
-    PAGE,
-)
+STUDY = Kind("study", "study.json", ("schema_version", "recipes"), ())
+COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",), PAGE)
 
 
 def refuse_page(path: Path, *, overwrite: bool) -> None:
@@ -146,18 +141,8 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
         )
 
 
-_EARLY = (
-    "config.json",
-    "split.json",
-    "descriptions.json",
-    "metrics.jsonl",
-    "tensorboard",
-    "csv",
-    "wandb",
-    "mlruns",
-    "best.pt",
-    "swad",
-)
+_EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb", "mlruns",
+          "best.pt", "swad")  # fmt: skip
 """What a run has written before its first checkpoint."""
 
 
@@ -222,11 +207,8 @@ def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
         if _holds_anything(folder):
             kind.refuse(folder, overwrite=True)
         return
-    first = (
-        "run.json",
-        "vl_run.json",
-        "checkpoint.pt",
-    )  # without these it is never taken for more than it is
+    # Without these it is never taken for more than it is.
+    first = ("run.json", "vl_run.json", "checkpoint.pt")
     names = sorted(kind.owned(folder), key=lambda name: (name not in first, name == kind.marker))
     with disk_errors(folder):
         for name in names if marker else [name for name in names if name != kind.marker]:
