@@ -52,7 +52,7 @@ class Time:
         self.now += seconds
 
 
-def test_rapl_adds_packages_and_memory_and_knows_when_a_counter_starts_again(
+def test_rapl_adds_packages_and_memory_and_unwraps_counters(
     tmp_path: Path,
 ) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
@@ -135,7 +135,7 @@ def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
         open_sensor("battery", tmp_path)
 
 
-def test_sensors_that_are_not_there_are_said_in_a_sentence(
+def test_sensors_that_are_not_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rapl", "ina", "battery"):

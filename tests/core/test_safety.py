@@ -587,7 +587,7 @@ def test_more_shards_than_a_process_may_open(own_cache: Path) -> None:
     assert float(done.stdout) == sum(range(70))
 
 
-def test_a_cache_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", Path("/dev/null/x"), Path("/proc/edgekd")):
         monkeypatch.setenv("EDGEKD_CACHE", str(place))

@@ -133,7 +133,7 @@ def test_what_the_export_cost(report: Report) -> None:
     assert 0.1 < cost.ci95[0] < cost.value < cost.ci95[1]
 
 
-def test_no_mean_and_no_accuracy_knows_of_them(report: Report) -> None:
+def test_they_enter_no_mean_and_no_accuracy(report: Report) -> None:
     plain = [suite for suite in with_unknown() if suite.kind != "unknown"]
     assert {row.suite for row in report.accuracy} == {suite.name for suite in plain}
     torch = next(row for row in report.summary if row.subject == "torch")

@@ -60,7 +60,7 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
     assert done.stdout.startswith(str(agent))
 
 
-def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
+def test_a_python_without_numpy_is_refused(agent: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-E", str(agent), "probe", "x"],
         capture_output=True,
@@ -139,7 +139,7 @@ def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_restart_between_steps_is_told(agent: Path, tmp_path: Path) -> None:
+def test_a_restart_between_steps_is_counted(agent: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, write_images(tmp_path / "images", 6))
     assert run_agent(sys.executable, agent, "run", str(job))[0] == 0
     arrays, facts = read_step(job / "edgekd-result.npz")

@@ -56,7 +56,7 @@ def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
         refuse_fallback("x", Placement("CPU", {}, "a test"))
 
 
-def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
+def test_openvino_reports_operators_with_their_precision(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     from edgekd.core.manifest import read_artifact
     from edgekd.targets.openvino import open_file
@@ -85,7 +85,7 @@ def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Placement | No
     return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT)
 
 
-def test_the_report_says_where_each_node_ran(
+def test_the_report_shows_where_each_node_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")
