@@ -27,6 +27,7 @@ from edgekd.targets.agent import __main__ as agent_main
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.devices.payload import SHARED, agent_bytes, write_agent
+from edgekd.targets.session import Placement
 
 
 @pytest.fixture
@@ -139,13 +140,18 @@ def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_restart_between_steps_is_counted(agent: Path, tmp_path: Path) -> None:
+def test_restarts_are_counted_and_older_agents_read(agent: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, write_images(tmp_path / "images", 6))
     assert run_agent(sys.executable, agent, "run", str(job))[0] == 0
     arrays, facts = read_step(job / "edgekd-result.npz")
     facts["steps"]["endtoend-0"]["boot"] = "another"
+    # Older agents called provider and source of a placement otherwise.
+    placement = {"asked": "CPU", "nodes": {"CPU": {"Conv": 2}}, "told_by": "a profile"}
+    facts["steps"]["predict-0-0"]["placement"] = placement
     write_step(job / "edgekd-result.npz", arrays, facts)
-    assert result_of(job / "edgekd-result.npz").facts["restarts"] == 1
+    result = result_of(job / "edgekd-result.npz")
+    assert result.facts["restarts"] == 1
+    assert result.artifacts[0].placement == Placement("CPU", {"CPU": {"Conv": 2}}, "a profile")
 
 
 def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:
