@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
+from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import sha256_file
 from edgekd.targets.agent.messages import converse, last_line
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
@@ -21,22 +24,28 @@ SPARE = 64_000_000
 """Bytes that must stay free on the device beside what is copied: journal and result."""
 
 
-class Device(Protocol):
-    """A machine and the way to it. Make one with `edgekd.targets.devices.transports.find_device`."""
+@dataclass
+class Device:
+    """A machine and the way to it: here this machine, with the agent that others get in a process of its own.
 
-    @property
-    def name(self) -> str:
-        """For the report."""
+    Attributes:
+        name: for the report.
+        program: the Python to use there.
+    """
 
-    @property
-    def python(self) -> list[str]:
-        """Words that start the device's Python, there."""
+    name: str
+    program: str
 
     def begin(self, agent: Path, name: str) -> str:
         """Put the agent in its folder on the device under `name`; return the folder's absolute path."""
+        root = cache_folder("device")
+        with disk_errors(root):
+            shutil.copy(agent, root / name)
+        return str(root.resolve())
 
     def command(self, words: Sequence[str]) -> list[str]:
         """Return what to start here so that `words` run there, with standard input and output passed on."""
+        return list(words)
 
     def close(self) -> None:
         """Close the connection."""
@@ -52,13 +61,12 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
         EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
     """
     root = device.begin(payload.files[payload.agent], payload.agent)
-    agent = [*device.python, f"{root}/{payload.agent}"]
+    agent = [device.program, f"{root}/{payload.agent}"]
     _send(device, agent, root, payload)
     job = f"{root}/{payload.job_folder}"
     say(f"{device.name}: measuring")
-    python = [part for word in device.python for part in ("--python", word)]
     try:
-        answer = call(device, [*agent, "run", job, "--stay", *python])
+        answer = call(device, [*agent, "run", job, "--stay", "--python", device.program])
     except KeyboardInterrupt:
         with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
             call(device, [*agent, "stop", job], timeout_s=10.0)
@@ -86,7 +94,7 @@ def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[Edgek
         path = Path(name) / "agent.pyz"
         write_agent(path)
         root = device.begin(path, agent_name(path))
-        agent = [*device.python, f"{root}/{agent_name(path)}"]
+        agent = [device.program, f"{root}/{agent_name(path)}"]
         able = call(device, [*agent, "able", json.dumps(artifacts)]).get("able")
     if not isinstance(able, list) or len(able) != len(artifacts):
         raise _silent(device)

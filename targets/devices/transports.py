@@ -20,7 +20,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import printable
 from edgekd.targets.agent.messages import last_line
 from edgekd.targets.devices.drive import Device, explained, present
@@ -58,64 +57,30 @@ def find_device(spec: str) -> Device:
     raise EdgekdError(f'"{printable(spec)}" is not a device.', f"Write {_FORMS}.")
 
 
-@dataclass(frozen=True)
-class LocalDevice:
-    """This machine, with a Python program of it: the agent that others get, in a process of its own."""
-
-    name: str
-    program: str
-
-    @property
-    def python(self) -> list[str]:
-        """Words that start Python."""
-        return [self.program]
-
-    def begin(self, agent: Path, name: str) -> str:
-        """Put the agent into its folder; see `Device`."""
-        root = cache_folder("device")
-        with disk_errors(root):
-            shutil.copy(agent, root / name)
-        return str(root.resolve())
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        """Return the words themselves."""
-        return list(words)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def _local_device(program: str) -> LocalDevice:
+def _local_device(program: str) -> Device:
     if not program:
-        return LocalDevice("local", sys.executable)
+        return Device("local", sys.executable)
     found = shutil.which(program)
     if found is None:
         raise EdgekdError(
             f"There is no program {program}.", "Name a Python 3.9 or newer: --device local:PATH."
         )
     name = Path(found).resolve().parent.name if "/" in program else Path(program).stem
-    return LocalDevice(name, found)
+    return Device(name, found)
 
 
 @dataclass
-class ShellDevice:
+class ShellDevice(Device):
     """A device with a POSIX shell behind a program of this machine (ssh, adb).
 
     Attributes:
+        program: a leading `~/` becomes the device's home.
         reach: a shell line → the command to start here.
-        program: the Python to use there; a leading `~/` becomes the device's home.
         leave: called at the end.
     """
 
-    name: str
     reach: Callable[[str], list[str]]
-    program: str
     leave: Callable[[], None]
-
-    @property
-    def python(self) -> list[str]:
-        """Words that start Python there."""
-        return [self.program]
 
     def begin(self, agent: Path, name: str) -> str:
         """Put the agent into its folder; see `Device`."""
@@ -181,7 +146,7 @@ def _ssh_device(rest: str) -> ShellDevice:
     def reach(line: str) -> list[str]:
         return ["ssh", *common, "--", destination, line]
 
-    return ShellDevice(host, reach, options.get("python", "python3"), leave)
+    return ShellDevice(host, options.get("python", "python3"), reach, leave)
 
 
 def _adb_device(serial: str) -> ShellDevice:
@@ -196,4 +161,4 @@ def _adb_device(serial: str) -> ShellDevice:
         words = [f"{_TERMUX}/usr/bin/env", *_TERMUX_SETTINGS, f"{_TERMUX}/usr/bin/sh", "-c", line]
         return ["adb", "-s", serial, "shell", "-T", f"run-as com.termux {shlex.join(words)}"]
 
-    return ShellDevice(serial, reach, f"{_TERMUX}/usr/bin/python3", lambda: None)
+    return ShellDevice(serial, f"{_TERMUX}/usr/bin/python3", reach, lambda: None)

@@ -307,7 +307,7 @@ def test_ssh_form_is_taken_apart() -> None:
     device = find_device("ssh://pi@Raspi.local:2222?python=~/venv/bin/python")
     command = device.command(["a", "b c"])
     device.close()
-    assert (device.name, device.python) == ("Raspi.local", ["~/venv/bin/python"])
+    assert (device.name, device.program) == ("Raspi.local", "~/venv/bin/python")
     assert command[0] == "ssh"
     assert command[command.index("-p") + 1] == "2222"
     assert command[-2:] == ["pi@Raspi.local", "a 'b c'"]
