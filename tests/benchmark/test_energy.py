@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 from device_fakes import write_artifact
 from PIL import Image
 
+from edgekd.benchmark.measure import local
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.benchmark.measure.timings import energy_row
 from edgekd.core.errors import EdgekdError
@@ -261,12 +261,12 @@ def test_the_agent_reads_the_declared_sensor(
     folder = write_artifact(tmp_path / "fp32")
     Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
 
-    def in_this_process(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+    def in_this_process(command: list[str], say: object) -> tuple[dict[str, object], int, str]:
         job, step = Path(command[-2]), command[-1]
         steps.run_group(read_job(job), job, [step], lambda text: None)
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return {}, 0, ""
 
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(local, "converse", in_this_process)
     images = [(tmp_path / "one.png").read_bytes()]
     [found] = measure_artifacts({"r": folder}, images, rule, threads=1, energy="battery")["r"]
     assert found.energy == Energy(sensor="battery", covers="the whole device", idle_w=0.5)
