@@ -236,6 +236,7 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
     from edgekd.core.folders import REPORT, free_name, publishing
+    from edgekd.distill.loggers import attach_to_run
     from edgekd.evaluation.gather import gather
     from edgekd.evaluation.subjects import artifact_facts
     from edgekd.targets.profiles import follow_profile
@@ -266,6 +267,8 @@ def _measure(config: BenchmarkConfig) -> Report:
             compared=found.compared,
             examples=config.examples,
         )
+    pages = [folder / name for name in ("report.html", "report.json", "MODEL_CARD.md")]
+    attach_to_run(found.home, folder.name, "report", pages)
     return made.model_copy(update={"folder": folder})
 
 

@@ -101,8 +101,8 @@ RUN = Kind(
     ("student", "pretrained", "teacher"),
     (
         "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb",
-        "mlruns", "checkpoint.pt", "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz",
-        "artifacts", "benchmark", "benchmark-[0-9]*",
+        "mlruns", "mlflow.db", "loggers.json", "checkpoint.pt", "best.pt", "swad", "student.safetensors",
+        "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
 )  # fmt: skip
 ARTIFACT = Kind(
@@ -155,6 +155,8 @@ _EARLY = (
     "csv",
     "wandb",
     "mlruns",
+    "mlflow.db",
+    "loggers.json",
     "best.pt",
     "swad",
 )
