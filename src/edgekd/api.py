@@ -402,4 +402,5 @@ def study(config: StudyConfig) -> Study:
     from edgekd.studies.plan import make_plan
     from edgekd.studies.study import run_study
 
-    return run_study(make_plan(config), config.folder, jobs=config.jobs, keep=config.keep)
+    plan = make_plan(config)
+    return run_study(plan, config.folder, jobs=config.jobs, keep=config.keep, part=config.share)

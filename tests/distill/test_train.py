@@ -389,6 +389,37 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert f"after step {done} " in told
 
 
+@pytest.mark.slow
+def test_a_process_that_dies_is_named_and_one_process_goes_on(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"out": str(tmp_path / "run"), "steps": 60, "devices": 2, "bn": "frozen"}
+    (tmp_path / "config.json").write_text(json.dumps(base | more | {"checkpoint_every": 1}))
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER), "train", str(tmp_path / "config.json")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    until = time.monotonic() + 400
+    while not checkpoint.exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    spawned = [
+        int(child)
+        for child in children
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    os.kill(max(spawned), signal.SIGKILL)
+    _, told = process.communicate(timeout=400)
+    assert process.returncode not in (0, 143)
+    assert "Process 1 of 2 died (SIGKILL)" in told
+    run = train(TrainConfig(out=tmp_path / "run", resume=True, devices=1))
+    assert run.steps == 60
+
+
 WHOLE_BATCH = {
     "train": {"terms": {"im_nce": 1.0, "vlprox": {"weight": 1.0, "mask": "teacher_correct"}}}
 }

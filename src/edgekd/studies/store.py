@@ -20,12 +20,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import short_hash, write_bytes, write_json, write_text
+from edgekd.core.files import disk_errors, short_hash, write_bytes, write_json, write_text
 from edgekd.core.folders import LOCK, held
 from edgekd.core.readers import parse_json, printable_values, read_arrays, read_object, read_text
 
 NONE_UNLABELLED = "no unlabelled images"
 _SCHEMA_VERSION = 1
+_CLAIM = ".claim.lock"
 _FACTS: tuple[tuple[str, Any, bool], ...] = (
     ("seconds", (int, float), True), ("selection", str, True), ("steps", int, True), ("size", int, True),
     ("tuning_steps", int, False), ("oracle_places", int, False),
@@ -134,12 +135,21 @@ class Store:
             self.check()
             yield
 
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Hold the settings for the block; other parts of the study wait."""
+        self.check()
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / _CLAIM):
+            yield
+
     def check(self) -> None:
         """Refuse a folder that holds something else than a study."""
         if self.folder.exists() and not self.folder.is_dir():
             raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        if names and "study.json" not in names and set(names) - {LOCK}:
+        if names and "study.json" not in names and set(names) - {LOCK, _CLAIM}:
             raise EdgekdError(
                 f"{self.folder} holds something that is not a study.", "Choose another --out."
             )
