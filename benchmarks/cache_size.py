@@ -32,6 +32,7 @@ VIEWS = 4
 
 def key(number: int) -> str:
     """Return the name of an image: as long as a content hash, and as random."""
+    number = int(number)
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}{number:016x}"
 
 
@@ -58,18 +59,18 @@ def measure(entries: int, dim: int, batches: int) -> dict[str, float]:
     """Open the cache of `EDGEKD_CACHE` and read batches."""
     from edgekd.distill.cache import EmbeddingCache
 
-    before, started = anonymous_mb(), time.perf_counter()
+    before, started = anonymous_mb(), time.process_time()
     cache = EmbeddingCache("synthetic", "views", dim)
-    opened = time.perf_counter() - started
+    opened = time.process_time() - started
     assert len(cache) == entries
     after_opening = anonymous_mb()
     rng = np.random.default_rng(1)
     drawn = rng.integers(0, entries, (batches, BATCH))
     work = [([key(n // VIEWS) for n in rows], (rows % VIEWS).tolist()) for rows in drawn]
-    started = time.perf_counter()
+    started = time.process_time()
     for keys, views in work:
         cache.lookup(keys, views)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return {
         "entries": entries,
         "open_s": opened,

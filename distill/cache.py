@@ -44,8 +44,6 @@ _SHARD_S = 60.0
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
 _SORTED = np.dtype(f"S{_KEY.itemsize}")
 """A key as bytes, which sort."""
-_INFINITE = np.uint16(0x7C00)
-"""The exponent of infinities and NaN in float16."""
 Embed = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """`(positions or image indices int64 [b], views int64 [b])` → embeddings, float32 `[b, D]`."""
 
@@ -95,15 +93,13 @@ class EmbeddingCache:
             self._places = np.concatenate(places)[first]
 
     def _read(self, keys_path: Path) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """Keys and vectors of a shard; one that is damaged, or not finite, is an `EdgekdError`."""
+        """Keys and vectors of a shard; one that is damaged is an `EdgekdError`. The vectors are not read."""
         keys = read_array(keys_path, "cache shard")
         path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
         shape = (len(keys) if keys.shape else 0, self.dim)
         found = map_array(path, "cache shard", shape, np.float16)
         if keys.dtype != _KEY or keys.ndim != 1:
             raise EdgekdError(f"{keys_path} holds no keys.")
-        if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
-            raise EdgekdError(f"{path} holds values that are not finite.")
         # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
         size = path.stat().st_size
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
@@ -148,7 +144,11 @@ class EmbeddingCache:
             write_bytes(self.folder / f"{name}.{part}.npy", buffer.getbuffer())
 
     def lookup(self, keys: Sequence[str], views: Sequence[int]) -> NDArray[np.float32]:
-        """Embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored."""
+        """Return the embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored.
+
+        Raises:
+            EdgekdError: a stored value is not finite, so a shard is damaged.
+        """
         places = self._find(_records(_encoded(keys), np.asarray(views)))
         if (places < 0).any():
             raise KeyError(keys[int(np.argmin(places))])
@@ -157,6 +157,11 @@ class EmbeddingCache:
         for shard in np.unique(shards):
             own = shards == shard
             vectors[own] = self._shards[shard][rows[own]]
+        if not np.isfinite(vectors).all():
+            raise EdgekdError(
+                f"The cache {self.folder} holds embeddings that are not finite.",
+                "Remove that folder, and go on with --resume: they are computed again.",
+            )
         return vectors
 
     def embeddings(

@@ -73,7 +73,7 @@ def make_notebook() -> None:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.output_type != "stream"]
+            cell.outputs = [one for one in cell.outputs if one.output_type == "execute_result"]
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
     }

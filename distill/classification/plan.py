@@ -32,8 +32,6 @@ TOY_STEPS = 300
 TOY_BATCH = 32
 SMOKE_STEPS = 4
 DEFAULT_EPOCHS = 20.0
-_OF_THE_MACHINE = {"devices", "accelerator"}
-"""Settings that may change when a run is resumed: the global batches stay the same."""
 
 
 def settle(config: TrainConfig) -> TrainConfig:
@@ -101,7 +99,10 @@ def _resumed(config: TrainConfig) -> TrainConfig:
         raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
     stored = read_config(out / "config.json")
     say(f"resuming {out} with the settings it was started with")
-    here = {name: getattr(config, name) for name in _OF_THE_MACHINE & config.model_fields_set}
+    # The global batches stay the same, whatever computes them.
+    here = {
+        name: getattr(config, name) for name in {"devices", "accelerator"} & config.model_fields_set
+    }
     return stored.model_copy(update={"out": out, "resume": True} | here)
 
 

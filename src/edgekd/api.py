@@ -370,11 +370,7 @@ def demo(config: DemoConfig) -> Demo:
 
 @verb(PushConfig)
 def push(config: PushConfig) -> str:
-    """Upload a run or an artifact to the Hugging Face Hub, in the layout that timm and transformers.js load.
-
-    Returns:
-        The repository's address.
-    """
+    """Upload a run or an artifact to the Hugging Face Hub, as timm and transformers load it; return its address."""
     from edgekd.artifacts.hub import push
 
     return push(config)
@@ -382,7 +378,7 @@ def push(config: PushConfig) -> str:
 
 @verb(PullConfig)
 def pull(config: PullConfig) -> Path:
-    """Download into a new folder what `push` uploaded, checked and without running anything of it.
+    """Download into a new folder what `push` uploaded, checked, and run nothing of it.
 
     Returns:
         The folder; `artifacts/` in it holds folders for `edgekd.load`.
