@@ -43,8 +43,8 @@ LEAST_COSINE = 0.999
 _CHECKED_IMAGES = 16
 _SHARD_S = 60.0
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
-_INFINITE = np.uint16(0x7C00)
-"""The exponent of infinities and NaN in float16."""
+_SORTED = np.dtype(f"S{_KEY.itemsize}")
+"""A key as bytes, which sort."""
 Embed = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """`(positions or image indices int64 [b], views int64 [b])` → embeddings, float32 `[b, D]`."""
 
@@ -62,7 +62,9 @@ class EmbeddingCache:
         self.folder = cache_folder() / f"{teacher_id}-{policy_id}"
         self.dim = dim
         self._shards: list[NDArray[np.float16]] = []
-        self._where: dict[tuple[bytes, int], tuple[int, int]] = {}
+        # Sorted arrays instead of a dictionary: 42 bytes an entry instead of about 300.
+        self._keys = np.zeros(0, dtype=_SORTED)
+        self._places = np.zeros(0, dtype=np.int64)  # shard · 2³² + row
         self._seen: set[str] = set()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,7 @@ class EmbeddingCache:
 
     def refresh(self) -> None:
         """Open shards that other processes have finished."""
+        found, places = [self._keys], [self._places]
         for keys_path in sorted(self.folder.glob("[!.]*.keys.npy")):
             if keys_path.name in self._seen:
                 continue
@@ -82,40 +85,44 @@ class EmbeddingCache:
                     "its embeddings are computed again."
                 )
                 continue
-            shard = len(self._shards)
+            found.append(keys.view(_SORTED))
+            places.append((len(self._shards) << 32) + np.arange(len(keys)))
             self._shards.append(vectors)
-            for row, (image, view) in enumerate(
-                zip(keys["image"].tolist(), keys["view"].tolist(), strict=True)
-            ):
-                self._where[image, view] = (shard, row)
+        if len(found) > 1:
+            everything = np.concatenate(found)
+            self._keys, first = np.unique(everything, return_index=True)
+            self._places = np.concatenate(places)[first]
 
     def _read(self, keys_path: Path) -> tuple[NDArray[Any], NDArray[np.float16]]:
-        """Keys and vectors of a shard; one that is damaged, or not finite, is an `EdgekdError`."""
+        """Keys and vectors of a shard; one that is damaged is an `EdgekdError`. The vectors are not read."""
         keys = read_array(keys_path, "cache shard")
         path = keys_path.with_name(keys_path.name.replace(".keys.", ".vectors."))
         shape = (len(keys) if keys.shape else 0, self.dim)
         found = map_array(path, "cache shard", shape, np.float16)
         if keys.dtype != _KEY or keys.ndim != 1:
             raise EdgekdError(f"{keys_path} holds no keys.")
-        if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
-            raise EdgekdError(f"{path} holds values that are not finite.")
         # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
         size = path.stat().st_size
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
         return keys, mapped[size - found.nbytes :].view(np.float16).reshape(shape)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._keys)
+
+    def _find(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
+        """Return where records of `_KEY` are stored, int64 `[n]`, −1 where they are not."""
+        if not len(self._keys):
+            return np.full(len(wanted), -1)
+        keys = wanted.view(_SORTED)
+        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[at] == keys, self._places[at], -1)
 
     def missing(self, keys: Sequence[str], views: Sequence[int]) -> list[tuple[int, int]]:
         """`(position in keys, view)` of every pair that is not stored."""
-        encoded = [key.encode() for key in keys]
-        return [
-            (i, view)
-            for i, key in enumerate(encoded)
-            for view in views
-            if (key, view) not in self._where
-        ]
+        count = len(views)
+        pairs = _records(np.repeat(_encoded(keys), count), np.tile(views, len(keys)))
+        absent = np.flatnonzero(self._find(pairs) < 0).tolist()
+        return [(place // count, views[place % count]) for place in absent]
 
     def add(self, keys: Sequence[str], views: Sequence[int], vectors: NDArray[np.float32]) -> None:
         """Store one shard: `vectors[i]` float `[n, D]` belongs to view `views[i]` of image `keys[i]`.
@@ -130,9 +137,7 @@ class EmbeddingCache:
                 f"The teacher's embedding of image {keys[bad]} is not finite in 16 bits.",
                 "Check the teacher's weights and that image.",
             )
-        record = np.array(
-            [(key.encode(), view) for key, view in zip(keys, views, strict=True)], dtype=_KEY
-        )
+        record = _records(_encoded(keys), np.asarray(views))
         name = uuid.uuid4().hex[:16]
         for part, array in (("vectors", half), ("keys", record)):
             buffer = io.BytesIO()
@@ -140,11 +145,24 @@ class EmbeddingCache:
             write_bytes(self.folder / f"{name}.{part}.npy", buffer.getbuffer())
 
     def lookup(self, keys: Sequence[str], views: Sequence[int]) -> NDArray[np.float32]:
-        """Embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored."""
+        """Return the embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored.
+
+        Raises:
+            EdgekdError: a stored value is not finite, so a shard is damaged.
+        """
+        places = self._find(_records(_encoded(keys), np.asarray(views)))
+        if (places < 0).any():
+            raise KeyError(keys[int(np.argmin(places))])
         vectors = np.empty((len(keys), self.dim), dtype=np.float32)
-        for i, (key, view) in enumerate(zip(keys, views, strict=True)):
-            shard, row = self._where[key.encode(), view]
-            vectors[i] = self._shards[shard][row]
+        shards, rows = places >> 32, places & 0xFFFFFFFF
+        for shard in np.unique(shards):
+            own = shards == shard
+            vectors[own] = self._shards[shard][rows[own]]
+        if not np.isfinite(vectors).all():
+            raise EdgekdError(
+                f"The cache {self.folder} holds embeddings that are not finite.",
+                "Remove that folder, and go on with --resume: they are computed again.",
+            )
         return vectors
 
     def embeddings(
@@ -167,6 +185,17 @@ class EmbeddingCache:
             yield
         finally:
             lock.release()
+
+
+def _encoded(keys: Sequence[str]) -> NDArray[np.bytes_]:
+    return np.array(keys, dtype=_KEY["image"])
+
+
+def _records(images: NDArray[np.bytes_], views: NDArray[Any]) -> NDArray[Any]:
+    """Return records of `_KEY`, `[n]`."""
+    records = np.empty(len(images), dtype=_KEY)
+    records["image"], records["view"] = images, views
+    return records
 
 
 def fill(

@@ -1,10 +1,11 @@
-"""Where a run's numbers go besides `metrics.jsonl`: Lightning's loggers by name."""
+"""Where a run's numbers go besides `metrics.jsonl`: Lightning's loggers by name; W&B and MLflow take its files too."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from typing import Any
 from edgekd.configs.train import LOGGERS
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, first_line
+from edgekd.core.files import write_json
+from edgekd.core.readers import read_object
 
 _CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 """Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
+_IDS = "loggers.json"
+"""In a run's folder: service → its identity of the run, under which a resumed run and later files belong to it."""
 
 
 class Loggers:
@@ -29,26 +34,71 @@ class Loggers:
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
-        self._loggers = {name: _logger(name, out, resume_at) for name in names}
+        known = _ids(out) if resume_at else {}
+        self._loggers = {name: _logger(name, out, resume_at, known.get(name)) for name in names}
+        ids = {
+            name: logger.experiment.id if name == "wandb" else logger.run_id
+            for name, logger in self._loggers.items()
+            if name in _CLASSES
+        }
+        if ids and ids != known:
+            write_json(out / _IDS, ids)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers of one step under their names, such as `train/loss`."""
-        self._each(lambda logger: logger.log_metrics(dict(values), step))
+        self._each(lambda _, logger: logger.log_metrics(dict(values), step))
+
+    def attach(self, title: str, kind: str, paths: Sequence[Path]) -> None:
+        """Attach files and folders to the run, as a W&B artifact of type `kind`, in MLflow under the folder `kind`."""
+        self._each(lambda name, logger: _attach(name, logger, title, kind, paths))
 
     def close(self) -> None:
         """Write what is pending."""
-        self._each(lambda logger: logger.finalize("success"))
+        self._each(lambda _, logger: logger.finalize("success"))
 
-    def _each(self, call: Callable[[Any], object]) -> None:
+    def _each(self, call: Callable[[str, Any], object]) -> None:
         """Call every logger; one that fails is left out from then on, so that training goes on without it."""
         for name, logger in list(self._loggers.items()):
             try:
-                call(logger)
+                call(name, logger)
             except Exception as error:  # every service has errors of its own
                 del self._loggers[name]
                 warn(
                     f"the logger {name} failed and is left out from here on ({first_line(error)})."
                 )
+
+
+def attach_to_run(run: Path, title: str, kind: str, paths: Sequence[Path]) -> None:
+    """Attach files to the W&B and MLflow runs of a finished training, if it had any; a failure is a warning."""
+    try:
+        if ids := _ids(run):
+            loggers = Loggers(tuple(ids), run, resume_at=1)
+            loggers.attach(title, kind, paths)
+            loggers.close()
+    except EdgekdError as error:
+        warn(f"{title} is not attached to the run's loggers: {error.message}")
+
+
+def _ids(run: Path) -> dict[str, str]:
+    path = run / _IDS
+    found = read_object(path, "identities of a run") if path.is_file() else {}
+    return {name: str(value) for name, value in found.items() if name in _CLASSES}
+
+
+def _attach(service: str, logger: Any, title: str, kind: str, paths: Sequence[Path]) -> None:
+    if service == "wandb":
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", title), type=kind)
+        for path in paths:
+            (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=path.name)
+        logger.experiment.log_artifact(artifact)
+    elif service == "mlflow":
+        for path in paths:
+            if path.is_dir():
+                logger.experiment.log_artifacts(logger.run_id, str(path), f"{kind}/{path.name}")
+            else:
+                logger.experiment.log_artifact(logger.run_id, str(path), kind)
 
 
 def check_loggers(names: Sequence[str]) -> None:
@@ -62,7 +112,7 @@ def check_loggers(names: Sequence[str]) -> None:
             _class(name)
 
 
-def _logger(name: str, out: Path, resume_at: int) -> Any:
+def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
     from lightning_fabric.loggers.csv_logs import CSVLogger
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
@@ -75,15 +125,19 @@ def _logger(name: str, out: Path, resume_at: int) -> Any:
     logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if name == "wandb":
-            logger = kind(name=out.name, project="edgekd", save_dir=str(out))
+            logger = kind(name=out.name, project="edgekd", save_dir=str(out), id=known)
         else:
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or (out / "mlruns").absolute().as_uri()
-            logger = kind("edgekd", run_name=out.name, tracking_uri=uri)
+            here = out.absolute()
+            place = {"tracking_uri": os.environ.get("MLFLOW_TRACKING_URI")}
+            if not place["tracking_uri"]:
+                files = (here / "mlruns").as_uri()
+                place = {"tracking_uri": f"sqlite:///{here}/mlflow.db", "artifact_location": files}
+            logger = kind("edgekd", run_name=out.name, run_id=known, **place)
         _ = logger.experiment  # connects
     except Exception as error:  # every service has errors of its own
         raise EdgekdError(
             f"The logger {name} cannot start ({first_line(error)}).",
-            "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=file:DIR.",
+            "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=sqlite:///FILE.db.",
         ) from error
     return logger
 

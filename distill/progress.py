@@ -189,6 +189,11 @@ class Progress:
         if final:
             say(f"ID validation accuracy {100 * accuracy:.1f} %")
 
+    def attach(self, title: str, kind: str, paths: Sequence[Path]) -> None:
+        """Attach files to the run where its loggers keep any."""
+        if self._board:
+            self._board.attach(title, kind, paths)
+
     def _write(self, record: Mapping[str, object]) -> None:
         with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from edgekd.configs.train import TrainConfig
-from edgekd.core.console import is_main_process, say, set_rank
+from edgekd.core.console import is_main_process, say, set_rank, shell_word
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.folders import RUN, growing
 from edgekd.core.manifest import Run, read_run
@@ -250,6 +250,12 @@ def train(config: TrainConfig, callback: Callback | None = None) -> Run:
             marker = "EdgekdError: "  # a child's EdgekdError arrives as text
             if marker in str(error):
                 raise EdgekdError(str(error).rsplit(marker, 1)[1].strip()) from error
+            if isinstance(error, ProcessExitedException):
+                how = error.signal_name or f"exit code {error.exit_code}"
+                raise EdgekdError(
+                    f"Process {error.error_index} of {config.devices} died ({how}), and the others were ended.",
+                    f"Go on, with fewer --devices if need be: edgekd train --resume --out {shell_word(config.out)}",
+                ) from error
             raise
         if stopped is not None:
             raise stopped

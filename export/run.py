@@ -25,6 +25,7 @@ from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
 from edgekd.distill.batches import pixel_batches
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
+from edgekd.distill.loggers import attach_to_run
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable, fold_head
 from edgekd.export.parity import MIN_AGREEMENT
@@ -65,6 +66,7 @@ def export_run(config: ExportConfig) -> list[Artifact]:
         fp32 = base / "model.onnx" if base.exists() and folder != base else None
         artifact = export_model(source, folder, one, fp32_path=fp32)
         artifacts.append(artifact.model_copy(update={"folder": folder}))
+        attach_to_run(loaded.folder, artifact.name, "artifact", [folder])
     if config.test_kit:
         say(f"test kit: {write_kit(folder, _kit_pictures(loaded, config.data))}")
     return artifacts

@@ -96,6 +96,7 @@ def finish(
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     ).write(out)
+    progress.attach(out.name, "model", [path, out / "run.json", out / "config.json"])
     shutil.rmtree(out / "swad", ignore_errors=True)
     checkpoint.remove()
 

@@ -100,7 +100,11 @@ def _resumed(config: TrainConfig) -> TrainConfig:
         raise EdgekdError(f"There is no run to resume at {out}.", "Check --out.")
     stored = read_config(out / "config.json")
     say(f"resuming {out} with the settings it was started with")
-    return stored.model_copy(update={"out": out, "resume": True})
+    # The global batches stay the same, whatever computes them.
+    here = {
+        name: getattr(config, name) for name in {"devices", "accelerator"} & config.model_fields_set
+    }
+    return stored.model_copy(update={"out": out, "resume": True} | here)
 
 
 def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -236,6 +236,7 @@ def _measure(config: BenchmarkConfig) -> Report:
     from edgekd.benchmark.device import from_result, on_devices
     from edgekd.benchmark.gates import parse_gates
     from edgekd.core.folders import REPORT, free_name, publishing
+    from edgekd.distill.loggers import attach_to_run
     from edgekd.evaluation.gather import gather
     from edgekd.evaluation.subjects import artifact_facts
     from edgekd.targets.profiles import follow_profile
@@ -266,6 +267,8 @@ def _measure(config: BenchmarkConfig) -> Report:
             compared=found.compared,
             examples=config.examples,
         )
+    pages = [folder / name for name in ("report.html", "report.json", "MODEL_CARD.md")]
+    attach_to_run(found.home, folder.name, "report", pages)
     return made.model_copy(update={"folder": folder})
 
 
@@ -367,11 +370,7 @@ def demo(config: DemoConfig) -> Demo:
 
 @verb(PushConfig)
 def push(config: PushConfig) -> str:
-    """Upload a run or an artifact to the Hugging Face Hub, in the layout that timm and transformers.js load.
-
-    Returns:
-        The repository's address.
-    """
+    """Upload a run or an artifact to the Hugging Face Hub, as timm and transformers load it; return its address."""
     from edgekd.artifacts.hub import push
 
     return push(config)
@@ -379,7 +378,7 @@ def push(config: PushConfig) -> str:
 
 @verb(PullConfig)
 def pull(config: PullConfig) -> Path:
-    """Download into a new folder what `push` uploaded, checked and without running anything of it.
+    """Download into a new folder what `push` uploaded, checked, and run nothing of it.
 
     Returns:
         The folder; `artifacts/` in it holds folders for `edgekd.load`.
@@ -399,4 +398,5 @@ def study(config: StudyConfig) -> Study:
     from edgekd.studies.plan import make_plan
     from edgekd.studies.study import run_study
 
-    return run_study(make_plan(config), config.folder, jobs=config.jobs, keep=config.keep)
+    plan = make_plan(config)
+    return run_study(plan, config.folder, jobs=config.jobs, keep=config.keep, part=config.share)

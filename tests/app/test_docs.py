@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -440,3 +441,14 @@ def test_the_site_builds_without_a_dead_link(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="edgekd.api.{verb}"' in page for verb in ("train", "export", "benchmark"))
+
+
+def test_the_notebook_holds_the_cells_of_its_script_with_their_results() -> None:
+    cells = runpy.run_path(str(ROOT / "scripts" / "make_docs_examples.py"))["CELLS"]
+    path = ROOT / "docs" / "tour.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert ["".join(cell["source"]) for cell in notebook["cells"]] == list(cells)
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    shown = [[one["output_type"] for one in cell["outputs"]] for cell in code]
+    assert all(kinds == ["execute_result"] for kinds in shown), shown
+    assert path.stat().st_size < 600_000

@@ -137,6 +137,16 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     check(opened())
 
 
+def test_a_stored_value_that_is_not_finite_never_reaches_training(own_cache: Path) -> None:
+    fill_all(opened())
+    path = files("vectors")[0]
+    vectors = np.load(path)
+    vectors[2, 1] = np.inf
+    np.save(path, vectors)
+    with pytest.raises(EdgekdError):
+        check(opened())
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_what_is_not_finite_in_16_bits_is_refused(own_cache: Path, value: float) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import edgekd
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.loggers import Loggers
+from edgekd.distill.loggers import Loggers, attach_to_run
 
 
 @pytest.fixture(autouse=True)
@@ -66,14 +66,16 @@ def test_services_get_the_numbers_and_refusals_are_errors(
 
     class Service:
         refuses = False
+        run_id = "1"
 
         def __init__(self, *_: Any, **__: Any) -> None:
             self.seen = seen
 
         @property
-        def experiment(self) -> None:
+        def experiment(self) -> SimpleNamespace:
             if self.refuses:
                 raise RuntimeError("no login\nmore")
+            return SimpleNamespace(id="1")
 
         def log_metrics(self, values: dict[str, float], step: int) -> None:
             self.seen.append((values, step))
@@ -100,6 +102,7 @@ def test_a_service_that_fails_later_does_not_end_the_run(
 ) -> None:
     class Service:
         experiment = None
+        run_id = "1"
 
         def __init__(self, *_: Any, **__: Any) -> None:
             pass
@@ -122,3 +125,79 @@ def test_a_service_that_fails_later_does_not_end_the_run(
     assert capsys.readouterr().err.count("the server has gone") == 1
     (table,) = (tmp_path / "csv").rglob("metrics.csv")
     assert len(list(csv.DictReader(table.open()))) == 2
+
+
+def test_mlflow_holds_numbers_and_files_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the service's own package: a run, its resumption, and a report attached later."""
+    pytest.importorskip("mlflow")
+    pytest.importorskip("pytorch_lightning")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.chdir(tmp_path)
+    address = f"sqlite:///{run}/mlflow.db"
+    (run / "weights.bin").write_bytes(b"weights")
+    (run / "folder").mkdir()
+    (run / "folder" / "page.html").write_text("page")
+    for start in (0, 1):
+        loggers = Loggers(("mlflow",), run, start)
+        loggers.log({"train/loss": 2.0 - start}, start + 1)
+        loggers.attach("run", "model", [run / "weights.bin"])
+        loggers.close()
+    attach_to_run(run, "benchmark", "report", [run / "folder"])
+    client = MlflowClient(address)
+    (experiment,) = [one for one in client.search_experiments() if one.name == "edgekd"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert [one.value for one in client.get_metric_history(found.info.run_id, "train/loss")] == [
+        2,
+        1,
+    ]
+    kept = [one.path for one in client.list_artifacts(found.info.run_id, "model")]
+    assert kept == ["model/weights.bin"]
+    pages = [one.path for one in client.list_artifacts(found.info.run_id, "report/folder")]
+    assert pages == ["report/folder/page.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing beside the run's folder
+
+
+def test_wandb_offline_holds_numbers_and_files_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    pytest.importorskip("pytorch_lightning")
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    logged: list[tuple[str, str, list[str]]] = []
+    log = wandb.Run.log_artifact
+
+    def noting(run: Any, artifact: Any) -> Any:
+        logged.append((run.id, artifact.type, sorted(artifact.manifest.entries)))
+        return log(run, artifact)
+
+    monkeypatch.setattr(wandb.Run, "log_artifact", noting)
+    for start in (0, 1):
+        loggers = Loggers(("wandb",), tmp_path, start)
+        loggers.log({"train/loss": 1.0}, start + 1)
+        loggers.attach("a run", "model", [tmp_path / "weights.bin"])
+        loggers.close()
+        wandb.finish()
+    assert [one[1:] for one in logged] == 2 * [("model", ["weights.bin"])]
+    assert logged[0][0] == logged[1][0]
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_service_that_is_not_there_any_more_only_warns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loggers.json").write_text('{"wandb": "1", "other": "2"}')
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    attach_to_run(tmp_path, "benchmark", "report", [tmp_path / "loggers.json"])
+    assert "benchmark" in capsys.readouterr().err
+    attach_to_run(tmp_path / "elsewhere", "benchmark", "report", [])
+    assert not capsys.readouterr().err

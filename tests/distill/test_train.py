@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from edgekd.configs.export import ExportConfig
 from edgekd.configs.train import TrainConfig
@@ -25,6 +26,7 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill import train as training
 from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.classification.text_targets import ANISOTROPIC
@@ -387,6 +389,31 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert process.returncode == 143, told
     done = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["done"]
     assert f"after step {done} " in told
+
+
+def test_a_process_that_dies_is_named(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fabric:
+        def launch(self, work: Any) -> None:
+            raise ProcessExitedException("killed", 1, 99, -signal.SIGKILL, "SIGKILL")
+
+    monkeypatch.setattr(training, "make_fabric", lambda *_: Fabric())
+    settings = base | {"out": tmp_path / "run", "devices": 2}
+    with pytest.raises(EdgekdError, match=r"1 of 2 .*SIGKILL") as caught:
+        train(TrainConfig(**settings))
+    assert "--resume" in caught.value.hint
+
+
+def test_a_run_is_resumed_on_other_devices(base: dict[str, Any], tmp_path: Path) -> None:
+    stored = settle(TrainConfig(**base | {"out": tmp_path / "run", "devices": 2}))
+    (tmp_path / "run").mkdir()
+    written = stored.model_dump_json(exclude={"resume", "overwrite", "out", "plan"})
+    (tmp_path / "run" / "config.json").write_text(written)
+    same = settle(TrainConfig(out=tmp_path / "run", resume=True))
+    other = settle(TrainConfig(out=tmp_path / "run", resume=True, devices=4, steps=7))
+    assert (same.devices, other.devices) == (2, 4)
+    assert other.steps == same.steps == stored.steps
 
 
 WHOLE_BATCH = {

@@ -192,6 +192,22 @@ def test_side_by_side_gives_the_same_cells(
             assert np.array_equal(now["ood"], whole["ood"])
 
 
+def test_parts_make_up_the_study(base: dict[str, Any], tmp_path: Path) -> None:
+    words = {"seeds": 3, "test_domains": "art", "out": tmp_path / "s", **base}
+    for part, expected in (("2/2", 1), ("1/2", 3)):
+        study = edgekd.study("erm", part=part, **words)
+        assert not study.tables
+        assert len((tmp_path / "s" / "cells.jsonl").read_text().splitlines()) == expected
+    assert not (tmp_path / "s" / "table.md").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekd.studies.study.run_cell", None)  # nothing is left to train
+        whole = edgekd.study("erm", **words)
+    assert [row.name for row in whole.tables[0].rows][-1] == "erm"
+    for part in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(EdgekdError):
+            edgekd.study("erm", part=part, **words)
+
+
 def test_processes_that_die_are_failures_with_their_last_words(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,8 +238,13 @@ def study(made: Any, _: Given) -> None:
     from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
-    print_document(study_document(made.folder.name, made.tables))
-    result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
+    if made.tables:
+        print_document(study_document(made.folder.name, made.tables))
+        result(f"study: {made.folder}/table.md  (also table.csv, table.png, cells.jsonl)")
+    else:
+        result(
+            f"part:  of {made.folder}; after all parts, the same command without --part makes the tables"
+        )
     if made.failures:
         first = made.failures[0]
         raise EdgekdError(

@@ -56,6 +56,8 @@ class StudyOptions(Config):
     """lodo, low-shot: beside each result the best step's, chosen on the unseen images."""
     jobs: int = 1
     """Cells side by side, in processes that share cores and GPUs."""
+    part: str | None = option(default=None)
+    """i/n: run the i-th of n parts of the cells, for a scheduler's job array; the whole study makes the tables."""
     keep: bool = False
     """Keep the run folders of finished cells."""
     out: OptionalPath = option(default=None)
@@ -84,6 +86,8 @@ class StudyConfig(RunOptions, StudyOptions):
                 f"A study over {self.seeds} seeds has no runs.",
                 "Give --seeds 1 or more; 3 are usual.",
             )
+        if self.part is not None:
+            _ = self.share
         if self.jobs < 1:
             raise EdgekdError(f"{self.jobs} jobs run nothing.", "Give --jobs 1 or more.")
         for part in self.fractions:
@@ -134,6 +138,16 @@ class StudyConfig(RunOptions, StudyOptions):
             raise EdgekdError(
                 f"{protocol} has no oracle.", "Take --oracle out; it belongs to lodo and low-shot."
             )
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """`part` as numbers; (1, 1) is everything."""
+        words = (self.part or "1/1").split("/")
+        if len(words) == 2 and all(word.isascii() and word.isdigit() for word in words):
+            number, parts = map(int, words)
+            if 1 <= number <= parts:
+                return number, parts
+        raise EdgekdError(f"{self.part} is no part of a study.", "Count from 1: --part 3/8.")
 
     @property
     def by_class(self) -> bool:

@@ -22,6 +22,8 @@ from edgekd.core.readers import read_json, read_text
 
 LOCK = ".running.lock"
 """In a folder that grows while it is written: a run, a study."""
+CLAIM = ".claim.lock"
+"""In a study's folder, held while its settings are written."""
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -101,8 +103,8 @@ RUN = Kind(
     ("student", "pretrained", "teacher"),
     (
         "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb",
-        "mlruns", "checkpoint.pt", "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz",
-        "artifacts", "benchmark", "benchmark-[0-9]*",
+        "mlruns", "mlflow.db", "loggers.json", "checkpoint.pt", "best.pt", "swad", "student.safetensors",
+        "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
 )  # fmt: skip
 ARTIFACT = Kind(
@@ -142,7 +144,7 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
 
 
 _EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb", "mlruns",
-          "best.pt", "swad")  # fmt: skip
+          "mlflow.db", "loggers.json", "best.pt", "swad")  # fmt: skip
 """What a run has written before its first checkpoint."""
 
 
@@ -294,7 +296,7 @@ def _stopped_at_start(folder: Path, kind: Kind) -> bool:
 
 
 def _holds_anything(folder: Path) -> bool:
-    return any(name != LOCK for name in os.listdir(folder))
+    return any(name not in (LOCK, CLAIM) for name in os.listdir(folder))
 
 
 def _fields(marker: Path) -> dict[str, Any]:

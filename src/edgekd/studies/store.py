@@ -20,8 +20,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import short_hash, write_bytes, write_json, write_text
-from edgekd.core.folders import LOCK, STUDY, held
+from edgekd.core.files import disk_errors, short_hash, write_bytes, write_json, write_text
+from edgekd.core.folders import CLAIM, LOCK, STUDY, held
 from edgekd.core.readers import parse_json, printable_values, read_arrays, read_object, read_text
 
 NONE_UNLABELLED = "no unlabelled images"
@@ -132,6 +132,15 @@ class Store:
         """Hold the folder for one running study; a killed holder lets go."""
         with held(self.folder / LOCK, f"A study is running in {self.folder} already."):
             self.check()
+            yield
+
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Hold the settings for the block; other parts of the study wait."""
+        self.check()
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / CLAIM):
             yield
 
     def check(self) -> None:

@@ -63,14 +63,27 @@ class Study:
     failures: tuple[Failure, ...]
 
 
-def run_study(plan: Plan, folder: Path, *, jobs: int, keep: bool) -> Study:
+def run_study(
+    plan: Plan, folder: Path, *, jobs: int, keep: bool, part: tuple[int, int] = (1, 1)
+) -> Study:
     """Run the cells that are not finished and write the tables anew.
+
+    Args:
+        part: (i, n) runs the i-th of n parts of the cells alone, beside other parts, and writes no tables.
 
     Raises:
         EdgekdError: the folder holds another study or something else; no cell finished.
     """
     store = Store(folder)
     store.check()
+    number, parts = part
+    if parts > 1:
+        with _resumable():
+            with store.claiming():
+                store.claim(plan.settings())
+                plan = describe_once(plan, folder)
+            own = dataclasses.replace(plan, cells=plan.cells[number - 1 :: parts])
+            return Study(folder, (), tuple(_run_cells(own, store, jobs=jobs, keep=keep)))
     with store.running(), _resumable():
         store.claim(plan.settings())
         plan = describe_once(plan, folder)
