@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from device_fakes import write_artifact
+from artifact_fakes import write_artifact
 from PIL import Image
 
 from edgekd.benchmark.measure.local import measure_artifacts
