@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from study_data import draw_domains
+from study_data import draw_domains, tiny_settings
 from term_reference import unit
 
 from edgekd.configs.train import TrainConfig
@@ -26,6 +26,24 @@ from edgekd.evaluation.trained import read_trained
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Trainer = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
+    data = draw_domains(tmp_path_factory.mktemp("data") / "d", ("cat", "dog"))
+    return tiny_settings(data, tiny_teacher) | {"batch_size": 4, "log_every": 1}
+
+
+@pytest.fixture
+def run(settings: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """`run(**changes)` trains into `tmp_path/run` and returns the folder."""
+
+    def start(**changes: Any) -> Path:
+        made = train(TrainConfig.model_validate(settings | {"out": tmp_path / "run"} | changes))
+        assert made.folder is not None
+        return made.folder
+
+    return start
 
 
 def terms(folder: Path) -> dict[str, float]:

@@ -32,6 +32,21 @@ def needs(target: str) -> None:
         pytest.importorskip(package, reason=f'needs pip install "edgekd[{target}]"')
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`exported(target, precision)` is the folder of an artifact, made once."""
+    home = tmp_path_factory.mktemp("exported")
+
+    def make(target: str, precision: str) -> Path:
+        needs(target)
+        folder = home / f"{target}-{precision}"
+        if not folder.exists():
+            export_block(folder, target, precision)
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "tolerance"),
     [("litert", "fp32", 1e-5), ("litert", "fp16", 5e-3), ("executorch", "fp32", 1e-5)],
