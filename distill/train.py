@@ -127,7 +127,8 @@ def fit(
         )
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
-        batches = Prefetcher(task.source, range(start, span.stop))
+        stop = start if checkpoint.patience_over else span.stop
+        batches = Prefetcher(task.source, range(start, stop))
         done, stopping = start, False
         for step, raw in batches:
             # Mode and learning rate of this step.
@@ -170,10 +171,10 @@ def fit(
             due, stopping = checkpoint.due(done)
             if due and done < span.stop:
                 checkpoint.save(done, task, average, raw_optimizer, progress)
-            if stopping:
+            if stopping or checkpoint.patience_over:
                 break
         # The end of a stage is a checkpoint: the next stage needs the weights and nothing else.
-        if start < done == span.stop:
+        if start < done and (done == span.stop or checkpoint.patience_over):
             kept, state = (average, raw_optimizer) if final else (None, None)
             checkpoint.save(done, task, kept, state, progress)
         if stopping:

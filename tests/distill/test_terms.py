@@ -10,11 +10,11 @@ import torch
 from term_reference import CASES, B, D, by_hand, draw, softmax, unit
 from torch import Tensor
 
+from edgekd.distill.classification.text_targets import VisualBank
 from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,
-    VisualBank,
     needs,
     objective,
     teacher_confidence,
