@@ -1,5 +1,3 @@
-"""The model card: front matter that the hub's own library reads, with the numbers of report.json."""
-
 from __future__ import annotations
 
 import ast
@@ -111,20 +109,6 @@ def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path
     np.testing.assert_allclose(told["planes"][0, :, 0, 0], expected)
     assert "{session.get_inputs()[0].name: planes.astype(np.float32)}" in code
     assert "{session.get_inputs()[0].name: np.asarray(image)[None]}" in model_card(both)
-
-
-def test_a_report_without_exported_files_describes_the_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_measurements(monkeypatch, {})
-    report = run_benchmark(
-        four_subjects(tmp_path)[:2], id_and_ood(paint_images()), tmp_path / "out", speed=SHORT
-    )
-    text = model_card(report)
-    assert [model["name"] for model in yaml.safe_load(text.split("---\n")[1])["model-index"]] == [
-        "r/torch"
-    ]
-    assert "## Use" not in text
 
 
 def test_a_file_name_is_text_in_the_example(folder: Path) -> None:

@@ -95,6 +95,12 @@ def test_a_vocabulary_is_distilled_for_and_the_classes_are_predicted(
     assert (bank.classes, len(bank.templates)) == (("cat", "dog"), 80)
 
 
+def test_a_run_keeps_its_projector(run: Trainer) -> None:
+    neck = load_run(run(recipe="lgd", projector="mlp-gelu")).student.neck
+    assert neck is not None
+    assert any(isinstance(module, torch.nn.GELU) for module in neck.modules())
+
+
 def test_domain_texts_need_domains(run: Trainer, tmp_path: Path) -> None:
     data = draw_domains(tmp_path / "d", ("cat", "dog"), count=4)
     shutil.rmtree(data / "art")  # one source domain and the unseen one remain
@@ -114,25 +120,21 @@ def test_prompts_that_are_too_long_are_reported_once_with_the_class(
 
 @pytest.fixture(scope="module")
 def trained(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("trained") / "run"
-    train(TrainConfig.model_validate(settings | {"recipe": "vl2v-adip", "out": out}))
-    return out
+    """A folder with a finished run; its images were moved to `images` afterwards."""
+    home = tmp_path_factory.mktemp("trained")
+    data = {"data": str(draw_domains(home / "before")), "recipe": "vl2v-adip", "out": home / "run"}
+    train(TrainConfig.model_validate(settings | data))
+    (home / "before").rename(home / "images")
+    return home
 
 
 @pytest.fixture
 def finished(trained: Path, tmp_path: Path) -> Path:
     """A copy of a finished run, moved away from where it was trained."""
-    return Path(shutil.copytree(trained, tmp_path / "moved"))
+    return Path(shutil.copytree(trained / "run", tmp_path / "moved"))
 
 
-def test_a_run_reads_back_whole_after_a_move(
-    finished: Path, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    (finished / "config.json").write_text(
-        json.dumps(
-            json.loads((finished / "config.json").read_text()) | {"data": str(tmp_path / "gone")}
-        )
-    )
+def test_a_run_reads_back_whole_after_a_move(finished: Path, trained: Path) -> None:
     loaded = load_run(finished)
     state = load_file(finished / "student.safetensors")
     assert all(
@@ -145,7 +147,7 @@ def test_a_run_reads_back_whole_after_a_move(
     assert loaded.bank.classes == loaded.run.classes == ("cat", "dog")
     with pytest.raises(EdgekdError):
         loaded.data()
-    _, split = loaded.data(settings["data"])
+    _, split = loaded.data(str(trained / "images"))
     assert split.hash == loaded.run.split_hash
 
 

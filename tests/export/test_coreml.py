@@ -532,7 +532,8 @@ def test_overflow_is_named_and_kept_with_its_readers() -> None:
     np.testing.assert_allclose(ranges.logits, 2 * means(), rtol=1e-5)
     assert ranges.highs["image"] == 255
     assert ranges.lows["down"] == pytest.approx(2 * means().min(), rel=1e-5)
-    assert measure_ranges(chain(2, 0.25), IMAGES).hazards == ()
+    for ordinary in (chain(2, 0.25), chain(0, 1)):
+        assert measure_ranges(ordinary, IMAGES).hazards == ()
 
 
 def test_underflow_is_measured_by_what_rounding_loses() -> None:

@@ -21,7 +21,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.quantize.search import AccuracyBudget
-from edgekd.targets.agent.runtime import open_model
+from edgekd.targets.agent.model import open_model
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 
@@ -198,7 +198,7 @@ def test_a_run_is_exported_added_to_verified_and_measured(runs: Path, tmp_path: 
     shutil.move(folder, moved)
     data = draw_domains(tmp_path / "birds", ("cat", "dog", "bird"), count=1)
     alone = edgekd.benchmark(moved, data=str(data), out=tmp_path / "two", **options)
-    assert {row.n for row in alone.accuracy} == {9}
+    assert {row.n for row in alone.accuracy} == {3}  # of each of three domains
     [link] = edgekd.verify(moved, data=str(runs / "data"))
     assert link["passed"]
 

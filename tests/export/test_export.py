@@ -161,7 +161,7 @@ IMAGES = pictures(40, seed=7)
 
 
 def float_file(
-    folder: Path, precision: str = "floats", target: str = "onnxruntime", **changes: Any
+    folder: Path, precision: str = "fp32", target: str = "onnxruntime", **changes: Any
 ) -> Artifact:
     model = changes.pop("model", None) or build()
     return export(model, folder, precision, target=target, input="float", **changes)
@@ -196,7 +196,7 @@ def test_normalising_by_hand() -> None:
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pixels") / "a"
-    export(build(), folder, "floats")
+    export(build(), folder, "fp32")
     return folder
 
 

@@ -23,11 +23,11 @@ from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.readers import sha256_file
+from edgekd.export.graph import torch_logits
 from edgekd.export.openvino_ir import read
 from edgekd.export.quantize import openvino as ov_int8
 from edgekd.export.quantize.openvino import Rounded, layers_in_float, revert_to_float
 from edgekd.export.quantize.search import quantize_within
-from edgekd.export_openvino.graph import torch_logits
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
@@ -103,7 +103,7 @@ def test_file_holds_its_own_metadata_and_no_paths(folders: dict[str, Path]) -> N
 
 def test_nncf_is_told_not_to_report() -> None:
     code = """
-from edgekd.export_openvino.quantize import openvino as ov_int8
+from edgekd.export.quantize import openvino as ov_int8
 ov_int8.import_nncf()
 from nncf.telemetry.wrapper import telemetry
 print(type(telemetry).__name__)
@@ -113,7 +113,7 @@ print(type(telemetry).__name__)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean
     )
     assert done.stdout.strip() == "MagicMock", (
-        "NNCF would tell its makers' server about this export_openvino"
+        "NNCF would tell its makers' server about this export"
     )
 
 
