@@ -246,6 +246,12 @@ def test_a_row_without_a_value_is_refused_by_its_number(
     assert f"no {column}" in message
 
 
+def test_a_missing_label_of_a_parquet_file_is_no_class(tmp_path: Path) -> None:
+    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    assert "Row 2 of" in str(refusal(tmp_path / "m.parquet"))
+
+
 @pytest.mark.parametrize("alike", [("fire hydrant", "fire_hydrant"), ("cafe\u0301", "caf\u00e9")])
 def test_classes_that_a_teacher_reads_alike_are_named(
     tmp_path: Path,

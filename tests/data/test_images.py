@@ -67,22 +67,6 @@ def test_cmyk_as_adobe_and_as_the_standard_store_it() -> None:
         assert np.abs(np.asarray(decode(data)).astype(int) - RED).max() <= 4
 
 
-def test_ycck_jpeg() -> None:
-    # Red is ink (0, 255, 255, 0), inverted (255, 0, 0, 255). YCCK (Adobe TN 5116) codes 255 minus the first three, that
-    # is (0, 255, 255), by JFIF's matrix as YCbCr (179, 171, 1), and K as it is. Written as if they were CMYK values,
-    # with Adobe's transform flag set to 2 afterwards, they make that file.
-    y, cb, cr = 179, 171, 1
-    data = encoded(
-        Image.new("CMYK", (16, 16), tuple(255 - v for v in (y, cb, cr, 255))), "JPEG", quality=100
-    )
-    flag = data.index(b"\xff\xee") + 4 + 11
-    assert data[flag] == 0
-    assert (
-        np.abs(np.asarray(decode(data[:flag] + b"\x02" + data[flag + 1 :])).astype(int) - RED).max()
-        <= 4
-    )
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
