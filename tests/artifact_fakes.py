@@ -51,7 +51,7 @@ def _write(folder: Path, model: bytes, output: TensorSpec, **fields: Any) -> Pat
     shape = (output.shape[0], SIZE, SIZE, 3)
     same = np.eye(3, dtype=np.float32)
     Artifact(
-        name="onnxruntime-fp32",
+        name=folder.name,
         target="onnxruntime",
         format="onnx",
         precision="fp32",
