@@ -28,7 +28,7 @@ from edgekd.benchmark.report.sections import shown, table
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.rescore import rescore
-from edgekd.benchmark.results.metric import metric, metrics_of
+from edgekd.benchmark.results.metric import metric, metrics_of, percent, points
 from edgekd.benchmark.results.rows import AccuracyRow, Difference, SummaryRow
 from edgekd.benchmark.results.schema import Report
 from edgekd.benchmark.results.storage import read_report
@@ -365,3 +365,8 @@ def test_the_file_to_ship(pair: Report) -> None:
     assert choice(pair.model_copy(update={"summary": pair.summary[:2]})) is None
     failed = tuple(gate.model_copy(update={"passed": False}) for gate in pair.gates)
     assert choice(pair.model_copy(update={"gates": failed})) is None
+
+
+def test_values_are_percent_and_differences_signed_points() -> None:
+    assert [percent(value) for value in (None, 0.0, 2 / 3)] == ["–", "0.0", "66.7"]
+    assert [points(value) for value in (None, -0.0004, 0.02)] == ["–", "+0.0", "+2.0"]
