@@ -145,7 +145,7 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
-        ({"images": [photos], "name": "red"}, 'knows the class "red"'),
+        ({"images": [photos], "name": "red"}, 'has the class "red"'),
     ]
     for words, message in cases:
         with pytest.raises(EdgekdError, match=message):
@@ -187,7 +187,7 @@ def test_the_agent_names_what_is_wrong(artifact: Path, photos: Path, tmp_path: P
     shutil.copy(logits / "model.onnx", tmp_path / "altered" / "model.onnx")
     for words, message in (
         (("add", str(logits), "blue", str(photos)), "gives no embedding."),
-        (("add", str(artifact), "red", str(photos)), 'knows the class "red" already'),
+        (("add", str(artifact), "red", str(photos)), 'has the class "red" already'),
         (("classify", str(tmp_path / "nowhere"), "x.png"), "There is no artifact"),
         (("classify", str(artifact), "x.png"), "x.png"),
         (

@@ -18,7 +18,7 @@ from typer.main import get_command
 from edgekd.cli import app, doctor, main
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, GateFailed, Stopped
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 HELP_RATIO = 2.5
 

@@ -21,7 +21,7 @@ from edgekd.benchmark.results.storage import read_report
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import shell_word
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import read_tensors
+from edgekd.core.tensors import read_tensors
 from edgekd.distill.train import train
 
 TINY_SHM = "mount -t tmpfs -o size=1m none /dev/shm"
@@ -200,7 +200,7 @@ def test_a_trained_run_is_measured_by_the_agent(
     told = {row.subject: row for row in report.unknowns}
     assert set(told) == {"teacher", "torch", artifact.subject}
     assert (told[artifact.subject].n, told[artifact.subject].device) == (3, artifact.device)
-    with pytest.raises(EdgekdError, match="no in-domain test images to tell unknown ones from"):
+    with pytest.raises(EdgekdError, match="no in-domain test images to compare unknown ones with"):
         edgekd.benchmark(tmp_path / "run", data=str(data / "photo"), unknown=strangers)
     top1 = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
     assert (top1["torch"] is None, top1[artifact.subject]) == (False, None)

@@ -35,7 +35,7 @@ def turns(
     return [scale * drift[i] * rng.lognormal(0, 0.05, 40) for i in range(count)]
 
 
-def test_the_interval_covers_the_true_ratio_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_ratio_at_its_level() -> None:
     covered, widths = 0, []
     for seed in range(100):
         rng = np.random.default_rng(seed)
@@ -179,7 +179,7 @@ def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
     ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
     [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
     assert (
-        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not told apart from ov-fp32)"
+        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not distinguished from ov-fp32)"
         in said
     )
     assert (

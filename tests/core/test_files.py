@@ -31,11 +31,11 @@ from edgekd.core.files import (
     scratch_folder,
     short_hash,
     sweep,
-    write_tensors,
     write_text,
 )
 from edgekd.core.preprocess import Preprocess
-from edgekd.core.readers import read_tensors, sha256_file
+from edgekd.core.readers import sha256_file
+from edgekd.core.tensors import read_tensors, write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -92,7 +92,7 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM]
 )
-def test_a_full_or_locked_disk_is_said_in_a_sentence(tmp_path: Path, number: int) -> None:
+def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in caught.value.message

@@ -196,7 +196,7 @@ def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> 
             edgekd.study("plain=erm", out=folder, oracle=oracle, recipe_settings=OWN[:2], **base)
 
 
-def test_a_cell_that_was_cut_off_knows_what_it_has_seen(
+def test_an_interrupted_cell_keeps_its_oracle(
     made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
 ) -> None:
     stopped(

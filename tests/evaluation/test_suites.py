@@ -321,8 +321,8 @@ def test_unknown_images_are_compared_with_the_id_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "classes", "message"),
     [
-        ("photo/Dog", ANIMALS, '"Dog" of others is called by a class that the model knows ("dog")'),
-        ("horse/mine", ANIMALS, '"horse" of others is called by a class that the model knows.'),
+        ("photo/Dog", ANIMALS, '"Dog" of others is called by a class that the model has ("dog")'),
+        ("horse/mine", ANIMALS, '"horse" of others is called by a class that the model has.'),
         ("n01443537", ("n01443537", "n01440764"), 'The folder "n01443537"'),
         ("n01443537", NUMBERS, 'knows ("1")'),
     ],

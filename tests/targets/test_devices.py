@@ -238,7 +238,7 @@ def test_adb_speaks_to_termux(
     assert not (home / ".cache" / "edgekd-agent").exists()
 
 
-def test_no_space_is_said_before_anything_is_sent(
+def test_no_space_is_refused_before_anything_is_sent(
     setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
@@ -252,7 +252,7 @@ def test_ssh_form_is_taken_apart() -> None:
     device = find_device("ssh://pi@Raspi.local:2222?python=~/venv/bin/python")
     command = device.command(["a", "b c"])
     device.close()
-    assert (device.name, device.python) == ("Raspi.local", ["~/venv/bin/python"])
+    assert (device.name, device.program) == ("Raspi.local", "~/venv/bin/python")
     assert command[0] == "ssh"
     assert command[command.index("-p") + 1] == "2222"
     assert command[-2:] == ["pi@Raspi.local", "a 'b c'"]

@@ -107,7 +107,7 @@ def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", ["ir", "opset"])
-def test_file_from_the_future_says_so(tmp_path: Path, what: str) -> None:
+def test_a_file_from_the_future_is_refused(tmp_path: Path, what: str) -> None:
     model = channel_means()
     if what == "ir":
         model.ir_version = 999
@@ -190,7 +190,7 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
     for name in ("", "  ", "two\nlines"):
         with pytest.raises(EdgekdError, match="needs a name"):
             bank.with_class(name, vector, {})
-    with pytest.raises(EdgekdError, match='knows the class "Red"'):
+    with pytest.raises(EdgekdError, match='has the class "Red"'):
         bank.with_class("Red", vector, {})
     with pytest.raises(EdgekdError, match="do not fit into a space of 3 dimensions"):
         bank.of_text(np.ones(4))
@@ -280,7 +280,7 @@ def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
     session = open_session(write_artifact(tmp_path / "fp32"))
     placement = session.placement()
     assert placement is not None
-    assert (placement.asked, placement.nodes) == (CPU, {CPU: OPERATORS})
+    assert (placement.provider, placement.nodes) == (CPU, {CPU: OPERATORS})
     assert placement.counts() == {CPU: 3}
     refuse_fallback("fp32", placement)
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
@@ -318,7 +318,7 @@ def test_openvino_names_operators_with_their_precision(tmp_path: Path) -> None:
     data |= {"format": "openvino", "files": {"model.xml": "0" * 64}}
     placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
     assert placement is not None
-    assert (placement.asked, list(placement.nodes)) == ("CPU", ["CPU"])
+    assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])
     refuse_fallback("ov", placement)
 

@@ -117,7 +117,7 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
         "classify.cpp": "`classify.cpp` feeds `pixels.bin` to the C++ API. CMakeLists.txt builds it; then run "
         f"`build/classify {arguments}`. edgekd's tests build it only where ONNX Runtime's headers are installed.",
     }
-    told = [f"- {about[name]}" for name in programs if name in about]
+    lines = [f"- {about[name]}" for name in programs if name in about]
     return f"""# Put {facts["model"]} into an app
 
 1. Decode the picture to RGB, turned as its EXIF says; {resize} with Pillow's
@@ -133,5 +133,5 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
 - `logits.bin`: little-endian float32 `[{count}, {classes}]`, from these pixels, by {facts["expected_from"]}.
 - On the same pixels a logit may differ by {facts["tolerance"]:.3g} (`tolerance` in `kit.json`).
 
-{chr(10).join(told) or "There is no program for this format yet."}
+{chr(10).join(lines) or "There is no program for this format yet."}
 """
