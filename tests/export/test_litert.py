@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +138,12 @@ def test_an_agent_names_the_runtime_it_lacks(
     [[message, hint]] = told["able"]  # type: ignore[misc]
     assert (code, "cannot load ai-edge-litert (no such wheel)" in message) == (0, True)
     assert "pip install ai-edge-litert" in hint
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_classes_are_a_file_within_the_model(
+    exported: Callable[[str, str], Path], precision: str
+) -> None:
+    folder = exported("litert", precision)
+    with zipfile.ZipFile(folder / "model.tflite") as archive:
+        assert archive.read("labels.txt") == (folder / "labels.txt").read_bytes()
