@@ -294,7 +294,7 @@ def test_names_and_words(tmp_path: Path) -> None:
     assert name == "openvino-int8-embedding-float-input"
     for words, said in (
         ({"input": "flaot"}, 'no input "flaot"'),
-        ({"target": "coreml", "input": "float"}, "take an image"),
+        ({"target": "coreml", "input": "float"}, "coreml"),
     ):
         with pytest.raises(EdgekdError, match=said):
             ExportConfig.load(**words)
