@@ -1,4 +1,4 @@
-"""A small artifact, images that lie on disk, and subjects for the device tests; nothing here needs torch."""
+"""Images that lie on disk, subjects and jobs for the device tests; nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from artifact_fakes import CLASSES, write_artifact
 from PIL import Image
 
 from edgekd.benchmark.subjects import Subject, Suite
-from edgekd.core.manifest import Artifact, TensorSpec
-from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
 from edgekd.data.image_set import FileReader, ImageSet
-from edgekd.export.parity import compare
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.devices.result import DeviceResult, check_result, open_result
 from edgekd.targets.session import open_session
 from edgekd.targets.timing.stopwatch import Protocol
 
-CLASSES = ("r", "g", "b")
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
 
 
@@ -31,47 +26,6 @@ def result_of(path: Path) -> DeviceResult:
     """The result in a file, checked against its own job."""
     stored = open_result(path)
     return check_result(stored, stored.job)
-
-
-def write_artifact(folder: Path, *, gain: float = 1.0, batch: int | str = "batch") -> Path:
-    """uint8 `[B, 16, 16, 3]` → the mean of each channel times `gain`, as logits; a number fixes B."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
-            helper.make_node("Mul", ["mean", "gain"], ["logits"]),
-        ],
-        "means",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [batch, 16, 16, 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
-        [
-            helper.make_tensor("axes", TensorProto.INT64, [2], [1, 2]),
-            helper.make_tensor("gain", TensorProto.FLOAT, [1], [gain]),
-        ],
-    )
-    folder.mkdir(parents=True)
-    onnx.save(
-        helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)]),
-        folder / "model.onnx",
-    )
-    Artifact(
-        name=folder.name,
-        target="onnxruntime",
-        format="onnx",
-        precision="fp32",
-        files={"model.onnx": sha256_file(folder / "model.onnx")},
-        inputs=(
-            TensorSpec(name="image", dtype="uint8", shape=(batch, 16, 16, 3), layout="NHWC RGB"),
-        ),
-        outputs=(TensorSpec(name="logits", dtype="float32", shape=(batch, 3), layout="NC"),),
-        classes=CLASSES,
-        preprocess=Preprocess(size=16, resize="crop", crop_pct=0.875),
-        parity=compare(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)) | {"passed": True},
-        source={"run": "r"},
-        versions={},
-        created="2026-01-01T00:00:00+00:00",
-    ).write(folder)
-    return folder
 
 
 def write_images(folder: Path, n: int = 40) -> ImageSet:

@@ -1,4 +1,4 @@
-"""A small network, pictures for it, and its export without a run."""
+"""Small networks, images for them, and their export without a run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from edgekd.core.manifest import Artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
+from edgekd.export.onnx import export_onnx
 
 SIZE = 32
+CLASSES = ("cat", "dog", "élan")
+PREPROCESS = Preprocess(size=SIZE)
 
 
 class Block(nn.Module):
@@ -59,20 +62,15 @@ def block_model() -> Deployable:
     return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
 
 
-def export_block(folder: Path, target: str, precision: str) -> Artifact:
-    """Export `block_model` for a target, calibrated on 24 pictures and checked on 64."""
-    return export_parts(
-        block_model(),
-        folder,
-        target=target,
-        precision=precision,
-        classes=("a", "b", "c", "d"),
-        preprocess=Preprocess(size=SIZE),
-        calibration=pictures(24),
-        calibration_ids=[str(i) for i in range(24)],
-        parity_images=pictures(64, seed=1),
-        facts={"student": "test"},
-    )
+def export_block(folder: Path, target: str, precision: str, **changes: Any) -> Artifact:
+    """Export `block_model` for a target, calibrated on 24 images and checked on 64."""
+    arguments: dict[str, Any] = {
+        "classes": ("a", "b", "c", "d"),
+        "calibration": pictures(24),
+        "calibration_ids": [str(i) for i in range(24)],
+    }
+    model = changes.pop("model", None) or block_model()
+    return export(model, folder, precision, target, **arguments | changes)
 
 
 def export_parts(
@@ -83,3 +81,43 @@ def export_parts(
     config = ExportConfig.load(**{k: v for k, v in given.items() if k not in fields})
     source = {k: tuple(v) if k == "classes" else v for k, v in given.items() if k in fields}
     return export_model(Source(model=model, **source), folder, config, fp32_path=fp32_path)
+
+
+class Backbone(nn.Module):
+    """One convolution and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).relu().mean((2, 3))
+
+
+def build(seed: int = 0) -> Deployable:
+    torch.manual_seed(seed)
+    return Deployable(Backbone(), nn.Linear(8, len(CLASSES)), PREPROCESS)
+
+
+def export(
+    model: Deployable, folder: Path, precision: str, target: str = "onnxruntime", **changes: Any
+) -> Artifact:
+    """Export a model of three classes, calibrated on 32 images and checked on 64."""
+    arguments: dict[str, Any] = {
+        "target": target,
+        "precision": precision,
+        "classes": CLASSES,
+        "preprocess": PREPROCESS,
+        "calibration": pictures(32),
+        "calibration_ids": [f"image {index}" for index in range(32)],
+        "parity_images": pictures(64, seed=1),
+        "facts": {"student": "test"},
+    }
+    return export_parts(model, folder, **arguments | changes)
+
+
+def write_onnx(body: nn.Module, features: int, path: Path) -> Path:
+    """Write `body` with a linear layer of four classes as FP32 ONNX."""
+    model = Deployable(body, nn.Linear(features, 4), PREPROCESS)
+    export_onnx(model, path, size=SIZE, metadata={"k": "v"})
+    return path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from device_fakes import write_artifact
+from artifact_fakes import write_artifact
 
 TENSORRT = """
 import ctypes, json, os

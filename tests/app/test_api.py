@@ -1,24 +1,27 @@
-"""The library's front door: the verbs exist, may be called, and say the same words as the command line."""
-
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
+from typer.testing import CliRunner
 
 import edgekd
 from edgekd import api
 from edgekd.cli import app
-from edgekd.configs.base import Config
+from edgekd.cli.commands import Given, command
+from edgekd.configs.base import Config, Counts, OptionalPath, Words, check, option
 from edgekd.configs.benchmark import BenchmarkConfig
 from edgekd.configs.export import AddClassConfig, ExportConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import TrainConfig
+from edgekd.configs.verbs import verb
 from edgekd.core.errors import EdgekdError
 
 VERBS = ("train", "export", "benchmark", "evaluate", "study", "verify")
@@ -39,38 +42,24 @@ def test_verb_calls_the_function_of_its_name(verb: str, monkeypatch: pytest.Monk
     assert calls == [(("runs/x",), {"data": "toy"})]
 
 
-def test_verbs_stay_callable_whatever_was_imported_first() -> None:
-    program = (
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys, edgekd, edgekd.benchmark, edgekd.export\n"
+        "assert not {'torch', 'numpy', 'onnx'} & set(sys.modules)",
         "import edgekd.export.parity, edgekd.benchmark.evaluate.metrics\n"
         "from edgekd import benchmark, evaluate, export, train\n"
-        "assert all(map(callable, (benchmark, evaluate, export, train)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+        "assert all(map(callable, (benchmark, evaluate, export, train)))",
+        "import edgekd, edgekd.export.parity, edgekd.api\n"
+        "assert set(dir(edgekd)) == set(edgekd.__all__) >= {'train', 'export', 'benchmark', 'load'}\n"
+        "assert not {'api', 'core', 'distill', 'targets'} & set(dir(edgekd))",
+    ],
+    ids=["light", "callable", "dir"],
+)
+def test_what_an_import_of_the_package_gives(program: str) -> None:
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_importing_edgekd_is_light() -> None:
-    program = (
-        "import sys, edgekd, edgekd.benchmark, edgekd.export\n"
-        "assert not {'torch', 'numpy', 'onnx'} & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_dir_shows_the_verbs_and_nothing_else() -> None:
-    program = "import edgekd, edgekd.export.parity, edgekd.api\nprint(*dir(edgekd))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    shown = set(done.stdout.split())
-    assert shown == set(edgekd.__all__)
-    assert {"train", "export", "benchmark", "load"} <= shown
-    assert not shown & {"api", "core", "distill", "targets"}
 
 
 @pytest.mark.parametrize(
@@ -120,10 +109,10 @@ def test_unknown_setting_is_an_error_and_not_a_type_error() -> None:
 
 
 def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Path, ...]] = []
+    seen: list[str] = []
 
     def compare(paths: list[Path], *_: Any, **__: Any) -> Path:
-        seen.append(tuple(paths))
+        seen.append("".join(map(str, paths)))
         return Path("page")
 
     monkeypatch.setattr("edgekd.benchmark.report.comparison.write_comparison", compare)
@@ -131,16 +120,212 @@ def test_paths_are_given_one_by_one_or_as_a_list(monkeypatch: pytest.MonkeyPatch
     edgekd.report(["a", "b"])
     edgekd.report("a", "b", ["c", "d"])
     edgekd.report(paths=["a"])
-    assert [[str(path) for path in paths] for paths in seen] == [
-        ["a", "b", "c"], ["a", "b"], ["a", "b", "c", "d"], ["a"]
-    ]  # fmt: skip
+    assert seen == ["abc", "ab", "abcd", "a"]
     with pytest.raises(TypeError, match="positional"):
         edgekd.export("a", "b")  # type: ignore[call-arg]
 
 
-def test_export_refuses_before_it_loads(tmp_path: Path) -> None:
-    with pytest.raises(EdgekdError, match="onnxruntime takes no int8-weights"):
-        edgekd.export(tmp_path, precision="int8-weights")
-    with pytest.raises(EdgekdError, match=r"2 problems.*no calibrator.*largest drop") as caught:
-        edgekd.export(tmp_path, max_drop_id=1, calibrator="mse", target="openvino")
-    assert caught.value.exit_code == 2
+def refusal(**given: Any) -> EdgekdError:
+    with pytest.raises(EdgekdError) as caught:
+        TrainConfig.load(**given)
+    assert caught.value.hint
+    return caught.value
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'student = "resnet18"\nlr = 0.1\nseed = 3\nbatch_size = 8\n')
+    config = TrainConfig.load(
+        lr=0.2, seed=4, size=None, config=file, settings=["seed=5", "data=some/folder"]
+    )
+    assert (config.student, config.batch_size) == ("resnet18", 8)
+    assert (config.lr, config.seed) == (0.2, 5)
+    assert config.data == "some/folder"  # a word needs no quotes
+
+
+def test_settings_reach_into_tables(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[stages.distill]\nlr = 2.0\n")
+    config = TrainConfig.load(
+        config=file,
+        settings=["stages.distill.terms.cos_img.weight=0.7", "student_options.pad_type=same"],
+    )
+    assert config.stages == {"distill": {"lr": 2.0, "terms": {"cos_img": {"weight": 0.7}}}}
+    assert config.student_options == {"pad_type": "same"}
+
+
+def test_all_problems_come_in_one_message() -> None:
+    message = refusal(
+        lr=-1.0, devices=0, steps=1, epochs=1, settings=["recipie=erm", "precision=float"]
+    ).message
+    assert "Both steps and epochs" in message
+    assert all(word in message for word in ("lr", "devices", '"recipe"', "precision"))
+
+
+@pytest.mark.parametrize("setting", ["seed", "=3", " =3", "seed.a=3"])
+def test_what_is_no_setting_is_refused(setting: str) -> None:
+    refusal(seed=1, settings=[setting])
+
+
+def test_a_configuration_can_be_written_and_read_back() -> None:
+    stages: dict[str, Any] = {"align": {"lr": 2.0}}
+    given = {"student_weights": "a/b.pt", "out": Path("runs/x"), "unseen_classes": "dog, horse"}
+    config = TrainConfig.load(**given, stages=stages, settings=["stages.align.lr=1.0"])
+    assert TrainConfig.model_validate(config.model_dump(mode="json")) == config
+    assert stages == {"align": {"lr": 2.0}}
+    assert config.unseen_classes == ("dog", "horse")
+    assert TrainConfig.load(unseen_classes=["cat, tabby"]).unseen_classes == ("cat, tabby",)
+
+
+def test_a_misspelt_setting_hides_no_contradiction_but_a_wrong_one_causes_none() -> None:
+    message = refusal(shots=-1, unseen_classes="a,b", test_domain="art", lrr=1).message
+    assert "shots" in message
+    assert '"lrr"' in message
+    assert "Both the domain art and 2 classes" in message
+    assert "no class is unseen" not in refusal(shots=2, unseen_classes=3).message
+
+
+def test_yaml_says_what_toml_says(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\n  student: resnet18\n  stages:\n    distill: {lr: 2.0}\n  steps: 5\n")
+    file = toml(tmp_path, '[train]\nstudent = "resnet18"\nsteps = 5\nstages.distill.lr = 2.0\n')
+    assert TrainConfig.load(config=path) == TrainConfig.load(config=file)
+    for content in ("a: [", "a: !!python/object:os.system x", "- 1", "[" * 5000):
+        path.write_text(content)
+        assert "run.yaml" in refusal(config=path).message
+
+
+def test_a_benchmark_takes_gates_from_the_file_and_the_command(tmp_path: Path) -> None:
+    file = toml(tmp_path, '[gates]\np90_ms = "<=20"\n[benchmark]\nquick = true\n')
+    config = BenchmarkConfig.load(config=file, gates=["ece<=0.1"])
+    assert config.gates == ("p90_ms<=20", "ece<=0.1")
+    assert BenchmarkConfig.load(gates="ece<=0.1").gates == ("ece<=0.1",)
+    assert config.quick
+    with pytest.raises(EdgekdError, match=r"has no \[gates\]"):
+        BenchmarkConfig.load(config=toml(tmp_path, "[train]\nlr = 1\n"))
+
+
+def test_a_study_takes_the_settings_of_a_run(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[train]\nlr = 0.1\nsteps = 4\n[study]\nseeds = 2\n")
+    study = StudyConfig.load(recipes="erm,kd", config=file, settings=["stages.distill.lr=3.0"])
+    assert (study.recipes, study.seeds) == (("erm", "kd"), 2)
+    config = study.train_config(["lr=0.5"])
+    assert (config.lr, config.steps, config.stages) == (0.5, 4, {"distill": {"lr": 3.0}})
+    assert config.model_fields_set == {"lr", "steps", "stages"}
+
+
+class PaintOptions(Config):
+    """A heading of its own."""
+
+    colours: Words = option(default=("red",))
+    """Colours, with commas."""
+    layers: Counts = option(default=())
+    """Layers of each."""
+
+
+class ScratchConfig(PaintOptions):
+    """A verb that no room has."""
+
+    wall: OptionalPath = option(default=None, kw_only=False)
+    """What is painted."""
+    gloss: float | None = option(default=None, ge=0, le=1)
+    """Share of light thrown back. Default: the paint's."""
+    dry: bool = True
+    """Wait."""
+
+    @check
+    def _gloss(self) -> None:
+        if self.gloss and len(self.colours) > 1:
+            raise EdgekdError("Only one colour can shine.", "Name one.")
+
+
+@verb(ScratchConfig)
+def paint(config: ScratchConfig) -> ScratchConfig:
+    """Paint a wall."""
+    return config
+
+
+def test_an_option_is_declared_once(tmp_path: Path) -> None:
+    """The class above is all there is to `gloss`; flag, file, setting, call, help and refusals follow."""
+    app, painted = typer.Typer(), []
+
+    @command(app, f"{__name__}:paint")
+    def scratch(result: ScratchConfig, _: Given) -> None:
+        """Paint."""
+        painted.append(result)
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+
+    for name, text in {
+        "a.toml": "[scratch]\ngloss = 0.5\n",
+        "b.yml": "scratch: {gloss: 0.5}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        run("--config", str(tmp_path / name))
+    run("--gloss", "0.5")
+    run("--set", "gloss=0.5")
+    painted.append(paint(gloss=0.5))
+    assert [config.gloss for config in painted] == [0.5] * 5
+    run("here", "--colours", "red,blue", "--colours", "green", "--layers", "1,2", "--no-dry")
+    assert painted[-1] == ScratchConfig(
+        wall=Path("here"), colours=("red", "blue", "green"), layers=(1, 2), dry=False
+    )
+    assert paint("there").wall == Path("there")
+    help_ = run("--help").output
+    for part in ("Paint", "[default: the paint's]", "[default: red]", "--no-dry", "--gloss"):
+        assert part in help_
+    assert isinstance(run("--gloss", "2").exception, EdgekdError)
+    assert "gloss" in str(run("--gloss", "2").exception)
+    assert 'Did you mean "gloss"' in str(run("--set", "glos=1").exception)
+    assert "Only one colour" in str(run("--gloss", "1", "--colours", "red,blue").exception)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "edgekd:descriptions=command:x",
+        'edgekd:descriptions = "\\u0063ommand:x"',
+    ],
+)
+def test_a_study_runs_no_program_that_a_file_names(tmp_path: Path, setting: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(f"[study]\nrecipe_settings = [{json.dumps(setting)}]\n[train]\nsteps = 2\n")
+    with pytest.raises(EdgekdError, match="command line only"):
+        StudyConfig.load(config=file)
+    assert StudyConfig.load(recipe_settings=[setting]).recipe_settings == (setting,)
+
+
+@pytest.mark.parametrize("name", ["data", "out", "unlabelled", "test_domain", "student_weights"])
+def test_empty_text_is_no_value(tmp_path: Path, name: str) -> None:
+    """As a path it would be the current folder."""
+    for given in ({name: ""}, {"settings": f"{name}="}, {"config": toml(tmp_path, f'{name} = ""')}):
+        assert refusal(**given).message == f"{name} is empty."
+    assert refusal(unlabelled=["a", ""]).message == "unlabelled is empty."
+
+
+@pytest.mark.parametrize("name", ["config", "settings"])
+def test_settings_name_no_settings(tmp_path: Path, name: str) -> None:
+    file = toml(tmp_path, f'{name} = "other.toml"')
+    assert name in refusal(config=file).message
+    assert name in refusal(settings=f"{name}=x").message
+
+
+def test_a_file_of_another_kind_gets_a_short_message(tmp_path: Path) -> None:
+    file = toml(tmp_path, "\n".join(f"nonsense_{n} = 1" for n in range(50)))
+    message = refusal(config=file).message
+    assert "50 problems" in message
+    assert "and 44 more" in message
+    assert len(message) < 3000
+
+
+def test_the_earlier_name_of_a_precision_is_taken_with_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = ExportConfig.load(target="coreml", precision="w8a8")
+    assert config.precision == "int8"
+    assert "w8a8 is now called int8" in " ".join(capsys.readouterr().err.split())

@@ -1,24 +1,30 @@
-"""A class is added to an artifact, here and by the agent on a device, and the real runtime recognises it."""
-
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from device_fakes import write_artifact
-from embedding_fakes import colour, red_and_green, write_colours
+import torch
+from artifact_fakes import colour, red_and_green, write_artifact, write_colours
+from device_fakes import run_agent as call_agent
 from PIL import Image
 
 import edgekd
+from edgekd.artifacts.kit import write_kit
 from edgekd.cli import main
+from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
+from edgekd.distill import teachers
 from edgekd.targets.bank import read_bank, unit
 from edgekd.targets.bank_change import recognised
 from edgekd.targets.devices.payload import write_agent
@@ -53,11 +59,8 @@ def command(arguments: list[str]) -> None:
     assert leaving.value.code == 0
 
 
-def run_agent(agent: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
-    done = subprocess.run(
-        [sys.executable, str(agent), *arguments], capture_output=True, text=True, check=False
-    )
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+def run_agent(agent: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
+    return call_agent(sys.executable, agent, *words)
 
 
 def test_session_gives_logits_and_embeddings(artifact: Path) -> None:
@@ -68,21 +71,6 @@ def test_session_gives_logits_and_embeddings(artifact: Path) -> None:
     np.testing.assert_allclose(session.run(images), 10 * units[:, :2], atol=1e-4)
     with pytest.raises(EdgekdError, match="takes uint8"):
         session.embed(images[:, :8])
-
-
-def test_a_file_of_logits_has_no_embedding(tmp_path: Path) -> None:
-    session = open_session(write_artifact(tmp_path / "logits"), threads=1)
-    with pytest.raises(EdgekdError, match="gives no embedding"):
-        session.embed(np.zeros((1, 16, 16, 3), dtype=np.uint8))
-    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
-        edgekd.add_class(tmp_path / "logits", "blue", images=[tmp_path])
-
-
-def test_bank_of_other_classes_is_refused(artifact: Path) -> None:
-    data = json.loads((artifact / "artifact.json").read_text())
-    (artifact / "artifact.json").write_text(json.dumps({**data, "classes": ["green", "red"]}))
-    with pytest.raises(EdgekdError, match="holds other classes than"):
-        open_session(artifact)
 
 
 def test_a_class_from_images_is_recognised_and_the_others_stay(
@@ -118,107 +106,100 @@ def test_a_class_from_text_vectors(
 def test_a_class_by_name_needs_the_teacher_of_the_run(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    from edgekd.distill import teachers
+    seen: list[Any] = []
 
-    asked: list[Any] = []
-
-    class Stand:
+    class Teacher:
         id = "t"
 
-        def text_bank(self, classes: list[str], templates: list[str], described: Any) -> Any:
-            assert (classes, templates) == (["blue"], ["a {}"])
-            import torch
+        def text_bank(self, *words: Any) -> Any:
+            seen.append(words)
+            return SimpleNamespace(vectors=torch.tensor([[0.0, 0.0, 1.0]]))
 
-            asked.append(described)
-            return type("Bank", (), {"vectors": torch.tensor([[0.0, 0.0, 1.0]])})
+    def added() -> dict[str, Any]:
+        bank = read_bank(artifact / str(read_artifact(artifact).bank))
+        np.testing.assert_array_equal(bank.vectors[2], [0, 0, 1])
+        return bank.facts["added"][0]
 
     with pytest.raises(EdgekdError, match="is not the teacher in whose space"):
         edgekd.add_class(artifact, "blue", teacher=f"local-dir:{tiny_teacher}")
-    monkeypatch.setattr(teachers, "load_teacher", lambda spec: Stand() if spec == "toy" else None)
-    changed = edgekd.add_class(artifact, "blue")
-    assert changed.bank is not None
-    bank = read_bank(artifact / changed.bank)
-    np.testing.assert_array_equal(bank.vectors[2], [0, 0, 1])
-    assert bank.facts["added"][0]["templates"] == ["a {}"]
-    assert "descriptions" not in bank.facts["added"][0]
+    monkeypatch.setattr(teachers, "load_teacher", lambda spec: Teacher() if spec == "toy" else None)
+    edgekd.add_class(artifact, "blue")
+    assert added()["templates"] == ["a {}"]
     edgekd.remove_class(artifact, "blue")
     (tmp_path / "d.txt").write_text("blue: The colour of the sky.\nred: That of fire.\n")
-    changed = edgekd.add_class(artifact, "blue", descriptions=str(tmp_path / "d.txt"))
-    assert asked == [None, {"blue": ("The colour of the sky.",)}]
-    assert changed.bank is not None
-    assert read_bank(artifact / changed.bank).facts["added"][0]["descriptions"] == [
-        "The colour of the sky."
-    ]
+    edgekd.add_class(artifact, "blue", descriptions=str(tmp_path / "d.txt"))
+    assert added()["descriptions"] == ["The colour of the sky."]
+    described = {"blue": ("The colour of the sky.",)}
+    assert seen == [(["blue"], ["a {}"], None), (["blue"], ["a {}"], described)]
 
 
 def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.png").write_bytes(b"\x89PNG torn")
-    (tmp_path / "bad.npy").write_bytes(b"")
     np.save(tmp_path / "wide.npy", np.ones(5))
     np.save(tmp_path / "words.npy", np.array(["blue"]))
     before = (artifact / "artifact.json").read_bytes()
-    for arguments, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"images": [tmp_path / "empty"]}, "There are no images"),
         ({"images": [tmp_path / "nowhere"]}, "There is no image at"),
         ({"images": [tmp_path / "torn.png"]}, "An image cannot be read"),
-        ({"text_vector": tmp_path / "bad.npy"}, "not readable npy"),
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
         ({"images": [photos], "descriptions": "d.txt"}, "its name is not used"),
-    ):
+        ({"images": [photos], "name": "red"}, 'has the class "red"'),
+    ]
+    for words, message in cases:
         with pytest.raises(EdgekdError, match=message):
-            edgekd.add_class(artifact, "blue", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(EdgekdError, match='has the class "red"'):
-        edgekd.add_class(artifact, "red", images=[photos])
+            edgekd.add_class(artifact, **{"name": "blue"} | words)
     assert (artifact / "artifact.json").read_bytes() == before
+    logits = write_artifact(tmp_path / "logits")
+    with pytest.raises(EdgekdError, match="ends in the logits of fixed classes"):
+        edgekd.add_class(logits, "blue", images=[photos])
+    with pytest.raises(EdgekdError, match="gives no embedding"):
+        open_session(logits).embed(pictures())
 
 
-def test_the_agent_adds_a_class_on_the_device_and_sees_it(
+def test_the_agent_adds_a_class_on_the_device_and_recognises_it(
     artifact: Path, photos: Path, tmp_path: Path
 ) -> None:
-    write_agent(tmp_path / "agent.pyz")
+    agent = tmp_path / "agent.pyz"
+    write_agent(agent)
     before = open_session(artifact, threads=1).run(pictures())
-    code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
+    code, said = run_agent(agent, "add", str(artifact), "blue", str(photos))
     assert (code, len(said)) == (0, 1)
-    assert (
-        "has 3 classes now; blue: 3 of its 3 images are recognised by the others of them"
-        in said[0]["say"]
-    )
+    assert "has 3 classes now; blue: 3 of its 3 images" in said[0]["say"]
     # What the device wrote is what edgekd reads: hashes, classes, and the vector that edgekd itself would have made.
     other = write_colours(tmp_path / "other")
     edgekd.add_class(other, "blue", images=[photos])
-    here, there = (
-        read_bank(folder / str(read_artifact(folder).bank)) for folder in (other, artifact)
-    )
+    here, there = (read_bank(each / str(read_artifact(each).bank)) for each in (other, artifact))
     np.testing.assert_allclose(there.vectors, here.vectors, atol=1e-6)
     np.testing.assert_array_equal(open_session(artifact, threads=1).run(pictures())[:, :2], before)
-    images = []
-    for number, pixels in enumerate(pictures()):
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-        images.append(str(tmp_path / f"{number}.png"))
-    code, said = run_agent(tmp_path / "agent.pyz", "classify", str(artifact), *images)
+    images = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, pixels in zip(images, pictures(), strict=True):
+        Image.fromarray(pixels).save(path)
+    _, said = run_agent(agent, "classify", str(artifact), *map(str, images))
     assert [answer["found"] for answer in said] == ["red", "green", "blue"]
-    code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
-    assert code == 2
-    assert 'has the class "blue" already' in said[0]["error"][0]
 
 
-def test_the_agent_says_what_is_wrong(artifact: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_agent_names_what_is_wrong(artifact: Path, photos: Path, tmp_path: Path) -> None:
     write_agent(tmp_path / "agent.pyz")
     logits = write_artifact(tmp_path / "logits")
-    code, said = run_agent(tmp_path / "agent.pyz", "add", str(logits), "blue", str(photos))
-    assert (code, said[0]["error"][0].endswith("gives no embedding.")) == (2, True)
-    code, said = run_agent(tmp_path / "agent.pyz", "classify", str(tmp_path / "nowhere"), "x.png")
-    assert (code, "There is no artifact" in said[0]["error"][0]) == (2, True)
-    code, said = run_agent(tmp_path / "agent.pyz", "classify", str(artifact), "x.png")
-    assert (code, "x.png" in said[0]["error"][0]) == (2, True)
-    shutil.copy(logits / "model.onnx", artifact / "model.onnx")
-    code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
-    assert (code, "is not the file that was exported" in said[0]["error"][0]) == (2, True)
-    code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue")
-    assert (code, said) == (2, [])
+    shutil.copytree(artifact, tmp_path / "altered")
+    shutil.copy(logits / "model.onnx", tmp_path / "altered" / "model.onnx")
+    for words, message in (
+        (("add", str(logits), "blue", str(photos)), "gives no embedding."),
+        (("add", str(artifact), "red", str(photos)), 'has the class "red" already'),
+        (("classify", str(tmp_path / "nowhere"), "x.png"), "There is no artifact"),
+        (("classify", str(artifact), "x.png"), "x.png"),
+        (
+            ("add", str(tmp_path / "altered"), "blue", str(photos)),
+            "is not the file that was exported",
+        ),
+    ):
+        code, said = run_agent(tmp_path / "agent.pyz", *words)
+        assert (code, message in said[0]["error"][0]) == (2, True)
+    assert run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue") == (2, [])
 
 
 def test_left_out_images_are_counted_by_hand() -> None:
@@ -228,3 +209,81 @@ def test_left_out_images_are_counted_by_hand() -> None:
     # third and lie near (.5, 0, .6), closer to them than red or green.
     assert recognised(bank, embeddings) == 2
     assert recognised(bank, embeddings[:1]) is None
+
+
+def encoded_images(count: int) -> list[bytes]:
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        image = Image.fromarray(rng.integers(0, 256, (30 + number, 41, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG" if number % 2 else "JPEG")
+        found.append(buffer.getvalue())
+    return found
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    return write_kit(write_artifact(tmp_path / "artifact"), encoded_images(4))
+
+
+def classify(kit: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "classify.py"]
+    return subprocess.run(line, cwd=kit, capture_output=True, text=True, check=False)
+
+
+def test_the_program_gives_the_same_pixels_and_logits(kit: Path) -> None:
+    done = classify(kit)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("largest difference of pixels 0,") == 4
+    assert (kit / "2.jpeg").read_bytes() == encoded_images(4)[2]
+    # The artifact's logits are channel means of the pixels.
+    pixels = np.stack([np.asarray(Image.open(kit / f"{number}.ppm")) for number in range(4)])
+    assert pixels.shape == (4, 16, 16, 3)
+    logits = np.fromfile(kit / "logits.bin", "<f4").reshape(4, 3)
+    np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_the_program_fails_on_other_logits(kit: Path) -> None:
+    facts = json.loads((kit / "kit.json").read_text())
+    logits = np.fromfile(kit / "logits.bin", "<f4")
+    (logits + np.float32(2 * facts["tolerance"])).tofile(kit / "logits.bin")
+    assert classify(kit).returncode == 1
+
+
+def onnxruntime_folder(folder: Path) -> Path:
+    """ONNX Runtime's headers and library: a release's, named in ONNXRUNTIME, else a stand-in and the package's."""
+    if "ONNXRUNTIME" in os.environ:
+        return Path(os.environ["ONNXRUNTIME"])
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"), None)
+    if library is None:
+        pytest.skip("ONNX Runtime's package has no shared library here")
+    (folder / "lib").mkdir(parents=True)
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1", library.name):
+        (folder / "lib" / name).symlink_to(library)
+    (folder / "include").symlink_to(Path(__file__).parent / "onnxruntime_header")
+    return folder
+
+
+@pytest.mark.skipif(
+    shutil.which("cmake") is None or shutil.which("c++") is None,
+    reason="needs cmake and a C++ compiler",
+)
+def test_the_cpp_program_builds_and_compares(kit: Path, tmp_path: Path) -> None:
+    facts = json.loads((kit / "kit.json").read_text())
+    place = f"-DONNXRUNTIME={onnxruntime_folder(tmp_path / 'onnxruntime')}"
+    subprocess.run(["cmake", "-S", ".", "-B", "build", place], cwd=kit, check=True)
+    subprocess.run(["cmake", "--build", "build"], cwd=kit, check=True)
+    line = ["build/classify", "../model.onnx", ".", "4", str(facts["tolerance"])]
+    subprocess.run(line, cwd=kit, check=True)
+    logits = np.fromfile(kit / "logits.bin", "<f4")
+    (logits + np.float32(2 * facts["tolerance"])).tofile(kit / "logits.bin")
+    assert subprocess.run(line, cwd=kit, check=False).returncode == 1
+
+
+def test_a_kit_without_pictures_or_pixels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgekdError, match="no test images"):
+        write_kit(write_artifact(tmp_path / "artifact"), [])
+    for given in ({"input": "float"}, {"head": "embedding"}):
+        with pytest.raises(EdgekdError, match="test kit"):
+            ExportConfig.load(test_kit=True, **given)

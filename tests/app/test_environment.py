@@ -1,5 +1,3 @@
-"""Odd environments: little of everything, names that are not ASCII, a clock that goes back."""
-
 from __future__ import annotations
 
 import itertools
@@ -11,18 +9,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from study_data import draw_domains, tiny_settings
 
+import edgekd
+from edgekd.benchmark.results.storage import read_report
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import shell_word
+from edgekd.core.errors import EdgekdError
 from edgekd.core.tensors import read_tensors
 from edgekd.distill.train import train
 
 TINY_SHM = "mount -t tmpfs -o size=1m none /dev/shm"
+
 SETTINGS = {"student": "test_efficientnet", "pretrained": "scratch", "teacher": "toy", "size": 32}
+
 ENVIRONMENTS = {
     "names": {"LANG": "C", "LC_ALL": "C"},
     "little": {"COLUMNS": "20", "NO_COLOR": "1", "HOME": "/nowhere"},
@@ -163,3 +168,48 @@ def test_two_users_on_one_cache(make_domain_folder: Callable[..., Path]) -> None
             said.append(done.stdout.splitlines())
     assert said[0] == said[1][:1]
     assert "cache" in said[1][1]
+
+
+@pytest.mark.slow
+def test_a_trained_run_is_measured_by_the_agent(
+    tmp_path: Path, tiny_teacher: Path, make_image: Callable[..., Path]
+) -> None:
+    """The whole way once, nothing faked: train, export, and measure through the device agent on this machine."""
+    data = draw_domains(tmp_path / "data", count=12)
+    settings: dict[str, Any] = tiny_settings(data, tiny_teacher) | {"test_domain": "sketch"}
+    edgekd.train(**settings, recipe="vl2v-adip", out=tmp_path / "run")
+    edgekd.export(tmp_path / "run")
+    words = tmp_path / "words.txt"
+    words.write_text("a drawing of a {}\nhorse\n")
+    for number in range(3):
+        make_image(tmp_path / "others" / "noise" / f"{number}.png", seed=number, size=(32, 32))
+    strangers = [f"noise={tmp_path / 'others'}"]
+    report = edgekd.benchmark(
+        tmp_path / "run", quick=True, device=["local"], vocabulary=[f"new={words}"], unknown=strangers,
+        out=tmp_path / "report",
+    )  # fmt: skip
+    assert read_report(tmp_path / "report") == report
+    [artifact] = [row for row in report.latency if row.device != "local" or "@" in row.subject]
+    assert artifact.subject.startswith("onnxruntime-fp32@")
+    assert artifact.complete
+    assert artifact.peak_rss_mb is not None
+    [placement] = report.placements
+    assert list(placement.nodes or ()) == ["CPUExecutionProvider"]
+    facts = report.environment["devices"][0]["artifacts"][f"{artifact.run}/{artifact.subject}"]
+    assert facts == {"agreement_here": 1.0, "same_pixels": 1.0}
+    told = {row.subject: row for row in report.unknowns}
+    assert set(told) == {"teacher", "torch", artifact.subject}
+    assert (told[artifact.subject].n, told[artifact.subject].device) == (3, artifact.device)
+    with pytest.raises(EdgekdError, match="no in-domain test images to compare unknown ones with"):
+        edgekd.benchmark(tmp_path / "run", data=str(data / "photo"), unknown=strangers)
+    top1 = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
+    assert (top1["torch"] is None, top1[artifact.subject]) == (False, None)
+
+
+@pytest.mark.slow
+def test_nothing_of_ours_dies_of_warnings_made_errors(tmp_path: Path) -> None:
+    strict = [sys.executable, "-W", "error", "-m", "edgekd.cli"]
+    for arguments in (["--help"], ["train", "--smoke", "--out", str(tmp_path / "run")]):
+        done = subprocess.run([*strict, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Warning" not in done.stderr

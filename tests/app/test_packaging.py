@@ -1,5 +1,3 @@
-"""What a user installs: the wheel's contents, the licence, and files that name no machine."""
-
 from __future__ import annotations
 
 import re
@@ -19,7 +17,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+
 EXTRAS = runpy.run_path(str(ROOT / "scripts" / "refresh_constraints.py"))["EXTRAS"]
+
 ROOMS = ("distill", "export", "benchmark", "targets")
 
 
@@ -108,22 +108,9 @@ def test_the_checkout_is_the_package() -> None:
         assert link.resolve() == ROOT / room
 
 
-def test_version_stands_in_one_place(project: dict[str, Any]) -> None:
-    import edgekd
-
-    assert "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {
-        "attr": "edgekd.core.version.__version__"
-    }
-    assert re.search(
-        rf"^## \[{re.escape(edgekd.__version__)}\]",
-        (ROOT / "CHANGELOG.md").read_text(),
-        re.MULTILINE,
-    )
-
-
 # In pieces, so that this file does not contain what it looks for.
 MACHINE_FOLDERS = ("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers")
+
 REGISTRIES = (
     "py" + "pi.org",
     "python" + "hosted",
@@ -131,6 +118,7 @@ REGISTRIES = (
     "ana" + "conda.org",
     "conda-" + "forge",
 )
+
 FORBIDDEN = re.compile(
     rf"(?<![\w.\-/])/(?:{'|'.join(MACHINE_FOLDERS)})/|{'|'.join(map(re.escape, REGISTRIES))}|index"
     + r"[-_]url"

@@ -1,16 +1,32 @@
-"""Logits of subjects on suites: read once, in order, of the right classes."""
-
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_fakes import CLASSES, LARGE, SMALL, Paint, model, paint_images, subject
+from artifact_fakes import write_artifact
+from benchmark_fakes import (
+    LARGE,
+    ONE_THREAD,
+    SHORT,
+    SMALL,
+    Paint,
+    model,
+    paint_images,
+    subject,
+)
 from PIL import Image
 
-from edgekd.benchmark.evaluate.logits import predict_suite, prepare
+from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.evaluate.logits import predict_suite
+from edgekd.benchmark.evaluate.metrics import log_softmax
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage
+from edgekd.targets.session import open_session
+from edgekd.targets.timing import stopwatch
+from edgekd.targets.timing.stopwatch import END_TO_END_QUICK, QUICK
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 500])
@@ -112,7 +128,52 @@ def test_an_image_gone_since_it_was_listed_is_named() -> None:
         )
 
 
-def test_prepare_is_the_shared_preprocess() -> None:
-    images = paint_images(9)
-    assert (prepare(images, 5, LARGE) == LARGE.pixels(images.read(5))).all()
-    assert images.classes == CLASSES
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """Logits are the mean red, green and blue."""
+    return write_artifact(tmp_path / "onnxruntime-fp32")
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"warmup_s": 0.01, "runs": 30, "seconds": 0.05, "block_s": 0.005}
+    monkeypatch.setattr(stopwatch, "QUICK", replace(QUICK, **short))
+    monkeypatch.setattr(stopwatch, "END_TO_END_QUICK", replace(END_TO_END_QUICK, **short))
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_file_itself_is_measured(artifact: Path, tmp_path: Path) -> None:
+    images = paint_images(30)
+    one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
+    suites = [Suite("id", images, np.arange(30))]
+    report = run_benchmark([one], suites, tmp_path / "out", speed=ONE_THREAD)
+    colours = np.stack([images.labels, np.arange(30), np.zeros(30)], axis=1).astype(np.float32)
+    [row], [latency] = report.accuracy, report.latency
+    assert row.top1 == pytest.approx((colours.argmax(axis=1) == images.labels).mean())
+    nll = -log_softmax(colours)[np.arange(30), images.labels].mean()
+    assert row.nll == pytest.approx(nll, rel=1e-5)
+    assert (latency.provider, latency.threads, latency.quick) == ("CPUExecutionProvider", 1, True)
+    assert latency.n >= 30
+    assert latency.load_ms is not None
+    # Decoding a PNG and resizing it takes longer than the mean of 768 numbers, and needs numpy and Pillow in memory.
+    assert latency.end_to_end_p50_ms is not None
+    assert 0 < latency.p50_ms < latency.end_to_end_p50_ms < 100
+    assert latency.peak_rss_mb is not None
+    assert 20 < latency.peak_rss_mb < 1000
+    with np.load(tmp_path / "out" / "latency.npz") as kept:
+        whole = kept[f"end_to_end_ms/{one.run}/{one.name}"]
+    assert len(whole) >= 30
+    assert latency.end_to_end_p50_ms in whole
+    size = (artifact / "model.onnx").stat().st_size
+    assert report.summary[0].size_mb == pytest.approx(size / 1e6)
+
+
+def test_an_altered_artifact_is_refused_and_nothing_is_written(
+    artifact: Path, tmp_path: Path
+) -> None:
+    one = subject(artifact.name, "artifact", open_session(artifact).run, folder=artifact)
+    (artifact / "model.onnx").write_bytes((artifact / "model.onnx").read_bytes() + b" ")
+    suites = [Suite("id", paint_images(9), np.arange(9))]
+    with pytest.raises(EdgekdError, match="not the file that was exported"):
+        run_benchmark([one], suites, tmp_path / "out", speed=SHORT)
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,3 @@
-"""Several reports on one page: what may stand in one table, what differs, and differences by hand."""
-
 from __future__ import annotations
 
 import json
@@ -25,7 +23,6 @@ from edgekd.benchmark.report.comparison import (
     write_comparison,
 )
 from edgekd.benchmark.subjects import Suite
-from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 
 
@@ -128,27 +125,6 @@ def test_other_machines_and_versions_are_noted(runs: list[Path], tmp_path: Path)
     assert page.count("<h3>Latency of one image</h3>") == 2
 
 
-def test_effective_robustness_from_three_students_on(runs: list[Path], tmp_path: Path) -> None:
-    third = measure(tmp_path, "four", every=2)
-    page = write_comparison([*runs[:2], third], tmp_path / "out").read_text(encoding="utf-8")
-    assert "Effective robustness, points" in page
-    assert (
-        "through 3 students (A one: torch student, B two: torch student, C four: torch student)"
-        in page
-    )
-    text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    # These students are as often right out of domain as in it, so all of them lie on the line.
-    [line] = [
-        line
-        for line in text.splitlines()
-        if line.startswith("| B two: torch student | +") and line.count("|") == 5
-    ]
-    assert line == "| B two: torch student | +0.0 | +0.0 | +0.0 |"
-    write_comparison(runs[:2], tmp_path / "two")
-    said = "Effective robustness cannot be computed: it takes 3 students on the same images for a line, and there are 2"
-    assert said in (tmp_path / "two" / "comparison.md").read_text(encoding="utf-8")
-
-
 def test_the_library_and_its_refusals(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "comparison"
     assert edgekd.report(*runs[:2], out=out) == out / "comparison.html"
@@ -179,18 +155,3 @@ def test_the_comparison_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     for frame in seen.frames:
         assert (frame["scroll"] <= frame["width"], frame["wide"]) == (True, [])
         assert "not the same images" in frame["text"]
-
-
-def test_on_the_command_line(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["report", *map(str, runs[:2]), "--out", str(tmp_path / "out")])
-    assert left.value.code == 0
-    assert f"comparison: {tmp_path / 'out' / 'comparison.html'}" in capsys.readouterr().out.replace(
-        "\n", ""
-    )
-    with pytest.raises(SystemExit) as left:
-        main(["report", str(tmp_path), "--out", str(tmp_path / "new")])
-    assert left.value.code == 2
-    assert "There is no report in" in capsys.readouterr().err

@@ -1,24 +1,31 @@
-"""A against B: the ratio of medians with its interval, paired accuracies, and what cannot be compared."""
-
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
+from benchmark_fakes import four_subjects, paint_images
 
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.compare import compare
-from edgekd.benchmark.report.document import document
-from edgekd.benchmark.report.render import markdown
+from edgekd.benchmark.compare import compare, speed_rows
+from edgekd.benchmark.report.answers import fastest
 from edgekd.benchmark.report.tables import comparison
-from edgekd.benchmark.report.write import print_report
+from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
+from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing.intervals import ratio_interval
-from edgekd.targets.timing.speed import Timing
+from edgekd.targets.timing.speed import (
+    Ratio,
+    Timing,
+    in_words,
+    reason_to_withhold,
+    speed_of,
+    timed_in_turns,
+)
 from edgekd.targets.timing.stopwatch import LatencySamples
 
 
@@ -72,24 +79,6 @@ def test_only_turns_that_have_a_partner_count() -> None:
     assert row.mcnemar_p == pytest.approx(2 / 64)
 
 
-def test_in_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 3.0})
-    subjects = four_subjects(tmp_path, sketch_every=3)
-    pair = (subjects[3], subjects[2])
-    report = run_benchmark(
-        subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT, compared=pair
-    )
-    [found] = report.comparisons
-    assert (found.a, found.b) == ("onnxruntime-int8", "onnxruntime-fp32")
-    assert found.p50_ratio == pytest.approx(1.5)
-    assert [row.suite for row in found.accuracy] == ["id", "ood:photo", "ood:sketch"]
-    assert "Latency A / B: 1.500 [" in markdown(document(report))
-    print_report(report)
-    assert "Latency A / B: 1.500" in capsys.readouterr().out
-
-
 def test_artifacts_without_common_images_are_refused_at_once(tmp_path: Path) -> None:
     images = paint_images()
     first, second = four_subjects(tmp_path, run="a")[2], four_subjects(tmp_path, run="b")[2]
@@ -99,3 +88,137 @@ def test_artifacts_without_common_images_are_refused_at_once(tmp_path: Path) -> 
     ]
     with pytest.raises(EdgekdError, match="no test images in common"):
         run_benchmark([first, second], suites, tmp_path / "out", compared=(first, second))
+
+
+def row(
+    subject: str,
+    provider: str = "ORT",
+    p50_ms: float = 1.0,
+    device: str = "local",
+    run: str = "r",
+    **facts: Any,
+) -> Any:
+    quiet = {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0}
+    return SimpleNamespace(
+        run=run, subject=subject, who=(run, subject), provider=provider, p50_ms=p50_ms, device=device,
+        timing=Timing(subject, **(quiet | facts)),
+    )  # fmt: skip
+
+
+def samples(*times_ms: float) -> list[LatencySamples]:
+    """Two blocks of these times in one process."""
+    blocks = np.repeat([0, 1], len(times_ms))
+    return [LatencySamples(np.tile(times_ms, 2), blocks, 1.0, 50, 1.0, True, True)]
+
+
+def report(*rows: Any, **times_ms: float) -> Report:
+    """A report of these artifacts; every sample of one is its time."""
+    parts = {one.who: samples(one.p50_ms) for one in rows}
+    environment = {"before": {"load_average": 0.1}, "usable_cores": 2}
+    made = Report.model_construct(latency=rows, speed=speed_rows(rows, parts, environment))
+    object.__setattr__(
+        made, "summary", [SimpleNamespace(who=one.who, kind="artifact") for one in rows]
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("facts", "ci95", "load", "told"),
+    [
+        ({}, (0.4, 0.6), 0.1, None),
+        ({}, (1.2, 1.3), None, None),
+        ({"settled": False}, (0.4, 0.6), 0.1, "had not settled"),
+        ({"cv": 0.8}, (0.1, 0.12), 0.1, "CV 0.80"),
+        ({"other_cpu": 0.5}, (0.4, 0.6), 0.1, "other work took 50 %"),
+        ({"stolen_cpu": 0.1}, (0.4, 0.6), 0.1, "hypervisor took 10 %"),
+        ({"other_cpu": None}, (0.4, 0.6), 1.5, "load average 1.5 per core"),
+        ({"other_cpu": 0.01}, (0.4, 0.6), 1.5, None),  # the finer measure goes first
+        ({}, (0.9, 1.1), 0.1, "includes 1"),
+    ],
+)
+def test_when_a_claim_is_withheld(
+    facts: dict[str, Any], ci95: tuple[float, float], load: float | None, told: str | None
+) -> None:
+    for rows in ((row("a", **facts), row("b")), (row("a"), row("b", **facts))):
+        reason = reason_to_withhold([one.timing for one in rows], ci95, load)
+        assert (reason is None) == (told is None)
+        assert told is None or told in str(reason)
+
+
+def test_words_carry_the_interval_or_the_reason() -> None:
+    faster, slower = Ratio(0.5, (0.4, 0.625), None), Ratio(2.0, (1.6, 2.5), None)
+    assert in_words(faster, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
+    assert in_words(slower, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
+    busy = replace(faster, withheld="the machine was busy")
+    assert "times" not in in_words(busy, "b")
+    assert "the machine was busy" in in_words(busy, "b")
+    assert "times" not in in_words(None, "b")
+
+
+def test_ratios_of_all_pairs_of_one_run_and_device() -> None:
+    found = report(row("a", p50_ms=1.0), row("b", p50_ms=2.0), row("c", device="pi", p50_ms=4.0))
+    [pair] = found.speed
+    assert (pair.a, pair.b, pair.ratio, pair.ci95) == ("a", "b", 0.5, (0.5, 0.5))
+    back = found.speed_of(found.latency[1], found.latency[0])
+    assert back is not None
+    assert (back.ratio, back.ci95) == (2.0, (2.0, 2.0))
+    assert found.speed_of(found.latency[0], found.latency[2]) is None
+
+
+def test_an_interval_covers_what_processes_differ_by() -> None:
+    """Two processes of 1 and 3 ms: the median of a draw is either, and with it the ratio to 1 ms."""
+    one, three = samples(1.0)[0], samples(3.0)[0]
+    parts = {("r", "a"): [one, three], ("r", "b"): samples(1.0)}
+    environment = {"before": {"load_average": None}, "usable_cores": 2}
+    [pair] = speed_rows([row("a", p50_ms=3.0), row("b")], parts, environment)
+    assert pair.ci95 == (1.0, 3.0)
+    assert "includes 1" in str(pair.withheld)
+
+
+def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
+    ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
+    [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
+    assert (
+        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not distinguished from ov-fp32)"
+        in said
+    )
+    assert (
+        "ort-fp32, the best of another runtime, takes 1.50 times as long as it (95 % CI 1.50–1.50)"
+        in said
+    )
+    [said] = fastest(report(ort, row("ov-int8", "OpenVINO", 1.0, cv=0.9)))
+    assert "times" not in said
+    assert "CV 0.90" in said
+
+
+def test_shares_of_the_processor_by_hand(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    # user nice system idle iowait irq softirq steal, in hundredths of a second on Linux
+    stat.write_text("cpu  100 20 30 400 50 6 4 90 7 8\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    found = processor_seconds(stat)
+    assert found is not None
+    assert found == pytest.approx((1.6, 0.9, 7.0))
+    assert other_work((1.0, 0.0, 10.0), (4.0, 1.0, 20.0), own_s=2.0) == pytest.approx((0.1, 0.1))
+    assert other_work((1.0, 0.0, 10.0), (2.0, 0.0, 20.0), own_s=5.0) == (0.0, 0.0)
+    assert other_work(None, found, 1.0) is None
+    assert other_work(found, found, 0.0) is None
+    stat.write_text("not a processor")
+    assert processor_seconds(stat) is None
+    assert processor_seconds(tmp_path / "none") is None
+
+
+def test_the_load_of_a_device_is_its_own() -> None:
+    there = {"device": "pi", "before": {"load_average": 6.0}, "usable_cores": 4}
+    facts = {"before": {"load_average": 1.0}, "usable_cores": 2, "devices": [there]}
+    assert (load_of(facts, "local"), load_of(facts, "pi")) == (0.5, 1.5)
+    assert load_of({"before": {"load_average": None}, "usable_cores": 2}, "local") is None
+
+
+def test_a_short_measurement_of_two_models() -> None:
+    def waits(rounds: int) -> Any:
+        return lambda images: [float(np.sqrt(images).sum()) for _ in range(rounds)]
+
+    models = {"slow": waits(40), "fast": waits(4)}
+    found = speed_of("slow", "fast", timed_in_turns(models, np.ones((4, 64, 64, 3), np.uint8)))
+    assert found.ratio > 2  # ten times the work
+    assert found.ci95[0] <= found.ratio <= found.ci95[1]

@@ -1,11 +1,8 @@
-"""The clockwork of the latency measurement, on a clock that only moves when a model works."""
-
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +14,7 @@ from edgekd.targets.timing.stopwatch import (
     QUICK,
     REENTRY_RUNS,
     LatencySamples,
+    Protocol,
     measure,
     measure_interleaved,
     rotating,
@@ -41,17 +39,6 @@ class FakeTime:
             self.now += round(ms(query) * 1e6)
 
         return run_once
-
-
-def test_rules_of_the_protocols() -> None:
-    assert (FULL.warmup_runs, FULL.warmup_s, FULL.runs, FULL.seconds, FULL.processes) == (
-        50,
-        3.0,
-        1024,
-        60.0,
-        5,
-    )
-    assert (QUICK.warmup_runs, QUICK.runs, QUICK.seconds) == (50, 128, 10.0)
 
 
 @pytest.mark.parametrize(("ms", "runs"), [(2.0, 5000), (10.0, 1000), (100.0, 128)])
@@ -144,16 +131,6 @@ def test_models_take_turns_by_blocks() -> None:
     assert np.unique(found["b"].blocks).tolist() == list(range(1, 40, 2))
 
 
-def test_drift_hits_interleaved_models_alike() -> None:
-    fake = FakeTime()
-    slow_down = lambda _: 5.0 + fake.now / 1e9 / 10  # noqa: E731
-    found = measure_interleaved(
-        {"a": fake.model(slow_down), "b": fake.model(slow_down)}, QUICK, clock=fake.clock
-    )
-    a, b = (float(np.median(found[name].samples_ms)) for name in "ab")
-    assert a == pytest.approx(b, rel=0.02)
-
-
 def test_garbage_collection_is_off_while_measuring_and_on_again_after_a_failure() -> None:
     seen: list[bool] = []
 
@@ -167,25 +144,6 @@ def test_garbage_collection_is_off_while_measuring_and_on_again_after_a_failure(
         measure(run_once, CONTEXT)
     assert seen == [False] * 4
     assert gc.isenabled()
-
-
-def test_buffers_rotate() -> None:
-    buffers = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1).repeat(3, axis=3)
-    seen: list[tuple[int, tuple[int, ...]]] = []
-    run_once = rotating(lambda image: seen.append((int(image[0, 0, 0, 0]), image.shape)), buffers)
-    for query in range(5):
-        run_once(query)
-    assert seen == [(value, (1, 1, 1, 3)) for value in (0, 1, 2, 0, 1)]
-
-
-def test_a_session_that_sleeps_is_timed_right() -> None:
-    brief = replace(
-        QUICK, warmup_runs=5, warmup_s=0.05, warmup_limit_s=0.2, runs=30, seconds=0.3, block_s=0.05
-    )
-    numbers = summarise([measure(lambda _: time.sleep(0.005), brief)])
-    assert 5.0 <= numbers["p50_ms"] < 15.0
-    assert numbers["n"] >= 30
-    assert numbers["seconds"] >= 0.3
 
 
 def samples(values: list[float], first_ms: float = 9.0, complete: bool = True) -> LatencySamples:
@@ -219,3 +177,40 @@ def test_p99_only_with_enough_samples() -> None:
     values = np.tile(np.arange(100.0), 2704)  # 270,400 samples
     many = LatencySamples(values, np.arange(len(values)) // 30_000, 1.0, 50, 3.0, True, True)
     assert summarise([many])["p99_ms"] == 98.0
+
+
+IMAGES = np.zeros((64, 32, 32, 3), dtype=np.uint8)
+
+
+def work_1_ms() -> None:
+    end = time.perf_counter_ns() + 1_000_000
+    while time.perf_counter_ns() < end:
+        pass
+
+
+def against_a_bare_loop(model: Callable[[], None]) -> float:
+    """Median latency by the harness over that of a bare loop with the same clock, which take turns; of 15 rounds."""
+    brief = Protocol("quick", 2, 0.0, 0.01, 40, 0.0, 5.0, 0.01, 1)
+    ratios = []
+    for _ in range(15):
+        samples = measure(rotating(lambda images: model(), IMAGES), brief).samples_ms
+        bare = []
+        for _ in range(len(samples)):
+            before = time.perf_counter_ns()
+            model()
+            bare.append((time.perf_counter_ns() - before) / 1e6)
+        ratios.append(float(np.median(samples) / np.median(bare)))
+    return float(np.median(ratios))
+
+
+@pytest.mark.parametrize("model", [work_1_ms, lambda: time.sleep(0.001)], ids=["works", "sleeps"])
+def test_p50_of_one_millisecond_is_a_bare_loops_within_one_percent(
+    model: Callable[[], None],
+) -> None:
+    """Of three tries one must be quiet enough; a harness that adds 1 % would pass none."""
+    ratios = []
+    for _ in range(3):
+        ratios.append(against_a_bare_loop(model))
+        if 0.99 < ratios[-1] < 1.01:
+            return
+    raise AssertionError(f"p50 against a bare loop: {ratios}")

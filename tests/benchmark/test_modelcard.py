@@ -1,5 +1,3 @@
-"""The model card: front matter that the hub's own library reads, with the numbers of report.json."""
-
 from __future__ import annotations
 
 import ast
@@ -118,6 +116,16 @@ def test_floats_are_normalised_in_the_example_and_noted(folder: Path) -> None:
     assert "{session.get_inputs()[0].name: np.asarray(image)[None]}" in model_card(both)
 
 
+def test_a_file_name_is_text_in_the_example(folder: Path) -> None:
+    name = "{exit()}'.onnx"
+    artifact = ARTIFACT | {"run": "r", "files": {name: "0" * 64}}
+    report = read_report(folder).model_copy(update={"context": {"artifacts": [artifact]}})
+    [code] = re.findall(r"```python\n(.*?)```", model_card(report), re.DOTALL)
+    found = list(ast.walk(ast.parse(code)))
+    assert f"/{name}" in [one.value for one in found if isinstance(one, ast.Constant)]
+    assert not any(isinstance(one, ast.FormattedValue) for one in found)
+
+
 def test_the_example_of_a_file_that_resizes_feeds_it_the_picture(folder: Path) -> None:
     report = read_report(folder)
     taken = {"dtype": "uint8", "shape": ["batch", "height", "width", 3]}
@@ -127,27 +135,3 @@ def test_the_example_of_a_file_that_resizes_feeds_it_the_picture(folder: Path) -
     assert ".resize(" not in code
     assert ": np.asarray(image)[None]}" in code
     assert [note for note in notes(report) if "resizes inside" in note]
-
-
-def test_a_report_without_exported_files_describes_the_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_measurements(monkeypatch, {})
-    report = run_benchmark(
-        four_subjects(tmp_path)[:2], id_and_ood(paint_images()), tmp_path / "out", speed=SHORT
-    )
-    text = model_card(report)
-    assert [model["name"] for model in yaml.safe_load(text.split("---\n")[1])["model-index"]] == [
-        "r/torch"
-    ]
-    assert "## Use" not in text
-
-
-def test_a_file_name_is_text_in_the_example(folder: Path) -> None:
-    name = "{exit()}'.onnx"
-    artifact = ARTIFACT | {"run": "r", "files": {name: "0" * 64}}
-    report = read_report(folder).model_copy(update={"context": {"artifacts": [artifact]}})
-    [code] = re.findall(r"```python\n(.*?)```", model_card(report), re.DOTALL)
-    found = list(ast.walk(ast.parse(code)))
-    assert f"/{name}" in [one.value for one in found if isinstance(one, ast.Constant)]
-    assert not any(isinstance(one, ast.FormattedValue) for one in found)

@@ -1,5 +1,3 @@
-"""Images per second against a session that takes a known time for each batch."""
-
 from __future__ import annotations
 
 import os
@@ -9,24 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmark_fakes import (
-    fake_measurements,
-    four_subjects,
-    id_and_ood,
-    paint_images,
     subject,
 )
 
 import edgekd
-from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.measure import local, timings
+from edgekd.benchmark.measure import timings
 from edgekd.benchmark.measure.timings import throughput_rows
-from edgekd.benchmark.report.document import document
-from edgekd.benchmark.report.render import markdown
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.devices.result import Rate
 from edgekd.targets.timing.intervals import rate_interval
-from edgekd.targets.timing.stopwatch import QUICK, rotating
+from edgekd.targets.timing.stopwatch import rotating
 
 PLANTED = """
 import sys, time, types
@@ -53,6 +43,7 @@ module.open_model = open_model
 module.check_runtime = module.read_manifest = None
 sys.modules["edgekd.targets.agent.model"] = module
 """
+
 IMAGES = [b"as the stand-in pleases"] * 6
 
 
@@ -134,34 +125,6 @@ def test_the_interval_of_a_rate() -> None:
     assert low < 8 / 0.003 < high
     # The mean of 20 blocks of ±1 ms has a standard error of 1 / √20 ms.
     assert high - low == pytest.approx(8 / 0.003**2 * 2 * 1.96 * 0.001 / 20**0.5, rel=0.15)
-
-
-def test_the_report_keeps_it_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})
-
-    found = local.measure_artifacts({"r/onnxruntime-fp32": None}, [], QUICK)["r/onnxruntime-fp32"][
-        0
-    ]
-
-    def measure_rate(folder, encoded, protocol, batch, threads):  # type: ignore[no-untyped-def]
-        refused = "It takes one image at a time." if batch == 8 else None
-        return Rate(batch, threads, None if refused else found, refused)
-
-    monkeypatch.setattr(local, "measure_rate", measure_rate)
-    report = run_benchmark(
-        four_subjects(tmp_path),
-        id_and_ood(paint_images()),
-        tmp_path / "out",
-        speed=speed(1, 8, threads=(1,)),
-    )
-    assert [row.p50_ms for row in report.latency][2:] == pytest.approx([2.0, 1.0])
-    text = markdown(document(report)).partition("### Throughput")[2]
-    for line in (
-        "| onnxruntime-fp32 | 1 | 2 | 500.0 [",
-        "| onnxruntime-int8 | 8 | 1 | n/a: It takes one image at a time. |",
-    ):
-        assert line in text
-    assert "n/a: It takes one image at a time." in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

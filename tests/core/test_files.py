@@ -5,25 +5,36 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import save_file
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
+from edgekd.core import hub
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import (
-    cache_root,
     disk_errors,
     replacing,
     scratch_folder,
     short_hash,
     sweep,
-    write_json,
     write_text,
 )
-from edgekd.core.readers import read_json, sha256_file
+from edgekd.core.preprocess import Preprocess
+from edgekd.core.readers import sha256_file
 from edgekd.core.tensors import read_tensors, write_tensors
 
 
@@ -42,12 +53,11 @@ def test_a_file_appears_whole_and_alone(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    with contextlib.suppress(RuntimeError), replacing(path) as scratch:
+    write_text(tmp_path / "a.txt", "old")
+    with contextlib.suppress(RuntimeError), replacing(tmp_path / "a.txt") as scratch:
         scratch.write_text("new")
         raise RuntimeError("stop")
-    assert path.read_text() == "old"
+    assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
@@ -71,14 +81,12 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
         ".tmp-a",
         "a",
     ]
-    for name in scraps:
-        (tmp_path / name).write_text("half")
-    sweep(tmp_path / "a")
-    assert names(tmp_path) == sorted(scraps), "all of them are new"
-    for name in scraps:
-        os.utime(tmp_path / name, (0, 0))
-    sweep(tmp_path / "a")
-    assert names(tmp_path) == sorted(scraps[1:])
+    for age, left in ((0, scraps), (1e6, scraps[1:])):
+        for name in scraps:
+            (tmp_path / name).write_text("half")
+            os.utime(tmp_path / name, (time.time() - age,) * 2)
+        sweep(tmp_path / "a")
+        assert names(tmp_path) == sorted(left)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +99,10 @@ def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: in
     assert caught.value.hint
 
 
-def test_a_full_disk_under_a_copied_folder_too(tmp_path: Path) -> None:
+def test_a_full_disk_under_a_copied_folder_is_reported_too(tmp_path: Path) -> None:
     collected = shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
     with pytest.raises(EdgekdError, match=r"The disk holding .* is full"), disk_errors(tmp_path):
         raise collected
-    with pytest.raises(shutil.Error), disk_errors(tmp_path):
-        raise shutil.Error("`a` and `a` are the same file")
 
 
 def test_scratch_goes_and_a_full_temporary_place_is_called_by_its_name(
@@ -114,13 +120,6 @@ def test_scratch_goes_and_a_full_temporary_place_is_called_by_its_name(
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names(tmp_path / "temporary") == []
-
-
-def test_json_goes_round(tmp_path: Path) -> None:
-    value = {"name": "Bär", "list": [1, 2.5, None]}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json", "thing") == value
-    assert "Bär" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
 def test_equal_tensors_and_facts_are_equal_bytes(tmp_path: Path) -> None:
@@ -147,15 +146,125 @@ def test_hashes(tmp_path: Path) -> None:
     assert len(short_hash("a")) == 16
 
 
-def test_the_cache_can_be_put_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "c"))
-    assert cache_root() == tmp_path / "c"
-    monkeypatch.delenv("EDGEKD_CACHE")
-    assert "edgekd" in str(cache_root())
-
-
 def test_the_closest_word_or_all_of_them() -> None:
     assert did_you_mean("mobilnetv3", ["mobilenetv3", "resnet18"]) == 'Did you mean "mobilenetv3"?'
     assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
     many = did_you_mean("zzz", [f"w{i:02d}" for i in range(20)])
     assert many.endswith("w11, ….")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No proxy, no memory of earlier answers, and the switch of the hub client put back afterwards."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub.hub_reachable.cache_clear()
+    yield
+    hub.hub_reachable.cache_clear()
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(params=[200, 405])
+def endpoint(request: pytest.FixtureRequest) -> Iterator[str]:
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(request.param)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("online")
+def test_any_answer_is_reachable(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert hub.hub_reachable()
+    hub.prefer_local_cache()
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:{port}", "http://nowhere.invalid", "no address"]
+)
+def test_no_answer_is_unreachable_and_sends_the_client_to_its_cache(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address.format(port=closed_port()))
+    assert not hub.hub_reachable()
+    hub.prefer_local_cache()
+    assert constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("online")
+def test_offline_by_choice_sends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a request was made"))
+    assert not hub.hub_reachable()
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth waves in three channels."""
+    x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 4, height))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
+
+
+def test_squash_is_pillows_resize() -> None:
+    image = picture(50, 31)
+    made = Preprocess(size=24).pixels(image)
+    assert made.shape == (24, 24, 3)
+    assert made.dtype == np.uint8
+    assert np.array_equal(made, np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize(
+    "size", [(60, 40), (40, 60), (48, 48), (97, 40), (40, 97), (33, 50), (51, 67), (200, 31)]
+)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crop_is_torchvisions_resize_and_centre_crop(
+    size: tuple[int, int], interpolation: str
+) -> None:
+    image = picture(*size)
+    preprocess = Preprocess(size=28, resize="crop", crop_pct=0.875, interpolation=interpolation)
+    short = Resize(32, InterpolationMode(interpolation))
+    expected = np.asarray(CenterCrop(28)(short(image)))
+    assert np.array_equal(preprocess.pixels(image), expected)
+
+
+def test_the_hash_changes_with_every_field() -> None:
+    base = Preprocess(size=32)
+    changes: list[dict[str, Any]] = [
+        {"size": 33}, {"resize": "crop"}, {"crop_pct": 0.9}, {"interpolation": "bilinear"},
+        {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)},
+    ]  # fmt: skip
+    assert len({base.hash, *(base.model_copy(update=change).hash for change in changes)}) == 7
+    assert Preprocess.model_validate_json(base.model_dump_json()) == base
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"size": 15},
+        {"size": 5000},
+        {"crop_pct": 0.0},
+        {"crop_pct": 1e-3},  # would resize to 1,000 times the size first
+        {"interpolation": "lanczos"},
+        {"std": (0.5, 0.0, 0.5)},
+        {"mean": (0.5, float("nan"), 0.5)},
+    ],
+)
+def test_senseless_numbers_are_refused(field: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Preprocess.model_validate({"size": 32} | field)

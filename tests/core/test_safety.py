@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_fakes import CLASSES as RGB
-from device_fakes import result_of, run_agent, write_artifact, write_images, write_job
-from embedding_fakes import write_colours
+from artifact_fakes import CLASSES as RGB
+from artifact_fakes import write_artifact, write_colours, write_run
+from device_fakes import result_of, run_agent, write_images, write_job
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, csv_text, write_json
-from edgekd.core.manifest import Run, read_artifact, read_run
-from edgekd.core.preprocess import Preprocess
+from edgekd.core.files import cache_folder, csv_text
+from edgekd.core.manifest import read_artifact, read_run
 from edgekd.core.readers import (
     map_array,
     parse_json,
@@ -301,17 +300,6 @@ def test_no_cell_of_csv_is_a_formula() -> None:
 def change(folder: Path, **fields: Any) -> None:
     data = json.loads((folder / "artifact.json").read_text())
     (folder / "artifact.json").write_text(json.dumps(data | fields))
-
-
-def write_run(folder: Path, **fields: Any) -> None:
-    settings = {
-        "name": "r", "student": "s", "recipe": "erm", "data": "toy", "teacher": "toy", "teacher_id": "t",
-        "classes": ("a", "b"), "preprocess": Preprocess(size=16), "split_hash": "h", "test_domain": None, "seed": 0,
-        "steps": 1, "train_seconds": 1.0, "images_per_second": 1.0, "data_wait_percent": 0.0, "selection": "last",
-        "student_sha256": "x", "versions": {}, "created": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
-    data = Run.model_validate(settings).model_dump(mode="json") | fields
-    write_json(folder / "run.json", data)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

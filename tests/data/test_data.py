@@ -10,16 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import edgekd.data.image_set
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 Make = Callable[..., Path]
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def refusal(spec: Path) -> EdgekdError:
@@ -43,50 +44,35 @@ def warned(capsys: pytest.CaptureFixture[str]) -> str:
 def test_domain_layout(tmp_path: Path, make_domain_folder: Make) -> None:
     root = make_domain_folder(tmp_path / "mine", count=2)
     images = load_images(root)
-    assert images.name == "mine"
-    assert images.classes == ("cat", "dog")
+    assert (images.name, images.classes, images.roles) == ("mine", ("cat", "dog"), None)
     assert images.domains == ("art", "photo", "sketch")
-    assert len(images) == 12
     assert images.ids[:3] == ("art/cat/0000.png", "art/cat/0001.png", "art/dog/0000.png")
+    assert images.ids == tuple(sorted(images.ids))
     assert images.labels.tolist() == [0, 0, 1, 1] * 3
     assert images.domain_of.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert images.labels.dtype == images.domain_of.dtype == np.int64
-    assert images.roles is None
-    assert (
-        images.keys[2] == hashlib.sha256((root / "art/dog/0000.png").read_bytes()).hexdigest()[:32]
-    )
+    content = hashlib.sha256((root / "art/dog/0000.png").read_bytes())
+    assert images.keys[2] == content.hexdigest()[:32]
     assert images.read(2).size == (40, 32)
 
 
-def test_class_layout(tmp_path: Path, make_domain_folder: Make) -> None:
-    images = load_images(make_domain_folder(tmp_path, domains=(), count=3))
-    assert images.domains == ("all",)
-    assert images.domain_of.tolist() == [0] * 6
-    assert images.ids[3] == "dog/0000.png"
-
-
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
 def test_role_layout(tmp_path: Path, make_domain_folder: Make, val: str) -> None:
     images = load_images(make_domain_folder(tmp_path, domains=("train", val, "test"), count=1))
     assert images.domains == ("all",)
     assert images.roles is not None
-    assert dict(zip(images.ids, images.roles, strict=True)) == {
-        "train/cat/0000.png": "train",
-        "train/dog/0000.png": "train",
-        f"{val}/cat/0000.png": "val",
-        f"{val}/dog/0000.png": "val",
-        "test/cat/0000.png": "test",
-        "test/dog/0000.png": "test",
-    }
+    roles = {name.split("/")[0]: role for name, role in zip(images.ids, images.roles, strict=True)}
+    assert roles == {"train": "train", val: "val", "test": "test"}
 
 
-def test_class_without_a_readable_image(tmp_path: Path, make_domain_folder: Make) -> None:
-    root = make_domain_folder(tmp_path, count=1)
-    (root / "photo" / "bird").mkdir()
-    (root / "photo" / "bird" / "a.jpg").write_bytes(b"no image")
-    error = refusal(root)
-    assert 'The class folder "bird"' in error.message
-    assert "no readable image" in error.message
+def test_class_layout_orders_numbered_classes_by_value(
+    tmp_path: Path, make_domain_folder: Make
+) -> None:
+    images = load_images(
+        make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1)
+    )
+    assert (images.classes, images.domains) == (("0", "9", "10"), ("all",))
+    assert images.ids == ("0/0000.png", "10/0000.png", "9/0000.png")
+    assert images.labels.tolist() == [0, 2, 1]
 
 
 NOT_READ = [
@@ -121,42 +107,38 @@ def test_folders_that_cannot_be_read_as_data(
     assert message in str(refusal(tmp_path))
 
 
-def test_data_that_are_not_there_or_a_file(tmp_path: Path, make_image: Make) -> None:
-    assert "There is no data at" in refusal(tmp_path / "absent").message
-    assert "There is no data at" in refusal(tmp_path / "absent.csv").message
-    assert "is a file where a folder is expected" in refusal(make_image(tmp_path / "a.png")).message
-
-
-def test_class_missing_from_one_domain_is_said(
+def test_gaps_and_contradictions_are_reported(
     tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_domain_folder(tmp_path, classes=("cat", "dog", "eel"), count=1)
     shutil.rmtree(root / "photo" / "dog")
     (root / "photo" / "eel" / "0000.png").unlink()
-    assert len(load_images(root)) == 7
-    assert "domain photo has no image of 2 of 3 classes: dog, eel." in warned(capsys)
+    shutil.copy(root / "art" / "cat" / "0000.png", root / "art" / "dog" / "same.png")
+    assert len(load_images(root)) == 8
+    text = warned(capsys)
+    assert "domain photo has no image of 2 of 3 classes: dog, eel." in text
+    assert (
+        "same content, different label (for example art/cat/0000.png and art/dog/same.png)" in text
+    )
 
 
 def test_unreadable_files_are_left_out_and_counted_once(
     tmp_path: Path, make_domain_folder: Make, make_image: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = make_domain_folder(tmp_path, domains=(), count=2)
+    root = make_domain_folder(tmp_path / "data", domains=(), count=2)
     whole = make_image(tmp_path / "whole.jpg", size=(200, 200)).read_bytes()
-    (tmp_path / "whole.jpg").unlink()
     (root / "cat" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "cat" / "empty.png").touch()
-    (root / "dog" / "empty.png").touch()
     (root / "dog" / "page.jpg").write_text("<html>")
     (root / "dog" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (root / "dog" / "notes.txt").write_text("none")
-    for name in (".hidden.png", "Thumbs.db", ".DS_Store"):
+    for name in (".hidden.png", "Thumbs.db"):
         (root / "dog" / name).write_bytes(b"x")
-    (root / ".cache" / "x").mkdir(parents=True)
     assert load_images(root).ids == ("cat/0000.png", "cat/0001.png", "dog/0000.png", "dog/0001.png")
     text = warned(capsys)
     assert text.count("warning") == 1
     for part in (
-        "2 × empty file (for example cat/empty.png)",
+        "1 × empty file (for example cat/empty.png)",
         "1 × truncated (for example cat/cut.jpg)",
         "1 × not an image (for example dog/page.jpg)",
         "1 × missing (for example dog/gone.jpg)",
@@ -175,19 +157,6 @@ def test_links_in_circles_end(tmp_path: Path, make_domain_folder: Make) -> None:
     (root / "dog.jpg").symlink_to(root / "dog.jpg")
     os.mkfifo(root / "art" / "cat" / "pipe.jpg")
     assert len(load_images(root)) == 6
-
-
-def test_same_content_under_two_labels_is_said(
-    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = make_domain_folder(tmp_path, domains=(), count=2)
-    shutil.copy(root / "cat" / "0000.png", root / "dog" / "same.png")
-    shutil.copy(root / "cat" / "0000.png", root / "cat" / "same.png")
-    assert len(load_images(root)) == 6
-    assert (
-        "1 × same content, different label (for example cat/0000.png and dog/same.png)"
-        in warned(capsys)
-    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
@@ -225,37 +194,27 @@ def test_class_names_that_do_not_fit(
     assert message in str(refusal(root))
 
 
-def test_numbered_class_folders_are_ordered_by_value(
-    tmp_path: Path, make_domain_folder: Make
+def test_csv_manifest(
+    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = load_images(
-        make_domain_folder(tmp_path, domains=(), classes=("10", "9", "0"), count=1)
-    )
-    assert images.classes == ("0", "9", "10")
-    assert images.ids == ("0/0000.png", "10/0000.png", "9/0000.png")
-    assert images.labels.tolist() == [0, 2, 1]
-
-
-def test_csv_manifest(tmp_path: Path, make_domain_folder: Make) -> None:
     make_domain_folder(tmp_path / "store", domains=(), count=2)
     rows = [
-        ("store/dog/0000.png", "hound", "outdoor", "train"),
-        ("store/cat/0000.png", "tabby", "indoor", "valid"),
-        ("store/cat/0001.png", "tabby", "outdoor", "test"),
+        ("store/dog/0000.png", "hound", "outdoor", "train", "40"),
+        ("store/cat/0000.png", "tabby", "indoor", "valid", "40"),
+        ("store/cat/0001.png", "tabby", "outdoor", "test", "40"),
+        ("store/cat/gone.png", "tabby", "outdoor", "test", "40"),
     ]
-    path = write_manifest(tmp_path / "pets.csv", ("path", "label", "domain", "split"), rows)
+    columns = ("path", "label", "domain", "split", "width")
+    path = write_manifest(tmp_path / "pets.csv", columns, rows)
     path.write_text("\ufeff" + path.read_text() + "\n", encoding="utf-8")
     images = load_images(path)
-    assert images.name == "pets"
     assert images.ids == ("store/cat/0000.png", "store/cat/0001.png", "store/dog/0000.png")
-    assert images.classes == ("hound", "tabby")
-    assert images.domains == ("indoor", "outdoor")
-    assert images.labels.tolist() == [1, 1, 0]
-    assert images.domain_of.tolist() == [0, 1, 1]
-    assert images.roles == ("val", "test", "train")
-    assert np.array_equal(
-        np.asarray(images.read(2)), np.asarray(load_images(tmp_path / "store").read(2))
-    )
+    assert (images.name, images.classes) == ("pets", ("hound", "tabby"))
+    assert (images.labels.tolist(), images.domain_of.tolist()) == ([1, 1, 0], [0, 1, 1])
+    assert (images.domains, images.roles) == (("indoor", "outdoor"), ("val", "test", "train"))
+    text = warned(capsys)
+    assert "does not use: width" in text
+    assert "1 × missing (for example store/cat/gone.png)" in text
 
 
 def test_one_file_however_it_is_spelled_is_one_image(
@@ -267,13 +226,10 @@ def test_one_file_however_it_is_spelled_is_one_image(
     path = write_manifest(tmp_path / "m.csv", ("path", "label"), spelled)
     assert load_images(path).ids == (cat, dog)
     assert "2 rows of" in capsys.readouterr().err
-    for other, told in (
-        ((f"dog/../{cat}", "dog"), "Row 4"),
-        ((str(tmp_path / cat), "dog"), "Row 4"),
-    ):
-        write_manifest(path, ("path", "label"), [(cat, "cat"), (dog, "dog"), other])
+    for other in (f"dog/../{cat}", str(tmp_path / cat)):
+        write_manifest(path, ("path", "label"), [(cat, "cat"), (dog, "dog"), (other, "dog")])
         message = str(refusal(path))
-        assert told in message
+        assert "Row 4" in message
         assert '"dog" after "cat"' in message
 
 
@@ -290,6 +246,12 @@ def test_a_row_without_a_value_is_refused_by_its_number(
     assert f"no {column}" in message
 
 
+def test_a_missing_label_of_a_parquet_file_is_no_class(tmp_path: Path) -> None:
+    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    assert "Row 2 of" in str(refusal(tmp_path / "m.parquet"))
+
+
 @pytest.mark.parametrize("alike", [("fire hydrant", "fire_hydrant"), ("cafe\u0301", "caf\u00e9")])
 def test_classes_that_a_teacher_reads_alike_are_named(
     tmp_path: Path,
@@ -302,79 +264,39 @@ def test_classes_that_a_teacher_reads_alike_are_named(
 
 
 def test_parquet_manifest_equals_csv(tmp_path: Path, make_domain_folder: Make) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     make_domain_folder(tmp_path, domains=(), count=2)
     names = [f"{name}/000{i}.png" for name in ("cat", "dog") for i in (0, 1)]
-    table = {"path": names, "label": [3, 3, 12, 12]}
-    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "pets.parquet")
-    write_manifest(
-        tmp_path / "pets.csv",
-        ("path", "label"),
-        [(n, str(c)) for n, c in zip(*table.values(), strict=True)],
-    )
-    parquet, comma = load_images(tmp_path / "pets.parquet"), load_images(tmp_path / "pets.csv")
+    table = pyarrow.table({"path": names, "label": [3, 3, 12, 12]})
+    pyarrow.parquet.write_table(table, tmp_path / "pets.parquet")
+    rows = list(zip(names, ("3", "3", "12", "12"), strict=True))
+    comma = load_images(write_manifest(tmp_path / "pets.csv", ("path", "label"), rows))
+    parquet = load_images(tmp_path / "pets.parquet")
     assert parquet.classes == comma.classes == ("3", "12")
-    assert parquet.ids == comma.ids
-    assert parquet.keys == comma.keys
-    assert parquet.domains == ("all",)
+    assert (parquet.ids, parquet.keys, parquet.domains) == (comma.ids, comma.keys, ("all",))
 
 
 @pytest.mark.parametrize(
-    ("columns", "row", "message"),
+    ("name", "content", "message"),
     [
-        (("paht", "label"), ("a.png", "x"), 'rename "paht" to "path"'),
-        (("path", "klass"), ("a.png", "x"), 'no column "label"'),
-        (("path", "label", "domian"), ("a.png", "x", "y"), 'Did you mean "domain"?'),
-        (("path", "label", "split"), ("a.png", "x", "tran"), 'Did you mean "train"?'),
-        (("path", "label", "split"), ("a.png", "x", ""), 'the split ""'),
-        (("path", "label"), ("a.png", ""), "Row 2"),
-        (("path", "label"), ("", "x"), "has no path"),
-        (("path", "label", "domain"), ("a.png", "x", ""), "has no domain"),
+        ("m.csv", b"paht,label\na.png,x\n", 'rename "paht" to "path"'),
+        ("m.csv", b"path,klass\na.png,x\n", 'no column "label"'),
+        ("m.csv", b"path,label,domian\na.png,x,y\n", 'Did you mean "domain"?'),
+        ("m.csv", b"path,label,split\na.png,x,tran\n", 'Did you mean "train"?'),
+        ("m.csv", b"path,label,split\na.png,x,\n", 'the split ""'),
+        ("m.csv", b"path,label\n", "has no rows"),
+        ("m.csv", b"", 'no column "path"'),
+        ("m.csv", b"path,label\ncaf\xe9.png,x\n", "not readable UTF-8"),
+        ("m.parquet", b"PAR1", "not readable Parquet"),
     ],
 )
-def test_manifests_that_do_not_fit(
-    tmp_path: Path, columns: Sequence[str], row: Sequence[str], message: str
-) -> None:
-    assert message in str(refusal(write_manifest(tmp_path / "m.csv", columns, [row])))
+def test_manifests_that_do_not_fit(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert message in str(refusal(tmp_path / name))
+    assert "There is no data at" in refusal(tmp_path / "absent.csv").message
 
 
-def test_manifest_without_rows_or_text(tmp_path: Path) -> None:
-    assert (
-        "has no rows" in refusal(write_manifest(tmp_path / "m.csv", ("path", "label"), [])).message
-    )
-    (tmp_path / "zero.csv").touch()
-    assert 'no column "path"' in refusal(tmp_path / "zero.csv").message
-    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    assert "not readable Parquet" in refusal(tmp_path / "torn.parquet").message
-    (tmp_path / "latin.csv").write_bytes(b"path,label\ncaf\xe9.png,x\n")
-    assert "not readable UTF-8" in refusal(tmp_path / "latin.csv").message
-
-
-def test_columns_that_are_not_used_are_said(
-    tmp_path: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_domain_folder(tmp_path, domains=(), count=1)
-    rows = [("cat/0000.png", "c", "40"), ("dog/0000.png", "d", "40"), ("dog/gone.png", "d", "40")]
-    assert (
-        len(load_images(write_manifest(tmp_path / "m.csv", ("path", "label", "width"), rows))) == 2
-    )
-    text = warned(capsys)
-    assert "does not use: width" in text
-    assert "1 × missing (for example dog/gone.png)" in text
-
-
-def test_order_does_not_depend_on_the_disk(tmp_path: Path, make_domain_folder: Make) -> None:
-    first = load_images(make_domain_folder(tmp_path / "a", count=2))
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    second = load_images(tmp_path / "b")
-    assert first.ids == second.ids == tuple(sorted(first.ids))
-    assert first.keys == second.keys
-
-
-def test_second_load_opens_nothing(
-    tmp_path: Path, make_domain_folder: Make, monkeypatch: pytest.MonkeyPatch
+def test_a_second_load_opens_only_what_is_new(
+    tmp_path: Path, make_domain_folder: Make, make_image: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_domain_folder(tmp_path / "data", count=2)
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
@@ -388,21 +310,12 @@ def test_second_load_opens_nothing(
 
     monkeypatch.setattr(edgekd.data.image_set, "check_content", spy)
     assert load_images(root).keys == first.keys
-    # What could not be read is tried again: a permission may have been mended.
-    assert opened == ["torn.png"]
-
-
-def test_an_altered_image_is_looked_at_again(
-    tmp_path: Path, make_domain_folder: Make, make_image: Make
-) -> None:
-    root = make_domain_folder(tmp_path / "data", count=2)
-    first = load_images(root)
+    assert opened == ["torn.png"]  # it may be readable by now
     make_image(root / "art" / "cat" / "0001.png", seed=99)
     os.utime(root / "art" / "cat" / "0001.png", ns=(1, 1))
     second = load_images(root)
-    assert [a == b for a, b in zip(first.keys, second.keys, strict=True)] == [True, False] + [
-        True
-    ] * 10
+    changed = [a != b for a, b in zip(first.keys, second.keys, strict=True)]
+    assert changed == [False, True] + [False] * 10
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(
@@ -422,16 +335,6 @@ def test_reading_is_picklable_and_thread_safe(tmp_path: Path, make_domain_folder
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
-def test_reading_at_a_fraction_of_the_size(tmp_path: Path, make_image: Make) -> None:
-    for name in ("cat", "dog"):
-        make_image(tmp_path / name / "a.jpg", size=(640, 480))
-        make_image(tmp_path / name / "b.png", size=(640, 480))
-    images = load_images(tmp_path)
-    assert images.read(0).size == (640, 480)
-    assert images.read(0, draft=200).size == (320, 240)
-    assert images.read(1, draft=200).size == (640, 480)
-
-
 def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) -> None:
     root = make_domain_folder(tmp_path / "data", count=1)
     images = load_images(root)
@@ -440,11 +343,8 @@ def test_an_image_that_vanishes_later(tmp_path: Path, make_domain_folder: Make) 
         images.read(0)
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "columns twice", "a time out of range"])
+@pytest.mark.parametrize("damage", ["truncated", "columns twice", "a time out of range"])
 def test_parquet_that_nothing_can_use_is_one_sentence(tmp_path: Path, damage: str) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     path = tmp_path / "m.parquet"
     table = pyarrow.table({"path": ["a.png"], "label": ["cat"]})
     if damage == "columns twice":
@@ -453,7 +353,6 @@ def test_parquet_that_nothing_can_use_is_one_sentence(tmp_path: Path, damage: st
         odd = pyarrow.array([2**62]).cast(pyarrow.timestamp("us"))
         table = table.append_column("domain", odd)
     pyarrow.parquet.write_table(table, path)
-    whole = path.read_bytes()
-    if damage in ("text", "truncated"):
-        path.write_bytes(b"path,label" if damage == "text" else whole[: len(whole) // 2])
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
     assert str(path) in str(refusal(path))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from edgekd.core.errors import EdgekdError
 from edgekd.distill.cache import EmbeddingCache, cache_folder, fill
 
 DIM = 3
+
 KEYS = [f"{number:032x}" for number in range(1, 21)]
+
 PAIRS = [(i, view) for i in range(20) for view in range(2)]
 
 
@@ -49,52 +50,18 @@ def files(kind: str) -> list[Path]:
     return sorted(cache_folder().glob(f"*/*.{kind}.npy"))
 
 
-def test_what_is_stored_is_found_by_image_and_view(own_cache: Path) -> None:
-    cache = opened()
-    assert cache.missing(KEYS, range(2)) == PAIRS
-    fill_all(cache)
-    check(cache)
-    assert len(cache) == 40
-    assert [len(np.load(path)) for path in files("keys")] == [8] * 5
-    check(opened())  # a second opening finds it all
-    assert cache.folder.parent == own_cache / "embeddings"
-
-
-def test_only_what_is_missing_is_computed(own_cache: Path) -> None:
+def test_what_is_stored_is_found_by_teacher_policy_image_and_view(own_cache: Path) -> None:
     cache = opened()
     cache.add(KEYS[:4], [1] * 4, answer(np.arange(4), np.ones(4, dtype=np.int64)))
     cache.refresh()
     assert cache.missing(KEYS[:3], range(2)) == [(0, 0), (1, 0), (2, 0)]
-    progress: list[int] = []
-    fill(
-        cache,
-        cache.missing(KEYS, range(2)),
-        KEYS,
-        answer,
-        batch=7,
-        shard_rows=10,
-        on_progress=progress.append,
-    )
-    assert sum(progress) == 36
-    cache.refresh()
+    fill_all(cache)
     check(cache)
-
-
-def test_teachers_and_policies_are_kept_apart(own_cache: Path) -> None:
-    fill_all(opened())
+    check(opened())
+    assert [len(np.load(path)) for path in files("keys")].count(8) == 4
+    assert cache.folder.parent == own_cache / "embeddings"
     assert len(EmbeddingCache("teacher", "another", DIM)) == 0
     assert len(EmbeddingCache("another", "policy", DIM)) == 0
-
-
-def test_what_was_killed_between_vectors_and_keys_does_not_count(own_cache: Path) -> None:
-    cache = opened()
-    fill_all(cache)
-    files("keys")[0].unlink()  # vectors are there, keys were never renamed into place
-    (cache.folder / ".tmp-0-x.keys.npy").write_bytes(b"half")
-    again = opened()
-    assert len(again) == 32
-    fill_all(again)
-    check(again)
 
 
 def test_keys_are_written_last(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,28 +79,24 @@ def test_keys_are_written_last(own_cache: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("kind", ["keys", "vectors"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "another shape", "gone"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "another shape", "gone"])
 def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     own_cache: Path, kind: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill_all(opened())
     path = files(kind)[2]
-    if damage == "gone" and kind == "keys":
-        pytest.skip("without keys there is no shard")
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-5])
+    if damage == "gone":
+        path.unlink()
     elif damage == "another shape":
         np.save(path, np.zeros((3, 2), dtype=np.float16))
-    elif damage == "gone":
-        path.unlink()
     else:
-        path.write_bytes(b"" if damage == "empty" else os.urandom(200))
+        path.write_bytes(path.read_bytes()[:-5] if damage == "truncated" else os.urandom(200))
     capsys.readouterr()
     cache = opened()
-    assert "damaged cache shard" in capsys.readouterr().err
+    without_keys = (kind, damage) == ("keys", "gone")  # then there is no shard
+    assert ("damaged cache shard" in capsys.readouterr().err) is not without_keys
     assert len(cache) == 32
     fill_all(cache)
-    check(cache)
     check(opened())
 
 
@@ -157,13 +120,6 @@ def test_what_is_not_finite_in_16_bits_is_refused(own_cache: Path, value: float)
         cache.add(KEYS[:3], [0, 0, 0], vectors)
     assert not files("keys")
     assert not files("vectors")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_cannot_be_written_is_said_in_a_sentence(own_cache: Path) -> None:
-    own_cache.mkdir(mode=0o500)
-    with pytest.raises(EdgekdError, match="cannot be written"):
-        opened()
 
 
 def fill_slowly(cache_root: str, log: str, rows: int, pause_s: float) -> None:
@@ -202,30 +158,3 @@ def test_two_runs_at_once_compute_every_view_once_and_lose_none(
     computed = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     assert sorted(computed) == PAIRS
     check(opened())
-
-
-def test_a_killed_filler_loses_one_shard_at_most_and_lets_the_lock_go(
-    own_cache: Path, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    process = start(own_cache, log, rows=8, pause_s=0.1)
-    deadline = time.monotonic() + 60
-    while not log.exists() or len(log.read_text().splitlines()) < 12:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    cache = opened()
-    stored = len(cache)
-    assert 8 <= stored < 40
-    assert stored % 8 == 0
-    log.unlink()
-    started = time.monotonic()
-    again = start(own_cache, log)
-    again.join(60)
-    assert again.exitcode == 0
-    assert time.monotonic() - started < 40
-    assert len(log.read_text().splitlines()) == 40 - stored  # nothing stored is computed again
-    cache.refresh()
-    check(cache)

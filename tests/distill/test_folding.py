@@ -1,9 +1,6 @@
-"""Frozen BatchNorm folded into the convolution before it: the same numbers and gradients, by another way."""
-
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import timm
@@ -12,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from edgekd.distill.batchnorm import find_folds, folded
-from edgekd.distill.depthwise import depthwise_conv2d, is_depthwise
+from edgekd.distill.depthwise import depthwise_conv2d
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -69,32 +66,6 @@ def test_the_model_is_as_before_after_the_block_also_after_an_error() -> None:
         torch.testing.assert_close(value, before[name])
 
 
-def test_training_mode_is_given_back() -> None:
-    model = timm.create_model("resnet18", num_classes=3).train()
-    find_folds(model, torch.rand(2, 3, 32, 32))
-    assert model.training
-    assert model.bn1.training
-
-
-def test_weights_that_are_not_finite_are_left_alone() -> None:
-    model = frozen(timm.create_model("resnet18", num_classes=3))
-    with torch.no_grad():
-        model.fc.weight.fill_(torch.inf)
-    assert find_folds(model, torch.rand(2, 3, 32, 32)) == []
-
-
-class Shared(nn.Module):
-    """One convolution that two BatchNorms read, and one BatchNorm that reads no convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        return self.two(self.one(y) + y)
-
-
 class TwiceUsed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -104,9 +75,8 @@ class TwiceUsed(nn.Module):
         return self.norm(self.conv(self.norm(self.conv(x))))
 
 
-@pytest.mark.parametrize("kind", [Shared, TwiceUsed])
-def test_nothing_is_folded_where_it_would_change_the_output(kind: type[nn.Module]) -> None:
-    assert find_folds(frozen(kind()), torch.rand(2, 3, 8, 8)) == []
+def test_nothing_is_folded_where_it_would_change_the_output() -> None:
+    assert find_folds(frozen(TwiceUsed()), torch.rand(2, 3, 8, 8)) == []
 
 
 def test_a_convolution_with_a_bias() -> None:
@@ -120,37 +90,25 @@ def test_a_convolution_with_a_bias() -> None:
     assert len(folds) == 1
 
 
-def test_other_kinds_of_batchnorm_are_left_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.SyncBatchNorm(4))
-    assert find_folds(model.eval(), torch.rand(2, 3, 8, 8)) == []
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("side", "padding"), [(3, 1), (5, 2), (7, 0)])
+@pytest.mark.parametrize(("side", "padding", "stride"), [(3, 1, 1), (5, 2, 2), (7, 0, 1)])
 def test_gradients_of_depthwise_kernels_are_those_of_torch(
     side: int, padding: int, stride: int, dtype: torch.dtype
 ) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(6, 6, side, stride, padding, groups=6).double()
-    assert is_depthwise(conv)
-    x = torch.rand(2, 6, 9, 10, dtype=torch.float64)
+    conv = nn.Conv2d(6, 6, side, groups=6)
+    leaves = [torch.rand(2, 6, 9, 10), conv.weight, conv.bias]
 
-    def gradients(make: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
-        leaves = [part.detach().to(dtype).requires_grad_() for part in (x, conv.weight, conv.bias)]
-        make(*leaves).double().square().sum().backward()
-        return [leaf.grad.double() for leaf in leaves if leaf.grad is not None]
+    def gradients(own: bool, dtype: torch.dtype) -> list[Tensor]:
+        x, weight, bias = (leaf.detach().to(dtype).requires_grad_() for leaf in leaves)
+        if own:
+            out = depthwise_conv2d(x, weight, bias, (stride, stride), (padding, padding))
+        else:
+            out = conv2d(x, weight, bias, stride, padding, groups=6)
+        return list(torch.autograd.grad(out.double().square().sum(), (x, weight, bias)))
 
-    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return depthwise_conv2d(x, weight, bias, (stride, stride), (padding, padding))
-
-    def torchs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return conv2d(x, weight, bias, stride, padding, groups=6)
-
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
     for found, expected in zip(
-        gradients(ours, dtype), gradients(torchs, torch.float64), strict=True
+        gradients(True, dtype), gradients(False, torch.float64), strict=True
     ):
-        tolerance = 1e-5 if dtype == torch.float32 else 0.03
-        torch.testing.assert_close(
-            found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
-        )
+        atol = tolerance * float(expected.abs().max())
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=atol)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.losses import TermSpec
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.recipes import RECIPES, get_recipe
 from edgekd.distill.train import schedule
 
@@ -17,62 +19,42 @@ def refusal(name: str, overrides: dict[str, Any] | None = None) -> EdgekdError:
     return caught.value
 
 
-def test_the_recipes_say_what_the_literature_says() -> None:
-    ood = get_recipe("vlm-ood").stages[0].terms
-    assert {name: (spec.weight, spec.params["tau"], spec.mask) for name, spec in ood.items()} == {
-        "text_ce": (1.0, 0.07, None),
-        "im_nce": (1.0, 0.07, None),
-        "vlprox": (1.0, 0.07, "teacher_correct"),
-    }
-    assert ood["vlprox"].params["k"] == 256
-    lgd = get_recipe("lgd")
-    assert "labels" not in lgd.needs
+def weights(name: str, stage: int = 0) -> dict[str, float]:
+    return {term: spec.weight for term, spec in get_recipe(name).stages[stage].terms.items()}
+
+
+def test_recipes_have_the_published_numbers() -> None:
+    ood, lgd, rise, vl2v = (get_recipe(name) for name in ("vlm-ood", "lgd", "rise", "vl2v-adip"))
+    assert weights("vlm-ood") == {"text_ce": 1.0, "im_nce": 1.0, "vlprox": 1.0}
+    prox = ood.stages[0].terms["vlprox"]
+    assert (prox.params, prox.mask) == ({"tau": 0.07, "k": 256}, "teacher_correct")
     assert (lgd.prompts, lgd.projector, lgd.momentum) == ("imagenet80", "mlp", 0.999)
-    assert {
-        (s.weight, s.params["tau_student"], s.params["tau_teacher"])
-        for s in lgd.stages[0].terms.values()
-    } == {(0.5, 0.2, 0.01)}
-    self_taught = get_recipe("vl2v-sd")
-    assert (self_taught.student, self_taught.projector, len(self_taught.stages)) == (
-        "teacher",
-        "none",
-        1,
-    )
+    for spec in lgd.stages[0].terms.values():
+        assert (spec.weight, spec.params["tau_student"], spec.params["tau_teacher"]) == (
+            0.5,
+            0.2,
+            0.01,
+        )
+    assert (rise.head, rise.prompts) == ("learned", "imagenet7")
+    assert weights("rise") == {"logit_kd": 0.8, "ce": 0.2, "cos_text": 1.0, "domain_rel": 1.0}
+    assert rise.stages[0].terms["logit_kd"].params == {"temperature": 3.0}
+    assert weights("edgekd") == {"logit_kd": 0.8, "ce": 0.2, "cos_text": 1.0, "cos_img": 1.0}
+    assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
+    assert weights("vl2v-adip", 0) == weights("vl2v-adip", 1) == {"cos_img": 0.5, "cos_text": 0.5}
     assert [stage.trains for stage in get_recipe("lp-ft").stages] == [
         ("head",),
         ("backbone", "head"),
     ]
-    rise = get_recipe("rise")
-    assert (rise.head, rise.prompts, rise.stages[0].terms["logit_kd"].params) == (
-        "learned",
-        "imagenet7",
-        {"temperature": 3.0},
-    )
-    assert {n: s.weight for n, s in rise.stages[0].terms.items()} == {
-        "logit_kd": 0.8,
-        "ce": 0.2,
-        "cos_text": 1.0,
-        "domain_rel": 1.0,
-    }
-    own = get_recipe("edgekd")
-    assert (own.head, own.prompts, own.centre) == (rise.head, rise.prompts, rise.centre)
-    rest = {name: spec for name, spec in rise.stages[0].terms.items() if name != "domain_rel"}
-    assert own.stages[0].terms == {**rest, "cos_img": TermSpec(1.0)}
-    assert [name for name, recipe in RECIPES.items() if recipe.augment == "restyle"] == ["edgekd"]
-    assert not get_recipe("erm").takes_unlabelled
-    assert own.takes_unlabelled
-    vl2v = get_recipe("vl2v-adip")
-    assert [stage.name for stage in vl2v.stages] == ["align", "distill"]
-    assert [stage.trains for stage in vl2v.stages] == [("projector",), ("backbone",)]
-    assert all(
-        {n: s.weight for n, s in stage.terms.items()} == {"cos_img": 0.5, "cos_text": 0.5}
-        for stage in vl2v.stages
-    )
-    assert vl2v.head == "text"
-    assert vl2v.needs == {"embedding", "teacher", "bank", "labels"}
+
+
+def test_needs_are_those_of_the_terms_and_masks() -> None:
     assert get_recipe("erm").needs == {"logits", "labels"}
     assert get_recipe("kd").needs == {"logits", "labels", "teacher", "bank"}
-    assert get_recipe("clip-mse").needs == {"embedding", "teacher"}  # no labels
+    assert get_recipe("clip-mse").needs == {"embedding", "teacher"}
+    masked = get_recipe("clip-mse", {"train": {"terms": {"feat_mse": {"mask": "teacher_correct"}}}})
+    assert masked.needs == {"embedding", "teacher", "bank", "labels"}
+    assert not get_recipe("erm").takes_unlabelled
+    assert get_recipe("edgekd").takes_unlabelled
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -82,42 +64,25 @@ def test_the_shares_of_a_recipe_add_up(name: str, steps: int) -> None:
     assert [step for span in spans for step in span] == list(range(steps))
 
 
-def test_stages_get_their_share_of_the_steps() -> None:
-    fifth = get_recipe("vl2v-adip", {"align": {"share": 0.2}, "distill": {"share": 0.8}})
-    assert [span for _, span in fifth.spans(150)] == [range(30), range(30, 150)]
-    moved = get_recipe("vl2v-adip", {"align": {"share": 0.5}, "distill": {"share": 0.5, "lr": 2}})
-    assert [len(span) for _, span in moved.spans(10)] == [5, 5]
-    assert [stage.lr for stage in moved.stages] == [get_recipe("vl2v-adip").stages[0].lr, 2.0]
-
-
 def test_numbers_can_be_changed_and_terms_added_and_dropped() -> None:
-    changes = {
-        "distill": {
-            "terms": {
-                "cos_img": {"weight": 0.7},
-                "cos_text": 0,
-                "text_ce": {"weight": 1, "params": {"tau": 0.1}},
-            }
-        }
-    }
-    align, distill = get_recipe("vl2v-adip", changes).stages
-    assert {name: spec.weight for name, spec in align.terms.items()} == {
-        "cos_img": 0.5,
-        "cos_text": 0.5,
-    }
+    text_ce = {"weight": 1, "params": {"tau": 0.1}}
+    terms = {"cos_img": {"weight": 0.7}, "cos_text": 0, "text_ce": text_ce}
+    changes = {"align": {"share": 0.5}, "distill": {"share": 0.5, "lr": 2, "terms": terms}}
+    changed = get_recipe("vl2v-adip", changes)
+    align, distill = changed.stages
+    assert {name: spec.weight for name, spec in align.terms.items()} == weights("vl2v-adip")
     assert {name: spec.weight for name, spec in distill.terms.items()} == {
         "cos_img": 0.7,
         "text_ce": 1,
     }
-    assert distill.terms["text_ce"].params == {"tau": 0.1}
-    assert (
-        get_recipe("vl2v-adip").stages[1].terms["cos_img"].weight == 0.5
-    )  # the recipe itself stays as it is
+    assert (distill.terms["text_ce"].params, distill.lr) == ({"tau": 0.1}, 2)
+    assert [span for _, span in changed.spans(10)] == [range(5), range(5, 10)]
+    assert weights("vl2v-adip", 1)["cos_img"] == 0.5  # the recipe itself stays as it is
 
-
-def test_a_mask_brings_its_needs() -> None:
-    masked = get_recipe("clip-mse", {"train": {"terms": {"feat_mse": {"mask": "teacher_correct"}}}})
-    assert masked.needs == {"embedding", "teacher", "bank", "labels"}
+    one = {"train": {"terms": {"vlprox": {"params": {"k": 5}}}, "trains": ["projector"]}}
+    stage = get_recipe("vlm-ood", one).stages[0]
+    assert stage.terms["vlprox"].params == {"k": 5, "tau": 0.07}
+    assert (stage.terms["vlprox"].mask, stage.trains) == ("teacher_correct", ("projector",))
 
 
 @pytest.mark.parametrize(
@@ -127,17 +92,8 @@ def test_a_mask_brings_its_needs() -> None:
         ("vl2v-adip", {"destill": {}}, "distill"),
         ("vl2v-adip", {"distill": {"terms": {"cos_imgs": 1}}}, "cos_img"),
         ("vl2v-adip", {"distill": {"shares": 1}}, "share"),
-        ("vl2v-adip", {"distill": {"terms": {"cos_img": {"wight": 1}}}}, "weight"),
-        (
-            "vl2v-adip",
-            {"distill": {"terms": {"cos_img": {"mask": "teacher_corect"}}}},
-            "teacher_correct",
-        ),
-        (
-            "vl2v-adip",
-            {"distill": {"terms": {"cos_img": {"confidence": "teacher_confidense"}}}},
-            "teacher_confidence",
-        ),
+        ("kd", {"train": {"terms": {"logit_kd": {"wight": 1}}}}, "weight"),
+        ("kd", {"train": {"terms": {"logit_kd": {"mask": "teacher_corect"}}}}, "teacher_correct"),
         ("kd", {"train": {"terms": {"logit_kd": {"params": {"temprature": 2}}}}}, "temperature"),
     ],
 )
@@ -147,65 +103,72 @@ def test_a_misspelt_word_is_answered_with_the_closest(
     assert f'"{meant}"' in refusal(name, overrides).hint
 
 
-def test_shares_must_add_up_to_one() -> None:
-    assert (
-        "0.9" in refusal("vl2v-adip", {"align": {"share": 0.1}, "distill": {"share": 0.8}}).message
-    )
-    refusal("vl2v-adip", {"align": {"share": -0.2}, "distill": {"share": 1.2}})
-
-
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
+        ("erm", {"train": 3}),
+        ("erm", {"train": {"terms": 1}}),
+        ("erm", {"train": {"share": "most"}}),
+        ("erm", {"train": {"terms": {"ce": {"params": 4}}}}),
+        ("erm", {"train": {"terms": {"ce": 0}}}),  # nothing left to minimise
+        ("erm", {"train": {"trains": "backbone"}}),
         ("erm", {"train": {"terms": {"cos_img": 0.5}}}),  # a linear head has no embedding
         ("vl2v-adip", {"align": {"terms": {"ce": 0.5}}}),  # a text head has no logits
-    ],
-)
-def test_a_term_whose_needs_the_head_cannot_meet_is_refused(
-    name: str, overrides: dict[str, Any]
-) -> None:
-    refusal(name, overrides)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"train": 3},
-        {"train": {"terms": 1}},
-        {"train": {"share": "most"}},
-        {"train": {"terms": {"ce": "much"}}},
-        {"train": {"terms": {"ce": {"params": 4}}}},
-        {"train": {"terms": {"ce": 0}}},  # nothing left to minimise
+        ("vl2v-adip", {"align": {"share": 0.1}, "distill": {"share": 0.8}}),
+        ("vl2v-adip", {"align": {"share": -0.2}, "distill": {"share": 1.2}}),
     ],
     ids=str,
 )
-def test_values_that_make_no_sense_are_refused(overrides: dict[str, Any]) -> None:
-    refusal("erm", overrides)
+def test_values_that_make_no_sense_are_refused(name: str, overrides: dict[str, Any]) -> None:
+    refusal(name, overrides)
 
 
 def test_the_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
-    assert schedule(0.05, 0.1) == pytest.approx(0.5, abs=0.02)
-    assert schedule(0.1, 0.1) == pytest.approx(1)
-    assert schedule(0.55, 0.1) == pytest.approx(0.5)
-    assert schedule(1.0, 0.1) == pytest.approx(0)
+    for at, expected in ((0.05, 0.5), (0.1, 1), (0.55, 0.5), (1.0, 0)):
+        assert schedule(at, 0.1) == pytest.approx(expected, abs=0.02)
     assert schedule(0.0, 0.0) == 1
-    assert 0 < schedule(0.0, 0.1) < 0.02
-
-
-def test_for_swad_the_learning_rate_stays_at_the_cosines_mean() -> None:
-    parts = [(n + 0.5) / 1000 for n in range(1000)]
-    assert schedule(0.05, 0.1, constant=True) == pytest.approx(0.25, abs=0.01)
     assert {schedule(part, 0.1, constant=True) for part in (0.1, 0.5, 1.0)} == {0.5}
-    assert schedule(0.0, 0.0, constant=True) == 0.5
-    mean = sum(schedule(part, 0.0) for part in parts) / 1000
-    assert mean == pytest.approx(0.5, abs=1e-3)
 
 
-def test_one_number_of_a_term_leaves_its_others_and_what_trains_can_change() -> None:
-    changes = {"train": {"terms": {"vlprox": {"params": {"k": 5}}}, "trains": ["projector"]}}
-    stage = get_recipe("vlm-ood", changes).stages[0]
-    assert stage.terms["vlprox"].params == {"k": 5, "tau": 0.07}
-    assert stage.terms["vlprox"].mask == "teacher_correct"
-    assert stage.trains == ("projector",)
-    for wrong in ([], ["backbones"], "backbone", 3):
-        assert "trains" in refusal("vlm-ood", {"train": {"trains": wrong}}).message
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"recipe": "vl2v-sd", "student": "resnet18"}, "own image encoder, not resnet18"),
+    ({"recipe": "rise", "student": "teacher"}, "cannot train the teacher's own image encoder"),
+    ({"recipe": "vl2v-adip", "student": "teacher"}, "stage align .* trains the projector"),
+    ({"recipe": "vl2v-sd", "pretrained": "hub"}, "takes no others"),
+    ({"recipe": "erm", "projector": "mlp"}, "no projector to choose"),
+    ({"recipe": "erm", "descriptions": "d.json"}, "reads no text"),
+    ({"recipe": "vlm-ood", "vocabulary": "v.txt"}, r"uses labels \(text_ce\)"),
+    ({"recipe": "erm", "captions": "c.json"}, "cannot have the term caption_nce"),
+    ({"recipe": "rise", "teacher": "embeddings:x.npz"}, "texts about the domains"),
+    ({"recipe": "rise", "centre": True}, "learned head"),
+    ({"recipe": "lgd", "centre": True}, "prototypes of lgd"),
+    ({"recipe": "vl2v-sd", "centre": True}, "student of vl2v-sd"),
+    ({"average": "wise-ft"}, "does not start from them"),
+    ({"average": "swad", "select": "best"}, "chooses the weights itself"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), CASES, ids=lambda value: str(value)[:50])
+def test_what_cannot_go_together_is_refused_before_any_work(
+    settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(EdgekdError, match=said) as caught:
+        settle(TrainConfig.model_validate(settings))
+    assert caught.value.hint
+
+
+def test_a_file_of_captions_brings_its_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json")))
+    assert get_recipe("vlm-ood", chosen.stages).stages[0].terms["caption_nce"].weight == 1
+    assert chosen.captions == tmp_path / "c.json"
+    own = {"train": {"terms": {"caption_nce": 0.3}}}
+    settled = settle(TrainConfig(recipe="vlm-ood", captions=Path("c.json"), stages=own))
+    assert settled.stages == own
+
+
+def test_a_recipe_brings_its_student_and_projector() -> None:
+    assert settle(TrainConfig(recipe="vl2v-sd")).student == "teacher"
+    assert [settle(TrainConfig(recipe=name)).projector for name in ("lgd", "erm")] == ["mlp", None]

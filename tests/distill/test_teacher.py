@@ -1,29 +1,34 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from conftest import TINY_TEACHER
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from edgekd.api import fetch
+from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
+from edgekd.distill.classification.load import load_run
+from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import teacher_predict
-from edgekd.distill.students import encoder_student
+from edgekd.distill.students import encoder_student, interpolate_with_teacher, make_student
 from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, load_teacher
+from edgekd.distill.train import train
 from edgekd.distill.views import plain
-
-ASSETS = Path(os.environ.get("EDGEKD_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 
 
 def refusal(spec: str) -> EdgekdError:
@@ -53,82 +58,30 @@ def reference(folder: Path) -> tuple[Any, Any, Any]:
     return model.eval(), transform, open_clip.get_tokenizer(f"local-dir:{folder}")
 
 
-def test_a_folder_is_read_as_it_says(teacher: ClipTeacher) -> None:
+def test_statistics_are_the_teachers_own(teacher: ClipTeacher) -> None:
     assert (teacher.dim, teacher.preprocess.size, teacher.preprocess.resize) == (12, 32, "crop")
     assert teacher.preprocess.mean == (0.2, 0.5, 0.8)
     assert teacher.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    assert not teacher.model.training
-
-
-@pytest.mark.parametrize("size", [(64, 48), (48, 64), (77, 50), (32, 32)])
-def test_pixels_and_statistics_are_open_clips(
-    teacher: ClipTeacher, tiny_teacher: Path, size: tuple[int, int]
-) -> None:
-    model, transform, _ = reference(tiny_teacher)
-    image = picture(*size)
-    with torch.inference_mode():
-        expected = model.encode_image(transform(image)[None])
-    pixels = torch.from_numpy(teacher.preprocess.pixels(image).copy())[None]
-    got = teacher.embed_images(plain(pixels))
-    assert got.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.999
-    # The student's statistics would be noticed.
-    wrong = teacher.embed_images((plain(pixels) - 0.45) / 0.22)
-    assert torch.nn.functional.cosine_similarity(wrong, expected).item() < 0.999
-
-
-def test_views_of_another_size_are_resized(teacher: ClipTeacher) -> None:
-    image = picture(96, 96)
-    big = plain(torch.from_numpy(np.array(image))[None])
-    small = plain(
-        torch.from_numpy(np.array(image.resize((32, 32), Image.Resampling.BICUBIC)))[None]
-    )
-    assert (
-        torch.nn.functional.cosine_similarity(
-            teacher.embed_images(big), teacher.embed_images(small)
-        ).item()
-        > 0.9999
-    )
 
 
 def test_the_text_bank_is_open_clips_zero_shot_classifier(
     teacher: ClipTeacher, tiny_teacher: Path
 ) -> None:
     model, transform, tokenizer = reference(tiny_teacher)
-    classes, templates = (
-        ["sea_lion", "dog", "cat"],
-        ["a photo of a {}.", "a sketch of the {}", "itap of a {}"],
-    )
-    expected = open_clip.build_zero_shot_classifier(
-        model,
-        tokenizer,
-        [name.replace("_", " ") for name in classes],
-        [lambda name, t=template: t.format(name) for template in templates],
-    )  # [D, C]
+    classes = ["sea_lion", "dog", "cat"]
+    templates = ["a photo of a {}.", "a sketch of the {}", "itap of a {}"]
+    names = [name.replace("_", " ") for name in classes]
+    formats = [lambda name, t=template: t.format(name) for template in templates]
+    expected = open_clip.build_zero_shot_classifier(model, tokenizer, names, formats)  # [D, C]
     bank = teacher.text_bank(classes, templates)
     assert bank.classes == tuple(classes)
-    assert bank.vectors.shape == (3, 12)
     assert torch.allclose(bank.vectors, expected.T, atol=1e-5)
     image = picture(32, 32)
     with torch.inference_mode():
         features = model.encode_image(transform(image)[None], normalize=True)
     logits = teacher_predict(teacher, bank)(np.array(image)[None])
-    np.testing.assert_allclose(
-        logits, teacher.logit_scale * features @ expected, rtol=1e-2, atol=2e-2
-    )
-
-
-def test_texts_come_in_order_however_many(teacher: ClipTeacher) -> None:
-    prompts = [f"a photo of number {number}" for number in range(300)]
-    many = teacher.embed_texts(prompts)
-    assert many.shape == (300, 12)
-    some = [0, 255, 256, 299]
-    assert torch.allclose(many[some], teacher.embed_texts([prompts[i] for i in some]), atol=1e-5)
-
-
-def test_curly_braces_in_templates_and_names_are_letters(teacher: ClipTeacher) -> None:
-    assert teacher.text_bank(["a {b}"], ["{} {x}"]).vectors.shape == (1, 12)
+    expected_logits = teacher.logit_scale * features @ expected
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-2, atol=2e-2)
 
 
 def copied(tiny_teacher: Path, tmp_path: Path) -> Path:
@@ -159,20 +112,19 @@ def edited(tiny_teacher: Path, tmp_path: Path, **changes: Any) -> Path:
     return folder
 
 
-def shaped(tmp_path: Path, image_size: Any, patch_size: int = 16, **preprocess: Any) -> Path:
-    """A random teacher whose ViT takes images of another shape than the tiny one's."""
-    folder = tmp_path / "shaped"
-    folder.mkdir()
-    settings = json.loads(json.dumps(TINY_TEACHER))
-    settings["model_cfg"]["vision_cfg"] |= {"image_size": image_size, "patch_size": patch_size}
-    settings["preprocess_cfg"] |= preprocess
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = open_clip.CLIP(**settings["model_cfg"])
+def saved(folder: Path, model: Any, settings: dict[str, Any]) -> Path:
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def shaped(folder: Path, image_size: Any, patch_size: int = 16, **preprocess: Any) -> Path:
+    """A random teacher whose ViT takes images of another shape than the tiny one's."""
+    settings = copy.deepcopy(TINY_TEACHER)
+    settings["model_cfg"]["vision_cfg"] |= {"image_size": image_size, "patch_size": patch_size}
+    settings["preprocess_cfg"] |= preprocess
+    return saved(folder, open_clip.CLIP(**settings["model_cfg"]), settings)
 
 
 def assert_as_open_clip(folder: Path, size: tuple[int, int]) -> ClipTeacher:
@@ -220,23 +172,16 @@ def test_a_large_teacher_is_taken(tmp_path: Path) -> None:
     assert assert_as_open_clip(shaped(tmp_path, 1344, 336), (50, 40)).preprocess.size == 1344
 
 
-def test_one_number_for_all_channels_is_enough(tiny_teacher: Path, tmp_path: Path) -> None:
-    assert_as_open_clip(edited(tiny_teacher, tmp_path, mean=0.5, std=0.25), (40, 40))
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         {"resize_mode": "fit"},
         {"interpolation": "lanczos"},
-        {"interpolation": "nearest"},
         {"mean": [0.5]},
         {"mean": ["a", "b", "c"]},
         {"std": [0.2, 0.0, 0.2]},
         {"std": [0.2, float("nan"), 0.2]},
-        {"std": "wide"},
         {"resize_mode": "longest", "fill_color": 300},
-        {"resize_mode": 3},
     ],
     ids=str,
 )
@@ -249,24 +194,19 @@ def test_settings_that_open_clip_does_not_take_are_refused(
 def timm_teacher(folder: Path, **vision: Any) -> Path:
     """A random teacher with timm's smallest ViT, for 160 px, as image encoder; SigLIP's architecture in small."""
     folder.mkdir()
-    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
-    model_cfg = {
+    model_cfg: dict[str, Any] = {
         "embed_dim": 64,
         "init_logit_bias": -10,
-        "custom_text": True,
         "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "avg",
                        "timm_proj": "none"} | vision,
-        "text_cfg": text | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1,
+                     "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
     }  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        wanted = {name: value for name, value in model_cfg.items() if name != "custom_text"}
-        model = open_clip.CustomTextCLIP(**wanted)
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    settings = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": 0.5, "std": 0.5}}
-    (folder / "open_clip_config.json").write_text(json.dumps(settings))
-    return folder
+    settings = {
+        "model_cfg": model_cfg | {"custom_text": True},
+        "preprocess_cfg": {"mean": 0.5, "std": 0.5},
+    }
+    return saved(folder, open_clip.CustomTextCLIP(**model_cfg), settings)
 
 
 FIXED = {"timm_model_name": "vit_tiny_patch16_224", "timm_proj": "linear"}  # takes no other size
@@ -370,42 +310,27 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    assert str(tmp_path) in refusal(f"local-dir:{tmp_path}").message
-    assert "absent" in refusal(f"local-dir:{tmp_path / 'absent'}").message
-
-
 @pytest.mark.parametrize(
-    "damage", ["no weights", "truncated", "empty", "config torn", "config empty", "other shape"]
+    "damage", ["no weights", "truncated", "config torn", "other shape", "pickled code"]
 )
 def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage: str) -> None:
     folder = copied(tiny_teacher, tmp_path)
-    weights, config = folder / "open_clip_model.safetensors", folder / "open_clip_config.json"
-    if damage == "no weights":
-        weights.unlink()
-    elif damage in ("truncated", "empty"):
-        whole = weights.read_bytes()
-        weights.write_bytes(whole[: len(whole) // 2 if damage == "truncated" else 0])
+    weights, trap = folder / "open_clip_model.safetensors", tmp_path / "trap"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
     elif damage == "other shape":
-        state = load_file(weights)
-        save_file(state | {"text_projection": torch.zeros(3, 3)}, weights)
+        save_file(load_file(weights) | {"text_projection": torch.zeros(3, 3)}, weights)
+    elif damage == "config torn":
+        (folder / "open_clip_config.json").write_text("{")
     else:
-        config.write_text("{" if damage == "config torn" else "{}")
-    assert "could not be loaded" in refusal(f"local-dir:{folder}").message
+        weights.unlink()
+    if damage == "pickled code":
 
+        class Evil:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return open, (str(trap), "w")
 
-def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(
-    tiny_teacher: Path, tmp_path: Path
-) -> None:
-    folder = copied(tiny_teacher, tmp_path)
-    (folder / "open_clip_model.safetensors").unlink()
-    trap = tmp_path / "trap"
-
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return open, (str(trap), "w")
-
-    torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
+        torch.save({"state_dict": Evil()}, folder / "open_clip_pytorch_model.bin")
     refusal(f"local-dir:{folder}")
     assert not trap.exists()
 
@@ -416,24 +341,6 @@ def test_pickled_code_in_a_teachers_folder_is_refused_and_not_run(
 )
 def test_a_misspelt_teacher_is_answered_with_the_closest(typo: str, meant: str) -> None:
     assert f'"{meant}"' in refusal(typo).hint
-
-
-def test_a_name_without_a_tag_is_asked_for_one() -> None:
-    assert "needs a weights tag" in refusal("ViT-B-32").message
-
-
-@pytest.mark.parametrize("spec", ["ViT-B-32:laion2b_s34b_b79k", "hf-hub:somebody/some-model"])
-def test_a_hub_out_of_reach_is_one_sentence_with_two_commands(
-    spec: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for module in ("edgekd.core.hub", "edgekd.distill.teachers"):
-        monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    error = refusal(spec)
-    assert "cannot be reached" in error.message
-    assert f"edgekd fetch {spec} STUDENT --to weights" in error.hint
-    assert "--weights-dir weights" in error.hint
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
@@ -455,18 +362,10 @@ def test_a_black_box_gives_what_is_in_its_file(tmp_path: Path) -> None:
     teacher = load_teacher(written(tmp_path / "e.npz", logit_scale=np.array(50.0)))
     assert isinstance(teacher, EmbeddingsTeacher)
     assert (teacher.dim, teacher.logit_scale) == (3, 50.0)
-    vectors = teacher.lookup(["b/y.png", "a/x.png", "b/y.png"])
-    assert vectors.dtype == torch.float32
-    assert vectors.tolist() == [[4, 5, 6], [1, 2, 3], [4, 5, 6]]
+    assert teacher.lookup(["b/y.png", "a/x.png"]).tolist() == [[4, 5, 6], [1, 2, 3]]
     bank = teacher.text_bank(["dog", "sea lion"], ["ignored {}"])
     assert torch.allclose(bank.vectors, torch.tensor([[0.6, 0.8, 0], [0, 0, 1.0]]))
-    assert bank.templates == ("precomputed",)
     assert load_teacher(written(tmp_path / "f.npz", logit_scale=np.array(49.0))).id != teacher.id
-
-
-def test_what_a_black_box_does_not_know_is_said(tmp_path: Path) -> None:
-    teacher = load_teacher(written(tmp_path / "e.npz"))
-    assert isinstance(teacher, EmbeddingsTeacher)
     with pytest.raises(EdgekdError, match=r"c/z\.png"):
         teacher.lookup(["a/x.png", "c/z.png"])
     with pytest.raises(EdgekdError) as caught:
@@ -478,14 +377,11 @@ def test_what_a_black_box_does_not_know_is_said(tmp_path: Path) -> None:
     "changes",
     [
         {"image_ids": None},
-        {"text_vectors": None},
         {"image_ids": np.array(["a"])},
-        {"image_ids": np.array("a")},
         {"class_names": np.array(["a", "b", "c"])},
         {"text_vectors": np.zeros((2, 4))},
         {"image_vectors": np.zeros((2, 3, 1))},
         {"image_vectors": np.array([[1.0, 2, np.nan], [4, 5, 6]])},
-        {"image_vectors": np.array([["a", "b", "c"], ["d", "e", "f"]])},
         {"image_ids": np.array(["a", None], dtype=object)},
         {"logit_scale": np.zeros(3)},
     ],
@@ -493,56 +389,6 @@ def test_what_a_black_box_does_not_know_is_said(tmp_path: Path) -> None:
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert "e.npz" in refusal(written(tmp_path / "e.npz", **changes)).message
-
-
-@pytest.mark.parametrize("content", [b"", b"text", "truncated", "one array"])
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes | str) -> None:
-    path = tmp_path / "e.npz"
-    written(path)
-    if content == "one array":
-        with open(path, "wb") as handle:
-            np.save(handle, np.zeros(3))
-    else:
-        path.write_bytes(path.read_bytes()[:300] if isinstance(content, str) else content)
-    assert "e.npz" in refusal(f"embeddings:{path}").message
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    assert "absent.npz" in refusal(f"embeddings:{tmp_path / 'absent.npz'}").message
-
-
-def test_the_toy_teacher_is_in_the_package() -> None:
-    import importlib.resources
-
-    folder = importlib.resources.files("edgekd.data.toy_teacher")
-    if not folder.joinpath("open_clip_config.json").is_file():
-        pytest.skip("the toy teacher has not been made yet")
-    toy = load_teacher("toy")
-    assert isinstance(toy, ClipTeacher)
-    assert toy.text_bank(["dog"], ["a photo of a {}"]).vectors.norm().item() == pytest.approx(
-        1, abs=1e-5
-    )
-
-
-def test_the_given_teacher_knows_pacs_and_sees_it_as_open_clip_does() -> None:
-    folder, pacs = ASSETS / "teachers" / "miniclip", ASSETS / "pacs"
-    if not folder.is_dir() or not pacs.is_dir():
-        pytest.skip("the shared assets are not here")
-    teacher = load_teacher(f"local-dir:{folder}")
-    assert isinstance(teacher, ClipTeacher)
-    assert teacher.preprocess.resize == "squash"
-    classes = sorted(path.name for path in (pacs / "photo").iterdir())
-    files = [sorted((pacs / "photo" / name).iterdir())[0] for name in classes]
-    pixels = np.stack(
-        [teacher.preprocess.pixels(Image.open(path).convert("RGB")) for path in files]
-    )
-    scores = teacher_predict(teacher, teacher.text_bank(classes, ["a photo of a {}"]))(pixels)
-    assert (scores.argmax(1) == np.arange(7)).sum() >= 6
-    model, transform, _ = reference(folder)
-    with torch.inference_mode():
-        expected = model.encode_image(transform(Image.open(files[0]))[None])
-    got = teacher.embed_images(plain(torch.from_numpy(pixels[:1])))
-    assert torch.nn.functional.cosine_similarity(got, expected).item() > 0.9999
 
 
 def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
@@ -558,3 +404,96 @@ def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
     assert torch.equal(teacher.embed_images(views), before)  # its own weights are untouched
     assert torch.equal(half.embed_texts(["a cat"]), teacher.embed_texts(["a cat"]))
     assert half.cache_id != teacher.cache_id == teacher.id
+
+
+def test_the_student_starts_as_the_teacher(teacher: ClipTeacher) -> None:
+    student = encoder_student(teacher).eval()
+    views = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(student(views), teacher.embed_images(views), atol=1e-5)
+    assert student.embeds
+    assert student.preprocess == teacher.preprocess
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert encoder_student(teacher, classes=3)(views).shape == (2, 3)
+
+
+def test_wise_ft_lies_between_the_weights(teacher: ClipTeacher) -> None:
+    student = encoder_student(teacher)
+    start = {name: value.clone() for name, value in student.backbone.state_dict().items()}
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    interpolate_with_teacher(student, teacher, 0.25)
+    for name, value in student.backbone.named_parameters():
+        assert torch.allclose(value, start[name] + 0.25, atol=1e-6)
+
+
+def test_a_self_distilled_run_reads_back_and_wise_ft_of_0_is_the_teacher(
+    make_domain_folder: Callable[..., Path],
+    tmp_path: Path,
+    tiny_teacher: Path,
+    teacher: ClipTeacher,
+) -> None:
+    settings = {
+        "recipe": "vl2v-sd", "data": str(make_domain_folder(tmp_path / "data", count=10)),
+        "teacher": f"local-dir:{tiny_teacher}", "accelerator": "cpu", "steps": 2, "batch_size": 4,
+        "views": 1, "average": "wise-ft", "wise_ft": 0.0, "out": tmp_path / "run",
+    }  # fmt: skip
+    made = train(TrainConfig.model_validate(settings))
+    assert (made.student, made.selection[:7]) == ("teacher", "WiSE-FT")
+    loaded = load_run(tmp_path / "run")
+    views = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.student(views), teacher.embed_images(views), atol=1e-5)
+
+
+STUDENT = "mobilenetv3_small_050.lamb_in1k"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's cache with one student, and no network."""
+    torch.manual_seed(0)
+    folder = tmp_path / "hub" / f"models--timm--{STUDENT}"
+    snapshot = folder / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    save_file(timm.create_model(STUDENT).state_dict(), snapshot / "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("edgekd.core.hub.hub_reachable", lambda: False)
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_what_was_fetched_trains_elsewhere(
+    tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = f"local-dir:{tiny_teacher}"
+    folder, student = fetch(spec, STUDENT, to=tmp_path / "weights")
+    assert load_teacher(f"local-dir:{folder}").id == load_teacher(spec).id
+    online = make_student(STUDENT, pretrained="hub").state_dict()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    given: dict[str, Any] = {"student": STUDENT, "weights_dir": tmp_path / "weights"}
+    assert settle(TrainConfig.load(**given)).student_weights is None  # the toy data need no hub
+    weights = settle(TrainConfig.load(**given, pretrained="hub")).student_weights
+    assert weights == student
+    offline = make_student(STUDENT, pretrained="hub", weights=weights).state_dict()
+    assert online.keys() == offline.keys()
+    assert all(torch.equal(online[name], offline[name]) for name in online)
+    with pytest.raises(EdgekdError) as caught:
+        settle(TrainConfig.load(**given, teacher="ViT-L-14:openai"))
+    assert "edgekd fetch" in caught.value.hint
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_what_is_there_already_stays(tmp_path: Path, tiny_teacher: Path) -> None:
+    spec = f"local-dir:{tiny_teacher}"
+    own = tmp_path / "weights" / f"{STUDENT}.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"fine-tuned for weeks")
+    folder, _ = fetch(spec, STUDENT, to=own.parent)
+    (folder / "notes.txt").write_text("mine")
+    assert fetch(spec, STUDENT, to=own.parent) == [folder, own]
+    assert own.read_bytes() == b"fine-tuned for weeks"
+    assert (folder / "notes.txt").read_text() == "mine"

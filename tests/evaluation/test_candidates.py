@@ -1,18 +1,26 @@
-"""Which exported files are measured for `--target auto`, and which are left out before."""
-
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import edgekd
+from edgekd.api import check_data
 from edgekd.benchmark.gates import parse_gates
+from edgekd.cli import app
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
+from edgekd.data.image_set import load_images
 from edgekd.evaluation.candidates import Candidate, prune
+from edgekd.evaluation.data_check import near_pairs
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def file(
@@ -67,3 +75,83 @@ def test_a_budget_is_read_before_anything_is_exported() -> None:
 def test_a_budget_is_gates_with_commas() -> None:
     config = ExportConfig.load(target="auto", budget="ood_avg_drop<=1.0, mb<=5")
     assert config.budget == ("ood_avg_drop<=1.0", "mb<=5")
+
+
+def test_near_pairs_by_hand() -> None:
+    """Centred, these are two close vectors, their opposites, and one of equal content."""
+    vectors = np.array([[1, 0], [1, 0.1], [-1, 0], [-1, -0.1], [1, 0]], dtype=np.float32)
+    pairs = near_pairs(vectors, ["a", "b", "c", "d", "a"], 0.99)
+    centred = vectors - vectors.mean(axis=0)
+    for pair in pairs:
+        a, b = centred[pair.first], centred[pair.second]
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        assert pair.cosine == pytest.approx(float(cosine), abs=1e-5)
+    assert {(pair.first, pair.second) for pair in pairs} == {(0, 1), (1, 4), (2, 3)}
+    assert [pair.cosine for pair in pairs] == sorted((p.cosine for p in pairs), reverse=True)
+
+
+def test_only_a_page_is_overwritten(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
+    root = make_domain_folder(tmp_path / "data", domains=(), count=1)
+    notes, link = tmp_path / "notes.txt", tmp_path / "link.html"
+    notes.write_text("mine")
+    link.symlink_to(tmp_path / "unmounted")
+    for out, overwrite in ((notes, True), (tmp_path, True), (link, False)):
+        with pytest.raises(EdgekdError):
+            check_data(root, out=out, overwrite=overwrite)
+    assert notes.read_text() == "mine"
+    assert link.is_symlink()
+
+
+def test_duplicates_unreadable_files_and_balance(
+    tmp_path: Path, make_domain_folder: Callable[..., Path]
+) -> None:
+    root = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=3)
+    shutil.copy(root / "art" / "cat" / "0000.png", root / "photo" / "cat" / "copy.png")
+    shutil.copy(root / "art" / "cat" / "0001.png", root / "art" / "cat" / "copy.png")
+    shutil.copy(root / "art" / "cat" / "0002.png", root / "art" / "dog" / "copy.png")
+    (root / "art" / "dog" / "<b>torn.png").write_bytes(b"\x89PNG")
+    found = check_data(root, out=tmp_path / "page.html")
+    names = found.images.ids
+    across = {names[pair.second]: found.across(pair) for pair in found.duplicates}
+    # The first of equal contents is the original, by path.
+    assert across == {
+        "art/cat/copy.png": "",
+        "art/dog/copy.png": "labels",
+        "photo/cat/copy.png": "domains",
+    }
+    assert found.unreadable == (("art/dog/<b>torn.png", "truncated"),)
+    assert found.counts.tolist() == [[4, 4], [4, 3]]
+    assert (found.near_duplicates, found.label_errors) == (None, None)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert "&lt;b&gt;torn.png" in page
+    with pytest.raises(EdgekdError):
+        check_data(root, out=tmp_path / "page.html")
+    check_data(root, out=tmp_path / "page.html", overwrite=True)
+
+
+def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
+    toy = load_images("toy")
+    photo = toy.domains.index("photo")
+    for name in toy.classes[:3]:
+        place = toy.classes.index(name)
+        chosen = np.flatnonzero((toy.labels == place) & (toy.domain_of == photo))[:8]
+        for number, index in enumerate(chosen.tolist()):
+            swapped = number == 0 and place == 0
+            folder = tmp_path / "data" / (toy.classes[1] if swapped else name)
+            folder.mkdir(parents=True, exist_ok=True)
+            toy.read(index).save(folder / f"{'wrong' if swapped else name}{number}.png")
+    out = tmp_path / "page.html"
+    arguments = [str(tmp_path / "data"), "--teacher", "toy", "--sure", "0.6", "--out", str(out)]
+    done = CliRunner().invoke(app, ["data", "check", *arguments])
+    assert done.exit_code == 0, done.output
+    found = check_data(tmp_path / "data", teacher="toy", sure=0.6, out=out, overwrite=True)
+    assert found.label_errors is not None
+    doubts = {found.images.ids[one.index]: one.teacher for one in found.label_errors}
+    assert doubts[f"{toy.classes[1]}/wrong0.png"] == toy.classes[0]
+    assert len(doubts) <= 4
+    assert found.zero_shot is not None
+    assert found.zero_shot > 0.8
+    assert "wrong0.png" in out.read_text()

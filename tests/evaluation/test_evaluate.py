@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,44 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
-import torch
-from safetensors.torch import load_file
+from study_data import draw_domains, tiny_settings
 
 import edgekd
+from edgekd.benchmark.evaluate.agreement import (
+    angle_degrees,
+    m_neigh,
+    m_vlalign,
+    recall_at,
+    squared_distance,
+)
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.load import load_run
+from edgekd.distill.teachers import ClipTeacher
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:
-    from PIL import Image
-
-    root = tmp_path_factory.mktemp("compare")
-    for seed, domain in enumerate(("photo", "sketch")):
-        for name, tint in (("cat", (90, 0, 0)), ("dog", (0, 0, 90))):
-            (root / "data" / domain / name).mkdir(parents=True)
-            for number in range(12):
-                noise = (
-                    np.random.default_rng(1000 * seed + 100 * tint[0] + number).integers(
-                        0, 160, (32, 32, 3)
-                    )
-                    + tint
-                )
-                path = root / "data" / domain / name / f"{number}.png"
-                Image.fromarray(noise.astype(np.uint8)).save(path)
-    return {
-        "student": "test_efficientnet",
-        "pretrained": "scratch",
-        "data": str(root / "data"),
-        "teacher": f"local-dir:{tiny_teacher}",
-        "size": 32,
-        "batch_size": 4,
-        "steps": 2,
-        "views": 1,
-        "accelerator": "cpu",
-    }
+    data = draw_domains(tmp_path_factory.mktemp("compare") / "data", count=12)
+    shutil.rmtree(data / "art")
+    return tiny_settings(data, tiny_teacher) | {"batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -139,42 +124,34 @@ def test_an_embedding_student_classifies_new_classes(
         edgekd.evaluate(kd, data=str(other))
 
 
-def test_new_classes_get_the_run_s_own_prompts(
-    make_domain_folder: Callable[..., Path],
-    tmp_path: Path,
-    settings: dict[str, Any],
+def test_new_classes_are_described_as_those_of_the_run(
+    make_domain_folder: Callable[..., Path], tmp_path: Path, settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from edgekd.distill.teachers import ClipTeacher
-
+) -> None:  # fmt: skip
     told = {"cat": "It purrs.", "dog": "It barks.", "horse": "It neighs.", "house": "It stands."}
     (tmp_path / "d.json").write_text(json.dumps(told))
-    out = tmp_path / "run"
-    edgekd.train(
-        recipe="vlm-ood",
-        out=out,
-        descriptions=str(tmp_path / "d.json"),
-        prompts="imagenet7",
-        **settings,
-    )
+    (tmp_path / "mine.txt").write_text("horse: Fast.\nhouse: Slow.\n")
+    words = {"descriptions": str(tmp_path / "d.json"), "prompts": "imagenet7"}
+    edgekd.train(recipe="vlm-ood", out=tmp_path / "run", **words, **settings)
     other = make_domain_folder(tmp_path / "other", domains=(), classes=("horse", "house"), count=3)
-    asked: list[Any] = []
+    seen: list[Any] = []
     real = ClipTeacher.text_bank
 
-    def heard(
-        self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **words: Any
+    def recorded(
+        self: ClipTeacher, classes: Any, templates: Any, descriptions: Any = None, **more: Any
     ) -> Any:
-        asked.append((tuple(classes), len(templates), descriptions))
-        return real(self, classes, templates, descriptions, **words)
+        seen.append((tuple(classes), len(templates), descriptions))
+        return real(self, classes, templates, descriptions, **more)
 
-    monkeypatch.setattr(ClipTeacher, "text_bank", heard)
-    edgekd.evaluate(out, data=str(other))
-    assert asked == [(("horse", "house"), 7, {"horse": ("It neighs.",), "house": ("It stands.",)})]
-    edgekd.evaluate(out, data=str(other), prompts="photo")
-    assert asked[1] == (("horse", "house"), 1, None)
-    (tmp_path / "mine.txt").write_text("horse: Fast.\nhouse: Slow.\n")
-    edgekd.evaluate(out, data=str(other), descriptions=str(tmp_path / "mine.txt"))
-    assert asked[2] == (("horse", "house"), 7, {"horse": ("Fast.",), "house": ("Slow.",)})
+    monkeypatch.setattr(ClipTeacher, "text_bank", recorded)
+    for changes in ({}, {"prompts": "photo"}, {"descriptions": str(tmp_path / "mine.txt")}):
+        edgekd.evaluate(tmp_path / "run", data=str(other), **changes)
+    both = ("horse", "house")
+    assert seen == [
+        (both, 7, {"horse": ("It neighs.",), "house": ("It stands.",)}),
+        (both, 1, None),
+        (both, 7, {"horse": ("Fast.",), "house": ("Slow.",)}),
+    ]
 
 
 def test_labels_alone_have_no_teacher_to_agree_with(
@@ -187,54 +164,67 @@ def test_labels_alone_have_no_teacher_to_agree_with(
     assert rows[0]["angle"] is None
 
 
-def backbone_weights(run: Path) -> dict[str, torch.Tensor]:
-    state = load_file(run / "student.safetensors")
-    return {
-        name.removeprefix("backbone."): value
-        for name, value in state.items()
-        if name.startswith("backbone.")
-    }
+RNG = np.random.default_rng(0)
+
+STUDENT, TEACHER = RNG.normal(size=(40, 6)), RNG.normal(size=(40, 6))
+
+TEACHER = STUDENT + 0.8 * TEACHER
 
 
-def test_the_backbone_feeds_a_detector(run: Path) -> None:
-    from collections import OrderedDict
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.sqrt((rows * rows).sum(axis=1))[:, None]
 
-    from torch import Tensor, nn
-    from torchvision.models.detection import FasterRCNN
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.ops import FeaturePyramidNetwork
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = timm.create_model(
-                "test_efficientnet", features_only=True, out_indices=(2, 3, 4)
-            )
-            # The classification end of the backbone has no place in a feature extractor; nothing else may be missing.
-            missing, unused = self.body.load_state_dict(backbone_weights(run), strict=False)
-            assert not missing
-            assert all(name.startswith(("conv_head.", "bn2.")) for name in unused)
-            self.pyramid = FeaturePyramidNetwork(self.body.feature_info.channels(), 16)
-            self.out_channels = 16
+def test_relative_position_is_counted_image_by_image() -> None:
+    s, t = unit(STUDENT), unit(TEACHER)
+    ranks = [
+        sorted(range(40), key=lambda j, i=i: float(((t[j] - s[i]) ** 2).sum())).index(i)
+        for i in range(40)
+    ]  # type: ignore[misc]
+    assert recall_at(STUDENT, TEACHER, 1) == sum(rank == 0 for rank in ranks) / 40
+    assert 0 < recall_at(STUDENT, TEACHER, 1) < recall_at(STUDENT, TEACHER, 5) < 1
+    assert recall_at(STUDENT, TEACHER, 5) == sum(rank < 5 for rank in ranks) / 40
 
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return dict(
-                self.pyramid(
-                    OrderedDict((str(n), level) for n, level in enumerate(self.body(images)))
-                )
-            )
 
-    torch.manual_seed(0)
-    anchors = AnchorGenerator(sizes=((16,), (32,), (64,)), aspect_ratios=((1.0,),) * 3)
-    detector = FasterRCNN(
-        Levels(), num_classes=3, min_size=96, max_size=96, rpn_anchor_generator=anchors
+def test_common_neighbours_are_counted_image_by_image() -> None:
+    def nearest(rows: np.ndarray, i: int) -> set[int]:
+        u = unit(rows)
+        return set(
+            sorted(
+                (j for j in range(40) if j != i), key=lambda j: float(((u[j] - u[i]) ** 2).sum())
+            )[:3]
+        )
+
+    shared = sum(len(nearest(STUDENT, i) & nearest(TEACHER, i)) for i in range(40))
+    assert m_neigh(STUDENT, TEACHER, 3) == pytest.approx(shared / 120)
+    assert m_neigh(STUDENT, 2 * STUDENT, 3) == 1
+    assert m_neigh(STUDENT[:3], TEACHER[:3], 10) == 1  # two others are all there are
+    assert math.isnan(m_neigh(STUDENT[:1], TEACHER[:1], 3))
+
+
+def test_inversions_are_counted_pair_by_pair() -> None:
+    s, t = RNG.normal(size=(20, 7)), RNG.normal(size=(20, 7))
+    total = 0
+    for ours, theirs in zip(s, t, strict=True):
+        best = sorted(range(7), key=lambda c: -theirs[c])[:4]
+        total += sum(ours[a] < ours[b] for a, b in itertools.combinations(best, 2))
+    assert m_vlalign(s, t, 4) == pytest.approx(total / 20)
+    assert m_vlalign(t, t, 5) == 0
+    assert m_vlalign(-t, t, 5) == 10
+    assert m_vlalign(s, t, 7) == m_vlalign(s, t, 100)
+
+
+def test_angle_and_distance_say_the_same() -> None:
+    one = np.array([[1.0, 0], [0, 2.0]])
+    other = np.array([[1.0, 1.0], [0, 1.0]])
+    assert angle_degrees(one, other) == pytest.approx(22.5, abs=1e-3)
+    assert squared_distance(one, other) == pytest.approx((2 - math.sqrt(2)) / 2, abs=1e-6)
+
+
+def test_metrics_do_not_depend_on_how_many_rows_are_compared_at_once() -> None:
+    many = RNG.normal(size=(1100, 4))
+    near = many + 0.1 * RNG.normal(size=many.shape)
+    cosines = unit(many) @ unit(near).T
+    assert recall_at(many, near, 1) == pytest.approx(
+        np.mean(cosines.argmax(axis=1) == np.arange(1100))
     )
-    boxes = torch.tensor([[10.0, 10, 60, 70], [30, 20, 90, 90]])
-    losses = detector([torch.rand(3, 96, 96)], [{"boxes": boxes, "labels": torch.tensor([1, 2])}])
-    total = sum(losses.values())
-    assert torch.isfinite(total)
-    total.backward()
-    gradients = [p.grad for p in detector.backbone.body.parameters()]
-    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
-    found = detector.eval()([torch.rand(3, 96, 96)])
-    assert set(found[0]) == {"boxes", "labels", "scores"}

@@ -1,5 +1,3 @@
-"""WILDS through its package: splits, images, names and its own metrics, on a data set of a few images."""
-
 from __future__ import annotations
 
 import hashlib
@@ -24,6 +22,7 @@ from edgekd.evaluation.trained import Trained
 from edgekd.evaluation.wilds import wilds_named, wilds_suites
 
 NAMES = ("empty", "deer", "cow")
+
 SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}
 
 
@@ -109,29 +108,6 @@ def test_the_report_has_the_packages_own_metrics(
     }  # id_test enters no mean
     assert "F1-macro_all" in markdown(document(report))
     assert "F1-macro_all" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_the_packages_own_base_class_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wilds", reason="the package wilds is not installed")
-    from wilds.datasets.wilds_dataset import WILDSDataset
-
-    class Real(Tiny, WILDSDataset):  # type: ignore[misc]
-        def __init__(self, folder: Path) -> None:
-            self._fill(folder)
-            WILDSDataset.__init__(
-                self, str(folder), False, "official"
-            )  # its own checks of every field
-
-    write_names(tmp_path)
-    real = Real(tmp_path)
-    plant(monkeypatch, lambda dataset, root_dir, download: real)
-    [test, inside] = wilds_suites("iwildcam", str(tmp_path), NAMES)
-    subset = real.get_subset("test")
-    assert test.indices.tolist() == list(subset.indices)
-    assert test.labels.tolist() == subset.y_array.tolist()
-    assert test.own_metrics is not None
-    assert test.own_metrics(test.labels) == {"F1-macro_all": 1.0}
-    assert np.asarray(inside.images.read(4)).shape == (8, 8, 3)
 
 
 def test_classes_are_numbers_where_wilds_names_none(

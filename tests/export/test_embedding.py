@@ -1,9 +1,6 @@
-"""Exports that end in an embedding: every writer keeps the logits, and classes are added to real files."""
-
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,19 +12,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_fakes import export_parts
+from export_fakes import CLASSES, PREPROCESS, Backbone, export_parts, pictures
 from PIL import Image
-from test_export import PREPROCESS, Backbone, pictures
+from study_data import draw_domains, tiny_settings
 
 import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.quantize.search import AccuracyBudget
+from edgekd.targets.agent.model import open_model
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 
-CLASSES = ("cat", "dog", "élan")
 DIM = 6
 
 
@@ -37,7 +34,7 @@ def build() -> Deployable:
 
 
 def bank() -> ClassBank:
-    """Class vectors where the student's embeddings are: each the embedding of one picture."""
+    """Class vectors where the student's embeddings are: each the embedding of one image."""
     vectors = unit(torch_logits(build(), pictures(3, seed=7)))
     facts = {
         "teacher": "toy",
@@ -50,19 +47,13 @@ def bank() -> ClassBank:
 
 
 def export(folder: Path, target: str, precision: str, **changes: Any) -> Artifact:
+    # The images are noise, the network random.
+    least = 80 if precision == "int8" else None
     arguments: dict[str, Any] = {
-        "target": target,
-        "precision": precision,
-        "classes": CLASSES,
-        "preprocess": PREPROCESS,
-        "calibration": pictures(32),
-        "parity_images": pictures(64, seed=1),
-        "facts": {"student": "test"},
-        "min_agreement": 80
-        if precision == "int8"
-        else None,  # the pictures are noise, the network random
-        "bank": bank(),
-    }
+        "target": target, "precision": precision, "classes": CLASSES, "preprocess": PREPROCESS,
+        "calibration": pictures(32), "parity_images": pictures(64, seed=1), "facts": {"student": "test"},
+        "min_agreement": least, "bank": bank(),
+    }  # fmt: skip
     return export_parts(build(), folder, **arguments | changes)
 
 
@@ -73,44 +64,38 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fp32_file_gives_the_students_directions(fp32: Path) -> None:
+def test_fp32_file_gives_the_students_directions(fp32: Path, tmp_path: Path) -> None:
     images, session = pictures(10, seed=5), open_session(fp32, threads=1)
     expected = torch_logits(build(), images)
     np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(session.embed(images), expected, atol=1e-5)
     np.testing.assert_allclose(session.run(images), 200 * expected @ bank().vectors.T, atol=2e-3)
     artifact = read_artifact(fp32)
-    assert artifact.outputs[0].name == "embedding"
-    assert artifact.outputs[0].shape == ("batch", DIM)
-    assert (artifact.bank, list(artifact.files)) == (
-        "bank.npz",
-        ["model.onnx", "edgekd-agent.pyz", "bank.npz"],
-    )
+    assert (artifact.outputs[0].name, artifact.outputs[0].shape) == ("embedding", ("batch", DIM))
+    assert artifact.bank == "bank.npz"
+    assert list(artifact.files) == ["model.onnx", "edgekd-agent.pyz", "bank.npz"]
+    # Class names in the file would be wrong after the first change.
     inside = {entry.key for entry in onnx.load(fp32 / "model.onnx").metadata_props}
-    assert inside == {"preprocess", "provenance"}, (
-        "class names in the file would be wrong after the first change"
-    )
+    assert inside == {"preprocess", "provenance"}
+    export(tmp_path / "a", "onnxruntime", "fp32", input="float", fp32_path=fp32 / "model.onnx")
+    floats = open_session(tmp_path / "a", threads=1).embed(images)
+    np.testing.assert_allclose(floats, expected, atol=1e-5)
+    agent = open_model(tmp_path / "a", threads=1)
+    assert agent.embed is not None
+    np.testing.assert_array_equal(agent.embed(images), floats)
 
 
-@pytest.mark.parametrize(
-    ("target", "precision"),
-    [("onnxruntime", "fp16"), ("onnxruntime", "int8"), ("tensorrt", "fp16"), ("tensorrt", "int8")],
-)
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_onnx_dialects_hold_parity_in_logits(
     fp32: Path, tmp_path: Path, target: str, precision: str
 ) -> None:
     artifact = export(tmp_path / "a", target, precision, fp32_path=fp32 / "model.onnx")
     assert artifact.parity["passed"]
     assert artifact.parity["cosine"] > 0.99
-    assert artifact.outputs[0].name == "embedding"
     graph = onnx.load(tmp_path / "a" / "model.onnx").graph
-    assert graph.output[0].name == "embedding"
+    assert graph.output[0].name == artifact.outputs[0].name == "embedding"
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    rounded = {
-        name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.output
-    }
-    readers = [node.op_type for node in graph.node if set(node.input) & rounded]
-    assert not set(readers) - {"DequantizeLinear"}
     tail = [node for node in graph.node if node.op_type in ("ReduceL2", "Div")]
     assert len(tail) >= 2
     assert not any("Quantize" in name for node in tail for name in node.input), "a length in 8 bits"
@@ -120,24 +105,22 @@ def test_onnx_dialects_hold_parity_in_logits(
 def test_the_search_for_layers_in_float_sees_classes_and_leaves_none(
     fp32: Path, tmp_path: Path, target: str
 ) -> None:
-    images = pictures(16, seed=3)
+    images, path = pictures(16, seed=3), fp32 / "model.onnx"
     labels = open_session(fp32, threads=1).run(images).argmax(axis=1)
     budget = AccuracyBudget(images, labels, images, max_drop_id=100, max_drop_ood=100)
-    artifact = export(tmp_path / "a", target, "int8", fp32_path=fp32 / "model.onnx", budget=budget)
+    artifact = export(tmp_path / "a", target, "int8", fp32_path=path, budget=budget)
     assert artifact.quantization is not None
     assert artifact.quantization["mixed"]["images"] == 16
-    plain = export(tmp_path / "b", target, "int8", fp32_path=fp32 / "model.onnx")
-    assert artifact.files["model.onnx"] == plain.files["model.onnx"], (
-        "with nothing kept in float the files are equal"
-    )
+    plain = export(tmp_path / "b", target, "int8", fp32_path=path)
+    assert artifact.files["model.onnx"] == plain.files["model.onnx"]  # nothing is kept in float
 
 
 def added(folder: Path, tmp_path: Path) -> None:
     """A class from images that the file tells apart: recognised, and the others stay as they were."""
     rng = np.random.default_rng(0)
     stripes = np.zeros((12, 32, 32, 3), dtype=np.uint8)
-    stripes[:, :, ::2] = (250, 10, 240)
-    stripes = np.clip(stripes + rng.integers(0, 30, stripes.shape), 0, 255).astype(np.uint8)
+    stripes[:, :, ::2] = (220, 10, 220)
+    stripes += rng.integers(0, 30, stripes.shape, dtype=np.uint8)
     (tmp_path / "stripes").mkdir()
     for number in range(6):
         Image.fromarray(stripes[number]).save(tmp_path / "stripes" / f"{number}.png")
@@ -146,8 +129,9 @@ def added(folder: Path, tmp_path: Path) -> None:
     artifact = edgekd.add_class(folder, "stripes", images=[tmp_path / "stripes"])
     session = open_session(folder, threads=1)
     np.testing.assert_array_equal(session.run(other)[:, : len(CLASSES)], before)
-    seen = session.run(stripes[6:]).argmax(axis=1) == CLASSES.index("élan") + 1
-    assert seen.mean() > 0.8, "chance is a quarter"
+    assert (session.run(stripes[6:]).argmax(axis=1) == len(CLASSES)).mean() > 0.8, (
+        "chance is a quarter"
+    )
     assert (session.run(other).argmax(axis=1) < len(CLASSES)).mean() > 0.5
     assert artifact.bank is not None
     assert read_bank(folder / artifact.bank).facts["added"][0]["recognised_left_out"] >= 5
@@ -165,16 +149,10 @@ def test_a_class_is_added_to_a_file_of_onnx_runtime(
 def test_a_class_is_added_to_a_file_of_openvino(fp32: Path, tmp_path: Path, precision: str) -> None:
     openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
     export(tmp_path / "a", "openvino", precision, fp32_path=fp32 / "model.onnx")
-    if precision == "int8":
-        nodes = openvino.Core().read_model(tmp_path / "a" / "model.xml").get_ordered_ops()
-        divide = next(
-            node for node in reversed(nodes) if node.get_type_name() in ("Divide", "NormalizeL2")
-        )
-        makers = {
-            divide.input_value(place).get_node().get_type_name()
-            for place in range(divide.get_input_size())
-        }
-        assert "FakeQuantize" not in makers
+    nodes = openvino.Core().read_model(tmp_path / "a" / "model.xml").get_ordered_ops()
+    *_, last = (node for node in nodes if node.get_type_name() in ("Divide", "NormalizeL2"))
+    inputs = [last.input_value(place).get_node() for place in range(last.get_input_size())]
+    assert "FakeQuantize" not in [node.get_type_name() for node in inputs], "a length in 8 bits"
     added(tmp_path / "a", tmp_path)
     classifies(tmp_path / "a", tmp_path)
 
@@ -183,13 +161,10 @@ def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
     coremltools = pytest.importorskip("coremltools", reason='needs pip install "edgekd[coreml]"')
     artifact = export(tmp_path / "a", "coreml", "fp16")
     assert artifact.parity["passed"]
-    assert [spec.name for spec in artifact.outputs] == ["embedding"]
-    described = coremltools.models.utils.load_spec(
-        str(tmp_path / "a" / "model.mlpackage")
-    ).description
+    package = str(tmp_path / "a" / "model.mlpackage")
+    described = coremltools.models.utils.load_spec(package).description
     assert [output.name for output in described.output] == ["embedding"]
     assert list(described.output[0].type.multiArrayType.shape) == [1, DIM]
-    assert described.predictedFeatureName == ""
     [entry] = [link for name, link in artifact.details["links"].items() if name.startswith("torch")]
     assert entry["max_error_relative"] < 1e-3
 
@@ -198,69 +173,39 @@ def test_core_ml_package_gives_the_embedding(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     """A run with a text head and one without, two steps each."""
     home = tmp_path_factory.mktemp("runs")
-    rng = np.random.default_rng(0)
-    for domain in ("photo", "sketch"):
-        for name, tint in (("cat", (90, 0, 0)), ("dog", (0, 0, 90))):
-            for number in range(12):
-                path = home / "data" / domain / name / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray((rng.integers(0, 160, (32, 32, 3)) + tint).astype(np.uint8)).save(
-                    path
-                )
+    settings = tiny_settings(draw_domains(home / "data"), tiny_teacher)
     for recipe in ("vl2v-adip", "erm"):
-        settings: dict[str, Any] = {
-            "student": "test_efficientnet", "recipe": recipe, "teacher": f"local-dir:{tiny_teacher}",
-            "data": str(home / "data"), "pretrained": "scratch", "size": 32, "steps": 2, "batch_size": 8, "views": 1,
-            "out": home / recipe, "test_domain": "sketch", "accelerator": "cpu",
-        }  # fmt: skip
-        edgekd.train(**settings)
+        edgekd.train(**settings, recipe=recipe, out=home / recipe, test_domain="sketch")
     return home
 
 
 def test_a_run_is_exported_added_to_verified_and_measured(runs: Path, tmp_path: Path) -> None:
     [artifact] = edgekd.export(runs / "vl2v-adip", head="embedding")
     assert artifact.name == "onnxruntime-fp32-embedding"
-    folder = artifact.folder
-    assert folder is not None
-    assert artifact.bank is not None
-    first = read_bank(folder / artifact.bank)
-    changed = edgekd.add_class(folder, "bird")  # the run's own teacher is asked
+    assert artifact.folder is not None
+    folder, first = artifact.folder, read_bank(artifact.folder / str(artifact.bank))
+    changed = edgekd.add_class(folder, "bird")  # by the run's own teacher
     assert changed.classes == ("cat", "dog", "bird")
     now = read_bank(folder / str(changed.bank))
     assert now.facts["added"][0]["templates"] == list(first.facts["templates"])
     np.testing.assert_array_equal(now.vectors[:2], first.vectors)
     assert [link["passed"] for link in edgekd.verify(folder)] == [True]
-    report = edgekd.benchmark(
-        runs / "vl2v-adip", quick=True, out=tmp_path / "report", examples=False
-    )
+    options: dict[str, Any] = {"quick": True, "examples": False}
+    report = edgekd.benchmark(runs / "vl2v-adip", out=tmp_path / "report", **options)
     assert {row.subject for row in report.accuracy} == {"teacher", "torch", artifact.name}
     # Far from its run, on images of all three classes.
-    (tmp_path / "alone").mkdir()
-    os.rename(folder, tmp_path / "alone" / folder.name)
-    for name in ("cat", "dog", "bird"):
-        target = tmp_path / "birds" / name
-        target.mkdir(parents=True)
-        for number in range(3):
-            Image.open(
-                runs / "data" / "sketch" / ("cat" if name == "bird" else name) / f"{number}.png"
-            ).save(target / f"{number}.png")
-    alone = edgekd.benchmark(
-        tmp_path / "alone" / folder.name,
-        data=str(tmp_path / "birds"),
-        quick=True,
-        out=tmp_path / "two",
-        examples=False,
-    )
-    assert {row.n for row in alone.accuracy} == {9}
-    [link] = edgekd.verify(tmp_path / "alone" / folder.name, data=str(runs / "data"))
+    moved = tmp_path / "alone" / folder.name
+    shutil.move(folder, moved)
+    data = draw_domains(tmp_path / "birds", ("cat", "dog", "bird"), count=1)
+    alone = edgekd.benchmark(moved, data=str(data), out=tmp_path / "two", **options)
+    assert {row.n for row in alone.accuracy} == {3}  # of each of three domains
+    [link] = edgekd.verify(moved, data=str(runs / "data"))
     assert link["passed"]
 
 
 def test_a_trained_classifier_has_no_embedding(runs: Path) -> None:
-    with pytest.raises(EdgekdError, match="so there is no embedding to end in") as caught:
+    with pytest.raises(EdgekdError, match="so there is no embedding to end in"):
         edgekd.export(runs / "erm", head="embedding")
-    assert "such as vl2v-adip" in caught.value.hint
-    assert caught.value.exit_code == 2
     assert not (runs / "erm" / "artifacts").exists()
     with pytest.raises(EdgekdError, match='no head "logits"'):
         edgekd.export(runs / "erm", head="logits")
@@ -285,23 +230,12 @@ def test_documented_lines_are_all_that_numpy_needs(
     assert capsys.readouterr().out.strip() == CLASSES[expected[0].argmax()]
 
 
-def test_agent_in_the_folder_runs_as_documented(fp32: Path, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^python3 edgekd-agent.pyz (\w+) ", text, re.MULTILINE)
-    assert lines == ["add", "classify"]
-    classifies(fp32, tmp_path)
-
-
 def classifies(folder: Path, tmp_path: Path) -> None:
     """The agent in the artifact's folder names the class that a session here names."""
     Image.fromarray(pictures(1)[0]).save(tmp_path / "picture.jpg")
-    done = subprocess.run(
-        [sys.executable, "edgekd-agent.pyz", "classify", ".", str(tmp_path / "picture.jpg")],
-        cwd=folder, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    words = [sys.executable, "edgekd-agent.pyz", "classify", ".", str(tmp_path / "picture.jpg")]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
     session = open_session(folder, threads=1)
     pixels = session.artifact.preprocess.pixels(Image.open(tmp_path / "picture.jpg"))
-    assert (
-        json.loads(done.stdout)["found"]
-        == session.artifact.classes[session.run(pixels[None])[0].argmax()]
-    )
+    expected = session.artifact.classes[session.run(pixels[None])[0].argmax()]
+    assert json.loads(done.stdout)["found"] == expected

@@ -1,69 +1,32 @@
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-import torch
-from export_fakes import export_parts
-from PIL import Image
-from torch import nn
+from export_fakes import CLASSES, PREPROCESS, build, export, pictures
+from onnx import TensorProto, helper
 
+from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
-from edgekd.core.preprocess import Preprocess
-from edgekd.export.graph import Deployable, torch_logits
+from edgekd.export.graph import torch_logits
+from edgekd.export.onnx_graph import with_float_input
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
+from edgekd.targets import profiles
+from edgekd.targets.agent.model import open_model
+from edgekd.targets.feed import feed_of, normalising
+from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
-
-PREPROCESS = Preprocess(size=32)
-CLASSES = ("cat", "dog", "élan")
-
-
-class Backbone(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x).relu().mean((2, 3))
-
-
-def build(seed: int = 0) -> Deployable:
-    torch.manual_seed(seed)
-    return Deployable(Backbone(), nn.Linear(8, len(CLASSES)), PREPROCESS)
-
-
-def pictures(n: int, seed: int = 0) -> np.ndarray:
-    coarse = torch.rand(n, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
-    fine = nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
-    return (255 * fine).byte().permute(0, 2, 3, 1).numpy()
-
-
-def export(model: Deployable, folder: Path, precision: str, **changes: Any) -> Artifact:
-    arguments: dict[str, Any] = {
-        "target": "onnxruntime",
-        "precision": precision,
-        "classes": CLASSES,
-        "preprocess": PREPROCESS,
-        "calibration": pictures(32),
-        "calibration_ids": [f"image {index}" for index in range(32)],
-        "parity_images": pictures(64, seed=1),
-        "facts": {"student": "test"},
-    }
-    return export_parts(model, folder, **arguments | changes)
 
 
 @pytest.fixture(scope="module")
@@ -73,24 +36,15 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> None:
-    artifact = read_artifact(fp32)
-    images = pictures(10, seed=5)
-    np.testing.assert_allclose(
-        open_session(fp32, threads=1).run(images), torch_logits(build(), images), atol=1e-5
-    )
-    assert artifact.parity["passed"] is True
-    assert artifact.parity["n"] == 64
+def test_fp32_artifact_computes_the_model_and_describes_it(fp32: Path) -> None:
+    artifact, images = read_artifact(fp32), pictures(10, seed=5)
+    found = open_session(fp32, threads=1).run(images)
+    np.testing.assert_allclose(found, torch_logits(build(), images), atol=1e-5)
+    assert (artifact.parity["passed"], artifact.parity["n"]) == (True, 64)
     assert artifact.quantization is None
-    assert sorted(path.name for path in fp32.iterdir()) == [
-        "artifact.json",
-        "labels.txt",
-        "model.onnx",
-    ]
-    inside = {
-        entry.key: json.loads(entry.value)
-        for entry in onnx.load(fp32 / "model.onnx").metadata_props
-    }
+    assert {path.name for path in fp32.iterdir()} == {"artifact.json", "labels.txt", "model.onnx"}
+    entries = onnx.load(fp32 / "model.onnx").metadata_props
+    inside = {entry.key: json.loads(entry.value) for entry in entries}
     assert inside["classes"] == list(CLASSES)
     assert inside["preprocess"] == artifact.preprocess.model_dump(mode="json")
     assert inside["provenance"]["student"] == "test"
@@ -101,12 +55,11 @@ def test_fp32_artifact_computes_the_model_and_says_what_it_is(fp32: Path) -> Non
 def test_the_same_model_is_the_same_file(tmp_path: Path, target: str, precision: str) -> None:
     if target == "openvino":
         pytest.importorskip("openvino")
+    keys = ["a"] * 64
     first, again = (
-        export(build(), tmp_path / name, precision, target=target, parity_keys=["a"] * 64)
-        for name in ("first", "again")
+        export(build(), tmp_path / name, precision, target, parity_keys=keys) for name in ("a", "b")
     )
-    assert first.files == again.files
-    assert first.quantization == again.quantization
+    assert (first.files, first.quantization) == (again.files, again.quantization)
 
 
 def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> None:
@@ -115,23 +68,9 @@ def test_int8_artifact_records_its_calibration(fp32: Path, tmp_path: Path) -> No
     assert artifact.quantization is not None
     assert artifact.quantization["calibration_images"] == 32
     assert artifact.quantization["ids"][1] == "image 1"
-    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == [
-        "artifact.json",
-        "labels.txt",
-        "model.onnx",
-    ]
-    assert any(
-        node.op_type == "QuantizeLinear"
-        for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node
-    )
+    nodes = onnx.load(tmp_path / "int8" / "model.onnx").graph.node
+    assert any(node.op_type == "QuantizeLinear" for node in nodes)
     assert artifact.parity["cosine"] > 0.99
-
-
-def test_fp16_artifact_passes_its_gate(fp32: Path, tmp_path: Path) -> None:
-    assert (
-        export(build(), tmp_path / "fp16", "fp16", fp32_path=fp32 / "model.onnx").parity["passed"]
-        is True
-    )
 
 
 def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: Path) -> None:
@@ -142,60 +81,31 @@ def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: 
     assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
 
 
-def test_weak_int8_fails_the_gate_and_says_how_to_go_on(fp32: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        GateFailed, match="differs too much from the student: top-1 agreement is"
-    ) as caught:
-        export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-    assert caught.value.exit_code == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.failed"]
-    kept = read_artifact(tmp_path / "a.failed").parity
-    assert kept["passed"] is False
-    hint = caught.value.hint
-    assert "--max-drop-id 1.0 --max-drop-ood 1.5" in hint
-    percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
-    assert percent <= 100 * kept["top1_agreement"] < percent + 1, (
-        "the hint must name a threshold that passes"
-    )
-    artifact = export(
-        build(seed=9),
-        tmp_path / "a",
-        "int8",
-        fp32_path=fp32 / "model.onnx",
-        min_agreement=percent,
-    )
-    assert artifact.parity["passed"] is True
-    assert read_artifact(tmp_path / "a").parity["min_agreement"] == percent / 100
-
-
-def test_ways_on_leave_out_what_was_tried(fp32: Path, tmp_path: Path) -> None:
-    def hint(**changes: Any) -> str:
-        with pytest.raises(GateFailed) as caught:
-            export(build(seed=9), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx", **changes)
+def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Path) -> None:
+    def refused(**changes: Any) -> str:
+        path = fp32 / "model.onnx"
+        with pytest.raises(GateFailed, match="differs too much from the student") as caught:
+            export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, **changes)
+        assert caught.value.exit_code == 1
         return caught.value.hint
 
-    few, many, narrowed = hint(), hint(calibration=pictures(100)), hint(calibrator="mse")
-    assert "more images than 32: --calibration-images 300" in few
-    assert "--calibration-images" not in many
-    assert "--calibrator percentile or entropy or mse" in few
-    assert "--calibrator" not in narrowed
-    limits = AccuracyBudget(
-        pictures(8), np.zeros(8, dtype=np.int64), pictures(8), 100.0, 100.0, min_agreement=0
+    hint = refused()
+    kept = read_artifact(tmp_path / "a.failed").parity
+    assert kept["passed"] is False
+    for way in ("--max-drop-id 1.0", "--calibration-images 300", "--calibrator percentile"):
+        assert way in hint
+    assert "--calibration-images" not in refused(calibration=pictures(100))
+    assert "--calibrator" not in refused(calibrator="mse")
+    none = np.zeros(8, dtype=np.int64)
+    limits = AccuracyBudget(pictures(8), none, pictures(8), 100.0, 100.0, min_agreement=0)
+    assert "--max-drop" not in refused(budget=limits)
+    percent = int(hint.partition("--min-agreement ")[2].rstrip("."))
+    assert percent <= 100 * kept["top1_agreement"] < percent + 1, (
+        "the threshold of the hint must pass"
     )
-    within = hint(budget=limits)
-    assert "--max-drop" not in within
-    assert "--min-agreement" in within
-
-
-def test_existing_folder_needs_overwrite(fp32: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    shutil.copytree(fp32, folder)
-    (folder / "mine.txt").write_text("precious")
-    with pytest.raises(EdgekdError, match="exists"):
-        export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx")
-    assert (folder / "mine.txt").exists()
-    export(build(), folder, "fp32", fp32_path=fp32 / "model.onnx", overwrite=True)
-    assert (folder / "mine.txt").read_text() == "precious"
+    path = fp32 / "model.onnx"
+    artifact = export(build(seed=9), tmp_path / "a", "int8", fp32_path=path, min_agreement=percent)
+    assert (artifact.parity["passed"], artifact.parity["min_agreement"]) == (True, percent / 100)
 
 
 @pytest.mark.parametrize(
@@ -219,98 +129,6 @@ def test_impossible_wishes_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_export_leaves_nothing_that_looks_like_an_artifact(
-    fp32: Path, tmp_path: Path
-) -> None:
-    code = f"""
-import sys, time
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-import test_export, edgekd.export.artifact as module
-from pathlib import Path
-def stop(*_):
-    print("ready", flush=True)
-    time.sleep(600)
-module.compare = stop
-target, start = Path({str(tmp_path / "a")!r}), Path({str(fp32 / "model.onnx")!r})
-test_export.export(test_export.build(), target, "int8", fp32_path=start)
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    left = [path.name for path in tmp_path.iterdir() if path.name != ".a.lock"]
-    assert len(left) == 1, "the test must kill while the scratch folder exists"
-    assert left[0].startswith(".tmp-")
-    export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-    read_artifact(tmp_path / "a")
-
-
-def test_two_exports_at_once_leave_one_whole_artifact(fp32: Path, tmp_path: Path) -> None:
-    outcomes: list[str] = []
-
-    def work(model: Deployable) -> None:
-        try:
-            export(model, tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-            outcomes.append("done")
-        except EdgekdError as error:
-            outcomes.append(error.message)
-
-    threads = [threading.Thread(target=work, args=(copy.deepcopy(build()),)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert "done" in outcomes
-    assert all(
-        outcome == "done" or "exists" in outcome or "is writing" in outcome for outcome in outcomes
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    open_session(tmp_path / "a", threads=1).run(pictures(1))
-
-
-SNIPPET = """
-import json, sys
-from pathlib import Path
-import numpy as np, onnxruntime
-from PIL import Image
-
-folder, photo = Path(sys.argv[1]), sys.argv[2]
-card = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
-session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-size = (card["preprocess"]["size"],) * 2
-pixels = np.asarray(Image.open(photo).convert("RGB").resize(size, Image.Resampling.BICUBIC))
-logits = session.run(None, {"image": pixels[None]})[0]
-print(card["classes"][int(logits[0].argmax())])
-"""
-
-
-def test_copied_folder_works_with_onnxruntime_and_numpy_only(fp32: Path, tmp_path: Path) -> None:
-    shutil.copytree(fp32, tmp_path / "elsewhere")
-    picture = Image.fromarray(pictures(1, seed=3)[0]).resize((90, 60))
-    picture.save(tmp_path / "photo.png")
-    blocked = "import sys\nfor name in ('edgekd', 'torch', 'timm', 'onnx', 'pydantic'): sys.modules[name] = None\n"
-    (tmp_path / "use.py").write_text(blocked + SNIPPET, encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            "-X",
-            "utf8",
-            tmp_path / "use.py",
-            tmp_path / "elsewhere",
-            tmp_path / "photo.png",
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=True,
-    )
-    expected = torch_logits(build(), PREPROCESS.pixels(picture)[None]).argmax()
-    assert done.stdout.strip() == CLASSES[int(expected)]
-
-
 def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(
     fp32: Path, tmp_path: Path
 ) -> None:
@@ -325,14 +143,194 @@ def test_int8_is_timed_beside_its_own_fp32_or_else_onnx_runtimes(
 
 
 def test_what_a_killed_export_left_goes_with_a_later_one(fp32: Path, tmp_path: Path) -> None:
-    left = [tmp_path / f".tmp-0123456789a{digit}-a" for digit in "bc"]
-    for folder in left:
+    old, new = (tmp_path / f".tmp-0123456789a{digit}-a" for digit in "bc")
+    for folder in (old, new):
         (folder / "search-x").mkdir(parents=True)
         (folder / "search-x" / "trial.onnx").write_bytes(b"half")
     yesterday = time.time() - 25 * 3600
-    for path in (left[0] / "search-x" / "trial.onnx", left[0] / "search-x", left[0]):
+    for path in (old / "search-x" / "trial.onnx", old / "search-x", old):
         os.utime(path, (yesterday, yesterday))
-    export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [left[1].name, "a"], (
-        "the other may be at work"
+    export(build(), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
+    # The other may be at work.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "a"]
+    with pytest.raises(EdgekdError, match="exists"):
+        export(build(), tmp_path / "a", "fp32", fp32_path=fp32 / "model.onnx")
+
+
+IMAGES = pictures(40, seed=7)
+
+
+def float_file(
+    folder: Path, precision: str = "fp32", target: str = "onnxruntime", **changes: Any
+) -> Artifact:
+    model = changes.pop("model", None) or build()
+    return export(model, folder, precision, target=target, input="float", **changes)
+
+
+def by_hand(images: np.ndarray) -> np.ndarray:
+    """What other programs do, in float64."""
+    values = (images.astype(np.float64) / 255 - np.array(PREPROCESS.mean)) / np.array(
+        PREPROCESS.std
     )
+    return values.transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def share_of_range(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.ptp(expected))
+
+
+def test_normalising_by_hand() -> None:
+    image = np.zeros((1, 2, 2, 3), dtype=np.uint8)
+    image[0, 0, 1] = (255, 51, 102)
+    found = normalising((0.5, 0.2, 0.4), (0.5, 0.1, 0.2))(image)
+    assert (found.shape, found.dtype) == ((1, 3, 2, 2), np.float32)
+    np.testing.assert_allclose(found[0, :, 0, 1], (1, 0, 0), atol=1e-6)
+    np.testing.assert_allclose(found[0, :, 1, 1], (-1, -2, -2), atol=1e-6)
+    np.testing.assert_allclose(
+        normalising(PREPROCESS.mean, PREPROCESS.std)(IMAGES[::2]), by_hand(IMAGES[::2]), atol=2e-6
+    )
+    with pytest.raises(EdgekdError, match="takes image, which is not fed here"):
+        feed_of({"dtype": "image"}, {})
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pixels") / "a"
+    export(build(), folder, "fp32")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def floats(pixels: Path) -> Path:
+    float_file(pixels.with_name("b"), fp32_path=pixels / "model.onnx")
+    return pixels.with_name("b")
+
+
+def test_the_file_takes_what_other_programs_feed(floats: Path, pixels: Path) -> None:
+    artifact = read_artifact(floats)
+    [taken] = artifact.inputs
+    assert (taken.name, taken.dtype, taken.shape) == ("image", "float32", ("batch", 3, 32, 32))
+    assert taken.layout.startswith("NCHW RGB, normalised")
+    assert artifact.input == "float"
+    nodes = onnx.load(floats / "model.onnx").graph.node
+    assert [node.op_type for node in nodes] == ["Conv", "Relu", "ReduceMean", "Gemm"]
+    runtime = onnxruntime.InferenceSession(
+        floats / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    expected = torch_logits(build(), IMAGES)
+    assert share_of_range(runtime.run(None, {"image": by_hand(IMAGES)})[0], expected) < 1e-5
+    session = open_session(floats, threads=1)
+    assert share_of_range(session.run(IMAGES), open_session(pixels, threads=1).run(IMAGES)) < 1e-5
+    with pytest.raises(EdgekdError, match=r"takes uint8 \[B, 32, 32, 3\], not float32"):
+        session.run(by_hand(IMAGES))  # type: ignore[arg-type]
+    agents = open_model(floats, threads=1).run(IMAGES[:1])
+    np.testing.assert_array_equal(agents, session.run(IMAGES[:1]))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_other_precisions_pass_parity_and_are_the_same_network(
+    pixels: Path, tmp_path: Path, target: str, precision: str
+) -> None:
+    base = pixels / "model.onnx"
+    plain = export(build(), tmp_path / "plain", precision, target=target, fp32_path=base)
+    floats = float_file(tmp_path / "floats", precision, target, fp32_path=base)
+    assert floats.parity["passed"] is True
+    assert floats.quantization == plain.quantization
+    models = [onnx.load(tmp_path / name / "model.onnx") for name in ("plain", "floats")]
+    before, after = (Counter(node.op_type for node in model.graph.node) for model in models)
+    kept_cast = (target, precision) != ("onnxruntime", "int8")  # from bytes became one from float32
+    assert before - after == Counter(
+        Reshape=2, Mul=1, Add=1, Transpose=1, Cast=0 if kept_cast else 1
+    )
+    assert after - before == Counter()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("int8", 0.05)])
+def test_openvino_takes_floats(
+    pixels: Path, tmp_path: Path, precision: str, tolerance: float
+) -> None:
+    openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
+    artifact = float_file(tmp_path / "a", precision, "openvino", fp32_path=pixels / "model.onnx")
+    assert artifact.parity["passed"] is True
+    taken = openvino.Core().read_model(tmp_path / "a" / "model.xml").input(0)
+    assert str(taken.get_element_type()) == "<Type: 'float32'>"
+    assert taken.partial_shape[1].get_length() == 3
+    found = open_session(tmp_path / "a", threads=1).run(IMAGES)
+    assert share_of_range(found, torch_logits(build(), IMAGES)) < tolerance
+    agents = open_model(tmp_path / "a", threads=1).run(IMAGES[:1])
+    np.testing.assert_allclose(agents, found[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "openvino"])
+def test_an_accuracy_budget_works_for_every_target(
+    target: str, pixels: Path, tmp_path: Path
+) -> None:
+    if target == "openvino":
+        pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
+    images, base = pictures(48, seed=3), pixels / "model.onnx"
+    labels = torch_logits(build(), images).argmax(axis=1)
+    limits = AccuracyBudget(images, labels, images, 0.0, 0.0, min_agreement=1.0)
+    artifact = float_file(tmp_path / "a", "int8", target, budget=limits, fp32_path=base)
+    assert artifact.quantization is not None
+    assert artifact.quantization["mixed"]["agreement"] == 1.0
+    assert artifact.parity["passed"] is True
+
+
+def test_another_graph_is_refused() -> None:
+    cast = helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT)
+    nodes = [cast, helper.make_node("Sigmoid", ["x"], ["y"], "squeeze")]
+    shape = ["batch", 4, 4, 3]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    model = helper.make_model(helper.make_graph(nodes, "other", [image], [output]))
+    with pytest.raises(EdgekdError, match="Sigmoid squeeze is not what follows pixels"):
+        with_float_input(model)
+
+
+def test_names_and_words(tmp_path: Path) -> None:
+    assert artifact_name("openvino", "int8") == "openvino-int8"
+    name = artifact_name("openvino", "int8", embedding=True, input="float")
+    assert name == "openvino-int8-embedding-float-input"
+    for words, said in (
+        ({"input": "flaot"}, 'no input "flaot"'),
+        ({"target": "coreml", "input": "float"}, "coreml"),
+    ):
+        with pytest.raises(EdgekdError, match=said):
+            ExportConfig.load(**words)
+    with pytest.raises(EdgekdError, match="coreml"):
+        float_file(tmp_path / "a", target="coreml")
+
+
+NPU = """
+name = "my-npu"
+summary = "A board of mine"
+runtime = "ONNX Runtime, CPU"
+precisions = ["int8"]
+input = "float"
+
+[because]
+runtime = "page"
+precisions = "page"
+input = "page"
+
+[sources.page]
+title = "The board's page"
+url = "https://example.org/board"
+"""
+
+
+def test_a_profile_may_demand_floats(tmp_path: Path) -> None:
+    path = tmp_path / "my-npu.toml"
+    path.write_text(NPU)
+    inputs = [
+        profiles.follow_profile(ExportConfig(profile=profile, input=given), {"input"}).input
+        for profile in (None, str(path), "raspberry-pi-5")
+        for given in (None, "uint8", "float")
+    ]
+    assert inputs == [None, "uint8", "float", "float", "uint8", "float", None, "uint8", "float"]
+    wrong = (NPU.replace('input = "page"\n', ""), NPU.replace('"float"', '"nchw"'))
+    for text, said in zip(wrong, ("input has no source", "input: Input should be"), strict=True):
+        path.write_text(text)
+        with pytest.raises(EdgekdError, match=said):
+            profiles.load_profile(path)

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from export_fakes import CLASSES, Backbone, build, export
 from onnx import TensorProto, helper
 from PIL import Image
-from test_export import CLASSES, Backbone, build, export
 from torch import nn
 
 from edgekd.core.errors import EdgekdError, GateFailed

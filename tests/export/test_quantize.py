@@ -2,37 +2,45 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from export_fakes import SIZE, Block, logits, pictures
+from export_fakes import SIZE, Block, logits, pictures, write_onnx
 from onnx import numpy_helper
+from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.preprocess import Preprocess
-from edgekd.export.graph import Deployable
-from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_graph import to_fp16
+from edgekd.export.onnx_graph import Graph, attribute, to_fp16
+from edgekd.export.quantize import calibration as calibrators
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
+from edgekd.export.quantize.calibration import (
+    BINS,
+    entropy,
+    mse,
+    percentile,
+    rounding_error,
+)
+from edgekd.export.quantize.integer_form import integer_form
+from edgekd.export.quantize.onnx_scheme import OnnxScheme, correct_biases
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
+from edgekd.export.quantize.tensorrt import TensorRtInt8
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
     folder = tmp_path_factory.mktemp("quantize")
-    export_onnx(
-        Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)),
-        folder / "fp32.onnx",
-        size=SIZE,
-        metadata={"k": "v"},
+    fp32 = write_onnx(Block(), 16, folder / "fp32.onnx")
+    return (
+        fp32,
+        folder / "int8.onnx",
+        OnnxRuntimeInt8().quantize(fp32, folder / "int8.onnx", pictures(64)),
     )
-    described = OnnxRuntimeInt8().quantize(folder / "fp32.onnx", folder / "int8.onnx", pictures(64))
-    return folder / "fp32.onnx", folder / "int8.onnx", described
 
 
 def test_int8_logits_stay_close(files: tuple[Path, Path, dict]) -> None:
@@ -57,34 +65,14 @@ def test_every_layer_but_the_stem_is_int8(files: tuple[Path, Path, dict]) -> Non
     assert writer["logits"] == "Gemm", "logits must not be rounded to 256 steps"
 
 
-def test_weight_pairs_cannot_overflow_sixteen_bits() -> None:
-    rows = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
-    whole = np.round(rows / safe_scales(rows, pairs="neighbours")[:, None])
-    assert (255 * np.abs(whole[:, 0:-1:2] + whole[:, 1::2])).max() < 2**15
-    assert np.abs(whole).max() == 127, "a channel without a heavy pair keeps all eight bits"
-    whole = np.sort(np.round(rows / safe_scales(rows, pairs="any")[:, None]))
-    assert (255 * np.abs([whole[:, 0] + whole[:, 1], whole[:, -1] + whole[:, -2]])).max() < 2**15
-
-
-def test_weight_scales_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("pairs", "largest"), [("none", [2, 2]), ("neighbours", [2, 2.5]), ("any", [3, 2.5])]
+)
+def test_weight_scales_by_hand(pairs: str, largest: list[float]) -> None:
+    """Sums of two products of bytes fit into 16 bits, whichever two the processor adds."""
     rows = np.array([[2.0, -1.5, 1.0], [1.0, 1.5, -2.0], [0.0, 0.0, 0.0]], dtype=np.float32)
-    np.testing.assert_allclose(
-        safe_scales(rows, pairs="none"), np.array([2, 2, 127]) / 127, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        safe_scales(rows, pairs="neighbours"), np.array([2, 2.5, 127]) / 127, rtol=1e-6
-    )
-    np.testing.assert_allclose(
-        safe_scales(rows, pairs="any"), np.array([3, 2.5, 127]) / 127, rtol=1e-6
-    )
-
-
-def test_ranges_are_the_extremes_over_all_batches(files: tuple[Path, Path, dict]) -> None:
-    model = onnx.shape_inference.infer_shapes(onnx.load(files[0]))
-    images = pictures(2 * ranges._BATCH + 3)
-    found, _ = ranges.observe(model, images, ["logits"])
-    expected = logits(files[0], images)
-    np.testing.assert_allclose(found["logits"], [expected.min(), expected.max()], atol=1e-5)
+    expected = np.array([*largest, 127]) / 127
+    np.testing.assert_allclose(safe_scales(rows, pairs=pairs), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +118,6 @@ def test_fp16_halves_the_weights_and_keeps_inputs_and_outputs(
     )
 
 
-class Positions(Block):
-    """With a running sum, which stays in float: edgenext's positions are such a sum."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = nn.functional.relu6(self.stem(x))
-        return (x + torch.cumsum(torch.ones_like(x), 2)).mean((2, 3))
-
-
-def test_fp16_beside_a_node_that_stays_in_float(tmp_path: Path) -> None:
-    model = Deployable(Positions(), nn.Linear(16, 4), Preprocess(size=SIZE))
-    export_onnx(model, tmp_path / "fp32.onnx", size=SIZE, metadata={})
-    to_fp16(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
-    found, wanted = (logits(tmp_path / f"{name}.onnx", pictures(8)) for name in ("fp16", "fp32"))
-    np.testing.assert_allclose(found, wanted, atol=2e-2)
-
-
 def operators(path: Path, folder: Path) -> Counter[str]:
     """Count the operators that ONNX Runtime runs, after its fusions."""
     options = onnxruntime.SessionOptions()
@@ -170,24 +142,18 @@ def test_nothing_between_the_layers_runs_in_float(
 
 @pytest.mark.parametrize(("low", "high"), [(-9.0, 12.0), (-1.0, 2.0), (-2.0, 40.0)])
 @pytest.mark.parametrize("kind", ["HardSwish", "HardSigmoid", "Silu"])
-def test_activation_functions_of_bytes(kind: str, low: float, high: float, tmp_path: Path) -> None:
+def test_activation_functions_of_bytes(kind: str, low: float, high: float) -> None:
     """Against numpy: no further off than the rounding of the input and of the output explain."""
     values = np.linspace(low, high, 4096, dtype=np.float32).reshape(1, 16, 16, 16)
-    model = activation_graph(kind)
-    gate = np.clip(values / 6 + 0.5, 0, 1)
-    wanted = {
-        "HardSwish": values * gate,
-        "HardSigmoid": gate,
-        "Silu": values / (1 + np.exp(-values.astype(np.float64))),
-    }[kind]
-    spread = {"x": (low, high), "y": (wanted.min(), wanted.max()), "s": (0.0, 1.0)}
-    spread |= {"before": spread["x"], "after": spread["y"]}
+    model, gate = activation_graph(kind), np.clip(values / 6 + 0.5, 0, 1)
+    silu = values / (1 + np.exp(-values.astype(np.float64)))
+    wanted = {"HardSwish": values * gate, "HardSigmoid": gate, "Silu": silu}[kind]
+    before, after = (low, high), (wanted.min(), wanted.max())
+    spread = {"x": before, "before": before, "y": after, "after": after, "s": (0.0, 1.0)}
     ranges = {name: (np.float32(a), np.float32(b)) for name, (a, b) in spread.items()}
     qdq.quantize(model, ranges, qdq.plan(model, ()), OnnxRuntimeInt8().weight_scales)
     onnx.checker.check_model(model)
-    onnx.save(model, tmp_path / "x.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {"before": values})[0]
+    found = computed(model, before=values)
     step = (max(high, 3.0) + 3 if kind == "HardSwish" else high - low) / 255
     steepest = {"HardSwish": 1.5, "HardSigmoid": 1 / 6, "Silu": 1.1}[kind]
     bound = 2.1 * steepest * step + (wanted.max() - min(wanted.min(), 0)) / 200
@@ -197,6 +163,21 @@ def test_activation_functions_of_bytes(kind: str, low: float, high: float, tmp_p
         assert np.abs(found[values <= -3.1]).max() < 1e-6
     if kind == "HardSigmoid" and high > 3:
         assert found.max() == 1
+
+
+def on_graph(
+    nodes: list[Any], constants: dict[str, np.ndarray], shape: list[int], *names: str
+) -> onnx.ModelProto:
+    """A graph from the first name to the last, all float tensors of `shape`."""
+    infos = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in names
+    ]
+    stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(
+        nodes, "g", infos[:1], infos[-1:], stored, value_info=infos[1:-1]
+    )
+    opset = onnx.helper.make_opsetid("", 20)
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
 
 
 def activation_graph(kind: str) -> onnx.ModelProto:
@@ -209,44 +190,241 @@ def activation_graph(kind: str) -> onnx.ModelProto:
         facts = {"alpha": 1 / 6, "beta": 0.5} if kind == "HardSigmoid" else {}
         nodes.append(make(kind, ["x"], ["y"], "y", **facts))
     nodes.append(make("Conv", ["y", "one"], ["after"], "after", group=16))
-    shape = [1, 16, 16, 16]
-    tensors = {
-        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name in ("before", "x", "s", "y", "after")
-    }
-    graph = onnx.helper.make_graph(
-        nodes,
-        "g",
-        [tensors["before"]],
-        [tensors["after"]],
-        [numpy_helper.from_array(np.ones((16, 1, 1, 1), np.float32), "one")],
-        value_info=[tensors["x"], tensors["s"], tensors["y"]],
-    )
-    return onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
-    )
+    one = {"one": np.ones((16, 1, 1, 1), np.float32)}
+    return on_graph(nodes, one, [1, 16, 16, 16], "before", "x", "s", "y", "after")
 
 
-def test_a_bias_beside_tiny_weights_is_kept(tmp_path: Path) -> None:
+def computed(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=providers)
+    return session.run(None, inputs)[0]
+
+
+def test_a_bias_beside_tiny_weights_is_kept() -> None:
     """Its int32 has the product of both scales as its step: 1e-12 here, in which 1 does not fit."""
     weight = np.array([1e-10, 1.0, 0.0], np.float32).reshape(3, 1, 1, 1)
     bias = np.array([1.0, 0.5, -0.25], np.float32)
     node = onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], "c", group=3)
-    ends = [
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3, 4, 4])
-        for name in "xy"
-    ]
-    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "g", ends[:1], ends[1:], constants),
-        opset_imports=[onnx.helper.make_opsetid("", 20)],
-        ir_version=10,
-    )
+    model = on_graph([node], {"w": weight, "b": bias}, [1, 3, 4, 4], "x", "y")
     span = (np.float32(-1), np.float32(2))
-    qdq.quantize(
-        model, {"x": span, "y": span}, qdq.plan(model, ()), OnnxRuntimeInt8().weight_scales
-    )
-    onnx.save(model, tmp_path / "x.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {"x": np.zeros((1, 3, 4, 4), np.float32)})[0]
+    scheme = OnnxRuntimeInt8()
+    qdq.quantize(model, {"x": span, "y": span}, qdq.plan(model, ()), scheme.weight_scales)
+    found = computed(model, x=np.zeros((1, 3, 4, 4), np.float32))
     np.testing.assert_allclose(found[0, :, 0, 0], bias, atol=3 / 255)
+
+
+def one_layer(group: int, bias: np.ndarray, *, shared: bool = False) -> onnx.ModelProto:
+    """`x` [B, 4, H, W] through one convolution with two outputs, without a file or a test image."""
+    weight = np.arange(2 * (4 // group), dtype=np.float32).reshape(2, 4 // group, 1, 1) + 0.4
+    nodes = [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", group=group)]
+    nodes += [onnx.helper.make_node("Add", ["y", "b"], ["z"], "add")] if shared else []
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")]
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], constants))
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [(1, [10 + 0.4 * 10, 20 + 0.4 * 10]), (2, [10 + 0.4 * (1 + 2), 20 + 0.4 * (3 + 4)])],
+)
+def test_biases_are_corrected_by_hand(group: int, expected: list[float]) -> None:
+    """Weights k + 0.4 are rounded to k, so the mean of each input is missing 0.4 times."""
+    model = one_layer(group, np.array([10, 20], np.float32))
+    means, scales = {"x": np.array([1.0, 2.0, 3.0, 4.0])}, {"w": (0, np.ones(2, np.float32))}
+    assert correct_biases(Graph(model), means, scales) == 1
+    corrected = numpy_helper.to_array(model.graph.initializer[1])
+    np.testing.assert_allclose(corrected, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shared", "means"), [(True, {"x": np.ones(4)}), (False, {})])
+def test_what_cannot_be_corrected_stays(shared: bool, means: dict[str, np.ndarray]) -> None:
+    model = one_layer(1, np.zeros(2, np.float32), shared=shared)
+    assert correct_biases(Graph(model), means, {"w": (0, np.ones(2, np.float32))}) == 0
+    assert not numpy_helper.to_array(model.graph.initializer[1]).any()
+
+
+def heavy(kind: str, n: int = 200_000) -> np.ndarray:
+    """Values with outliers: to both sides, or to the right only as after a ReLU."""
+    values = np.random.default_rng(0).standard_t(2.5, size=n).astype(np.float32)
+    return np.maximum(values, 0) if kind == "rectified" else values + np.float32(0.3)
+
+
+def counted(values: np.ndarray) -> tuple[np.ndarray, float]:
+    limit = float(np.abs(values).max())
+    return np.histogram(values, 2 * BINS, range=(-limit, limit))[0], limit
+
+
+@pytest.mark.parametrize("kind", ["both", "rectified"])
+def test_percentile_is_numpys(kind: str) -> None:
+    values = heavy(kind)
+    counts, limit = counted(values)
+    step = 1.5 * limit / BINS
+    expected = np.percentile(values, [0.005, 99.995])
+    np.testing.assert_allclose(percentile(counts, limit, False), expected, atol=step)
+    low, high = percentile(counts, limit, True)
+    assert high == -low == pytest.approx(np.percentile(np.abs(values), 99.99), abs=step)
+    assert high < 0.9 * limit, "the outliers must have been cut"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", ["both", "rectified"])
+def test_mse_is_as_good_as_brute_force_on_the_raw_values(kind: str, symmetric: bool) -> None:
+    """A million values within 4, and one of 30 that is not worth steps three times as wide."""
+    values = np.append(np.random.default_rng(0).normal(size=10_000).clip(-4, 4), 30.0)
+    values = np.maximum(values, 0) if kind == "rectified" else values
+    weights = np.append(np.full(10_000, 100), 1)
+    counts = np.histogram(values, 2 * BINS, range=(-30, 30), weights=weights)[0].astype(np.int64)
+
+    def error(low: float, high: float) -> float:
+        return rounding_error(values, weights.astype(float), low, high, symmetric=symmetric)
+
+    low, high = mse(counts, 30.0, symmetric)
+    highs, lows = np.linspace(2, 30, 57), [0.0] if kind == "rectified" else np.linspace(-4, -2, 9)
+    pairs = [(-end, end) for end in highs] if symmetric else [(a, b) for a in lows for b in highs]
+    assert error(low, high) <= 1.03 * min(error(float(a), float(b)) for a, b in pairs)
+    assert high < 25, "the outlier must have been cut"
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "low", "high", "symmetric", "expected"),
+    [
+        ([0.4, 1.0, 300.0], [2.0, 1.0, 1.0], 0.0, 255.0, False, 2 * 0.16 + 45**2),
+        ([-0.4, -1.0, -300.0], [2.0, 1.0, 1.0], -127.0, 127.0, True, 2 * 0.16 + 172**2),
+        ([-10.4, 3.0], [1.0, 1.0], -10.0, 245.0, False, 0.16),
+    ],
+)
+def test_rounding_error_by_hand(
+    values: list[float], weights: list[float], low: float, high: float, symmetric: bool, expected: float
+) -> None:  # fmt: skip
+    found = rounding_error(np.array(values), np.array(weights), low, high, symmetric=symmetric)
+    assert found == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def fp32(files: tuple[Path, Path, dict]) -> Path:
+    return files[0]
+
+
+def test_histograms_count_every_value_of_every_image(fp32: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(fp32))
+    images = pictures(2 * ranges._WHOLE + 1)
+    extremes, _ = ranges.observe(model, images, ranges.float_activations(Graph(model)))
+    counts, values = ranges.histograms(model, images, extremes), logits(fp32, images)
+    np.testing.assert_allclose(extremes["logits"], [values.min(), values.max()], atol=1e-5)
+    limit = np.abs(values).max()
+    expected = np.histogram(values, 2 * BINS, range=(-limit, limit))[0]
+    np.testing.assert_array_equal(counts["logits"], expected)
+    assert all(found.sum() % len(images) == 0 for found in counts.values())
+
+
+def test_entropy_finds_what_onnxruntime_finds_on_raw_values() -> None:
+    values = heavy("rectified")
+    theirs = HistogramCollector("entropy", False, calibrators._ENTROPY_BINS, 128, None, None)
+    theirs.collect_value({"x": values})
+    expected = theirs.compute_entropy()["x"][:2]
+    found = entropy(*counted(values), False)
+    assert max(found[0], 0.0) == expected[0] == 0
+    assert found[1] == pytest.approx(float(expected[1]), rel=1e-3)
+    assert found[1] < 0.9 * values.max()
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "scheme"),
+    [
+        ("percentile", OnnxRuntimeInt8()),
+        ("entropy", OnnxRuntimeInt8()),
+        ("percentile", TensorRtInt8()),
+        ("mse", TensorRtInt8()),
+    ],
+)
+def test_both_schemes_cover_what_the_calibrator_chooses(
+    fp32: Path, tmp_path: Path, calibrator: str, scheme: OnnxScheme
+) -> None:
+    def scales(calibrator: str | None) -> np.ndarray:
+        chosen = {"calibrator": calibrator} if calibrator else {}
+        facts = scheme.quantize(fp32, tmp_path / "a.onnx", pictures(32), **chosen)
+        assert facts["calibrator"] == (calibrator or "minmax")
+        assert facts.get("percentile") == (99.99 if calibrator == "percentile" else None)
+        found = {
+            tensor.name: float(numpy_helper.to_array(tensor))
+            for tensor in onnx.load(tmp_path / "a.onnx").graph.initializer
+            if tensor.name.endswith(("_scale", "/scale")) and not tensor.dims
+        }
+        return np.array([found[name] for name in sorted(found)])
+
+    narrow, wide = scales(calibrator), scales(None)
+    assert (narrow <= 1.001 * wide).all()
+    assert (narrow < 0.99 * wide).any()
+
+
+class Inverted(nn.Module):
+    """Expansion, depthwise, squeeze-and-excite, projection, with a residual around it."""
+
+    def __init__(self, inside: int, *, split: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.split = split
+        self.expand = nn.Conv2d(8, inside, 1)
+        self.depthwise = nn.Conv2d(inside, inside, 3, padding=1, groups=inside, bias=False)
+        self.reduce, self.gate = nn.Conv2d(inside, 4, 1), nn.Conv2d(4, inside, 1)
+        self.project = nn.Conv2d(inside, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.hardswish(self.depthwise(nn.functional.silu(self.expand(x))))
+        if self.split:
+            y = torch.cat(y.chunk(2, dim=1)[::-1], dim=1)
+        gate = self.gate(self.reduce(y.mean((2, 3), keepdim=True)).relu())
+        return x + self.project(y * nn.functional.hardsigmoid(gate))
+
+
+def exported(model: nn.Module, path: Path) -> onnx.ModelProto:
+    torch.onnx.export(
+        model.eval(), (torch.zeros(2, 8, 6, 6),), path, dynamo=True, opset_version=20,
+        input_names=["x"], output_names=["y"], dynamic_shapes=({0: "batch"},),
+        external_data=False, verbose=False,
+    )  # fmt: skip
+    return onnx.load(path)
+
+
+def outputs_of(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return computed(model, x=x)
+
+
+def groups(model: onnx.ModelProto) -> list[int]:
+    found = [attribute(node, "group", 1) for node in model.graph.node if node.op_type == "Conv"]
+    return [group for group in found if group > 1]
+
+
+@pytest.mark.parametrize(("inside", "padded"), [(24, 32), (32, 32)])
+def test_depthwise_channels_are_padded_and_results_stay(
+    inside: int, padded: int, tmp_path: Path
+) -> None:
+    model = exported(Inverted(inside), tmp_path / "x.onnx")
+    form = integer_form(model)
+    onnx.checker.check_model(form, full_check=True)
+    assert groups(form) == [padded]
+    shapes = sorted(list(t.dims) for t in form.graph.initializer if len(t.dims) == 4)
+    assert [8, padded, 1, 1] in shapes, "the projection reads the zeros"
+    assert [8, 8, 1, 1] not in shapes
+    x = np.random.default_rng(0).normal(size=(3, 8, 6, 6)).astype(np.float32)
+    np.testing.assert_allclose(outputs_of(form, x), outputs_of(model, x), rtol=0, atol=2e-6)
+    assert groups(model) == [inside], "the given model stays"
+
+
+def test_channels_that_are_told_apart_stay_and_means_become_pools(tmp_path: Path) -> None:
+    form = integer_form(exported(Inverted(24, split=True), tmp_path / "x.onnx"))
+    assert groups(form) == [24]
+    kinds = [node.op_type for node in form.graph.node]
+    assert "ReduceMean" not in kinds
+    assert kinds.count("GlobalAveragePool") == 1
+
+
+def test_a_mean_that_drops_its_axes_is_flattened(tmp_path: Path) -> None:
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3))
+
+    model = exported(Mean(), tmp_path / "x.onnx")
+    form = integer_form(model)
+    assert [node.op_type for node in form.graph.node] == ["GlobalAveragePool", "Flatten"]
+    x = np.random.default_rng(0).normal(size=(3, 8, 6, 6)).astype(np.float32)
+    np.testing.assert_allclose(outputs_of(form, x), outputs_of(model, x), atol=1e-6)

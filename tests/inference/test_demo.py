@@ -13,7 +13,7 @@ from pathlib import Path
 
 import browser
 import pytest
-from artifact_fakes import channel_means, write_artifact
+from artifact_fakes import write_artifact
 from PIL import Image
 
 import edgekd
@@ -29,7 +29,7 @@ def encoded(colour: tuple[int, int, int]) -> bytes:
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Demo]:
-    demo = edgekd.demo(write_artifact(tmp_path / "a", channel_means().SerializeToString()), port=0)
+    demo = edgekd.demo(write_artifact(tmp_path / "onnxruntime-fp32"), port=0)
     thread = threading.Thread(target=demo.serve)
     thread.start()
     yield demo
@@ -94,7 +94,7 @@ def test_a_browser_that_leaves_is_no_failure(page: Demo, capfd: pytest.CaptureFi
 
 def test_a_port_in_use_is_an_error(page: Demo, tmp_path: Path) -> None:
     with pytest.raises(EdgekdError):
-        edgekd.demo(tmp_path / "a", port=page.server.server_port)
+        edgekd.demo(tmp_path / "onnxruntime-fp32", port=page.server.server_port)
     with pytest.raises(EdgekdError):
         edgekd.demo(tmp_path)
 

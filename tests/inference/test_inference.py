@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifact_fakes import channel_means, write_artifact
+from artifact_fakes import write_artifact
 from PIL import Image
 from typer.testing import CliRunner
 
 import edgekd
 from edgekd.cli import app
 from edgekd.core.errors import EdgekdError
+from edgekd.core.manifest import Run
+from edgekd.data.image_set import load_images
+from edgekd.inference.demo import models_of
 
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    return write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    return write_artifact(tmp_path / "onnxruntime-fp32")
 
 
 def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (30, 20)) -> Path:
@@ -76,12 +79,17 @@ def test_other_arrays_are_refused(artifact: Path, image: object) -> None:
         edgekd.load(artifact).predict([image])  # type: ignore[list-item]
 
 
-def test_an_unreadable_file_is_named(artifact: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"junk")
+def test_what_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"junk")
     with pytest.raises(EdgekdError, match=r"bad\.jpg"):
-        edgekd.load(artifact).predict(tmp_path / "bad.jpg")
+        edgekd.load(artifact).predict(bad)
     with pytest.raises(EdgekdError):
         edgekd.load(tmp_path)
+    for source in (bad, tmp_path / "empty", "nowhere.jpg", "camera:front", "camera:-1"):
+        with pytest.raises(EdgekdError):
+            list(edgekd.predict(artifact, [str(source)]))
 
 
 def test_the_command_writes_everything_and_counts_what_it_skips(
@@ -118,21 +126,6 @@ def test_nothing_is_written_over(artifact: Path, tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
-@pytest.mark.parametrize("source", ["nowhere.jpg", "camera:front", "camera:-1"])
-def test_a_source_that_is_none_is_refused_at_once(artifact: Path, source: str) -> None:
-    with pytest.raises(EdgekdError):
-        edgekd.predict(artifact, [source])
-
-
-def test_no_readable_image_is_an_error(artifact: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"junk")
-    with pytest.raises(EdgekdError):
-        list(edgekd.predict(artifact, [str(tmp_path / "bad.jpg")]))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(EdgekdError):
-        list(edgekd.predict(artifact, [str(tmp_path / "empty")]))
-
-
 def test_a_missing_opencv_is_named_with_its_extra(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,8 +159,11 @@ def test_an_artifact_needs_no_torch(artifact: Path, tmp_path: Path) -> None:
     image = paint(tmp_path / "one.png", (250, 0, 0))
     script = f"""
 import sys
-for name in ("torch", "timm", "open_clip"):
-    sys.modules[name] = None
+class Absent:
+    def find_spec(self, name, *rest):
+        if name in ("torch", "timm", "open_clip"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
 import edgekd
 print(edgekd.load({str(artifact)!r}).predict({str(image)!r})[0].label)
 from edgekd.cli import main
@@ -187,3 +183,42 @@ def test_objects_show_themselves_in_notebooks(artifact: Path) -> None:
     assert "onnxruntime-fp32" in read_artifact(artifact)._repr_html_()
     (one,) = edgekd.load(artifact).predict(np.zeros((4, 4, 3), dtype=np.uint8))
     assert "33.3 %" in one._repr_html_()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = edgekd.train(smoke=True, size=32, out=tmp_path_factory.mktemp("run") / "toy")
+    assert run.folder is not None
+    edgekd.export(run.folder)
+    return run
+
+
+def test_student_and_file_predict_the_same(run: Run) -> None:
+    assert run.folder is not None
+    images = load_images("toy")
+    some = [images.read(index) for index in range(0, len(images), 40)]
+    student = edgekd.load(run.folder).predict(some)
+    file = edgekd.load(run.folder / "artifacts" / "onnxruntime-fp32").predict(some)
+    assert [one.label for one in student] == [one.label for one in file]
+    for a, b in zip(student, file, strict=True):
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-4)
+        assert sum(a.probabilities) == pytest.approx(1)
+
+
+def test_the_demo_has_every_model(run: Run) -> None:
+    assert run.folder is not None
+    models = models_of(run.folder)
+    assert [model.name for model in models] == [
+        "teacher, zero-shot",
+        "student, torch",
+        "onnxruntime-fp32",
+    ]
+    (alone,) = models_of(run.folder / "artifacts" / "onnxruntime-fp32")
+    image = load_images("toy").read(0)
+    assert alone.predict(image) == models[2].predict(image)
+
+
+def test_a_run_shows_itself_in_a_notebook(run: Run) -> None:
+    assert run.student in run._repr_html_()
+    hostile = run.model_copy(update={"name": "<script>"})
+    assert "<script>" not in hostile._repr_html_()

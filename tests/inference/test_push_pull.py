@@ -159,7 +159,7 @@ def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Pa
 
 
 def test_one_artifact_without_torch_weights(hub: FakeHub, tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
     result = CliRunner().invoke(app, ["push", str(artifact), "me/means"])
     assert result.exit_code == 0, result.output
     assert "model.safetensors" not in hub.repos["me/means"]
@@ -169,7 +169,7 @@ def test_one_artifact_without_torch_weights(hub: FakeHub, tmp_path: Path) -> Non
 
 
 def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:
-    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
     edgekd.push(artifact, "me/means")
     files = hub.repos["me/means"]
     names = [

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from device_fakes import BRIEF, CLASSES, result_of, run_agent, write_images, write_job
+from artifact_fakes import CLASSES
+from device_fakes import BRIEF, result_of, run_agent, write_images, write_job
 
 import edgekd.core.errors
 import edgekd.targets

@@ -48,29 +48,6 @@ def test_every_shipped_profile_is_valid_and_listed() -> None:
             assert f"{source.url}, not checked" in listed or source.checked
 
 
-def test_the_page_on_devices_names_what_nobody_has_looked_up() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text()
-    [told] = [
-        line for line in text.splitlines() if line.startswith("- Not found in a copy of its page")
-    ]
-    waiting = {
-        source.title
-        for name in profile_names()
-        for source in load_profile(name).sources.values()
-        if source.checked is None
-    }
-    assert set(told.partition(": ")[2].rstrip(".").split("; ")) == waiting
-
-
-def test_known_facts() -> None:
-    capabilities = {
-        name: load_profile(name).compute_capability
-        for name in ("jetson-orin-nano", "rtx-4090", "h100")
-    }
-    assert capabilities == {"jetson-orin-nano": "8.7", "rtx-4090": "8.9", "h100": "9.0"}
-    assert load_profile("raspberry-pi-5").threads == 4
-
-
 def test_a_users_own_file_sets_threads_and_warns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

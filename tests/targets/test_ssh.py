@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from artifact_fakes import write_artifact
 from benchmark_fakes import ONE_THREAD, SHORT
-from device_fakes import BRIEF, artifact_subject, two_suites, write_artifact, write_images
+from device_fakes import BRIEF, artifact_subject, two_suites, write_images
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.logits import predict_suite

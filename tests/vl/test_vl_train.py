@@ -1,5 +1,3 @@
-"""The verbs of `edgekd vl`: run folder, resuming, what is computed once, export, what users get wrong."""
-
 from __future__ import annotations
 
 import json
@@ -82,16 +80,6 @@ def test_a_stopped_run_resumes_to_the_very_same_student(
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
     with pytest.raises(EdgekdError, match="is finished"):
         train_vl(out=tmp_path / "run", resume=True)
-
-
-def test_the_teachers_zero_shot_accuracy_is_printed_first(
-    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_vl(**small(control="clip-td"), out=tmp_path / "run")
-    log = capsys.readouterr().err
-    assert "teacher: zero-shot accuracy" in log
-    assert "chance is 33.3 %" in " ".join(log.split())
-    assert log.index("zero-shot") < log.index("step 3/3")
 
 
 def test_a_frozen_backbone_is_unchanged_and_runs_once(

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+
+from edgekd.configs.train import TrainConfig
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.distill import batches
+from edgekd.distill import cache as caching
+from edgekd.distill.batches import (
+    BalancedSampler,
+    BatchSource,
+    Prefetcher,
+    RawBatch,
+    Sampler,
+    make_sampler,
+    open_store,
+    squashed,
+    store_side,
+)
+from edgekd.distill.cache import (
+    EmbeddingCache,
+    caching_teacher,
+    fill_views,
+)
+from edgekd.distill.classification.plan import load_data, settle
+from edgekd.distill.classification.setup import build
+from edgekd.distill.classification.task import Classification
+from edgekd.distill.launch import make_fabric
+from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.views import Augmentation, RestylePolicy, ViewPolicy, view_params
+
+
+def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:
+    edges = np.cumsum([0, *sizes])
+    groups = tuple(np.arange(a, b, dtype=np.int64) for a, b in itertools.pairwise(edges))
+    return BalancedSampler(groups, batch, seed)
+
+
+def domain_counts(made: BalancedSampler, indices: np.ndarray) -> list[int]:
+    return [int(np.isin(indices, group).sum()) for group in made.groups]
+
+
+def test_every_domain_has_the_same_share_of_a_batch() -> None:
+    made = sampler((50, 7, 19), 12)
+    for step in range(40):
+        indices, visits = made.step(step)
+        assert indices.shape == visits.shape == (12,)
+        assert indices.dtype == visits.dtype == np.int64
+        assert domain_counts(made, indices) == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("sizes", "batch"), [((30, 30, 30), 8), ((5, 40), 7), ((4, 5, 6, 7), 2)])
+def test_the_surplus_of_an_undivided_batch_goes_round(sizes: tuple[int, ...], batch: int) -> None:
+    made = sampler(sizes, batch)
+    total = np.zeros(len(sizes), dtype=int)
+    for step in range(60):
+        counts = domain_counts(made, made.step(step)[0])
+        assert sum(counts) == batch
+        assert max(counts) - min(counts) <= 1
+        total += counts
+        assert total.max() - total.min() <= 1
+
+
+def test_each_image_comes_once_per_pass_and_its_visits_are_counted() -> None:
+    made = sampler((12, 5), 4)
+    seen: Counter[int] = Counter()
+    for step in range(30):
+        for index, visit in zip(*made.step(step), strict=True):
+            assert visit == seen[int(index)]
+            seen[int(index)] += 1
+    # 60 places each: 5 passes over 12 images, 12 passes over 5.
+    assert [seen[i] for i in range(12)] == [5] * 12
+    assert [seen[i] for i in range(12, 17)] == [12] * 5
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
+    forwards = [sampler((9, 11), 6, seed=5).step(step) for step in range(20)]
+    made = sampler((9, 11), 6, seed=5)
+    for step in reversed(range(20)):
+        again = made.step(step)
+        assert all(np.array_equal(a, b) for a, b in zip(forwards[step], again, strict=True))
+    other = [sampler((9, 11), 6, seed=6).step(step)[0] for step in range(20)]
+    assert any(not np.array_equal(a[0], b) for a, b in zip(forwards, other, strict=True))
+
+
+def test_an_epoch_draws_about_as_many_images_as_there_are() -> None:
+    assert Sampler((sampler((30, 34), 16),)).epoch_steps == 4
+    assert Sampler((sampler((2, 1), 64),)).epoch_steps == 1
+
+
+def made_sampler(
+    images: int, unlabelled: int, shots: int, batch: int, share: float = 0.5
+) -> Sampler:
+    """Two domains that share `images` labelled images, then shots, then unlabelled images."""
+    count = images + shots + unlabelled
+    domains = np.repeat([0, 1, 0], [images // 2, images // 2, shots + unlabelled])
+    is_shot = (np.arange(count) >= images) & (np.arange(count) < images + shots)
+    train, others = np.arange(images + shots), np.arange(images + shots, count)
+    return make_sampler(train, others, domains, is_shot, share=share, batch=batch, seed=0)
+
+
+@pytest.mark.parametrize(("count", "places"), [(3, 3), (10, 4)])
+def test_shots_are_in_every_batch_at_most_half_of_it(count: int, places: int) -> None:
+    sampler = made_sampler(80, 0, count, 8)
+    drawn = []
+    for step in range(20):
+        indices, _ = sampler.step(step)
+        assert len(indices) == 8
+        few = indices[indices >= 80]
+        assert len(set(few)) == len(few) == places
+        drawn += few.tolist()
+    assert len(set(drawn)) == count
+    assert sampler.epoch_steps == round((80 + count) / 8)
+
+
+def test_a_fixed_part_of_each_batch_is_unlabelled() -> None:
+    made = made_sampler(60, 20, 0, 16, share=0.25)
+    seen: Counter[int] = Counter()
+    for step in range(10):
+        indices, visits = made.step(step)
+        assert (indices[:12] < 60).all()
+        assert (indices[12:] >= 60).all()
+        for index, visit in zip(indices[12:].tolist(), visits[12:].tolist(), strict=True):
+            assert visit == seen[index]
+            seen[index] += 1
+    assert set(seen.values()) == {2}  # 40 places, 20 images
+    assert made.epoch_steps == 5
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
+    return load_images(
+        str(make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4))
+    )
+
+
+def source(images: ImageSet, **changes: Any) -> BatchSource:
+    groups = tuple(np.flatnonzero(images.domain_of == d) for d in range(2))
+    sampler = Sampler((BalancedSampler(groups, 4, 0),))
+    made = BatchSource(open_store(images, 20), sampler, Augmentation(), np.full(len(images), 2))
+    return replace(made, **changes)
+
+
+def test_a_batch_holds_the_samplers_images(images: ImageSet) -> None:
+    made = source(images)
+    batch = made(3)
+    indices, visits = made.sampler.step(3)
+    assert np.array_equal(batch.indices, indices)
+    assert batch.labels.tolist() == images.labels[indices].tolist()
+    assert batch.pixels.dtype == torch.uint8
+    assert np.array_equal(batch.pixels.numpy(), made.store.batch(indices))
+    views = [
+        (visit + index) % 2 for visit, index in zip(visits.tolist(), indices.tolist(), strict=True)
+    ]
+    expected = view_params([images.keys[i] for i in indices], views, ViewPolicy())
+    assert all(torch.equal(a, b) for a, b in zip(batch.params, expected, strict=True))
+    assert batch.teacher is None
+    assert batch.teacher_pixels is None
+
+
+def test_every_cached_view_of_an_image_has_its_turn(images: ImageSet) -> None:
+    seen: dict[int, list[int]] = {}
+
+    def lookup(indices: np.ndarray, views: np.ndarray) -> np.ndarray:
+        for index, view in zip(indices.tolist(), views.tolist(), strict=True):
+            seen.setdefault(index, []).append(view)
+        return np.zeros((len(indices), 3), dtype=np.float32)
+
+    made = source(images, embeddings=lookup, views=np.full(len(images), 3))
+    for step in range(12):  # three passes over 16 images
+        assert made(step).teacher is not None
+    assert all(sorted(views) == [0, 1, 2] for views in seen.values())
+    assert {views[0] for views in seen.values()} == {0, 1, 2}
+
+
+def test_without_a_number_of_views_they_are_never_repeated(images: ImageSet) -> None:
+    made = source(images, views=None)
+    first, later = (made(step) for step in (0, 4))  # one pass apart
+    thetas: dict[int, torch.Tensor] = {}
+    for step in range(8):
+        batch = made(step)
+        for index, theta in zip(batch.indices.tolist(), batch.params.theta, strict=True):
+            assert index not in thetas or not torch.equal(thetas[index], theta)
+            thetas[index] = theta
+    assert len(thetas) == 16
+    assert not torch.equal(first.params.theta, later.params.theta)
+
+
+def test_shards_make_up_the_batch_of_one_process(images: ImageSet) -> None:
+    whole = source(images)(5)
+    shards = [source(images, rank=rank, world=2)(5) for rank in range(2)]
+    for rank, shard in enumerate(shards):
+        assert np.array_equal(shard.indices, whole.indices[rank::2])
+        assert torch.equal(shard.pixels, whole.pixels[rank::2])
+        assert torch.equal(shard.params.colour, whole.params.colour[rank::2])
+
+
+def features(raw: RawBatch, teacher: ClipTeacher | None) -> torch.Tensor:
+    """The teacher's embeddings of a batch, as the training loop gets them."""
+    task: Any = SimpleNamespace(fabric=Fabric(accelerator="cpu", devices=1), teacher=teacher)
+    found = Classification.teacher_features(task, raw)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("restyling", [None, RestylePolicy()], ids=["plain", "restyled"])
+def test_an_online_teacher_gives_what_the_cache_holds(
+    images: ImageSet, tiny_teacher: Path, restyling: RestylePolicy | None
+) -> None:
+    teacher = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(teacher, ClipTeacher)
+    augmentation = Augmentation(restyle=restyling)
+    assert (augmentation.id == Augmentation().id) == (restyling is None)
+    cache = EmbeddingCache(teacher.id, augmentation.id, teacher.dim)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fill_views(fabric, cache, teacher, augmentation, images, np.arange(16), 2)
+    lookup = partial(cache.embeddings, images.keys)
+    stored = source(images, embeddings=lookup, augmentation=augmentation)(2)
+    store = open_store(images, round(32 * 1.2))
+    online = source(images, teacher_store=store, augmentation=augmentation)(2)
+    cached, computed = features(stored, None), features(online, teacher)
+    assert torch.allclose(cached, computed, atol=3e-3, rtol=3e-3)  # 16 bits
+    assert not torch.allclose(cached[0], computed[1], atol=2e-2)
+    loss = torch.zeros(4, 12, requires_grad=True).sub(computed).square().sum()
+    loss.backward()  # it is no inference tensor
+
+
+def raw(step: int) -> RawBatch:
+    views = view_params([], [], ViewPolicy())
+    return RawBatch(np.array([step]), torch.zeros(1), views, torch.zeros(1), None, None)
+
+
+def test_batches_come_in_order_one_ahead_and_errors_reach_the_loop() -> None:
+    made: list[int] = []
+    started = threading.Event()
+
+    def make(step: int) -> RawBatch:
+        made.append(step)
+        if step == 4:
+            started.set()
+        if step == 6:
+            raise ValueError("broken")
+        return raw(step)
+
+    batches = iter(Prefetcher(make, range(3, 6)))
+    assert next(batches)[0] == 3
+    assert started.wait(10)  # the next one is on its way while this one is used
+    assert [step for step, _ in batches] == [4, 5]
+    assert made == [3, 4, 5]
+    assert list(Prefetcher(make, range(0))) == []
+    with pytest.raises(ValueError, match="broken"):
+        list(Prefetcher(make, range(5, 8)))
+
+
+@pytest.mark.parametrize(
+    ("least", "capable", "wanted", "precision"),
+    [
+        (0.5, True, "auto", "bf16"),
+        (1.1, True, "auto", "fp32"),  # embeddings that differ
+        (0.5, False, "auto", "fp32"),  # a processor without
+        (1.1, False, "bf16", "bf16"),
+    ],
+)
+def test_the_cache_is_filled_in_bfloat16_where_that_changes_nothing(
+    images: ImageSet, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch,
+    least: float, capable: bool, wanted: str, precision: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(caching, "LEAST_COSINE", least)
+    monkeypatch.setattr(caching, "has_bfloat16", lambda: capable)
+    teacher = load_teacher(f"local-dir:{tiny_teacher}")
+    assert isinstance(teacher, ClipTeacher)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = TrainConfig.model_validate({"teacher_precision": wanted, "views": 1})
+    everything, policy = np.arange(len(images)), Augmentation()
+
+    def choice() -> str:
+        return caching_teacher(fabric, config, teacher, images, everything, policy.id).precision
+
+    assert choice() == precision
+    # What is there in float32 is used as it is, unless told otherwise.
+    cache = EmbeddingCache(teacher.cache_id, policy.id, teacher.dim)
+    fill_views(fabric, cache, teacher, policy, images, everything, 1)
+    assert choice() == ("bf16" if wanted == "bf16" else "fp32")
+
+
+@pytest.fixture
+def eighteen(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
+    return load_images(str(make_domain_folder(tmp_path / "data", count=3)))
+
+
+def expected(eighteen: ImageSet, index: int, side: int) -> np.ndarray:
+    return np.asarray(eighteen.read(index).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def test_a_store_holds_every_image_squashed(eighteen: ImageSet) -> None:
+    store = open_store(eighteen, 24)
+    rows = np.array([17, 0, 5, 5])
+    batch = store.batch(rows)
+    assert batch.shape == (4, 24, 24, 3)
+    assert batch.dtype == np.uint8
+    for row, index in zip(batch, rows, strict=True):
+        assert np.array_equal(row, expected(eighteen, int(index), 24))
+
+
+def test_decoding_happens_once_for_all_runs(
+    eighteen: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_store(eighteen, 24).batch(np.arange(18))
+    monkeypatch.setattr(batches, "squashed", lambda *a: pytest.fail("decoded again"))
+    assert np.array_equal(open_store(eighteen, 24).batch(np.arange(18)), first)
+
+
+def test_another_side_or_content_is_another_store(
+    eighteen: ImageSet, make_image: Make, tmp_path: Path
+) -> None:
+    assert open_store(eighteen, 24).batch(np.array([0])).shape[1] == 24
+    assert open_store(eighteen, 20).batch(np.array([0])).shape[1] == 20
+    make_image(tmp_path / "data" / "art" / "cat" / "0000.png", seed=999)
+    changed = load_images(str(tmp_path / "data"))
+    index = changed.ids.index("art/cat/0000.png")
+    assert np.array_equal(
+        open_store(changed, 24).batch(np.array([index]))[0], expected(changed, index, 24)
+    )
+
+
+def test_too_many_images_are_decoded_on_the_fly(eighteen: ImageSet, own_cache: Path) -> None:
+    store = open_store(eighteen, 24, max_bytes=1000)
+    assert store.array is None
+    assert np.array_equal(
+        store.batch(np.array([4, 2])), open_store(eighteen, 24).batch(np.array([4, 2]))
+    )
+
+
+def test_large_jpegs_read_at_reduced_size_look_the_same(tmp_path: Path, own_cache: Path) -> None:
+    x, y = np.meshgrid(np.linspace(0, 9, 800), np.linspace(0, 7, 600))
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1)
+    for number in range(3):
+        path = tmp_path / "data" / ("cat" if number else "dog") / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((127.5 + 100 * np.roll(waves, 50 * number, axis=1)).astype(np.uint8)).save(
+            path, quality=95
+        )
+    eighteen = load_images(str(tmp_path / "data"))
+    difference = squashed(eighteen, 0, 60).astype(int) - expected(eighteen, 0, 60)
+    assert np.abs(difference).mean() < 2
+
+
+def test_the_stored_side_leaves_room_for_the_smallest_crop() -> None:
+    assert store_side(100) == 120
+    assert store_side(64) ** 2 * 0.7 >= 64**2
+
+
+@pytest.mark.parametrize(("balance", "rare"), [("domains", 0.2), ("classes", 0.5)])
+def test_shares_of_an_uneven_data_set(
+    balance: str, rare: float, tmp_path: Path, own_cache: Path, make_domain_folder: Make, make_image: Make
+) -> None:  # fmt: skip
+    root = make_domain_folder(tmp_path / "data", count=10)
+    for number in range(90):
+        domain = ("art", "photo", "sketch")[number % 3]
+        make_image(root / domain / "cat" / f"more{number}.png", seed=1000 + number)
+    config = settle(
+        TrainConfig.load(
+            student="mobilenetv3_small_050", pretrained="scratch", size=32, data=root, recipe="erm",
+            batch_size=8, steps=3, balance=balance, out=tmp_path / "run",
+        )
+    )  # fmt: skip
+    found, split = load_data(config)
+    task = build(make_fabric(config), config, found, split)
+    drawn = np.concatenate([task.sampler.step(step)[0] for step in range(64)])
+    labels, domains = found.labels[drawn], found.domain_of[drawn]
+    assert (labels == found.classes.index("dog")).mean() == pytest.approx(rare, abs=0.02)
+    for domain in np.unique(domains):
+        assert (domains == domain).mean() == pytest.approx(0.5)
