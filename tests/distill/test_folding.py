@@ -1,4 +1,4 @@
-"""Frozen BatchNorm folded into the convolution before it: the same numbers and gradients, by another way."""
+"""BatchNorm folded into convolutions, and small maps as matrices: the same numbers and gradients, another way."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_same_output_and_gradients(name: str) -> None:
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     folds = find_folds(model, x)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(folds) == len(norms)
+    assert {norm for _, norm in folds if norm is not None} == set(norms)
     model.eval()  # after `find_folds` gave the training mode back; dropout would differ between passes, too
     plain_loss, plain = loss_and_gradients(model, x)
     with folded(folds):
@@ -104,6 +104,30 @@ class TwiceUsed(nn.Module):
         return self.norm(self.conv(self.norm(self.conv(x))))
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 4, 1),
+        nn.Conv2d(8, 4, 1, bias=False),
+        nn.Conv2d(8, 4, 1, stride=2),
+        nn.Conv2d(8, 4, 1, padding=1),
+        nn.Conv2d(8, 4, 1, groups=2),
+        nn.Conv2d(8, 4, 3, padding=1),
+    ],
+    ids=lambda conv: conv.extra_repr(),
+)
+def test_convolutions_of_pooled_maps(conv: nn.Conv2d) -> None:
+    """Only some are matrix products; all give the same."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), conv)
+    frozen(model).double()
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    plain_loss, plain = loss_and_gradients(model, x)
+    with folded(find_folds(model, x)):
+        loss, gradients = loss_and_gradients(model, x)
+    torch.testing.assert_close(loss, plain_loss)
+    torch.testing.assert_close(gradients, plain)
+
+
 @pytest.mark.parametrize("kind", [Shared, TwiceUsed])
 def test_nothing_is_folded_where_it_would_change_the_output(kind: type[nn.Module]) -> None:
     assert find_folds(frozen(kind()), torch.rand(2, 3, 8, 8)) == []
@@ -127,14 +151,15 @@ def test_other_kinds_of_batchnorm_are_left_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("side", "padding"), [(3, 1), (5, 2), (7, 0)])
+@pytest.mark.parametrize("shape", [(9, 10), (8, 7), (3, 3), (3, 4)])
+@pytest.mark.parametrize(("side", "padding"), [(3, 1), (5, 2), (5, 1), (7, 3)])
 def test_gradients_of_depthwise_kernels_are_those_of_torch(
-    side: int, padding: int, stride: int, dtype: torch.dtype
+    side: int, padding: int, shape: tuple[int, int], stride: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(6, 6, side, stride, padding, groups=6).double()
     assert is_depthwise(conv)
-    x = torch.rand(2, 6, 9, 10, dtype=torch.float64)
+    x = torch.rand(2, 6, *shape, dtype=torch.float64)
 
     def gradients(make: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
         leaves = [part.detach().to(dtype).requires_grad_() for part in (x, conv.weight, conv.bias)]

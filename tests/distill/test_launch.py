@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import is_main_process, set_rank
-from edgekd.distill.launch import find_launch, make_fabric
+from edgekd.distill.launch import find_launch, make_fabric, step_threads
 
 LEFT_OVER = {
     "rank": {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"},
@@ -83,3 +84,29 @@ def test_a_rank_in_the_environment_deletes_nothing(tmp_path: Path, rank: str) ->
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "variables", "threads"),
+    [
+        (32 * 48**2, {}, 1),
+        (32 * 224**2, {}, 3),
+        (32 * 48**2, {"OMP_NUM_THREADS": "3"}, 3),
+    ],
+    ids=["small", "large", "chosen by the user"],
+)
+def test_small_steps_take_one_thread(
+    pixels: int, variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with step_threads(make_fabric(TrainConfig(accelerator="cpu")), pixels):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
