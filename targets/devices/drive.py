@@ -12,11 +12,15 @@ from typing import IO, Any, Protocol
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
+from edgekd.core.files import disk_errors
 from edgekd.core.readers import parse_json, printable, sha256_file
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
 _LONGEST_LINE = 1 << 20
+_BLOCK = 1 << 20
+LARGEST_RESULT = 1 << 32
+"""Bytes; a device that sends more is cut off."""
 SPARE = 64_000_000
 """Bytes that must stay free on the device beside what is copied: journal and result."""
 
@@ -145,6 +149,17 @@ def last_line(stderr: str) -> str:
     return printable((stderr.strip().splitlines() or ["no message"])[-1].strip())[:300]
 
 
+def read_all(child: subprocess.Popen[bytes]) -> str:
+    """Return a short output as text and wait for the end; a program that prints on and on is killed."""
+    assert child.stdout is not None
+    output = child.stdout.read(_LONGEST_LINE)
+    if len(output) == _LONGEST_LINE:
+        child.kill()
+    child.wait()
+    child.stdout.close()
+    return output.decode(errors="replace")
+
+
 def popen(
     command: list[str], stdin: IO[bytes] | None, errors: IO[bytes]
 ) -> subprocess.Popen[bytes]:
@@ -206,10 +221,23 @@ def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None
 
 
 def _fetch(device: Device, words: Sequence[str], path: Path, sha256: str) -> None:
-    with open(path, "wb") as out, tempfile.TemporaryFile() as errors:
-        code = subprocess.run(
-            device.command(words), stdin=subprocess.DEVNULL, stdout=out, stderr=errors, check=False
-        ).returncode
+    """Write what the device sends to `path`; a device that never ends fills no disk."""
+    with disk_errors(path), open(path, "wb") as out, tempfile.TemporaryFile() as errors:
+        child = popen(device.command(words), None, errors)
+        try:
+            assert child.stdout is not None
+            while block := child.stdout.read(_BLOCK):
+                out.write(block)
+                if out.tell() > LARGEST_RESULT:
+                    raise EdgekdError(
+                        f"{device.name} sends a result of more than {LARGEST_RESULT / 2**30:.0f} GiB.",
+                        "Measure on fewer images.",
+                    )
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
         errors.seek(0)
         if code != 0:
             raise explained(device.name, code, errors.read().decode(errors="replace"))

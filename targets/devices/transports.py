@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import printable
-from edgekd.targets.devices.drive import Device, explained, last_line, popen
+from edgekd.targets.devices.drive import Device, explained, last_line, popen, read_all
 
 _FORMS = "local, local:PYTHON, ssh://[USER@]HOST[:PORT], adb:SERIAL or bundle:DIR"
 _SSH_FORM = "Write ssh://[USER@]HOST[:PORT][?python=PATH]."
@@ -125,7 +125,7 @@ class ShellDevice:
         )
         with open(agent, "rb") as handle, tempfile.TemporaryFile() as errors:
             child = popen(self.reach("sh -c " + shlex.quote(script)), handle, errors)
-            output = child.communicate()[0].decode(errors="replace")
+            output = read_all(child)
             errors.seek(0)
             stderr = errors.read().decode(errors="replace")
         answers = [line[7:] for line in output.splitlines() if line.startswith("edgekd:")]

@@ -382,3 +382,20 @@ def test_yolos_classification_layout(
     assert (found.classes, len(found)) == (("cat", "dog"), 18)
     assert found.roles is not None
     assert set(found.roles) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("place", ["shard", "manifest", "classes.txt"])
+def test_a_text_is_no_name_of_a_class(folder: Path, tmp_path: Path, place: str) -> None:
+    text = "x" * 100_000
+    if place == "shard":
+        data = pack(folder, tmp_path / "shards", lambda path: (".txt", text.encode()))
+    elif place == "manifest":
+        data = str(folder / "list.csv")
+        rows = [f"{path},{path.parent.name}{text}" for path in files_of(folder)]
+        Path(data).write_text("\n".join(["path,label", *rows]))
+    else:
+        data = str(folder)
+        (folder / "classes.txt").write_text(f"{text}1\n{text}2\n")
+    with pytest.raises(EdgekdError, match="characters") as caught:
+        load_images(data)
+    assert len(caught.value.message) < 500

@@ -137,6 +137,29 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     check(opened())
 
 
+@pytest.mark.parametrize("foreign", ["other numbers", "other images", "another teacher's shard"])
+def test_numbers_of_the_right_shape_that_were_not_written_here_are_computed_again(
+    own_cache: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill_all(opened())
+    if foreign == "other numbers":
+        path = files("vectors")[2]
+        np.save(path, np.load(path)[::-1])
+    elif foreign == "other images":
+        path = files("keys")[2]
+        np.save(path, np.load(path)[::-1])
+    else:
+        other = EmbeddingCache("other teacher", "policy", DIM)
+        other.add(KEYS[:8], [0] * 8, np.ones((8, DIM), dtype=np.float32))
+        for path in other.folder.glob("*.npy"):
+            path.rename(opened().folder / path.name)
+    capsys.readouterr()
+    cache = opened()
+    assert "computed again" in capsys.readouterr().err
+    fill_all(cache)
+    check(cache)
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_what_is_not_finite_in_16_bits_is_refused(own_cache: Path, value: float) -> None:

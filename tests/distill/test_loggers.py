@@ -33,11 +33,22 @@ def test_local_loggers_write_every_number(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
         (1, 1), (2, 2), (3, 3), (4, 4),
     ]  # fmt: skip
-    tables = sorted((tmp_path / "csv").rglob("metrics.csv"))
-    rows = [row for table in tables for row in csv.DictReader(table.open())]
+    (table,) = (tmp_path / "csv").rglob("metrics.csv")
+    rows = list(csv.DictReader(table.open()))
     assert [(row["step"], float(row["train/loss"])) for row in rows] == [
         ("1", 1), ("2", 2), ("3", 3), ("4", 4),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "step,x\n1", "step,x\none,2\n", "\0\n", "a,b\n1,2\n"])
+def test_a_damaged_table_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text(text)
+    loggers = Loggers(("csv",), tmp_path, resume_at=1)
+    loggers.log({"train/loss": 0.5}, 2)
+    loggers.close()
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open()))
+    assert [(row["step"], row["train/loss"]) for row in rows][-1] == ("2", "0.5")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -142,7 +142,7 @@ def benchmark(report: Any, given: Given) -> None:
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_recommendation(report)
+    print_recommendation(report, files=False)
     check_gates(report)
 
 

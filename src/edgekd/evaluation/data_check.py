@@ -246,7 +246,7 @@ def _document(found: DataCheck) -> Document:
                 tone="note",
             )
         )
-    items.append(("balance", "Images of each class", [_balance(found)]))
+    items.append(("balance", "Balance", [_balance(found)]))
     return Document(
         "data",
         f"Data check of {images.name}",
