@@ -12,23 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.compare import check_comparable, compare, gain_rows
+from edgekd.benchmark.compare import compare, gain_rows, shared_suites, speed_rows
 from edgekd.benchmark.device import device_facts
 from edgekd.benchmark.evaluate.logits import predict_suites
 from edgekd.benchmark.evaluate.scores import score, suite_row
 from edgekd.benchmark.gates import Gate, evaluate
-from edgekd.benchmark.measure.speed import load_of, speed_rows
 from edgekd.benchmark.measure.timings import (
-    Timings,
     encoded_images,
     placement_rows,
     throughput_rows,
     time_subjects,
 )
-from edgekd.benchmark.report.notes import notes
+from edgekd.benchmark.report.answers import notes
 from edgekd.benchmark.report.write import write_report
 from edgekd.benchmark.results.rows import HERE
-from edgekd.benchmark.results.schema import Comparison, Report
+from edgekd.benchmark.results.schema import Comparison, Report, load_of
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core import machine
@@ -67,7 +65,7 @@ def run_benchmark(
     speed = speed or SpeedOptions()
     _check(subjects, suites)
     if compared is not None:
-        check_comparable(*compared, suites)
+        shared_suites(*compared, suites)
     placements = tuple(placement_rows(subjects))
     before, started = machine.state(), time.perf_counter()
     logits, local_logits = predict_suites(subjects, suites)
@@ -80,19 +78,23 @@ def run_benchmark(
         "devices": device_facts(subjects, local_logits),
     }
     latency_s = time.perf_counter() - started - accuracy_s
-    scores = score(subjects, suites, logits)
     samples = {subject.who: timings.parts[subject.key] for subject in subjects}
+    comparisons: tuple[Comparison, ...] = ()
+    if compared is not None:
+        first, second = (timings.parts[one.key] for one in compared)
+        quality = [row.timing for one in compared for row in timings.rows if row.who == one.who]
+        load = load_of(environment, HERE)
+        comparisons = (compare(compared, suites, logits, (first, second), quality, load),)
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=speed.quick,
         notes=(),
         suites=tuple(suite_row(suite) for suite in suites),
-        **scores,
+        **score(subjects, suites, logits),
         gains=tuple(gain_rows(subjects, suites, logits, (context or {}).get("runs", ()))),
         latency=timings.rows,
         throughput=throughput,
-        comparisons=_comparisons(compared, suites, logits, timings, environment),
-        speed=speed_rows(scores["summary"], timings.rows, samples, environment),
+        comparisons=comparisons,
         placements=placements,
         protocol={
             "latency": asdict(stopwatch.QUICK if speed.quick else stopwatch.FULL),
@@ -106,27 +108,13 @@ def run_benchmark(
         environment=environment,
         folder=out,
     )
+    speeds = speed_rows(report.exported_latency, samples, environment)
+    report = report.model_copy(update={"speed": speeds})
     judged = {"notes": tuple(notes(report)), "gates": evaluate(gates, report)}
     report = report.model_copy(update=judged)
     predictions = _predictions(subjects, suites, logits)
     write_report(report, predictions, timings.arrays(subjects), suites if examples else ())
     return report
-
-
-def _comparisons(
-    compared: tuple[Subject, Subject] | None,
-    suites: Sequence[Suite],
-    logits: Logits,
-    timings: Timings,
-    environment: Mapping[str, Any],
-) -> tuple[Comparison, ...]:
-    if compared is None:
-        return ()
-    row_of = {row.who: row for row in timings.rows}
-    first, second = (timings.parts[one.key] for one in compared)
-    quality = [row_of[one.who].timing for one in compared]
-    load = load_of(environment, HERE)
-    return (compare(compared, suites, logits, (first, second), quality, load),)
 
 
 def _check(subjects: Sequence[Subject], suites: Sequence[Suite]) -> None:
@@ -138,11 +126,8 @@ def _check(subjects: Sequence[Subject], suites: Sequence[Suite]) -> None:
             f"There are no images to measure on in {empty}.", "Check the data and its split."
         )
     names = [f"{subject.run}/{subject.name}" for subject in subjects]
-    for name in names:
-        if names.count(name) > 1:
-            raise EdgekdError(
-                f"{name} is to be measured twice.", "Name each run and artifact once."
-            )
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise EdgekdError(f"{twice} is to be measured twice.", "Name each run and artifact once.")
     for subject in subjects:
         if not any(suite.holds(subject) for suite in suites):
             raise EdgekdError(

@@ -1,59 +1,51 @@
-"""Paired comparisons on the same images: two files, a file and its torch student, one run and another."""
+"""Paired comparisons: two files measured in turns, every two files of a run, one run and another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.evaluate.statistics import mcnemar_p, paired_interval
-from edgekd.benchmark.results.rows import Difference
-from edgekd.benchmark.results.schema import Cause, Comparison, GainRow, SuiteComparison, Where
+from edgekd.benchmark.evaluate.statistics import difference
+from edgekd.benchmark.results.rows import LatencyRow
+from edgekd.benchmark.results.schema import (
+    Cause,
+    Comparison,
+    GainRow,
+    SpeedRow,
+    SuiteComparison,
+    Where,
+    load_of,
+)
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.timing.intervals import ratio_interval
+from edgekd.targets.timing.intervals import interval_of, percentile_draws, ratio_interval
 from edgekd.targets.timing.speed import Timing, reason_to_withhold, turns_of
-from edgekd.targets.timing.stopwatch import LatencySamples
+from edgekd.targets.timing.stopwatch import LatencySamples, joined
 
-Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
-"""Which images of a suite the first and the second model classify correctly, bool `[n]` each."""
 BASELINES = ("erm", "lp-ft")
 """Recipes without a teacher."""
 _APART = ("val", "corruption", "vocabulary", "unknown")
 
 
-def difference(pairs: Sequence[Pair]) -> Difference:
-    """Return accuracy of the first minus that of the second: mean over suites, paired interval, McNemar over all."""
-    return Difference(
-        value=float(np.mean([first.mean() - second.mean() for first, second in pairs])),
-        ci95=paired_interval(pairs),
-        mcnemar_p=mcnemar_p(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
-    )
-
-
-def check_comparable(first: Subject, second: Subject, suites: Sequence[Suite]) -> None:
-    """Check that two artifacts are measured on common images.
+def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
+    """Return the positions of the suites on which both accuracies are compared.
 
     Raises:
-        EdgekdError: they have none, since their runs were split differently.
+        EdgekdError: there are none, since their runs were split differently.
     """
-    if not shared_suites(first, second, suites):
-        raise EdgekdError(
-            f"{first.run}/{first.name} and {second.run}/{second.name} have no test images in common.",
-            "Their runs were split differently: give images that neither trained on with --ood NAME=DIR.",
-        )
-
-
-def shared_suites(first: Subject, second: Subject, suites: Sequence[Suite]) -> list[int]:
-    """Return the positions of the suites on which both accuracies are compared."""
-    return [
+    shared = [
         number
         for number, suite in enumerate(suites)
         if suite.holds(first) and suite.holds(second) and suite.kind not in _APART
     ]
+    if not shared:
+        raise EdgekdError(
+            f"{first.run}/{first.name} and {second.run}/{second.name} have no test images in common.",
+            "Their runs were split differently: give images that neither trained on with --ood NAME=DIR.",
+        )
+    return shared
 
 
 def compare(
@@ -74,6 +66,21 @@ def compare(
     first, second = pair
     turns, p50 = turns_of(*samples)
     ci95 = ratio_interval(*turns)
+    accuracy = []
+    for number in shared_suites(first, second, suites):
+        labels = suites[number].labels
+        own, other = logits[first.key, number], logits[second.key, number]
+        correct = metrics.correct(own, labels), metrics.correct(other, labels)
+        accuracy.append(
+            SuiteComparison(
+                suite=suites[number].name,
+                n=len(labels),
+                a=float(correct[0].mean()),
+                b=float(correct[1].mean()),
+                agreement=metrics.agreement(own, other),
+                **difference([correct]).model_dump(),
+            )
+        )
     return Comparison(
         a_run=first.run,
         a=first.name,
@@ -86,23 +93,37 @@ def compare(
         withheld=reason_to_withhold(timings, ci95, load),
         turns=len(turns[0]),
         processes=len(samples[0]),
-        accuracy=tuple(
-            _on(suites[number], logits[first.key, number], logits[second.key, number])
-            for number in shared_suites(first, second, suites)
-        ),
+        accuracy=tuple(accuracy),
     )
 
 
-def _on(suite: Suite, first: NDArray[np.float32], second: NDArray[np.float32]) -> SuiteComparison:
-    pair = metrics.correct(first, suite.labels), metrics.correct(second, suite.labels)
-    return SuiteComparison(
-        suite=suite.name,
-        n=len(suite.labels),
-        a=float(pair[0].mean()),
-        b=float(pair[1].mean()),
-        agreement=metrics.agreement(first, second),
-        **difference([pair]).model_dump(),
-    )
+def speed_rows(
+    rows: Sequence[LatencyRow],
+    parts: Mapping[tuple[str, str], Sequence[LatencySamples]],
+    environment: Mapping[str, Any],
+) -> tuple[SpeedRow, ...]:
+    """Compare the latencies of every pair of exported files of one run on one device.
+
+    Args:
+        rows: of exported files.
+        parts: (run, subject) → the samples of each process.
+    """
+    draws = {
+        row.who: percentile_draws(*joined(parts[row.who]), (50,), seed=seed)[:, 0]
+        for seed, row in enumerate(rows)
+    }
+    result = []
+    for a, b in combinations(rows, 2):
+        if (a.run, a.device) == (b.run, b.device):
+            ci95 = interval_of(draws[a.who] / draws[b.who])
+            load = load_of(environment, a.device)
+            result.append(
+                SpeedRow(
+                    a_run=a.run, a=a.subject, b_run=b.run, b=b.subject, device=a.device, ratio=a.p50_ms / b.p50_ms,
+                    ci95=ci95, withheld=reason_to_withhold((a.timing, b.timing), ci95, load),
+                )
+            )  # fmt: skip
+    return tuple(result)
 
 
 def gain_rows(
@@ -119,14 +140,14 @@ def gain_rows(
     Args:
         runs: facts of each run: `name`, `recipe`, and `unlabelled` where unlabelled images took part in training.
     """
-    of: dict[str, dict[str, Subject]] = {subject.run: {} for subject in subjects}
+    students: dict[str, dict[str, Subject]] = {subject.run: {} for subject in subjects}
     for subject in subjects:
         if subject.kind != "teacher":
-            of[subject.run][subject.name] = subject
-    for run, base, cause in _bases([facts for facts in runs if facts["name"] in of]):
-        for name in of[run]:
-            if name in of[base]:
-                yield from _gains(of[run][name], of[base][name], cause, suites, logits)
+            students[subject.run][subject.name] = subject
+    for run, base, cause in _bases([facts for facts in runs if facts["name"] in students]):
+        for name, subject in students[run].items():
+            if name in students[base]:
+                yield from _gains(subject, students[base][name], cause, suites, logits)
 
 
 def _bases(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, Cause]]:
@@ -161,8 +182,6 @@ def _gains(
             for n, suite in enumerate(suites)
             if suite.holds(subject) and kinds[n] == where and _content(suite) in bases
         ]
-        if not shared:
-            continue
         pairs = [
             (
                 metrics.correct(logits[subject.key, number], suites[number].labels),
@@ -170,16 +189,17 @@ def _gains(
             )
             for number, other in shared
         ]
-        yield GainRow(
-            run=subject.run,
-            subject=subject.name,
-            base_run=base.run,
-            cause=cause,
-            where=where,
-            suites=tuple(suites[number].name for number, _ in shared),
-            n=sum(len(suites[number].indices) for number, _ in shared),
-            gain=difference(pairs),
-        )
+        if pairs:
+            yield GainRow(
+                run=subject.run,
+                subject=subject.name,
+                base_run=base.run,
+                cause=cause,
+                where=where,
+                suites=tuple(suites[number].name for number, _ in shared),
+                n=sum(len(suites[number].indices) for number, _ in shared),
+                gain=difference(pairs),
+            )
 
 
 def _content(suite: Suite) -> tuple[object, ...]:

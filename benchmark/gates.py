@@ -45,22 +45,18 @@ _ROWS: dict[str, type[BaseModel]] = {
     "corruptions": CorruptionRow,
 }
 """Field of the report with one row per artifact → class of its rows."""
-_ALONE = {key: metric for row in _ROWS.values() for key, metric in _gated(row).items()}
-_DROPS = {f"{key}_drop": key for key in ("id", "ood_avg", "ood_worst", "adapted_avg")}
-METRICS = (*_ALONE, *_DROPS, "unknown_auroc_worst")
-"""Names that stand alone."""
 _AUROC = metrics_of(DetectionRow)["auroc"]
+_ALONE = {key: metric for row in _ROWS.values() for key, metric in _gated(row).items()}
+_ALONE["unknown_auroc_worst"] = _AUROC
+_DROPS = {f"{key}_drop": key for key in ("id", "ood_avg", "ood_worst", "adapted_avg")}
+METRICS = (*_ALONE, *_DROPS)
+"""Names that stand alone."""
 _UNKNOWN = {
     f"{key}{score}": metric for score in ("", "_mls") for key, metric in _gated(DetectionRow).items()
 } | {"confidence": metrics_of(UnknownRow)["confidence"], "auroc_drop": _AUROC, "auroc_drop_mls": _AUROC}  # fmt: skip
 _OF_SUITE = _gated(AccuracyRow) | {"drop": metrics_of(AccuracyRow)["top1"]}
 SUITE_METRICS = (*_OF_SUITE, *_UNKNOWN)
 """Names that take a suite: `top1[ood:sketch]`."""
-_UNITS = {
-    name: metric
-    for name, metric in (_ALONE | _OF_SUITE | _UNKNOWN | {"unknown_auroc_worst": _AUROC}).items()
-    if "drop" not in name
-}
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,8 @@ def parse_gate(expression: str) -> Gate:
             "Write a plain number, no unit.",
         )
     gate = Gate(expression.strip(), metric, suite, cast(Operator, sign), limit)
-    is_share = metric in _UNITS and _UNITS[metric].unit == "%"
+    known_metric = (_ALONE | _OF_SUITE | _UNKNOWN).get(metric)
+    is_share = known_metric is not None and known_metric.unit == "%" and "drop" not in metric
     if is_share and sign in (">=", ">") and 0 < limit <= 1:
         raise EdgekdError(
             f'The gate "{expression}" would let everything pass: {metric} is in percent.',
@@ -130,31 +127,30 @@ def parse_gates(expressions: Iterable[str]) -> list[Gate]:
     return list({gate.expression: gate for gate in map(parse_gate, expressions)}.values())
 
 
+Value = tuple[float | None, str | None]
+"""A number in the unit of gates, or None and the reason."""
+
+
 def evaluate(gates: Sequence[Gate], report: Report) -> tuple[GateRow, ...]:
     """Return every gate on every artifact of the report, in the order of the gates."""
     artifacts = [(row, _values(row, report)) for row in report.exported]
     rows = []
     for gate in gates:
-        for artifact, values in artifacts:
-            value = values.get(gate.name) or (None, _unmeasured(gate, artifact, report))
-            rows.append(_row(gate, artifact.run, artifact.subject, *value))
-        if not artifacts:
-            rows.append(_row(gate, None, None, None, "no artifact was measured"))
+        judged: list[tuple[str | None, str | None, Value]] = [
+            (row.run, row.subject, values.get(gate.name) or (None, _unmeasured(gate, row, report)))
+            for row, values in artifacts
+        ]
+        for run, subject, (value, reason) in judged or [
+            (None, None, (None, "no artifact was measured"))
+        ]:
+            passed = value is not None and bool(_COMPARE[gate.operator](value, gate.limit))
+            rows.append(
+                GateRow(
+                    expression=gate.expression, run=run, subject=subject, metric=gate.name, operator=gate.operator,
+                    limit=gate.limit, value=value, passed=passed, reason=reason,
+                )
+            )  # fmt: skip
     return tuple(rows)
-
-
-Value = tuple[float | None, str | None]
-"""A number in the unit of gates, or None and the reason."""
-
-
-def _row(
-    gate: Gate, run: str | None, subject: str | None, value: float | None, reason: str | None
-) -> GateRow:
-    passed = value is not None and bool(_COMPARE[gate.operator](value, gate.limit))
-    return GateRow(
-        expression=gate.expression, run=run, subject=subject, metric=gate.name, operator=gate.operator,
-        limit=gate.limit, value=value, passed=passed, reason=reason,
-    )  # fmt: skip
 
 
 def _value(metric: Metric, value: float | None, missing: str = "") -> Value:
@@ -163,33 +159,33 @@ def _value(metric: Metric, value: float | None, missing: str = "") -> Value:
 
 def _values(artifact: SummaryRow, report: Report) -> dict[str, Value]:
     """Return everything that a gate can compare of one artifact, by `Gate.name`."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
+    absent = metrics_of(CorruptionRow)["robust_accuracy"].missing
     for field, kind in _ROWS.items():
         rows = of(getattr(report, field), artifact)
-        absent = metrics_of(CorruptionRow)["robust_accuracy"].missing
         for key, metric in _gated(kind).items():
-            found[key] = _value(metric, getattr(rows[0], key)) if rows else (None, absent)
+            values[key] = _value(metric, getattr(rows[0], key)) if rows else (None, absent)
     torch = next((r for r in report.summary if (r.run, r.kind) == (artifact.run, "torch")), None)
     for name, key in _DROPS.items():
         before, after = getattr(torch, key, None), getattr(artifact, key)
         lost = None if before is None or after is None else before - after
-        found[name] = _value(_ALONE[key], lost, "" if torch else _NO_TORCH)
+        values[name] = _value(_ALONE[key], lost, "" if torch else _NO_TORCH)
     torch_top1 = {row.suite: row.top1 for row in of(report.accuracy, torch)} if torch else {}
     for row in of(report.accuracy, artifact):
         for key, metric in _gated(AccuracyRow).items():
-            found[f"{key}[{row.suite}]"] = _value(metric, getattr(row, key))
+            values[f"{key}[{row.suite}]"] = _value(metric, getattr(row, key))
         lost = torch_top1[row.suite] - row.top1 if row.suite in torch_top1 else None
-        found[f"drop[{row.suite}]"] = _value(_OF_SUITE["drop"], lost, _NO_TORCH)
+        values[f"drop[{row.suite}]"] = _value(_OF_SUITE["drop"], lost, _NO_TORCH)
     unknown = of(report.unknowns, artifact)
     for one in unknown:
-        found[f"confidence[{one.suite}]"] = _value(_UNKNOWN["confidence"], one.confidence)
+        values[f"confidence[{one.suite}]"] = _value(_UNKNOWN["confidence"], one.confidence)
         for score, detection in (("", one.msp), ("_mls", one.mls)):
             for key, metric in _gated(DetectionRow).items():
-                found[f"{key}{score}[{one.suite}]"] = _value(metric, getattr(detection, key))
+                values[f"{key}{score}[{one.suite}]"] = _value(metric, getattr(detection, key))
             cost = detection.auroc_cost.value if detection.auroc_cost else None
-            found[f"auroc_drop{score}[{one.suite}]"] = _value(_AUROC, cost, _NO_TORCH)
+            values[f"auroc_drop{score}[{one.suite}]"] = _value(_AUROC, cost, _NO_TORCH)
     lowest = min((one.msp.auroc for one in unknown), default=None)
-    return found | {"unknown_auroc_worst": _value(_AUROC, lowest, _NO_UNKNOWN)}
+    return values | {"unknown_auroc_worst": _value(_AUROC, lowest, _NO_UNKNOWN)}
 
 
 def _unmeasured(gate: Gate, artifact: SummaryRow, report: Report) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from edgekd.benchmark.compare import gain_rows
 from edgekd.benchmark.evaluate.scores import score
@@ -46,58 +45,46 @@ def rescore(folder: Path) -> Report:
         row.model_copy(update={name: getattr(stored, name) for name in _NOT_PREDICTED})
         for row, stored in zip(scores["summary"], report.summary, strict=True)
     )
-    runs = report.context.get("runs", ())
-    gains = tuple(gain_rows(subjects, suites, logits, runs))
-    stored = {"own_metrics": report.own_metrics}
-    return report.model_copy(update=scores | {"gains": gains} | stored)
+    gains = tuple(gain_rows(subjects, suites, logits, report.context.get("runs", ())))
+    kept = {"gains": gains, "own_metrics": report.own_metrics}
+    return report.model_copy(update=scores | kept)
 
 
 def _suite(row: SuiteRow, raw: RawResults) -> Suite:
     name, report = row.suite if row.run is None else f"{row.run}/{row.suite}", raw.report
-    labels, domain_of = (
-        raw.array(f"{what}/{name}").astype(np.int64) for what in ("labels", "domains")
-    )
-    ids, classes = (
-        tuple(printable(str(one)) for one in raw.array(f"{what}/{name}"))
-        for what in ("ids", "classes")
-    )
-    images = ImageSet(
-        row.data, classes, row.domains, labels, domain_of, ids, ids, None, _unreadable
-    )
-    texture = raw.predictions.get(f"texture/{name}")
-    found = Suite(
-        row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks, texture
-    )
+    labels, domain_of = (raw.array(f"{w}/{name}").astype(np.int64) for w in ("labels", "domains"))
+    ids, classes = (tuple(map(printable, map(str, raw.array(f"{w}/{name}")))) for w in ("ids", "classes"))  # fmt: skip
+    images = ImageSet(row.data, classes, row.domains, labels, domain_of, ids, ids, None, _refuse)
+    stored = Suite(
+        row.suite, images, np.arange(len(labels)), row.run, row.family, row.remarks,
+        raw.predictions.get(f"texture/{name}"),
+    )  # fmt: skip
     inside = next((one.inside for one in report.unknowns if one.suite == row.suite), None)
     base = next((one.base for one in report.vocabularies if one.suite == row.suite), None)
     if inside is not None:
-        return replace(found, base=inside)
-    return found if base is None else replace(found, variant=row.suite, base=base)
+        return replace(stored, base=inside)
+    return stored if base is None else replace(stored, variant=row.suite, base=base)
 
 
 def _subject(row: SummaryRow, report: Report, suites: list[Suite]) -> Subject:
-    has_variant = {
-        one.suite for one in report.vocabularies if one.who == row.who and one.reason is None
-    }
+    changed = {one.suite for one in report.vocabularies if one.who == row.who and not one.reason}
     return Subject(
-        row.subject,
-        row.run,
-        row.kind,
-        row.precision,
-        Preprocess.model_validate(report.protocol["preprocess"][row.preprocess]),
-        _unusable,
-        next(suite.images.classes for suite in suites if suite.variant is None),
+        name=row.subject,
+        run=row.run,
+        kind=row.kind,
+        precision=row.precision,
+        preprocess=Preprocess.model_validate(report.protocol["preprocess"][row.preprocess]),
+        predict=_refuse,
+        classes=next(suite.images.classes for suite in suites if suite.variant is None),
         variants={
-            suite.name: (_unusable, suite.images.classes)
+            suite.name: (_refuse, suite.images.classes)
             for suite in suites
-            if suite.variant and suite.name in has_variant
+            if suite.variant and suite.name in changed
         },
     )
 
 
-def _unreadable(index: int) -> Image.Image:
-    raise EdgekdError("A stored report keeps no images.", "Load the data to see them.")
-
-
-def _unusable(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    raise EdgekdError("A stored report keeps no models.", "Run edgekd benchmark to run them again.")
+def _refuse(_: Any) -> Any:
+    raise EdgekdError(
+        "A stored report keeps no images and no models.", "Run edgekd benchmark to run them again."
+    )

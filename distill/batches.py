@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -28,6 +28,7 @@ from edgekd.core.files import cache_folder, replacing, short_hash
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import map_array
 from edgekd.data.image_set import ImageSet, JoinedReader
+from edgekd.distill.mixing import Mixing
 from edgekd.distill.views import Augmentation, Restyle, ViewParams, restyle_params, view_params
 
 MAX_BYTES = 8 * 2**30
@@ -287,6 +288,10 @@ class RawBatch:
     """For an online teacher: uint8 `[b, S', S', 3]`."""
     restyle: Restyle | None = None
     """How the views are restyled."""
+    partner: RawBatch | None = None
+    """The images that are mixed in, one for each."""
+    own: Tensor | None = None
+    """Part of the own image at every pixel, float32 `[b, 1, S, S]` in 0–1, where there is a partner."""
 
 
 @dataclass(frozen=True)
@@ -306,12 +311,22 @@ class BatchSource:
     teacher_store: PixelStore | None = None
     rank: int = 0
     world: int = 1
+    mixing: Mixing | None = None
 
     def __call__(self, step: int) -> RawBatch:
         """Return this process's share of the batch of a step."""
-        images = self.store.images
-        drawn, drawn_before = self.sampler.step(step)
-        indices, visits = (part[self.rank :: self.world] for part in (drawn, drawn_before))
+        drawn = self.sampler.step(step)
+        places = np.arange(self.rank, len(drawn[0]), self.world)
+        raw = self._share(drawn, places)
+        if self.mixing is None:
+            return raw
+        partners, own = self.mixing.draw(step, len(drawn[0]))
+        return replace(raw, partner=self._share(drawn, partners[places]), own=own[places])
+
+    def _share(self, batch: Drawn, rows: NDArray[np.int64]) -> RawBatch:
+        """Return the images at `rows` of a global batch."""
+        images, drawn = self.store.images, batch[0]
+        indices, visits = (part[rows] for part in batch)
         # An image starts its round of views at its own place, so that one batch holds all kinds.
         views = visits if self.views is None else (visits + indices) % self.views[indices]
         keys, numbers = [images.keys[i] for i in indices], views.tolist()

@@ -97,14 +97,21 @@ class Checkpoint:
         self.request = StopRequest()
         """Whether to stop; signals reach it while it is entered."""
         self.done = 0
-        """Steps before this process started."""
+        """Steps that the last checkpoint has."""
         self.best_accuracy = -1.0
         self.best_step = 0
+        self.stale = 0
+        """Evaluations since the best one."""
         self.seconds_before = 0.0
         self.speed_before: Speed = (0, 0.0, 0.0)
         self._fabric, self._config, self._command = fabric, config, command
         self._saved_at = time.monotonic()
         self._loaded: dict[str, Any] = {}
+
+    @property
+    def patience_over(self) -> bool:
+        """Whether source validation has not been better for `patience` evaluations."""
+        return self._config.patience is not None and self.stale >= self._config.patience
 
     def due(self, done: int) -> tuple[bool, bool]:
         """Return whether a checkpoint is due after `done` steps, and whether to stop; alike on all processes."""
@@ -143,8 +150,10 @@ class Checkpoint:
                 "seconds": self.seconds_before + progress.seconds,
                 "speed": progress.speed(),
                 "best": (self.best_accuracy, self.best_step),
+                "stale": self.stale,
             }
             _write_torch(self.path, state)
+        self.done = done
         self._saved_at = time.monotonic()
         self._fabric.barrier()
 
@@ -161,6 +170,7 @@ class Checkpoint:
             self.seconds_before = float(self._loaded["seconds"])
             self.speed_before = self._loaded["speed"]
             self.best_accuracy, self.best_step = self._loaded["best"]
+            self.stale = int(self._loaded.get("stale", 0))
             self.done = int(self._loaded["done"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise EdgekdError(
@@ -182,11 +192,16 @@ class Checkpoint:
         if self._fabric.is_global_zero:
             accuracy = task.accuracy(average.module)
             progress.evaluated(done, accuracy)
+            self.stale += 1
             if accuracy > self.best_accuracy:
-                self.best_accuracy, self.best_step = accuracy, done
+                self.best_accuracy, self.best_step, self.stale = accuracy, done, 0
                 if self._config.select == "best":
                     _write_torch(self.best_path, average.module.state_dict())
-        self._fabric.barrier()
+        self.stale = self._fabric.broadcast(self.stale)
+        if self.patience_over:
+            say(
+                f"source validation has not been better for {self.stale} evaluations: stopping after step {done}"
+            )
 
     def remove(self) -> None:
         """Remove the files of a finished run."""

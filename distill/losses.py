@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import (
     cosine_similarity,
     cross_entropy,
@@ -56,6 +56,14 @@ class Batch:
     """`[B, …]` of this process → the rows of all processes, through which gradients flow back."""
     first: int = 0
     """Where this process's rows begin in what `gather` returns."""
+    smoothing: float = 0.0
+    """Label smoothing of cross-entropies with the label."""
+    class_weights: Tensor = UNSET
+    """Factor on cross-entropies with the label, by class, float `[C]`."""
+    partner: Batch | None = None
+    """Of mixed images: the same output with the targets of the images mixed in."""
+    own: Tensor = UNSET
+    """Of mixed images: the part that is not the partner's, float `[B]` in 0–1."""
 
     def teacher_logits(self) -> Tensor:
         """Return the teacher's zero-shot logits `logit_scale · cos(t, T)`, float `[B, C]`."""
@@ -79,7 +87,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 def ce(batch: Batch) -> Tensor:
     """Cross-entropy of the linear head with the label."""
-    return cross_entropy(batch.logits, batch.labels, reduction="none")
+    return _label_ce(batch, batch.logits)
 
 
 def logit_kd(batch: Batch, temperature: float = 4.0) -> Tensor:
@@ -104,7 +112,17 @@ def cos_text(batch: Batch) -> Tensor:
 
 def text_ce(batch: Batch, tau: float = 0.07) -> Tensor:
     """Cross-entropy of `cos(ŝ, T)/τ` with the label (Li et al.'s L_cls)."""
-    return cross_entropy(unit(batch.embedding) @ batch.bank.T / tau, batch.labels, reduction="none")
+    return _label_ce(batch, unit(batch.embedding) @ batch.bank.T / tau)
+
+
+def _label_ce(batch: Batch, scores: Tensor) -> Tensor:
+    return cross_entropy(
+        scores,
+        batch.labels,
+        batch.class_weights,
+        reduction="none",
+        label_smoothing=batch.smoothing,
+    )
 
 
 def feat_mse(batch: Batch, normed: bool = False) -> Tensor:
@@ -242,44 +260,6 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     return kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
 
 
-class VisualBank(nn.Module):
-    """One visual prototype per text, moved by language-guided knowledge aggregation (LGKA; Li et al., T-MM 2024).
-
-    An image belongs to the text nearest to the teacher's embedding of it, `c_i = argmax_c t̂_i · T_c`; no label is used.
-    Per text in the batch, `m_c = mean t̂_i`; the first time `V_c ← m_c`, later `V_c ← μ V_c + (1 − μ) m_c`. Texts not
-    met yet hold a random unit vector. Prototypes are not normalised again.
-
-    Args:
-        texts: the text bank `T`, unit rows, float `[C, D]`.
-        momentum: μ; the published script has 0.999.
-    """
-
-    texts: Tensor
-    vectors: Tensor
-    seen: Tensor
-
-    def __init__(self, texts: Tensor, momentum: float = 0.999, seed: int = 0) -> None:
-        super().__init__()
-        self.momentum = momentum
-        noise = torch.randn(texts.shape, generator=torch.Generator().manual_seed(seed))
-        self.register_buffer("texts", texts, persistent=False)
-        self.register_buffer("vectors", normalize(noise, dim=-1))
-        self.register_buffer("seen", torch.zeros(len(texts), dtype=torch.bool))
-
-    @torch.no_grad()
-    def update(self, teacher: Tensor) -> None:
-        """Aggregate the teacher's image embeddings of a whole global batch, float `[B, D]`, in one step."""
-        embeddings = unit(teacher)
-        nearest = (embeddings @ self.texts.T).argmax(dim=-1)  # [B]
-        counts = torch.bincount(nearest, minlength=len(self.texts))  # [C]
-        sums = torch.zeros_like(self.vectors).index_add_(0, nearest, embeddings)
-        means = sums / counts.clamp(min=1)[:, None]
-        moved = torch.lerp(means, self.vectors, self.momentum)
-        moved = torch.where(self.seen[:, None], moved, means)
-        self.vectors.copy_(torch.where((counts > 0)[:, None], moved, self.vectors))
-        self.seen |= counts > 0
-
-
 @dataclass(frozen=True)
 class TermInfo:
     """A term and the batch fields it cannot do without."""
@@ -356,7 +336,8 @@ def objective(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the weighted loss and each term's own value.
 
-    Terms that use labels are means over the labelled images, the others over all.
+    Terms that use labels are means over the labelled images, the others over all. A mixed image's loss is
+    `λ · loss with its own targets + (1 − λ) · loss with its partner's`, for every term.
 
     Args:
         terms: term name → weight, numbers, mask and confidence.
@@ -370,19 +351,29 @@ def objective(
     """
     loss = batch.labels.new_zeros((), dtype=torch.float32)
     values = {}
-    labelled = batch.labels >= 0
-    # Rows without a label compute with class 0 where a term indexes by label, and do not count there.
-    safe = dataclasses.replace(batch, labels=batch.labels.clamp(min=0))
     for name, spec in terms.items():
-        per_image = TERMS[name].function(safe, **spec.params).float()  # [B]
-        mask = MASKS[spec.mask](batch) if spec.mask else torch.ones_like(labelled)
-        if uses_labels(name, spec):
-            mask = mask & labelled
-        if spec.confidence:
-            per_image = per_image * CONFIDENCES[spec.confidence](safe)
-        # where() and not a product: a NaN in an image that does not count must not reach the sum.
-        counted = torch.where(mask, per_image, 0.0).sum()
-        value = processes * counted / total(mask.sum()).clamp(min=1)
+        value = processes * _mean(batch, batch.own, name, spec, total)
+        if batch.partner is not None:
+            value = value + processes * _mean(batch.partner, 1 - batch.own, name, spec, total)
         loss = loss + spec.weight * value
         values[name] = value.detach()
     return loss, values
+
+
+def _mean(
+    batch: Batch, part: Tensor | None, name: str, spec: TermSpec, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return this process's share of a term's mean over the global batch; `part` `[B]` weights the images."""
+    labelled = batch.labels >= 0
+    # Rows without a label compute with class 0 where a term indexes by label, and do not count there.
+    safe = dataclasses.replace(batch, labels=batch.labels.clamp(min=0))
+    per_image = TERMS[name].function(safe, **spec.params).float()  # [B]
+    mask = MASKS[spec.mask](batch) if spec.mask else torch.ones_like(labelled)
+    if uses_labels(name, spec):
+        mask = mask & labelled
+    if spec.confidence:
+        per_image = per_image * CONFIDENCES[spec.confidence](safe)
+    if part is not None:
+        per_image = per_image * part
+    # where() and not a product: a NaN in an image that does not count must not reach the sum.
+    return torch.where(mask, per_image, 0.0).sum() / total(mask.sum()).clamp(min=1)

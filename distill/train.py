@@ -135,7 +135,8 @@ def fit(
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
         # The student's views, float [b, 3, S, S] in 0–1, are made ahead too, beside the step before.
-        batches = Prefetcher(partial(_with_views, task), range(start, span.stop))
+        stop = start if checkpoint.patience_over else span.stop
+        batches = Prefetcher(partial(_with_views, task), range(start, stop))
         done, stopping = start, False
         for step, (raw, views) in batches:
             # Mode and learning rate of this step.
@@ -177,10 +178,10 @@ def fit(
             due, stopping = checkpoint.due(done)
             if due and done < span.stop:
                 checkpoint.save(done, task, average, raw_optimizer, progress)
-            if stopping:
+            if stopping or checkpoint.patience_over:
                 break
         # The end of a stage is a checkpoint: the next stage needs the weights and nothing else.
-        if start < done == span.stop:
+        if start < done and (done == span.stop or checkpoint.patience_over):
             kept, state = (average, raw_optimizer) if final else (None, None)
             checkpoint.save(done, task, kept, state, progress)
         if stopping:

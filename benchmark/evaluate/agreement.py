@@ -1,4 +1,4 @@
-"""Agreement of student and teacher beyond their accuracies; embeddings in, numbers out, numpy only.
+"""Agreement of student and teacher beyond their accuracies; embeddings in, numbers out.
 
 `M_rel`, `M_neigh` and `M_vlalign` are those of Li et al. (ICCV 2023). All distances are between unit vectors, where
 `‖a − b‖² = 2 − 2cos`, so nearest means largest cosine.
@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.floating]
+_ROWS = 512
+"""Images that are compared with all others at once, so that memory stays small."""
 
 
 def unit_rows(vectors: Vectors) -> NDArray[np.float32]:
@@ -24,19 +24,17 @@ def unit_rows(vectors: Vectors) -> NDArray[np.float32]:
 def recall_at(student: Vectors, teacher: Vectors, k: int) -> float:
     """Return the share of images, 0–1, whose own teacher embedding is among the `k` nearest to their student embedding.
 
+    At 1 it is `M_rel`.
+
     Args:
         student: `[N, D]`. teacher: `[N, D]`, row i of the same image.
     """
-    hits = 0
-    for rows, cosines in _cosines(student, teacher):
-        own = cosines[np.arange(len(rows)), rows]
-        hits += int(((cosines > own[:, None]).sum(axis=1) < k).sum())
+    hits, images, targets = 0, unit_rows(student), unit_rows(teacher)
+    for start in range(0, len(images), _ROWS):
+        cosines = images[start : start + _ROWS] @ targets.T
+        own = np.diagonal(cosines, start)[:, None]
+        hits += int(((cosines > own).sum(axis=1) < k).sum())
     return hits / max(1, len(student))
-
-
-def m_rel(student: Vectors, teacher: Vectors) -> float:
-    """Return `M_rel`: the student's nearest teacher embedding is the own one. 0–1, higher is better; recall at 1."""
-    return recall_at(student, teacher, 1)
 
 
 def m_neigh(student: Vectors, teacher: Vectors, k: int) -> float:
@@ -44,17 +42,14 @@ def m_neigh(student: Vectors, teacher: Vectors, k: int) -> float:
 
     Neighbours are other images: an image itself is always its own nearest and does not count.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     k = min(k, len(student) - 1)
     if k < 1:
         return float("nan")
-    shared = 0
-    for (rows, ours), (_, theirs) in zip(
-        _cosines(student, student), _cosines(teacher, teacher), strict=True
-    ):
-        for cosines in (ours, theirs):
-            cosines[np.arange(len(rows)), rows] = -np.inf
-        best = [np.argpartition(-cosines, k - 1, axis=1)[:, :k] for cosines in (ours, theirs)]
-        shared += sum(len(np.intersect1d(a, b)) for a, b in zip(*best, strict=True))
+    fitted = (NearestNeighbors(n_neighbors=k, metric="cosine").fit(v) for v in (student, teacher))
+    nearest = (one.kneighbors(return_distance=False) for one in fitted)  # [N, k] each
+    shared = sum(len(np.intersect1d(a, b)) for a, b in zip(*nearest, strict=True))
     return shared / (k * len(student))
 
 
@@ -82,13 +77,3 @@ def angle_degrees(student: Vectors, teacher: Vectors) -> float:
 def squared_distance(student: Vectors, teacher: Vectors) -> float:
     """Return the mean `‖ŝ − t̂‖²`, 0–4."""
     return float(np.square(unit_rows(student) - unit_rows(teacher)).sum(axis=1).mean())
-
-
-def _cosines(
-    a: Vectors, b: Vectors, rows: int = 512
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield row numbers and their cosines `[rows, len(b)]`, some rows at a time so that memory stays small."""
-    ours, theirs = unit_rows(a), unit_rows(b)
-    for start in range(0, len(ours), rows):
-        part = ours[start : start + rows]
-        yield np.arange(start, start + len(part)), part @ theirs.T

@@ -27,16 +27,15 @@ def predict_suites(subjects: Sequence[Subject], suites: Sequence[Suite]) -> tupl
     local: Logits = {}
     for number, suite in enumerate(suites):
         models = {one.key: one for one in subjects if suite.holds(one)}
-        if not models:
-            continue
-        if suite.corruption is None or suite.corruption[1] == 1:
-            severities = suite.corruption is not None
-            name = suite.name.replace(":1", " at severities 1–5") if severities else suite.name
+        if models and (suite.corruption is None or suite.corruption[1] == 1):
+            name = suite.name
+            if suite.corruption is not None:
+                name = name.replace(":1", " at severities 1–5")
             where = name if suite.run is None else f"{name} of {suite.run}"
             say(f"accuracy on {where}: {len(suite.indices)} images, {len(models)} models")
         able = [one for one in models.values() if one.here]
-        for one, found in zip(able, predict_suite(able, suite) if able else (), strict=True):
-            (logits if one.measured is None else local)[one.key, number] = found
+        for one, result in zip(able, predict_suite(able, suite) if able else (), strict=True):
+            (logits if one.measured is None else local)[one.key, number] = result
         for one in models.values():
             if one.measured is not None:
                 logits[one.key, number] = one.measured.logits[number]
@@ -49,24 +48,27 @@ def predict_suite(
     """Return logits `[n, classes of the suite]` of each subject, in the order of `suite.indices`.
 
     Each image is read once, by threads that work ahead of the models, and prepared once for each different
-    `Preprocess`. A model that knows more classes than the suite is masked to the suite's (the convention of ImageNet-A
+    `Preprocess`. A model that has more classes than the suite is masked to the suite's (the convention of ImageNet-A
     and -R); columns follow the suite's class order.
 
     Raises:
-        EdgekdError: a class that a subject does not know, an image that has become unreadable, logits of the wrong
+        EdgekdError: a class that a subject does not have, an image that has become unreadable, logits of the wrong
             shape or not finite.
     """
     columns = [columns_of(subject, suite) for subject in subjects]
-    models = [_model(subject, suite) for subject in subjects]
     preprocesses = {subject.preprocess.hash: subject.preprocess for subject in subjects}
     parts: list[list[NDArray[np.float32]]] = [[] for _ in subjects]
-    for pixels in _batches(suite, preprocesses, batch):
-        for subject, (predict, classes), chosen, part in zip(
-            subjects, models, columns, parts, strict=True
-        ):
-            given = pixels[subject.preprocess.hash]
-            logits = predict(given)  # [B, C]
-            _check(logits, (len(given), len(classes)), subject, suite)
+    images = map_ahead(
+        lambda index: _read(suite.images, index, preprocesses, suite.corruption),
+        suite.indices.tolist(),
+        2 * batch,
+    )
+    for ready in iter(lambda: list(itertools.islice(images, batch)), []):
+        pixels = {name: np.stack([one[name] for one in ready]) for name in preprocesses}
+        for subject, chosen, part in zip(subjects, columns, parts, strict=True):
+            predict, classes = _model(subject, suite)
+            logits = predict(pixels[subject.preprocess.hash])  # [B, C]
+            _check(logits, (len(ready), len(classes)), subject, suite)
             part.append(np.asarray(logits[:, chosen], dtype=np.float32))
     return [np.concatenate(part) for part in parts]
 
@@ -74,17 +76,6 @@ def predict_suite(
 def prepare(image_set: ImageSet, index: int, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Return one image as a model takes it, uint8 `[size, size, 3]`."""
     return _read(image_set, index, {"": preprocess})[""]
-
-
-def _batches(suite: Suite, preprocesses: Mapping[str, Preprocess], batch: int) -> Iterator[Pixels]:
-    """Yield `[B, H, W, 3]` for each preprocess, at most two batches ahead of the caller."""
-
-    def read(index: int) -> Pixels:
-        return _read(suite.images, index, preprocesses, suite.corruption)
-
-    images = map_ahead(read, suite.indices.tolist(), 2 * batch)
-    while ready := list(itertools.islice(images, batch)):
-        yield {name: np.stack([one[name] for one in ready]) for name in preprocesses}
 
 
 def _read(
@@ -102,7 +93,7 @@ def _read(
         ) from error
     if corruption is None:
         return {name: preprocess.pixels(image) for name, preprocess in preprocesses.items()}
-    return _corrupted(image, images.keys[index], preprocesses, corruption)
+    return dict(_corrupted(image, images.keys[index], preprocesses, corruption))
 
 
 def _corrupted(
@@ -110,18 +101,17 @@ def _corrupted(
     key: str,
     preprocesses: Mapping[str, Preprocess],
     corruption: tuple[str, int],
-) -> Pixels:
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Corrupt at 224 pixels, as ImageNet-C does, then resize for each model without another crop."""
     from edgekd.data.corruptions import SIZE, corrupt  # imports scipy
 
     done: dict[str, Image.Image] = {}
-    found = {}
     for name, preprocess in preprocesses.items():
         at_size = preprocess.square(SIZE)
         if at_size.hash not in done:
             done[at_size.hash] = Image.fromarray(corrupt(at_size.pixels(image), *corruption, key))
-        found[name] = preprocess.model_copy(update={"resize": "squash"}).pixels(done[at_size.hash])
-    return found
+        squash = preprocess.model_copy(update={"resize": "squash"})
+        yield name, squash.pixels(done[at_size.hash])
 
 
 def columns_of(subject: Subject, suite: Suite) -> NDArray[np.int64]:
@@ -134,15 +124,14 @@ def columns_among(known: Sequence[str], wanted: Sequence[str], who: str) -> NDAr
     """Return the place of each wanted class among those known, int64 `[len(wanted)]`.
 
     Raises:
-        EdgekdError: one that `who` does not know.
+        EdgekdError: one that `who` does not have.
     """
     place = {name: column for column, name in enumerate(known)}
-    for name in wanted:
-        if name not in place:
-            raise EdgekdError(
-                f'The data has a class "{name}" that {who} was not made for.',
-                did_you_mean(name, known),
-            )
+    if missing := next((name for name in wanted if name not in place), None):
+        raise EdgekdError(
+            f'The data has a class "{missing}" that {who} was not made for.',
+            did_you_mean(missing, known),
+        )
     return np.asarray([place[name] for name in wanted], dtype=np.int64)
 
 

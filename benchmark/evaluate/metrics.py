@@ -7,6 +7,8 @@ threshold, never an order.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,8 +19,9 @@ Scores = NDArray[np.float64]
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
     """Return the natural logarithm of softmax, float64 `[N, C]`, finite for any finite logits."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)  # [N, C]
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+    from scipy.special import log_softmax as of_scipy
+
+    return np.asarray(of_scipy(logits.astype(np.float64), axis=1))
 
 
 def correct(logits: Logits, labels: Labels) -> NDArray[np.bool_]:
@@ -56,17 +59,42 @@ def confidence(logits: Logits) -> NDArray[np.float64]:
     return np.asarray(np.exp(log_softmax(logits).max(axis=1)))  # [N]
 
 
-def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
-    """Return the expected calibration error: Σ_b (n_b / N) · |accuracy_b − mean confidence_b|.
+@dataclass(frozen=True)
+class Reliability:
+    """Images in equally wide bins of the largest softmax probability, closed on the right.
 
-    Confidence is the largest softmax probability; the bins are equally wide and closed on the right.
+    Attributes:
+        count: images in each bin, int64 `[bins]`.
+        accuracy, confidence: means in each bin, 0–1, NaN where it is empty.
+    """
+
+    count: NDArray[np.int64]
+    accuracy: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def ece(self) -> float:
+        """Σ count/N · |accuracy − confidence|."""
+        gap = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+        return float((self.count * gap).sum() / self.count.sum())
+
+
+def reliability(logits: Logits, labels: Labels, bins: int = 15) -> Reliability:
+    """Return the images binned by confidence."""
+    sure = confidence(logits)
+    bin_of = np.digitize(sure, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)  # [N]
+    count = np.bincount(bin_of, minlength=bins)
+    filled = np.where(count > 0, count, np.nan)
+    hits = np.bincount(bin_of, weights=correct(logits, labels), minlength=bins)
+    return Reliability(count, hits / filled, np.bincount(bin_of, sure, minlength=bins) / filled)
+
+
+def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
+    """Return the expected calibration error of `reliability`: Σ_b (n_b / N) · |accuracy_b − mean confidence_b|.
+
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", eq. 3.
     """
-    sure = confidence(logits)
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    bin_of = np.digitize(sure, edges[1:-1], right=True)  # [N]
-    excess = correct(logits, labels) - sure
-    return float(np.abs(np.bincount(bin_of, weights=excess, minlength=bins)).sum() / len(labels))
+    return reliability(logits, labels, bins).ece
 
 
 def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:

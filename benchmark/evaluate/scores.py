@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from edgekd.benchmark.compare import difference
 from edgekd.benchmark.evaluate import metrics
-from edgekd.benchmark.evaluate.statistics import wilson_interval
+from edgekd.benchmark.evaluate.statistics import difference, wilson_interval
 from edgekd.benchmark.results.metric import metrics_of
 from edgekd.benchmark.results.rows import (
     AccuracyRow,
@@ -55,49 +55,26 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
     Suites of the family `val` give each subject its temperature and no row of their own. On those of `unknown` no
     class is right, so they have no accuracy.
     """
-    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
-    temperatures = {one.who: _temperature(one, suites, logits) for one in subjects}
-    accuracy: dict[tuple[str, str], list[AccuracyRow]] = {}
+    measured = _Measured(subjects, suites, logits)
+    temperatures = {one.who: measured.temperature(one) for one in subjects}
+    accuracy: dict[tuple[str, str], list[AccuracyRow]] = {one.who: [] for one in subjects}
     for subject in subjects:
-        reference = torch_of.get(subject.run) if subject.kind != "torch" else None
-        accuracy[subject.who] = [
-            accuracy_row(
-                subject,
-                suite,
-                logits[subject.key, number],
-                logits[reference.key, number] if reference and suite.holds(reference) else None,
-                temperatures[subject.who],
-            )
-            for number, suite in enumerate(suites)
-            if suite.holds(subject) and suite.kind not in ("val", "unknown")
-        ]
-    summary, first_run = [], dict[tuple[Any, ...], str]()
-    teacher_ood = {
-        one.run: _mean(row.top1 for row in accuracy[one.who] if row.suite.startswith("ood:"))
-        for one in subjects
-        if one.kind == "teacher"
-    }
-    for subject in subjects:
-        # A teacher of two runs is one row only where both are measured on the same images.
-        measured_on = [number for number, suite in enumerate(suites) if suite.holds(subject)]
-        first = first_run.setdefault((subject.key, *measured_on), subject.run)
-        row = summary_row(subject, accuracy[subject.who], teacher_ood.get(subject.run))
-        reference = torch_of.get(subject.run) if subject.kind == "artifact" else None
-        more = {
-            "same_as": first if first != subject.run else None,
-            "temperature": temperatures[subject.who],
-            "quant_cost_id": _cost("id", subject, reference, suites, logits),
-            "quant_cost_ood": _cost("ood", subject, reference, suites, logits),
-        }
-        summary.append(row.model_copy(update=more))
+        reference = measured.torch_of(subject) if subject.kind != "torch" else None
+        for number, suite in enumerate(suites):
+            if suite.holds(subject) and suite.kind not in ("val", "unknown"):
+                before = logits[reference.key, number] if reference and suite.holds(reference) else None  # fmt: skip
+                row = accuracy_row(
+                    subject, suite, logits[subject.key, number], before, temperatures[subject.who]
+                )
+                accuracy[subject.who].append(row)
     return {
         "accuracy": tuple(row for rows in accuracy.values() for row in rows),
-        "summary": tuple(summary),
+        "summary": tuple(measured.summary(accuracy, temperatures)),
         "corruptions": tuple(_corruption_rows(subjects, accuracy)),
-        "cue_conflicts": tuple(_cue_rows(subjects, suites, logits)),
-        "vocabularies": tuple(_vocabulary_rows(subjects, suites, logits)),
-        "unknowns": tuple(_unknown_rows(subjects, suites, logits)),
-        "own_metrics": tuple(_own_metrics(subjects, suites, logits)),
+        "cue_conflicts": tuple(measured.cue_conflicts()),
+        "vocabularies": tuple(measured.vocabularies()),
+        "unknowns": tuple(measured.unknowns()),
+        "own_metrics": tuple(measured.own_metrics()),
     }
 
 
@@ -120,8 +97,8 @@ def computed(
     row: type[BaseModel], logits: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Return every metric of a row class that is computed from logits and labels."""
-    found = metrics_of(row).items()
-    return {key: metric.compute(logits, labels) for key, metric in found if metric.compute}
+    known = metrics_of(row).items()
+    return {key: metric.compute(logits, labels) for key, metric in known if metric.compute}
 
 
 def accuracy_row(
@@ -163,53 +140,10 @@ def accuracy_row(
     )
 
 
-def summary_row(
-    subject: Subject, rows: Sequence[AccuracyRow], teacher_ood: float | None
-) -> SummaryRow:
-    """Return one subject's accuracy rows in a line; `teacher_ood` is the mean OOD accuracy of the run's teacher."""
-    of = {row.suite: row for row in rows}
-    inside = of.get("id")
-    outside = {row.suite.removeprefix("ood:"): row for row in rows if row.suite.startswith("ood:")}
-    ood = {domain: row.top1 for domain, row in outside.items()}
-    apart = {row.suite: row.top1 for row in rows if row.suite.startswith(_APART)}
-    ood_avg = _mean(ood.values())
-    worst = min(ood, key=lambda domain: ood[domain]) if ood else None
-    clean = {domain: of.get(f"clean:{domain}") for domain in ood}
-    return SummaryRow(
-        run=subject.run,
-        subject=subject.name,
-        kind=subject.kind,
-        precision=subject.precision,
-        same_as=None,
-        preprocess=subject.preprocess.hash,
-        size_mb=None if subject.folder is None else size_of(subject.folder),
-        parameters=subject.counted.parameters if subject.counted else None,
-        macs=subject.counted.macs if subject.counted else None,
-        id=inside.top1 if inside else None,
-        ood=ood,
-        ood_avg=ood_avg,
-        ood_worst=ood[worst] if worst else None,
-        ood_worst_domain=worst,
-        apart=apart,
-        adapted_avg=_mean(v for suite, v in apart.items() if suite.startswith("adapted:")),
-        gap=inside.top1 - ood_avg if inside and ood_avg is not None else None,
-        clean_gap={domain: row.top1 - ood[domain] for domain, row in clean.items() if row},
-        retention=ood_avg / teacher_ood if ood_avg is not None and teacher_ood else None,
-        temperature=None,
-        ece_id=inside.ece if inside else None,
-        ece_id_scaled=inside.scaled.ece if inside and inside.scaled else None,
-        ece_ood=_mean(row.ece for row in outside.values()),
-        ece_ood_scaled=_mean(row.scaled.ece for row in outside.values() if row.scaled),
-        agreement_id=inside.agreement if inside else None,
-        agreement_ood=_mean(row.agreement for row in outside.values() if row.agreement is not None),
-        quant_cost_id=None,
-        quant_cost_ood=None,
-    )
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return float(np.mean(found)) if found else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the known values; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def size_of(folder: Path) -> float:
@@ -219,26 +153,192 @@ def size_of(folder: Path) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
 
 
-def _temperature(subject: Subject, suites: Sequence[Suite], logits: Logits) -> float | None:
-    """Fit the subject's temperature on its ID validation images; None without any."""
-    for number, suite in enumerate(suites):
-        if suite.kind == "val" and suite.holds(subject):
-            return metrics.fit_temperature(logits[subject.key, number], suite.labels)
-    return None
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Subjects, suites and their logits, and the rows that need all of them."""
 
+    subjects: Sequence[Subject]
+    suites: Sequence[Suite]
+    logits: Logits
 
-def _cost(
-    where: str, subject: Subject, reference: Subject | None, suites: Sequence[Suite], logits: Logits
-) -> Difference | None:
-    """Return accuracy of the torch student minus that of the file, over the suites `id` or `ood:…`."""
-    pairs = [
-        tuple(
-            metrics.correct(logits[one.key, number], suite.labels) for one in (reference, subject)
-        )
-        for number, suite in enumerate(suites)
-        if reference and suite.holds(subject) and suite.name.partition(":")[0] == where
-    ]
-    return difference(pairs) if pairs else None  # type: ignore[arg-type]
+    def __iter__(self) -> Iterator[tuple[Subject, Suite, NDArray[np.float32]]]:
+        """Yield every suite with each subject that was measured on it, and its logits."""
+        for number, suite in enumerate(self.suites):
+            for subject in self.subjects:
+                if suite.holds(subject):
+                    yield subject, suite, self.logits[subject.key, number]
+
+    def torch_of(self, subject: Subject) -> Subject | None:
+        """Return the torch student of the subject's run."""
+        same = (one for one in self.subjects if (one.run, one.kind) == (subject.run, "torch"))
+        return next(same, None)
+
+    def temperature(self, subject: Subject) -> float | None:
+        """Fit the subject's temperature on its ID validation images; None without any."""
+        for number, suite in enumerate(self.suites):
+            if suite.kind == "val" and suite.holds(subject):
+                return metrics.fit_temperature(self.logits[subject.key, number], suite.labels)
+        return None
+
+    def base(self, suite: Suite) -> int:
+        """Return the position of the suite that this one is compared with."""
+        wanted = suite.base, suite.run
+        return next(n for n, other in enumerate(self.suites) if (other.name, other.run) == wanted)
+
+    def export_cost(self, subject: Subject, where: str) -> Difference | None:
+        """Return accuracy of the torch student minus that of the file, over the suites `id` or `ood:…`."""
+        reference = self.torch_of(subject) if subject.kind == "artifact" else None
+        pairs = [
+            (
+                metrics.correct(self.logits[reference.key, number], suite.labels),
+                metrics.correct(self.logits[subject.key, number], suite.labels),
+            )
+            for number, suite in enumerate(self.suites)
+            if reference and suite.holds(subject) and suite.name.partition(":")[0] == where
+        ]
+        return difference(pairs) if pairs else None
+
+    def summary(
+        self,
+        accuracy: Mapping[tuple[str, str], Sequence[AccuracyRow]],
+        temperatures: Mapping[tuple[str, str], float | None],
+    ) -> Iterator[SummaryRow]:
+        """Yield each subject's accuracy rows in a line."""
+        first_run: dict[tuple[Any, ...], str] = {}
+        teacher_ood = {
+            one.run: _mean(row.top1 for row in accuracy[one.who] if row.suite.startswith("ood:"))
+            for one in self.subjects
+            if one.kind == "teacher"
+        }
+        for subject in self.subjects:
+            # A teacher of two runs is one row only where both are measured on the same images.
+            measured_on = [number for number, one in enumerate(self.suites) if one.holds(subject)]
+            first = first_run.setdefault((subject.key, *measured_on), subject.run)
+            of = {row.suite: row for row in accuracy[subject.who]}
+            inside, scaled = of.get("id"), of["id"].scaled if "id" in of else None
+            outside = [row for name, row in of.items() if name.startswith("ood:")]
+            ood = {row.suite.removeprefix("ood:"): row.top1 for row in outside}
+            apart = {name: row.top1 for name, row in of.items() if name.startswith(_APART)}
+            average, teacher = _mean(ood.values()), teacher_ood.get(subject.run)
+            worst = min(ood, key=lambda domain: ood[domain]) if ood else None
+            clean = {domain: of.get(f"clean:{domain}") for domain in ood}
+            yield SummaryRow(
+                run=subject.run,
+                subject=subject.name,
+                kind=subject.kind,
+                precision=subject.precision,
+                same_as=first if first != subject.run else None,
+                preprocess=subject.preprocess.hash,
+                size_mb=None if subject.folder is None else size_of(subject.folder),
+                parameters=subject.counted.parameters if subject.counted else None,
+                macs=subject.counted.macs if subject.counted else None,
+                id=inside.top1 if inside else None,
+                ood=ood,
+                ood_avg=average,
+                ood_worst=ood[worst] if worst else None,
+                ood_worst_domain=worst,
+                apart=apart,
+                adapted_avg=_mean(v for name, v in apart.items() if name.startswith("adapted:")),
+                gap=inside.top1 - average if inside and average is not None else None,
+                clean_gap={domain: row.top1 - ood[domain] for domain, row in clean.items() if row},
+                retention=average / teacher if average is not None and teacher else None,
+                temperature=temperatures[subject.who],
+                ece_id=inside.ece if inside else None,
+                ece_id_scaled=scaled.ece if scaled else None,
+                ece_ood=_mean(row.ece for row in outside),
+                ece_ood_scaled=_mean(row.scaled.ece for row in outside if row.scaled),
+                agreement_id=inside.agreement if inside else None,
+                agreement_ood=_mean(row.agreement for row in outside),
+                quant_cost_id=self.export_cost(subject, "id"),
+                quant_cost_ood=self.export_cost(subject, "ood"),
+            )
+
+    def cue_conflicts(self) -> Iterator[CueConflictRow]:
+        for subject, suite, logits in self:
+            if suite.texture is None:
+                continue
+            predicted = logits.argmax(axis=1)
+            shape, texture = (int((predicted == c).sum()) for c in (suite.labels, suite.texture))
+            decided = shape + texture
+            yield CueConflictRow(
+                run=subject.run,
+                subject=subject.name,
+                suite=suite.name,
+                n=len(predicted),
+                shape=shape / len(predicted),
+                texture=texture / len(predicted),
+                shape_bias=shape / decided if decided else None,
+                shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
+            )
+
+    def vocabularies(self) -> Iterator[VocabularyRow]:
+        for number, suite in enumerate(self.suites):
+            if suite.variant is None or suite.base is None:
+                continue
+            base = self.base(suite)
+            own = len(self.suites[base].images.classes)
+            for subject in (one for one in self.subjects if suite.concerns(one)):
+                numbers: dict[str, Any] = dict.fromkeys(("top1", "top1_ci95", "base_top1", "to_added"))  # fmt: skip
+                if suite.holds(subject):
+                    predicted = self.logits[subject.key, number].argmax(axis=1)
+                    hits = int((predicted == suite.labels).sum())
+                    before = self.logits[subject.key, base]
+                    numbers = {
+                        "top1": hits / len(predicted),
+                        "top1_ci95": wilson_interval(hits, len(predicted)),
+                        "base_top1": metrics.top1(before, self.suites[base].labels),
+                        "to_added": float((predicted >= own).mean()),
+                    }
+                yield VocabularyRow(
+                    run=subject.run,
+                    subject=subject.name,
+                    suite=suite.name,
+                    base=suite.base,
+                    n=len(suite.indices),
+                    added=len(suite.images.classes) - own,
+                    reason=None if suite.holds(subject) else FIXED[subject.kind],
+                    **numbers,
+                )
+
+    def unknowns(self) -> Iterator[UnknownRow]:
+        """Yield one row for each subject and suite of unknown images, compared with the in-domain suite that it names.
+
+        Both scores are of the logits as they are returned, over the classes of that in-domain suite.
+        """
+        for number, suite in enumerate(self.suites):
+            if suite.kind != "unknown":
+                continue
+            inside = self.base(suite)
+            for subject in (one for one in self.subjects if suite.holds(one)):
+                known, unknown = (self.logits[subject.key, n] for n in (inside, number))
+                reference = self.torch_of(subject) if subject.kind == "artifact" else None
+                before = None
+                if reference is not None:
+                    before = self.logits[reference.key, inside], self.logits[reference.key, number]
+                yield UnknownRow(
+                    run=subject.run,
+                    subject=subject.name,
+                    suite=suite.name,
+                    inside=self.suites[inside].name,
+                    n=len(unknown),
+                    n_inside=len(known),
+                    confidence=float(metrics.confidence(unknown).mean()),
+                    confidence_inside=float(metrics.confidence(known).mean()),
+                    msp=_detection(metrics.confidence, (known, unknown), before),
+                    mls=_detection(_largest_logit, (known, unknown), before),
+                    device=subject.device,
+                )
+
+    def own_metrics(self) -> Iterator[OwnMetricsRow]:
+        for subject, suite, logits in self:
+            if suite.own_metrics is not None:
+                yield OwnMetricsRow(
+                    run=subject.run,
+                    subject=subject.name,
+                    suite=suite.name,
+                    source=suite.own_metrics_by,
+                    metrics=suite.own_metrics(logits.argmax(axis=1)),
+                )
 
 
 def _corruption_rows(
@@ -287,114 +387,23 @@ def mean_corruption_error(
     return float(np.mean(ratios))
 
 
-def _cue_rows(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> Iterator[CueConflictRow]:
-    for number, suite in enumerate(suites):
-        for subject in subjects:
-            if suite.texture is None or not suite.holds(subject):
-                continue
-            predicted = logits[subject.key, number].argmax(axis=1)
-            shape, texture = (int((predicted == c).sum()) for c in (suite.labels, suite.texture))
-            decided = shape + texture
-            yield CueConflictRow(
-                run=subject.run,
-                subject=subject.name,
-                suite=suite.name,
-                n=len(predicted),
-                shape=shape / len(predicted),
-                texture=texture / len(predicted),
-                shape_bias=shape / decided if decided else None,
-                shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
-            )
+def _largest_logit(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(logits.max(axis=1), dtype=np.float64)
 
 
-def _base(suite: Suite, suites: Sequence[Suite]) -> int:
-    """Return the position of the suite that this one is compared with."""
-    wanted = suite.base, suite.run
-    return next(n for n, other in enumerate(suites) if (other.name, other.run) == wanted)
-
-
-def _vocabulary_rows(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> Iterator[VocabularyRow]:
-    for number, suite in enumerate(suites):
-        if suite.variant is None or suite.base is None:
-            continue
-        base = _base(suite, suites)
-        own = len(suites[base].images.classes)
-        for subject in (one for one in subjects if suite.concerns(one)):
-            found: dict[str, Any] = {
-                "top1": None, "top1_ci95": None, "base_top1": None, "to_added": None, "reason": FIXED[subject.kind],
-            }  # fmt: skip
-            if suite.holds(subject):
-                predicted = logits[subject.key, number].argmax(axis=1)
-                hits = int((predicted == suite.labels).sum())
-                found = {
-                    "top1": hits / len(predicted),
-                    "top1_ci95": wilson_interval(hits, len(predicted)),
-                    "base_top1": metrics.top1(logits[subject.key, base], suites[base].labels),
-                    "to_added": float((predicted >= own).mean()),
-                    "reason": None,
-                }
-            yield VocabularyRow(
-                run=subject.run,
-                subject=subject.name,
-                suite=suite.name,
-                base=suite.base,
-                n=len(suite.indices),
-                added=len(suite.images.classes) - own,
-                **found,
-            )
-
-
-def _unknown_rows(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> Iterator[UnknownRow]:
-    """Yield one row for each subject and suite of unknown images, compared with the in-domain suite that it names.
-
-    Both scores are of the logits as they are returned, over the classes of that in-domain suite.
-    """
-    torch_of = {subject.run: subject for subject in subjects if subject.kind == "torch"}
-    for number, suite in enumerate(suites):
-        if suite.kind != "unknown":
-            continue
-        inside = _base(suite, suites)
-        for subject in (one for one in subjects if suite.holds(one)):
-            known, unknown = logits[subject.key, inside], logits[subject.key, number]
-            reference = torch_of.get(subject.run) if subject.kind == "artifact" else None
-            before = None
-            if reference is not None:
-                before = logits[reference.key, inside], logits[reference.key, number]
-            yield UnknownRow(
-                run=subject.run,
-                subject=subject.name,
-                suite=suite.name,
-                inside=suites[inside].name,
-                n=len(unknown),
-                n_inside=len(known),
-                confidence=float(metrics.confidence(unknown).mean()),
-                confidence_inside=float(metrics.confidence(known).mean()),
-                msp=_detection(metrics.confidence, (known, unknown), before),
-                mls=_detection(
-                    lambda x: x.max(axis=1).astype(np.float64), (known, unknown), before
-                ),
-                device=subject.device,
-            )
-
-
-def _detection(score_of: Any, own: tuple[Any, Any], before: tuple[Any, Any] | None) -> DetectionRow:
+def _detection(
+    score_of: Callable[[NDArray[np.float32]], NDArray[np.float64]],
+    own: tuple[NDArray[np.float32], ...],
+    before: tuple[NDArray[np.float32], ...] | None,
+) -> DetectionRow:
     """Return how well a score detects unknown images; `own` and `before` are (known, unknown) logits of both models."""
-    known, unknown = score_of(own[0]), score_of(own[1])  # [N], [M]
-    draws = metrics.auroc_draws(known, unknown)
-    value = metrics.auroc(known, unknown)
+    known, unknown = map(score_of, own)  # [N], [M]
+    draws, value = metrics.auroc_draws(known, unknown), metrics.auroc(known, unknown)
     cost = None
     if before is not None:
-        first, second = score_of(before[0]), score_of(before[1])
-        cost = AurocCost(
-            value=metrics.auroc(first, second) - value,
-            ci95=interval_of(metrics.auroc_draws(first, second) - draws),
-        )
+        first, second = map(score_of, before)
+        interval = interval_of(metrics.auroc_draws(first, second) - draws)
+        cost = AurocCost(value=metrics.auroc(first, second) - value, ci95=interval)
     return DetectionRow(
         auroc=value,
         auroc_ci95=interval_of(draws),
@@ -403,18 +412,3 @@ def _detection(score_of: Any, own: tuple[Any, Any], before: tuple[Any, Any] | No
         fpr95=metrics.fpr_at_95(known, unknown),
         auroc_cost=cost,
     )
-
-
-def _own_metrics(
-    subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits
-) -> Iterator[OwnMetricsRow]:
-    for number, suite in enumerate(suites):
-        for subject in subjects:
-            if suite.own_metrics is not None and suite.holds(subject):
-                yield OwnMetricsRow(
-                    run=subject.run,
-                    subject=subject.name,
-                    suite=suite.name,
-                    source=suite.own_metrics_by,
-                    metrics=suite.own_metrics(logits[subject.key, number].argmax(axis=1)),
-                )

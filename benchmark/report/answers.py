@@ -1,23 +1,30 @@
-"""The first lines of a report: what was gained, what it cost, how fast it is, and which file to ship.
+"""The sentences of a report: its verdict, the answers on top, each file in words, notes on what must not be overlooked.
 
 Nothing is called a difference whose 95 % interval includes zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, Literal
 
-from edgekd.benchmark.measure.speed import load_of, speed_between
 from edgekd.benchmark.report.recommend import accuracy, choice, recommend
 from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, percent, points
 from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
-from edgekd.benchmark.results.schema import Report, of
-from edgekd.targets.timing.speed import WIDE_CV, in_words, reason_to_withhold
+from edgekd.benchmark.results.schema import Report, load_of, of
+from edgekd.targets.timing.speed import LOADED, WIDE_CV, in_words, reason_to_withhold
 
 _PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
 """Where a gain was measured → in words, in the order in which gains are listed."""
+_THROTTLE_FLAGS = (
+    "under-voltage",
+    "a capped frequency",
+    "throttling",
+    "the soft temperature limit",
+)
+"""Bits of `vcgencmd get_throttled` for now; the same 16 higher: since the system's start (Raspberry Pi's manual)."""
 
 
 def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
@@ -34,17 +41,16 @@ def verdict(report: Report) -> tuple[Literal["passed", "failed", "none"], str]:
 def answers(report: Report) -> list[Text]:
     """Return one answer to each question of a reader, the most important first."""
     file = choice(report) or max(report.exported, key=accuracy, default=None)
-    found = {
+    bodies = {
         "Distillation": _gain(report, "distillation", file),
         "Unlabelled images": _gain(report, "unlabelled", file),
         "Other run": _gain(report, "run", file),
         "Export": "no file was exported. Export one: edgekd export RUN.",
-        "Speed": "",
     }
     if file is not None:
-        found["Export"] = f"{_name(report, file)}: {_cost(file)}." if _cost(file) else ""
-        found["Speed"] = _speed(report, file)
-    texts = [Text(body, label, console=True) for label, body in found.items() if body]
+        bodies["Export"] = f"{_name(report, file)}: {_cost(file)}." if _cost(file) else ""
+        bodies["Speed"] = _speed(report, file)
+    texts = [Text(body, label, console=True) for label, body in bodies.items() if body]
     return [*texts, _ship(report)]
 
 
@@ -54,19 +60,15 @@ def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
         return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
     if not rows and cause == "unlabelled" and any(row.adapted_avg for row in report.summary):
         return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
-    parts = []
+    sentences = []
     for run, base in dict.fromkeys((row.run, row.base_run) for row in rows):
         pair = [row for row in rows if (row.run, row.base_run) == (run, base)]
         names = [row.subject for row in pair]
         name = file.subject if file and file.subject in names else names[-1]
         gains = {row.where: row.gain for row in pair if row.subject == name}
-        parts_of_run = [
-            f"{_change(gains[where], 'points')} {place}"
-            for where, place in _PLACES.items()
-            if where in gains
-        ]
-        parts.append(f"{run} against {base} ({name}): {', '.join(parts_of_run)}.")
-    return " ".join(parts)
+        each = (f"{_change(gains[k], 'points')} {v}" for k, v in _PLACES.items() if k in gains)
+        sentences.append(f"{run} against {base} ({name}): {', '.join(each)}.")
+    return " ".join(sentences)
 
 
 def _change(change: Difference, kind: Literal["points", "loss"]) -> str:
@@ -85,7 +87,7 @@ def _change(change: Difference, kind: Literal["points", "loss"]) -> str:
 
 
 def _cost(row: SummaryRow) -> str:
-    costs = [(row.quant_cost_ood, "out of domain"), (row.quant_cost_id, "in domain")]
+    costs = ((row.quant_cost_ood, "out of domain"), (row.quant_cost_id, "in domain"))
     known = [(cost, where) for cost, where in costs if cost is not None]
     if known and all(cost.ci95 == (0.0, 0.0) for cost, _ in known):
         return "changed the outcome of no image"
@@ -105,16 +107,18 @@ def _speed(report: Report, file: SummaryRow) -> str:
 
 def _ship(report: Report) -> Text:
     state, headline = verdict(report)
-    found, quick = recommend(report), " (quick protocol, indicative only)" if report.quick else ""
-    if found is None:
+    best, quick = recommend(report), " (quick protocol, indicative only)" if report.quick else ""
+    if best is None:
         return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
-    name, tone = _name(report, found.file), ""
-    if not found.passes:
-        body, tone = f"no. {headline}; {found.because} ({name}).", "bad"
+    name, tone = _name(report, best.file), ""
+    if not best.passes:
+        body, tone = f"no. {headline}; {best.because} ({name}).", "bad"
     elif state == "none":
-        body = f"undecided: no gates were set. First candidate: {name}{quick}, because {found.because}."
+        body = (
+            f"undecided: no gates were set. First candidate: {name}{quick}, because {best.because}."
+        )
     else:
-        body, tone = f"yes, {name}: it passes every gate{quick}, and {found.because}.", "good"
+        body, tone = f"yes, {name}: it passes every gate{quick}, and {best.because}.", "good"
     return Text(body, "Ship", tone, console=True)
 
 
@@ -125,39 +129,37 @@ def _name(report: Report, row: SummaryRow) -> str:
 def _against_fp32(report: Report, row: SummaryRow) -> str:
     """Compare with the FP32 file of the same run on the same device, of the same runtime where there is one."""
     mine = report.time(row)
-    found = [
+    others = [
         other
         for other in report.exported
         if (other.run, other.precision) == (row.run, "fp32")
         and report.time(other).device == mine.device
-        and row.precision != "fp32"
     ]
-    fp32 = min(found, key=lambda o: report.time(o).provider != mine.provider, default=None)
-    if fp32 is None:
+    fp32 = min(others, key=lambda o: report.time(o).provider != mine.provider, default=None)
+    if fp32 is None or row.precision == "fp32":
         return ""
-    speed = speed_between(report, mine, report.time(fp32))
     size = ""
     if row.size_mb and fp32.size_mb:
         size = f", with {row.size_mb / fp32.size_mb:.2f} times its size"
-    return f"It {in_words(speed.claim if speed else None, fp32.subject)}{size}."
+    return f"It {in_words(report.speed_of(row, fp32), fp32.subject)}{size}."
 
 
 def findings(report: Report) -> Iterator[Text]:
     """Yield the accuracy, retention, loss and speed of each exported file in words."""
     for row in report.exported:
         time = report.time(row)
-        parts = [_reaches(row, time)]
+        sentences = [_reaches(row, time)]
         if row.retention is not None:
-            parts.append(f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy.")
+            sentences.append(f"Keeps {percent(row.retention)} % of its teacher's OOD accuracy.")
         if cost := _cost(row):
-            parts.append(f"Export: {cost}.")
-        parts.append(_detects(of(report.unknowns, row)))
+            sentences.append(f"Export: {cost}.")
+        sentences.append(_detects(of(report.unknowns, row)))
         if time.cv > WIDE_CV:
-            parts.append(
+            sentences.append(
                 f"Its latencies scatter (CV {time.cv:.2f}): look at every sample before trusting one percentile."
             )
-        parts.append(_against_fp32(report, row))
-        yield Text(" ".join(filter(None, parts)), _name(report, row))
+        sentences.append(_against_fp32(report, row))
+        yield Text(" ".join(filter(None, sentences)), _name(report, row))
 
 
 def _reaches(row: SummaryRow, time: LatencyRow) -> str:
@@ -192,3 +194,111 @@ def _detects(rows: Sequence[UnknownRow]) -> str:
         return f"{text}."
     change = "less" if cost.value > 0 else "more"
     return f"{text}, {abs(100 * cost.value):.1f} points {change} than before export."
+
+
+def notes(report: Report) -> list[str]:
+    """Return the fastest runtime, INT8 slower than FP32, excluded images, unsettled measurements, a busy machine."""
+    texts = [*_slower_int8(report), *fastest(report), *_excluded(report)]
+    for row in report.exported_latency:
+        who = f"{row.run}: {row.subject}"
+        if not row.settled:
+            texts.append(f"{who} had not settled when its warm-up ended; its latency may drift.")
+        if not row.complete:
+            texts.append(
+                f"{who} was stopped at its time limit with {row.n} runs, fewer than the rule."
+            )
+    texts += [
+        f"{one['run']}: {one['name']} takes floats; its latencies include making them from the image, in numpy."
+        for one in report.context.get("artifacts", ())
+        if takes_floats(one)
+    ]
+    texts += throttle_notes(report.environment)
+    load = load_of(report.environment, HERE)
+    if load is not None and load > LOADED:
+        before, cores = report.environment["before"], report.environment["usable_cores"]
+        texts.append(
+            f"Load average {before['load_average']:.2f} on {cores} cores before measuring: latencies may include "
+            "other work."
+        )
+    return texts
+
+
+def _slower_int8(report: Report) -> Iterator[str]:
+    precision = {row.who: row.precision for row in report.exported}
+    for slow, fast in product(report.exported_latency, repeat=2):
+        same = (slow.run, slow.provider, slow.device) == (fast.run, fast.provider, fast.device)
+        if not same or (precision[slow.who], precision[fast.who]) != ("int8", "fp32"):
+            continue
+        speed = report.speed_of(slow, fast)
+        if speed is not None and (speed.withheld or speed.ratio >= 1):
+            claim = f"{slow.run}: {slow.subject} {in_words(speed, fast.subject)}"
+            yield f"{claim}." if speed.withheld else f"{claim}: here INT8 saves space, not time."
+
+
+def fastest(report: Report) -> Iterator[str]:
+    """Yield for each run and device with files of several runtimes the fastest, and the best of the next runtime."""
+    rows = sorted(report.exported_latency, key=lambda row: row.p50_ms)
+    for run, device in dict.fromkeys((row.run, row.device) for row in report.exported_latency):
+        first, *others = (row for row in rows if (row.run, row.device) == (run, device))
+        other = next((row for row in others if row.provider != first.provider), None)
+        if other is None:
+            continue
+        where = "here" if device == HERE else f"on {device}"
+        speed = report.speed_of(other, first)
+        if speed is None or speed.withheld is not None:
+            reason = "it was not measured" if speed is None else speed.withheld
+            yield f"{run}: no runtime is named the fastest {where}: {reason}."
+            continue
+        pairs = ((row.subject, report.speed_of(row, first)) for row in others)
+        level = [name for name, pair in pairs if pair is not None and pair.withheld is not None]
+        beside = f", not told apart from {', '.join(level)}" if level else ""
+        yield (
+            f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {ms(first.p50_ms)} "
+            f"ms{beside}); {other.subject}, the best of another runtime, {in_words(speed, 'it')}."
+        )
+
+
+def _excluded(report: Report) -> Iterator[str]:
+    """Yield how many images the suites leave out because training has seen them."""
+    count = {suite.suite: sum(suite.excluded.values()) for suite in report.suites if suite.excluded}
+    if count:
+        each = ", ".join(f"{name} {number:,}" for name, number in count.items())
+        yield (
+            f"{sum(count.values()):,} images are left out of the suites, since training or another suite has them: "
+            f"{each}."
+        )
+
+
+def takes_floats(facts: Mapping[str, Any]) -> bool:
+    """Return whether an exported file, as the report's context describes it, leaves normalisation to the caller."""
+    return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))
+
+
+def throttle_notes(environment: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what slowed this machine or a device, or changed its power mode, between `before` and `after`."""
+    yield from _throttled("The processor", environment)
+    for facts in environment.get("devices", ()):
+        yield from _throttled(f"Device {facts['device']}", facts)
+
+
+def _throttled(who: str, facts: Mapping[str, Any]) -> Iterator[str]:
+    before, after = facts["before"], facts["after"]
+
+    def both(key: str) -> tuple[Any, Any] | None:
+        pair = before.get(key), after.get(key)  # results of older agents lack them
+        return None if None in pair else pair
+
+    if (counts := both("throttle_count")) and counts[1] > counts[0]:
+        heat = (state["temperature_c"] for state in (before, after))
+        first, last = ("unknown" if one is None else f"{one:g} °C" for one in heat)
+        yield (
+            f"{who} throttled {counts[1] - counts[0]} times while measuring (temperature {first} before, "
+            f"{last} after): latencies are those of a hot machine."
+        )
+    if flags := both("throttle_flags"):
+        start, end = (int(value, 16) for value in flags)
+        raised = start | end | (end & ~start) >> 16
+        if names := [name for bit, name in enumerate(_THROTTLE_FLAGS) if raised >> bit & 1]:
+            yield f"{who} reports {', '.join(names)} while measuring: latencies are not those of its full speed."
+    if (modes := both("power_mode")) and modes[0] != modes[1]:
+        yield f"{who} went from power mode {modes[0]} to {modes[1]} while measuring."

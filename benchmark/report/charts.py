@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import escape
 from numpy.typing import NDArray
 
-from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.metrics import Reliability
 from edgekd.benchmark.report.sections import printable
 from edgekd.benchmark.report.tables import mark
 from edgekd.benchmark.results.metric import ms, percent
@@ -34,7 +34,6 @@ DARK = dict(zip(_ROLES, (
     "#14181d", "#e7ebef", "#a3adb8", "#353d46", "#74adf5", "#f79a55", "#69c582", "#bd95f2", "#f680a8", "#54c6d2",
     "#d3ad62", "#a8b2bc"), strict=True))  # fmt: skip
 COLOURS = 7
-_BINS = 15
 _MARKERS = {"teacher": "s", "torch": "D", "artifact": "o"}
 _FONT = 11.5
 _ROOMY = 560
@@ -117,23 +116,22 @@ def logarithmic(axes: Axes, low: float, high: float, axis: str, count: int) -> N
     else:
         ticks = [MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)]
     inside = [[float(v) for v in values if low <= v <= high] for values in ticks]
-    found = next((values for values in inside if len(values) <= count + 1), inside[-1])
-    getattr(axes, f"set_{axis}scale")("log")
-    getattr(axes, f"set_{axis}lim")(low, high)
-    target = getattr(axes, f"{axis}axis")
-    target.set_major_locator(FixedLocator(found))
+    chosen = next((values for values in inside if len(values) <= count + 1), inside[-1])
+    axes.set(**{f"{axis}scale": "log", f"{axis}lim": (low, high)})
+    target = axes.xaxis if axis == "x" else axes.yaxis
+    target.set_major_locator(FixedLocator(chosen))
     target.set_minor_locator(NullLocator())
     target.set_major_formatter("{x:g}")
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """Return the files that no other beats in both p50 and accuracy (OOD, else ID), fastest first."""
-    found: list[Point] = []
+    result: list[Point] = []
     files = [point for point in points if point.summary.kind == "artifact" and point.levels]
     for point in sorted(files, key=lambda p: (p.time.p50_ms, -p.levels[-1])):
-        if not found or point.levels[-1] > found[-1].levels[-1]:
-            found.append(point)
-    return found
+        if not result or point.levels[-1] > result[-1].levels[-1]:
+            result.append(point)
+    return result
 
 
 def accuracy_figure(points: Sequence[Point], width: float, height: float = 0.0) -> Figure:
@@ -179,17 +177,19 @@ def _scatter(axes: Axes, points: Sequence[Point], size: bool, roomy: bool) -> No
         dashes = (0, (5, 4))
         axes.step(*zip(*steps, strict=True), where="post", color=LIGHT["soft"], linestyle=dashes)
     for point in points:
-        colour, value = LIGHT[point.colour], point.summary.size_mb if size else point.time.p50_ms
+        colour, value = (
+            LIGHT[point.colour],
+            (point.summary.size_mb if size else point.time.p50_ms) or 1,
+        )
         strength = 0.5 if mark(point.time) and not size else 1.0
-        x = float(np.clip(value or 1, low * 1.02, high / 1.02))
+        x = float(np.clip(value, low * 1.02, high / 1.02))
         axes.plot([x] * len(point.levels), point.levels, color=colour, alpha=0.5 * strength)
         if x != value:
-            left = x > (value or 1)
-            text = f"  ← {ms(value)}" if left else f"{ms(value)} →  "
+            text, side = (
+                (f"  ← {ms(value)}", "left") if x > value else (f"{ms(value)} →  ", "right")
+            )
             place = (x, point.levels[-1])
-            axes.annotate(
-                text, place, ha="left" if left else "right", va="center", fontsize=_FONT - 1, color=colour
-            )  # fmt: skip
+            axes.annotate(text, place, ha=side, va="center", fontsize=_FONT - 1, color=colour)
         for level, hollow in zip(point.levels, (point.summary.id is not None, False), strict=False):
             if not size and x == value:
                 axes.plot(point.time.p50_ci95_ms, [level] * 2, color=colour, alpha=strength)
@@ -214,8 +214,9 @@ def bars_figure(
     figure = new_figure(width, height)
     gutter = 16 + 6.4 * max((len(name) for name, *_ in rows), default=0) if roomy else 8
     gutter = min(gutter, width / 3)
-    sides = (gutter / width, 36 / height, 1 - (gutter + 50) / width, 1 - 40 / height)
-    axes = figure.add_axes(sides)
+    axes = figure.add_axes(
+        (gutter / width, 36 / height, 1 - (gutter + 50) / width, 1 - 40 / height)
+    )
     dress(axes, x="top-1, %")
     axes.grid(False, axis="y")
     axes.set(xlim=(0, 100), ylim=(height - 40, 0), xticks=[0, 25, 50, 75, 100], yticks=[])
@@ -239,78 +240,49 @@ def bars_figure(
     return figure
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """15 equally wide bins of the largest softmax probability, closed on the right.
-
-    Attributes:
-        count: images in each bin, int64 `[15]`.
-        accuracy, confidence: means in each bin, 0–1, NaN where it is empty.
-        ece: Σ count/N · |accuracy − confidence|.
-    """
-
-    count: NDArray[np.int64]
-    accuracy: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    ece: float
-
-
-def reliability(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> Reliability:
-    """Bin float logits `[N, C]` with int labels `[N]` as `metrics.ece` does."""
-    confidence = metrics.confidence(logits)  # [N]
-    bin_of = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
-    count = np.bincount(bin_of, minlength=_BINS)
-    filled = np.where(count > 0, count, np.nan)
-    correct = np.bincount(bin_of, weights=metrics.correct(logits, labels), minlength=_BINS)
-    means = np.bincount(bin_of, weights=confidence, minlength=_BINS) / filled
-    return Reliability(count, correct / filled, means, metrics.ece(logits, labels))
-
-
-def reliability_figure(found: Reliability, colour: str) -> Figure:
+def reliability_figure(bins: Reliability, colour: str, width: float = 236) -> Figure:
     """Draw each bin's accuracy as a bar, the gap to its mean confidence hatched, and its share of the images."""
-    figure = new_figure(236, 296)
+    figure = new_figure(width, 296)
     upper, lower = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     figure.subplots_adjust(0.15, 0.14, 0.95, 0.92, hspace=0.3)
     dress(upper, y="accuracy")
     dress(lower, x="confidence", y="images, %")
-    some = np.flatnonzero(found.count)
-    middles, accuracy, confidence = (
-        (some + 0.5) / _BINS,
-        found.accuracy[some],
-        found.confidence[some],
-    )
+    some = np.flatnonzero(bins.count)
+    middles = (some + 0.5) / len(bins.count)
+    accuracy, confidence = bins.accuracy[some], bins.confidence[some]
     upper.bar(middles, np.maximum(accuracy, 0.005), 0.058, color=LIGHT[colour], alpha=0.85)
     upper.bar(
         middles, np.abs(accuracy - confidence), 0.058, np.minimum(accuracy, confidence), facecolor="none",
         edgecolor=LIGHT["ink"], linewidth=0.8, hatch="/////",
     )  # fmt: skip
     upper.plot([0, 1], [0, 1], color=LIGHT["ink"], linewidth=1, linestyle=(0, (4, 3)))
-    share = 100 * found.count / max(int(found.count.sum()), 1)
+    share = 100 * bins.count / max(int(bins.count.sum()), 1)
     lower.bar(middles, share[some], 0.058, color=LIGHT["soft"], alpha=0.6)
     upper.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
     lower.set_yticks([round(float(share.max()))])
     return figure
 
 
-def _span(parts: Samples) -> tuple[float, float]:
+def _span(samples: NDArray[np.float64]) -> tuple[float, float]:
     """Return a little more than the range of all samples."""
-    low, high = (float(f(np.concatenate(list(parts)))) for f in (np.min, np.max))
+    low, high = float(samples.min()), float(samples.max())
     middle = (low * high) ** 0.5
     return min(low / 1.05, middle / 1.1), max(high * 1.05, middle * 1.1)
 
 
-def _small(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = new_figure(420, 200)
+def _small(width: float, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = new_figure(width, 200)
     axes = figure.add_axes((0.1, 0.2, 0.87, 0.68))
     dress(axes, x=x, y=y)
     return figure, axes
 
 
-def histogram_figure(parts: Samples, row: LatencyRow, colour: str) -> Figure:
+def histogram_figure(parts: Samples, row: LatencyRow, colour: str, width: float = 420) -> Figure:
     """Draw how often which latency occurred, in bins that are equally wide on a logarithmic axis."""
-    figure, axes = _small("ms (logarithmic)", "samples")
-    logarithmic(axes, *_span(parts), "x", 5)
-    counts, edges = np.histogram(np.concatenate(list(parts)), np.geomspace(*_span(parts), 49))
+    figure, axes = _small(width, "ms (logarithmic)", "samples")
+    samples = np.concatenate(list(parts))
+    logarithmic(axes, *_span(samples), "x", 5)
+    counts, edges = np.histogram(samples, np.geomspace(*_span(samples), 49))
     tall = np.where(counts, np.maximum(counts, 0.012 * counts.max()), 0)  # outliers stay visible
     axes.stairs(tall, edges, fill=True, color=LIGHT[colour], alpha=0.85)
     axes.set_ylim(0, 1.12 * counts.max())
@@ -321,14 +293,14 @@ def histogram_figure(parts: Samples, row: LatencyRow, colour: str) -> Figure:
     return figure
 
 
-def timeline_figure(parts: Samples, colour: str) -> Figure:
+def timeline_figure(parts: Samples, colour: str, width: float = 420) -> Figure:
     """Draw the samples in the order measured, against the time that the model itself ran.
 
     Up to 120 samples are points. More are drawn as 120 columns from minimum to maximum with a point at the median.
     """
-    figure, axes = _small("seconds of own run time", "ms")
-    logarithmic(axes, *_span(parts), "y", 3)
+    figure, axes = _small(width, "seconds of own run time", "ms")
     samples = np.concatenate(list(parts))
+    logarithmic(axes, *_span(samples), "y", 3)
     seconds = np.cumsum(samples) / 1e3
     for end in np.cumsum([len(part) for part in parts])[:-1]:
         axes.axvline(seconds[end - 1], color=LIGHT["soft"], linewidth=1, linestyle=(0, (2, 3)))

@@ -1,23 +1,24 @@
-"""The page and the Markdown of several reports side by side: `comparison.html`, `comparison.md`."""
+"""Several reports side by side, `comparison.html` and `comparison.md`: what may be compared, and what differs.
+
+Accuracies are compared only on identical images, latencies only on the same kind of machine by the same protocol.
+Effective robustness (Taori et al. 2020) is accuracy out of domain beyond what accuracy in domain predicts by a straight
+line between the log-odds of both, `logit(OOD) = a · logit(ID) + b`, by least squares over the students at hand.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from edgekd.benchmark.report.across import (
-    Entry,
-    Source,
-    against,
-    differences,
-    effective_robustness,
-    entries,
-    groups,
-    merged,
-    read_sources,
-    reference,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.benchmark.evaluate import metrics
+from edgekd.benchmark.evaluate.statistics import difference
 from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
@@ -34,29 +35,85 @@ from edgekd.benchmark.report.sections import (
 )
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.results.metric import Metric, points
+from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
+from edgekd.benchmark.results.schema import Report, of
+from edgekd.benchmark.results.storage import RawResults, read_results, report_folder
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
 from edgekd.core.folders import COMPARISON, publishing
 
+_APART = ("corruption", "cue-conflict", "val", "vocabulary")
+"""Families of suites that are not compared across reports."""
+_LEAST = 3
+"""Students for a line: two fit any."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One report with its letter on the page."""
+
+    letter: str
+    raw: RawResults
+
+    @property
+    def report(self) -> Report:
+        """The report without its arrays."""
+        return self.raw.report
+
+    @property
+    def name(self) -> str:
+        """Letter and runs."""
+        runs = ", ".join(self.report.runs)
+        return f"{self.letter}: {runs}" if self.letter else runs
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """Processor, cores, governor and protocol of the latencies."""
+        env, protocol = self.report.environment, "quick" if self.report.quick else "full"
+        cores, governor = f"{env['usable_cores']} cores", env["governor"] or "unknown"
+        return env["cpu"], cores, f"governor {governor}", f"{protocol} protocol"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One subject of one report; `images` are name and content of every suite that it was measured on."""
+
+    source: Source
+    summary: SummaryRow
+    latency: LatencyRow
+    accuracy: tuple[AccuracyRow, ...]
+    images: tuple[tuple[str, str], ...]
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What the latency was measured with."""
+        return self.source.machine
+
+    @property
+    def run(self) -> str:
+        """The run's name behind the report's letter."""
+        return f"{self.source.letter} {self.summary.run}".strip()
+
+    @property
+    def name(self) -> str:
+        """Run and subject."""
+        return f"{self.run}: {self.source.report.label(self.summary).rpartition(': ')[2]}"
+
 
 def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = False) -> Path:
-    """Compare the stored reports of `paths`, without measuring anything.
+    """Compare the stored reports of `paths`, without measuring anything, and return comparison.html.
 
     Args:
         paths: report folders, or run folders, whose newest report is taken.
         folder: gets comparison.html and comparison.md.
         overwrite: replace an earlier comparison in `folder`.
 
-    Returns:
-        comparison.html.
-
     Raises:
         EdgekdError: no report, a damaged one, or `folder` holds something.
     """
     if not paths:
-        raise EdgekdError(
-            "There is no report to show.", "Name report folders, or runs that were benchmarked."
-        )
+        hint = "Name report folders, or runs that were benchmarked."
+        raise EdgekdError("There is no report to show.", hint)
     with publishing(folder, COMPARISON, overwrite=overwrite) as scratch:
         page = comparison(read_sources(paths))
         write_text(scratch / "comparison.html", html(page))
@@ -64,12 +121,204 @@ def write_comparison(paths: Sequence[Path], folder: Path, *, overwrite: bool = F
     return folder / "comparison.html"
 
 
+def read_sources(paths: Sequence[Path]) -> list[Source]:
+    """Load the reports in these folders; one that is missing, damaged or named twice is an `EdgekdError`."""
+    folders = [report_folder(path) for path in paths]
+    for path, folder in zip(paths, folders, strict=True):
+        if [one.resolve() for one in folders].count(folder.resolve()) > 1:
+            raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
+    letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
+    if len(folders) == 1:
+        letters = [""]
+    return [Source(one, read_results(path)) for one, path in zip(letters, folders, strict=True)]
+
+
+def entries(sources: Sequence[Source]) -> list[Entry]:
+    """Return every subject of every report; a teacher with identical logits on the same images once."""
+    result: list[Entry] = []
+    teachers: set[tuple[str, ...]] = set()
+    for source in sources:
+        raw, report = source.raw, source.report
+        apart = report.families(*_APART)
+        for row in report.summary:
+            own = tuple(one for one in of(report.accuracy, row) if one.suite not in apart)
+            if row.kind == "teacher":
+                logits = tuple(_digest(raw.logits(*one.who, one.suite)) for one in own)
+                if row.same_as is not None or logits in teachers:
+                    continue
+                teachers.add(logits)
+            images = tuple((one.suite, _content(raw, one)) for one in own)
+            result.append(Entry(source, row, report.time(row), own, images))
+    return result
+
+
+def _content(raw: RawResults, row: AccuracyRow) -> str:
+    """Return a fingerprint of a suite's images, their order, labels and classes."""
+    parts = [*raw.ids(row.run, row.suite), *raw.classes(row.run, row.suite)]
+    return _digest("\0".join(parts).encode(), raw.labels(row.run, row.suite).astype("<i8"))
+
+
+def _digest(*values: np.ndarray | bytes) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
+    """Return entries that agree in `images` or in `machine`, in the order of their first appearance."""
+    grouped: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in all_entries:
+        grouped.setdefault(getattr(entry, by), []).append(entry)
+    return list(grouped.values())
+
+
+def merged(group: Sequence[Entry]) -> Report:
+    """Return one report of these entries alone, each under the name of its own run with its report's letter."""
+    first = group[0].source.report
+    names = {row.suite for row in group[0].accuracy}
+    rows: dict[str, Any] = {name: () for name, value in first if isinstance(value, tuple)}
+    rows["suites"] = tuple(row for row in first.suites if row.suite in names)
+    for entry in group:
+        own = {"run": entry.run}
+        rows["summary"] += (entry.summary.model_copy(update=own | {"same_as": None}),)
+        rows["latency"] += (entry.latency.model_copy(update=own),)
+        rows["accuracy"] += tuple(row.model_copy(update=own) for row in entry.accuracy)
+    return first.model_copy(update=rows)
+
+
+def reference(group: Sequence[Entry]) -> Entry:
+    """Return the entry that the others are compared with: the first exported file, else student, else the first."""
+    order = ("artifact", "torch", "teacher")
+    return min(group, key=lambda entry: order.index(entry.summary.kind))
+
+
+def against(entry: Entry, other: Entry) -> Difference:
+    """Return accuracy of `entry` minus that of `other` on the unseen domains (else on all suites), paired."""
+    rows = [row for row in entry.accuracy if row.suite.startswith("ood:")] or list(entry.accuracy)
+    pairs = []
+    for row in rows:
+        labels = entry.source.raw.labels(row.run, row.suite)
+        first = entry.source.raw.logits(*row.who, row.suite)
+        second = other.source.raw.logits(*other.summary.who, row.suite)
+        pairs.append((metrics.correct(first, labels), metrics.correct(second, labels)))
+    return difference(pairs)
+
+
+def differences(sources: Sequence[Source], all_entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield what keeps these reports from being compared in full, one sentence each."""
+    contents: dict[str, dict[str, dict[str, None]]] = {}
+    for entry in all_entries:
+        for row, (suite, content) in zip(entry.accuracy, entry.images, strict=True):
+            who = f"{entry.source.letter or entry.summary.run} (n = {row.n:,})"
+            contents.setdefault(suite, {}).setdefault(content, {})[who] = None
+    for suite, users_of in contents.items():
+        if len(users_of) > 1:
+            parts = " and ".join(", ".join(users) for users in users_of.values())
+            yield f"{suite} is not the same images in {parts}: their accuracies are in separate tables."
+    only = [suite for suite in contents if any(suite not in dict(e.images) for e in all_entries)]
+    if only:
+        yield f"Not everyone was measured on {', '.join(only)}: means over other suites are not compared."
+    machines: dict[tuple[str, ...], list[str]] = {}
+    for source in sources:
+        machines.setdefault(source.machine, []).append(source.letter or source.name)
+    if len(machines) > 1:
+        kinds = (f"{', '.join(users)}: {', '.join(key)}" for key, users in machines.items())
+        yield f"Machines or protocols differ, so latencies are in separate tables. {'; '.join(kinds)}."
+    versions = [source.report.environment["versions"] for source in sources]
+    for package in dict.fromkeys(name for one in versions for name in one):
+        values = [one.get(package) or "none" for one in versions]
+        if len(set(values)) > 1:
+            each = (f"{one.letter} {value}" for one, value in zip(sources, values, strict=True))
+            yield f"Versions of {package} differ: {', '.join(each)}."
+    if len(sources) > 1:
+        yield (
+            "The reports were measured at different times: what the machine did then is part of their latencies. "
+            "For a ratio with an interval measure two files in turns: edgekd benchmark A B --compare."
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One suite's line, and how much of the spread of log-odds it explains (1: all of it)."""
+
+    suite: str
+    slope: float
+    intercept: float
+    r2: float
+
+    def predicted(self, inside: AccuracyRow) -> float:
+        """Return the accuracy 0–1 out of domain that goes with this row in domain."""
+        odds = self.slope * float(log_odds(inside.top1, inside.n)) + self.intercept
+        return float(1 / (1 + np.exp(-odds)))
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Effective robustness of a group of entries.
+
+    Attributes:
+        models: names of the entries whose accuracies the lines go through.
+        beyond: for each entry of the group, suite → accuracy minus the line's prediction, 0–1.
+    """
+
+    lines: tuple[Line, ...]
+    models: tuple[str, ...]
+    beyond: tuple[dict[str, float], ...]
+
+
+def log_odds(accuracy: float, n: int) -> NDArray[np.float64]:
+    """Return the log-odds of an accuracy on n images; none or all right counts as half an image more or less."""
+    inside = np.clip(accuracy, 0.5 / n, 1 - 0.5 / n)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def effective_robustness(group: Sequence[Entry]) -> Robustness | str:
+    """Return the effective robustness of entries that were measured on the same images, or why there is none.
+
+    The lines go through one entry for each student: the torch student, or an exported file where that was not
+    measured. Teachers learned from other data, so they are compared with the line and do not shape it.
+    """
+    suites = [row.suite for row in group[0].accuracy if row.suite.startswith("ood:")]
+    students: dict[tuple[str, str], Entry] = {}
+    for kind in ("torch", "artifact"):
+        for entry in group:
+            if entry.summary.kind == kind:
+                students.setdefault((entry.source.letter, entry.summary.run), entry)
+    if not suites or any("id" not in {row.suite for row in entry.accuracy} for entry in group):
+        return "these images are not both in and out of domain"
+    if len(students) < _LEAST:
+        return f"it takes {_LEAST} students on the same images for a line, and there are {len(students)}"
+    if len({_row(entry, "id").top1 for entry in students.values()}) < 2:
+        return "all students are equally accurate in domain, so no line can be drawn"
+    lines = tuple(_line(suite, list(students.values())) for suite in suites)
+    beyond = tuple(
+        {one.suite: _row(entry, one.suite).top1 - one.predicted(_row(entry, "id")) for one in lines}
+        for entry in group
+    )
+    return Robustness(lines, tuple(entry.name for entry in students.values()), beyond)
+
+
+def _row(entry: Entry, suite: str) -> AccuracyRow:
+    return next(row for row in entry.accuracy if row.suite == suite)
+
+
+def _line(suite: str, fitted: Sequence[Entry]) -> Line:
+    x, y = (
+        np.asarray([log_odds(row.top1, row.n) for row in (_row(one, name) for one in fitted)])
+        for name in ("id", suite)
+    )
+    slope, intercept = np.polyfit(x, y, 1)
+    left, spread = np.square(y - slope * x - intercept).sum(), np.square(y - y.mean()).sum()
+    return Line(suite, slope, intercept, float(1 - left / spread) if spread > 0 else 1.0)
+
+
 def comparison(sources: Sequence[Source]) -> Document:
     """Return the document of several reports."""
-    found = entries(sources)
-    notes = [Text(text, tone="note") for text in differences(sources, found)]
-    accuracy = chain.from_iterable(_accuracy(group) for group in groups(found, "images"))
-    latency = chain.from_iterable(_latency(group) for group in groups(found, "machine"))
+    all_entries = entries(sources)
+    notes = [Text(text, tone="note") for text in differences(sources, all_entries)]
+    accuracy = chain.from_iterable(_accuracy(group) for group in groups(all_entries, "images"))
+    latency = chain.from_iterable(_latency(group) for group in groups(all_entries, "machine"))
     sections = (
         section("reports", "What is compared", (_reports(sources), *notes)),
         section("accuracy", "Accuracy", accuracy),
@@ -82,10 +331,10 @@ def comparison(sources: Sequence[Source]) -> Document:
 
 
 def _reports(sources: Sequence[Source]) -> Table:
-    def runs(source: Source) -> str:
-        facts = source.report.context.get("runs", ())
+    def runs(report: Report) -> str:
         keys = ("name", "student", "recipe", "data", "split_hash")
-        return "; ".join(words([one[key] for key in keys if key in one]) for one in facts) or "–"
+        facts = ([run[key] for key in keys if key in run] for run in report.context.get("runs", ()))
+        return "; ".join(map(words, facts)) or "–"
 
     cells: list[Cells] = [
         {
@@ -93,7 +342,7 @@ def _reports(sources: Sequence[Source]) -> Table:
             "measured, UTC": source.report.created[:16].replace("T", " "),
             "protocol": QUICK_MARK if source.report.quick else "full",
             "machine": machine_line(source.report),
-            "runs": runs(source),
+            "runs": runs(source.report),
             "gates": verdict(source.report)[1],
         }
         for source in sources
@@ -129,20 +378,20 @@ def _changes(group: Sequence[Entry], base: Entry) -> Table:
 
 def _robustness(group: Sequence[Entry]) -> Item:
     """Return effective robustness as a table with its lines, or why it cannot be computed."""
-    found = effective_robustness(group)
-    if isinstance(found, str):
-        return Text(f"Effective robustness cannot be computed: {found}.", tone="quiet")
+    result = effective_robustness(group)
+    if isinstance(result, str):
+        return Text(f"Effective robustness cannot be computed: {result}.", tone="quiet")
     lines = "; ".join(
         f"{line.suite}: logit(OOD) = {line.slope:.2f} · logit(ID) {line.intercept:+.2f}, R² {line.r2:.2f}"
-        for line in found.lines
+        for line in result.lines
     )
     note = (
-        f"Accuracy beyond the line through {len(found.models)} students ({', '.join(found.models)}) between the "
+        f"Accuracy beyond the line through {len(result.models)} students ({', '.join(result.models)}) between the "
         f"log-odds of accuracy in and out of domain (Taori et al. 2020). {lines}. Through so few models a line is "
         "rough: it has no interval, and the students that shape it lie near it."
     )
     cells: list[Cells] = []
-    for entry, beyond in zip(group, found.beyond, strict=True):
+    for entry, beyond in zip(group, result.beyond, strict=True):
         mean = {"mean": points(sum(beyond.values()) / len(beyond))} if len(beyond) > 1 else {}
         cells.append({"subject": entry.name} | {k: points(v) for k, v in beyond.items()} | mean)
     return table("Effective robustness, points", cells, note=note)
@@ -150,11 +399,12 @@ def _robustness(group: Sequence[Entry]) -> Item:
 
 def _latency(group: Sequence[Entry]) -> Iterator[Item]:
     yield Text(f"On {', '.join(group[0].machine)}.")
-    of = {(entry.run, entry.summary.subject): entry for entry in group}
+    of_subject = {(entry.run, entry.summary.subject): entry for entry in group}
     report = merged(group)
     files = [point for point in points_of(report) if point.summary.kind == "artifact"]
 
-    def samples(run: str, subject: str):  # type: ignore[no-untyped-def]
-        return of[run, subject].source.raw.samples(*of[run, subject].summary.who)
+    def samples(run: str, subject: str) -> list[NDArray[np.float64]]:
+        entry = of_subject[run, subject]
+        return entry.source.raw.samples(*entry.summary.who)
 
     yield from latency_items(report, files, samples)

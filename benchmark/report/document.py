@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.benchmark.evaluate.metrics import Reliability, reliability
 from edgekd.benchmark.report import charts, provenance, tables
 from edgekd.benchmark.report.answers import answers, findings, verdict
 from edgekd.benchmark.report.charts import Point
-from edgekd.benchmark.report.failures import Failure, failure_items
+from edgekd.benchmark.report.failures import failure_items
 from edgekd.benchmark.report.recommend import recommendation_items
 from edgekd.benchmark.report.sections import Document, Figure, Item, Text, section
 from edgekd.benchmark.results.metric import ms, percent
-from edgekd.benchmark.results.rows import AccuracyRow, SummaryRow
+from edgekd.benchmark.results.rows import SummaryRow
 from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.subjects import Suite
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
     from edgekd.benchmark.results.storage import RawResults
 
-MAX_SUITES = 24
+_MOST_SUITES = 24
 """Bars show at most so many suites, those with the lowest accuracy."""
 _OWN_TABLES = ("corruption", "cue-conflict", "vocabulary")
 _POINTS = (
@@ -43,29 +43,29 @@ _RELIABILITY = (
 
 
 def document(
-    report: Report, raw: RawResults | None = None, failures: Sequence[Failure] = ()
+    report: Report, raw: RawResults | None = None, examples: Sequence[Suite] = ()
 ) -> Document:
     """Return the document of a report.
 
     Args:
-        raw: the arrays of the report; without them there are no charts of single samples.
-        failures: from `failures.failures`.
+        raw: the arrays of the report; without them there are no charts of single samples and no errors.
+        examples: suites whose images may be shown as examples of errors.
     """
-    errors = (item for one in failures for item in failure_items(one))
-    samples = raw.samples if raw else None
     points = points_of(report) if raw else []
-    latency: list[Item] = [*latency_items(report, points, samples)]
+    latency = [*latency_items(report, points, raw.samples if raw else None)]
     if not any(row.energy for row in report.latency):
         latency.append(Text("Energy: n/a, no sensor was declared (--energy).", tone="quiet"))
+    # The console has the recommendation at the very end.
+    choice = (replace(item, console=False) for item in recommendation_items(report))
     sections = (
         section("answers", "Answers", answers(report), tone=verdict(report)[0]),
         section("gates", "Gates", _gates(report)),
-        section("choice", "Which file to ship", _choice(report)),
+        section("choice", "Which file to ship", choice),
         section("results", "Results", _results(report)),
         section("files", "Each file", findings(report)),
         section("suites", "Suite by suite", suite_items(report)),
-        section("failures", "Where it fails", errors),
-        section("calibration", "Calibration", _calibration(report, raw)),
+        section("failures", "Where it fails", failure_items(raw, examples) if raw else ()),
+        section("calibration", "Calibration", _calibration(report, points, raw)),
         section("latency", "Latency", latency),
         section("provenance", "What was measured, and where", provenance.origin(report)),
         section("method", "How each number is measured", provenance.method(report)),
@@ -89,11 +89,6 @@ def _gates(report: Report) -> Iterator[Item]:
             "judge them.",
             tone="quiet",
         )
-
-
-def _choice(report: Report) -> Iterator[Item]:
-    # The console has it at the very end.
-    return (replace(item, console=False) for item in recommendation_items(report))
 
 
 def points_of(report: Report) -> list[Point]:
@@ -132,7 +127,7 @@ def _results(report: Report) -> Iterator[Item]:
     for text in report.notes:
         yield Text(f"note: {text}", tone="note", console=True)
     if any(tables.mark(row) for row in report.latency):
-        yield Text("†: measured briefly as background, not comparable with a file.", tone="quiet")
+        yield Text(tables.MARKED, tone="quiet")
     points = points_of(report)
     if any(point.levels for point in points):
         yield scatter(points)
@@ -145,11 +140,15 @@ def suite_items(report: Report) -> Iterator[Item]:
     rows = [row for row in tables.plain(report) if row.suite not in apart]
     names = list(dict.fromkeys(row.suite for row in rows))
     lowest = sorted(names, key=lambda name: min(row.top1 for row in rows if row.suite == name))
-    chosen = {*lowest[:MAX_SUITES], "id"} if len(names) > MAX_SUITES else set(names)
-    of = {point.summary.who: point for point in points_of(report)}
-    drawn = [(of[row.who].name, of[row.who].colour, row) for row in rows if row.suite in chosen]
+    chosen = {*lowest[:_MOST_SUITES], "id"} if len(names) > _MOST_SUITES else set(names)
+    point = {point.summary.who: point for point in points_of(report)}
+    drawn = [(point[r.who].name, point[r.who].colour, r) for r in rows if r.suite in chosen]
     if drawn:
-        yield _bars(drawn, [name for name in names if name in chosen])
+        described = "; ".join(f"{name} on {r.suite}: {percent(r.top1)} %" for name, _, r in drawn)
+        legend = tuple(dict.fromkeys((name, colour) for name, colour, _ in drawn))
+        draw = partial(charts.bars_figure, [name for name in names if name in chosen], drawn)
+        caption = "Line: Wilson 95 % interval."
+        yield Figure("Top-1 on every suite", described, draw, caption, legend=legend)
     if left := len(set(names) - chosen):
         yield Text(f"{left} suites with higher accuracies are in the tables only.", tone="quiet")
     yield tables.by_suite(report)
@@ -158,36 +157,24 @@ def suite_items(report: Report) -> Iterator[Item]:
     yield from tables.suite_extras(report)
 
 
-def _bars(rows: Sequence[tuple[str, str, AccuracyRow]], suites: Sequence[str]) -> Figure:
-    described = "; ".join(f"{name} on {row.suite}: {percent(row.top1)} %" for name, _, row in rows)
-    legend = tuple(dict.fromkeys((name, colour) for name, colour, _ in rows))
-    draw = partial(charts.bars_figure, suites, rows)
-    caption = "Line: Wilson 95 % interval."
-    return Figure("Top-1 on every suite", described, draw, caption, legend=legend)
-
-
-def _calibration(report: Report, raw: RawResults | None) -> Iterator[Item]:
-    for point in points_of(report) if raw else ():
+def _calibration(report: Report, points: Sequence[Point], raw: RawResults | None) -> Iterator[Item]:
+    for point in points if raw else ():
         assert raw is not None
         own = [one.suite for one in tables.plain(report) if one.who == point.summary.who]
         for where in ("id", "ood"):
             names = [name for name in own if name.partition(":")[0] == where]
             if names:
-                found = _pooled(raw, point.summary, names)
+                bins = _pooled(raw, point.summary, names)
                 pooled = f", {len(names)} suites pooled" if len(names) > 1 else ""
-                caption = f"{point.name}: {where.upper()}, ECE {found.ece:.3f}{pooled}"
-                draw = partial(_reliability, found, point.colour)
+                caption = f"{point.name}: {where.upper()}, ECE {bins.ece:.3f}{pooled}"
+                draw = partial(charts.reliability_figure, bins, point.colour)
                 yield Figure("", caption, draw, caption, widths=(236,))
     if raw:
         yield Text(_RELIABILITY, tone="quiet")
     yield from tables.calibration(report)
 
 
-def _reliability(found: charts.Reliability, colour: str, width: int) -> Drawing:
-    return charts.reliability_figure(found, colour)
-
-
-def _pooled(raw: RawResults, row: SummaryRow, suites: Sequence[str]) -> charts.Reliability:
+def _pooled(raw: RawResults, row: SummaryRow, suites: Sequence[str]) -> Reliability:
     """Return the reliability over all images of several suites, whose classes may differ."""
     logits = [raw.logits(row.run, row.subject, suite) for suite in suites]
     widest = max(part.shape[1] for part in logits)
@@ -196,7 +183,7 @@ def _pooled(raw: RawResults, row: SummaryRow, suites: Sequence[str]) -> charts.R
         for part in logits
     ]
     labels = np.concatenate([raw.labels(row.run, suite) for suite in suites])
-    return charts.reliability(np.concatenate(padded), labels)
+    return reliability(np.concatenate(padded), labels)
 
 
 def latency_items(
@@ -211,22 +198,18 @@ def latency_items(
     """
     for point in points if samples else ():
         assert samples is not None
-        yield from _latency_charts(point, samples(*point.summary.who))
+        parts, row = samples(*point.summary.who), point.time
+        middle, tail = ms(row.p50_ms), ms(row.p90_ms)
+        histogram = (
+            f"{point.name}{tables.mark(row)}: {row.n:,} samples, p50 {middle} ms, p90 {tail} ms"
+        )
+        quarters = np.array_split(np.concatenate(list(parts)), 4)
+        medians = ", ".join(ms(float(np.median(quarter))) for quarter in quarters if len(quarter))
+        timeline = f"Medians of the quarters: {medians} ms"
+        draw = partial(charts.histogram_figure, parts, row, point.colour)
+        yield Figure("", histogram, draw, histogram, widths=(420,))
+        draw = partial(charts.timeline_figure, parts, point.colour)
+        yield Figure("", timeline, draw, timeline, widths=(420,))
     if points:
         yield Text(_SAMPLES, tone="quiet")
     yield from tables.latencies(report)
-
-
-def _latency_charts(point: Point, parts: charts.Samples) -> Iterator[Figure]:
-    """Yield the histogram and the order of all latency samples of a subject."""
-    row, name = point.time, f"{point.name}{tables.mark(point.time)}"
-    histogram = f"{name}: {row.n:,} samples, p50 {ms(row.p50_ms)} ms, p90 {ms(row.p90_ms)} ms"
-    quarters = np.array_split(np.concatenate(list(parts)), 4)
-    medians = ", ".join(ms(float(np.median(quarter))) for quarter in quarters if len(quarter))
-    timeline = f"Medians of the quarters: {medians} ms"
-    draw = (
-        lambda _: charts.histogram_figure(parts, row, point.colour),
-        lambda _: charts.timeline_figure(parts, point.colour),
-    )
-    for caption, one in zip((histogram, timeline), draw, strict=True):
-        yield Figure("", caption, one, caption, widths=(420,))

@@ -6,7 +6,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,41 +22,38 @@ from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage
 
-ERRORS = 12
-THUMBNAIL_PX = 112
+_ERRORS = 12
+_THUMBNAIL_PX = 112
 BUDGET_BYTES = 120_000
 """All thumbnails of a report together: a page must stay small enough to be attached anywhere."""
-MATRIX_CLASSES = 16
+_MATRIX_CLASSES = 16
 """Larger matrices are cut to the classes with the most errors; the others share a column."""
 
 
-@dataclass(frozen=True, eq=False)
-class Failure:
-    """The suite on which a run's files are least accurate, and the subject that is so.
+def failure_items(raw: RawResults, suites: Sequence[Suite] = ()) -> Iterator[Item]:
+    """Yield confusion matrix, confusions and most confident errors of each run's lowest top-1 on unseen domains.
 
-    Attributes:
-        row: the accuracy row with the lowest top-1.
-        classes: names, in the order of the matrix.
-        confusion: int64 `[C, C]`, label by prediction.
-        errors: pictures of the most confident ones, at most two of a kind.
-    """
-
-    row: AccuracyRow
-    classes: tuple[str, ...]
-    confusion: NDArray[np.int64]
-    errors: tuple[Picture, ...]
-
-
-def failures(raw: RawResults, suites: Sequence[Suite] = ()) -> list[Failure]:
-    """Return for each run the lowest top-1 of any file (of the torch student where there is none) on unseen domains.
-
-    Without unseen domains the ID suite is taken. Corrupted and cue-conflict images have tables of their own.
+    Of any file, or of the torch student where there is none. Without unseen domains the ID suite is taken. Corrupted
+    and cue-conflict images have tables of their own.
 
     Args:
         suites: those whose images may be shown.
     """
     rows = [row for run in raw.report.runs if (row := _worst(raw.report, run)) is not None]
-    return [_failure(raw, row, suites, BUDGET_BYTES // len(rows)) for row in rows]
+    for row in rows:
+        labels = raw.labels(row.run, row.suite)
+        logits = raw.logits(row.run, row.subject, row.suite)
+        classes, predicted = raw.classes(row.run, row.suite), logits.argmax(axis=1)
+        confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)  # label by prediction
+        np.add.at(confusion, (labels, predicted), 1)
+        yield _matrix(row, classes, confusion)
+        yield _confusions(classes, confusion)
+        order = np.argsort(-metrics.confidence(logits), kind="stable")
+        wrong = order[predicted[order] != labels[order]].tolist()
+        errors = _pictures(raw, row, wrong, suites, BUDGET_BYTES // len(rows))
+        if pictures := tuple(islice(errors, _ERRORS)):
+            note = "At most two of each kind; the percentage is the confidence in the wrong class."
+            yield Gallery("Most confident errors", pictures, note)
 
 
 def _worst(report: Report, run: str) -> AccuracyRow | None:
@@ -68,36 +65,34 @@ def _worst(report: Report, run: str) -> AccuracyRow | None:
     return min(outside or inside, key=lambda row: row.top1, default=None)
 
 
-def _failure(raw: RawResults, row: AccuracyRow, suites: Sequence[Suite], budget: int) -> Failure:
+def _pictures(
+    raw: RawResults, row: AccuracyRow, wrong: Sequence[int], suites: Sequence[Suite], budget: int
+) -> Iterator[Picture]:
+    """Yield the images at the positions `wrong`, at most two of a kind."""
     logits, labels = raw.logits(row.run, row.subject, row.suite), raw.labels(row.run, row.suite)
     classes, ids = raw.classes(row.run, row.suite), raw.ids(row.run, row.suite)
-    predicted, confidence = logits.argmax(axis=1), metrics.confidence(logits)  # [N] each
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
+    confidence, predicted = metrics.confidence(logits), logits.argmax(axis=1)
     has_teacher = any(one.who == (row.run, "teacher") for one in raw.report.summary)
     teacher = raw.logits(row.run, "teacher", row.suite).argmax(axis=1) if has_teacher else None
     suite = next((s for s in suites if s.name == row.suite and s.run in (None, row.run)), None)
-    errors: list[Picture] = []
     kinds = Counter[tuple[int, int]]()
-    wrong = np.flatnonzero(predicted != labels)
-    for place in wrong[np.argsort(-confidence[wrong], kind="stable")].tolist():
+    for place in wrong:
         kind = (int(labels[place]), int(predicted[place]))
         kinds[kind] += 1
-        if kinds[kind] > 2 or len(errors) >= ERRORS:
+        if kinds[kind] > 2:
             continue
         lines = [f"{classes[kind[0]]} → {classes[kind[1]]}", f"{100 * confidence[place]:.0f} %"]
         if teacher is not None:
             lines.append(f"teacher: {classes[int(teacher[place])]}")
         address = _thumbnail(suite, place) if suite else ""
         budget -= len(address)
-        errors.append(Picture(address if budget >= 0 else "", ids[place], tuple(lines)))
-    return Failure(row, tuple(classes), confusion, tuple(errors))
+        yield Picture(address if budget >= 0 else "", ids[place], tuple(lines))
 
 
 def _thumbnail(suite: Suite, place: int) -> str:
     """Return a thumbnail, "" for an image that can no longer be read: the measurement is complete without it."""
     try:
-        return jpeg_address(suite.images.read(int(suite.indices[place]), draft=THUMBNAIL_PX))
+        return jpeg_address(suite.images.read(int(suite.indices[place]), draft=_THUMBNAIL_PX))
     except (UnreadableImage, EdgekdError):
         return ""
 
@@ -105,7 +100,7 @@ def _thumbnail(suite: Suite, place: int) -> str:
 def jpeg_address(image: Image.Image) -> str:
     """Return a small JPEG as a `data:` address, from the pixels alone, so that no EXIF of the original is kept."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     clean = Image.new("RGB", small.size)
     clean.paste(small)
     buffer = io.BytesIO()
@@ -113,38 +108,32 @@ def jpeg_address(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def failure_items(found: Failure) -> Iterator[Item]:
-    """Yield the confusion matrix, the most frequent confusions, and the most confident errors."""
-    yield _matrix(found)
-    matrix = found.confusion.copy()
-    np.fill_diagonal(matrix, 0)
-    order = np.argsort(-matrix, axis=None, kind="stable")[:8]
+def _confusions(classes: Sequence[str], confusion: NDArray[np.int64]) -> Table:
+    """Return the most frequent confusions."""
+    errors = confusion * (1 - np.eye(len(classes), dtype=np.int64))
+    order = np.argsort(-errors, axis=None, kind="stable")[:8]
     cells: list[Cells] = [
         {
-            "label": found.classes[a],
-            "predicted": found.classes[b],
-            "images": str(matrix[a, b]),
-            "of the label %": percent(matrix[a, b] / found.confusion[a].sum()),
+            "label": classes[a],
+            "predicted": classes[b],
+            "images": str(errors[a, b]),
+            "of the label %": percent(errors[a, b] / confusion[a].sum()),
         }
-        for a, b in zip(*np.unravel_index(order, matrix.shape), strict=True)
-        if matrix[a, b]
+        for a, b in zip(*np.unravel_index(order, errors.shape), strict=True)
+        if errors[a, b]
     ]
-    yield table("Most frequent confusions", cells, heads=2)
-    if found.errors:
-        note = "At most two of each kind; the percentage is the confidence in the wrong class."
-        yield Gallery("Most confident errors", found.errors, note)
+    return table("Most frequent confusions", cells, heads=2)
 
 
-def _matrix(found: Failure) -> Table:
+def _matrix(row: AccuracyRow, classes: Sequence[str], matrix: NDArray[np.int64]) -> Table:
     """Return the confusion matrix, shaded by the share of the label's images."""
-    row, matrix = found.row, found.confusion
     errors = matrix.sum(axis=1) - matrix.diagonal()
-    shown = np.sort(np.argsort(-errors, kind="stable")[:MATRIX_CLASSES])
+    shown = np.sort(np.argsort(-errors, kind="stable")[:_MATRIX_CLASSES])
     cut = len(matrix) - len(shown)
 
     def cells(c: int) -> Iterator[str]:
         total = int(matrix[c].sum())
-        yield found.classes[c]
+        yield classes[c]
         for d in shown:
             shade = round(10 * matrix[c, d] / max(total, 1))
             yield Cell(str(matrix[c, d] or "·"), f"{'r' if c == d else 'w'}{shade}")
@@ -156,5 +145,5 @@ def _matrix(found: Failure) -> Table:
     if cut:
         note += f" The {len(shown)} classes with the most errors; predictions among {cut} others in their own column."
     title = f"{row.run}/{row.subject} on {row.suite}: {percent(row.top1)} % of {row.n:,} images"
-    header = ("label", *(found.classes[d] for d in shown), *(("others",) if cut else ()), "images")
+    header = ("label", *(classes[d] for d in shown), *(("others",) if cut else ()), "images")
     return Table(title, header, tuple(tuple(cells(int(c))) for c in shown), note=note, matrix=True)

@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers
-from edgekd.benchmark.report.notes import takes_floats
-from edgekd.benchmark.report.render import escape, markdown_sections, squeezed
+from edgekd.benchmark.report.answers import answers, takes_floats
+from edgekd.benchmark.report.render import escape, markdown_sections, squeezed, templates
 from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
 from edgekd.benchmark.results.rows import AccuracyRow, LatencyRow, SummaryRow
@@ -26,10 +25,8 @@ def model_card(report: Report) -> str:
     """Return the card of the report's first run; other runs in the report are measured beside it and left out."""
     run = report.runs[0]
     report = _of_run(report, run)
-    run_facts: dict[str, Any] = next(
-        (one for one in report.context["runs"] if one["name"] == run), {}
-    )
-    settings = table("Settings", facts(run_facts, "name"), words=True)
+    own: dict[str, Any] = next((one for one in report.context["runs"] if one["name"] == run), {})
+    settings = [table("Settings", facts(own, "name"), words=True)] if own else []
     before = (
         section("results", "Results", _results(report)),
         section("calibration", "Calibration", tables.calibration(report)),
@@ -37,17 +34,13 @@ def model_card(report: Report) -> str:
     )
     after = (
         section("limits", "Limits", _limits(report)),
-        section("training", "Training", [settings] if run_facts else []),
+        section("training", "Training", settings),
     )
     definitions = section("method", "How each number is measured", provenance.definitions())
-    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, run_facts)), ""]
+    lines = [_front(report), f"# {escape(run)}", "", escape(_about(report, own)), ""]
     lines += [*markdown_sections(before), *_use(report), *markdown_sections(after), *_files(report)]
-    lines += [
-        *markdown_sections([definitions]),
-        "",
-        f"From `report.json`, measured {report.created[:10]} with edgekd.",
-    ]
-    return squeezed(lines)
+    lines += [*markdown_sections([definitions]), ""]
+    return squeezed([*lines, f"From `report.json`, measured {report.created[:10]} with edgekd."])
 
 
 def _of_run(report: Report, run: str) -> Report:
@@ -104,15 +97,15 @@ def _index(report: Report, row: SummaryRow) -> Iterator[dict[str, Any]]:
 
     suites, time = {one.suite: one for one in report.suites}, report.time(row)
     accuracy, latency = metrics_of(AccuracyRow), metrics_of(LatencyRow)
-    for found in of(report.accuracy, row):
-        suite = suites[found.suite]
+    for own in of(report.accuracy, row):
+        suite = suites[own.suite]
         if suite.family == "corruption":
             continue
-        metrics = [entry(kind, accuracy[key], getattr(found, key)) for key, kind in _TYPES.items()]
-        if found.suite == "id":
+        metrics = [entry(kind, accuracy[key], getattr(own, key)) for key, kind in _TYPES.items()]
+        if own.suite == "id":
             # The hub has no place for a latency outside a data set; these images are what it was measured on.
             metrics += [entry("latency", latency[key], getattr(time, key)) for key in _CLOCK]
-        data, split = printable(suite.data), printable(found.suite)
+        data, split = printable(suite.data), printable(own.suite)
         yield {
             "task": {"type": "image-classification"},
             "dataset": {"type": data, "name": f"{data}, {split}", "split": split},
@@ -143,7 +136,7 @@ def _latency(report: Report) -> Iterator[Item]:
     short = f" {provenance.QUICK_MARK}." if report.quick else ""
     yield Text(f"On {provenance.machine_line(report)}. {provenance.latency_rule(report)}{short}")
     if any(tables.mark(row) for row in report.latency):
-        yield Text("†: measured briefly as background, not comparable with a file.")
+        yield Text(tables.MARKED)
 
 
 def _use(report: Report) -> list[str]:
@@ -154,38 +147,13 @@ def _use(report: Report) -> list[str]:
     one = next((one for one in onnx if not takes_floats(one)), onnx[0])
     row = next(row for row in report.exported if row.who == (one["run"], one["name"]))
     pixels = report.protocol["preprocess"][row.preprocess]
-    size, interpolation = pixels["size"], pixels["interpolation"].upper()
-    if pixels["resize"] == "squash":
-        resize = f"image = image.resize(({size}, {size}), Image.Resampling.{interpolation})"
-    else:
-        resize = (
-            f"short = {round(size / pixels['crop_pct'])}\n"
-            "sides = [int(short * side / min(image.size)) for side in image.size]\n"
-            f"image = image.resize(sides, Image.Resampling.{interpolation})\n"
-            f"left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)\n"
-            f"image = image.crop((left, top, left + {size}, top + {size}))"
-        )
+    size, floats = pixels["size"], takes_floats(one)
     shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
-    value = "np.asarray(image)[None]"
-    if takes_floats(one):
+    if floats:
         shape = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
-        value = "planes.astype(np.float32)"
-        resize += (
-            f"\nvalues = (np.asarray(image) / 255 - {pixels['mean']}) / {pixels['std']}\n"
-            "planes = values.transpose(2, 0, 1)[None]"
-        )
-    code = f"""import json
-import numpy as np
-import onnxruntime
-from PIL import Image
-
-folder = {printable(one["name"])!r}
-classes = json.load(open(folder + "/artifact.json"))["classes"]
-session = onnxruntime.InferenceSession(folder + {"/" + printable(next(iter(one["files"])))!r})
-image = Image.open("picture.jpg").convert("RGB")
-{resize}
-logits = session.run(None, {{session.get_inputs()[0].name: {value}}})[0]
-print(classes[logits[0].argmax()])"""
+    name, file = (repr(printable(text)) for text in (one["name"], f"/{next(iter(one['files']))}"))
+    example = templates().get_template("use.py.jinja")
+    code = example.render(name=name, file=file, p=pixels, floats=floats)
     text = f"Input: {shape}. Output: logits, in the order of `classes` in `artifact.json`."
     return ["## Use", "", text, "", "```python", code, "```", ""]
 
@@ -201,9 +169,8 @@ def _limits(report: Report) -> Iterator[Text]:
             "Lowest accuracy measured",
         )
     yield from (Text(note, "Note") for note in report.notes)
-    yield Text(
-        "it predicts one of its classes for every image, whatever the image shows.", "Closed set"
-    )
+    closed = "it predicts one of its classes for every image, whatever the image shows."
+    yield Text(closed, "Closed set")
     for row in (row for one in report.exported for row in of(report.unknowns, one)):
         yield Text(
             f"on images of none of its classes ({row.suite}, n = {row.n:,}) {row.subject} is "
@@ -211,9 +178,8 @@ def _limits(report: Report) -> Iterator[Text]:
             f"AUROC {percent(row.msp.auroc)} % (50 is chance).",
             "Unknown images",
         )
-    yield Text(
-        "latencies hold for the machine named above, accuracies for these images.", "Transfer"
-    )
+    transfer = "latencies hold for the machine named above, accuracies for these images."
+    yield Text(transfer, "Transfer")
     yield Text(
         "it follows from those of the teacher, of the student's first weights and of the training images, which "
         "this card does not know.",

@@ -36,36 +36,31 @@ _DEFINED: tuple[type[BaseModel], ...] = (
     rows.DetectionRow, rows.UnknownRow, rows.LatencyRow, rows.ThroughputRow, rows.EnergyRow,
 )  # fmt: skip
 _LIMITS = {
-    "warmup_runs": "warm-up, runs at least",
-    "warmup_s": "warm-up, s at least",
-    "warmup_limit_s": "warm-up, s at most",
-    "runs": "measured, runs at least",
-    "seconds": "measured, s at least",
-    "limit_s": "measured, s at most",
-    "block_s": "block, s",
-    "processes": "fresh processes",
-}
+    "warmup_runs": "warm-up, runs at least", "warmup_s": "warm-up, s at least", "warmup_limit_s": "warm-up, s at most",
+    "runs": "measured, runs at least", "seconds": "measured, s at least", "limit_s": "measured, s at most",
+    "block_s": "block, s", "processes": "fresh processes",
+}  # fmt: skip
 
 
 def images(report: Report) -> str:
     """Return the suites with their numbers of images."""
     hidden = report.families("corruption", "val")
-    found = dict.fromkeys(
+    texts = dict.fromkeys(
         f"{row.suite} n = {row.n:,}{f' ({row.run})' if row.run else ''}"
         for row in report.suites
         if row.suite not in hidden
     )
-    return f"Images: {', '.join(found)}."
+    return f"Images: {', '.join(texts)}."
 
 
 def remarks(report: Report) -> list[str]:
     """Return what a reader must know about the suites, one sentence each."""
-    found = (
+    texts = (
         f"{'corruptions' if row.family == 'corruption' else row.suite}: {remark}"
         for row in report.suites
         for remark in row.remarks
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(texts))
 
 
 def machine_line(report: Report) -> str:
@@ -105,11 +100,11 @@ def origin(report: Report) -> Iterator[Item]:
         if one.get("quantization"):
             yield Text(words(one["quantization"]), f"Quantization of {one['run']}/{one['name']}")
     yield _machine("Machine", report.environment)
-    yield from _devices(report)
+    for one in report.environment.get("devices", ()):
+        yield from _device(one)
     for one in report.context.get("runs", ()):
         yield table(f"Run {one['name']}", facts(one, "name"), words=True)
-    others = {k: v for k, v in report.context.items() if k not in ("runs", "artifacts")}
-    if others:
+    if others := {k: v for k, v in report.context.items() if k not in ("runs", "artifacts")}:
         yield Text(f"{words(others)}.")
     users: dict[str, dict[str, None]] = {}
     for row in report.listed:
@@ -154,27 +149,26 @@ def _machine(title: str, env: dict[str, Any]) -> Table:
     return table(title, facts(env, *hidden) + facts(changes) + facts(versions), words=True)
 
 
-def _devices(report: Report) -> Iterator[Item]:
-    """Yield facts of each device that ran files; emulation is named."""
-    for one in report.environment.get("devices", ()):
-        if one["emulated"]:
-            text = f"Device {one['device']} is an emulation: its times say nothing about a device."
-            yield Text(text, tone="note", console=True)
-        yield _machine(f"Device {one['device']}", one)
-        cells: list[Cells] = [
-            {
-                "file": name,
-                "same class here %": percent(check["agreement_here"]),
-                "same pixels %": percent(check["same_pixels"]),
-                "engine built there": words(check.get("built")),
-            }
-            for name, check in one["artifacts"].items()
-        ]
-        note = (
-            "Against the same file on this machine, where its runtime is here, and pixels prepared here. Engines are "
-            "built before anything is timed."
-        )
-        yield table(f"Files on {one['device']}", cells, note=note)
+def _device(one: dict[str, Any]) -> Iterator[Item]:
+    """Yield facts of a device that ran files; emulation is named."""
+    if one["emulated"]:
+        text = f"Device {one['device']} is an emulation: its times say nothing about a device."
+        yield Text(text, tone="note", console=True)
+    yield _machine(f"Device {one['device']}", one)
+    cells: list[Cells] = [
+        {
+            "file": name,
+            "same class here %": percent(check["agreement_here"]),
+            "same pixels %": percent(check["same_pixels"]),
+            "engine built there": words(check.get("built")),
+        }
+        for name, check in one["artifacts"].items()
+    ]
+    note = (
+        "Against the same file on this machine, where its runtime is here, and pixels prepared here. Engines are "
+        "built before anything is timed."
+    )
+    yield table(f"Files on {one['device']}", cells, note=note)
 
 
 def most_frequent(kinds: dict[str, int], at_most: int = 6) -> str:
@@ -188,12 +182,9 @@ def method(report: Report) -> Iterator[Item]:
     """Yield the definition of every number, the protocol, and where to find the data."""
     yield from definitions()
     own, background = report.protocol["latency"], report.protocol["latency_context"]
+    files = f"files ({own['name']})"
     cells: list[Cells] = [
-        {
-            "limit": name,
-            f"files ({own['name']})": f"{own[key]:g}",
-            "background (†)": f"{background[key]:g}",
-        }
+        {"limit": name, files: f"{own[key]:g}", "background (†)": f"{background[key]:g}"}
         for key, name in _LIMITS.items()
     ]
     yield table("Latency protocol", cells)
@@ -207,8 +198,8 @@ def method(report: Report) -> Iterator[Item]:
 
 def definitions() -> list[Text]:
     """Return name and definition of every metric, and how the measurement was done."""
-    found: dict[str, str] = {}
+    formulas: dict[str, str] = {}
     for metric in (metric for row in _DEFINED for metric in metrics_of(row).values()):
         if metric.formula:
-            found.setdefault(metric.name, metric.definition)
-    return [Text(body, label) for label, body in (found | _METHOD).items()]
+            formulas.setdefault(metric.name, metric.definition)
+    return [Text(body, label) for label, body in (formulas | _METHOD).items()]

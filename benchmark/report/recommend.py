@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgekd.benchmark.measure.speed import speed_between
 from edgekd.benchmark.report.render import print_document
 from edgekd.benchmark.report.sections import (
     Cell,
@@ -48,39 +47,25 @@ def recommend(report: Report) -> Recommendation | None:
     relative to the limit, is the smallest.
     """
     files = report.exported
-    failed = {row.who: _failed(report, row) for row in files}
-    passing = [row for row in files if not failed[row.who]]
     if not files:
         return None
+    passing = [row for row in files if not _failed(report, row)]
     if not passing:
-        nearest = min(files, key=lambda row: max(map(_excess, failed[row.who])))
-        missed = "; ".join(map(_missed, failed[nearest.who]))
-        return Recommendation(
-            nearest, False, f"no file passes every gate, and it is the nearest: {missed}"
-        )
+        nearest = min(files, key=lambda row: max(map(_excess, _failed(report, row))))
+        why = f"no file passes every gate, and it is the nearest: {_missed(report, nearest)}"
+        return Recommendation(nearest, False, why)
     best = max(passing, key=lambda row: (accuracy(row), -report.time(row).p50_ms))
-    best_name = report.label(best)
+    name = report.label(best)
     for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
-        cost = row.quant_cost_ood or row.quant_cost_id
-        if row is best or row.run != best.run or cost is None or cost.ci95[0] > 0:
+        cost, speed = row.quant_cost_ood or row.quant_cost_id, report.speed_of(row, best)
+        if row.run != best.run or cost is None or cost.ci95[0] > 0 or speed is None:
             continue
-        speed = speed_between(report, report.time(row), report.time(best))
-        if speed is not None and speed.withheld is None and speed.ratio < 1:
-            return Recommendation(
-                row, True, f"no export loss is shown, and it {in_words(speed.claim, best_name)}"
-            )
-        if (
-            row.size_mb
-            and best.size_mb
-            and row.size_mb < best.size_mb
-            and speed
-            and speed.ratio <= 1
-        ):
-            size = f"{row.size_mb / best.size_mb:.2f} times the size of {best_name}"
-            speed_said = in_words(speed.claim, best_name)
-            return Recommendation(
-                row, True, f"no export loss is shown, it has {size}, and it {speed_said}"
-            )
+        claim = f"it {in_words(speed, name)}"
+        if speed.withheld is None and speed.ratio < 1:
+            return Recommendation(row, True, f"no export loss is shown, and {claim}")
+        if (row.size_mb or math.inf) < (best.size_mb or 0) and speed.ratio <= 1:
+            size = f"{(row.size_mb or 0) / (best.size_mb or 1):.2f} times the size of {name}"
+            return Recommendation(row, True, f"no export loss is shown, it has {size}, and {claim}")
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
     most = f"it is the most accurate {_level(best)}"
     return Recommendation(best, True, only if len(passing) == 1 else most)
@@ -88,8 +73,8 @@ def recommend(report: Report) -> Recommendation | None:
 
 def choice(report: Report) -> SummaryRow | None:
     """Return the file to ship; None where no file passes every gate, or none was measured."""
-    found = recommend(report)
-    return found.file if found is not None and found.passes else None
+    best = recommend(report)
+    return best.file if best is not None and best.passes else None
 
 
 def accuracy(row: SummaryRow) -> float:
@@ -99,55 +84,51 @@ def accuracy(row: SummaryRow) -> float:
 
 def pareto(report: Report) -> list[SummaryRow]:
     """Return the files that no other beats: none is as accurate, as fast (p50) and as small, and better in one."""
-    points = [
-        (
-            row,
-            (
-                -accuracy(row),
-                report.time(row).p50_ms,
-                math.inf if row.size_mb is None else row.size_mb,
-            ),
-        )
-        for row in report.exported
-    ]
 
-    def is_beaten(point: tuple[float, ...]) -> bool:
-        return any(
-            other != point and all(a <= b for a, b in zip(other, point, strict=True))
-            for _, other in points
-        )
+    def point(row: SummaryRow) -> tuple[float, float, float]:
+        size_mb = math.inf if row.size_mb is None else row.size_mb
+        return -accuracy(row), report.time(row).p50_ms, size_mb
 
-    return [row for row, point in points if not is_beaten(point)]
+    points = [point(row) for row in report.exported]
+
+    def is_beaten(own: tuple[float, ...]) -> bool:
+        rivals = (other for other in points if other != own)
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) for other in rivals)
+
+    return [row for row in report.exported if not is_beaten(point(row))]
 
 
 def recommendation_items(report: Report) -> list[Text | Table]:
     """Return the sentence and the table of all exported files: the one to ship, the Pareto front, the others."""
-    found = recommend(report)
-    if found is None:
+    best = recommend(report)
+    if best is None:
         return [Text("nothing to ship: no exported file was measured.", "Ship", console=True)]
-    name = report.label(found.file)
-    if found.passes:
-        text = Text(f"{name}, because {found.because}.", "Ship this one", "good", console=True)
+    name = report.label(best.file)
+    if best.passes:
+        text = Text(f"{name}, because {best.because}.", "Ship this one", "good", console=True)
     else:
-        text = Text(f"none: {found.because} ({name}).", "Ship", "bad", console=True)
-    return [text, _table(report, found)]
+        text = Text(f"none: {best.because} ({name}).", "Ship", "bad", console=True)
+    return [text, _table(report, best)]
 
 
-def _table(report: Report, found: Recommendation) -> Table:
-    front = pareto(report)
-    order = sorted(
-        report.exported,
-        key=lambda row: (row is not found.file, row not in front, report.time(row).p50_ms),
-    )
-    several = len({row.device for row in report.latency if row.who in {r.who for r in order}}) > 1
+def _table(report: Report, best: Recommendation) -> Table:
+    front, several = pareto(report), len({row.device for row in report.exported_latency}) > 1
+
+    def outcome(row: SummaryRow) -> Cell:
+        failed = ", ".join(gate.metric for gate in _failed(report, row))
+        return Cell(f"missed: {failed}", "bad") if failed else Cell("passed", "good")
+
+    def rank(row: SummaryRow) -> tuple[bool, bool, float]:
+        return row is not best.file, row not in front, report.time(row).p50_ms
+
     cells: list[Cells] = [
         {"file": report.label(row), "Pareto": "yes" if row in front else ""}
         | shown(row, "id ood_avg adapted_avg")
         | shown(report.time(row), "p50_ms p90_ms")
         | shown(row, "size_mb")
         | ({"device": report.time(row).device} if several else {})
-        | ({"gates": _outcome(_failed(report, row))} if report.gates else {})
-        for row in order
+        | ({"gates": outcome(row)} if report.gates else {})
+        for row in sorted(report.exported, key=rank)
     ]
     note = "Pareto: no other file is at least as accurate, as fast and as small, and better in one of them."
     return table("Files to choose from", cells, note=note, console=True)
@@ -163,10 +144,8 @@ def print_recommendation(
     """
     items = recommendation_items(report)
     notes = [Text(why, f"left out: {what}", console=True) for what, why in left_out]
-    shown = (*(items if files else items[:1]), *notes)
-    print_document(
-        Document("recommendation", "Which file to ship", "", (Section("choice", "", shown),))
-    )
+    section = Section("choice", "", (*(items if files else items[:1]), *notes))
+    print_document(Document("recommendation", "Which file to ship", "", (section,)))
 
 
 def check_recommendation(report: Report) -> None:
@@ -175,20 +154,16 @@ def check_recommendation(report: Report) -> None:
     Raises:
         GateFailed: none does; the message names the nearest.
     """
-    found = recommend(report)
-    if found is None or found.passes:
-        return
-    missed = "; ".join(map(_missed, _failed(report, found.file)))
-    raise GateFailed(
-        f"No file meets the budget. The nearest is {report.label(found.file)}: {missed}.",
-        "Raise a limit, train a smaller student, or allow INT8 fewer layers: --max-drop-ood.",
-    )
+    best = recommend(report)
+    if best is not None and not best.passes:
+        raise GateFailed(
+            f"No file meets the budget. The nearest is {report.label(best.file)}: {_missed(report, best.file)}.",
+            "Raise a limit, train a smaller student, or allow INT8 fewer layers: --max-drop-ood.",
+        )
 
 
 def _failed(report: Report, row: SummaryRow) -> list[GateRow]:
-    return [
-        gate for gate in report.gates if not gate.passed and (gate.run, gate.subject) == row.who
-    ]
+    return [gate for gate in report.gates if not gate.passed and (gate.run, gate.subject) == row.who]  # fmt: skip
 
 
 def _excess(gate: GateRow) -> float:
@@ -198,19 +173,14 @@ def _excess(gate: GateRow) -> float:
     return abs(gate.value - gate.limit) / (abs(gate.limit) or 1.0)
 
 
-def _missed(gate: GateRow) -> str:
-    value = gate.reason if gate.value is None else f"{gate.value:.4g}"
-    return f"{gate.metric} is {value}, not {gate.operator} {gate.limit:g}"
+def _missed(report: Report, row: SummaryRow) -> str:
+    def sentence(gate: GateRow) -> str:
+        value = gate.reason if gate.value is None else f"{gate.value:.4g}"
+        return f"{gate.metric} is {value}, not {gate.operator} {gate.limit:g}"
 
-
-def _outcome(failed: list[GateRow]) -> Cell:
-    if not failed:
-        return Cell("passed", "good")
-    return Cell(f"missed: {', '.join(gate.metric for gate in failed)}", "bad")
+    return "; ".join(map(sentence, _failed(report, row)))
 
 
 def _level(row: SummaryRow) -> str:
     key = next((key for key in _LEVELS if getattr(row, key) is not None), None)
-    return (
-        f"{_LEVELS[key]} ({percent(accuracy(row))} %)" if key else "file (no accuracy was measured)"
-    )
+    return f"{_LEVELS[key]} ({percent(accuracy(row))} %)" if key else "file (no accuracy was measured)"  # fmt: skip

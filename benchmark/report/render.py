@@ -9,6 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.benchmark.report import charts
 from edgekd.benchmark.report.sections import (
@@ -22,6 +23,10 @@ from edgekd.benchmark.report.sections import (
 )
 from edgekd.core.console import is_main_process, out
 from edgekd.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 _WIDTH = 100
 _STYLES = {"good": "green", "bad": "red", "note": "yellow", "quiet": "dim"}
@@ -41,21 +46,21 @@ def print_document(document: Document) -> None:
 
     def rich_table(table: Table) -> RichTable:
         """Return a table for the terminal: names may fold, numbers do not."""
-        found = RichTable(
+        result = RichTable(
             title=printable(table.title), caption=printable(table.note) or None, box=box.SIMPLE_HEAD,
             title_justify="left", caption_justify="left", title_style="bold", padding=(0, 1, 0, 0),
         )  # fmt: skip
         for number, name in enumerate(table.header):
             is_name = number < table.heads or table.words
             longest = max((len(printable(row[number])) for row in table.rows), default=0)
-            found.add_column(
+            result.add_column(
                 RichText(printable(name)), justify="left" if is_name else "right", overflow="fold",
                 min_width=min(longest, 32) if number == 0 else None, vertical="bottom",
             )  # fmt: skip
         for row in table.rows:
             tones = (_STYLES.get(getattr(cell, "tone", ""), "") for cell in row)
-            found.add_row(*map(RichText, map(printable, row), tones))
-        return found
+            result.add_row(*map(RichText, map(printable, row), tones))
+        return result
 
     if not is_main_process():
         return
@@ -121,9 +126,23 @@ def _markdown_item(item: Item) -> Iterator[str]:
         yield from ("", escape(item.note), "")
 
 
+def templates() -> Environment:
+    """Return the reports' templates; in HTML whatever is not markup of our own is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+    )
+
+
 def html(document: Document) -> str:
-    """Return a document as HTML for light, dark, phone and paper; whatever is not markup of our own is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """Return a document as HTML for light, dark, phone and paper."""
     from markupsafe import Markup
 
     keys = itertools.count()
@@ -133,26 +152,14 @@ def html(document: Document) -> str:
         drawn = ((f"f{next(keys)}", figure.draw(width)) for width in figure.widths)
         return [Markup(charts.svg(drawing, key, title, text)) for key, drawing in drawn]
 
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
-    )
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     for name, palette in (("LIGHT", charts.LIGHT), ("DARK", charts.DARK)):
         colours = " ".join(f"--{role}: {value};" for role, value in palette.items())
         style = style.replace(f"/* {name} */", colours)
-    return environment.get_template("page.html").render(
-        document=document,
-        kind=lambda item: type(item).__name__.lower(),
-        groups=_groups,
-        drawings=drawings,
-        style=Markup(style),
-        version=__version__,
-    )
+    return templates().get_template("page.html").render(
+        document=document, kind=lambda item: type(item).__name__.lower(), groups=_groups, drawings=drawings,
+        style=Markup(style), version=__version__,
+    )  # fmt: skip
 
 
 def _groups(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
@@ -163,4 +170,4 @@ def _groups(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
             return "entries"
         return "halves" if isinstance(item, Figure) and len(item.widths) == 1 else "block"
 
-    return [(name, list(found)) for name, found in itertools.groupby(items, group)]
+    return [(name, list(members)) for name, members in itertools.groupby(items, group)]

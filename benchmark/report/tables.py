@@ -10,7 +10,9 @@ from edgekd.benchmark.results.rows import AccuracyRow, Calibration, LatencyRow, 
 from edgekd.benchmark.results.schema import Comparison, GateRow, Report
 
 CAUSES = {"distillation": "distillation", "unlabelled": "unlabelled images", "run": "another run"}
-FEW_SUITES = 3
+MARKED = "†: measured briefly as background, not comparable with a file."
+"""What `mark` means, for the reader."""
+_MOST_COLUMNS = 3
 """More OOD suites than these are rows of a table of their own, not columns of the main table."""
 
 
@@ -51,7 +53,7 @@ def results(report: Report, *, timed: bool = True) -> Table:
         found = report.time(row)
         return {k: f"{v}{mark(found)}" for k, v in shown(found, key).items()} if timed else {}
 
-    suites = _outside(report) if len(_outside(report)) <= FEW_SUITES else []
+    suites = _outside(report) if len(_outside(report)) <= _MOST_COLUMNS else []
     cells = [
         {"subject": report.label(row)}
         | shown(row, "id ood_avg adapted_avg")
@@ -80,7 +82,7 @@ def _top1(row: SummaryRow, suite: str) -> float | None:
 def by_suite(report: Report) -> Table:
     """Return top-1 with suites as rows and subjects as columns; no rows where the main table has them as columns."""
     rows: dict[tuple[str, int], Cells] = {}
-    for row in plain(report) if len(_outside(report)) > FEW_SUITES else ():
+    for row in plain(report) if len(_outside(report)) > _MOST_COLUMNS else ():
         cells = rows.setdefault((row.suite, row.n), {"suite": row.suite, "images": f"{row.n:,}"})
         cells[report.label(row)] = percent(row.top1)
     return table("Top-1 % by suite", rows.values(), console=True)
@@ -122,18 +124,14 @@ def changes(report: Report) -> Iterator[Table]:
     yield from map(comparison, report.comparisons)
 
 
-def ratio_text(pair: Comparison) -> str:
-    """Return the latency ratio of a comparison with its interval, or why it is withheld."""
-    if pair.withheld is not None:
-        return f"withheld, since {pair.withheld}"
-    low, high = pair.p50_ratio_ci95
-    return f"{pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def comparison(pair: Comparison) -> Table:
     """Return two files measured in turns."""
+    low, high = pair.p50_ratio_ci95
+    ratio = f"{pair.p50_ratio:.3f} [{low:.3f}, {high:.3f}]"
+    if pair.withheld is not None:
+        ratio = f"withheld, since {pair.withheld}"
     note = (
-        f"Latency A / B: {ratio_text(pair)} (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} "
+        f"Latency A / B: {ratio} (p50 {ms(pair.p50_a_ms)} against {ms(pair.p50_b_ms)} ms, from {pair.turns} "
         f"pairs of alternating blocks in {pair.processes} process{'' if pair.processes == 1 else 'es'})."
     )
     title = f"A {pair.a_run}/{pair.a} against B {pair.b_run}/{pair.b}"
@@ -239,9 +237,8 @@ def latencies(report: Report) -> Iterator[Table]:
         cells.append(own | shown(rate, "calls device"))
     note = "Whole batches one after the other, each line in a process of its own: not a latency."
     yield table("Throughput", cells, note=note)
+    metered = [row for row in report.latency if row.energy]
     cells = [
-        {"subject": report.label(row)} | shown(row.energy, "* sensor covers")
-        for row in report.latency
-        if row.energy
+        {"subject": report.label(row)} | shown(row.energy, "* sensor covers") for row in metered
     ]
     yield table("Energy of one image, over the latency blocks", cells)

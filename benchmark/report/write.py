@@ -10,7 +10,6 @@ import numpy as np
 
 from edgekd.benchmark.report import charts, provenance
 from edgekd.benchmark.report.document import document, points_of
-from edgekd.benchmark.report.failures import failures
 from edgekd.benchmark.report.modelcard import model_card
 from edgekd.benchmark.report.render import html, markdown, print_document
 from edgekd.benchmark.results.schema import Report
@@ -30,15 +29,21 @@ def write_report(
     """
     folder = report.folder
     folder.mkdir(parents=True, exist_ok=True)
-    raw = RawResults(report, predictions, latency)
-    page = document(report, raw, failures(raw, shown))
+    page = document(report, RawResults(report, predictions, latency), shown)
     write_json(folder / "report.json", report.model_dump(mode="json"))
     write_text(folder / "report.html", html(page))
     write_text(folder / "report.md", markdown(page))
     write_text(folder / "MODEL_CARD.md", model_card(report))
     draw_picture(report, folder / "report.png")
     if report.corruptions:
-        write_text(folder / "corruptions.csv", corruptions_csv(report))
+        cells = [
+            (row.run, row.subject, name, severity, row.n, round(value, 6))
+            for row in report.corruptions
+            for name, values in row.top1.items()
+            for severity, value in enumerate(values, start=1)
+        ]
+        header = ("run", "subject", "corruption", "severity", "n", "top1")
+        write_text(folder / "corruptions.csv", csv_text([header, *cells]))
     np.savez_compressed(folder / "predictions.npz", **dict[str, Any](predictions))
     np.savez_compressed(folder / "latency.npz", **dict[str, Any](latency))
 
@@ -59,28 +64,13 @@ def draw_picture(report: Report, path: Path) -> None:
         figure.savefig(scratch, format="png", dpi=128)
 
 
-def corruptions_csv(report: Report) -> str:
-    """Return every cell: run, subject, corruption, severity, n, top1."""
-    rows = [
-        (row.run, row.subject, name, severity, row.n, round(value, 6))
-        for row in report.corruptions
-        for name, cells in row.top1.items()
-        for severity, value in enumerate(cells, start=1)
-    ]
-    return csv_text([("run", "subject", "corruption", "severity", "n", "top1"), *rows])
-
-
 def print_report(report: Report) -> None:
     """Print the answers, the gates, the main tables and the notes on standard output."""
     print_document(document(report))
 
 
 def check_gates(report: Report) -> None:
-    """Check that every gate passed.
-
-    Raises:
-        GateFailed: one did not pass.
-    """
+    """Raise `GateFailed` where a gate did not pass."""
     failed = sum(not row.passed for row in report.gates)
     if failed:
         raise GateFailed(

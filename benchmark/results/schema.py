@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -126,20 +126,6 @@ class SpeedRow(Frozen):
     withheld: str | None
     """Why no claim about speed is made; null where it holds."""
 
-    @property
-    def claim(self) -> Ratio:
-        """The ratio of A to B, for `speed.in_words`."""
-        return Ratio(self.ratio, self.ci95, self.withheld)
-
-    @property
-    def swapped(self) -> SpeedRow:
-        """The same pair with A and B exchanged."""
-        low, high = self.ci95
-        return SpeedRow(
-            a_run=self.b_run, a=self.b, b_run=self.a_run, b=self.a, device=self.device, ratio=1 / self.ratio,
-            ci95=(1 / high, 1 / low), withheld=self.withheld,
-        )  # fmt: skip
-
 
 class RunFacts(BaseModel):
     """Fields of a run in a report's context that are read."""
@@ -206,20 +192,19 @@ class Report(Frozen):
     def _repr_html_(self) -> str:
         """Return the numbers that decide, and the chart where the report's folder has it."""
         known = metrics_of(SummaryRow)
-        keys = [key for key in ("id", "ood_avg", "adapted_avg", "size_mb") if key in known]
+        keys = ("id", "ood_avg", "adapted_avg", "size_mb")
         lines = [["", *(known[key].heading for key in keys), "p90 ms"]]
         for row in self.listed:
-            time = self.time(row).p90_ms
             numbers = (known[key].shown(row, key) for key in keys)
-            lines.append([self.label(row), *numbers, f"{time:.2f}"])
+            lines.append([self.label(row), *numbers, f"{self.time(row).p90_ms:.2f}"])
         cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines)
         table = "".join(f"<tr>{row}</tr>" for row in cells)
-        picture, place = self.folder / "report.png", html.escape(str(self.folder))
-        chart = ""
+        chart, picture = "", self.folder / "report.png"
         if picture.is_file():
             data = base64.b64encode(picture.read_bytes()).decode()
             chart = f'<img alt="Accuracy against latency" width="800" src="data:image/png;base64,{data}">'
-        return f"<table><caption>Benchmark, {place}</caption>{table}</table>{chart}"
+        title = html.escape(f"Benchmark, {self.folder}")
+        return f"<table><caption>{title}</caption>{table}</table>{chart}"
 
     @property
     def runs(self) -> list[str]:
@@ -246,6 +231,16 @@ class Report(Frozen):
         """Return the latency of the same subject."""
         return next(one for one in self.latency if one.who == row.who)
 
+    def speed_of(self, first: Row, second: Row) -> Ratio | None:
+        """Return p50 of the first / p50 of the second; None where the two were not compared."""
+        for row in self.speed:
+            pair = (row.a_run, row.a), (row.b_run, row.b)
+            if pair == (first.who, second.who):
+                return Ratio(row.ratio, row.ci95, row.withheld)
+            if pair == (second.who, first.who):
+                return Ratio(1 / row.ratio, (1 / row.ci95[1], 1 / row.ci95[0]), row.withheld)
+        return None
+
     def label(self, row: Row) -> str:
         """Return the subject's name for tables, with its run's before it where the report has several runs."""
         names = {"teacher": "teacher zero-shot", "torch": "torch student"}
@@ -267,6 +262,14 @@ class Report(Frozen):
 def of(rows: Iterable[AnyRow], who: Row) -> list[AnyRow]:
     """Return the rows about the same subject."""
     return [row for row in rows if row.who == who.who]
+
+
+def load_of(environment: Mapping[str, Any], device: str) -> float | None:
+    """Return the load average per core before the run, of this machine or of a device; None where it is unknown."""
+    devices = {one["device"]: one for one in environment.get("devices", ())}
+    facts = devices.get(device, environment)
+    load, cores = facts["before"].get("load_average"), facts.get("usable_cores")
+    return None if load is None or not cores else float(load) / float(cores)
 
 
 if __name__ == "__main__":

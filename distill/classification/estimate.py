@@ -19,7 +19,12 @@ from edgekd.distill.batches import MAX_BYTES, BatchSource, PixelStore, store_sid
 from edgekd.distill.batchnorm import Fold, folded, training_mode
 from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher
 from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.setup import augmentation_of, build, cached_view_counts
+from edgekd.distill.classification.setup import (
+    augmentation_of,
+    build,
+    cached_view_counts,
+    mixing_of,
+)
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.launch import keep_freed_memory, make_fabric, step_threads
 from edgekd.distill.losses import objective
@@ -157,7 +162,10 @@ def measure(task: Classification, planned: Estimate) -> Estimate:
             trial = _seconds(lambda: filler.embed_images(noise.to(device)).cpu(), _TRIAL_STEPS)
             teacher_s = passes * trial / _TRIAL_IMAGES
             decoded *= 2 if passes else 1
-    task.source = BatchSource(store, task.sampler, augmentation, counts, embeddings, online)
+    mixing = mixing_of(config, task.student.preprocess.size)
+    task.source = BatchSource(
+        store, task.sampler, augmentation, counts, embeddings, online, mixing=mixing
+    )
     task.student.to(device).to(memory_format=torch.channels_last)
     model: Any = task.fabric.setup_module(task.student)
     folds = task.folds() if config.bn == "frozen" and not config.compile else []

@@ -64,7 +64,7 @@ def finish(
         targets = torch.from_numpy(images.labels[split.val])
         right = scores.argmax(axis=1) == images.labels[split.val]
         accuracy = domain_mean(right, images.domain_of[split.val])
-        progress.evaluated(task.steps, accuracy, final=True)
+        progress.evaluated(checkpoint.done, accuracy, final=True)
     final.scale.fill_(fit_scale(torch.from_numpy(scores), targets))
     path = out / "student.safetensors"
     facts = {"student": config.student, "recipe": task.recipe.name}
@@ -83,7 +83,7 @@ def finish(
         split_hash=split.hash,
         test_domain=split.test_domain,
         seed=config.seed,
-        steps=task.steps,
+        steps=checkpoint.done,
         train_seconds=round(checkpoint.seconds_before + progress.seconds, 2),
         images_per_second=round(progress.images_per_second, 1),
         data_wait_percent=round(progress.data_wait_percent, 1),

@@ -43,6 +43,8 @@ def settle(config: TrainConfig) -> TrainConfig:
     if config.resume:
         return _resumed(config)
     check_loggers(config.logger)
+    if config.patience:
+        config = config.model_copy(update={"select": "best"})
     if config.start is not None:
         config = _started_from(config, config.start.expanduser().absolute())
     if "data" not in config.model_fields_set and config.vocabulary and config.unlabelled:

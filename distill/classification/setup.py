@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
@@ -32,6 +33,7 @@ from edgekd.distill.classification.text_targets import (
     without_outliers,
 )
 from edgekd.distill.launch import Fabric
+from edgekd.distill.mixing import Mixing
 from edgekd.distill.recipes import Recipe, get_recipe
 from edgekd.distill.students import TEACHER_ENCODER, Student, encoder_student, make_student
 from edgekd.distill.teachers import EmbeddingsTeacher, Teacher, load_teacher
@@ -86,7 +88,24 @@ def build(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -
         described,
         sampler,
         steps,
+        class_weights(images.labels[split.train], len(images.classes))
+        if config.balance == "weights"
+        else None,
     )
+
+
+def class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
+    """Return a factor per class, float32 `[C]`, that gives every class the same sum, and the images the mean 1."""
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, weights, 0.0)).float()
+
+
+def mixing_of(config: TrainConfig, side: int) -> Mixing | None:
+    """Return how the images of a run are mixed, as views of `side` pixels."""
+    if not (config.mixup or config.cutmix):
+        return None
+    return Mixing(config.mixup, config.cutmix, side, config.seed)
 
 
 def prepare(task: Classification) -> None:
@@ -180,6 +199,7 @@ def _source(task: Classification) -> BatchSource:
         online,
         fabric.global_rank,
         fabric.world_size,
+        mixing_of(config, task.student.preprocess.size),
     )
 
 

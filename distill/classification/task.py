@@ -58,6 +58,8 @@ class Classification:
     sampler: Sampler
     steps: int
     """Of all stages."""
+    class_weights: Tensor | None
+    """Factors on cross-entropies with the label, float `[C]`."""
     source: BatchSource = field(init=False)
     """Set by `prepare`: it may need the teacher for hours."""
 
@@ -112,7 +114,11 @@ class Classification:
         """Return the student's views of a batch, float32 `[b, 3, S, S]` in 0–1."""
         pixels = raw.pixels.to(self.fabric.device, non_blocking=True)
         views = render(pixels, raw.params, self.student.preprocess.size)
-        return views if raw.restyle is None else restyle(views, raw.restyle)
+        if raw.restyle is not None:
+            views = restyle(views, raw.restyle)
+        if raw.partner is None or raw.own is None:
+            return views
+        return torch.lerp(self.views(raw.partner), views, raw.own.to(views.device))
 
     def teacher_features(self, raw: RawBatch) -> Tensor | None:
         """Return the teacher's embeddings of the same views, float32 `[b, D]`: cached, or computed now."""
@@ -131,10 +137,23 @@ class Classification:
         self, model: nn.Module, views: Tensor, teacher: Tensor | None, raw: RawBatch
     ) -> Batch:
         """Return the student's output and its targets, for `losses.objective`."""
+        out = model(views)
+        batch = self._batch(out, teacher, raw)
+        if raw.partner is None or raw.own is None:
+            return batch
+        partner = self._batch(out, self.teacher_features(raw.partner), raw.partner)
+        own = raw.own.mean(dim=(1, 2, 3)).to(self.fabric.device)
+        return replace(batch, partner=partner, own=own)
+
+    def _batch(self, out: Tensor, teacher: Tensor | None, raw: RawBatch) -> Batch:
+        """The student's output with the targets of the images of `raw`."""
         targets, device = self.targets, self.fabric.device
-        fields = targets.fields(raw.indices, device) if targets else {}
+        fields: dict[str, Any] = targets.fields(raw.indices, device) if targets else {}
+        fields["smoothing"] = self.config.label_smoothing
+        if self.class_weights is not None:
+            fields["class_weights"] = self.class_weights.to(device)
         labels, bank = raw.labels.to(device), targets.bank if targets else None
-        batch = make_batch(self.student, model(views), labels, teacher, bank, fields)
+        batch = make_batch(self.student, out, labels, teacher, bank, fields)
         if self.fabric.world_size == 1:
             return batch
         first = self.fabric.global_rank * len(labels)
@@ -180,7 +199,7 @@ def make_batch(
     labels: Tensor,
     teacher: Tensor | None,
     bank: TextBank | None,
-    fields: Mapping[str, Tensor] | None = None,
+    fields: Mapping[str, Any] | None = None,
 ) -> Batch:
     """Return the student's output and its targets as the terms read them.
 

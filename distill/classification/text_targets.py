@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize, softmax
 
 from edgekd.configs.train import TrainConfig
@@ -20,7 +20,7 @@ from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
 from edgekd.distill.cache import caption_embeddings, plain_embeddings
 from edgekd.distill.launch import Fabric, gathered, total
-from edgekd.distill.losses import VisualBank
+from edgekd.distill.losses import unit
 from edgekd.distill.recipes import Recipe
 from edgekd.distill.students import Student
 from edgekd.distill.teachers import ClipTeacher, Teacher
@@ -39,6 +39,44 @@ ANISOTROPIC = 0.5
 """Length of the mean of unit embeddings from which on they are mean-centred: a quarter of their energy is common."""
 _REJECTED = 0.05
 """Part of the validation images on which the teacher may be less confident than on an unlabelled image that trains."""
+
+
+class VisualBank(nn.Module):
+    """One visual prototype per text, moved by language-guided knowledge aggregation (LGKA; Li et al., T-MM 2024).
+
+    An image belongs to the text nearest to the teacher's embedding of it, `c_i = argmax_c t̂_i · T_c`; no label is used.
+    Per text in the batch, `m_c = mean t̂_i`; the first time `V_c ← m_c`, later `V_c ← μ V_c + (1 − μ) m_c`. Texts not
+    met yet hold a random unit vector. Prototypes are not normalised again.
+
+    Args:
+        texts: the text bank `T`, unit rows, float `[C, D]`.
+        momentum: μ; the published script has 0.999.
+    """
+
+    texts: Tensor
+    vectors: Tensor
+    seen: Tensor
+
+    def __init__(self, texts: Tensor, momentum: float = 0.999, seed: int = 0) -> None:
+        super().__init__()
+        self.momentum = momentum
+        noise = torch.randn(texts.shape, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("texts", texts, persistent=False)
+        self.register_buffer("vectors", normalize(noise, dim=-1))
+        self.register_buffer("seen", torch.zeros(len(texts), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, teacher: Tensor) -> None:
+        """Aggregate the teacher's image embeddings of a whole global batch, float `[B, D]`, in one step."""
+        embeddings = unit(teacher)
+        nearest = (embeddings @ self.texts.T).argmax(dim=-1)  # [B]
+        counts = torch.bincount(nearest, minlength=len(self.texts))  # [C]
+        sums = torch.zeros_like(self.vectors).index_add_(0, nearest, embeddings)
+        means = sums / counts.clamp(min=1)[:, None]
+        moved = torch.lerp(means, self.vectors, self.momentum)
+        moved = torch.where(self.seen[:, None], moved, means)
+        self.vectors.copy_(torch.where((counts > 0)[:, None], moved, self.vectors))
+        self.seen |= counts > 0
 
 
 @dataclass(frozen=True, eq=False)

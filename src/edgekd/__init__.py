@@ -1,9 +1,9 @@
 """edgekd: distil a compact student from a CLIP teacher, export it, and measure the exported file in and out of domain.
 
 `edgekd.train(...)`, `edgekd.export(...)`, `edgekd.verify(...)`, `edgekd.benchmark(...)`, `edgekd.report(...)`,
-`edgekd.evaluate(...)`, `edgekd.predict(...)` and `edgekd.study(...)` take the same names as the command line and return
-value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts; `edgekd.add_class(...)` and
-`edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
+`edgekd.evaluate(...)`, `edgekd.predict(...)`, `edgekd.push(...)`, `edgekd.pull(...)` and `edgekd.study(...)` take the
+same names as the command line and return value objects (`edgekd.api`); `edgekd.load(...)` gives a model that predicts;
+`edgekd.add_class(...)` and `edgekd.remove_class(...)` are `edgekd classes add` and `remove`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         export,
         load,
         predict,
+        pull,
+        push,
         remove_class,
         report,
         study,
@@ -43,6 +45,8 @@ __all__ = [
     "export",
     "load",
     "predict",
+    "pull",
+    "push",
     "remove_class",
     "report",
     "study",

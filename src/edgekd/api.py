@@ -14,6 +14,7 @@ from edgekd.configs.benchmark import (
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig
+from edgekd.configs.hub import PullConfig, PushConfig
 from edgekd.configs.predict import DemoConfig, PredictConfig
 from edgekd.configs.study import StudyConfig
 from edgekd.configs.train import MissingConfig, TrainConfig
@@ -362,6 +363,30 @@ def demo(config: DemoConfig) -> Demo:
     from edgekd.inference.demo import open_demo
 
     return open_demo(config.model, config.port)
+
+
+@verb(PushConfig)
+def push(config: PushConfig) -> str:
+    """Upload a run or an artifact to the Hugging Face Hub, in the layout that timm and transformers.js load.
+
+    Returns:
+        The repository's address.
+    """
+    from edgekd.artifacts.hub import push
+
+    return push(config)
+
+
+@verb(PullConfig)
+def pull(config: PullConfig) -> Path:
+    """Download into a new folder what `push` uploaded, checked and without running anything of it.
+
+    Returns:
+        The folder; `artifacts/` in it holds folders for `edgekd.load`.
+    """
+    from edgekd.artifacts.hub import pull
+
+    return pull(config)
 
 
 @verb(StudyConfig)

@@ -15,15 +15,15 @@ from test_page import Elements
 
 import edgekd
 from edgekd.benchmark.benchmark import run_benchmark
-from edgekd.benchmark.report.across import (
+from edgekd.benchmark.report.comparison import (
     against,
     differences,
     entries,
     groups,
     read_sources,
     reference,
+    write_comparison,
 )
-from edgekd.benchmark.report.comparison import write_comparison
 from edgekd.benchmark.subjects import Suite
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError

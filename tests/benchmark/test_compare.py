@@ -13,7 +13,7 @@ from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.compare import compare
 from edgekd.benchmark.report.document import document
 from edgekd.benchmark.report.render import markdown
-from edgekd.benchmark.report.tables import ratio_text
+from edgekd.benchmark.report.tables import comparison
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
@@ -64,7 +64,7 @@ def test_only_turns_that_have_a_partner_count() -> None:
     unsettled = replace(timed, settled=False)
     noisy = compare((a, b), [suite], logits, parts, (timed, unsettled))
     assert "settled" in str(noisy.withheld)
-    assert "0.5" not in ratio_text(noisy)
+    assert "0.5" not in comparison(noisy).note
     assert (found.p50_ratio, found.p50_ratio_ci95, found.turns) == (0.5, (0.5, 0.5), 10)
     [row] = found.accuracy
     assert (row.a, row.b, row.value, row.agreement) == (1.0, 0.5, 0.5, 0.5)

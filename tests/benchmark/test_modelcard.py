@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from test_page import ARTIFACT, FACTS
 
 from edgekd.benchmark.benchmark import run_benchmark
+from edgekd.benchmark.report.answers import notes
 from edgekd.benchmark.report.modelcard import model_card
-from edgekd.benchmark.report.notes import notes
 from edgekd.benchmark.results.storage import read_report
 
 

@@ -20,14 +20,14 @@ from edgekd.benchmark import benchmark as benchmark_module
 from edgekd.benchmark.benchmark import run_benchmark
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.report import charts
-from edgekd.benchmark.report.answers import findings, verdict
-from edgekd.benchmark.report.charts import DARK, LIGHT, Point, front, reliability
+from edgekd.benchmark.report.answers import findings, notes, verdict
+from edgekd.benchmark.report.charts import DARK, LIGHT, Point, front
 from edgekd.benchmark.report.document import document, points_of
-from edgekd.benchmark.report.failures import BUDGET_BYTES, failures
+from edgekd.benchmark.report.failures import BUDGET_BYTES, failure_items
 from edgekd.benchmark.report.modelcard import model_card
-from edgekd.benchmark.report.notes import notes
 from edgekd.benchmark.report.render import escape, markdown
 from edgekd.benchmark.report.render import html as render
+from edgekd.benchmark.report.sections import Gallery, Table
 from edgekd.benchmark.report.write import print_report
 from edgekd.benchmark.results.rows import CorruptionRow, CueConflictRow
 from edgekd.benchmark.results.schema import Comparison, GateRow, Report, SuiteComparison
@@ -207,17 +207,15 @@ def test_no_renderer_states_a_speed_that_is_withheld(
 
 
 def test_confusion_and_mistakes_by_hand(kept: RawResults) -> None:
-    [found] = failures(kept)
+    matrix, _, gallery = failure_items(kept)
+    assert isinstance(matrix, Table)
+    assert isinstance(gallery, Gallery)
     # INT8 is wrong on every second image, naming the next class; the images of a suite alternate between three classes.
-    assert (found.row.subject, found.row.suite, found.row.top1) == (
-        "onnxruntime-int8",
-        "ood:photo",
-        0.5,
-    )
-    assert found.confusion.tolist() == [[5, 5, 0], [0, 5, 5], [5, 0, 5]]
-    assert len(found.errors) == 6  # two of each of three kinds
+    assert matrix.title.endswith("/onnxruntime-int8 on ood:photo: 50.0 % of 30 images")
+    assert [row[1:4] for row in matrix.rows] == [("5", "5", "·"), ("·", "5", "5"), ("5", "·", "5")]
+    assert len(gallery.pictures) == 6  # two of each of three kinds
     confidence = 100 * np.exp(4) / (np.exp(4) + 2)
-    for error in found.errors:
+    for error in gallery.pictures:
         label, _, predicted = error.lines[0].partition(" → ")
         assert EVIL.index(predicted) == (EVIL.index(label) + 1) % 3
         assert error.lines[1] == f"{confidence:.0f} %"
@@ -225,15 +223,16 @@ def test_confusion_and_mistakes_by_hand(kept: RawResults) -> None:
 
 def test_thumbnails_are_small_few_and_optional(kept: RawResults, html: str) -> None:
     suites = id_and_ood(replace(paint_images(), classes=EVIL))
-    [found] = failures(kept, suites)
-    sizes = [len(picture.address) for picture in found.errors]
+    *_, gallery = failure_items(kept, suites)
+    assert isinstance(gallery, Gallery)
+    sizes = [len(picture.address) for picture in gallery.pictures]
     assert len(sizes) == 6
     assert all(sizes)
     assert sum(sizes) <= BUDGET_BYTES
     assert html.count("<img ") == 6
-    without = render(document(kept.report, None, failures(kept)))
+    without = render(document(kept.report, kept))
     assert "<img " not in without
-    assert found.errors[0].name in without
+    assert gallery.pictures[0].name in without
 
 
 def test_no_examples_are_embedded_where_none_are_wanted(
@@ -253,7 +252,7 @@ def test_no_examples_are_embedded_where_none_are_wanted(
 def test_reliability_agrees_with_ece() -> None:
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(500, 4)).astype(np.float32), rng.integers(0, 4, 500)
-    found = reliability(logits, labels)
+    found = metrics.reliability(logits, labels)
     filled = found.count > 0
     again = (
         found.count[filled] / 500 * np.abs(found.accuracy[filled] - found.confidence[filled])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.benchmark.report.across import effective_robustness, log_odds
+from edgekd.benchmark.report.comparison import effective_robustness, log_odds
 
 
 def entry(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgekd.benchmark.measure.speed import load_of, speed_between, speed_rows
-from edgekd.benchmark.report.notes import fastest
-from edgekd.benchmark.results.schema import Report, SpeedRow
+from edgekd.benchmark.compare import speed_rows
+from edgekd.benchmark.report.answers import fastest
+from edgekd.benchmark.results.schema import Report, load_of
 from edgekd.core.machine import other_work, processor_seconds
 from edgekd.targets.timing.speed import (
+    Ratio,
     Timing,
     in_words,
     reason_to_withhold,
@@ -33,7 +35,7 @@ def row(
 ) -> Any:
     quiet = {"settled": True, "cv": 0.1, "other_cpu": 0.01, "stolen_cpu": 0.0}
     return SimpleNamespace(
-        run=run, subject=subject, provider=provider, p50_ms=p50_ms, device=device,
+        run=run, subject=subject, who=(run, subject), provider=provider, p50_ms=p50_ms, device=device,
         timing=Timing(subject, **(quiet | facts)),
     )  # fmt: skip
 
@@ -46,13 +48,13 @@ def samples(*times_ms: float) -> list[LatencySamples]:
 
 def report(*rows: Any, **times_ms: float) -> Report:
     """A report of these artifacts; every sample of one is its time."""
-    summary: Any = [
-        SimpleNamespace(run=one.run, subject=one.subject, kind="artifact") for one in rows
-    ]
-    parts = {(one.run, one.subject): samples(one.p50_ms) for one in rows}
+    parts = {one.who: samples(one.p50_ms) for one in rows}
     environment = {"before": {"load_average": 0.1}, "usable_cores": 2}
-    speed = speed_rows(summary, rows, parts, environment)
-    return cast(Report, SimpleNamespace(latency=rows, exported_latency=rows, speed=speed))
+    made = Report.model_construct(latency=rows, speed=speed_rows(rows, parts, environment))
+    object.__setattr__(
+        made, "summary", [SimpleNamespace(who=one.who, kind="artifact") for one in rows]
+    )
+    return made
 
 
 @pytest.mark.parametrize(
@@ -79,16 +81,12 @@ def test_when_a_claim_is_withheld(
 
 
 def test_words_carry_the_interval_or_the_reason() -> None:
-    faster = SpeedRow(
-        a_run="r", a="a", b_run="r", b="b", ratio=0.5, ci95=(0.4, 0.625), withheld=None
-    )
-    assert in_words(faster.claim, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
-    assert (
-        in_words(faster.swapped.claim, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
-    )
-    busy = faster.model_copy(update={"withheld": "the machine was busy"})
-    assert "times" not in in_words(busy.claim, "b")
-    assert "the machine was busy" in in_words(busy.claim, "b")
+    faster, slower = Ratio(0.5, (0.4, 0.625), None), Ratio(2.0, (1.6, 2.5), None)
+    assert in_words(faster, "b") == "is 2.00 times as fast as b (95 % CI 1.60–2.50)"
+    assert in_words(slower, "a") == "takes 2.00 times as long as a (95 % CI 1.60–2.50)"
+    busy = replace(faster, withheld="the machine was busy")
+    assert "times" not in in_words(busy, "b")
+    assert "the machine was busy" in in_words(busy, "b")
     assert "times" not in in_words(None, "b")
 
 
@@ -96,19 +94,18 @@ def test_ratios_of_all_pairs_of_one_run_and_device() -> None:
     found = report(row("a", p50_ms=1.0), row("b", p50_ms=2.0), row("c", device="pi", p50_ms=4.0))
     [pair] = found.speed
     assert (pair.a, pair.b, pair.ratio, pair.ci95) == ("a", "b", 0.5, (0.5, 0.5))
-    back = speed_between(found, found.latency[1], found.latency[0])
+    back = found.speed_of(found.latency[1], found.latency[0])
     assert back is not None
-    assert (back.a, back.ratio, back.ci95) == ("b", 2.0, (2.0, 2.0))
-    assert speed_between(found, found.latency[0], found.latency[2]) is None
+    assert (back.ratio, back.ci95) == (2.0, (2.0, 2.0))
+    assert found.speed_of(found.latency[0], found.latency[2]) is None
 
 
 def test_an_interval_covers_what_processes_differ_by() -> None:
     """Two processes of 1 and 3 ms: the median of a draw is either, and with it the ratio to 1 ms."""
     one, three = samples(1.0)[0], samples(3.0)[0]
     parts = {("r", "a"): [one, three], ("r", "b"): samples(1.0)}
-    summary: Any = [SimpleNamespace(run="r", subject=name, kind="artifact") for name in "ab"]
     environment = {"before": {"load_average": None}, "usable_cores": 2}
-    [pair] = speed_rows(summary, [row("a", p50_ms=3.0), row("b")], parts, environment)
+    [pair] = speed_rows([row("a", p50_ms=3.0), row("b")], parts, environment)
     assert pair.ci95 == (1.0, 3.0)
     assert "includes 1" in str(pair.withheld)
 

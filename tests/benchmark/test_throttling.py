@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.benchmark.report.notes import throttle_notes
+from edgekd.benchmark.report.answers import throttle_notes
 from edgekd.core import machine
 
 NOTHING = {

@@ -11,11 +11,11 @@ from term_reference import C, draw, unit
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from edgekd.distill.classification.text_targets import VisualBank
 from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,
-    VisualBank,
     caption_nce,
     domain_rel,
     im_nce,

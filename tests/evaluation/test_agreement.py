@@ -9,7 +9,6 @@ import pytest
 from edgekd.benchmark.evaluate.agreement import (
     angle_degrees,
     m_neigh,
-    m_rel,
     m_vlalign,
     recall_at,
     squared_distance,
@@ -30,8 +29,8 @@ def test_relative_position_is_counted_image_by_image() -> None:
         sorted(range(40), key=lambda j, i=i: float(((t[j] - s[i]) ** 2).sum())).index(i)
         for i in range(40)
     ]  # type: ignore[misc]
-    assert m_rel(STUDENT, TEACHER) == sum(rank == 0 for rank in ranks) / 40
-    assert 0 < m_rel(STUDENT, TEACHER) < recall_at(STUDENT, TEACHER, 5) < 1
+    assert recall_at(STUDENT, TEACHER, 1) == sum(rank == 0 for rank in ranks) / 40
+    assert 0 < recall_at(STUDENT, TEACHER, 1) < recall_at(STUDENT, TEACHER, 5) < 1
     assert recall_at(STUDENT, TEACHER, 5) == sum(rank < 5 for rank in ranks) / 40
 
 
@@ -74,4 +73,6 @@ def test_metrics_do_not_depend_on_how_many_rows_are_compared_at_once() -> None:
     many = RNG.normal(size=(1100, 4))
     near = many + 0.1 * RNG.normal(size=many.shape)
     cosines = unit(many) @ unit(near).T
-    assert m_rel(many, near) == pytest.approx(np.mean(cosines.argmax(axis=1) == np.arange(1100)))
+    assert recall_at(many, near, 1) == pytest.approx(
+        np.mean(cosines.argmax(axis=1) == np.arange(1100))
+    )

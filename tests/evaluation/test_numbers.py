@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from study_data import done
 
-from edgekd.benchmark.evaluate.statistics import paired_interval, paired_seeds_interval
+from edgekd.benchmark.evaluate.statistics import paired_interval
 from edgekd.studies.store import Cell
 from edgekd.studies.tables import recipe_rows, stat, t_interval
 
@@ -86,7 +86,7 @@ def test_macro_means_over_classes() -> None:
 def test_image_interval_of_one_seed_is_the_benchmarks() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.random(400) < 0.8, rng.random(400) < 0.7
-    one = paired_seeds_interval([(first[None], second[None])])
+    one = paired_interval([(first[None], second[None])])
     assert one == pytest.approx(paired_interval([(first, second)]), abs=0.003)
 
 
@@ -94,8 +94,8 @@ def test_image_interval_does_not_shrink_when_seeds_agree() -> None:
     """Three students that answer alike are worth one: resampling them apart would claim √3 times the precision."""
     rng = np.random.default_rng(1)
     first, second = rng.random((1, 300)) < 0.8, rng.random((1, 300)) < 0.7
-    one = paired_seeds_interval([(first, second)])
-    three = paired_seeds_interval([(np.repeat(first, 3, axis=0), np.repeat(second, 3, axis=0))])
+    one = paired_interval([(first, second)])
+    three = paired_interval([(np.repeat(first, 3, axis=0), np.repeat(second, 3, axis=0))])
     assert three == pytest.approx(one)
 
 

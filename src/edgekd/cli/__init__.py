@@ -218,6 +218,20 @@ def demo(page: Any, _: Given) -> None:
     page.serve()
 
 
+@command(app, "edgekd.api:push")
+def push(address: Any, given: Given) -> None:
+    """Upload a run or an exported file to the Hugging Face Hub."""
+    result(f"uploaded: {address}", f"there:    edgekd pull {given['repo']} --out model")
+
+
+@command(app, "edgekd.api:pull")
+def pull(folder: Any, _: Given) -> None:
+    """Download what edgekd push uploaded."""
+    result(f"model: {folder}")
+    for path in sorted(folder.glob("artifacts/*")):
+        result(f"next:  edgekd predict {shell_word(path)} IMAGE")
+
+
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
     """Compare recipes over seeds and unseen domains, with intervals, in one table."""

@@ -52,11 +52,16 @@ class DataOptions(Config):
     unlabelled_filter: bool = False
     """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
     validation images: pictures of nothing that the classes name."""
-    balance: Literal["domains", "classes"] = "domains"
-    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes."""
+    balance: Literal["domains", "classes", "weights"] = "domains"
+    """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes; weights:
+    of the domains, and rare classes weigh more in the cross-entropy."""
     augment: Literal["plain", "restyle"] | None = None
     """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
     unlabelled images."""
+    mixup: float = option(default=0.0, ge=0)
+    """Mix every image with another: α of the part's Beta(α, α) distribution, 0 for none."""
+    cutmix: float = option(default=0.0, ge=0)
+    """Put a box of another image into every image: α of the part's Beta(α, α) distribution, 0 for none."""
     split_seed: int = option(default=0, ge=0)
     """Seed of the train/val/test split; apart from `seed`, so that seeds compare on the same images."""
 
@@ -119,6 +124,8 @@ class RecipeOptions(Config):
     """SWAD's three numbers."""
     wise_ft: float = option(default=0.5, ge=0, le=1)
     """Part of the fine-tuned weights in WiSE-FT's mixture."""
+    label_smoothing: float = option(default=0.0, ge=0, lt=1)
+    """Part of the label that is spread over all classes, in cross-entropies with the label."""
     select: Literal["last", "best"] = "last"
     """Which step's weights are kept: last, or best by mean accuracy on source validation."""
 
@@ -140,6 +147,8 @@ class ScheduleOptions(Config):
     """Part of each stage over which the learning rate rises; then it falls as a cosine."""
     eval_every: int | None = option(default=None, ge=1)
     """Steps between evaluations on source validation. Default: at the end; with --select best eight times."""
+    patience: int | None = option(default=None, ge=1)
+    """Stop after so many evaluations on source validation without a better one; implies --select best."""
 
     @check
     def _one_length(self) -> None:
@@ -181,9 +190,9 @@ class RunOptions(
 
     @check
     def _one_selection(self) -> None:
-        if self.average in ("swad", "wise-ft") and self.select == "best":
+        if self.average in ("swad", "wise-ft") and (self.select == "best" or self.patience):
             raise EdgekdError(
-                f"{self.average} chooses the weights itself, so --select best has nothing to choose.",
+                f"{self.average} chooses the weights itself, so --select best and --patience have nothing to choose.",
                 "Leave one of them out.",
             )
 

@@ -223,7 +223,7 @@ def _compare(scores: Scores, texts: Scores, own: Scores | None, targets: Scores)
     if own is None:
         return found | dict.fromkeys(("m_rel", "recall", "m_neigh", "angle", "distance"))
     return found | {
-        "m_rel": agreement.m_rel(own, targets),
+        "m_rel": agreement.recall_at(own, targets, 1),
         "recall": agreement.recall_at(own, targets, RECALL),
         "m_neigh": agreement.m_neigh(own, targets, NEIGHBOURS),
         "angle": agreement.angle_degrees(own, targets),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.evaluate.statistics import paired_seeds_interval
+from edgekd.benchmark.evaluate.statistics import paired_interval
 from edgekd.core.machine import describe
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
@@ -227,7 +227,7 @@ def recipe_rows(
                     for name in (recipe, baseline)
                 )
                 groups += _groups(first, second, macro)
-            low, high = paired_seeds_interval(groups)
+            low, high = paired_interval(groups)
             row = dataclasses.replace(
                 row,
                 difference=float(np.mean(differences)),

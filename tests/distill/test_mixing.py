@@ -1,0 +1,191 @@
+"""Mixed images, label smoothing, class weights and early stopping: the options of a run that change its loss or end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from term_reference import B, draw
+
+import edgekd
+from edgekd.core.errors import EdgekdError
+from edgekd.data.image_set import ImageSet, load_images
+from edgekd.distill.batches import BalancedSampler, BatchSource, Sampler, open_store
+from edgekd.distill.classification.setup import class_weights
+from edgekd.distill.losses import Batch, TermSpec, objective
+from edgekd.distill.mixing import Mixing
+from edgekd.distill.views import Augmentation
+
+Make = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.3, 1.0)])
+def test_every_image_has_one_partner_and_a_part_of_its_own(mixup: float, cutmix: float) -> None:
+    mixing = Mixing(mixup, cutmix, 16, seed=5)
+    partners, own = mixing.draw(7, 64)
+    assert sorted(partners) == list(range(64))
+    assert own.shape == (64, 1, 16, 16)
+    assert own.min() >= 0
+    assert own.max() <= 1
+    boxes = np.array([set(np.unique(row)) <= {0.0, 1.0} for row in own.numpy()])
+    constant = np.array([row.min() == row.max() for row in own.numpy()])
+    assert (boxes | constant).all()
+    if mixup and cutmix:
+        assert 0.25 < boxes.mean() < 0.75
+    else:
+        assert boxes.all() == (not mixup)
+    again, same = mixing.draw(7, 64)
+    assert np.array_equal(again, partners)
+    assert torch.equal(same, own)
+    assert not np.array_equal(mixing.draw(8, 64)[0], partners)
+
+
+def test_a_cutmix_box_is_one_rectangle_of_the_drawn_area() -> None:
+    _, own = Mixing(0.0, 1.0, 64, seed=0).draw(0, 256)
+    inner = []
+    for row in own[:, 0].numpy():
+        rows, columns = np.where(row == 0)
+        if len(rows):
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            assert height * width == len(rows)
+        inner.append(float((row == 0).mean()))
+    # 1 - λ of Beta(1, 1) is even over 0–1; a box at the edge loses a part of its area.
+    assert 0.25 < np.mean(inner) < 0.5
+
+
+TERMS = {
+    "ce": TermSpec(0.7),
+    "logit_kd": TermSpec(1.0, {"temperature": 3.0}),
+    "cos_img": TermSpec(1.0),
+    "cos_text": TermSpec(0.5, mask="teacher_correct"),
+    "im_nce": TermSpec(0.3),
+}
+
+
+def permuted(batch: Batch, order: torch.Tensor) -> Batch:
+    """The student's output of `batch` with the targets of others."""
+    return replace(batch, labels=batch.labels[order], teacher=batch.teacher[order])
+
+
+def test_a_mixed_image_has_both_losses_in_proportion() -> None:
+    batch, order = draw(), torch.arange(B).roll(1)
+    labels = batch.labels.clone()
+    labels[0] = -1  # one image has no label
+    batch = replace(batch, labels=labels)
+    partner = permuted(batch, order)
+    halves = [objective(one, TERMS)[0] for one in (batch, partner)]
+    for part in (1.0, 0.0, 0.25):
+        mixed = replace(batch, partner=partner, own=torch.full((B,), part, dtype=torch.float64))
+        found = objective(mixed, TERMS)[0]
+        assert found.item() == pytest.approx(
+            (part * halves[0] + (1 - part) * halves[1]).item(), rel=1e-5
+        )
+
+
+def test_mixed_distillation_pulls_to_the_mixture_of_both_teachers() -> None:
+    """`λ KL(p‖q) + (1−λ) KL(p'‖q)` and `KL(λp + (1−λ)p' ‖ q)` have the same gradient."""
+    batch, order, part = draw(), torch.arange(B).roll(1), 0.3
+    own = torch.full((B,), part, dtype=torch.float64)
+    mixed = replace(batch, partner=permuted(batch, order), own=own)
+    objective(mixed, {"logit_kd": TermSpec(1.0, {"temperature": 1.0})})[0].backward()
+    logits = batch.logits.detach().requires_grad_()
+    teacher = batch.teacher_logits().softmax(dim=-1).detach()
+    target = part * teacher + (1 - part) * teacher[order]
+    (-(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()).backward()
+    assert torch.allclose(batch.logits.grad, logits.grad, atol=1e-6)
+
+
+def test_smoothing_and_weights_are_those_of_torch() -> None:
+    batch = draw()
+    classes = batch.logits.shape[1]
+    weights = torch.linspace(0.5, 2, classes, dtype=torch.float64)
+    found = objective(replace(batch, smoothing=0.1, class_weights=weights), {"ce": TermSpec(1.0)})[
+        0
+    ]
+    log = batch.logits.detach().log_softmax(dim=-1)
+    target = 0.9 * torch.nn.functional.one_hot(batch.labels, classes) + 0.1 / classes
+    assert found.item() == pytest.approx(
+        float(-(weights * target * log).sum(dim=-1).mean()), rel=1e-5
+    )
+
+
+def test_class_weights_make_every_class_count_alike() -> None:
+    labels = np.array([0] * 6 + [1] * 2 + [3] * 4)
+    weights = class_weights(labels, 5).numpy()
+    sums = np.bincount(labels, weights[labels], minlength=5)
+    np.testing.assert_allclose(sums, [4, 4, 0, 4, 0])
+    assert weights[2] == weights[4] == 0
+
+
+@pytest.fixture
+def images(make_domain_folder: Make, tmp_path: Path, own_cache: Path) -> ImageSet:
+    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=4)
+    return load_images(str(folder))
+
+
+def test_processes_share_the_mixed_batch_of_one(images: ImageSet) -> None:
+    groups = tuple(np.flatnonzero(images.domain_of == domain) for domain in range(2))
+    sampler = Sampler((BalancedSampler(groups, 6, 0),))
+    views = np.full(len(images), 2)
+
+    def source(rank: int, world: int) -> BatchSource:
+        return BatchSource(
+            open_store(images, 20), sampler, Augmentation(), views, rank=rank, world=world,
+            mixing=Mixing(0.5, 1.0, 16, seed=3),
+        )  # fmt: skip
+
+    whole = source(0, 1)(4)
+    assert whole.partner is not None
+    assert whole.own is not None
+    for rank in range(3):
+        part = source(rank, 3)(4)
+        assert part.partner is not None
+        assert part.own is not None
+        assert torch.equal(part.own, whole.own[rank::3])
+        assert np.array_equal(part.partner.indices, whole.partner.indices[rank::3])
+        assert torch.equal(part.partner.pixels, whole.partner.pixels[rank::3])
+        assert torch.equal(part.partner.params.theta, whole.partner.params.theta[rank::3])
+
+
+def options(folder: Path, teacher: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "student": "test_efficientnet", "pretrained": "scratch", "size": 32, "data": folder,
+        "teacher": f"local-dir:{teacher}", "batch_size": 4, "views": 1, "accelerator": "cpu",
+        "test_domain": "none", **more,
+    }  # fmt: skip
+
+
+def test_a_run_with_all_options(
+    make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path
+) -> None:
+    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=6)
+    given = options(
+        folder, tiny_teacher, steps=3, mixup=0.2, cutmix=1.0, label_smoothing=0.1,
+        balance="weights",
+    )  # fmt: skip
+    runs = [edgekd.train(**given, out=tmp_path / name) for name in ("a", "b")]
+    assert runs[0].student_sha256 == runs[1].student_sha256
+    plain = edgekd.train(**options(folder, tiny_teacher, steps=3), out=tmp_path / "plain")
+    assert plain.student_sha256 != runs[0].student_sha256
+
+
+def test_patience_ends_a_run_that_no_longer_gains(
+    make_domain_folder: Make, tmp_path: Path, tiny_teacher: Path
+) -> None:
+    """With a learning rate of next to nothing, no evaluation is better than the first."""
+    folder = make_domain_folder(tmp_path / "data", domains=("art", "photo"), count=6)
+    given = options(
+        folder, tiny_teacher, steps=40, lr=1e-9, eval_every=2, average="none", recipe="erm"
+    )
+    run = edgekd.train(**given, patience=3, out=tmp_path / "run")
+    assert run.steps == 8
+    assert "step 2" in run.selection
+    assert edgekd.load(tmp_path / "run").classes
+    with pytest.raises(EdgekdError):
+        edgekd.train(**given | {"average": "swad"}, patience=3, out=tmp_path / "swad")

@@ -1,0 +1,217 @@
+"""`edgekd push` and `edgekd pull` against a hub on this machine, with the hub's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+import yaml
+from artifact_fakes import channel_means, write_artifact
+from hub_fake import FakeHub, fake_hub
+from huggingface_hub import constants
+from PIL import Image
+from typer.testing import CliRunner
+
+import edgekd
+from edgekd.cli import app
+from edgekd.core.errors import EdgekdError
+from edgekd.core.hub import hub_reachable
+
+CLASSES = ["cat", "dog"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with fake_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "right")
+        hub_reachable.cache_clear()
+        yield server
+    hub_reachable.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on random images with an fp32 and an INT8 file, for all tests; none of them changes it."""
+    folder = tmp_path_factory.mktemp("hub")
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        for number in range(12):
+            path = folder / "data" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)).save(path)
+    run = edgekd.train(
+        student="test_efficientnet", student_options={"drop_rate": 0.1}, pretrained="scratch", size=32,
+        data=folder / "data", recipe="erm", steps=2, batch_size=4, accelerator="cpu", out=folder / "run",
+    )  # fmt: skip
+    edgekd.export(run.folder, precision="int8", min_agreement=0.1)
+    assert run.folder is not None
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def picture(run: Path) -> Image.Image:
+    return Image.open(run.parent / "data" / "cat" / "0.png").convert("RGB")
+
+
+def expected(run: Path, picture: Image.Image) -> dict[str, float]:
+    (found,) = edgekd.load(run).predict([picture])
+    return dict(zip(found.classes, found.probabilities, strict=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights: np.ndarray = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def test_timm_loads_the_student_with_its_classes_and_pixels(
+    hub: FakeHub, run: Path, picture: Image.Image
+) -> None:
+    edgekd.push(run, "me/small", private=True)
+    assert hub.private["me/small"]
+    model = timm.create_model("hf-hub:me/small", pretrained=True).eval()
+    settings = timm.data.resolve_model_data_config(model)
+    pixels = timm.data.create_transform(**settings)(picture)
+    with torch.inference_mode():
+        found = softmax(model(pixels[None])[0].numpy())
+    names = model.pretrained_cfg["label_names"]
+    wanted = expected(run, picture)
+    assert [wanted[name] for name in names] == pytest.approx(found, abs=0.02)
+    assert sorted(names) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("file", "tolerance"), [("model.onnx", 1e-3), ("model_quantized.onnx", 0.1)]
+)
+def test_onnx_files_follow_the_conventions_of_transformers(
+    hub: FakeHub, run: Path, picture: Image.Image, file: str, tolerance: float
+) -> None:
+    edgekd.push(run, "me/small")
+    files = hub.repos["me/small"]
+    labels = json.loads(files["config.json"])["id2label"]
+    how = json.loads(files["preprocessor_config.json"])
+    size = (how["size"]["width"], how["size"]["height"])
+    pixels = np.asarray(picture.resize(size, how["resample"]), dtype=np.float32)
+    values = (pixels * how["rescale_factor"] - how["image_mean"]) / how["image_std"]
+    planes = values.transpose(2, 0, 1)[None].astype(np.float32)
+    session = onnxruntime.InferenceSession(files[f"onnx/{file}"])
+    (logits,) = session.run(["logits"], {"pixel_values": planes})
+    wanted = expected(run, picture)
+    found = {labels[str(number)]: value for number, value in enumerate(softmax(logits[0]))}
+    assert found == pytest.approx(wanted, abs=tolerance + 0.02)
+
+
+def test_transformers_opens_a_pulled_student(
+    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    edgekd.push(run, "me/small")
+    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    inputs = transformers.AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
+    with torch.inference_mode():
+        values = softmax(model(**inputs).logits[0].numpy())
+    found = {model.config.id2label[number]: value for number, value in enumerate(values)}
+    assert found == pytest.approx(expected(run, picture), abs=0.02)
+
+
+def test_a_pulled_file_predicts_as_the_pushed_one(
+    hub: FakeHub, run: Path, picture: Image.Image, tmp_path: Path
+) -> None:
+    edgekd.push(run, "me/small")
+    folder = edgekd.pull("me/small", out=tmp_path / "pulled")
+    own = edgekd.load(run / "artifacts" / "onnxruntime-int8").predict([picture])
+    assert edgekd.load(folder / "artifacts" / "onnxruntime-int8").predict([picture]) == own
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert kept == set(hub.repos["me/small"])
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
+
+
+def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    edgekd.push(run, "me/small")
+    plain = hub.repos["me/small"]["README.md"].decode()
+    (run / "benchmark").mkdir()
+    card = "---\ntags: [edgekd]\n---\n# Measured\n"
+    try:
+        (run / "benchmark" / "MODEL_CARD.md").write_text(card)
+        edgekd.push(run, "me/small")
+    finally:
+        (run / "benchmark" / "MODEL_CARD.md").unlink()
+        (run / "benchmark").rmdir()
+    measured = hub.repos["me/small"]["README.md"].decode()
+    for text in (plain, measured):
+        front = yaml.safe_load(text.split("---\n")[1])
+        assert front["library_name"] == "timm"
+        assert "edgekd" in front["tags"]
+        assert 'timm.create_model("hf-hub:me/small"' in text
+    assert "# Measured" in measured
+
+
+def test_one_artifact_without_torch_weights(hub: FakeHub, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    result = CliRunner().invoke(app, ["push", str(artifact), "me/means"])
+    assert result.exit_code == 0, result.output
+    assert "model.safetensors" not in hub.repos["me/means"]
+    folder = edgekd.pull("me/means", out=tmp_path / "pulled")
+    red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    assert edgekd.load(folder / "artifacts" / "onnxruntime-fp32").predict(red)[0].label == "r"
+
+
+def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    edgekd.push(artifact, "me/means")
+    files = hub.repos["me/means"]
+    names = [
+        "../evil.json",
+        "artifacts/../../evil",
+        "pytorch_model.bin",
+        "modeling.py",
+        "onnx/a.py",
+    ]
+    for name in names:
+        files[name] = b"evil"
+    folder = edgekd.pull("me/means", out=tmp_path / "here" / "pulled")
+    assert not {path.name for path in tmp_path.rglob("*")} & {Path(name).name for name in names}
+    files["artifacts/onnxruntime-fp32/model.onnx"] += b"more"
+    with pytest.raises(EdgekdError):
+        edgekd.pull("me/means", out=tmp_path / "altered")
+    assert not (tmp_path / "altered").exists()
+    with pytest.raises(EdgekdError):  # what is there stays
+        edgekd.pull("me/means", out=folder)
+
+
+def test_mistakes_are_one_sentence(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write_artifact(tmp_path / "artifact", channel_means().SerializeToString())
+    hub.repos["me/empty"] = {"weights.pkl": b""}
+    calls: list[Callable[[], object]] = [
+        lambda: edgekd.push(tmp_path, "me/x"),
+        lambda: edgekd.push(artifact, "no name/at all"),
+        lambda: edgekd.pull("me/absent", out=tmp_path / "a"),
+        lambda: edgekd.pull("me/empty", out=tmp_path / "a"),
+    ]
+    for call in calls:
+        with pytest.raises(EdgekdError):
+            call()
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(EdgekdError, match="token"):
+        edgekd.push(artifact, "me/x")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "no-tokens"))
+    with pytest.raises(EdgekdError, match="token"):
+        edgekd.push(artifact, "me/x")
+    assert "me/x" not in hub.repos
