@@ -2,7 +2,9 @@
 
 Teacher embeddings per view: `<cache>/embeddings/<teacher id>-<policy id>/<shard>.{vectors,keys}.npy`. A shard is an
 immutable pair: vectors float16 `[n, D]`, memory-mapped, and keys (16 bytes of content hash, uint16 view). The keys are
-renamed into place last, so a shard exists wholly or not at all. Processes of one run fill disjoint shards.
+renamed into place last, so a shard exists wholly or not at all. Its name is a checksum of its content, teacher and
+policy, so that numbers of another shard, or damaged ones, are computed again. Processes of one run fill disjoint
+shards.
 Other outputs without augmentation: `<cache>/vl/<kind>-<hash>.safetensors`.
 """
 
@@ -12,7 +14,6 @@ import contextlib
 import hashlib
 import io
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ _SHARD_S = 60.0
 _KEY = np.dtype([("image", "S32"), ("view", "<u2")])
 _SORTED = np.dtype(f"S{_KEY.itemsize}")
 """A key as bytes, which sort."""
+_CHECKSUM = 32
+"""Hexadecimal digits of a shard's name."""
+_INFINITE = np.uint16(0x7C00)
+"""The exponent of infinities and NaN in float16."""
 Embed = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 """`(positions or image indices int64 [b], views int64 [b])` → embeddings, float32 `[b, D]`."""
 
@@ -65,7 +70,7 @@ class EmbeddingCache:
         # Sorted arrays instead of a dictionary: 42 bytes an entry instead of about 300.
         self._keys = np.zeros(0, dtype=_SORTED)
         self._places = np.zeros(0, dtype=np.int64)  # shard · 2³² + row
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, int, int]] = set()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.refresh()
@@ -74,9 +79,11 @@ class EmbeddingCache:
         """Open shards that other processes have finished."""
         found, places = [self._keys], [self._places]
         for keys_path in sorted(self.folder.glob("[!.]*.keys.npy")):
-            if keys_path.name in self._seen:
+            state = keys_path.stat()  # a damaged shard that is written again keeps its name
+            file = (keys_path.name, state.st_ino, state.st_mtime_ns)
+            if file in self._seen:
                 continue
-            self._seen.add(keys_path.name)
+            self._seen.add(file)
             try:
                 keys, vectors = self._read(keys_path)
             except EdgekdError as error:
@@ -101,10 +108,22 @@ class EmbeddingCache:
         found = map_array(path, "cache shard", shape, np.float16)
         if keys.dtype != _KEY or keys.ndim != 1:
             raise EdgekdError(f"{keys_path} holds no keys.")
+        if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
+            raise EdgekdError(f"{path} holds values that are not finite.")
+        # Shards of edgekd's first versions have shorter names, at random.
+        name = keys_path.name.partition(".")[0]
+        if len(name) == _CHECKSUM and name != self._checksum(keys, found):
+            raise EdgekdError(f"{path} holds other numbers than were written.")
         # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
         size = path.stat().st_size
         mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
         return keys, mapped[size - found.nbytes :].view(np.float16).reshape(shape)
+
+    def _checksum(self, keys: NDArray[Any], vectors: NDArray[np.float16]) -> str:
+        digest = hashlib.sha256(self.folder.name.encode())
+        for part in (keys, vectors):
+            digest.update(np.ascontiguousarray(part).data.cast("B"))
+        return digest.hexdigest()[:_CHECKSUM]
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -138,18 +157,14 @@ class EmbeddingCache:
                 "Check the teacher's weights and that image.",
             )
         record = _records(_encoded(keys), np.asarray(views))
-        name = uuid.uuid4().hex[:16]
+        name = self._checksum(record, half)
         for part, array in (("vectors", half), ("keys", record)):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_bytes(self.folder / f"{name}.{part}.npy", buffer.getbuffer())
 
     def lookup(self, keys: Sequence[str], views: Sequence[int]) -> NDArray[np.float32]:
-        """Return the embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored.
-
-        Raises:
-            EdgekdError: a stored value is not finite, so a shard is damaged.
-        """
+        """Return the embeddings of view `views[i]` of image `keys[i]`, float32 `[len(keys), D]`. All must be stored."""
         places = self._find(_records(_encoded(keys), np.asarray(views)))
         if (places < 0).any():
             raise KeyError(keys[int(np.argmin(places))])
@@ -158,11 +173,6 @@ class EmbeddingCache:
         for shard in np.unique(shards):
             own = shards == shard
             vectors[own] = self._shards[shard][rows[own]]
-        if not np.isfinite(vectors).all():
-            raise EdgekdError(
-                f"The cache {self.folder} holds embeddings that are not finite.",
-                "Remove that folder, and go on with --resume: they are computed again.",
-            )
         return vectors
 
     def embeddings(

@@ -2,7 +2,9 @@
 
 oneDNN computes the weight gradient of a depthwise kernel up to 3×3 with a kernel of its own and larger ones by its
 reference, some twenty times slower; in bfloat16 the strided ones as well. Here a larger kernel's gradient is put
-together from those of its 3×3 parts, and strided ones are computed in float32. The gradients are the same numbers.
+together from those of its 3×3 parts, and strided ones are computed in float32. The reference is slowest where a strided
+kernel leaves a few pixels: there the output's gradient is spread to what it is of a kernel without stride. The
+gradients are the same numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from torch.nn.functional import conv2d, pad
 Pair = tuple[int, ...]
 _PART = 3
 """Side of the kernels that oneDNN is fast at."""
+_FEW = 4
+"""Pixels of an output, of which a strided kernel's gradient is spread."""
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
@@ -61,17 +65,21 @@ class _Depthwise(torch.autograd.Function):
         if strided and dtype == torch.bfloat16:
             x, weight, out = x.float(), weight.float(), out.float()
         wants_x = ctx.needs_input_grad[0]
-        if strided or weight.shape[-1] == _PART:
-            found = _gradients(ctx, out, x, weight, ctx.padding, (wants_x, True, True))
+        few = strided and out.shape[2] * out.shape[3] <= _FEW
+        if weight.shape[-1] == _PART or (strided and not few):
+            found = _gradients(ctx.stride, out, x, weight, ctx.padding, (wants_x, True, True))
         else:
-            of_x, _, _ = _gradients(ctx, out, x, weight, ctx.padding, (wants_x, False, False))
+            only_x = (wants_x, False, False)
+            of_x, _, _ = _gradients(ctx.stride, out, x, weight, ctx.padding, only_x)
+            if few:
+                out = _spread(ctx, out, x, weight)
             found = (of_x, _weight_gradient(ctx, out, x, weight), out.sum(dim=(0, 2, 3)))
         of_x, of_weight, of_bias = (part if part is None else part.to(dtype) for part in found)
         return of_x, of_weight, of_bias, None, None
 
 
 def _gradients(
-    ctx: Any,
+    stride: Pair,
     out: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -82,9 +90,18 @@ def _gradients(
     channels = len(weight)
     found: tuple[Tensor | None, Tensor | None, Tensor | None]
     found = torch.ops.aten.convolution_backward(
-        out, x, weight, [channels], ctx.stride, padding, (1, 1), False, (0, 0), channels, wanted
+        out, x, weight, [channels], stride, padding, (1, 1), False, (0, 0), channels, wanted
     )
     return found
+
+
+def _spread(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the output that the kernel would have without its stride: zero where the stride leaves pixels out."""
+    side, (high, wide), (down, right) = weight.shape[-1], ctx.padding, ctx.stride
+    rows, columns = x.shape[2] + 2 * high - side + 1, x.shape[3] + 2 * wide - side + 1
+    whole = out.new_zeros(*out.shape[:2], rows, columns).to(memory_format=torch.channels_last)
+    whole[:, :, ::down, ::right] = out
+    return whole
 
 
 def _weight_gradient(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -98,7 +115,7 @@ def _weight_gradient(ctx: Any, out: Tensor, x: Tensor, weight: Tensor) -> Tensor
         for left in starts:
             window = padded[:, :, top : top + rows, left : left + columns]
             window = window.contiguous(memory_format=torch.channels_last)
-            _, found, _ = _gradients(ctx, out, window, part, (0, 0), (False, True, False))
+            _, found, _ = _gradients((1, 1), out, window, part, (0, 0), (False, True, False))
             assert found is not None
             whole[:, :, top : top + _PART, left : left + _PART] = found
     return whole

@@ -153,6 +153,29 @@ def gathered(fabric: Fabric, own: Tensor) -> Tensor:
     return cast(Tensor, fabric.all_gather(own, sync_grads=own.requires_grad)).flatten(0, 1)
 
 
+_FEW_PIXELS = 32 * 64**2
+"""Of a step's images: below, one thread is as fast as two and leaves the other core to the views (docs/train.md)."""
+
+
+@contextlib.contextmanager
+def step_threads(fabric: Fabric, pixels: int) -> Iterator[None]:
+    """Train small steps on one thread, whatever else the machine does; `OMP_NUM_THREADS` overrules it.
+
+    The number of threads changes the last bits of the weights, so it follows from the settings, not from a timing.
+
+    Args:
+        pixels: of the images that one process takes in a step.
+    """
+    before = torch.get_num_threads()
+    chosen = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & set(os.environ)
+    if fabric.device.type == "cpu" and not chosen and pixels <= _FEW_PIXELS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 2**30
 

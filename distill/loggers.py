@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import logging
 import os
@@ -14,7 +15,7 @@ from edgekd.configs.train import LOGGERS
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.files import write_json
-from edgekd.core.readers import read_object
+from edgekd.core.readers import read_object, read_text
 
 _CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 """Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
@@ -119,8 +120,15 @@ def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
     assert name in LOGGERS
     if name == "tensorboard":
         return TensorBoardLogger(out, "tensorboard", version="", purge_step=resume_at + 1)
-    if name == "csv":  # a resumed run writes a further version
-        return CSVLogger(out, "csv", flush_logs_every_n_steps=1)
+    if name == "csv":
+        path = out / "csv" / "metrics.csv"
+        rows = _logged(path) if resume_at else []
+        path.unlink(missing_ok=True)  # Lightning begins a new file
+        table = CSVLogger(out, "csv", version="", flush_logs_every_n_steps=1)
+        for step, values in rows:
+            if step <= resume_at:
+                table.log_metrics(values, step)
+        return table
     kind = _class(name)
     logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -140,6 +148,22 @@ def _logger(name: str, out: Path, resume_at: int, known: str | None) -> Any:
             "Check its address and login, or log offline: WANDB_MODE=offline, MLFLOW_TRACKING_URI=sqlite:///FILE.db.",
         ) from error
     return logger
+
+
+def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return steps and numbers of an earlier metrics.csv; none of a file that is damaged or not there."""
+    if not path.exists():
+        return []
+    try:
+        rows = list(csv.DictReader(read_text(path, "log of the run").splitlines()))
+        steps = [int(row.pop("step")) for row in rows]
+        values: list[dict[str, Any]] = [
+            {name: float(text) for name, text in row.items() if text} for row in rows
+        ]
+    except (EdgekdError, ValueError, KeyError, TypeError, AttributeError, csv.Error):
+        warn(f"{path} is damaged and begins anew.")
+        return []
+    return list(zip(steps, values, strict=True))
 
 
 def _class(name: str) -> Any:

@@ -35,7 +35,14 @@ from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build, initialise, prepare
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.launch import Fabric, find_launch, keep_freed_memory, make_fabric, total
+from edgekd.distill.launch import (
+    Fabric,
+    find_launch,
+    keep_freed_memory,
+    make_fabric,
+    step_threads,
+    total,
+)
 from edgekd.distill.losses import Batch, objective
 from edgekd.distill.progress import Progress, evaluation_steps
 from edgekd.distill.recipes import Stage
@@ -127,10 +134,11 @@ def fit(
         )
         evaluations = evaluation_steps(span, validate_every) if final else ()
 
+        # The student's views, float [b, 3, S, S] in 0–1, are made ahead too, beside the step before.
         stop = start if checkpoint.patience_over else span.stop
-        batches = Prefetcher(task.source, range(start, stop))
+        batches = Prefetcher(partial(_with_views, task), range(start, stop))
         done, stopping = start, False
-        for step, raw in batches:
+        for step, (raw, views) in batches:
             # Mode and learning rate of this step.
             training_mode(model, frozen_bn=frozen_bn)
             constant = config.average == "swad" and final
@@ -139,8 +147,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            # The student's views of the batch, the teacher's features of the same views, and the loss.
-            views = task.views(raw)  # float [b, 3, S, S] in 0–1
+            # The teacher's features of the same views, and the loss.
             teacher = task.teacher_features(raw)  # float [b, D], None without a teacher
             with folded(folds):
                 batch = task.forward(model, views, teacher, raw)
@@ -180,6 +187,11 @@ def fit(
         if stopping:
             raise checkpoint.stopped(done, steps)
     return average
+
+
+def _with_views(task: Task, step: int) -> tuple[Any, Any]:
+    raw = task.source(step)
+    return raw, task.views(raw)
 
 
 def make_average(
@@ -311,7 +323,7 @@ def _train_process(
         config.logger,
     )
     with progress:
-        with checkpoint.request:
+        with checkpoint.request, step_threads(fabric, task.step_pixels):
             average = fit(
                 task,
                 config,

@@ -1,9 +1,10 @@
 """Write constraints/tested.txt: what a fresh `pip install` of edgekd with its extras resolves to today.
 
-    python scripts/refresh_constraints.py                 # about 3 minutes, 7 GB in a temporary folder
-    python scripts/refresh_constraints.py --lowest dev    # print the lower bounds of pyproject.toml as constraints
+    python scripts/refresh_constraints.py             # about 3 minutes, 7 GB in a temporary folder
+    python scripts/refresh_constraints.py --lowest    # constraints/lowest.txt: the lower bounds of pyproject.toml
 
-Run the whole suite in an environment with the new file before you commit it.
+Run the whole suite in an environment with the new file before you commit it. The lower bounds are written only if pip
+finds versions of everything else for them: two that contradict each other are an error here, not in CI.
 """
 
 from __future__ import annotations
@@ -20,17 +21,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTED = ROOT / "constraints" / "tested.txt"
+LOWEST = ROOT / "constraints" / "lowest.txt"
 EXTRAS = ("coreml", "dev", "docs", "openvino", "siglip", "vqa")
 """Those whose tests CI can run: not those that need an NVIDIA GPU, a service, or an environment of their own."""
 
 
+LOWEST_EXTRAS = ("dev",)
+"""Those that CI installs beside the lower bounds."""
+
+
+def wanted(extras: Iterable[str]) -> list[str]:
+    """Return the direct dependencies and those in `extras`, as pyproject.toml writes them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own: list[str] = list(project["dependencies"])
+    for extra in extras:
+        own += project["optional-dependencies"][extra]
+    return own
+
+
 def lowest(extras: Iterable[str]) -> list[str]:
     """The lower bound of every direct dependency and of those in `extras`, as `name==version`."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = list(project["dependencies"])
-    for extra in extras:
-        wanted += project["optional-dependencies"][extra]
-    bounds = (re.match(r"([A-Za-z0-9_.-]+)[>=]=([^,;\s]+)", one) for one in wanted)
+    bounds = (re.match(r"([A-Za-z0-9_.-]+)[>=]=([^,;\s]+)", one) for one in wanted(extras))
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 
 
@@ -51,12 +62,26 @@ def resolved() -> list[str]:
     return sorted((line[0] for line in lines if line), key=str.lower)
 
 
+def check(constraints: Path) -> None:
+    """Resolve edgekd with these constraints; a contradiction is pip's error. Nothing is installed."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run"]
+    requirements = wanted(LOWEST_EXTRAS)
+    options = ["--quiet", "--ignore-installed", "-c", str(constraints)]
+    subprocess.run([*pip, *options, *requirements], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lowest", nargs="*", metavar="EXTRA", help="print lower bounds instead")
-    chosen = parser.parse_args()
-    if chosen.lowest is not None:
-        print("\n".join(lowest(chosen.lowest)))
+    parser.add_argument("--lowest", action="store_true", help="write the lower bounds instead")
+    if parser.parse_args().lowest:
+        with tempfile.TemporaryDirectory() as folder:
+            found = Path(folder) / LOWEST.name
+            found.write_text("".join(f"{line}\n" for line in lowest(LOWEST_EXTRAS)))
+            check(found)
+            LOWEST.write_text(
+                "# Written by scripts/refresh_constraints.py --lowest; pip resolves edgekd with these.\n"
+                + found.read_text()
+            )
         return
     versions = resolved()
     TESTED.parent.mkdir(exist_ok=True)

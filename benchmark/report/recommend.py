@@ -134,10 +134,17 @@ def _table(report: Report, best: Recommendation) -> Table:
     return table("Files to choose from", cells, note=note, console=True)
 
 
-def print_recommendation(report: Report, left_out: Iterable[tuple[str, str]] = ()) -> None:
-    """Print the recommendation, then what was not measured and why, on standard output."""
+def print_recommendation(
+    report: Report, left_out: Iterable[tuple[str, str]] = (), *, files: bool = True
+) -> None:
+    """Print the recommendation, the files to choose from, and what was not measured and why, on standard output.
+
+    Args:
+        files: False where a table with their numbers has just been printed.
+    """
+    items = recommendation_items(report)
     notes = [Text(why, f"left out: {what}", console=True) for what, why in left_out]
-    section = Section("choice", "", (*recommendation_items(report), *notes))
+    section = Section("choice", "", (*(items if files else items[:1]), *notes))
     print_document(Document("recommendation", "Which file to ship", "", (section,)))
 
 

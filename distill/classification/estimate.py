@@ -26,7 +26,7 @@ from edgekd.distill.classification.setup import (
     mixing_of,
 )
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.launch import keep_freed_memory, make_fabric
+from edgekd.distill.launch import keep_freed_memory, make_fabric, step_threads
 from edgekd.distill.losses import objective
 from edgekd.distill.recipes import Stage
 from edgekd.distill.teachers import ClipTeacher
@@ -201,7 +201,8 @@ def _step_seconds(task: Classification, model: Any, stage: Stage, folds: list[Fo
         if task.fabric.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return _seconds(once, _TRIAL_STEPS)
+    with step_threads(task.fabric, task.step_pixels):
+        return _seconds(once, _TRIAL_STEPS)
 
 
 def _seconds(work: Callable[[], Any], times: int) -> float:

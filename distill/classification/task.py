@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,6 +82,14 @@ class Classification:
     def model(self) -> nn.Module:
         """The student, before it is compiled or wrapped for several processes."""
         return self.student
+
+    @property
+    def step_pixels(self) -> int:
+        """Pixels of the images that one process takes in a step: the student's, and those of a teacher beside it."""
+        pixels = self.student.preprocess.size**2
+        if self.source.teacher_store is not None and isinstance(self.teacher, ClipTeacher):
+            pixels += math.prod(self.teacher.preprocess.shape)
+        return self.config.batch_size // self.fabric.world_size * pixels
 
     def train_only(self, parts: tuple[str, ...]) -> None:
         """Freeze all parts of the student but these."""

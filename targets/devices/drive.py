@@ -20,6 +20,9 @@ from edgekd.targets.agent.messages import converse, last_line
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
+LARGEST_RESULT = 1 << 32
+"""Bytes; a device that sends more is cut off."""
+_BLOCK = 1 << 20
 SPARE = 64_000_000
 """Bytes that must stay free on the device beside what is copied: journal and result."""
 
@@ -134,6 +137,39 @@ def explained(name: str, code: int, stderr: str) -> EdgekdError:
     return EdgekdError(f"The connection to {name} failed or broke ({line}).", RESUME)
 
 
+def receive(
+    command: Sequence[str], out: IO[bytes], most: int, stdin: IO[bytes] | None = None
+) -> tuple[int, str]:
+    """Run a command and write its output to `out`; one that prints on and on fills neither disk nor memory.
+
+    Args:
+        most: bytes of output.
+
+    Returns:
+        The exit code and the error output.
+
+    Raises:
+        EdgekdError: more output, or a program that this machine lacks.
+    """
+    with present(command), tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
+        try:
+            assert child.stdout is not None
+            while block := child.stdout.read1(_BLOCK):  # type: ignore[attr-defined]
+                if out.tell() + len(block) > most:
+                    raise EdgekdError(f"The device sends more than {most:,} bytes.", "Look at it.")
+                out.write(block)
+            code = child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        errors.seek(0)
+        return code, errors.read().decode(errors="replace")
+
+
 @contextlib.contextmanager
 def present(command: Sequence[str]) -> Iterator[None]:
     """Turn the absence of a program of this machine into an `EdgekdError`."""
@@ -183,12 +219,9 @@ def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None
 
 
 def _fetch(device: Device, words: Sequence[str], path: Path, sha256: str) -> None:
-    command = device.command(words)
-    with open(path, "wb") as out:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, check=False
-        )
-    if done.returncode != 0:
-        raise explained(device.name, done.returncode, done.stderr.decode(errors="replace"))
+    with disk_errors(path), open(path, "wb") as out:
+        code, stderr = receive(device.command(words), out, LARGEST_RESULT)
+    if code != 0:
+        raise explained(device.name, code, stderr)
     if sha256_file(path) != sha256:
         raise EdgekdError(f"The result of {device.name} arrived damaged.", RESUME)

@@ -7,6 +7,7 @@ Termux's own sshd and use `ssh://`, see docs/devices.md.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable
 from edgekd.targets.agent.messages import last_line
-from edgekd.targets.devices.drive import Device, explained, present
+from edgekd.targets.devices.drive import Device, explained, receive
 
 _FORMS = "local, local:PYTHON, ssh://[USER@]HOST[:PORT], adb:SERIAL or bundle:DIR"
 _SSH_FORM = "Write ssh://[USER@]HOST[:PORT][?python=PATH]."
@@ -32,6 +33,7 @@ _SSH = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?/?(?:\?(?P<query>.*))?"
 )
 """None of the parts begins with `-`, so none can become an option of ssh."""
+_LONGEST_ANSWER = 1 << 20
 _TERMUX = "/data/data/com.termux/files"
 _TERMUX_SETTINGS = (
     f"HOME={_TERMUX}/home",
@@ -90,13 +92,13 @@ class ShellDevice(Device):
             f'cat > {folder}.new && mv {folder}.new {folder} && echo "edgekd:$d" && echo "edgekd:$HOME"'
         )
         command = self.reach("sh -c " + shlex.quote(script))
-        with open(agent, "rb") as handle, present(command):
-            done = subprocess.run(command, stdin=handle, capture_output=True, check=False)
-        output, stderr = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+        with open(agent, "rb") as handle:
+            code, stderr = receive(command, answer := io.BytesIO(), _LONGEST_ANSWER, handle)
+        output = answer.getvalue().decode(errors="replace")
         answers = [line[7:] for line in output.splitlines() if line.startswith("edgekd:")]
         if "No space left" in stderr:
-            raise explained(self.name, done.returncode, stderr)
-        if done.returncode != 0 or len(answers) != 2:
+            raise explained(self.name, code, stderr)
+        if code != 0 or len(answers) != 2:
             raise EdgekdError(
                 f"{self.name} cannot be reached or written to ({last_line(stderr)}).",
                 "Try it by hand: the same ssh or adb must work.",

@@ -212,23 +212,24 @@ def test_sigterm_unwinds_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unwound == [True]
 
 
-def test_idle_threads_sleep_unless_the_user_has_said_otherwise(
+def test_idle_threads_sleep_soon_unless_the_user_has_said_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("edgekd.distill.train.train", _raises(EdgekdError("It is so.")))
-    for given in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+    for given, count in (
+        ({}, "1000"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setenv("OMP_WAIT_POLICY", "unset")
-            patch.delenv("OMP_WAIT_POLICY")
-            patch.delenv("GOMP_SPINCOUNT", raising=False)
+            patch.setenv("GOMP_SPINCOUNT", "unset")
+            patch.delenv("GOMP_SPINCOUNT")
+            patch.delenv("OMP_WAIT_POLICY", raising=False)
             for name, value in given.items():
                 patch.setenv(name, value)
             with pytest.raises(SystemExit):
                 main(["train"])
-            expected = (
-                None if "GOMP_SPINCOUNT" in given else given.get("OMP_WAIT_POLICY", "PASSIVE")
-            )
-            assert os.environ.get("OMP_WAIT_POLICY") == expected
+            assert os.environ.get("GOMP_SPINCOUNT") == count
 
 
 def test_programming_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,19 @@ def test_clearing_a_run_keeps_what_is_not_of_edgekd(tmp_path: Path) -> None:
     assert names(out) == {"notes.txt", "benchmark-of-mine"}
 
 
+@pytest.mark.parametrize("used", [["csv"], ["tensorboard"]])
+def test_a_loggers_folder_goes_only_where_the_run_used_that_logger(
+    tmp_path: Path, used: list[str]
+) -> None:
+    out = make_run(tmp_path / "run", "run.json")
+    (out / "config.json").write_text(json.dumps(json.loads(SETTINGS) | {"logger": used}))
+    for name in ("csv", "wandb", "mlruns"):
+        (out / name).mkdir()
+        (out / name / "mine.csv").touch()
+    clear(out, RUN)
+    assert names(out) == {"csv", "wandb", "mlruns"} - set(used)
+
+
 def test_a_published_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "report"
     with contextlib.suppress(KeyError), publishing(out, REPORT, overwrite=False) as scratch:

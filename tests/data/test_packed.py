@@ -331,3 +331,20 @@ def test_a_coco_file_names_no_image_outside_its_folder(
     make_image(tmp_path / "secret.png", seed=99)
     with pytest.raises(EdgekdError):
         load_images(coco(folder, tmp_path / "images" / "labels.json", (name.format(tmp_path), 10)))
+
+
+@pytest.mark.parametrize("place", ["shard", "manifest", "classes.txt"])
+def test_a_text_is_no_name_of_a_class(folder: Path, tmp_path: Path, place: str) -> None:
+    text = "x" * 100_000
+    if place == "shard":
+        data = pack(folder, tmp_path / "shards", lambda path: (".txt", text.encode()))
+    elif place == "manifest":
+        data = str(folder / "list.csv")
+        rows = [f"{path},{path.parent.name}{text}" for path in files_of(folder)]
+        Path(data).write_text("\n".join(["path,label", *rows]))
+    else:
+        data = str(folder)
+        (folder / "classes.txt").write_text(f"{text}1\n{text}2\n")
+    with pytest.raises(EdgekdError, match="characters") as caught:
+        load_images(data)
+    assert len(caught.value.message) < 500

@@ -100,14 +100,27 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     check(opened())
 
 
-def test_a_stored_value_that_is_not_finite_never_reaches_training(own_cache: Path) -> None:
+@pytest.mark.parametrize("foreign", ["other numbers", "other images", "another teacher's shard"])
+def test_numbers_of_the_right_shape_that_were_not_written_here_are_computed_again(
+    own_cache: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill_all(opened())
-    path = files("vectors")[0]
-    vectors = np.load(path)
-    vectors[2, 1] = np.inf
-    np.save(path, vectors)
-    with pytest.raises(EdgekdError):
-        check(opened())
+    if foreign == "other numbers":
+        path = files("vectors")[2]
+        np.save(path, np.load(path)[::-1])
+    elif foreign == "other images":
+        path = files("keys")[2]
+        np.save(path, np.load(path)[::-1])
+    else:
+        other = EmbeddingCache("other teacher", "policy", DIM)
+        other.add(KEYS[:8], [0] * 8, np.ones((8, DIM), dtype=np.float32))
+        for path in other.folder.glob("*.npy"):
+            path.rename(opened().folder / path.name)
+    capsys.readouterr()
+    cache = opened()
+    assert "computed again" in capsys.readouterr().err
+    fill_all(cache)
+    check(cache)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -20,7 +20,7 @@ from edgekd.configs.train import TrainConfig
 from edgekd.core.console import is_main_process, set_rank
 from edgekd.core.errors import EdgekdError
 from edgekd.distill import progress as module
-from edgekd.distill.launch import find_launch, make_fabric
+from edgekd.distill.launch import find_launch, make_fabric, step_threads
 from edgekd.distill.loggers import Loggers, attach_to_run
 from edgekd.distill.progress import Progress, counting, evaluation_steps
 
@@ -123,11 +123,22 @@ def test_local_loggers_write_every_number(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
         (1, 1), (2, 2), (3, 3), (4, 4),
     ]  # fmt: skip
-    tables = sorted((tmp_path / "csv").rglob("metrics.csv"))
-    rows = [row for table in tables for row in csv.DictReader(table.open())]
+    (table,) = (tmp_path / "csv").rglob("metrics.csv")
+    rows = list(csv.DictReader(table.open()))
     assert [(row["step"], float(row["train/loss"])) for row in rows] == [
         ("1", 1), ("2", 2), ("3", 3), ("4", 4),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["", "step,x\n1", "step,x\none,2\n", "\0\n", "a,b\n1,2\n"])
+def test_a_damaged_table_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text(text)
+    loggers = Loggers(("csv",), tmp_path, resume_at=1)
+    loggers.log({"train/loss": 0.5}, 2)
+    loggers.close()
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open()))
+    assert [(row["step"], row["train/loss"]) for row in rows][-1] == ("2", "0.5")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -330,3 +341,29 @@ def test_a_service_that_is_not_there_any_more_only_warns(
     assert "benchmark" in capsys.readouterr().err
     attach_to_run(tmp_path / "elsewhere", "benchmark", "report", [])
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pixels", "variables", "threads"),
+    [
+        (32 * 48**2, {}, 1),
+        (32 * 224**2, {}, 3),
+        (32 * 48**2, {"OMP_NUM_THREADS": "3"}, 3),
+    ],
+    ids=["small", "large", "chosen by the user"],
+)
+def test_small_steps_take_one_thread(
+    pixels: int, variables: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with step_threads(make_fabric(TrainConfig(accelerator="cpu")), pixels):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

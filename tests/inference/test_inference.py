@@ -115,6 +115,15 @@ def test_the_command_writes_everything_and_counts_what_it_skips(
         assert copy.size == (30, 20)
 
 
+def test_copies_inside_the_folder_are_not_classified_too(artifact: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for number in range(80):  # more than are read ahead
+        paint(images / f"{number:02d}.png", (250, 0, 0))
+    found = list(edgekd.predict(artifact, [str(images)], annotate=images / "z" / "copies"))
+    assert len(found) == 80
+    assert len(list((images / "z" / "copies").iterdir())) == 80
+
+
 def test_nothing_is_written_over(artifact: Path, tmp_path: Path) -> None:
     image = paint(tmp_path / "images" / "one.png", (250, 0, 0))
     kept = tmp_path / "kept.csv"

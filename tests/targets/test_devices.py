@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import stat
 import subprocess
@@ -257,6 +258,30 @@ def test_ssh_form_is_taken_apart() -> None:
     assert command[0] == "ssh"
     assert command[command.index("-p") + 1] == "2222"
     assert command[-2:] == ["pi@Raspi.local", "a 'b c'"]
+
+
+@pytest.mark.parametrize("when", ["at the first words", "with its result"])
+def test_a_device_that_sends_on_and_on_fills_nothing(
+    setting: tuple[list[Subject], list[Suite]],
+    tmp_path: Path,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program called `ssh` that runs everything here, and floods in the given place."""
+    part = "mkdir" if when == "at the first words" else " send "
+    own = tmp_path / "bin" / "ssh"
+    own.parent.mkdir()
+    own.write_text(
+        f'#!/bin/sh\nfor line; do :; done\ncase "$line" in *{part!r}*) exec cat /dev/zero;; esac\nexec sh -c "$line"\n'
+    )
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{own.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    monkeypatch.setattr(drive, "LARGEST_RESULT", 1 << 21)
+    subjects, suites = setting
+    device = f"ssh://board?python={sys.executable}"
+    with pytest.raises(EdgekdError, match="sends more"):
+        devices.on_devices(subjects[:1], suites, [device], ONE_THREAD)
 
 
 def test_a_result_for_another_rule_is_refused(

@@ -142,7 +142,7 @@ def benchmark(report: Any, given: Given) -> None:
     result(
         f"report: {report.folder}/report.html  (also report.md, report.json, MODEL_CARD.md and the raw data)"
     )
-    print_recommendation(report)
+    print_recommendation(report, files=False)
     check_gates(report)
 
 
@@ -376,9 +376,9 @@ def _print(lines: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line. A user's mistake is one sentence, a hint, and exit code 2; a failed gate is exit code 1."""
-    # Idle threads of OpenMP sleep instead of spinning; it must be set before torch loads.
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle threads of OpenMP spin for a moment, then sleep (docs/train.md); it must be set before torch loads.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_streams()
     _raise_on_sigterm()
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import itertools
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Kind:
         keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
         patterns: names of the entries that edgekd writes into it, as for `fnmatch`; where `files` is one of the keys,
             what the marker lists there counts too.
+        loggers: entries that edgekd writes where the marker names their logger.
         text: what the marker, if it is not JSON, contains at least.
     """
 
@@ -45,6 +47,7 @@ class Kind:
     keys: tuple[str, ...]
     patterns: tuple[str, ...]
     text: str = ""
+    loggers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def is_at(self, folder: Path) -> bool:
         """Return whether `folder` is of this kind."""
@@ -57,12 +60,17 @@ class Kind:
 
     def owned(self, folder: Path) -> list[str]:
         """Return the names of the entries of `folder` that edgekd wrote, sorted."""
-        files = _fields(folder / self.marker).get("files") if "files" in self.keys else None
+        fields = _fields(folder / self.marker)
+        files = fields.get("files") if "files" in self.keys else None
         listed = (
             {str(name).partition("/")[0] for name in files}
             if isinstance(files, (dict, list))
             else set()
         )
+        used = fields.get("logger")
+        for name, entries in self.loggers.items():
+            if isinstance(used, list) and name in used:
+                listed.update(entries)
         return sorted(
             name
             for name in os.listdir(folder)
@@ -102,10 +110,13 @@ RUN = Kind(
     "config.json",
     ("student", "pretrained", "teacher"),
     (
-        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb",
-        "mlruns", "mlflow.db", "loggers.json", "checkpoint.pt", "best.pt", "swad", "student.safetensors",
-        "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark", "benchmark-[0-9]*",
+        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "checkpoint.pt",
+        "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark",
+        "benchmark-[0-9]*",
     ),
+    loggers={
+        "tensorboard": ("tensorboard",), "csv": ("csv",), "wandb": ("wandb",), "mlflow": ("mlruns", "mlflow.db"),
+    },
 )  # fmt: skip
 ARTIFACT = Kind(
     "artifact", "artifact.json", ("target", "files"), ("bank*.npz", "labels.txt", "kit")
@@ -143,8 +154,8 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
         )
 
 
-_EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb", "mlruns",
-          "mlflow.db", "loggers.json", "best.pt", "swad")  # fmt: skip
+_EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "best.pt", "swad",
+          *itertools.chain(*RUN.loggers.values()))  # fmt: skip
 """What a run has written before its first checkpoint."""
 
 

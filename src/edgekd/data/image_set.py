@@ -31,6 +31,8 @@ _MANY = 2000
 """From this many images to decode there is a message."""
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
+_LONGEST_NAME = 255
+"""Characters of a class or domain: those of a folder's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +289,8 @@ def _labelled(
 ) -> ImageSet:
     """Return readable images with their classes in order; `root` may hold `classes.txt`."""
     labels = {entry.label for entry in entries}
+    _check_names(source, "class", labels)
+    _check_names(source, "domain", {entry.domain or "all" for entry in entries})
     if len(labels) < 2 and not one_class:
         raise EdgekdError(
             f'{source} has only one class, "{scan.shown(entries[0].label)}".',
@@ -299,6 +303,7 @@ def _labelled(
         if root is not None
         else tuple(scan.shown(label) for label in class_order)
     )
+    _check_names(source, "class", shown)
     images = ImageSet(
         name=name,
         classes=class_names(domain_order, shown),
@@ -312,6 +317,15 @@ def _labelled(
     )
     _warn_of(images)
     return images
+
+
+def _check_names(source: str, kind: str, names: Collection[str]) -> None:
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise EdgekdError(
+            f"{source} has a {kind} whose name has {len(longest):,} characters: {scan.shown(longest[:40])}….",
+            f"Use names of at most {_LONGEST_NAME} characters.",
+        )
 
 
 def _positions(names: list[str], order: list[str]) -> NDArray[np.int64]:

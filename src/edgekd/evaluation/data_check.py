@@ -217,7 +217,7 @@ def _document(found: DataCheck) -> Document:
     else:
         text = "Near-duplicates and label errors were not looked for: that needs --teacher."
         sections[0] = section("answers", "Summary", [*summary, Text(text, tone="note")])
-    sections.append(section("balance", "Images of each class", [_balance(found)]))
+    sections.append(section("balance", "Balance", [_balance(found)]))
     return Document(
         "data",
         f"Data check of {images.name}",

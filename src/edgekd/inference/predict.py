@@ -73,7 +73,9 @@ def stream(
             yield one, frame, image
 
     ready: list[_Prepared] = []
-    for one in map_ahead(prepare, frames(config.images, config.every), 1 if live else 2 * batch):
+    own = None if config.annotate is None else config.annotate.resolve()
+    found = frames(config.images, config.every, own)
+    for one in map_ahead(prepare, found, 1 if live else 2 * batch):
         frame, pixels, _, reason = one
         if pixels is None:
             skipped.add(reason, frame.name)

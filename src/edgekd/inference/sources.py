@@ -49,12 +49,13 @@ def check_sources(sources: Sequence[str]) -> None:
             raise EdgekdError(f"There is no file or folder {source}.", "Check the path.")
 
 
-def frames(sources: Sequence[str], every: int = 1) -> Iterator[Frame]:
+def frames(sources: Sequence[str], every: int = 1, without: Path | None = None) -> Iterator[Frame]:
     """Yield the images of all sources in order; folders are searched however deep, sorted by path.
 
     Args:
         sources: image files, folders, video files, or `camera:0`.
         every: of a video or a camera, the first of so many frames.
+        without: a folder that is left out inside the others, since results are written there.
 
     Raises:
         EdgekdError: a folder without an image, a video that cannot be opened, a camera that is not there.
@@ -64,7 +65,7 @@ def frames(sources: Sequence[str], every: int = 1) -> Iterator[Frame]:
         if is_camera(source):
             yield from _video(source, int(source.removeprefix(CAMERA)), every)
         elif path.is_dir():
-            yield from _folder(path)
+            yield from _folder(path, without)
         elif path.suffix.lower() in VIDEOS:
             yield from _video(source, source, every)
         else:
@@ -75,9 +76,11 @@ def _file(path: Path) -> Frame:
     return Frame(scan.shown(str(path)), path.stem, functools.partial(decode, path))
 
 
-def _folder(root: Path) -> Iterator[Frame]:
+def _folder(root: Path, without: Path | None) -> Iterator[Frame]:
     found = False
     for parts, names in scan.walk(root, deepest=_DEEPEST):
+        if without is not None and root.joinpath(*parts).resolve().is_relative_to(without):
+            continue
         for name in names:
             if os.path.splitext(name)[1].lower() in EXTENSIONS:
                 found = True
