@@ -26,6 +26,7 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
+from edgekd.core.version import __version__
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
 from edgekd.export.onnx import OPSET
@@ -35,7 +36,6 @@ from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
-from edgekd.version import __version__
 
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them are the first suggestion."""

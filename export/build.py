@@ -127,7 +127,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Written:
-    """What lies in the folder now."""
+    """What the folder holds now."""
 
     format: str
     files: tuple[str, ...]
@@ -189,9 +189,9 @@ def converting(what: str) -> Iterator[None]:
     Args:
         what: the step, as the subject of the sentence.
     """
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             yield
     except Exception as error:  # converters raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

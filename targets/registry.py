@@ -44,6 +44,8 @@ class Target:
     """Whether its INT8 can keep layers in float."""
     packages: str | None = None
     """What a device's Python needs besides numpy and Pillow, for people; None: the agent does not run it."""
+    modules: tuple[str, ...] = ()
+    """Files of targets/ that its opener needs on a device."""
     providers: bool = False
     """Whether its opener takes a provider."""
     timed_at_export: bool = False
@@ -132,6 +134,7 @@ TARGETS: dict[str, Target] = {
         writer="edgekd.export.tensorrt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
+        modules=("trt_build.py", "trt_builders.py", "trt_device.py"),
         reference="edgekd.export.onnx_eval",
         runtime="TensorRT, NVIDIA GPUs",
         precisions=("fp32", "fp16", "int8"),

@@ -33,33 +33,33 @@ Nodes = dict[str, dict[str, int]]
 class Placement:
     """Where the nodes of one loaded artifact ran, by the runtime's own account."""
 
-    asked: str
+    provider: str
     """The provider or device that was to run all of them."""
     nodes: Nodes
-    told_by: str
+    source: str
     """The record of the runtime that this is read from."""
 
     def counts(self) -> dict[str, int]:
         """Return provider → nodes, the requested one first."""
-        order = sorted(self.nodes, key=lambda name: (name != self.asked, name))
+        order = sorted(self.nodes, key=lambda name: (name != self.provider, name))
         return {name: sum(self.nodes[name].values()) for name in order}
 
 
 def refuse_fallback(name: str, placement: Placement) -> None:
     """Raise an `EdgekdError` unless every node ran on the requested provider, and at least one did."""
     counts = placement.counts()
-    elsewhere = {who: n for who, n in counts.items() if who != placement.asked}
+    elsewhere = {who: n for who, n in counts.items() if who != placement.provider}
     if elsewhere:
         kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
         total = sum(counts.values())
         found = ", ".join(f"{n} of {total} nodes on {who}" for who, n in elsewhere.items())
         raise EdgekdError(
-            f"{name} was to run on {placement.asked}, but fell back: {found} ({', '.join(kinds[:5])}).",
+            f"{name} was to run on {placement.provider}, but fell back: {found} ({', '.join(kinds[:5])}).",
             "No report is written of that. Export for a target whose runtime takes every operator.",
         )
-    if not placement.nodes.get(placement.asked):
+    if not placement.nodes.get(placement.provider):
         raise EdgekdError(
-            f"{placement.told_by} names no node of {name}, so nothing shows where it ran.",
+            f"{placement.source} names no node of {name}, so nothing shows where it ran.",
             "Report this to edgekd.",
         )
 

@@ -258,7 +258,7 @@ def fastest(report: Report) -> Iterator[str]:
             continue
         pairs = ((row.subject, report.speed_of(row, first)) for row in others)
         level = [name for name, pair in pairs if pair is not None and pair.withheld is not None]
-        beside = f", not told apart from {', '.join(level)}" if level else ""
+        beside = f", not distinguished from {', '.join(level)}" if level else ""
         yield (
             f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {ms(first.p50_ms)} "
             f"ms{beside}); {other.subject}, the best of another runtime, {in_words(speed, 'it')}."

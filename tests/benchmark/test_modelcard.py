@@ -84,7 +84,7 @@ def test_sections_and_example(folder: Path) -> None:
     assert "</style>" not in text.replace("\\</style\\>", "")
 
 
-def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path) -> None:
+def test_floats_are_normalised_in_the_example_and_noted(folder: Path) -> None:
     report = read_report(folder)
     floats = ARTIFACT | {
         "run": "r",

@@ -370,5 +370,5 @@ def test_a_profile_may_ask_for_floats(
     with pytest.raises(EdgekdError, match="input has no source"):
         profiles.load_profile(path)
     path.write_text(NPU.replace('"float"', '"nchw"'))
-    with pytest.raises(EdgekdError, match="input: Input should be 'uint8' or 'float'"):
+    with pytest.raises(EdgekdError, match="input: Input should be 'uint8', 'float' or 'picture'"):
         profiles.load_profile(path)

@@ -221,7 +221,7 @@ class AddClassConfig(ClassConfig):
     def _one_source(self) -> None:
         if self.descriptions and (self.images or self.text_vector is not None):
             raise EdgekdError(
-                "Descriptions stand behind the class's name, and its name is not asked.",
+                "Descriptions stand behind the class's name, and its name is not used.",
                 "Leave them out.",
             )
         if bool(self.images) + (self.text_vector is not None) + (self.teacher is not None) > 1:

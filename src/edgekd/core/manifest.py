@@ -133,7 +133,7 @@ class Artifact(_Manifest):
     parity: dict[str, Any]
     """Agreement and logit error against the torch student on real images (export/parity.py)."""
     details: dict[str, Any] = Field(default_factory=dict)
-    """What only this format has to say: builder, devices, what was not verified here."""
+    """What only this format has: builder, devices, what was not verified here."""
     source: dict[str, Any]
     """Student name, recipe, teacher, run folder's name, sha256 of the student's weights; of the split: hash, seed,
     domains trained on and left out."""
@@ -256,7 +256,7 @@ def facts_html(title: str, facts: Mapping[str, str]) -> str:
 
 
 def shown_value(value: object) -> str:
-    """Return A value of a foreign file in a sentence: short, and without control characters."""
+    """Return a value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
 
 

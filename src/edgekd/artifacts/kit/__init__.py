@@ -130,7 +130,7 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
         "classify.cpp": "`classify.cpp` feeds the `.ppm` files to the C++ API. CMakeLists.txt builds it; then run "
         f"`build/classify ../{facts['model']} . {count} {facts['tolerance']:.6g}`.",
     }
-    told = [f"- {about[name]}" for name in programs if name in about]
+    lines = [f"- {about[name]}" for name in programs if name in about]
     return f"""# Put {facts["model"]} into an app
 
 1. {first}
@@ -146,5 +146,5 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
 - `logits.bin`: little-endian float32 `[{count}, {classes}]`, from these pixels, by {facts["expected_from"]}.
 - On the same pixels a logit may differ by {facts["tolerance"]:.3g} (`tolerance` in `kit.json`).
 
-{chr(10).join(told) or "There is no program for this format yet."}
+{chr(10).join(lines) or "There is no program for this format yet."}
 """
