@@ -58,6 +58,8 @@ class Recipe:
     """Of the visual bank, where a term reads one."""
     augment: Literal["plain", "restyle"] = "plain"
     """Student's views unless `--augment` is given; plain where unlabelled images train."""
+    balance: Literal["domains", "classes"] = "domains"
+    """Equal shares in the batches unless `--balance` is given; of the domains where unlabelled images train."""
     centre: bool = False
     """Whether anisotropic teacher embeddings are mean-centred (`TextBank.head`)."""
 
@@ -254,6 +256,7 @@ RECIPES: dict[str, Recipe] = {
             ),
             prompts="imagenet7",
             augment="restyle",
+            balance="classes",
         ),
     )
 }

@@ -70,6 +70,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         "unlabelled": tuple(map(_absolute, config.unlabelled)),
         "pretrained": pretrained,
         "augment": config.augment or ("plain" if unlabelled else recipe.augment),
+        "balance": config.balance or ("domains" if unlabelled else recipe.balance),
         "bn": config.bn or ("train" if random else "frozen"),
         "lr": config.lr or (2e-3 if random or toy else 3e-4),
         "precision": precision_of(config),

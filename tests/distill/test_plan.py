@@ -46,7 +46,9 @@ def test_defaults_of_a_toy_run() -> None:
 def test_views_are_the_recipes_unless_unlabelled_images_train() -> None:
     assert settled().augment == "restyle"
     assert settled(recipe="kd").augment == "plain"
-    assert settled(unlabelled=["toy:sketch"]).augment == "plain"
+    assert (settled().balance, settled(recipe="kd").balance) == ("classes", "domains")
+    adapted = settled(unlabelled=["toy:sketch"])
+    assert (adapted.augment, adapted.balance) == ("plain", "domains")
     assert settled(unlabelled=["toy:sketch"], augment="restyle").augment == "restyle"
 
 

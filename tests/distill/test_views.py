@@ -240,14 +240,29 @@ def test_lines_stand_where_the_picture_changes() -> None:
     assert torch.allclose(coloured[..., :12, :12], own[..., :12, :12], atol=0.01)
 
 
+def paint(posterised: float, contours: float) -> Restyle:
+    return of_kind("paint", (posterised, 0.0, 0.0, 0.0))._replace(
+        draws=torch.tensor([[posterised, 0.0, 0.0, 0.9, contours, 0.9]])
+    )
+
+
 def test_paint_drops_texture_and_keeps_edges() -> None:
     own = noise(1, 64) * 0.1 + 0.2
     own[..., 32:] += 0.6
-    flat = restyle(own.clone(), of_kind("paint", (0.9, 0, 0, 0)))
+    flat = restyle(own.clone(), paint(posterised=0.9, contours=0.9))
     assert flat[..., :28].std() < own[..., :28].std() / 2
-    assert (flat[..., 32:] - flat[..., 31:32]).min() > 0.4
-    few = restyle(own.clone(), of_kind("paint", (0.1, 0.0, 0, 0)))  # 3 levels
-    assert set(few.unique().tolist()) <= {0.0, 0.5, 1.0}
+    assert (flat[..., 36:].mean() - flat[..., :28].mean()) > 0.5
+    few = restyle(own.clone(), paint(posterised=0.1, contours=0.9))  # 5 levels
+    assert set(few.unique().tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    inked = restyle(own.clone(), paint(posterised=0.9, contours=0.1))
+    assert inked[..., 32].mean() < flat[..., 32].mean() - 0.2
+    assert torch.allclose(inked[..., 40:], flat[..., 40:])
+
+
+def paint(posterised: float, contours: float) -> Restyle:
+    return of_kind("paint", (posterised, 0.0, 0.0, 0.0))._replace(
+        draws=torch.tensor([[posterised, 0.0, 0.0, 0.9, contours, 0.9]])
+    )
 
 
 def test_the_teacher_sees_the_same_view_but_for_what_depends_on_the_batch() -> None:

@@ -52,9 +52,10 @@ class DataOptions(Config):
     unlabelled_filter: bool = False
     """Leave out unlabelled images on which the teacher is less confident than on all but a twentieth of the
     validation images: pictures of nothing that the classes name."""
-    balance: Literal["domains", "classes", "weights"] = "domains"
+    balance: Literal["domains", "classes", "weights"] | None = None
     """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes; weights:
-    of the domains, and rare classes weigh more in the cross-entropy."""
+    of the domains, and rare classes weigh more in the cross-entropy. Default: the recipe's; domains with unlabelled
+    images."""
     augment: Literal["plain", "restyle"] | None = None
     """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
     unlabelled images."""
