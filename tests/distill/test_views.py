@@ -259,12 +259,6 @@ def test_paint_drops_texture_and_keeps_edges() -> None:
     assert torch.allclose(inked[..., 40:], flat[..., 40:])
 
 
-def paint(posterised: float, contours: float) -> Restyle:
-    return of_kind("paint", (posterised, 0.0, 0.0, 0.0))._replace(
-        draws=torch.tensor([[posterised, 0.0, 0.0, 0.9, contours, 0.9]])
-    )
-
-
 def test_the_teacher_sees_the_same_view_but_for_what_depends_on_the_batch() -> None:
     how, places = restyle_params(MANY_KEYS, [0] * len(MANY_KEYS), RestylePolicy())
     how = how._replace(partners=torch.zeros(len(places), 28, 28, 3, dtype=torch.uint8))
