@@ -240,6 +240,12 @@ def test_lines_stand_where_the_picture_changes() -> None:
     assert torch.allclose(coloured[..., :12, :12], own[..., :12, :12], atol=0.01)
 
 
+def paint(posterised: float, contours: float) -> Restyle:
+    return of_kind("paint", (posterised, 0.0, 0.0, 0.0))._replace(
+        draws=torch.tensor([[posterised, 0.0, 0.0, 0.9, contours, 0.9]])
+    )
+
+
 def test_paint_drops_texture_and_keeps_edges() -> None:
     own = noise(1, 64) * 0.1 + 0.2
     own[..., 32:] += 0.6
@@ -251,12 +257,6 @@ def test_paint_drops_texture_and_keeps_edges() -> None:
     inked = restyle(own.clone(), paint(posterised=0.9, contours=0.1))
     assert inked[..., 32].mean() < flat[..., 32].mean() - 0.2
     assert torch.allclose(inked[..., 40:], flat[..., 40:])
-
-
-def paint(posterised: float, contours: float) -> Restyle:
-    return of_kind("paint", (posterised, 0.0, 0.0, 0.0))._replace(
-        draws=torch.tensor([[posterised, 0.0, 0.0, 0.9, contours, 0.9]])
-    )
 
 
 def test_the_teacher_sees_the_same_view_but_for_what_depends_on_the_batch() -> None:
