@@ -17,7 +17,7 @@ from edgekd.core.readers import printable
 from edgekd.data.images import UnreadableImage, decode
 from edgekd.data.resize import resize_rgb
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.feed import Feed, feed_of
+from edgekd.targets.feed import Feed, feed_of, resizes
 from edgekd.targets.registry import opener_of, target_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Session:
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
 
-        Batches above `largest_batch` are run in pieces.
+        Batches above `largest_batch` are run in pieces. A file that resizes takes pictures of any height and width;
+        those of exactly the student's size count as resized already, as for other files.
 
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
@@ -135,6 +136,8 @@ class Session:
     def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.manifest["preprocess"]["size"]
         right = images.dtype == np.uint8 and images.shape[1:] == (size, size, 3)
+        if resizes(self.manifest["inputs"][0]):
+            right = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
         if not right or len(images) == 0:
             raise EdgekdError(
                 f"{self.manifest['name']} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
@@ -176,7 +179,7 @@ class Opener(Protocol):
 
 def feed_for(artifact: Mapping[str, Any]) -> Feed:
     """Return what brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
-    return feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
+    return feed_of(artifact["inputs"][0], artifact["preprocess"])
 
 
 def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:
