@@ -29,7 +29,6 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root
 from edgekd.evaluation import gather
 from edgekd.targets.devices import drive
-from edgekd.targets.devices.result import open_result
 from edgekd.targets.devices.transports import find_device
 from edgekd.targets.timing import stopwatch
 
@@ -296,7 +295,6 @@ def test_a_result_for_another_rule_is_refused(
     assert code == 0
     with pytest.raises(EdgekdError, match="by another rule"):
         devices.from_result(subjects[:1], suites, job / "edgekd-result.npz")
-    assert replace(BRIEF, runs=1) == open_result(job / "edgekd-result.npz").job.protocol
 
 
 def test_the_command_line_carries_a_bundle_too(
