@@ -18,6 +18,7 @@ from edgekd.benchmark.evaluate.logits import predict_suites
 from edgekd.benchmark.evaluate.scores import score, suite_row
 from edgekd.benchmark.gates import Gate, evaluate
 from edgekd.benchmark.measure.timings import (
+    Timings,
     encoded_images,
     placement_rows,
     throughput_rows,
@@ -77,14 +78,7 @@ def run_benchmark(
         "after": machine.state(),
         "devices": device_facts(subjects, local_logits),
     }
-    latency_s = time.perf_counter() - started - accuracy_s
     samples = {subject.who: timings.parts[subject.key] for subject in subjects}
-    comparisons: tuple[Comparison, ...] = ()
-    if compared is not None:
-        first, second = (timings.parts[one.key] for one in compared)
-        quality = [row.timing for one in compared for row in timings.rows if row.who == one.who]
-        load = load_of(environment, HERE)
-        comparisons = (compare(compared, suites, logits, (first, second), quality, load),)
     report = Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=speed.quick,
@@ -94,7 +88,7 @@ def run_benchmark(
         gains=tuple(gain_rows(subjects, suites, logits, (context or {}).get("runs", ()))),
         latency=timings.rows,
         throughput=throughput,
-        comparisons=comparisons,
+        comparisons=_comparisons(compared, suites, logits, timings, environment),
         placements=placements,
         protocol={
             "latency": asdict(stopwatch.QUICK if speed.quick else stopwatch.FULL),
@@ -102,7 +96,10 @@ def run_benchmark(
             "preprocess": {
                 one.preprocess.hash: one.preprocess.model_dump(mode="json") for one in subjects
             },
-            "seconds": {"accuracy": round(accuracy_s, 2), "latency": round(latency_s, 2)},
+            "seconds": {
+                "accuracy": round(accuracy_s, 2),
+                "latency": round(time.perf_counter() - started - accuracy_s, 2),
+            },
         },
         context=dict(context or {}),
         environment=environment,
@@ -112,9 +109,24 @@ def run_benchmark(
     report = report.model_copy(update={"speed": speeds})
     judged = {"notes": tuple(notes(report)), "gates": evaluate(gates, report)}
     report = report.model_copy(update=judged)
-    predictions = _predictions(subjects, suites, logits)
-    write_report(report, predictions, timings.arrays(subjects), suites if examples else ())
+    arrays = _predictions(subjects, suites, logits), timings.arrays(subjects)
+    write_report(report, *arrays, suites if examples else ())
     return report
+
+
+def _comparisons(
+    compared: tuple[Subject, Subject] | None,
+    suites: Sequence[Suite],
+    logits: Logits,
+    timings: Timings,
+    environment: Mapping[str, Any],
+) -> tuple[Comparison, ...]:
+    if compared is None:
+        return ()
+    first, second = (timings.parts[one.key] for one in compared)
+    quality = [row.timing for one in compared for row in timings.rows if row.who == one.who]
+    load = load_of(environment, HERE)
+    return (compare(compared, suites, logits, (first, second), quality, load),)
 
 
 def _check(subjects: Sequence[Subject], suites: Sequence[Suite]) -> None:

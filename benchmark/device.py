@@ -21,15 +21,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.model import FORMATS, PACKAGES, needs
+from edgekd.targets.devices import payload as sent
 from edgekd.targets.devices.drive import Device, measure_on, unable
-from edgekd.targets.devices.payload import (
-    ImagePack,
-    Payload,
-    artifact_folder_name,
-    assemble,
-    bundle_command,
-    write_bundle,
-)
 from edgekd.targets.devices.result import ArtifactResult, DeviceResult, check_result, open_result
 from edgekd.targets.devices.transports import find_device
 from edgekd.targets.timing.stopwatch import FULL, QUICK
@@ -51,31 +44,27 @@ def on_devices(
         EdgekdError: no artifact, no such device, one that has none of their runtimes, or whatever else keeps it from
             measuring.
     """
-    found = [subject for subject in subjects if subject.folder is None]
+    result = [subject for subject in subjects if subject.folder is None]
     for spec in specs:
-        with closing(find_device(spec)) as device:
+        with closing(find_device(spec)) as device, tempfile.TemporaryDirectory() as name:
             able = _able(_for_agent(subjects), device)
-            with (
-                _order(able, suites, speed, speed.grid) as order,
-                tempfile.TemporaryDirectory() as name,
-            ):
+            with _order(able, suites, speed, speed.grid) as order:
                 path = Path(name) / "result.npz"
                 measure_on(device, order.payload, path, keep=keep)
-                result = check_result(open_result(path), order.job)
-                found += order.measured(result, device.name)
-    return found
+                measured = check_result(open_result(path), order.job)
+                result += order.measured(measured, device.name)
+    return result
 
 
 def bundle(
     subjects: Sequence[Subject], suites: Sequence[Suite], folder: Path, speed: SpeedOptions
 ) -> str:
     """Write the folder for a device that cannot be reached from here; return the line to run there."""
-    subjects = _for_agent(subjects)
-    with _order(subjects, suites, speed, speed.grid) as order:
+    with _order(_for_agent(subjects), suites, speed, speed.grid) as order:
         packages = sorted({PACKAGES[_manifest(one).format] for one in order.artifacts})
         names = ", ".join(one.name for one in order.job.artifacts)
-        write_bundle(order.payload, folder, names, packages)
-        return bundle_command(order.payload.job_folder)
+        sent.write_bundle(order.payload, folder, names, packages)
+        return sent.bundle_command(order.payload.job_folder)
 
 
 def from_result(
@@ -87,8 +76,7 @@ def from_result(
         EdgekdError: a result of other artifacts or of other images.
     """
     stored = open_result(path)
-    job = stored.job
-    subjects = _for_agent(subjects)
+    job, subjects = stored.job, _for_agent(subjects)
     quick = job.protocol.name == QUICK.name
     speed = SpeedOptions(quick=quick, threads=job.threads, energy=job.energy)
     with _order(subjects, suites, speed, job.grid) as order:
@@ -99,11 +87,11 @@ def from_result(
 
 def device_facts(subjects: Sequence[Subject], local_logits: Logits) -> list[dict[str, Any]]:
     """Return a report's facts about each device, and how its files compare with the same files on this machine."""
-    found: dict[str, dict[str, Any]] = {}
+    devices: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         if subject.measured is None:
             continue
-        facts = found.setdefault(subject.device, subject.measured.facts | {"artifacts": {}})
+        facts = devices.setdefault(subject.device, subject.measured.facts | {"artifacts": {}})
         same = [
             logits.argmax(axis=1) == subject.measured.logits[number].argmax(axis=1)
             for (key, number), logits in local_logits.items()
@@ -115,7 +103,7 @@ def device_facts(subjects: Sequence[Subject], local_logits: Logits) -> list[dict
             "same_pixels": subject.measured.same_pixels,
             **({"built": built.model_dump()} if built else {}),
         }
-    return list(found.values())
+    return list(devices.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,40 +117,30 @@ class _Order:
     artifacts: Sequence[Subject]
     suites: Sequence[Suite]
     job: Job
-    payload: Payload
+    payload: sent.Payload
     places: Mapping[tuple[int, int], int]
 
     def measured(self, result: DeviceResult, device: str) -> list[Subject]:
         """Return the artifacts as subjects of the device."""
-        shown = f"{device} (emulated)" if result.emulated else device
-        facts = {
-            "device": shown,
-            "emulated": result.emulated,
-            "restarts": result.restarts,
-            "temperature_max_c": result.temperature_max_c,
-            **result.environment,
-        }
-        found = []
+        shown = f"{device} (emulated)" if result.facts["emulated"] else device
+        facts = {"device": shown, **result.facts}
+        subjects = []
         for subject, one in zip(self.artifacts, result.artifacts, strict=True):
             if one.logits.shape[1] != len(subject.classes):
                 raise EdgekdError(
                     f"The result of {device} has another number of classes than {subject.name}.",
                     "Measure the artifact there again.",
                 )
-            same = self._same_pixels(subject, one)
-            measured = Measured(one, self._logits(subject, one), facts, same)
+            held = [n for n, suite in enumerate(self.suites) if suite.holds(subject)]
+            ends = np.cumsum([len(self.suites[n].indices) for n in held])[:-1]
+            logits = {
+                n: part[:, columns_of(subject, self.suites[n])]
+                for n, part in zip(held, np.split(one.logits, ends), strict=True)
+            }
+            measured = Measured(one, logits, facts, self._same_pixels(subject, one))
             name = f"{subject.name}@{shown}"
-            found.append(replace(subject, name=name, device=shown, measured=measured))
-        return found
-
-    def _logits(self, subject: Subject, one: ArtifactResult) -> dict[int, Any]:
-        logits, start = {}, 0
-        for n, suite in enumerate(self.suites):
-            if suite.holds(subject):
-                stop = start + len(suite.indices)
-                logits[n] = one.logits[start:stop, columns_of(subject, suite)]
-                start = stop
-        return logits
+            subjects.append(replace(subject, name=name, device=shown, measured=measured))
+        return subjects
 
     def _same_pixels(self, subject: Subject, one: ArtifactResult) -> float | None:
         images = _images_of(subject, self.suites, self.places)
@@ -182,22 +160,18 @@ def _order(
     subjects: Sequence[Subject], suites: Sequence[Suite], speed: SpeedOptions, grid: Grid
 ) -> Iterator[_Order]:
     """Yield the job for the artifacts among `subjects`, with its files in a temporary folder."""
-    folders = {one.key: Path(one.folder) for one in subjects if one.folder is not None}
-    artifacts = [subject for subject in subjects if subject.key in folders]
+    artifacts = [subject for subject in subjects if subject.folder is not None]
     if not artifacts:
-        raise EdgekdError(
-            "There is no artifact for the device to run.",
-            "Make one: edgekd export.",
-        )
+        raise EdgekdError("There is no artifact for the device to run.", "Make one: edgekd export.")
     if any(suite.corruption is not None for suite in suites):
         raise EdgekdError(
             "Corrupted images are drawn on this machine only.",
             "Measure corruptions without --device.",
         )
-    names = {key: artifact_folder_name(folder) for key, folder in folders.items()}
+    folders = {one.key: sent.artifact_folder_name(Path(one.folder or "")) for one in artifacts}
     with tempfile.TemporaryDirectory(prefix="edgekd-device-") as name:
         scratch = Path(name)
-        pack = ImagePack(scratch / "images.zip")
+        pack = sent.ImagePack(scratch / "images.zip")
         wanted = [n for n, suite in enumerate(suites) if any(map(suite.holds, artifacts))]
         say(f"packing {sum(len(suites[n].indices) for n in wanted)} images for the device")
         places = {
@@ -208,28 +182,27 @@ def _order(
         number, chosen = clock_places(suites)
         for index in chosen.tolist():
             places.setdefault((number, index), pack.add(suites[number].images, index))
-        image_file = f"images-{pack.close()[:16]}.zip"
         timed = tuple(places[number, index] for index in chosen.tolist())
         rate = timings.RATE_QUICK if speed.quick else timings.RATE
         job = Job(
             artifacts=tuple(
                 JobArtifact(
                     name=f"{one.run}/{one.name}",
-                    folder=names[one.key],
+                    folder=folders[one.key],
                     images=tuple(_images_of(one, suites, places)),
                     latency_images=timed,
                 )
                 for one in artifacts
             ),
-            image_file=image_file,
+            image_file=f"images-{pack.close()[:16]}.zip",
             protocol=QUICK if speed.quick else FULL,
             threads=speed.threads,
             energy=speed.energy,
             grid=grid,
             grid_protocol=rate if grid else None,
         )
-        sources = {names[key]: folder for key, folder in folders.items()}
-        payload = assemble(job, scratch / "images.zip", sources, scratch)
+        sources = {folders[one.key]: Path(one.folder or "") for one in artifacts}
+        payload = sent.assemble(job, scratch / "images.zip", sources, scratch)
         yield _Order(artifacts, suites, job, payload, places)
 
 
@@ -237,12 +210,8 @@ def _images_of(
     subject: Subject, suites: Sequence[Suite], places: Mapping[tuple[int, int], int]
 ) -> list[int]:
     """Return where the images of all its suites lie in the image file, suite after suite."""
-    return [
-        places[n, index]
-        for n, suite in enumerate(suites)
-        if suite.holds(subject)
-        for index in suite.indices.tolist()
-    ]
+    held = ((n, suite) for n, suite in enumerate(suites) if suite.holds(subject))
+    return [places[n, index] for n, suite in held for index in suite.indices.tolist()]
 
 
 def _manifest(subject: Subject) -> Artifact:
@@ -252,16 +221,15 @@ def _manifest(subject: Subject) -> Artifact:
 
 def _for_agent(subjects: Sequence[Subject]) -> list[Subject]:
     """Return the subjects without the artifacts that no agent can run, which are named in a warning."""
-    found = []
+    kept = []
     for subject in subjects:
         kind = _manifest(subject).format if subject.folder is not None else None
         if kind is None or kind in FORMATS:
-            found.append(subject)
+            kept.append(subject)
         else:
-            warn(
-                f"{subject.name} is left out: the agent on a device runs {' and '.join(FORMATS)} files, not {kind}"
-            )
-    return found
+            runs = " and ".join(FORMATS)
+            warn(f"{subject.name} is left out: the agent on a device runs {runs} files, not {kind}")
+    return kept
 
 
 def _able(subjects: Sequence[Subject], device: Device) -> list[Subject]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgekd.benchmark.compare import gain_rows
 from edgekd.benchmark.evaluate.scores import score
-from edgekd.benchmark.results.rows import SuiteRow, SummaryRow
-from edgekd.benchmark.results.schema import Report
+from edgekd.benchmark.results.rows import SummaryRow
+from edgekd.benchmark.results.schema import Report, SuiteRow
 from edgekd.benchmark.results.storage import RawResults, read_results
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.core.errors import EdgekdError

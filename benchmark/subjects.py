@@ -62,7 +62,7 @@ class Subject:
         folder: the artifact's folder; None for teacher and torch student.
         identity: two subjects with the same non-empty identity are the same model (the teacher of two runs), which is
             measured once and shown once.
-        threads: threads `predict` works with, where the caller knows; artifacts report their own.
+        threads: threads `predict` works with, where the caller sets them; artifacts report their own.
         device: where the numbers come from; `local` is this machine.
         measured: results of a device; `predict` is then only a comparison.
         variants: name of a prompt variant → the model with it; empty for a model with fixed classes.

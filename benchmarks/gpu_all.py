@@ -1,13 +1,14 @@
 """Everything about a run on a machine with an NVIDIA GPU, in one go of about 10 minutes.
 
-    python benchmarks/gpu_all.py RUN
+    python benchmarks/gpu_all.py RUN --out gpu
 
 1. Exports for ONNX Runtime and TensorRT in fp32, fp16 and int8; engines are built and pass the parity check on the GPU.
-2. Accuracy on the run's suites, in domain and out of domain, of every file: `edgekd benchmark RUN --quick`.
-3. Latency beside eager PyTorch, `torch.compile` in fp16 and ONNX Runtime's GPU providers: `gpu_latency.py`.
+2. Latency beside eager PyTorch, `torch.compile` in fp16 and ONNX Runtime's GPU providers: `gpu_latency.py`.
+3. Accuracy on the run's suites, in domain and out of domain, of every file: `edgekd benchmark RUN --quick`.
 
-A step that fails is named, and the next one runs. What is there already is not exported again. Needs the extra
-`tensorrt` or `tensorrt-rtx`, and for the providers onnxruntime-gpu. `--device cpu` goes the same ways without a GPU.
+A step that fails, or that the time is up for, is named, and the next one runs. What is there already is not exported
+again. OUT gets the report, `latency.md` and, of every step, its output in `log.txt`. Needs the extra `tensorrt` or
+`tensorrt-rtx`, and for the providers onnxruntime-gpu. `--device cpu` goes the same ways without a GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +19,45 @@ import sys
 import time
 from pathlib import Path
 
-TARGETS = ("onnxruntime", "tensorrt")
-PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = ("tensorrt", "onnxruntime")
+PRECISIONS = ("fp16", "int8", "fp32")
+
+
+def steps_of(run: Path, out: Path, device: str) -> list[tuple[list[str], Path | None]]:
+    """Return command lines in the order of their worth, and the file that takes their output beside the log."""
+    edgekd = [sys.executable, "-m", "edgekd.cli"]
+    steps: list[tuple[list[str], Path | None]] = [
+        ([*edgekd, "export", str(run), "--target", target, f"--{precision}"], None)
+        for target in TARGETS
+        for precision in PRECISIONS
+        if not (run / "artifacts" / f"{target}-{precision}" / "artifact.json").exists()
+    ]
+    clock = str(Path(__file__).with_name("gpu_latency.py"))
+    steps.append(
+        ([sys.executable, clock, str(run), "--quick", "--device", device], out / "latency.md")
+    )
+    report = str(out / "report")
+    steps.append(([*edgekd, "benchmark", str(run), "--quick", "--out", report], None))
+    return steps
+
+
+def run_step(line: list[str], seconds: float, table: Path | None, log: Path) -> str | None:
+    """Run one command, its output to the terminal and the log; return what went wrong."""
+    try:
+        done = subprocess.run(
+            line, timeout=max(seconds, 1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, problem = done.stdout, f"exit code {done.returncode}" if done.returncode else None
+    except subprocess.TimeoutExpired as late:
+        output, problem = late.stdout or b"", "out of time"
+    text = output.decode(errors="replace")
+    print(text, flush=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"== {' '.join(line[1:])}\n{text}\n")
+    if table is not None and problem is None:
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return problem
 
 
 def main() -> None:
@@ -28,25 +66,18 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--minutes", type=float, default=9.5, help="for all steps together")
     options = parser.parse_args()
-    edgekd, run = [sys.executable, "-m", "edgekd.cli"], str(options.run)
-    steps = [
-        [*edgekd, "export", run, "--target", target, f"--{precision}"]
-        for target in TARGETS
-        for precision in PRECISIONS
-        if not (options.run / "artifacts" / f"{target}-{precision}" / "artifact.json").exists()
-    ]
-    steps.append([*edgekd, "benchmark", run, "--quick"])
-    clock = str(Path(__file__).with_name("gpu_latency.py"))
-    steps.append([sys.executable, clock, run, "--quick", "--device", options.device])
-    failed = []
-    for step in steps:
-        words, started = " ".join(step[1:]), time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
+    end, failed = time.monotonic() + 60 * options.minutes, []
+    for line, table in steps_of(options.run, options.out, options.device):
+        words, started = " ".join(line[1:]), time.monotonic()
         print(f"== {words}", flush=True)
-        code = subprocess.run(step, check=False).returncode
-        print(f"== {time.perf_counter() - started:.0f} s, exit code {code}", flush=True)
-        if code:
-            failed.append(words)
+        problem = run_step(line, end - started, table, options.out / "log.txt")
+        print(f"== {time.monotonic() - started:.0f} s, {problem or 'done'}", flush=True)
+        if problem:
+            failed.append(f"{words}: {problem}")
     for words in failed:
         print(f"failed: {words}")
     sys.exit(1 if failed else 0)

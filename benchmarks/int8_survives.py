@@ -30,7 +30,7 @@ from edgekd.export.run import pixels_of
 from edgekd.targets.session import open_session
 
 UNSEEN = "sketch"
-SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 900}
+SCRATCH: dict[str, Any] = {"data": "toy", "pretrained": "scratch", "steps": 600}
 PACS: dict[str, Any] = {"size": 96, "batch_size": 32, "steps": 120}
 STUDENTS: dict[str, dict[str, Any]] = {
     "toy/mobilenetv3": {"student": "mobilenetv3", "data": "toy"},
@@ -55,6 +55,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
     "toy/mobilenetv3_small": {**SCRATCH, "student": "mobilenetv3_small"},
     "toy/efficientnet": {**SCRATCH, "student": "efficientnet"},
+    "toy/mobilenetv4": {**SCRATCH, "student": "mobilenetv4"},
     "toy/vit_tiny": {**SCRATCH, "student": "vit_tiny", "steps": 300},
 }
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from edgekd.core.files import replacing
-from edgekd.core.readers import read_torch
+from edgekd.core.tensors import read_torch
 
 
 class LastWeights:

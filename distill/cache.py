@@ -28,8 +28,9 @@ from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder as folder_of
-from edgekd.core.files import disk_errors, short_hash, write_bytes, write_tensors
-from edgekd.core.readers import map_array, read_array, read_tensors
+from edgekd.core.files import disk_errors, short_hash, write_bytes
+from edgekd.core.readers import map_array, read_array
+from edgekd.core.tensors import read_tensors, write_tensors
 from edgekd.data.image_set import ImageSet
 from edgekd.distill.batches import open_store, pixel_batches, store_side
 from edgekd.distill.launch import Fabric

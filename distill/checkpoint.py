@@ -21,7 +21,7 @@ from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import write_bytes
-from edgekd.core.readers import read_torch
+from edgekd.core.tensors import read_torch
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.launch import Fabric
 from edgekd.distill.progress import Progress, Speed

@@ -12,7 +12,8 @@ import torch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, replacing, write_json, write_tensors
+from edgekd.core.files import disk_errors, replacing, write_json
+from edgekd.core.tensors import write_tensors
 from edgekd.distill.students import TEACHER_ENCODER, make_student, timm_name
 from edgekd.distill.teachers import ClipTeacher, load_teacher
 from edgekd.distill.views import plain
@@ -51,7 +52,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
     """Return the settings that take teacher and student from `config.weights_dir`.
 
     Args:
-        toy: the data are built in, and the student then does not come from a hub unless `pretrained` says so.
+        toy: the data are built in, and the student then does not come from a hub unless `pretrained` is set.
 
     Raises:
         EdgekdError: the folder lacks one of them.
@@ -74,7 +75,7 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
 
 
 def teacher_folder(folder: Path, spec: str) -> Path:
-    """Return where a teacher lies in a folder of weights."""
+    """Return where a teacher is in a folder of weights."""
     return folder / re.sub(r"[^\w.-]+", "-", spec)
 
 

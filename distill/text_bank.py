@@ -18,8 +18,9 @@ from torch.nn.functional import normalize
 
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.files import write_json, write_tensors
-from edgekd.core.readers import parse_json, printable, read_tensors, read_text
+from edgekd.core.files import write_json
+from edgekd.core.readers import parse_json, printable, read_text
+from edgekd.core.tensors import read_tensors, write_tensors
 
 TEMPLATE_SETS = ("photo", "imagenet7", "imagenet80", "domain")
 INDISTINCT = 0.999

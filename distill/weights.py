@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import read_tensors, read_torch
+from edgekd.core.tensors import read_tensors, read_torch
 
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Where training programs keep the weights in their checkpoint, in timm's order: averaged weights first."""

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
@@ -16,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError, GateFailed
@@ -24,6 +26,7 @@ from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.predictor import in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import sha256_file
+from edgekd.core.version import __version__
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
 from edgekd.export.onnx import OPSET
@@ -33,7 +36,6 @@ from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.targets.bank import BANK_FILE, ClassBank
 from edgekd.targets.registry import artifact_name, get_target
 from edgekd.targets.session import open_session
-from edgekd.version import __version__
 
 FEW_CALIBRATION_IMAGES = 100
 """Below, more of them are the first suggestion."""
@@ -56,6 +58,8 @@ class Source:
     """uint8 `[N, H, W, 3]`, images of the training domains; needed for int8, unused otherwise."""
     calibration_ids: tuple[str, ...] = ()
     """Names of these images, for the artifact's record."""
+    pictures: Callable[[], Iterable[NDArray[np.uint8]]] = tuple
+    """Gives images in their own sizes, uint8 `[h, w, 3]` each, that a file which resizes is checked on."""
     budget: AccuracyBudget | None = None
     """How much accuracy int8 may cost; layers are kept in float until it costs no more."""
     bank: ClassBank | None = None
@@ -108,7 +112,10 @@ def export_model(
         candidate, run_by = _logits_of_file(build, written, source.parity_images)
         least = None if config.min_agreement is None else config.min_agreement / 100
         found = compare(reference, candidate) | {"run_by": run_by}
-        artifact = draft.model_copy(update={"parity": check(found, config.precision, least)})
+        found = check(found, config.precision, least)
+        if build.input == "picture":
+            found |= _check_resize(build, source.pictures(), found)
+        artifact = draft.model_copy(update={"parity": found})
         artifact.write(scratch)
         if not artifact.parity["passed"]:
             _set_aside(artifact, folder, scratch, _suggestions(build, artifact))
@@ -204,6 +211,31 @@ def _logits_of_file(
         return build.logits(in_batches(written.evaluate, images)), written.evaluated_by
     session = open_session(build.folder, spinning=False)
     return in_batches(session.run, images), session.provider
+
+
+def _check_resize(
+    build: Build, pictures: Iterable[NDArray[np.uint8]], parity: dict[str, Any]
+) -> dict[str, Any]:
+    """Compare a file's logits of pictures in their own sizes with those of the same, resized by edgekd.
+
+    Returns:
+        For the parity record: `resize`, as `compare`, and a failure if its class differs too often. Pictures of the
+        student's size are left out, since they count as resized already.
+    """
+    session = open_session(build.folder, spinning=False)
+    own, prepared = [], []
+    for picture in pictures:
+        if picture.shape[:2] != build.preprocess.shape:
+            own.append(session.run(picture[None])[0])  # [C]
+            pixels = build.preprocess.pixels(Image.fromarray(picture))
+            prepared.append(session.run(pixels[None])[0])  # [C]
+    if not own:
+        return {}
+    resize = check(compare(np.stack(prepared), np.stack(own)), "int8")
+    if resize["passed"] or not parity["passed"]:
+        return {"resize": resize}
+    reason = f"on {resize['n']} pictures that the file resizes itself, {resize['reason']}"
+    return {"resize": resize, "passed": False, "reason": reason}
 
 
 def _set_aside(artifact: Artifact, folder: Path, scratch: Path, suggestions: str) -> None:

@@ -19,7 +19,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_graph import take_floats, to_fp16
+from edgekd.export.onnx_graph import take_floats, take_pictures, to_fp16
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
 from edgekd.export.quantize.search import AccuracyBudget, quantize_within
@@ -66,6 +66,13 @@ class Build:
             return TensorSpec(
                 name="image", dtype="uint8", shape=("batch", size, size, 3), layout="NHWC RGB"
             )
+        if self.input == "picture":
+            return TensorSpec(
+                name="image",
+                dtype="uint8",
+                shape=("batch", "height", "width", 3),
+                layout="NHWC RGB, resized inside as preprocess says",
+            )
         layout = "NCHW RGB, normalised: (value / 255 - mean) / std of preprocess"
         return TensorSpec(
             name="image", dtype="float32", shape=("batch", 3, size, size), layout=layout
@@ -74,7 +81,7 @@ class Build:
     @property
     def feed(self) -> Feed:
         """uint8 `[B, H, W, 3]` → what the finished file takes."""
-        return feed_of(self.image.dtype, self.preprocess.model_dump())
+        return feed_of(self.image.model_dump(), self.preprocess.model_dump())
 
     @property
     def output(self) -> TensorSpec:
@@ -120,7 +127,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Written:
-    """What lies in the folder now."""
+    """What the folder holds now."""
 
     format: str
     files: tuple[str, ...]
@@ -162,6 +169,8 @@ def write_onnx(build: Build, path: Path, scheme: Scheme[Any]) -> dict[str, Any] 
                 to_fp16(base, path)
     if build.input == "float":
         take_floats(path)
+    if build.input == "picture":
+        take_pictures(path, build.preprocess)
     return quantization
 
 
@@ -180,9 +189,9 @@ def converting(what: str) -> Iterator[None]:
     Args:
         what: the step, as the subject of the sentence.
     """
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             yield
     except Exception as error:  # converters raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -28,6 +28,7 @@ from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.manifest import Artifact, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.readers import parse_json, read_json
+from edgekd.core.version import __version__
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, UnitHead, torch_logits
 from edgekd.export.mil.compress import (
@@ -42,7 +43,6 @@ from edgekd.export.mil.ranges import Ranges, layers_to_keep, measure_ranges
 from edgekd.export.onnx import quiet
 from edgekd.export.parity import compare
 from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
-from edgekd.version import __version__
 
 PACKAGE = "model.mlpackage"
 DEPLOYMENT = ("iOS17", "iOS18", "iOS26")

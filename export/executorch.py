@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import version
 from typing import Any
 
@@ -72,16 +73,30 @@ def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any]
 def _quantized(
     model: Deployable, example: torch.Tensor, images: NDArray[np.uint8]
 ) -> torch.nn.Module:
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    rules = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    observed = prepare_pt2e(torch.export.export(model, (example,)).module(), rules)
+    observed = prepare_pt2e(torch.export.export(model, (example,)).module(), _rules())
     with torch.inference_mode():
         for image in images:
             observed(torch.from_numpy(image[None].copy()))
     converted: torch.nn.Module = convert_pt2e(observed)
     return converted
+
+
+def _rules() -> Any:
+    """Return XNNPACK's symmetric quantizer with min-max ranges.
+
+    Its own observers keep a histogram of every tensor, and search each of them anew after every image and at the end.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e import MinMaxObserver
+
+    config = get_symmetric_quantization_config(is_per_channel=True)
+    ranges = dataclasses.replace(
+        config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)
+    )
+    config = dataclasses.replace(config, input_activation=ranges, output_activation=ranges)
+    return XNNPACKQuantizer().set_global(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.core.errors import NotHere
-from edgekd.core.manifest import TensorSpec
+from edgekd.core.manifest import LABELS_FILE, TensorSpec
 from edgekd.export.build import Build, Written, agent_beside, converting
 
 MODEL_FILE = "model.tflite"
@@ -37,6 +39,8 @@ def write(build: Build) -> Written:
         base = path if build.precision == "fp32" else Path(scratch) / MODEL_FILE
         _convert(build, base, torch.zeros(1, size, size, 3, dtype=torch.uint8))
         quantization = None if base == path else _quantize(build, base, path)
+    if build.bank is None:
+        _attach_labels(path, build.classes)
     is_int8 = build.precision == "int8"
     output = build.output.model_copy(
         update={"shape": (1, *build.output.shape[1:]), "dtype": "int8" if is_int8 else "float32"}
@@ -50,6 +54,12 @@ def write(build: Build) -> Written:
         quantization=quantization,
         details={name: version(name) for name in _PACKAGES},
     )
+
+
+def _attach_labels(path: Path, classes: Sequence[str]) -> None:
+    """Append the classes as an associated file: a ZIP archive behind the model, which interpreters do not read."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(LABELS_FILE), "".join(f"{name}\n" for name in classes))
 
 
 def _load() -> None:

@@ -1,8 +1,8 @@
 """ONNX graphs: look-ups (what writes and reads a tensor, its shape and value, layers) and edits of whole files.
 
 A finished file is edited, not the network: up to the last step pixels go in, so calibration, searches and training are
-the same for files that take floats. In every precision the normalisation stays in float, ahead of the first layer and
-of the first rounding, so what is cut off is the same for all.
+the same for files that take floats or pictures of any size. In every precision the normalisation stays in float, ahead
+of the first layer and of the first rounding, so what is cut off is the same for all.
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.compose
 import onnx.numpy_helper
+import onnx.parser
+import PIL
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from edgekd.core.errors import EdgekdError
+from edgekd.core.preprocess import Preprocess
 
 WEIGHTED_OPS = ("Conv", "Gemm", "MatMul")
+_FILTERS = {
+    "bilinear": 'mode = "linear", antialias = 1, exclude_outside = 1',
+    "bicubic": 'mode = "cubic", antialias = 1, exclude_outside = 1, cubic_coeff_a = -0.5',
+}
+"""Attributes of Resize that are Pillow's filters."""
+_ROWS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+"""Whether Pillow resizes the vertical axis first where it loses by far more pixels."""
 _NORMALISING = ("Cast", "Reshape", "Mul", "Add", "Transpose")
 
 
@@ -182,6 +193,95 @@ def take_floats(path: Path) -> None:
     model = with_float_input(onnx.load(path))
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def take_pictures(path: Path, preprocess: Preprocess) -> None:
+    """Make the ONNX file at `path` take uint8 `[batch, height, width, 3]` of any size; in place, as `with_resize`."""
+    model = with_resize(onnx.load(path), preprocess)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
+    """Return a copy of `model`, which takes uint8 `[batch, size, size, 3]`, that resizes as `data.resize` does.
+
+    ONNX Runtime's antialiased Resize of uint8 has Pillow's filters and its fixed-point sums: one axis at a time it
+    gives Pillow's bytes, but for a rare step of 1 (bicubic) or a few of them (bilinear). Pillow 13 takes the vertical
+    axis first where it loses more than twice as many pixels as the other, earlier releases never; the graph follows
+    the Pillow that exports.
+
+    Raises:
+        EdgekdError: another interpolation than bicubic and bilinear.
+    """
+    if preprocess.interpolation not in _FILTERS:
+        raise EdgekdError(
+            f"The student resizes by {preprocess.interpolation}, which has no exact counterpart in ONNX.",
+            "Leave out --resize-in-graph.",
+        )
+    made = copied(model)
+    graph = made.graph
+    image = graph.input[0].name
+    front = onnx.parser.parse_graph(_resize_text(preprocess))
+    front = onnx.compose.add_prefix_graph(front, "edgekd/resize/")
+    picture, done = front.input[0].name, front.output[0].name
+    for nodes, old, new in ((graph.node, image, done), (front.node, picture, image)):
+        for node in nodes:
+            for place, name in enumerate(node.input):
+                if name == old:
+                    node.input[place] = new
+    replace_nodes(graph, [*front.node, *graph.node])
+    graph.initializer.extend(front.initializer)
+    graph.input[0].CopyFrom(front.input[0])
+    graph.input[0].name = image
+    return made
+
+
+def _resize_text(preprocess: Preprocess) -> str:
+    """Return the graph from `resize_picture` to `resize_done` in ONNX's text form; sizes are int64 `[1]`."""
+    size, crop = preprocess.size, preprocess.resize == "crop"
+    how = _FILTERS[preprocess.interpolation] + ', coordinate_transformation_mode = "half_pixel"'
+    rows = "Div (short_h, least)" if crop else "Identity (short)"
+    columns = "Div (short_w, least)" if crop else "Identity (short)"
+    early = "Where (rows_first, w, columns)" if _ROWS_FIRST else "Identity (columns)"
+    text = f"""
+pixels (uint8[batch, height, width, 3] picture) => (uint8[batch, {size}, {size}, 3] done)
+<int64[1] short = {{{round(size / preprocess.crop_pct) if crop else size}}}, int64[1] size = {{{size}}},
+ int64[1] zero = {{0}}, int64[1] two = {{2}}, int64[2] axes = {{1, 2}}, int64[4] shape = {{0, {size}, {size}, 3}}>
+{{
+  h = Shape <start = 1, end = 2> (picture)
+  w = Shape <start = 2, end = 3> (picture)
+  least = Min (h, w)
+  short_h = Mul (short, h)
+  short_w = Mul (short, w)
+  rows = {rows}
+  columns = {columns}
+  less_h = Sub (h, rows)
+  less_w = Sub (w, columns)
+  twice_w = Mul (two, less_w)
+  limit = Max (zero, twice_w)
+  rows_first = Greater (less_h, limit)
+  early = {early}
+  a = Resize <axes = [2], {how}> (picture, , , early)
+  b = Resize <axes = [1], {how}> (a, , , rows)
+  c = Resize <axes = [2], {how}> (b, , , columns)
+  over_h = Sub (rows, size)
+  over_w = Sub (columns, size)
+  half_h = Div (over_h, two)
+  half_w = Div (over_w, two)
+  odd_h = Mod (half_h, two)
+  odd_w = Mod (half_w, two)
+  up_h = Add (over_h, odd_h)
+  up_w = Add (over_w, odd_w)
+  top = Div (up_h, two)
+  left = Div (up_w, two)
+  bottom = Add (top, size)
+  right = Add (left, size)
+  starts = Concat <axis = 0> (top, left)
+  ends = Concat <axis = 0> (bottom, right)
+  cropped = Slice (c, starts, ends, axes)
+  done = Reshape (cropped, shape)
+}}"""
+    return text
 
 
 def with_float_input(model: onnx.ModelProto) -> onnx.ModelProto:

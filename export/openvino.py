@@ -51,7 +51,7 @@ def write(build: Build) -> Written:
 
 
 def _inference_precision(build: Build) -> str:
-    """Return what the file's float layers compute in; `f32` unless the option says otherwise."""
+    """Return what the file's float layers compute in; `f32` unless the option is set."""
     chosen = str(build.options.get("inference_precision") or "f32")
     if chosen not in INFERENCE_PRECISIONS:
         raise EdgekdError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from edgekd.data.split import Split
 
 PARITY_IMAGES = 256
+RESIZED_IMAGES = 128
+"""That a file which resizes is checked on in their own sizes."""
 BUDGET_IMAGES = 256
 """Of each kind, that measure what INT8 costs: one image is 0.4 points."""
 
@@ -95,6 +99,7 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
         calibration_ids=tuple(trained.ids[i] for i in calibration) if calibrated else (),
         parity_images=shown,
         parity_keys=tuple(keys),
+        pictures=functools.partial(_pictures, images, split),
         budget=_budget(loaded, config) if config.limited else None,
         facts=_facts(loaded, images, split),
     )
@@ -168,9 +173,19 @@ def calibration_data(
 def parity_images(loaded: LoadedRun, data: str | None) -> tuple[NDArray[np.uint8], list[str]]:
     """Return images of validation and test, none of them for calibration, uint8 `[M, H, W, 3]`, and content keys."""
     images, split = loaded.data(data)
-    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
-    chosen = spread(held_out, PARITY_IMAGES, images)
+    chosen = _held_out(images, split, PARITY_IMAGES)
     return pixels_of(loaded, images, chosen), [images.keys[index] for index in chosen]
+
+
+def _held_out(images: ImageSet, split: Split, count: int) -> NDArray[np.int64]:
+    held_out = np.sort(np.concatenate([split.val, split.id_test, split.ood_test]))
+    return spread(held_out, count, images)
+
+
+def _pictures(images: ImageSet, split: Split) -> Iterator[NDArray[np.uint8]]:
+    """Yield images of validation and test in their own sizes, uint8 `[h, w, 3]`."""
+    for index in _held_out(images, split, RESIZED_IMAGES).tolist():
+        yield np.asarray(images.read(index), dtype=np.uint8)
 
 
 def _budget(loaded: LoadedRun, config: ExportConfig) -> AccuracyBudget:

@@ -76,7 +76,7 @@ def export_vl_model(
     """Write `model.onnx` and `vl_artifact.json` into `folder`, which appears complete or not at all.
 
     Args:
-        facts: what the record says besides (task, answers, preprocess, length, provenance).
+        facts: further facts of the record (task, answers, preprocess, length, provenance).
         reference: the torch student.
         images, tokens: for the parity check, uint8 `[N, size, size, 3]` and int64 `[N, …]`; the file has their shapes.
 

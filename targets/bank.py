@@ -88,7 +88,7 @@ class ClassBank:
             raise EdgekdError("A class needs a name, on one line.", 'For example: "fire hydrant".')
         if plain_name(name) in {plain_name(known) for known in self.classes}:
             raise EdgekdError(
-                f'The artifact knows the class "{name}" already.',
+                f'The artifact has the class "{name}" already.',
                 "Give another name; a class that was added can be taken out first: edgekd classes remove.",
             )
         vectors = np.concatenate([self.vectors, unit(self._checked(vector[None]))]).astype(

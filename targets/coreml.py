@@ -41,7 +41,7 @@ def open_file(
     if platform.system() != "Darwin":
         raise NotHere(
             f"{artifact['name']} needs Core ML, which only macOS has.",
-            "Copy the folder to a Mac; its parity record says what was checked here.",
+            "Copy the folder to a Mac; its parity record lists what was checked here.",
         )
     if threads is not None:
         raise EdgekdError(

@@ -1,4 +1,4 @@
-"""What a model file is fed: plain pixels, or pixels normalised and in planes (the device agent carries this file)."""
+"""What a model file is fed: pixels as they are, normalised or in a frame (the device agent carries this file)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,38 @@ def normalising(mean: Sequence[float], std: Sequence[float]) -> Feed:
     return feed
 
 
-def feed_of(dtype: str, preprocess: Mapping[str, Any]) -> Feed:
-    """Return the feed of an artifact, by its input's dtype and `preprocess`; another dtype is an `EdgekdError`."""
+def framed(size: int, short: int) -> Feed:
+    """Return what a file that resizes to `short` and crops to `size` is fed.
+
+    Images of `size` × `size` count as resized and cropped already: in a frame of `short` × `short` they come out of the
+    file's own resizing and cropping as they are. Others are fed as they are.
+    """
+    before = round((short - size) / 2)
+    after = short - size - before
+
+    def feed(images: NDArray[np.uint8]) -> NDArray[Any]:
+        if images.shape[1:3] != (size, size):
+            return images
+        return np.pad(images, ((0, 0), (before, after), (before, after), (0, 0)))
+
+    return feed
+
+
+def resizes(taken: Mapping[str, Any]) -> bool:
+    """Return whether a file takes pictures of any height and width, by its entry of `inputs` in `artifact.json`."""
+    return taken["dtype"] == "uint8" and isinstance(taken["shape"][1], str)
+
+
+def feed_of(taken: Mapping[str, Any], preprocess: Mapping[str, Any]) -> Feed:
+    """Return the feed of an artifact; a dtype that edgekd does not feed is an `EdgekdError`.
+
+    Args:
+        taken: its entry of `inputs` in `artifact.json`.
+        preprocess: its `preprocess`.
+    """
+    dtype = taken["dtype"]
+    if resizes(taken) and preprocess["resize"] == "crop":
+        return framed(preprocess["size"], round(preprocess["size"] / preprocess["crop_pct"]))
     if dtype == "uint8":
         return as_pixels
     if dtype == "float32":

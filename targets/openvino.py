@@ -132,7 +132,7 @@ def check(artifact: Mapping[str, Any]) -> None:
 
 
 def load_openvino() -> Any:
-    """Return the package `openvino`, of a release that edgekd knows.
+    """Return the package `openvino`, of a release that edgekd supports.
 
     Raises:
         NotHere: it is not installed, or does not load.

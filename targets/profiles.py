@@ -44,7 +44,7 @@ class Caution(_Frozen):
 
 
 class Profile(_Frozen):
-    """One class of devices. `because` names the source of each field that says something about the world."""
+    """One class of devices. `because` names the source of each field that states a fact."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     summary: str
@@ -83,7 +83,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def follow_profile(config: Settings, names: Collection[str], *, cautions: bool = False) -> Settings:
-    """Return a configuration with what its `profile` says of those settings `names` that were not given; report both.
+    """Return a configuration with its `profile`'s values of those settings `names` that were not given; report both.
 
     Args:
         config: any with a field `profile`, a name or file; None leaves it as it is.

@@ -44,6 +44,8 @@ class Target:
     """Whether its INT8 can keep layers in float."""
     packages: str | None = None
     """What a device's Python needs besides numpy and Pillow, for people; None: the agent does not run it."""
+    modules: tuple[str, ...] = ()
+    """Files of targets/ that its opener needs on a device."""
     providers: bool = False
     """Whether its opener takes a provider."""
     timed_at_export: bool = False
@@ -68,6 +70,7 @@ TARGETS: dict[str, Target] = {
         packages="onnxruntime",
         providers=True,
         timed_at_export=True,
+        inputs=("uint8", "float", "picture"),
         runtime="ONNX Runtime, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
@@ -131,6 +134,7 @@ TARGETS: dict[str, Target] = {
         writer="edgekd.export.tensorrt",
         opener="edgekd.targets.tensorrt",
         packages="tensorrt (or tensorrt-rtx) with cuda-python and an NVIDIA GPU",
+        modules=("trt_build.py", "trt_builders.py", "trt_device.py"),
         reference="edgekd.export.onnx_eval",
         runtime="TensorRT, NVIDIA GPUs",
         precisions=("fp32", "fp16", "int8"),
@@ -184,8 +188,8 @@ def check_input(target: Target, kind: Input) -> None:
     """Refuse an input that the target's files do not take."""
     if kind not in target.inputs:
         raise EdgekdError(
-            f"The files of {target.name} take an image, not the {kind}s that other programs normalise.",
-            "Give --input uint8, or leave it out.",
+            f"The files of {target.name} have no input of the kind {kind}.",
+            f"Choose --input {' or '.join(target.inputs)}.",
         )
 
 
@@ -193,7 +197,8 @@ def artifact_name(
     target: str, precision: str, *, embedding: bool = False, input: Input = "uint8"
 ) -> str:
     """Return the name of an artifact, and of its folder in a run."""
-    return f"{target}-{precision}" + "-embedding" * embedding + "-float-input" * (input == "float")
+    kind = "" if input == "uint8" else f"-{input}-input"
+    return f"{target}-{precision}" + "-embedding" * embedding + kind
 
 
 def get_target(name: str) -> Target:

@@ -17,7 +17,7 @@ from edgekd.core.readers import printable
 from edgekd.data.images import UnreadableImage, decode
 from edgekd.data.resize import resize_rgb
 from edgekd.targets.bank import ClassBank, read_bank
-from edgekd.targets.feed import Feed, feed_of
+from edgekd.targets.feed import Feed, feed_of, resizes
 from edgekd.targets.registry import opener_of, target_of
 
 if TYPE_CHECKING:
@@ -33,33 +33,33 @@ Nodes = dict[str, dict[str, int]]
 class Placement:
     """Where the nodes of one loaded artifact ran, by the runtime's own account."""
 
-    asked: str
+    provider: str
     """The provider or device that was to run all of them."""
     nodes: Nodes
-    told_by: str
+    source: str
     """The record of the runtime that this is read from."""
 
     def counts(self) -> dict[str, int]:
         """Return provider → nodes, the requested one first."""
-        order = sorted(self.nodes, key=lambda name: (name != self.asked, name))
+        order = sorted(self.nodes, key=lambda name: (name != self.provider, name))
         return {name: sum(self.nodes[name].values()) for name in order}
 
 
 def refuse_fallback(name: str, placement: Placement) -> None:
     """Raise an `EdgekdError` unless every node ran on the requested provider, and at least one did."""
     counts = placement.counts()
-    elsewhere = {who: n for who, n in counts.items() if who != placement.asked}
+    elsewhere = {who: n for who, n in counts.items() if who != placement.provider}
     if elsewhere:
         kinds = sorted({kind for who in elsewhere for kind in placement.nodes[who]})
         total = sum(counts.values())
         found = ", ".join(f"{n} of {total} nodes on {who}" for who, n in elsewhere.items())
         raise EdgekdError(
-            f"{name} was to run on {placement.asked}, but fell back: {found} ({', '.join(kinds[:5])}).",
+            f"{name} was to run on {placement.provider}, but fell back: {found} ({', '.join(kinds[:5])}).",
             "No report is written of that. Export for a target whose runtime takes every operator.",
         )
-    if not placement.nodes.get(placement.asked):
+    if not placement.nodes.get(placement.provider):
         raise EdgekdError(
-            f"{placement.told_by} names no node of {name}, so nothing shows where it ran.",
+            f"{placement.source} names no node of {name}, so nothing shows where it ran.",
             "Report this to edgekd.",
         )
 
@@ -111,7 +111,8 @@ class Session:
     def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 logits `[B, C]`; of a file that gives embeddings, by its class bank.
 
-        Batches above `largest_batch` are run in pieces.
+        Batches above `largest_batch` are run in pieces. A file that resizes takes pictures of any height and width;
+        those of exactly the student's size count as resized already, as for other files.
 
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
@@ -135,6 +136,8 @@ class Session:
     def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size = self.manifest["preprocess"]["size"]
         right = images.dtype == np.uint8 and images.shape[1:] == (size, size, 3)
+        if resizes(self.manifest["inputs"][0]):
+            right = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
         if not right or len(images) == 0:
             raise EdgekdError(
                 f"{self.manifest['name']} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
@@ -176,7 +179,7 @@ class Opener(Protocol):
 
 def feed_for(artifact: Mapping[str, Any]) -> Feed:
     """Return what brings uint8 `[B, H, W, 3]` to the artifact's input; an unknown input is an `EdgekdError`."""
-    return feed_of(artifact["inputs"][0]["dtype"], artifact["preprocess"])
+    return feed_of(artifact["inputs"][0], artifact["preprocess"])
 
 
 def model_path(artifact: Mapping[str, Any], folder: Path) -> Path:

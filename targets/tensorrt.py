@@ -143,7 +143,7 @@ class Engine:
     Args:
         engine: an `ICudaEngine` of `tensorrt` or `tensorrt_rtx`.
         feed: uint8 `[B, H, W, 3]` → the engine's input.
-        cuda_graph: record the launches of each batch size once and replay them: less work per call for the CPU.
+        cuda_graph: record the launches of each batch size once and relaunch them: less work per call for the CPU.
     """
 
     def __init__(self, engine: Any, *, feed: Feed = as_pixels, cuda_graph: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Build `device.engine` from `model.onnx` with TensorRT, on the machine that will run it.
 
-This file needs nothing but Python and NVIDIA's `tensorrt` (or `tensorrt_rtx`); a copy of it lies in every TensorRT
+This file needs nothing but Python and NVIDIA's `tensorrt` (or `tensorrt_rtx`); a copy of it is in every TensorRT
 artifact as `build_engine.py`. Run it in the artifact's folder: `python3 build_engine.py`.
 """
 
@@ -122,9 +122,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         description="Build device.engine from model.onnx on this machine."
     )
-    arguments.add_argument(
-        "--max-batch", type=int, help="largest batch [default: as the artifact says]"
-    )
+    arguments.add_argument("--max-batch", type=int, help="largest batch [default: the artifact's]")
     arguments.add_argument("--builder", choices=sorted(MODULES), default="tensorrt")
     given = arguments.parse_args()
     folder = Path(__file__).resolve().parent

@@ -59,8 +59,8 @@ def choose(capabilities: Sequence[str] = (), *, precision: str) -> Choice:
     unknown = [one for one in capabilities if one not in KNOWN_CAPABILITIES]
     if unknown:
         raise EdgekdError(
-            f"TensorRT knows no compute capability {unknown[0]}.",
-            f"It knows {', '.join(KNOWN_CAPABILITIES)}.",
+            f"TensorRT has no compute capability {unknown[0]}.",
+            f"Known: {', '.join(KNOWN_CAPABILITIES)}.",
         )
     wanted = tuple(dict.fromkeys(capabilities))
     gpu, full, ahead = find_gpu(), module("tensorrt"), module("tensorrt-rtx")

@@ -156,7 +156,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def refuse_mismatch(details: Mapping[str, Any], gpu: Gpu, version: str) -> None:
-    """An engine belongs to one kind of GPU and one TensorRT version; say which, before TensorRT says something else."""
+    """Refuse an engine of another kind of GPU or TensorRT version, before TensorRT fails with a message of its own."""
     if gpu.capability not in details["compute_capabilities"]:
         raise NotHere(
             f"The engine was built for compute capability {', '.join(details['compute_capabilities'])}, "

@@ -13,21 +13,10 @@ from pydantic import BaseModel
 
 from edgekd.benchmark.evaluate import metrics
 from edgekd.benchmark.evaluate.statistics import difference, wilson_interval
+from edgekd.benchmark.results import rows
 from edgekd.benchmark.results.metric import metrics_of
-from edgekd.benchmark.results.rows import (
-    AccuracyRow,
-    AurocCost,
-    Calibration,
-    CorruptionRow,
-    CueConflictRow,
-    DetectionRow,
-    Difference,
-    OwnMetricsRow,
-    SuiteRow,
-    SummaryRow,
-    UnknownRow,
-    VocabularyRow,
-)
+from edgekd.benchmark.results.rows import AccuracyRow, Calibration, Difference, SummaryRow
+from edgekd.benchmark.results.schema import SuiteRow
 from edgekd.benchmark.subjects import Logits, Subject, Suite
 from edgekd.targets.timing.intervals import interval_of
 
@@ -68,7 +57,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
                 )
                 accuracy[subject.who].append(row)
     return {
-        "accuracy": tuple(row for rows in accuracy.values() for row in rows),
+        "accuracy": tuple(row for own in accuracy.values() for row in own),
         "summary": tuple(measured.summary(accuracy, temperatures)),
         "corruptions": tuple(_corruption_rows(subjects, accuracy)),
         "cue_conflicts": tuple(measured.cue_conflicts()),
@@ -253,14 +242,14 @@ class _Measured:
                 quant_cost_ood=self.export_cost(subject, "ood"),
             )
 
-    def cue_conflicts(self) -> Iterator[CueConflictRow]:
+    def cue_conflicts(self) -> Iterator[rows.CueConflictRow]:
         for subject, suite, logits in self:
             if suite.texture is None:
                 continue
             predicted = logits.argmax(axis=1)
             shape, texture = (int((predicted == c).sum()) for c in (suite.labels, suite.texture))
             decided = shape + texture
-            yield CueConflictRow(
+            yield rows.CueConflictRow(
                 run=subject.run,
                 subject=subject.name,
                 suite=suite.name,
@@ -271,7 +260,7 @@ class _Measured:
                 shape_bias_ci95=wilson_interval(shape, decided) if decided else None,
             )
 
-    def vocabularies(self) -> Iterator[VocabularyRow]:
+    def vocabularies(self) -> Iterator[rows.VocabularyRow]:
         for number, suite in enumerate(self.suites):
             if suite.variant is None or suite.base is None:
                 continue
@@ -289,7 +278,7 @@ class _Measured:
                         "base_top1": metrics.top1(before, self.suites[base].labels),
                         "to_added": float((predicted >= own).mean()),
                     }
-                yield VocabularyRow(
+                yield rows.VocabularyRow(
                     run=subject.run,
                     subject=subject.name,
                     suite=suite.name,
@@ -300,7 +289,7 @@ class _Measured:
                     **numbers,
                 )
 
-    def unknowns(self) -> Iterator[UnknownRow]:
+    def unknowns(self) -> Iterator[rows.UnknownRow]:
         """Yield one row for each subject and suite of unknown images, compared with the in-domain suite that it names.
 
         Both scores are of the logits as they are returned, over the classes of that in-domain suite.
@@ -315,7 +304,7 @@ class _Measured:
                 before = None
                 if reference is not None:
                     before = self.logits[reference.key, inside], self.logits[reference.key, number]
-                yield UnknownRow(
+                yield rows.UnknownRow(
                     run=subject.run,
                     subject=subject.name,
                     suite=suite.name,
@@ -325,14 +314,16 @@ class _Measured:
                     confidence=float(metrics.confidence(unknown).mean()),
                     confidence_inside=float(metrics.confidence(known).mean()),
                     msp=_detection(metrics.confidence, (known, unknown), before),
-                    mls=_detection(_largest_logit, (known, unknown), before),
+                    mls=_detection(
+                        lambda x: x.max(axis=1).astype(np.float64), (known, unknown), before
+                    ),
                     device=subject.device,
                 )
 
-    def own_metrics(self) -> Iterator[OwnMetricsRow]:
+    def own_metrics(self) -> Iterator[rows.OwnMetricsRow]:
         for subject, suite, logits in self:
             if suite.own_metrics is not None:
-                yield OwnMetricsRow(
+                yield rows.OwnMetricsRow(
                     run=subject.run,
                     subject=subject.name,
                     suite=suite.name,
@@ -343,7 +334,7 @@ class _Measured:
 
 def _corruption_rows(
     subjects: Sequence[Subject], accuracy: Mapping[tuple[str, str], Sequence[AccuracyRow]]
-) -> Iterator[CorruptionRow]:
+) -> Iterator[rows.CorruptionRow]:
     """Yield one row per subject that was measured on the corruptions.
 
     The denominators of mCE are AlexNet's on ImageNet's 1,000 classes, and the teacher's of the same run on other data,
@@ -351,8 +342,8 @@ def _corruption_rows(
     """
     tables: dict[tuple[str, str], dict[str, tuple[float, ...]]] = {}
     last: dict[tuple[str, str], AccuracyRow] = {}
-    for who, rows in accuracy.items():
-        for row in (row for row in rows if row.suite.startswith("corruption:")):
+    for who, own in accuracy.items():
+        for row in (row for row in own if row.suite.startswith("corruption:")):
             table = tables.setdefault(who, {})
             name = row.suite.split(":")[1]
             table[name] = (*table.get(name, ()), row.top1)
@@ -368,7 +359,7 @@ def _corruption_rows(
             if min(errors.values()) > 0:
                 denominators = errors
                 whose = "the run's teacher, zero-shot, on the same images"
-        yield CorruptionRow(
+        yield rows.CorruptionRow(
             run=run,
             subject=name,
             n=last[run, name].n,
@@ -387,15 +378,11 @@ def mean_corruption_error(
     return float(np.mean(ratios))
 
 
-def _largest_logit(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(logits.max(axis=1), dtype=np.float64)
-
-
 def _detection(
     score_of: Callable[[NDArray[np.float32]], NDArray[np.float64]],
     own: tuple[NDArray[np.float32], ...],
     before: tuple[NDArray[np.float32], ...] | None,
-) -> DetectionRow:
+) -> rows.DetectionRow:
     """Return how well a score detects unknown images; `own` and `before` are (known, unknown) logits of both models."""
     known, unknown = map(score_of, own)  # [N], [M]
     draws, value = metrics.auroc_draws(known, unknown), metrics.auroc(known, unknown)
@@ -403,8 +390,8 @@ def _detection(
     if before is not None:
         first, second = map(score_of, before)
         interval = interval_of(metrics.auroc_draws(first, second) - draws)
-        cost = AurocCost(value=metrics.auroc(first, second) - value, ci95=interval)
-    return DetectionRow(
+        cost = rows.Change(value=metrics.auroc(first, second) - value, ci95=interval)
+    return rows.DetectionRow(
         auroc=value,
         auroc_ci95=interval_of(draws),
         aupr_out=metrics.average_precision(-unknown, -known),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -20,8 +19,8 @@ from typing import Any
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import parse_json
 from edgekd.targets.agent.job import Job, JobArtifact
+from edgekd.targets.agent.messages import converse, last_line
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices.result import Clocked, Journal, Rate
 from edgekd.targets.timing.stopwatch import Protocol
@@ -148,19 +147,16 @@ def _run(job: Path, step: str, names: str) -> Journal:
     """Run one step of the agent in a fresh process and read its entry of the journal."""
     # -P: a file of the user's that happens to be called numpy.py must not be imported from the working folder.
     command = [sys.executable, "-P", "-m", "edgekd.targets.agent", "step", str(job), step]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in child.stdout.splitlines():
-        with contextlib.suppress(ValueError, TypeError, AttributeError):
-            if error := parse_json(line).get("error"):
-                message, hint = error
-                for place in job.parent.iterdir():  # name an artifact by its own path
-                    message = message.replace(str(place), str(place.resolve()))
-                raise EdgekdError(message, hint)
+    last, code, stderr = converse(command, lambda _: None)
+    if "error" in last:
+        message, hint = last["error"]
+        for place in job.parent.iterdir():  # name an artifact by its own path
+            message = message.replace(str(place), str(place.resolve()))
+        raise EdgekdError(message, hint)
     done = job / "done" / f"{step}.npz"
-    if child.returncode or not done.is_file():
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+    if code or not done.is_file():
         raise EdgekdError(
-            f"The latency process for {names} ended with code {child.returncode}: {last}",
+            f"The latency process for {names} ended with code {code}: {last_line(stderr)}",
             "Check that the artifact runs here: open it with edgekd.targets.session.open_session.",
         )
     arrays, facts = read_step(done)

@@ -227,8 +227,8 @@ def placement_rows(subjects: Sequence[Subject]) -> Iterator[PlacementRow]:
         yield PlacementRow(
             run=subject.run,
             subject=subject.name,
-            provider=provider if placement is None else placement.asked,
+            provider=provider if placement is None else placement.provider,
             nodes=None if placement is None else placement.nodes,
-            source="the runtime does not report it" if placement is None else placement.told_by,
+            source="the runtime does not report it" if placement is None else placement.source,
             device=subject.device,
         )

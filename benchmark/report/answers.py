@@ -14,6 +14,7 @@ from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, percent, points
 from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
 from edgekd.benchmark.results.schema import Report, load_of, of
+from edgekd.targets.feed import resizes
 from edgekd.targets.timing.speed import LOADED, WIDE_CV, in_words, reason_to_withhold
 
 _PLACES = {"adapted": "on the adapted domains", "ood": "out of domain", "id": "in domain"}
@@ -212,6 +213,12 @@ def notes(report: Report) -> list[str]:
         for one in report.context.get("artifacts", ())
         if takes_floats(one)
     ]
+    texts += [
+        f"{one['run']}: {one['name']} resizes inside; its latencies are those of pictures of the student's size, and "
+        "resizing a larger one comes on top."
+        for one in report.context.get("artifacts", ())
+        if resizes_inside(one)
+    ]
     texts += throttle_notes(report.environment)
     load = load_of(report.environment, HERE)
     if load is not None and load > LOADED:
@@ -251,7 +258,7 @@ def fastest(report: Report) -> Iterator[str]:
             continue
         pairs = ((row.subject, report.speed_of(row, first)) for row in others)
         level = [name for name, pair in pairs if pair is not None and pair.withheld is not None]
-        beside = f", not told apart from {', '.join(level)}" if level else ""
+        beside = f", not distinguished from {', '.join(level)}" if level else ""
         yield (
             f"{run}: the fastest file {where} is {first.subject} ({first.provider}; p50 {ms(first.p50_ms)} "
             f"ms{beside}); {other.subject}, the best of another runtime, {in_words(speed, 'it')}."
@@ -272,6 +279,11 @@ def _excluded(report: Report) -> Iterator[str]:
 def takes_floats(facts: Mapping[str, Any]) -> bool:
     """Return whether an exported file, as the report's context describes it, leaves normalisation to the caller."""
     return any(given["dtype"] == "float32" for given in facts.get("inputs", ()))
+
+
+def resizes_inside(facts: Mapping[str, Any]) -> bool:
+    """Return whether an exported file, as the report's context describes it, takes pictures of any size."""
+    return any(map(resizes, facts.get("inputs", ())))
 
 
 def throttle_notes(environment: Mapping[str, Any]) -> Iterator[str]:

@@ -23,16 +23,7 @@ from edgekd.benchmark.report.answers import verdict
 from edgekd.benchmark.report.document import latency_items, points_of, scatter, suite_items
 from edgekd.benchmark.report.provenance import QUICK_MARK, definitions, machine_line
 from edgekd.benchmark.report.render import html, markdown
-from edgekd.benchmark.report.sections import (
-    Cells,
-    Document,
-    Item,
-    Table,
-    Text,
-    section,
-    table,
-    words,
-)
+from edgekd.benchmark.report.sections import Cells, Document, Item, Text, section, table, words
 from edgekd.benchmark.report.tables import results
 from edgekd.benchmark.results.metric import Metric, points
 from edgekd.benchmark.results.rows import AccuracyRow, Difference, LatencyRow, SummaryRow
@@ -127,9 +118,9 @@ def read_sources(paths: Sequence[Path]) -> list[Source]:
     for path, folder in zip(paths, folders, strict=True):
         if [one.resolve() for one in folders].count(folder.resolve()) > 1:
             raise EdgekdError(f"The report in {path} is named twice.", "Name each report once.")
-    letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
-    if len(folders) == 1:
-        letters = [""]
+    letters = [""]
+    if len(folders) > 1:
+        letters = [chr(ord("A") + n) if n < 26 else f"A{n}" for n in range(len(folders))]
     return [Source(one, read_results(path)) for one, path in zip(letters, folders, strict=True)]
 
 
@@ -143,26 +134,25 @@ def entries(sources: Sequence[Source]) -> list[Entry]:
         for row in report.summary:
             own = tuple(one for one in of(report.accuracy, row) if one.suite not in apart)
             if row.kind == "teacher":
-                logits = tuple(_digest(raw.logits(*one.who, one.suite)) for one in own)
+                logits = tuple(_digest(raw.logits(*one.who, one.suite).tobytes()) for one in own)
                 if row.same_as is not None or logits in teachers:
                     continue
                 teachers.add(logits)
-            images = tuple((one.suite, _content(raw, one)) for one in own)
+            images = tuple((one.suite, _fingerprint(raw, one)) for one in own)
             result.append(Entry(source, row, report.time(row), own, images))
     return result
 
 
-def _content(raw: RawResults, row: AccuracyRow) -> str:
-    """Return a fingerprint of a suite's images, their order, labels and classes."""
-    parts = [*raw.ids(row.run, row.suite), *raw.classes(row.run, row.suite)]
-    return _digest("\0".join(parts).encode(), raw.labels(row.run, row.suite).astype("<i8"))
+def _fingerprint(raw: RawResults, row: AccuracyRow) -> str:
+    """Return a hash of a suite's images, their order, labels and classes."""
+    names = [*raw.ids(row.run, row.suite), *raw.classes(row.run, row.suite)]
+    return _digest(
+        "\0".join(names).encode() + raw.labels(row.run, row.suite).astype("<i8").tobytes()
+    )
 
 
-def _digest(*values: np.ndarray | bytes) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def groups(all_entries: Sequence[Entry], by: str) -> list[list[Entry]]:
@@ -330,7 +320,7 @@ def comparison(sources: Sequence[Source]) -> Document:
     return Document("comparison", title, byline, sections)
 
 
-def _reports(sources: Sequence[Source]) -> Table:
+def _reports(sources: Sequence[Source]) -> Item:
     def runs(report: Report) -> str:
         keys = ("name", "student", "recipe", "data", "split_hash")
         facts = ([run[key] for key in keys if key in run] for run in report.context.get("runs", ()))
@@ -363,7 +353,7 @@ def _accuracy(group: Sequence[Entry]) -> Iterator[Item]:
     yield _robustness(group)
 
 
-def _changes(group: Sequence[Entry], base: Entry) -> Table:
+def _changes(group: Sequence[Entry], base: Entry) -> Item:
     """Return the difference of every other entry to the base entry."""
     where = "OOD" if any(row.suite.startswith("ood:") for row in base.accuracy) else "ID"
     show = Metric("", "points").show

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from edgekd.benchmark.report import provenance, tables
-from edgekd.benchmark.report.answers import answers, takes_floats
+from edgekd.benchmark.report.answers import answers, resizes_inside, takes_floats
 from edgekd.benchmark.report.render import escape, markdown_sections, squeezed, templates
 from edgekd.benchmark.report.sections import Item, Text, facts, printable, section, table
 from edgekd.benchmark.results.metric import Metric, metrics_of, percent
@@ -149,11 +149,14 @@ def _use(report: Report) -> list[str]:
     pixels = report.protocol["preprocess"][row.preprocess]
     size, floats = pixels["size"], takes_floats(one)
     shape = f"RGB uint8, `[batch, {size}, {size}, 3]`; normalisation is inside"
+    inside = resizes_inside(one)
+    if inside:
+        shape = "RGB uint8, `[batch, height, width, 3]` of any size; resizing and normalisation are inside"
     if floats:
         shape = f"RGB float32, `[batch, 3, {size}, {size}]`, normalised"
     name, file = (repr(printable(text)) for text in (one["name"], f"/{next(iter(one['files']))}"))
     example = templates().get_template("use.py.jinja")
-    code = example.render(name=name, file=file, p=pixels, floats=floats)
+    code = example.render(name=name, file=file, p=pixels, floats=floats, resizes=inside)
     text = f"Input: {shape}. Output: logits, in the order of `classes` in `artifact.json`."
     return ["## Use", "", text, "", "```python", code, "```", ""]
 

@@ -22,7 +22,7 @@ from edgekd.benchmark.report.sections import (
     printable,
 )
 from edgekd.core.console import is_main_process, out
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment

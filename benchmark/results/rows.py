@@ -39,9 +39,7 @@ _NO_OOD = "no unseen domain was measured"
 _NO_ID = "no in-domain images were measured"
 _NO_TORCH = "the torch student was not measured on such images"
 _NO_VAL = "there were no ID validation images to fit a temperature on"
-_NO_COUNT = (
-    "the file holds another kind of graph, or this torch version counts known layers wrongly"
-)
+_NO_COUNT = "its graph is of another kind, or this torch version counts known layers wrongly"
 _HENDRYCKS = "Hendrycks & Dietterich 2019"
 
 
@@ -66,31 +64,21 @@ class Row(Frozen):
         return self.run, self.subject
 
 
-class Difference(Frozen):
-    """Paired difference of accuracies on the same images, averaged over suites without weights."""
+class Change(Frozen):
+    """A difference with its interval by a paired bootstrap: of both models on the same draws of images."""
 
     value: float
     ci95: Interval
-    """Paired bootstrap: 10,000 draws of images within each suite."""
+
+
+class Difference(Change):
+    """Paired difference of accuracies on the same images, averaged over suites without weights.
+
+    Its interval: 10,000 draws of images within each suite.
+    """
+
     mcnemar_p: Fraction = metric("p", "p", source="McNemar 1947")
     """Exact two-sided McNemar test over all images."""
-
-
-class SuiteRow(Frozen):
-    """One suite of test images."""
-
-    suite: str
-    run: str | None
-    """The run whose subjects alone are measured on it; null for all."""
-    family: Family
-    data: str
-    n: Count
-    classes: Count
-    domains: tuple[str, ...]
-    remarks: tuple[str, ...]
-    excluded: dict[str, int] = {}
-    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it; `tested`:
-    because another suite of an unseen domain has them."""
 
 
 class Calibration(Frozen):
@@ -196,14 +184,6 @@ class VocabularyRow(Row):
     """Why it cannot be measured."""
 
 
-class AurocCost(Frozen):
-    """AUROC of the torch student minus that of the file, on the same images; positive is a loss."""
-
-    value: float
-    ci95: Interval
-    """Paired bootstrap: known and unknown images drawn separately, the same for both models."""
-
-
 class DetectionRow(Frozen):
     """Detection of unknown images by one score per image."""
 
@@ -213,7 +193,7 @@ class DetectionRow(Frozen):
     """Probability that a known image scores higher than an unknown one, ties counting one half; 50 % is chance;
     interval: bootstrap, 2,000 draws."""
     auroc_ci95: Interval
-    auroc_cost: AurocCost | None = metric(
+    auroc_cost: Change | None = metric(
         "AUROC loss", "points", LOWER, missing="the torch student was not measured", gate=False
     )
     """AUROC of the torch student minus that of the file on the same images; positive is a loss."""

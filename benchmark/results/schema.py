@@ -23,6 +23,7 @@ from edgekd.benchmark.results.rows import (
     Count,
     CueConflictRow,
     Difference,
+    Family,
     Fraction,
     Frozen,
     Interval,
@@ -30,7 +31,6 @@ from edgekd.benchmark.results.rows import (
     OwnMetricsRow,
     PlacementRow,
     Row,
-    SuiteRow,
     SummaryRow,
     ThroughputRow,
     Time,
@@ -153,6 +153,23 @@ class Context(BaseModel):
     model_config = ConfigDict(extra="allow")
     runs: list[RunFacts] = Field(default_factory=list)
     artifacts: list[ArtifactFacts] = Field(default_factory=list)
+
+
+class SuiteRow(Frozen):
+    """One suite of test images."""
+
+    suite: str
+    run: str | None
+    """The run whose subjects alone are measured on it; null for all."""
+    family: Family
+    data: str
+    n: Count
+    classes: Count
+    domains: tuple[str, ...]
+    remarks: tuple[str, ...]
+    excluded: dict[str, int] = Field(default_factory=dict)
+    """Role in training (`train`, `val`, `unlabelled`) → images left out because the run has seen them in it; `tested`:
+    because another suite of an unseen domain has them."""
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgekd.benchmark.results.rows import SuiteRow
 from edgekd.benchmark.results.schema import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     Context,
     Report,
+    SuiteRow,
 )
 from edgekd.core.console import shell_word
 from edgekd.core.errors import EdgekdError

@@ -13,9 +13,10 @@ from torch.nn.functional import softmax
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_tensors
 from edgekd.core.manifest import Run
-from edgekd.core.readers import read_torch, sha256_file
+from edgekd.core.readers import sha256_file
+from edgekd.core.tensors import read_torch, write_tensors
+from edgekd.core.version import __version__
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.batchnorm import recompute_statistics
@@ -27,7 +28,6 @@ from edgekd.distill.progress import Progress
 from edgekd.distill.students import Student, fit_scale, interpolate_with_teacher
 from edgekd.distill.teachers import ClipTeacher
 from edgekd.distill.views import render
-from edgekd.version import __version__
 
 STATISTICS_BATCHES = 20
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekd.configs.train import TrainConfig, read_config
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Run, read_run
-from edgekd.core.readers import read_tensors
+from edgekd.core.tensors import read_tensors
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import Split, read_split
 from edgekd.data.subsets import run_images

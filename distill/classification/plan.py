@@ -192,12 +192,12 @@ def _free_folder(config: TrainConfig) -> Path:
 
 
 def _check_teacher(recipe: Recipe, config: TrainConfig) -> None:
-    """Refuse the toy teacher, which knows the toy shapes alone, for other images unless it was named."""
+    """Refuse the toy teacher, which is for the toy shapes alone, for other images unless it was named."""
     own = not is_toy(config) and (is_packed(config.data) or Path(config.data).expanduser().exists())
     needed = recipe.uses_texts or config.student == TEACHER_ENCODER
     if own and needed and "teacher" not in config.model_fields_set:
         raise EdgekdError(
-            f"No teacher was named for {config.data}, and the built-in one knows the toy images alone.",
+            f"No teacher was named for {config.data}, and the built-in one is for the toy images alone.",
             "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
         )
 

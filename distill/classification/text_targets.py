@@ -226,7 +226,7 @@ def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> fl
 
 
 def near_chance(accuracy: float, chance: float) -> bool:
-    """Return whether an accuracy is below twice chance, and below a tenth of the way from chance to 1.
+    """Return whether an accuracy is below twice chance, and below a tenth of the way between chance and 1.
 
     Args:
         accuracy, chance: 0–1; means over classes, so that a constant answer has chance.
@@ -238,7 +238,7 @@ def mean_centred(bank: TextBank, embeddings: Tensor | None, *, always: bool) -> 
     """Return the bank with the means of the teacher's image and text embeddings, which targets then leave out.
 
     CLIP's embeddings are anisotropic: images and texts each have a large common part, which makes a cosine nearly
-    blind to what tells classes apart (docs/measurements.md has the figures). Ours; the published systems do not.
+    blind to what separates classes (docs/measurements.md has the figures). Ours; the published systems do not.
 
     Args:
         embeddings: of training images, never of the unseen domain, float `[N, D]`; None: texts alone.

@@ -16,7 +16,8 @@ from torch import Tensor
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
-from edgekd.core.readers import printable_values, read_object, read_tensors
+from edgekd.core.readers import printable_values, read_object
+from edgekd.core.tensors import read_tensors
 from edgekd.distill.cache import cached_tensors
 from edgekd.distill.students import make_student
 from edgekd.distill.teachers import weights_hash
@@ -65,18 +66,7 @@ def build_student(
             f"{config.student} gives {patches} patches, which are no square.", "Choose another."
         )
     student = VlStudent(
-        backbone,
-        channels,
-        patches,
-        preprocess,
-        rows,
-        task=config.task,
-        outputs=outputs,
-        length=length,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        blind=config.blind,
+        backbone, channels, patches, preprocess, rows, config, outputs=outputs, length=length
     )
     return student, preprocess, (side, side)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.preprocess import Preprocess
-from edgekd.distill.vl.data import Task
 from edgekd.distill.vl.tokens import END
 
 
@@ -59,9 +59,10 @@ class VlStudent(nn.Module):
         channels: c. patches: P.
         preprocess: input size, and the statistics to normalise with.
         rows: int64 `[49408]`, row of every CLIP token in the student's table (`tokens.token_rows`).
-        length: L, tokens per text.
+        config: task, width, layers, heads, and `blind`: without the picture (the control that shows what texts alone
+            give away).
         outputs: number of answers; ignored for `choice`, which has one score per candidate.
-        blind: without the picture (the control that shows what the texts alone give away).
+        length: L, tokens per text.
     """
 
     mean: Tensor
@@ -75,26 +76,23 @@ class VlStudent(nn.Module):
         patches: int,
         preprocess: Preprocess,
         rows: NDArray[np.int64],
+        config: VlTrainConfig,
         *,
-        task: Task,
         outputs: int,
         length: int,
-        width: int,
-        layers: int,
-        heads: int,
-        blind: bool = False,
     ) -> None:
         super().__init__()
-        self.task, self.size, self.length, self.blind = task, preprocess.size, length, blind
-        self.backbone = None if blind else backbone
-        self.project = None if blind else nn.Linear(channels, width)
-        self.patch_place = nn.Parameter(0.02 * torch.randn(0 if blind else patches, width))
+        self.task, self.blind, width = config.task, config.blind, config.width
+        self.size, self.length = preprocess.size, length
+        self.backbone = None if config.blind else backbone
+        self.project = None if config.blind else nn.Linear(channels, width)
+        self.patch_place = nn.Parameter(0.02 * torch.randn(0 if config.blind else patches, width))
         self.embed = nn.Embedding(int(rows.max()) + 1, width)
         self.text_place = nn.Parameter(0.02 * torch.randn(length, width))
         self.first = nn.Parameter(0.02 * torch.randn(width))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 1 if task == "choice" else outputs)
+        self.head = nn.Linear(width, 1 if config.task == "choice" else outputs)
         nn.init.normal_(self.embed.weight, std=0.02)
         self.register_buffer("rows", torch.from_numpy(rows))
         self.register_buffer("mean", torch.tensor(preprocess.mean)[:, None, None], persistent=False)

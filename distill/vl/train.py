@@ -20,9 +20,11 @@ from edgekd.configs.train import TrainConfig
 from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.console import say, shell_word
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_json, write_tensors
+from edgekd.core.files import write_json
 from edgekd.core.folders import RUN, clear, growing
 from edgekd.core.readers import read_object
+from edgekd.core.tensors import write_tensors
+from edgekd.core.version import __version__
 from edgekd.distill.batches import BalancedSampler, PixelStore, open_store
 from edgekd.distill.batchnorm import Fold
 from edgekd.distill.checkpoint import Checkpoint
@@ -48,7 +50,6 @@ from edgekd.distill.vl.student import Joint, VlStudent
 from edgekd.distill.vl.tasks import load_vl_data
 from edgekd.distill.vl.teacher import TokenTargets, TokenTeacher, read_tokens, token_targets
 from edgekd.distill.vl.token_td import TeacherTokens, TokenMaps, VlBatch
-from edgekd.version import __version__
 
 _LOG_EVERY = 50
 _WEIGHT_DECAY = 0.05

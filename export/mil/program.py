@@ -198,7 +198,7 @@ def decompress(op: Any) -> NDArray[Any]:
         return np.asarray(given["source_val"], dtype=np.float32)
     raise EdgekdError(
         f"The reference evaluator cannot decompress {kind} (of {op.name}).",
-        "It knows INT8, block-wise and palettized weights.",
+        "It reads INT8, block-wise and palettized weights.",
     )
 
 

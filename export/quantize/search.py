@@ -106,7 +106,7 @@ def quantize_within(
         of FP32.
 
     Raises:
-        GateFailed: FP32 itself is outside the budget: a drop below 0 was asked for.
+        GateFailed: FP32 itself is outside the budget: a drop below 0 was requested.
         EdgekdError: no validation images, or useless calibration images.
     """
     if len(budget.pixels) == 0:

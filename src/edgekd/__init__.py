@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekd.core.errors import EdgekdError, GateFailed
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.api import (

@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Run:
     """Distil a student and write its run folder.
 
     Returns:
-        The finished run; `run.json` in its folder says the same.
+        The finished run; `run.json` in its folder has the same.
     """
     if config.plan:
         raise EdgekdError("A plan trains nothing.", "Make it with edgekd.api.plan_training.")

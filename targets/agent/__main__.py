@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import inside, parse_json, sha256_file
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.job import Job, read_job
+from edgekd.targets.agent.messages import converse, emit, last_line
 from edgekd.targets.agent.model import check_runtime, open_model, read_manifest
 from edgekd.targets.agent.store import Arrays, holder, only_one, read_step, receive, write_step
 from edgekd.targets.bank_change import add_by_images, content, describe_last
@@ -52,13 +52,13 @@ def main(arguments: list[str]) -> int:
     try:
         verbs[arguments[0]](arguments[1:])
     except EdgekdError as error:
-        _emit(error=[error.message, error.hint])
+        emit(error=[error.message, error.hint])
         return 2
     except OSError as error:
-        _emit(error=_system_error(error))
+        emit(error=_system_error(error))
         return 2
     except KeyboardInterrupt:
-        _emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
+        emit(error=["Stopped.", "Run the same command again: it goes on where it stopped."])
         return 130
     return 0
 
@@ -84,7 +84,7 @@ def _able(arguments: list[str]) -> None:
             found.append(None)
         except EdgekdError as error:
             found.append([error.message, error.hint])
-    _emit(able=found)
+    emit(able=found)
 
 
 def _probe(arguments: list[str]) -> None:
@@ -99,7 +99,7 @@ def _probe(arguments: list[str]) -> None:
         elif part.is_file():
             files[name] = part.stat().st_size
     versions, free = machine.describe()["versions"], shutil.disk_usage(root).free
-    _emit(python=platform.python_version(), versions=versions, free=free, files=files)
+    emit(python=platform.python_version(), versions=versions, free=free, files=files)
 
 
 def _receive(arguments: list[str]) -> None:
@@ -164,7 +164,7 @@ def _run(arguments: list[str]) -> None:
         result = folder / RESULT
         if not result.exists():
             _write_result(job, done, result)
-    _emit(result=str(result), size=result.stat().st_size, sha256=sha256_file(result))
+    emit(result=str(result), size=result.stat().st_size, sha256=sha256_file(result))
 
 
 def _classify(arguments: list[str]) -> None:
@@ -175,7 +175,7 @@ def _classify(arguments: list[str]) -> None:
         logits = model.run(model.prepare(encoded)[None])[0].astype(np.float64)  # [C]
         odds = np.exp(logits - logits.max())
         probability = round(float(odds.max() / odds.sum()), 3)
-        _emit(image=name, found=model.classes[int(logits.argmax())], probability=probability)
+        emit(image=name, found=model.classes[int(logits.argmax())], probability=probability)
 
 
 def _add(arguments: list[str]) -> None:
@@ -197,32 +197,14 @@ def _stay() -> None:
 
 def _child(command: list[str]) -> None:
     """Run a verb of the agent in a fresh process, pass its messages on, and raise its error."""
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    failure = None
-    try:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        for line in child.stdout:
-            with contextlib.suppress(ValueError, AttributeError):
-                message = parse_json(line)
-                failure = message.get("error", failure)
-                if "say" in message:
-                    _say(message["say"])
-        stderr = child.stderr.read().decode(errors="replace").strip()
-        code = child.wait()
-    finally:
-        if child.poll() is None:
-            child.kill()
-    if failure:
-        raise EdgekdError(*failure)
+    last, code, stderr = converse(command, _say)
+    if "error" in last:
+        raise EdgekdError(*last["error"])
     ended = f"The device's process ended with code {code}"
     if code == -9:
         raise _Killed(f"{ended} (out of memory?).", "Run the same command again.")
     if code != 0:
-        last = (stderr.splitlines() or ["no message"])[-1]
-        raise EdgekdError(f"{ended} ({last}).", "Run the same command again.")
+        raise EdgekdError(f"{ended} ({last_line(stderr)}).", "Run the same command again.")
 
 
 def _ready(arguments: list[str]) -> None:
@@ -259,17 +241,7 @@ def _write_result(job: Job, done: Path, path: Path) -> None:
 
 
 def _say(text: str) -> None:
-    _emit(say=text)
-
-
-def _emit(**message: Any) -> None:
-    """Print one JSON line, or words on a terminal. A closed output is no reason to stop working."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stdout.isatty():
-            words = (" ".join(map(str, v)) if isinstance(v, list) else v for v in message.values())
-            print(*words, flush=True)
-        else:
-            print(json.dumps(message), flush=True)
+    emit(say=text)
 
 
 if __name__ == "__main__":

@@ -50,8 +50,11 @@ def _check(artifact: dict[str, Any]) -> None:
         raise TypeError("name")
     if not artifact["classes"] or not all(isinstance(name, str) for name in artifact["classes"]):
         raise TypeError("classes")
-    if not isinstance(details, dict) or not isinstance(artifact["inputs"][0]["dtype"], str):
+    taken = artifact["inputs"][0]
+    if not isinstance(details, dict) or not isinstance(taken["dtype"], str):
         raise TypeError("inputs")
+    if len(taken["shape"]) != 4 and taken["dtype"] == "uint8":
+        raise ValueError("inputs")
     if details.get("builder") is not None:
         texts = [details["builder"], details["builder_version"], *details["compute_capabilities"]]
         if not all(isinstance(text, str) for text in texts):

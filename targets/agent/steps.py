@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,131 +33,132 @@ _CPUINFO = "/proc/cpuinfo"
 def run_group(job: Job, folder: Path, names: Sequence[str], say: Say) -> None:
     """Make the journal's entries `names`, which belong to one process."""
     kind, which, *rest = names[0].split("-")
-    root, done = folder.parent, folder / "done" / f"{names[0]}.npz"
-    with _image_file(root / job.image_file) as images:
+    with _image_file(folder.parent / job.image_file) as images:
+        group = _Group(job, folder.parent, images, folder / "done", names, say)
         if kind == "latency":
-            numbers = list(range(len(job.artifacts))) if which == "all" else [int(which)]
-            _latency(job, root, numbers, images, done, say)
-            return
-        artifact = job.artifacts[int(which)]
-        batch, threads = job.grid[int(rest[0])] if kind == "throughput" else (1, job.threads)
-        model = open_model(root / artifact.folder, threads=threads)
-        if kind == "predict":
-            _predict(artifact, model, images, done.parent, names, say)
+            numbers = range(len(job.artifacts)) if which == "all" else [int(which)]
+            group.latency([str(number) for number in numbers])
+        elif kind == "predict":
+            group.predict(which)
         elif kind == "endtoend":
-            _end_to_end(job, which, artifact, model, images, done, say)
+            group.end_to_end(which)
         else:
-            say(
-                f"throughput of {artifact.name}: batch {batch}, threads {threads or 'as the runtime chooses'}"
-            )
-            _throughput(job, which, batch, model, _prepared(artifact, model, images), done)
+            group.throughput(which, *job.grid[int(rest[0])])
 
 
-def _predict(
-    artifact: JobArtifact,
-    model: Session,
-    images: zipfile.ZipFile,
-    done: Path,
-    names: Sequence[str],
-    say: Say,
-) -> None:
-    placement = model.placement()
-    if placement is not None:
-        refuse_fallback(artifact.name, placement)  # before hours are spent on it
-    facts = {"boot": boot(), "placement": None if placement is None else asdict(placement)}
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for name in names:
-            start = int(name.rpartition("-")[2])
-            chosen = artifact.images[start : start + CHUNK]
-            end = start + len(chosen)
-            say(f"logits of {artifact.name}: images {start} to {end} of {len(artifact.images)}")
-            encoded = (_encoded(images, place) for place in chosen)
-            logits, checks = [], []
-            # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
-            for pixels in pool.map(model.prepare, encoded):
-                logits.append(model.run(pixels[None])[0])
-                checks.append(zlib.crc32(pixels.tobytes()))
-            found = np.stack(logits).astype(np.float32)  # [n, C]
-            if found.shape[1] != len(model.classes) or not np.isfinite(found).all():
-                raise EdgekdError(
-                    f"{artifact.name} returned logits that are not finite or not as many as its classes.",
-                    "Compare it with the FP32 artifact on this device.",
-                )
-            arrays = {"logits": found, "pixels": np.asarray(checks, dtype=np.uint32)}
-            write_step(done / f"{name}.npz", arrays, facts)
+@dataclass(frozen=True)
+class _Group:
+    """Entries of the journal that belong to one process; artifacts go by their numbers in the job, as text."""
 
+    job: Job
+    root: Path
+    """Holds the folders of artifacts."""
+    images: zipfile.ZipFile
+    done: Path
+    """The journal."""
+    names: Sequence[str]
+    say: Say
 
-def _latency(
-    job: Job, root: Path, numbers: Sequence[int], images: zipfile.ZipFile, done: Path, say: Say
-) -> None:
-    """Time artifacts in alternating blocks; idle power is measured before any model is loaded."""
-    artifacts = {str(n): job.artifacts[n] for n in numbers}
-    meter = None
-    if job.energy is not None:
-        say(f"power at rest, by {job.energy}")
-        meter = Meter(open_sensor(job.energy))
-        meter.rest()
-    models = {n: open_model(root / a.folder, threads=job.threads) for n, a in artifacts.items()}
-    named = ", ".join(one.name for one in artifacts.values())
-    process = done.stem.rpartition("-")[2]
-    say(f"latency of {named}, {job.protocol.seconds:g} s each ({process})")
-    runners = {
-        n: rotating(model.run, _prepared(artifacts[n], model, images))
-        for n, model in models.items()
-    }
-    before = state()
-    measured = measure_interleaved(runners, job.protocol, meter=meter)
-    arrays: Arrays = {}
-    facts: dict[str, Any] = {"before": before, "after": state(), "boot": boot()}
-    for n, model in models.items():
-        arrays |= _arrays(n, measured[n])
-        facts[n] = _facts(measured[n], model)
-        facts[n]["energy"] = None if meter is None else meter.facts()
-    write_step(done, arrays, facts)
+    def _write(self, arrays: Arrays, facts: dict[str, Any], name: str = "") -> None:
+        write_step(self.done / f"{name or self.names[0]}.npz", arrays, {"boot": boot(), **facts})
 
+    def _open(self, n: str, threads: int | None) -> tuple[JobArtifact, Session]:
+        artifact = self.job.artifacts[int(n)]
+        return artifact, open_model(self.root / artifact.folder, threads=threads)
 
-def _end_to_end(
-    job: Job,
-    n: str,
-    artifact: JobArtifact,
-    model: Session,
-    images: zipfile.ZipFile,
-    done: Path,
-    say: Say,
-) -> None:
-    say(f"end-to-end latency of {artifact.name}, {job.protocol.seconds:g} s")
-    encoded = [_encoded(images, place) for place in artifact.latency_images]
-    prepare_ns: list[int] = []
+    def _prepared(self, artifact: JobArtifact, model: Session) -> NDArray[np.uint8]:
+        """Return the images to be timed as the model takes them, uint8 `[N, H, W, 3]`."""
+        encoded = (_encoded(self.images, place) for place in artifact.latency_images)
+        return np.stack([model.prepare(one) for one in encoded])
 
-    def run_once(query: int) -> object:
-        before = time.perf_counter_ns()
-        pixels = model.prepare(encoded[query % len(encoded)])
-        prepare_ns.append(time.perf_counter_ns() - before)
-        return model.run(pixels[None])
+    def predict(self, n: str) -> None:
+        """Run the model on the artifact's images."""
+        artifact, model = self._open(n, self.job.threads)
+        placement = model.placement()
+        if placement is not None:
+            refuse_fallback(artifact.name, placement)  # before hours are spent on it
+        facts = {"placement": None if placement is None else asdict(placement)}
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for name in self.names:
+                start = int(name.rpartition("-")[2])
+                chosen = artifact.images[start : start + CHUNK]
+                end, total = start + len(chosen), len(artifact.images)
+                self.say(f"logits of {artifact.name}: images {start} to {end} of {total}")
+                encoded = (_encoded(self.images, place) for place in chosen)
+                logits, checks = [], []
+                # Batch 1, as the clock measures it: an artifact may be made for one image at a time.
+                for pixels in pool.map(model.prepare, encoded):
+                    logits.append(model.run(pixels[None])[0])
+                    checks.append(zlib.crc32(pixels.tobytes()))
+                result = np.stack(logits).astype(np.float32)  # [n, C]
+                if result.shape[1] != len(model.classes) or not np.isfinite(result).all():
+                    raise EdgekdError(
+                        f"{artifact.name} returned logits that are not finite or not as many as its classes.",
+                        "Compare it with the FP32 artifact on this device.",
+                    )
+                arrays = {"logits": result, "pixels": np.asarray(checks, dtype=np.uint32)}
+                self._write(arrays, facts, name)
 
-    before = state()
-    samples = measure(run_once, job.protocol)
-    prepare_ms = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
-    arrays = _arrays(n, samples) | {f"prepare_ms_{n}": prepare_ms}
-    facts = {"before": before, "after": state(), "boot": boot(), "peak_rss_mb": peak_rss_mb()}
-    write_step(done, arrays, facts | {n: _facts(samples, model)})
+    def latency(self, numbers: Sequence[str]) -> None:
+        """Time artifacts in alternating blocks; idle power is measured before any model is loaded."""
+        job, meter = self.job, None
+        if job.energy is not None:
+            self.say(f"power at rest, by {job.energy}")
+            meter = Meter(open_sensor(job.energy))
+            meter.rest()
+        opened = {n: self._open(n, job.threads) for n in numbers}
+        named = ", ".join(artifact.name for artifact, _ in opened.values())
+        process = self.names[0].rpartition("-")[2]
+        self.say(f"latency of {named}, {job.protocol.seconds:g} s each ({process})")
+        runners = {n: rotating(one[1].run, self._prepared(*one)) for n, one in opened.items()}
+        before = state()
+        measured = measure_interleaved(runners, job.protocol, meter=meter)
+        arrays: Arrays = {}
+        facts: dict[str, Any] = {"before": before, "after": state()}
+        for n, (_, model) in opened.items():
+            arrays |= _arrays(n, measured[n])
+            facts[n] = _facts(measured[n], model)
+            facts[n]["energy"] = None if meter is None else meter.facts()
+        self._write(arrays, facts)
 
+    def end_to_end(self, n: str) -> None:
+        """Time decoding, resizing and the model with one clock."""
+        artifact, model = self._open(n, self.job.threads)
+        self.say(f"end-to-end latency of {artifact.name}, {self.job.protocol.seconds:g} s")
+        encoded = [_encoded(self.images, place) for place in artifact.latency_images]
+        prepare_ns: list[int] = []
 
-def _throughput(
-    job: Job, n: str, batch: int, model: Session, buffers: NDArray[np.uint8], done: Path
-) -> None:
-    assert job.grid_protocol is not None
-    try:
-        refuse_batch(batch, model.largest_batch)
-        samples = measure(rotating(model.run, buffers, batch), job.grid_protocol)
-    # Made for fewer images at a time, or the memory is too small for so many: whatever the runtime raises then.
-    except Exception as error:
-        if batch == 1:
-            raise
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        write_refusal(done, reason[0])
-        return
-    write_step(done, _arrays(n, samples), {"boot": boot(), n: _facts(samples, model)})
+        def run_once(query: int) -> object:
+            before = time.perf_counter_ns()
+            pixels = model.prepare(encoded[query % len(encoded)])
+            prepare_ns.append(time.perf_counter_ns() - before)
+            return model.run(pixels[None])
+
+        before = state()
+        samples = measure(run_once, self.job.protocol)
+        prepare_ms = np.asarray(prepare_ns[-len(samples.samples_ms) :], dtype=np.float64) / 1e6
+        arrays = _arrays(n, samples) | {f"prepare_ms_{n}": prepare_ms}
+        facts = {"before": before, "after": state(), "peak_rss_mb": peak_rss_mb()}
+        self._write(arrays, facts | {n: _facts(samples, model)})
+
+    def throughput(self, n: str, batch: int, threads: int | None) -> None:
+        """Time whole batches, or record why they are refused."""
+        assert self.job.grid_protocol is not None
+        artifact, model = self._open(n, threads)
+        how = threads or "as the runtime chooses"
+        self.say(f"throughput of {artifact.name}: batch {batch}, threads {how}")
+        buffers = self._prepared(artifact, model)
+        try:
+            refuse_batch(batch, model.largest_batch)
+            samples = measure(rotating(model.run, buffers, batch), self.job.grid_protocol)
+        # Made for fewer images at a time, or the memory is too small for so many: whatever the runtime raises then.
+        except Exception as error:
+            if batch == 1:
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            write_refusal(self.done / f"{self.names[0]}.npz", reason[0])
+        else:
+            self._write(_arrays(n, samples), {n: _facts(samples, model)})
 
 
 def write_refusal(done: Path, reason: str) -> None:
@@ -212,8 +213,3 @@ def _encoded(images: zipfile.ZipFile, place: int) -> bytes:
         if entry.file_size > MAX_BYTES:
             raise ValueError("an image of more than 1 GB")
         return images.read(entry)
-
-
-def _prepared(artifact: JobArtifact, model: Session, images: zipfile.ZipFile) -> NDArray[np.uint8]:
-    """Return the images to be timed as the model takes them, uint8 `[N, H, W, 3]`."""
-    return np.stack([model.prepare(_encoded(images, place)) for place in artifact.latency_images])

@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import parse_json, printable, sha256_file
+from edgekd.core.files import cache_folder, disk_errors
+from edgekd.core.readers import sha256_file
+from edgekd.targets.agent.messages import converse, last_line
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
-_LONGEST_LINE = 1 << 20
 SPARE = 64_000_000
 """Bytes that must stay free on the device beside what is copied: journal and result."""
 
 
-class Device(Protocol):
-    """A machine and the way to it. Make one with `edgekd.targets.devices.transports.find_device`."""
+@dataclass
+class Device:
+    """A machine and the way to it: here this machine, with the agent that others get in a process of its own.
 
-    @property
-    def name(self) -> str:
-        """For the report."""
+    Attributes:
+        name: for the report.
+        program: the Python to use there.
+    """
 
-    @property
-    def python(self) -> list[str]:
-        """Words that start the device's Python, there."""
+    name: str
+    program: str
 
     def begin(self, agent: Path, name: str) -> str:
         """Put the agent in its folder on the device under `name`; return the folder's absolute path."""
+        root = cache_folder("device")
+        with disk_errors(root):
+            shutil.copy(agent, root / name)
+        return str(root.resolve())
 
     def command(self, words: Sequence[str]) -> list[str]:
         """Return what to start here so that `words` run there, with standard input and output passed on."""
+        return list(words)
 
     def close(self) -> None:
         """Close the connection."""
@@ -52,13 +61,12 @@ def measure_on(device: Device, payload: Payload, result: Path, *, keep: bool = F
         EdgekdError: no way to the device, no Python or runtime there, no space, a connection that broke.
     """
     root = device.begin(payload.files[payload.agent], payload.agent)
-    agent = [*device.python, f"{root}/{payload.agent}"]
+    agent = [device.program, f"{root}/{payload.agent}"]
     _send(device, agent, root, payload)
     job = f"{root}/{payload.job_folder}"
     say(f"{device.name}: measuring")
-    python = [part for word in device.python for part in ("--python", word)]
     try:
-        answer = call(device, [*agent, "run", job, "--stay", *python])
+        answer = call(device, [*agent, "run", job, "--stay", "--python", device.program])
     except KeyboardInterrupt:
         with contextlib.suppress(EdgekdError, subprocess.TimeoutExpired):
             call(device, [*agent, "stop", job], timeout_s=10.0)
@@ -86,7 +94,7 @@ def unable(device: Device, artifacts: Sequence[Mapping[str, Any]]) -> list[Edgek
         path = Path(name) / "agent.pyz"
         write_agent(path)
         root = device.begin(path, agent_name(path))
-        agent = [*device.python, f"{root}/{agent_name(path)}"]
+        agent = [device.program, f"{root}/{agent_name(path)}"]
         able = call(device, [*agent, "able", json.dumps(artifacts)]).get("able")
     if not isinstance(able, list) or len(able) != len(artifacts):
         raise _silent(device)
@@ -101,25 +109,11 @@ def call(
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Run words on the device, log the agent's progress, and return its last message; its error is raised."""
-    last: dict[str, Any] = {}
-    with tempfile.TemporaryFile() as errors:
-        child = popen(device.command(words), stdin, errors)
-        try:
-            out = child.stdout
-            assert out is not None
-            for line in iter(lambda: out.readline(_LONGEST_LINE), b""):
-                message = _message(line)
-                if set(message) == {"say"}:
-                    say(f"{device.name}: {str(message['say'])[:500]}")
-                else:
-                    last = message or last
-            code = child.wait(timeout_s)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        errors.seek(0)
-        stderr = errors.read().decode(errors="replace")
+    command = device.command(words)
+    with present(command):
+        last, code, stderr = converse(
+            command, lambda text: say(f"{device.name}: {text}"), stdin=stdin, timeout_s=timeout_s
+        )
     if "error" in last:
         raise _agent_error(device, last["error"])
     if code != 0:
@@ -140,32 +134,15 @@ def explained(name: str, code: int, stderr: str) -> EdgekdError:
     return EdgekdError(f"The connection to {name} failed or broke ({line}).", RESUME)
 
 
-def last_line(stderr: str) -> str:
-    """Return the last line of an error output, printable and short."""
-    return printable((stderr.strip().splitlines() or ["no message"])[-1].strip())[:300]
-
-
-def popen(
-    command: list[str], stdin: IO[bytes] | None, errors: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    """Start a program of this machine; one that is not there is an `EdgekdError`."""
+@contextlib.contextmanager
+def present(command: Sequence[str]) -> Iterator[None]:
+    """Turn the absence of a program of this machine into an `EdgekdError`."""
     try:
-        return subprocess.Popen(
-            command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        )
+        yield
     except FileNotFoundError as error:
         raise EdgekdError(
             f"This machine has no {command[0]}.", "Install it, or use --device bundle:DIR."
         ) from error
-
-
-def _message(line: bytes) -> dict[str, Any]:
-    """Return a message of the agent; empty for what login scripts print."""
-    with contextlib.suppress(ValueError):
-        found = parse_json(line)
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def _agent_error(device: Device, error: Any) -> EdgekdError:
@@ -206,12 +183,12 @@ def _send(device: Device, agent: list[str], root: str, payload: Payload) -> None
 
 
 def _fetch(device: Device, words: Sequence[str], path: Path, sha256: str) -> None:
-    with open(path, "wb") as out, tempfile.TemporaryFile() as errors:
-        code = subprocess.run(
-            device.command(words), stdin=subprocess.DEVNULL, stdout=out, stderr=errors, check=False
-        ).returncode
-        errors.seek(0)
-        if code != 0:
-            raise explained(device.name, code, errors.read().decode(errors="replace"))
+    command = device.command(words)
+    with open(path, "wb") as out:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, check=False
+        )
+    if done.returncode != 0:
+        raise explained(device.name, done.returncode, done.stderr.decode(errors="replace"))
     if sha256_file(path) != sha256:
         raise EdgekdError(f"The result of {device.name} arrived damaged.", RESUME)

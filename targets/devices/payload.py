@@ -25,8 +25,10 @@ from edgekd.data.image_set import FileReader, ImageSet
 from edgekd.data.images import read_bytes
 from edgekd.targets.agent.__main__ import RESULT
 from edgekd.targets.agent.job import Job
+from edgekd.targets.registry import TARGETS
 
 AGENT = "edgekd-agent.pyz"
+_OPENERS = [one for one in TARGETS.values() if one.packages is not None]
 SHARED = (
     "core/errors.py",
     "core/formats.py",
@@ -39,22 +41,17 @@ SHARED = (
     "targets/bank.py",
     "targets/bank_change.py",
     "targets/feed.py",
-    "targets/litert.py",
-    "targets/onnxruntime.py",
-    "targets/openvino.py",
     "targets/registry.py",
     "targets/session.py",
-    "targets/tensorrt.py",
     "targets/timing/__init__.py",
     "targets/timing/energy.py",
     "targets/timing/intervals.py",
     "targets/timing/stopwatch.py",
-    "targets/trt_build.py",
-    "targets/trt_builders.py",
-    "targets/trt_device.py",
+    *(f"{one.opener.replace('.', '/').removeprefix('edgekd/')}.py" for one in _OPENERS),
+    *(f"targets/{file}" for one in _OPENERS for file in one.modules),
 )
 """Modules of the package that run on a device too; beside each other they import numpy, Pillow and the runtime only."""
-_START = '''"""Starts the agent, or says in one sentence why this Python cannot."""
+_START = '''"""Start the agent, or exit with one sentence where this Python cannot."""
 import json
 import sys
 

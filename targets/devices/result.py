@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import first_problem
@@ -89,7 +89,7 @@ class Built(_Facts):
 
 
 class _Clock(_Facts):
-    """What a step has to say about one artifact besides its samples."""
+    """The facts of a step about one artifact, besides its samples."""
 
     first_ms: Milliseconds
     warmup_runs: int = Field(ge=0, le=10**9)
@@ -107,9 +107,9 @@ class _Clock(_Facts):
 
 
 class _Placement(_Facts):
-    asked: Line
+    provider: Line = Field(validation_alias=AliasChoices("provider", "asked"))
     nodes: dict[Line, dict[Line, Annotated[int, Field(ge=0, le=10**7)]]]
-    told_by: Line
+    source: Line = Field(validation_alias=AliasChoices("source", "told_by"))
 
 
 class _Step(_Facts):
@@ -183,15 +183,16 @@ class ArtifactResult:
 
 @dataclass(frozen=True, eq=False)
 class DeviceResult:
-    """`edgekd-result.npz`; `restarts` counts how often the device's system was started anew between the steps."""
+    """What a device measured.
 
-    job: Job
-    artifacts: tuple[ArtifactResult, ...]
+    Attributes:
+        facts: its environment; `emulated`; `restarts`, how often its system was started anew between the steps;
+            `temperature_max_c`.
+    """
+
     name: str
-    environment: dict[str, Any]
-    emulated: bool
-    restarts: int
-    temperature_max_c: float | None
+    artifacts: tuple[ArtifactResult, ...]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,17 +209,52 @@ class Journal:
         is_order = blocks.dtype.kind in "iu" and blocks.shape == times.shape
         if not is_order or (np.diff(blocks) < 0).any():
             raise ValueError("blocks that do not belong to the samples")
-        found = _Clock.model_validate(self.steps[name][str(place)])
-        own = found.model_dump(exclude={"load_ms", "provider", "threads", "energy"})
+        facts = _Clock.model_validate(self.steps[name][str(place)])
+        own = facts.model_dump(exclude={"load_ms", "provider", "threads", "energy"})
         samples = LatencySamples(times, blocks.astype(np.int64), **own)
         memory = _Step.model_validate(self.steps[name]).peak_rss_mb
-        return Clocked(samples, found.load_ms, found.provider, found.threads, found.energy, memory)
+        return Clocked(samples, facts.load_ms, facts.provider, facts.threads, facts.energy, memory)
 
     def rate(self, name: str, place: int, batch: int, threads: int | None) -> Rate:
         """Return the throughput that the step `name` took, or why it was refused."""
         if "reason" in self.steps[name]:
             return Rate(batch, threads, None, printable(str(self.steps[name]["reason"]))[:300])
         return Rate(batch, threads, self.clocked(name, place), None)
+
+    def artifact(self, job: Job, place: int, built: Built | None) -> ArtifactResult:
+        """Return everything about artifact number `place`."""
+        names = [name for group in job.steps() for name in group]
+        parts = [name for name in names if name.startswith(f"predict-{place}-")]
+        clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{place}-"))]
+        logits, pixels = (
+            np.concatenate([self.arrays[f"{name}/{what}"] for name in parts])
+            for what in ("logits", "pixels")
+        )
+        n = len(job.artifacts[place].images)
+        if logits.ndim != 2 or len(logits) != n or pixels.shape != (n,) or not logits.shape[1]:
+            raise ValueError("predictions of another shape than the job's images")
+        if logits.dtype != np.float32 or pixels.dtype != np.uint32:
+            raise ValueError("predictions of another type")
+        if not np.isfinite(logits).all():
+            raise ValueError("logits that are not finite")
+        whole = self.clocked(f"endtoend-{place}", place)
+        prepare_ms = _times(self.arrays[f"endtoend-{place}/prepare_ms_{place}"], least=0.0)
+        if prepare_ms.shape != whole.samples.samples_ms.shape:
+            raise ValueError("another number of preparations than of samples")
+        placed = _Step.model_validate(self.steps[parts[0]]).placement
+        return ArtifactResult(
+            logits,
+            pixels,
+            [self.clocked(name, place) for name in clocks],
+            whole,
+            prepare_ms,
+            None if placed is None else Placement(**placed.model_dump()),
+            tuple(
+                self.rate(f"throughput-{place}-{cell}", place, *batch_and_threads)
+                for cell, batch_and_threads in enumerate(job.grid)
+            ),
+            built,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,11 +268,7 @@ class StoredResult:
 
 
 def open_result(path: Path) -> StoredResult:
-    """Read a result file and its job.
-
-    Raises:
-        EdgekdError: no result, damaged, or of another format.
-    """
+    """Read a result file and its job; one that is damaged or of another format is an `EdgekdError`."""
     arrays, facts = read_step(path)
     return StoredResult(path, parse_job(facts.get("job")), arrays, facts)
 
@@ -277,48 +309,14 @@ def _result(job: Job, journal: Journal, facts: dict[str, Any]) -> DeviceResult:
     states = [state for step in steps for state in (step.before, step.after) if state]
     heat = [state.temperature_c for state in states if state.temperature_c is not None]
     return DeviceResult(
-        job,
-        tuple(_artifact(job, n, journal, built[n]) for n in range(len(job.artifacts))),
         whole.name,
-        whole.environment.model_dump(),
-        whole.emulated,
-        sum(one != other for one, other in pairwise(boots)),
-        max(heat, default=None),
-    )
-
-
-def _artifact(job: Job, place: int, journal: Journal, built: Built | None) -> ArtifactResult:
-    names = [name for group in job.steps() for name in group]
-    parts = [name for name in names if name.startswith(f"predict-{place}-")]
-    clocks = [name for name in names if name.startswith(("latency-all-", f"latency-{place}-"))]
-    logits, pixels = (
-        np.concatenate([journal.arrays[f"{name}/{what}"] for name in parts])
-        for what in ("logits", "pixels")
-    )
-    n = len(job.artifacts[place].images)
-    if logits.ndim != 2 or len(logits) != n or pixels.shape != (n,) or not logits.shape[1]:
-        raise ValueError("predictions of another shape than the job's images")
-    if logits.dtype != np.float32 or pixels.dtype != np.uint32:
-        raise ValueError("predictions of another type")
-    if not np.isfinite(logits).all():
-        raise ValueError("logits that are not finite")
-    whole = journal.clocked(f"endtoend-{place}", place)
-    prepare_ms = _times(journal.arrays[f"endtoend-{place}/prepare_ms_{place}"], least=0.0)
-    if prepare_ms.shape != whole.samples.samples_ms.shape:
-        raise ValueError("another number of preparations than of samples")
-    placed = _Step.model_validate(journal.steps[parts[0]]).placement
-    return ArtifactResult(
-        logits,
-        pixels,
-        [journal.clocked(name, place) for name in clocks],
-        whole,
-        prepare_ms,
-        None if placed is None else Placement(**placed.model_dump()),
-        tuple(
-            journal.rate(f"throughput-{place}-{cell}", place, *asked)
-            for cell, asked in enumerate(job.grid)
-        ),
-        built,
+        tuple(journal.artifact(job, n, built[n]) for n in range(len(job.artifacts))),
+        {
+            "emulated": whole.emulated,
+            "restarts": sum(one != other for one, other in pairwise(boots)),
+            "temperature_max_c": max(heat, default=None),
+            **whole.environment.model_dump(),
+        },
     )
 
 

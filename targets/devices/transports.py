@@ -2,7 +2,7 @@
 
 The user's configuration, agent and jump hosts of ssh count; edgekd sees no key. On Android the agent runs in Termux's
 Python, which `run-as` reaches where Termux is debuggable (the one from its project's releases is); elsewhere start
-Termux's own sshd and use `ssh://`, as docs/devices.md says.
+Termux's own sshd and use `ssh://`, see docs/devices.md.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import printable
-from edgekd.targets.devices.drive import Device, explained, last_line, popen
+from edgekd.targets.agent.messages import last_line
+from edgekd.targets.devices.drive import Device, explained, present
 
 _FORMS = "local, local:PYTHON, ssh://[USER@]HOST[:PORT], adb:SERIAL or bundle:DIR"
 _SSH_FORM = "Write ssh://[USER@]HOST[:PORT][?python=PATH]."
@@ -57,64 +57,30 @@ def find_device(spec: str) -> Device:
     raise EdgekdError(f'"{printable(spec)}" is not a device.', f"Write {_FORMS}.")
 
 
-@dataclass(frozen=True)
-class LocalDevice:
-    """This machine, with a Python program of it: the agent that others get, in a process of its own."""
-
-    name: str
-    program: str
-
-    @property
-    def python(self) -> list[str]:
-        """Words that start Python."""
-        return [self.program]
-
-    def begin(self, agent: Path, name: str) -> str:
-        """Put the agent into its folder; see `Device`."""
-        root = cache_folder("device")
-        with disk_errors(root):
-            shutil.copy(agent, root / name)
-        return str(root.resolve())
-
-    def command(self, words: Sequence[str]) -> list[str]:
-        """Return the words themselves."""
-        return list(words)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def _local_device(program: str) -> LocalDevice:
+def _local_device(program: str) -> Device:
     if not program:
-        return LocalDevice("local", sys.executable)
+        return Device("local", sys.executable)
     found = shutil.which(program)
     if found is None:
         raise EdgekdError(
             f"There is no program {program}.", "Name a Python 3.9 or newer: --device local:PATH."
         )
     name = Path(found).resolve().parent.name if "/" in program else Path(program).stem
-    return LocalDevice(name, found)
+    return Device(name, found)
 
 
 @dataclass
-class ShellDevice:
+class ShellDevice(Device):
     """A device with a POSIX shell behind a program of this machine (ssh, adb).
 
     Attributes:
+        program: a leading `~/` becomes the device's home.
         reach: a shell line → the command to start here.
-        program: the Python to use there; a leading `~/` becomes the device's home.
         leave: called at the end.
     """
 
-    name: str
     reach: Callable[[str], list[str]]
-    program: str
     leave: Callable[[], None]
-
-    @property
-    def python(self) -> list[str]:
-        """Words that start Python there."""
-        return [self.program]
 
     def begin(self, agent: Path, name: str) -> str:
         """Put the agent into its folder; see `Device`."""
@@ -123,15 +89,14 @@ class ShellDevice:
             'd="${XDG_CACHE_HOME:-$HOME/.cache}/edgekd-agent" && mkdir -p "$d" && '
             f'cat > {folder}.new && mv {folder}.new {folder} && echo "edgekd:$d" && echo "edgekd:$HOME"'
         )
-        with open(agent, "rb") as handle, tempfile.TemporaryFile() as errors:
-            child = popen(self.reach("sh -c " + shlex.quote(script)), handle, errors)
-            output = child.communicate()[0].decode(errors="replace")
-            errors.seek(0)
-            stderr = errors.read().decode(errors="replace")
+        command = self.reach("sh -c " + shlex.quote(script))
+        with open(agent, "rb") as handle, present(command):
+            done = subprocess.run(command, stdin=handle, capture_output=True, check=False)
+        output, stderr = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
         answers = [line[7:] for line in output.splitlines() if line.startswith("edgekd:")]
         if "No space left" in stderr:
-            raise explained(self.name, child.returncode, stderr)
-        if child.returncode != 0 or len(answers) != 2:
+            raise explained(self.name, done.returncode, stderr)
+        if done.returncode != 0 or len(answers) != 2:
             raise EdgekdError(
                 f"{self.name} cannot be reached or written to ({last_line(stderr)}).",
                 "Try it by hand: the same ssh or adb must work.",
@@ -181,7 +146,7 @@ def _ssh_device(rest: str) -> ShellDevice:
     def reach(line: str) -> list[str]:
         return ["ssh", *common, "--", destination, line]
 
-    return ShellDevice(host, reach, options.get("python", "python3"), leave)
+    return ShellDevice(host, options.get("python", "python3"), reach, leave)
 
 
 def _adb_device(serial: str) -> ShellDevice:
@@ -196,4 +161,4 @@ def _adb_device(serial: str) -> ShellDevice:
         words = [f"{_TERMUX}/usr/bin/env", *_TERMUX_SETTINGS, f"{_TERMUX}/usr/bin/sh", "-c", line]
         return ["adb", "-s", serial, "shell", "-T", f"run-as com.termux {shlex.join(words)}"]
 
-    return ShellDevice(serial, reach, f"{_TERMUX}/usr/bin/python3", lambda: None)
+    return ShellDevice(serial, f"{_TERMUX}/usr/bin/python3", reach, lambda: None)

@@ -1,6 +1,9 @@
 """Bootstrap intervals of percentiles, ratios and rates, and when a percentile may be stated.
 
-Every random draw is seeded: the same samples give the same interval.
+Neighbouring latencies resemble each other (clocks, other work on the machine), so drawing single samples would give
+intervals far too narrow. Whole blocks of consecutive samples are drawn instead (Künsch 1989), and, where there are
+several, whole processes first (two-stage cluster bootstrap, Davison & Hinkley 1997, section 3.8). Every random draw is
+seeded: the same samples give the same interval.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ def percentile(samples: NDArray[np.float64], q: float) -> float:
     return float(np.percentile(samples, q, method="inverted_cdf"))
 
 
+def interval_of(draws: NDArray[np.float64]) -> Interval:
+    """Return the 95 % percentile interval of bootstrap draws `[R]`."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def percentile_intervals(
     samples: NDArray[np.float64],
     blocks: NDArray[np.int64],
@@ -29,20 +38,13 @@ def percentile_intervals(
     replicates: int = 1000,
     seed: int = 0,
 ) -> list[Interval]:
-    """Return bootstrap 95 % intervals of percentiles of latencies, resampling processes and, inside them, blocks.
-
-    Neighbouring latencies resemble each other (clocks, other work on the machine), so drawing single samples would
-    give intervals far too narrow. Whole blocks of consecutive samples are drawn instead (Künsch 1989), and, where
-    there are several, whole processes first (two-stage cluster bootstrap, Davison & Hinkley 1997, section 3.8).
+    """Return bootstrap 95 % intervals of percentiles of latencies, in the unit of the samples.
 
     Args:
         samples: `[n]`.
         blocks: `[n]`, block number of each sample, unique over all processes.
         processes: `[n]`, process number of each sample.
         qs: percents, 0–100.
-
-    Returns:
-        For each of `qs` the 2.5th and 97.5th percentile of the resampled percentile, in the unit of the samples.
     """
     draws = percentile_draws(samples, blocks, processes, qs, replicates=replicates, seed=seed)
     return [interval_of(draws[:, column]) for column in range(len(qs))]
@@ -58,33 +60,11 @@ def percentile_draws(
     seed: int = 0,
 ) -> NDArray[np.float64]:
     """Return the bootstrap draws `[R, len(qs)]` behind `percentile_intervals`, with the same arguments."""
-    rng = np.random.default_rng(seed)
-    order = np.argsort(samples, kind="stable")
-    block_names, block_of = np.unique(blocks, return_inverse=True)
-    process_of_block = np.zeros(len(block_names), dtype=np.int64)
+    names, block_of = np.unique(blocks, return_inverse=True)
+    process_of_block = np.zeros(len(names), dtype=np.int64)
     process_of_block[block_of] = processes
-    times = _draw_blocks(process_of_block, replicates, rng)
-    ranked, block_ranked = samples[order], block_of[order]
-    wanted = np.asarray(qs) / 100
-    found = np.empty((replicates, len(qs)))
-    for replicate in range(replicates):
-        weight = np.cumsum(times[replicate][block_ranked], dtype=np.int32)  # [n]
-        found[replicate] = ranked[np.searchsorted(weight, wanted * weight[-1] - 1e-9)]
-    return found
-
-
-def _draw_blocks(
-    process_of_block: NDArray[np.int64], replicates: int, rng: np.random.Generator
-) -> NDArray[np.int32]:
-    """Return how often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks."""
-    names = np.unique(process_of_block)
-    chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
-    times = np.zeros((replicates, len(process_of_block)), dtype=np.int32)
-    for number, process in enumerate(names):
-        members = np.flatnonzero(process_of_block == process)
-        uniform = np.full(len(members), 1 / len(members))
-        times[:, members] = rng.multinomial(chosen[:, number] * len(members), uniform)
-    return times
+    times = _draw_blocks(process_of_block, replicates, seed)
+    return _percentiles(samples, block_of, times, np.asarray(qs) / 100)
 
 
 def ratio_interval(
@@ -97,31 +77,18 @@ def ratio_interval(
 ) -> Interval:
     """Return the bootstrap 95 % interval of p50(first) / p50(second) from turns in which both were measured.
 
-    A turn is drawn with both its blocks, so that what slowed both of them leaves the ratio alone; where there are
-    several processes, these are drawn first (as in `percentile_intervals`).
+    A turn is drawn with both its blocks, so that what slowed both of them leaves the ratio alone.
 
     Args:
         first, second: the samples of each turn.
         processes: `[turns]`, process number of each turn.
     """
-    times = _draw_blocks(processes, replicates, np.random.default_rng(seed))
+    times = _draw_blocks(processes, replicates, seed)
     medians = []
     for parts in (first, second):
-        samples = np.concatenate(parts)
-        order = np.argsort(samples, kind="stable")
-        turn = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[order]
-        found = np.empty(replicates)
-        for replicate in range(replicates):
-            weight = np.cumsum(times[replicate][turn], dtype=np.int32)
-            found[replicate] = samples[order[np.searchsorted(weight, 0.5 * weight[-1] - 1e-9)]]
-        medians.append(found)
+        turn = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        medians.append(_percentiles(np.concatenate(parts), turn, times, np.asarray([0.5]))[:, 0])
     return interval_of(medians[0] / medians[1])
-
-
-def interval_of(draws: NDArray[np.float64]) -> Interval:
-    """Return the 95 % percentile interval of bootstrap draws `[R]`."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def rate_interval(
@@ -132,7 +99,7 @@ def rate_interval(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Return the bootstrap 95 % interval of `each` items per sample, per second; whole blocks are drawn.
+    """Return the bootstrap 95 % interval of `each` items per sample, per second.
 
     Args:
         samples_ms: `[n]`, of one process.
@@ -140,11 +107,40 @@ def rate_interval(
     """
     number = np.unique(blocks, return_inverse=True)[1]
     count = np.bincount(number)
-    times = _draw_blocks(
-        np.zeros(len(count), dtype=np.int64), replicates, np.random.default_rng(seed)
-    )  # [R, blocks]
+    times = _draw_blocks(np.zeros(len(count), dtype=np.int64), replicates, seed)  # [R, blocks]
     rates = each * (times @ count) / (times @ np.bincount(number, weights=samples_ms) / 1e3)
     return interval_of(rates)
+
+
+def _draw_blocks(
+    process_of_block: NDArray[np.int64], replicates: int, seed: int
+) -> NDArray[np.int32]:
+    """Return how often each block is drawn in each replicate, `[R, blocks]`: processes first, then blocks."""
+    rng = np.random.default_rng(seed)
+    names = np.unique(process_of_block)
+    chosen = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
+    times = np.zeros((replicates, len(process_of_block)), dtype=np.int32)
+    for number, process in enumerate(names):
+        members = np.flatnonzero(process_of_block == process)
+        uniform = np.full(len(members), 1 / len(members))
+        times[:, members] = rng.multinomial(chosen[:, number] * len(members), uniform)
+    return times
+
+
+def _percentiles(
+    samples: NDArray[np.float64],
+    block_of: NDArray[np.int64],
+    times: NDArray[np.int32],
+    shares: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the percentiles, `shares` 0–1, of the samples of the drawn blocks, `[R, len(shares)]`."""
+    order = np.argsort(samples, kind="stable")
+    ranked, block_ranked = samples[order], block_of[order]
+    result = np.empty((len(times), len(shares)))
+    for replicate, drawn in enumerate(times):
+        weight = np.cumsum(drawn[block_ranked], dtype=np.int32)  # [n]
+        result[replicate] = ranked[np.searchsorted(weight, shares * weight[-1] - 1e-9)]
+    return result
 
 
 def queries_to_claim(q: float) -> int:

@@ -242,7 +242,7 @@ def summarise(parts: Sequence[LatencySamples]) -> dict[str, Any]:
 
     Percentiles are of all samples together; `first_ms` is the median over the processes; `cv` is the population
     standard deviation over the mean; `p99_ms` is None below the number of queries that supports it
-    (`stats.queries_to_claim`).
+    (`intervals.queries_to_claim`).
     """
     samples, blocks, process = joined(parts)
     p50, p90 = percentile_intervals(samples, blocks, process, (50, 90))

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "benchmark": {"core", "targets", "configs", "benchmark"},
 }
 """What a room may import. Every other module is part of the application: it may import any room, and no room it."""
-CORE = {"core", "data", "version"}
+CORE = {"core", "data"}
 # Known exceptions, by module. This list only gets shorter.
 KNOWN = {
     # The verb `export` reads the run that it exports.

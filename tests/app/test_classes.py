@@ -166,11 +166,11 @@ def test_what_cannot_be_added_is_one_sentence(artifact: Path, photos: Path, tmp_
         ({"text_vector": tmp_path / "wide.npy"}, "do not fit into a space of 3"),
         ({"text_vector": tmp_path / "words.npy"}, "holds no vector of floats"),
         ({"images": [photos], "teacher": "toy"}, "from one source"),
-        ({"images": [photos], "descriptions": "d.txt"}, "its name is not asked"),
+        ({"images": [photos], "descriptions": "d.txt"}, "its name is not used"),
     ):
         with pytest.raises(EdgekdError, match=message):
             edgekd.add_class(artifact, "blue", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(EdgekdError, match='knows the class "red"'):
+    with pytest.raises(EdgekdError, match='has the class "red"'):
         edgekd.add_class(artifact, "red", images=[photos])
     assert (artifact / "artifact.json").read_bytes() == before
 
@@ -202,7 +202,7 @@ def test_the_agent_adds_a_class_on_the_device_and_sees_it(
     assert [answer["found"] for answer in said] == ["red", "green", "blue"]
     code, said = run_agent(tmp_path / "agent.pyz", "add", str(artifact), "blue", str(photos))
     assert code == 2
-    assert 'knows the class "blue" already' in said[0]["error"][0]
+    assert 'has the class "blue" already' in said[0]["error"][0]
 
 
 def test_the_agent_says_what_is_wrong(artifact: Path, photos: Path, tmp_path: Path) -> None:

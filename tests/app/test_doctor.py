@@ -10,7 +10,7 @@ import pytest
 
 from edgekd.cli import doctor
 from edgekd.core.errors import EdgekdError
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 
 @pytest.fixture

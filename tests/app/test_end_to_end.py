@@ -64,7 +64,7 @@ def test_a_trained_run_is_measured_by_the_agent(tmp_path: Path, tiny_teacher: Pa
     assert set(told) == {"teacher", "torch", artifact.subject}
     assert (told[artifact.subject].n, told[artifact.subject].device) == (3, artifact.device)
     assert told[artifact.subject].msp.auroc_cost is not None
-    with pytest.raises(EdgekdError, match="no in-domain test images to tell unknown ones from"):
+    with pytest.raises(EdgekdError, match="no in-domain test images to compare unknown ones with"):
         edgekd.benchmark(tmp_path / "run", data=str(tmp_path / "data" / "photo"), unknown=strangers)
     asked = {row.subject: row.top1 for row in report.vocabularies if row.suite == "vocab:new"}
     assert asked["torch"] is not None

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import shell_word
-from edgekd.core.readers import read_tensors
+from edgekd.core.tensors import read_tensors
 from edgekd.distill.train import train
 
 TINY_SHM = "mount -t tmpfs -o size=1m none /dev/shm"

@@ -113,7 +113,7 @@ def test_version_stands_in_one_place(project: dict[str, Any]) -> None:
 
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {
-        "attr": "edgekd.version.__version__"
+        "attr": "edgekd.core.version.__version__"
     }
     assert re.search(
         rf"^## \[{re.escape(edgekd.__version__)}\]",

@@ -105,7 +105,7 @@ def test_other_images_are_never_mixed(runs: list[Path]) -> None:
     assert "id n = 54, ood:photo n = 24, ood:sketch n = 24" in text
 
 
-def test_other_machines_and_versions_are_said(runs: list[Path], tmp_path: Path) -> None:
+def test_other_machines_and_versions_are_noted(runs: list[Path], tmp_path: Path) -> None:
     shutil.copytree(runs[1] / "benchmark", tmp_path / "elsewhere")
     path = tmp_path / "elsewhere" / "report.json"
     data = json.loads(path.read_text())

@@ -28,7 +28,7 @@ def turns(
     return [scale * drift[i] * rng.lognormal(0, 0.05, 40) for i in range(count)]
 
 
-def test_the_interval_covers_the_true_ratio_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_ratio_at_its_level() -> None:
     covered, widths = 0, []
     for seed in range(100):
         rng = np.random.default_rng(seed)

@@ -48,7 +48,7 @@ def test_nineteen_of_twenty_known_images_are_enough() -> None:
     )
 
 
-def test_a_constant_score_tells_nothing() -> None:
+def test_a_constant_score_detects_nothing() -> None:
     same = np.full(8, 0.25)
     assert auroc(same, same[:4]) == 0.5
     assert average_precision(-same[:4], -same) == pytest.approx(4 / 12)
@@ -68,7 +68,7 @@ def test_draws_are_aurocs_of_resampled_images() -> None:
         assert draw == pytest.approx(auroc(known[chosen[0]], unknown[chosen[1]]))
 
 
-def test_draws_spread_as_delong_says() -> None:
+def test_draws_spread_as_by_delong() -> None:
     """DeLong et al. 1988: the variance of an AUROC from the share of the other side that each image beats."""
     rng = np.random.default_rng(0)
     known, unknown = rng.normal(1, 1, 300), rng.normal(0, 1, 200)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 from device_fakes import write_artifact
 from PIL import Image
 
+from edgekd.benchmark.measure import local
 from edgekd.benchmark.measure.local import measure_artifacts
 from edgekd.benchmark.measure.timings import energy_row
 from edgekd.core.errors import EdgekdError
@@ -52,7 +52,7 @@ class Time:
         self.now += seconds
 
 
-def test_rapl_adds_packages_and_memory_and_knows_when_a_counter_starts_again(
+def test_rapl_adds_packages_and_memory_and_unwraps_counters(
     tmp_path: Path,
 ) -> None:
     first = write(tmp_path, "class/powercap/intel-rapl:0", name="package-0", energy_uj="9000000",
@@ -135,7 +135,7 @@ def test_a_battery_only_while_it_feeds_the_device(tmp_path: Path) -> None:
         open_sensor("battery", tmp_path)
 
 
-def test_sensors_that_are_not_there_are_said_in_a_sentence(
+def test_sensors_that_are_not_there_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rapl", "ina", "battery"):
@@ -261,12 +261,12 @@ def test_the_agent_reads_the_declared_sensor(
     folder = write_artifact(tmp_path / "fp32")
     Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
 
-    def in_this_process(command: list[str], **how: object) -> subprocess.CompletedProcess[str]:
+    def in_this_process(command: list[str], say: object) -> tuple[dict[str, object], int, str]:
         job, step = Path(command[-2]), command[-1]
         steps.run_group(read_job(job), job, [step], lambda text: None)
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return {}, 0, ""
 
-    monkeypatch.setattr(subprocess, "run", in_this_process)
+    monkeypatch.setattr(local, "converse", in_this_process)
     images = [(tmp_path / "one.png").read_bytes()]
     [found] = measure_artifacts({"r": folder}, images, rule, threads=1, energy="battery")["r"]
     assert found.energy == Energy(sensor="battery", covers="the whole device", idle_w=0.5)

@@ -87,7 +87,7 @@ def test_several_processes_are_each_fresh() -> None:
     assert {one.threads for parts in found.values() for one in parts} == {3}
 
 
-def test_what_the_session_says_reaches_the_user(
+def test_the_error_of_a_session_reaches_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = tmp_path / "scratch"

@@ -84,14 +84,19 @@ def test_sections_and_example(folder: Path) -> None:
     assert "</style>" not in text.replace("\\</style\\>", "")
 
 
-def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path) -> None:
+def test_floats_are_normalised_in_the_example_and_noted(folder: Path) -> None:
     report = read_report(folder)
     floats = ARTIFACT | {
         "run": "r",
         "name": "onnxruntime-int8-float-input",
         "inputs": [{"dtype": "float32"}],
     }
-    pixels = ARTIFACT | {"run": "r", "name": "onnxruntime-int8", "inputs": [{"dtype": "uint8"}]}
+    shape = ["batch", 4, 4, 3]
+    pixels = ARTIFACT | {
+        "run": "r",
+        "name": "onnxruntime-int8",
+        "inputs": [{"dtype": "uint8", "shape": shape}],
+    }
     note = "r: onnxruntime-int8-float-input takes floats; its latencies include making them from the image, in numpy."
     alone = pixels | {"inputs": [{"dtype": "float32"}]}
     one, both = (
@@ -111,6 +116,17 @@ def test_floats_are_normalised_in_the_example_and_told_in_the_notes(folder: Path
     np.testing.assert_allclose(told["planes"][0, :, 0, 0], expected)
     assert "{session.get_inputs()[0].name: planes.astype(np.float32)}" in code
     assert "{session.get_inputs()[0].name: np.asarray(image)[None]}" in model_card(both)
+
+
+def test_the_example_of_a_file_that_resizes_feeds_it_the_picture(folder: Path) -> None:
+    report = read_report(folder)
+    taken = {"dtype": "uint8", "shape": ["batch", "height", "width", 3]}
+    one = ARTIFACT | {"run": "r", "name": "onnxruntime-int8", "inputs": [taken]}
+    report = report.model_copy(update={"context": {"artifacts": [one]}})
+    [code] = re.findall(r"```python\n(.*?)```", model_card(report), re.DOTALL)
+    assert ".resize(" not in code
+    assert ": np.asarray(image)[None]}" in code
+    assert [note for note in notes(report) if "resizes inside" in note]
 
 
 def test_a_report_without_exported_files_describes_the_student(

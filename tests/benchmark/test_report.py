@@ -218,7 +218,7 @@ def test_a_notebook_shows_the_numbers_that_decide_and_the_chart(
     assert "data:image" not in report.model_copy(update={"folder": folder / "no"})._repr_html_()
 
 
-def test_markdown_says_what_a_reader_needs(measured: tuple[Report, Path]) -> None:
+def test_markdown_holds_what_a_reader_needs(measured: tuple[Report, Path]) -> None:
     text = (measured[1] / "report.md").read_text()
     for part in (
         "# Benchmark of r (QUICK – indicative only)",
@@ -248,7 +248,7 @@ def test_what_was_measured_stands_in_every_form(measured: tuple[Report, Path]) -
                 assert written in text, (key, written)
 
 
-def test_int8_faster_says_nothing_and_full_is_not_marked(
+def test_faster_int8_has_no_note_and_full_is_not_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_measurements(monkeypatch, {"r/onnxruntime-fp32": 2.0, "r/onnxruntime-int8": 1.0})

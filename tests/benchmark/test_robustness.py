@@ -94,6 +94,6 @@ def test_all_or_none_right_is_half_an_image_away() -> None:
         ([entry(name, "torch", {"id": 0.5}) for name in "abc"], "not both in and out"),
     ],
 )
-def test_it_says_why_it_cannot(group: list[Any], said: str) -> None:
+def test_a_reason_is_given_where_there_is_no_line(group: list[Any], said: str) -> None:
     found = effective_robustness(group)
     assert said in found

@@ -114,7 +114,7 @@ def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
     ort, int8 = row("ort-fp32", "ORT", 1.5), row("ov-int8", "OpenVINO", 1.0)
     [said] = fastest(report(ort, int8, row("ov-fp32", "OpenVINO", 1.0)))
     assert (
-        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not told apart from ov-fp32)"
+        "the fastest file here is ov-int8 (OpenVINO; p50 1.00 ms, not distinguished from ov-fp32)"
         in said
     )
     assert (

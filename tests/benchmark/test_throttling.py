@@ -65,7 +65,7 @@ def remarks(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return list(throttle_notes({"before": NOTHING | before, "after": NOTHING | after}))
 
 
-def test_what_happened_meanwhile_is_said() -> None:
+def test_throttling_while_measuring_is_noted() -> None:
     [said] = remarks(
         {"throttle_count": 5, "temperature_c": 60.0}, {"throttle_count": 7, "temperature_c": 91.5}
     )
@@ -82,7 +82,7 @@ def test_what_happened_meanwhile_is_said() -> None:
     assert said.startswith("Device pi reports a capped frequency, throttling while measuring")
 
 
-def test_what_was_so_before_is_not_said() -> None:
+def test_what_was_so_before_is_not_noted() -> None:
     same = {"throttle_count": 5, "throttle_flags": "0x50000", "power_mode": "MAXN"}
     assert remarks(same, same) == remarks({}, same) == remarks(same, {}) == []
     old = {

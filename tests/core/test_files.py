@@ -21,10 +21,10 @@ from edgekd.core.files import (
     short_hash,
     sweep,
     write_json,
-    write_tensors,
     write_text,
 )
-from edgekd.core.readers import read_json, read_tensors, sha256_file
+from edgekd.core.readers import read_json, sha256_file
+from edgekd.core.tensors import read_tensors, write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -84,14 +84,14 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM]
 )
-def test_a_full_or_locked_disk_is_said_in_a_sentence(tmp_path: Path, number: int) -> None:
+def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in caught.value.message
     assert caught.value.hint
 
 
-def test_a_full_disk_under_a_copied_folder_is_said_too(tmp_path: Path) -> None:
+def test_a_full_disk_under_a_copied_folder_too(tmp_path: Path) -> None:
     collected = shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
     with pytest.raises(EdgekdError, match=r"The disk holding .* is full"), disk_errors(tmp_path):
         raise collected

@@ -91,7 +91,7 @@ def test_what_does_not_speak_http_is_unreachable(monkeypatch: pytest.MonkeyPatch
         thread.join()
 
 
-def test_offline_by_choice_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_by_choice_sends_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("a request was made"))
     assert not hub.hub_reachable()

@@ -33,10 +33,10 @@ from edgekd.core.readers import (
     read_array,
     read_arrays,
     read_json,
-    read_tensors,
     read_toml,
     sha256_file,
 )
+from edgekd.core.tensors import read_tensors
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split
 from edgekd.distill.batches import open_store
@@ -587,7 +587,7 @@ def test_more_shards_than_a_process_may_open(own_cache: Path) -> None:
     assert float(done.stdout) == sum(range(70))
 
 
-def test_a_cache_that_is_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", Path("/dev/null/x"), Path("/proc/edgekd")):
         monkeypatch.setenv("EDGEKD_CACHE", str(place))

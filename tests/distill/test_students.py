@@ -15,8 +15,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import write_tensors
 from edgekd.core.preprocess import Preprocess
+from edgekd.core.tensors import write_tensors
 from edgekd.distill.students import (
     FRIENDLY,
     Student,

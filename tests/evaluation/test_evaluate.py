@@ -127,7 +127,7 @@ def test_features_are_probed_on_the_runs_own_split(run: Path) -> None:
     assert all(0 <= row["top1"] <= 1 for row in rows)
 
 
-def test_an_embedding_student_knows_classes_it_was_not_trained_on(
+def test_an_embedding_student_classifies_new_classes(
     run: Path, make_domain_folder: Callable[..., Path], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     other = make_domain_folder(tmp_path / "other", domains=(), classes=("horse", "house"), count=3)
@@ -139,7 +139,7 @@ def test_an_embedding_student_knows_classes_it_was_not_trained_on(
         edgekd.evaluate(kd, data=str(other))
 
 
-def test_new_classes_are_asked_for_as_the_run_learned_its_own(
+def test_new_classes_get_the_run_s_own_prompts(
     make_domain_folder: Callable[..., Path],
     tmp_path: Path,
     settings: dict[str, Any],

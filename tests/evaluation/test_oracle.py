@@ -259,7 +259,7 @@ def stopped(base: dict[str, Any], folder: Path, after: int, *, oracle: bool) -> 
             edgekd.study("plain=erm", out=folder, oracle=oracle, recipe_settings=OWN[:2], **base)
 
 
-def test_a_cell_that_was_cut_off_knows_what_it_has_seen(
+def test_an_interrupted_cell_keeps_its_oracle(
     made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
 ) -> None:
     stopped(
@@ -278,7 +278,7 @@ def test_a_cell_that_was_cut_off_knows_what_it_has_seen(
     assert ("sketch", "oracle") not in study.tables[0].rows[-1].columns
 
 
-def test_a_process_of_its_own_is_told(
+def test_a_cell_runs_as_a_program(
     made: dict[bool, Path], base: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "study.json").write_bytes((made[True] / "study.json").read_bytes())

@@ -407,7 +407,7 @@ def test_a_command_describes_the_classes_once_for_all_runs(
         assert np.allclose(file["scores"], expected, atol=1e-3)
 
 
-def test_words_that_lack_a_class_are_said_before_anything_trains(
+def test_descriptions_that_lack_a_class_are_refused_before_training(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "d.json").write_text('{"cat": "It purrs."}')

@@ -321,10 +321,10 @@ def test_unknown_images_are_compared_with_the_id_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "classes", "message"),
     [
-        ("photo/Dog", ANIMALS, '"Dog" of others is called by a class that the model knows ("dog")'),
-        ("horse/mine", ANIMALS, '"horse" of others is called by a class that the model knows.'),
+        ("photo/Dog", ANIMALS, '"Dog" of others is called by a class that the model has ("dog")'),
+        ("horse/mine", ANIMALS, '"horse" of others is called by a class that the model has.'),
         ("n01443537", ("n01443537", "n01440764"), 'The folder "n01443537"'),
-        ("n01443537", NUMBERS, 'knows ("1")'),
+        ("n01443537", NUMBERS, 'has ("1")'),
     ],
 )
 def test_a_folder_called_by_a_known_class_is_refused(
@@ -375,7 +375,7 @@ def test_a_lone_artifact_finds_the_split_of_its_run_again() -> None:
     assert "not a test result" in suites[0].remarks[0]
     suites, _ = lone_suites(images, {})
     assert [suite.name for suite in suites] == ["ood:art", "ood:photo", "ood:sketch"]
-    assert all("does not say" in suite.remarks[0] for suite in suites)
+    assert all("does not record" in suite.remarks[0] for suite in suites)
 
 
 def test_cue_conflicts_by_their_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

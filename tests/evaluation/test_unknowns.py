@@ -45,7 +45,7 @@ def wavering(predict: Predictor, seed: int, unknown: float) -> Predictor:
 def with_unknown() -> list[Suite]:
     images = paint_images(240)
     strange = replace(images, labels=np.full(240, -1))
-    remark = "images of no class that the model knows."
+    remark = "images of no class that the model has."
     return [
         Suite("id", images, np.arange(N_ID)),
         *id_and_ood(images)[1:],
@@ -133,7 +133,7 @@ def test_what_the_export_cost(report: Report) -> None:
     assert 0.1 < cost.ci95[0] < cost.value < cost.ci95[1]
 
 
-def test_no_mean_and_no_accuracy_knows_of_them(report: Report) -> None:
+def test_they_enter_no_mean_and_no_accuracy(report: Report) -> None:
     plain = [suite for suite in with_unknown() if suite.kind != "unknown"]
     assert {row.suite for row in report.accuracy} == {suite.name for suite in plain}
     torch = next(row for row in report.summary if row.subject == "torch")
@@ -220,7 +220,7 @@ def test_they_stand_where_people_read(report: Report, capsys: pytest.CaptureFixt
     assert f"| onnxruntime-int8 | unknown:odd | softmax | {100 * auroc:.1f} [" in told
     assert f"| {100 * cost.value:+.1f} [{100 * cost.ci95[0]:+.1f}, " in told
     assert f"unknown:odd n = {N_UNKNOWN}" in told
-    assert "unknown:odd: images of no class that the model knows." in told
+    assert "unknown:odd: images of no class that the model has." in told
     assert f"{100 * cost.value:.1f} points less than before export" in told
     card = (report.folder / "MODEL_CARD.md").read_text()
     assert f"onnxruntime-int8 is {100 * row.confidence:.1f} % confident on average" in card

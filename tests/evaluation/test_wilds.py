@@ -143,9 +143,7 @@ def test_classes_are_numbers_where_wilds_names_none(
         wilds_suites("rxrx1", "x", NAMES)
 
 
-def test_what_is_missing_is_said_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_missing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wilds_named(["a=b", "wilds:fmow=d", "wilds:iwildcam"]) == (
         [("fmow", "d"), ("iwildcam", "data")],
         ["a=b"],

@@ -6,6 +6,7 @@ import io
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_float_files_compute_the_model(
     artifact = read_artifact(folders[precision])
     assert artifact.parity["run_by"] == session.provider
     assert artifact.inputs[0].shape == (1, SIZE, SIZE, 3)
+
+
+@needs_litert
+def test_the_classes_are_a_file_within_the_model(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        with zipfile.ZipFile(folder / "model.tflite") as archive:
+            assert archive.read("labels.txt") == (folder / "labels.txt").read_bytes()
 
 
 @needs_litert

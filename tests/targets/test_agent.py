@@ -27,6 +27,7 @@ from edgekd.targets.agent import __main__ as agent_main
 from edgekd.targets.agent import steps
 from edgekd.targets.agent.store import read_step, receive, write_step
 from edgekd.targets.devices.payload import SHARED, agent_bytes, write_agent
+from edgekd.targets.session import Placement
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_it_loads_nothing_that_a_device_lacks(agent: Path) -> None:
     assert done.stdout.startswith(str(agent))
 
 
-def test_a_python_without_numpy_is_told_what_is_missing(agent: Path) -> None:
+def test_a_python_without_numpy_is_refused(agent: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-E", str(agent), "probe", "x"],
         capture_output=True,
@@ -119,7 +120,7 @@ def test_a_job_killed_midway_goes_on_and_counts_nothing_twice(agent: Path, tmp_p
     for n, clock in enumerate(artifact.model):
         stored, _ = read_step(job / "done" / f"latency-0-{n}.npz")
         np.testing.assert_array_equal(clock.samples.samples_ms, stored["samples_ms_0"])
-    assert result.restarts == 0
+    assert result.facts["restarts"] == 0
 
 
 def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
@@ -139,13 +140,18 @@ def test_two_agents_take_turns(agent: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_restart_between_steps_is_told(agent: Path, tmp_path: Path) -> None:
+def test_restarts_are_counted_and_older_agents_read(agent: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, write_images(tmp_path / "images", 6))
     assert run_agent(sys.executable, agent, "run", str(job))[0] == 0
     arrays, facts = read_step(job / "edgekd-result.npz")
     facts["steps"]["endtoend-0"]["boot"] = "another"
+    # Older agents called provider and source of a placement otherwise.
+    placement = {"asked": "CPU", "nodes": {"CPU": {"Conv": 2}}, "told_by": "a profile"}
+    facts["steps"]["predict-0-0"]["placement"] = placement
     write_step(job / "edgekd-result.npz", arrays, facts)
-    assert result_of(job / "edgekd-result.npz").restarts == 1
+    result = result_of(job / "edgekd-result.npz")
+    assert result.facts["restarts"] == 1
+    assert result.artifacts[0].placement == Placement("CPU", {"CPU": {"Conv": 2}}, "a profile")
 
 
 def test_a_copy_goes_on_where_it_was_cut(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_names_and_vectors_that_do_not_fit_are_refused() -> None:
     for name in ("", "  ", "two\nlines"):
         with pytest.raises(EdgekdError, match="needs a name"):
             bank.with_class(name, vector, {})
-    with pytest.raises(EdgekdError, match='knows the class "Red"'):
+    with pytest.raises(EdgekdError, match='has the class "Red"'):
         bank.with_class("Red", vector, {})
     with pytest.raises(EdgekdError, match="do not fit into a space of 3 dimensions"):
         bank.of_text(np.ones(4))

@@ -268,7 +268,7 @@ def test_adb_speaks_to_termux(
     assert not (home / ".cache" / "edgekd-agent").exists()
 
 
-def test_no_space_is_said_before_anything_is_sent(
+def test_no_space_is_refused_before_anything_is_sent(
     setting: tuple[list[Subject], list[Suite]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
@@ -278,7 +278,7 @@ def test_no_space_is_said_before_anything_is_sent(
     assert [path.name.split("-")[0] for path in (cache_root() / "device").iterdir()] == ["edgekd"]
 
 
-def test_a_device_without_the_runtime_says_so(
+def test_a_device_without_the_runtime_is_refused(
     setting: tuple[list[Subject], list[Suite]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subjects, suites = setting
@@ -307,7 +307,7 @@ def test_ssh_form_is_taken_apart() -> None:
     device = find_device("ssh://pi@Raspi.local:2222?python=~/venv/bin/python")
     command = device.command(["a", "b c"])
     device.close()
-    assert (device.name, device.python) == ("Raspi.local", ["~/venv/bin/python"])
+    assert (device.name, device.program) == ("Raspi.local", "~/venv/bin/python")
     assert command[0] == "ssh"
     assert command[command.index("-p") + 1] == "2222"
     assert command[-2:] == ["pi@Raspi.local", "a 'b c'"]
@@ -325,10 +325,9 @@ def test_a_result_for_another_rule_is_refused(
     assert code == 0
     with pytest.raises(EdgekdError, match="by another rule"):
         devices.from_result(subjects[:1], suites, job / "edgekd-result.npz")
-    assert replace(BRIEF, runs=1) == result_of(job / "edgekd-result.npz").job.protocol
 
 
-def test_the_command_line_says_the_same(
+def test_the_command_line_measures_the_same(
     setting: tuple[list[Subject], list[Suite]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -162,7 +162,7 @@ def test_what_was_built_is_used_again_until_tensorrt_is_another(
         ("gpu", "no NVIDIA GPU with a working driver", "nvidia-smi"),
     ],
 )
-def test_what_the_device_lacks_is_said_before_anything_is_sent(
+def test_what_the_device_lacks_is_refused_before_anything_is_sent(
     builds: Path,
     suites: list[Suite],
     tmp_path: Path,

@@ -27,7 +27,7 @@ def test_every_node_of_an_onnx_artifact_is_named(tmp_path: Path) -> None:
     session = open_session(write_artifact(tmp_path / "fp32"))
     placement = session.placement()
     assert placement is not None
-    assert (placement.asked, placement.nodes) == (CPU, {CPU: OPERATORS})
+    assert (placement.provider, placement.nodes) == (CPU, {CPU: OPERATORS})
     assert placement.counts() == {CPU: 3}
     refuse_fallback("fp32", placement)
     assert not list(tmp_path.glob("**/*.json.*"))  # the profile itself does not stay
@@ -56,7 +56,7 @@ def test_a_partial_fallback_and_an_empty_profile_are_refused() -> None:
         refuse_fallback("x", Placement("CPU", {}, "a test"))
 
 
-def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
+def test_openvino_reports_operators_with_their_precision(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
     from edgekd.core.manifest import read_artifact
     from edgekd.targets.openvino import open_file
@@ -69,7 +69,7 @@ def test_openvino_tells_operators_with_their_precision(tmp_path: Path) -> None:
     data = artifact.model_dump(mode="json")
     placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
     assert placement is not None
-    assert (placement.asked, list(placement.nodes)) == ("CPU", ["CPU"])
+    assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])
     refuse_fallback("ov", placement)
 
@@ -85,7 +85,7 @@ def placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32: Placement | No
     return run_benchmark(subjects, id_and_ood(paint_images()), tmp_path / "out", speed=SHORT)
 
 
-def test_the_report_says_where_each_node_ran(
+def test_the_report_shows_where_each_node_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Placement(CPU, {CPU: {"Conv": 12, "Add": 3}}, "ONNX Runtime's profile")

@@ -99,7 +99,7 @@ def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("what", ["ir", "opset"])
-def test_file_from_the_future_says_so(tmp_path: Path, what: str) -> None:
+def test_a_file_from_the_future_is_refused(tmp_path: Path, what: str) -> None:
     model = channel_means()
     if what == "ir":
         model.ir_version = 999

@@ -77,9 +77,9 @@ def _from_teacher(
             f"the other classes' prompts end in descriptions, that of {name} does not: --descriptions gives it one."
         )
     made = model.text_bank([name], bank.facts["templates"], described)
-    told = {"descriptions": list(described[name])} if described else {}
+    more = {"descriptions": list(described[name])} if described else {}
     return bank.of_text(made.vectors[0].numpy()), provenance(
-        "text", templates=bank.facts["templates"], **told
+        "text", templates=bank.facts["templates"], **more
     )
 
 

@@ -14,7 +14,8 @@ from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.files import replacing, scratch_folder
 from edgekd.core.hub import hub_reachable
 from edgekd.core.manifest import read_artifact
-from edgekd.core.readers import plain_path, printable, read_object, read_tensors
+from edgekd.core.readers import plain_path, printable, read_object
+from edgekd.core.tensors import read_tensors
 
 _FILES = re.compile(
     r"README\.md|labels\.txt|(preprocessor_)?config\.json|model\.safetensors|onnx/[^/]+\.onnx"

@@ -30,7 +30,7 @@ def verify_artifact(folder: Path, data: str | None = None) -> list[dict[str, Any
     """Compare the logits along the chain torch student → fp32 ONNX → artifact, then over the whole of it.
 
     In its run's folder an artifact is compared with the run's student, on the images of the export. Anywhere else with
-    what the student said about these images when it was exported (`parity.npz`); `data` says where they lie now.
+    the student's outputs on these images at its export (`parity.npz`); `data` is their folder now.
 
     Returns:
         One mapping per link: `link` (its name), the numbers of `parity.compare`, `passed`, and `reason` where it broke.
@@ -102,7 +102,7 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
 
     if REFERENCE_FILE not in artifact.files:
         raise EdgekdError(
-            f"{folder} lies outside its run and does not hold what the student said.",
+            f"{folder} lies outside its run and does not hold the student's outputs.",
             "Verify it inside its run, or export it again.",
         )
     if data is None:

@@ -17,7 +17,7 @@ import typer
 from edgekd.cli.commands import Given, command
 from edgekd.core.console import clean, open_streams, out, result, shell_word
 from edgekd.core.errors import EdgekdError, GateFailed, Stopped
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 
 def _group(text: str) -> typer.Typer:

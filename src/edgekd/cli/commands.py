@@ -125,30 +125,36 @@ def _kind(annotation: Any) -> Any:
 
 
 def _parameter(name: str, field: FieldInfo, kind: Any, panel: str, extra: Any) -> inspect.Parameter:
-    told: dict[str, Any] = {"help": _help(field), "show_default": False, "rich_help_panel": panel}
+    settings: dict[str, Any] = {
+        "help": _help(field),
+        "show_default": False,
+        "rich_help_panel": panel,
+    }
     if choices := list(_choices(field.annotation)):
-        told["autocompletion"] = lambda incomplete: [c for c in choices if c.startswith(incomplete)]
-        told["metavar"] = "|".join(choices) if len(choices) < 4 else None
+        settings["autocompletion"] = lambda incomplete: [
+            c for c in choices if c.startswith(incomplete)
+        ]
+        settings["metavar"] = "|".join(choices) if len(choices) < 4 else None
     flag = extra.get("flag")
     if extra.get("positional") and flag is None:
         default = inspect.Parameter.empty if field.is_required() else None
-        del told["rich_help_panel"]  # arguments have a heading of their own
+        del settings["rich_help_panel"]  # arguments have a heading of their own
         annotated: Any = Annotated[
-            kind if field.is_required() else kind | None, typer.Argument(**told)
+            kind if field.is_required() else kind | None, typer.Argument(**settings)
         ]
         return _make(name, annotated, default)
     flag = flag or "--" + name.replace("_", "-")
     if kind is bool and "/" not in flag and field.default is not False:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    return _make(name, Annotated[kind | None, typer.Option(flag, **told)])
+    return _make(name, Annotated[kind | None, typer.Option(flag, **settings)])
 
 
 def _switch(name: str, flag: str, value: Any, help_: str, panel: str) -> inspect.Parameter:
     metavar = "|".join(value) if isinstance(value, dict) else None
-    told = typer.Option(
+    settings = typer.Option(
         flag, help=_escaped(help_), show_default=False, rich_help_panel=panel, metavar=metavar
     )
-    return _make(name, Annotated[(str if metavar else bool) | None, told])
+    return _make(name, Annotated[(str if metavar else bool) | None, settings])
 
 
 def _make(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:

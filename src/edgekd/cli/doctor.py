@@ -8,7 +8,7 @@ import platform
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root
-from edgekd.version import __version__
+from edgekd.core.version import __version__
 
 PACKAGES = (
     "torch",
@@ -69,7 +69,7 @@ def student_lines(pattern: str | None) -> list[str]:
 
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]
-        lines.append(f"{TEACHER_ENCODER:<20}the teacher's own image tower (vl2v-sd)")
+        lines.append(f"{TEACHER_ENCODER:<20}the teacher's own image encoder (vl2v-sd)")
         return [
             *lines,
             "",
@@ -92,7 +92,7 @@ def teacher_lines(pattern: str | None) -> list[str]:
             "local-dir:FOLDER          open_clip_config.json and weights in a folder",
             "embeddings:FILE.npz       precomputed image and text embeddings (a black box)",
             "",
-            f'open_clip knows {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
+            f'open_clip has {len(names)} NAME:TAG pairs; search with: edgekd list teachers "*B-32*"',
         ]
     return [name for name in names if fnmatch.fnmatch(name, pattern)] or _nothing(
         "teacher", pattern, names
@@ -130,7 +130,7 @@ def target_lines() -> list[str]:
         "Profiles of devices (edgekd export or benchmark --profile NAME|FILE.toml). Files take RGB uint8 NHWC where no",
     ]
     lines += [
-        "other input is named. After each claim its page; where nobody has looked for it there, it says so:"
+        "other input is named. After each claim its page; what nobody has looked for there is marked:"
     ]
     for name in profile_names():
         profile = load_profile(name)

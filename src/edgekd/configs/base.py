@@ -345,10 +345,10 @@ def _together(problems: Sequence[EdgekdError], verb: str) -> EdgekdError:
     help_ = f"See: edgekd {verb} --help."
     if len(problems) == 1:
         return EdgekdError(problems[0].message, problems[0].hint or help_)
-    told = [
+    shown = [
         one.message.removesuffix(".") + (f" ({one.hint.removesuffix('.')})" if one.hint else "")
         for one in problems[:_MOST_PROBLEMS]
     ]
-    if more := len(problems) - len(told):
-        told.append(f"and {more} more")
-    return EdgekdError(f"The settings have {len(problems)} problems: {'; '.join(told)}.", help_)
+    if more := len(problems) - len(shown):
+        shown.append(f"and {more} more")
+    return EdgekdError(f"The settings have {len(problems)} problems: {'; '.join(shown)}.", help_)

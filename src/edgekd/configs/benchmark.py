@@ -32,7 +32,7 @@ class SuiteOptions(Config):
     """Further unseen images as NAME=DIR, each of their domains a suite (seen: where it trained), or wilds:NAME=DIR;
     images that trained are left out; may be repeated."""
     unknown: Items = option(default=())
-    """Images that show none of the model's classes, as NAME=DIR: how well its confidence tells them from in-domain
+    """Images that show none of the model's classes, as NAME=DIR: how well its confidence separates them from in-domain
     ones; may be repeated."""
     test: Items = option(default=())
     """Further in-domain test images as NAME=DIR, a suite test:NAME; may be repeated."""
@@ -147,7 +147,7 @@ class BenchmarkConfig(SpeedOptions, SuiteOptions):
             )
         if self.result and (self.batch_sizes or self.thread_counts):
             raise EdgekdError(
-                "A result has the throughput that its bundle asked for.",
+                "A result has the throughput that its bundle requested.",
                 "Leave --batch-sizes and --thread-counts out.",
             )
 
@@ -205,8 +205,8 @@ class EvaluateConfig(Config):
         alone = not (self.run or self.teacher or self.agreement or self.probe or self.shots)
         if alone and self.data not in (None, "toy"):
             raise EdgekdError(
-                f"No teacher was named for {self.data}, and the built-in one knows the toy images alone.",
-                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+                f"No teacher was named for {self.data}, and the built-in one is for the toy images alone.",
+                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
             )
 
     @check

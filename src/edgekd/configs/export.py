@@ -45,9 +45,18 @@ class FileOptions(Config):
     head: Literal["classes", "embedding"] = "classes"
     """What the file ends in: classes, or embedding: the image's vector, with class vectors beside the file that can be
     added to (edgekd classes add)."""
-    input: Input | None = None
-    """What the file takes: uint8, RGB pixels `[B, H, W, 3]`, or float: `[B, 3, H, W]`, normalised already, as other
-    programs feed them. Default: the profile's, or uint8."""
+    input: Input | None = option(
+        default=None,
+        switches={
+            "--resize-in-graph": (
+                "picture",
+                "ONNX Runtime: as --input picture, so that no other program has to resize as Pillow does.",
+            )
+        },
+    )
+    """What the file takes: uint8, RGB pixels `[B, H, W, 3]` of the student's size; float: `[B, 3, H, W]`, normalised
+    already, as other programs feed them; or picture: RGB pixels of any height and width, which the file resizes.
+    Default: the profile's, or uint8."""
     profile: str | None = None
     """Device profile, by name or .toml file: its compute capability, its deployment target, its input."""
     compute_capability: str | None = None
@@ -212,7 +221,7 @@ class AddClassConfig(ClassConfig):
     def _one_source(self) -> None:
         if self.descriptions and (self.images or self.text_vector is not None):
             raise EdgekdError(
-                "Descriptions stand behind the class's name, and its name is not asked.",
+                "Descriptions stand behind the class's name, and its name is not used.",
                 "Leave them out.",
             )
         if bool(self.images) + (self.text_vector is not None) + (self.teacher is not None) > 1:

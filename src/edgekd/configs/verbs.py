@@ -43,12 +43,12 @@ def verb(model: Callable[P, C]) -> Callable[[Callable[[C], R]], Callable[P, R]]:
         options = options_of(kind)
         call.config = kind  # type: ignore[attr-defined]
         call.__signature__ = _signature(kind, function)  # type: ignore[attr-defined]
-        told = [
+        lines = [
             f"    {name}: {' '.join((field.description or '').split())}"
             for name, (field, *_) in options.items()
         ]
         call.__doc__ = "\n".join(
-            [*(inspect.getdoc(function) or "").splitlines(), "", "Options:", *told]
+            [*(inspect.getdoc(function) or "").splitlines(), "", "Options:", *lines]
         )
         call.__annotations__ = {}
         return cast(Callable[P, R], call)

@@ -148,8 +148,8 @@ class VlTrainConfig(VlScheduleOptions, VlStudentOptions, VlMethodOptions, VlData
         named = "teacher" in self.model_fields_set
         if self.distil and not named and self.data not in ("toy", "easy-vqa"):
             raise EdgekdError(
-                f"No teacher was named for {self.data}, and the built-in one knows drawn shapes alone.",
-                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy insists on the built-in one.",
+                f"No teacher was named for {self.data}, and the built-in one is for drawn shapes alone.",
+                "Name one: --teacher local-dir:FOLDER or NAME:TAG; --teacher toy forces the built-in one.",
             )
 
     @check

@@ -10,8 +10,8 @@ class EdgekdError(Exception):
     """A mistake or a circumstance the user can mend. The command line prints it without a traceback.
 
     Args:
-        message: one sentence saying what happened.
-        hint: one sentence saying what to do.
+        message: what happened, one sentence.
+        hint: what to do, one sentence.
     """
 
     exit_code = 2
@@ -30,7 +30,7 @@ class NotHere(EdgekdError):
 
 
 class GateFailed(EdgekdError):
-    """A parity or accuracy gate said no: everything ran, the result is not good enough."""
+    """A parity or accuracy gate failed: everything ran, the result is not good enough."""
 
     exit_code = 1
 
@@ -43,8 +43,8 @@ class Stopped(KeyboardInterrupt):
 
     Args:
         number: SIGINT or SIGTERM.
-        message: one sentence saying what was done.
-        hint: one sentence saying how to go on.
+        message: what was done, one sentence.
+        hint: how to go on, one sentence.
     """
 
     def __init__(self, number: int, message: str = "Stopped.", hint: str = _GO_ON) -> None:

@@ -15,17 +15,13 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import platformdirs
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.readers import FACTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _ABANDONED_S = 24 * 3600
 
@@ -77,13 +73,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def _number(error: OSError) -> int | None:
     """Return the system's number of an error; `shutil.copytree` collects several and keeps no more than their words."""
-    told = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
-    return int(told[1]) if told else error.errno
+    number = re.search(r"\[Errno (\d+)\]", str(error)) if isinstance(error, shutil.Error) else None
+    return int(number[1]) if number else error.errno
 
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Return A folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
+    """Yield a folder in the system's temporary place, gone afterwards; where that is full, the error names it."""
     with (
         disk_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="edgekd-") as name,
@@ -142,21 +138,6 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """
     with replacing(path) as scratch:
         scratch.write_bytes(data)
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
-) -> None:
-    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
-
-    Args:
-        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
-    """
-    from safetensors.torch import save
-
-    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    told = {FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
-    write_bytes(path, save(data, metadata=told))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,6 +22,8 @@ from edgekd.core.readers import read_json, read_text
 
 LOCK = ".running.lock"
 """In a folder that grows while it is written: a run, a study."""
+CLAIM = ".claim.lock"
+"""In a study's folder: held while its settings are compared and written."""
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -120,13 +122,8 @@ REPORT = Kind(
 PAGE = '<meta name="generator" content="edgekd'
 """What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
-COMPARISON = Kind(
-    "comparison",
-    "comparison.html",
-    (),
-    ("comparison.md",),
-    PAGE,
-)
+STUDY = Kind("study", "study.json", ("schema_version", "recipes"), ())
+COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",), PAGE)
 
 
 def refuse_page(path: Path, *, overwrite: bool) -> None:
@@ -146,20 +143,8 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
         )
 
 
-_EARLY = (
-    "config.json",
-    "split.json",
-    "descriptions.json",
-    "metrics.jsonl",
-    "tensorboard",
-    "csv",
-    "wandb",
-    "mlruns",
-    "mlflow.db",
-    "loggers.json",
-    "best.pt",
-    "swad",
-)
+_EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "tensorboard", "csv", "wandb", "mlruns",
+          "mlflow.db", "loggers.json", "best.pt", "swad")  # fmt: skip
 """What a run has written before its first checkpoint."""
 
 
@@ -168,7 +153,7 @@ def held(lock: Path, message: str) -> Iterator[None]:
     """Hold a lock file for the block; a killed holder releases it.
 
     Raises:
-        EdgekdError: another process holds it; `message` says what that means.
+        EdgekdError: another process holds it; `message` describes that.
     """
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -224,11 +209,8 @@ def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
         if _holds_anything(folder):
             kind.refuse(folder, overwrite=True)
         return
-    first = (
-        "run.json",
-        "vl_run.json",
-        "checkpoint.pt",
-    )  # without these it is never taken for more than it is
+    # Without these it is never taken for more than it is.
+    first = ("run.json", "vl_run.json", "checkpoint.pt")
     names = sorted(kind.owned(folder), key=lambda name: (name not in first, name == kind.marker))
     with disk_errors(folder):
         for name in names if marker else [name for name in names if name != kind.marker]:
@@ -309,12 +291,12 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
 
 
 def _stopped_at_start(folder: Path, kind: Kind) -> bool:
-    """Return A run that ended before its first checkpoint: nothing in it can be continued or used."""
+    """Return whether a run ended before its first checkpoint: nothing in it can be continued or used."""
     return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
 def _holds_anything(folder: Path) -> bool:
-    return any(name != LOCK for name in os.listdir(folder))
+    return any(name not in (LOCK, CLAIM) for name in os.listdir(folder))
 
 
 def _fields(marker: Path) -> dict[str, Any]:

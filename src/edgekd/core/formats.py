@@ -10,8 +10,9 @@ weights as indices into a palette."""
 RENAMED = {"w8a8": "int8"}
 """Precision of version 0.1 → its name now."""
 
-Input = Literal["uint8", "float"]
-"""What a file takes: RGB pixels, which it normalises, or float32 planes that are normalised already."""
+Input = Literal["uint8", "float", "picture"]
+"""What a file takes: RGB pixels of the student's size, which it normalises; float32 planes that are normalised already;
+or RGB pixels of any height and width, which it resizes, too."""
 
 EXACT = ("fp32", "fp16")
 """Precisions that promise the student's own answers: their threshold is not negotiable."""

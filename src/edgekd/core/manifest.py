@@ -107,16 +107,16 @@ class _Details(_Record):
 class Artifact(_Manifest):
     """`artifact.json`: everything needed to load, check and use an exported model without edgekd.
 
-    The input is RGB uint8, and normalisation is inside the graph; or float32 planes, normalised by the mean and std of
-    `preprocess`. The output is `logits`, whose softmax is calibrated on
-    the run's ID validation images, or `embedding`, of which `bank` makes them. Control characters in any text are
+    The input is RGB uint8, and normalisation is inside the graph, resizing too where height and width are free; or
+    float32 planes, normalised by the mean and std of `preprocess`. The output is `logits`, whose softmax is calibrated
+    on the run's ID validation images, or `embedding`, of which `bank` makes them. Control characters in any text are
     escaped.
     """
 
     schema_version: int = 1
     name: str
-    """`<target>-<precision>`, with `-embedding` behind where it ends in one and `-float-input` where it takes floats;
-    the folder's name."""
+    """`<target>-<precision>`, with `-embedding` behind where it ends in one, `-float-input` where it takes floats and
+    `-picture-input` where it resizes; the folder's name."""
     target: str
     format: str
     precision: Precision
@@ -133,7 +133,7 @@ class Artifact(_Manifest):
     parity: dict[str, Any]
     """Agreement and logit error against the torch student on real images (export/parity.py)."""
     details: dict[str, Any] = Field(default_factory=dict)
-    """What only this format has to say: builder, devices, what was not verified here."""
+    """What only this format has: builder, devices, what was not verified here."""
     source: dict[str, Any]
     """Student name, recipe, teacher, run folder's name, sha256 of the student's weights; of the split: hash, seed,
     domains trained on and left out."""
@@ -179,7 +179,9 @@ class Artifact(_Manifest):
 
     @property
     def input(self) -> Input:
-        return "float" if self.inputs[0].dtype == "float32" else "uint8"
+        if self.inputs[0].dtype == "float32":
+            return "float"
+        return "picture" if isinstance(self.inputs[0].shape[1], str) else "uint8"
 
     def write(self, folder: Path) -> None:
         """Write `artifact.json`, and for other programs `labels.txt`, one class a line in the order of the logits."""
@@ -254,7 +256,7 @@ def facts_html(title: str, facts: Mapping[str, str]) -> str:
 
 
 def shown_value(value: object) -> str:
-    """Return A value of a foreign file in a sentence: short, and without control characters."""
+    """Return a value of a foreign file in a sentence: short, and without control characters."""
     return printable(str(value))[:80]
 
 

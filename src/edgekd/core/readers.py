@@ -24,9 +24,9 @@ from edgekd.core.errors import EdgekdError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
-_RESTORE = "Make it again, or restore it."
+RESTORE = "Make it again, or restore it."
+"""The usual hint for a file that cannot be read."""
 
 MAX_TEXT_BYTES = 2**30
 """Largest JSON, TOML or text file that is read."""
@@ -34,8 +34,6 @@ MAX_DEPTH = 64
 """Deepest nesting of a JSON or TOML value."""
 MAX_INFLATED_BYTES = 2**30
 """What the arrays of a small npz file may inflate to; a large file may inflate to 20 times its size."""
-FACTS = "edgekd"
-"""The one entry of metadata in a safetensors file that edgekd writes, as JSON: several would stand in random order."""
 NOT_REGULAR = "not a regular file"
 
 # C0 and C1 controls, line separators, the marks that reorder text, and halves of surrogate pairs.
@@ -132,7 +130,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def read_errors(path: Path, what: str, kind: str, hint: str = _RESTORE) -> Iterator[None]:
+def read_errors(path: Path, what: str, kind: str, hint: str = RESTORE) -> Iterator[None]:
     """Turn whatever the parser of a damaged or hostile file raises into one sentence that calls the file `what`."""
     try:
         yield
@@ -156,7 +154,7 @@ def _reason(error: object) -> str:
     return printable(lines[0] if lines else type(error).__name__)[:160].rstrip(".")
 
 
-def read_text(path: Path, what: str, hint: str = _RESTORE) -> str:
+def read_text(path: Path, what: str, hint: str = RESTORE) -> str:
     """Read UTF-8 text, with or without a byte order mark.
 
     Raises:
@@ -169,7 +167,7 @@ def read_text(path: Path, what: str, hint: str = _RESTORE) -> str:
         return data.decode("utf-8-sig")
 
 
-def read_json(path: Path, what: str, hint: str = _RESTORE) -> Any:
+def read_json(path: Path, what: str, hint: str = RESTORE) -> Any:
     """Read JSON.
 
     Raises:
@@ -179,7 +177,7 @@ def read_json(path: Path, what: str, hint: str = _RESTORE) -> Any:
         return parse_json(read_text(path, what, hint))
 
 
-def read_object(path: Path, what: str, hint: str = _RESTORE) -> dict[str, Any]:
+def read_object(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -204,7 +202,7 @@ def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
     return _bounded(lambda: json.loads(text, object_pairs_hook=list if pairs else None))
 
 
-def read_toml(path: Path, what: str, hint: str = _RESTORE) -> dict[str, Any]:
+def read_toml(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
     """Read TOML.
 
     Raises:
@@ -226,7 +224,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     return found
 
 
-def read_yaml(path: Path, what: str, hint: str = _RESTORE) -> Any:
+def read_yaml(path: Path, what: str, hint: str = RESTORE) -> Any:
     """Read YAML.
 
     Raises:
@@ -282,7 +280,7 @@ def _bounded(parse: Callable[[], Any]) -> Any:
     raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
-def read_arrays(path: Path, what: str, hint: str = _RESTORE) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, what: str, hint: str = RESTORE) -> dict[str, NDArray[Any]]:
     """Read every array of an npz file: booleans, numbers and text.
 
     Each header is checked against the size of its member before anything is allocated.
@@ -309,7 +307,7 @@ def read_arrays(path: Path, what: str, hint: str = _RESTORE) -> dict[str, NDArra
         return found
 
 
-def read_array(path: Path, what: str, hint: str = _RESTORE) -> NDArray[Any]:
+def read_array(path: Path, what: str, hint: str = RESTORE) -> NDArray[Any]:
     """Read an npy file: booleans, numbers, text or records of them; errors as `read_arrays`."""
     with read_errors(path, what, "npy", hint), open_regular(path) as handle:
         header = _npy_header(handle, os.fstat(handle.fileno()).st_size, _PLAIN + "V")
@@ -366,62 +364,6 @@ def _as_array(
 
     flat: NDArray[Any] = np.frombuffer(data, dtype).copy() if data else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
-
-
-def read_tensors(
-    path: Path, what: str, hint: str = _RESTORE
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of a safetensors file, and the facts that edgekd wrote with them.
-
-    Returns:
-        The tensors by name, and the facts; of a file without facts, the text fields of its header.
-
-    Raises:
-        EdgekdError: missing, or not safetensors.
-    """
-    from safetensors import safe_open
-
-    with read_errors(path, what, "safetensors", hint):
-        open_regular(path).close()
-        with safe_open(path, framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            metadata = handle.metadata() or {}
-        facts = parse_json(metadata[FACTS]) if FACTS in metadata else metadata
-        if not isinstance(facts, dict):
-            raise ValueError("its facts are no JSON object")
-        return tensors, facts
-
-
-def read_torch(path: Path, what: str, hint: str = _RESTORE, allow: Sequence[Any] = ()) -> Any:
-    """Read what `torch.save` wrote: tensors and plain values, never code.
-
-    Args:
-        allow: further types that the file may hold, as `torch.serialization.safe_globals` takes them.
-
-    Raises:
-        EdgekdError: missing, damaged, or with pickled code.
-    """
-    import pickle
-
-    import torch
-
-    with (
-        read_errors(path, what, "torch file of tensors", hint),
-        open_regular(path) as handle,
-        torch.serialization.safe_globals(list(allow)),
-    ):
-        start = handle.read(2)
-        handle.seek(0)
-        try:
-            return torch.load(handle, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
-            if start == b"PK" or start[:1] == b"\x80":
-                raise EdgekdError(
-                    f"The {what} at {path} contains pickled code, which edgekd does not run.",
-                    "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
-                ) from error
-            raise
 
 
 def sha256_file(path: Path) -> str:

@@ -70,6 +70,6 @@ def _root(path: Path, first: str) -> Path:
         if (place / first).is_file():
             return place
     raise EdgekdError(
-        f"{scan.shown(first)}, which {path} names, lies in none of {', '.join(map(str, places[:4]))}.",
+        f"{scan.shown(first)}, which {path} names, is in none of {', '.join(map(str, places[:4]))}.",
         "Move the file beside its images.",
     )

@@ -40,7 +40,7 @@ class ImageSet:
     Attributes:
         name: short name of the data, for reports.
         classes: class names in label order, as the user wrote them.
-        domains: domain names; `("all",)` when the data knows no domains.
+        domains: domain names; `("all",)` when the data has no domains.
         labels: int64 `[N]`, index into `classes`.
         domain_of: int64 `[N]`, index into `domains`.
         keys: 32 hex digits of each image's content hash.

@@ -174,7 +174,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # Broken metadata says nothing about the pixels, which have been decoded.
+        # Broken metadata does not affect the pixels, which have been decoded.
         return 1
 
 

@@ -43,7 +43,7 @@ LAYOUTS = (
     Layout(
         "TerraIncognita",
         ("location_100", "location_38", "location_43", "location_46"),
-        "classes are very uneven and some locations lack some, so macro accuracy says more than top-1",
+        "classes are very uneven and some locations lack some, so macro accuracy is more informative than top-1",
     ),
     Layout(
         "DomainNet",

@@ -195,7 +195,7 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
         return Row(printable(name), offset, len(data), key, reason)
 
     rows: list[tuple[str, Row]] = []
-    told = ""
+    reason = ""
     with system.open(path, "rb") as handle:
         try:
             with tarfile.open(fileobj=handle, mode="r:") as tar:
@@ -207,10 +207,10 @@ def _scan(system: Any, path: str, shard: str) -> Iterator[Row]:
         except Exception as error:
             if not rows and "empty file" in str(error):
                 raise EdgekdError(f"The shard {shard} is empty.", "Write it again.") from error
-            whole, told = False, f" ({first_line(error)})"
+            whole, reason = False, f" ({first_line(error)})"
     if not whole:
         raise EdgekdError(
-            f"The shard {shard} is damaged or cut off after {len(rows):,} images{told}.",
+            f"The shard {shard} is damaged or cut off after {len(rows):,} images{reason}.",
             "Copy or write it again.",
         )
     for stem, row in rows:

@@ -42,7 +42,7 @@ class Split:
         seed: seed of the order inside a group.
         hash: 16 hex digits over contents and roles; the same wherever the images lie.
         entries: role → image id → content key, as `split.json` stores it.
-        train_domains: names of the domains that train, sorted; empty where the data knows none.
+        train_domains: names of the domains that train, sorted; empty where the data has none.
     """
 
     train: NDArray[np.int64]

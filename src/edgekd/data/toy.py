@@ -33,7 +33,7 @@ VERSION = "toy-1"
 CLASSES = tuple(SHAPES)
 DOMAINS = tuple(STYLES)
 PER_CLASS = 80
-"""Images of one class in one domain, unless told otherwise."""
+"""Images of one class in one domain, by default."""
 HABIT = 0.9
 """How often a student's image shows its class in a usual colour, and how often in a usual place."""
 

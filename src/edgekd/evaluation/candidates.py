@@ -90,30 +90,26 @@ def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
     if not config.device:
         found = _timed(found, source)
     kept, dropped = prune(found, gates)
-    folders = tuple(candidate.folder for candidate in kept)
-    return Candidates(loaded.folder, folders, (*left_out, *dropped))
+    return Candidates(loaded.folder, tuple(one.folder for one in kept), (*left_out, *dropped))
 
 
 def _available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
     """Return the targets whose runtime the device has, and why it has not the others."""
     targets = list(TARGETS.values())
     needs: list[dict[str, Any]] = [{"format": one.format, "details": {}} for one in targets]
-    if device is None:
-        reasons = [_unable_here(one) for one in needs]
-    else:
+    reasons: list[EdgekdError | None] = []
+    if device is not None:
         with closing(find_device(device)) as place:
             reasons = unable(place, needs)
+    for one in needs if device is None else ():
+        try:
+            check_runtime(one)
+            reasons.append(None)
+        except EdgekdError as error:
+            reasons.append(error)
     pairs = list(zip(targets, reasons, strict=True))
     missing = [(target.name, reason.message) for target, reason in pairs if reason is not None]
     return [target for target, reason in pairs if reason is None], missing
-
-
-def _unable_here(needs: dict[str, Any]) -> EdgekdError | None:
-    try:
-        check_runtime(needs)
-    except EdgekdError as error:
-        return error
-    return None
 
 
 def _candidate(
@@ -122,25 +118,17 @@ def _candidate(
     """Return the run's file for a target in a precision, exported now unless it is there."""
     artifacts = loaded.folder / "artifacts"
     folder = artifacts / artifact_name(target.name, precision)
-    if config.overwrite or not _is_current(folder, loaded):
-        base = artifacts / artifact_name(DEFAULT_TARGET, "fp32") / "model.onnx"
-        whole = {
-            name: getattr(config, name) for name in ("calibration_images", "data", "overwrite")
-        }
-        one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **whole)
+    digest = loaded.run.student_sha256
+    current = folder.exists() and read_artifact(folder).source.get("student_sha256") == digest
+    if config.overwrite or not current:
+        base = artifacts / artifact_name(DEFAULT_TARGET, "fp32")
+        fields = ("calibration_images", "data", "overwrite")
+        shared = {name: getattr(config, name) for name in fields}
+        one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **shared)
         limited = source if precision == "int8" and target.mixed else replace(source, budget=None)
-        is_base = folder == base.parent
-        export_model(
-            limited, folder, one, fp32_path=base if base.exists() and not is_base else None
-        )
+        has_base = folder != base and (base / "model.onnx").exists()
+        export_model(limited, folder, one, fp32_path=base / "model.onnx" if has_base else None)
     return Candidate(folder.name, folder, precision, size_of(folder))
-
-
-def _is_current(folder: Path, loaded: LoadedRun) -> bool:
-    """Return whether the folder holds an artifact of the run's student."""
-    if not folder.exists():
-        return False
-    return read_artifact(folder).source.get("student_sha256") == loaded.run.student_sha256
 
 
 def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
@@ -148,13 +136,10 @@ def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
     say(f"quick latency of {len(found)} files, in turns")
     models = {one.name: open_session(one.folder, spinning=False).run for one in found}
     samples = timed_in_turns(models, np.asarray(source.parity_images[:64]))
+    times = (samples[one.name].samples_ms for one in found)
     return [
-        replace(
-            one,
-            p50_ms=percentile(samples[one.name].samples_ms, 50),
-            p90_ms=percentile(samples[one.name].samples_ms, 90),
-        )
-        for one in found
+        replace(one, p50_ms=percentile(ms, 50), p90_ms=percentile(ms, 90))
+        for one, ms in zip(found, times, strict=True)
     ]
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +17,9 @@ from edgekd.benchmark.report.sections import (
     Gallery,
     Item,
     Picture,
-    Section,
     Table,
     Text,
+    section,
     table,
 )
 from edgekd.configs.data import DataCheckConfig
@@ -34,9 +32,6 @@ from edgekd.data.coco import list_coco
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.images import check_content
 from edgekd.data.sources import is_packed, open_packed
-
-if TYPE_CHECKING:
-    from edgekd.distill.teachers import ClipTeacher
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
@@ -81,15 +76,12 @@ class DataCheck:
     def across(self, pair: Pair) -> str:
         """Return what a pair lies across: labels, splits, domains, or nothing."""
         images, (a, b) = self.images, (pair.first, pair.second)
-        return ", ".join(
-            name
-            for name, differs in (
-                ("labels", images.labels[a] != images.labels[b]),
-                ("splits", images.roles is not None and images.roles[a] != images.roles[b]),
-                ("domains", images.domain_of[a] != images.domain_of[b]),
-            )
-            if differs
-        )
+        differs = {
+            "labels": images.labels[a] != images.labels[b],
+            "splits": images.roles is not None and images.roles[a] != images.roles[b],
+            "domains": images.domain_of[a] != images.domain_of[b],
+        }
+        return ", ".join(name for name, is_so in differs.items() if is_so)
 
     def summary(self) -> list[str]:
         """Return one line for each kind of finding."""
@@ -125,7 +117,7 @@ def check_data(config: DataCheckConfig) -> DataCheck:
         counts=counts,
     )
     if config.teacher is not None:
-        found = _asked(found, config, config.teacher)
+        found = _with_teacher(found, config, config.teacher)
     write_text(config.out, html(_document(found)))
     return found
 
@@ -160,52 +152,32 @@ def _duplicates(keys: Sequence[str]) -> Iterator[Pair]:
             yield Pair(before, index)
 
 
-def _asked(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
+def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataCheck:
     """Add what the teacher's embeddings show."""
-    import dataclasses
-
+    import torch
     from torch.nn.functional import softmax
 
     from edgekd.distill.teachers import ClipTeacher, load_teacher
     from edgekd.distill.text_bank import templates_for
+    from edgekd.evaluation.few_shot import teacher_vectors
 
-    teacher = load_teacher(spec)
+    teacher, images = load_teacher(spec), found.images
     if not isinstance(teacher, ClipTeacher):
         raise EdgekdError(f"{spec} cannot embed new images.", "Name a real teacher, or none.")
-    images = found.images
-    embeddings = _embeddings(teacher, images)
+    say(f"embedding {len(images):,} images with {teacher.spec} …")
+    embeddings = teacher_vectors(teacher, images, np.arange(len(images)))  # [N, D]
     bank = teacher.text_bank(images.classes, templates_for("photo"))
-    import torch
-
     odds = softmax(bank.zero_shot(torch.from_numpy(embeddings)), dim=1).numpy()
     best = odds.argmax(axis=1)
     sure = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
     order = sure[np.argsort(-odds[sure, best[sure]], kind="stable")]
-    doubts = tuple(
-        Doubt(int(index), images.classes[best[index]], float(odds[index, best[index]]))
-        for index in order
-    )
-    return dataclasses.replace(
+    return replace(
         found,
         near_duplicates=tuple(near_pairs(embeddings, images.keys, config.near)),
-        label_errors=doubts,
+        label_errors=tuple(
+            Doubt(int(i), images.classes[best[i]], float(odds[i, best[i]])) for i in order
+        ),
         zero_shot=float((best == images.labels).mean()),
-    )
-
-
-def _embeddings(teacher: ClipTeacher, images: ImageSet) -> NDArray[np.float32]:
-    """Return float32 `[N, D]`."""
-    import torch
-
-    from edgekd.distill.batches import pixel_batches
-    from edgekd.distill.views import plain
-
-    say(f"embedding {len(images):,} images with {teacher.spec} …")
-    return np.concatenate(
-        [
-            teacher.embed_images(plain(torch.from_numpy(pixels))).numpy()
-            for pixels in pixel_batches(images, np.arange(len(images)), teacher.preprocess)
-        ]
     )
 
 
@@ -229,58 +201,42 @@ def near_pairs(embeddings: NDArray[np.float32], keys: Sequence[str], least: floa
 
 def _document(found: DataCheck) -> Document:
     images = found.images
-    items: list[tuple[str, str, list[Item]]] = [
-        ("answers", "Summary", [Text(line) for line in found.summary()]),
-        ("unreadable", "Unreadable", list(_unreadable_items(found))),
-        ("duplicates", "Duplicates", list(_pair_items(found, found.duplicates))),
+    summary = [Text(line) for line in found.summary()]
+    rows = [{"image": name, "reason": reason} for name, reason in found.unreadable[:MOST_SHOWN]]
+    sections = [
+        section("answers", "Summary", summary),
+        section("unreadable", "Unreadable", [table("Files that cannot be read", rows, words=True)]),
+        section("duplicates", "Duplicates", _pair_items(found, found.duplicates)),
     ]
     if found.near_duplicates is not None and found.label_errors is not None:
-        items += [
-            ("near", "Near-duplicates", list(_pair_items(found, found.near_duplicates))),
-            ("labels", "Probable label errors", list(_doubt_items(found, found.label_errors))),
+        doubts = _doubt_items(found, found.label_errors)
+        sections += [
+            section("near", "Near-duplicates", _pair_items(found, found.near_duplicates)),
+            section("labels", "Probable label errors", doubts),
         ]
     else:
-        items[0][2].append(
-            Text(
-                "Near-duplicates and label errors were not looked for: that needs --teacher.",
-                tone="note",
-            )
-        )
-    items.append(("balance", "Images of each class", [_balance(found)]))
+        text = "Near-duplicates and label errors were not looked for: that needs --teacher."
+        sections[0] = section("answers", "Summary", [*summary, Text(text, tone="note")])
+    sections.append(section("balance", "Images of each class", [_balance(found)]))
     return Document(
         "data",
         f"Data check of {images.name}",
         f"{len(images):,} images, {len(images.classes)} classes, {len(images.domains)} domains",
-        tuple(Section(key, title, tuple(parts)) for key, title, parts in items if parts),
+        tuple(one for one in sections if one.items),
     )
-
-
-def _unreadable_items(found: DataCheck) -> Iterator[Item]:
-    if found.unreadable:
-        rows = [{"image": name, "reason": reason} for name, reason in found.unreadable[:MOST_SHOWN]]
-        yield table("Files that cannot be read", rows, heads=1, words=True)
 
 
 def _pair_items(found: DataCheck, pairs: Sequence[Pair]) -> Iterator[Item]:
     """Yield pairs side by side, those across labels, splits or domains first."""
     order = sorted(pairs, key=lambda pair: not found.across(pair))[: MOST_SHOWN // 2]
-    pictures = itertools.chain.from_iterable(
-        (
-            _picture(
-                found.images,
-                index,
-                f"pair {number}",
-                found.across(pair),
-                f"cosine {pair.cosine:.3f}",
-            )
-            for index in (pair.first, pair.second)
-        )
-        for number, pair in enumerate(order, start=1)
-    )
+    pictures = [
+        _picture(found.images, i, f"pair {n}", found.across(pair), f"cosine {pair.cosine:.3f}")
+        for n, pair in enumerate(order, start=1)
+        for i in (pair.first, pair.second)
+    ]
     if pairs:
-        yield Gallery(
-            f"{len(pairs):,} pairs", tuple(pictures), f"The first {len(order)} are shown."
-        )
+        note = f"The first {len(order)} are shown."
+        yield Gallery(f"{len(pairs):,} pairs", tuple(pictures), note)
 
 
 def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
@@ -294,7 +250,7 @@ def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
             f"{len(doubts):,} images",
             tuple(pictures),
             f"The first {len(shown)} are shown, the most certain teacher first. A teacher is often wrong where it "
-            "knows the classes poorly; look before you change a label.",
+            "recognises the classes poorly; look before you change a label.",
         )
 
 
@@ -309,15 +265,12 @@ def _picture(images: ImageSet, index: int, *lines: str) -> Picture:
 
 def _balance(found: DataCheck) -> Table:
     images = found.images
-    roles = Counter(images.roles or ())
     rows = []
     for number, name in enumerate(images.classes):
         row = {"class": name, "images": f"{found.counts[:, number].sum():,}"}
         if len(images.domains) > 1:
-            row |= {
-                domain: f"{found.counts[place, number]:,}"
-                for place, domain in enumerate(images.domains)
-            }
+            row |= {d: f"{n:,}" for d, n in zip(images.domains, found.counts[:, number], strict=True)}  # fmt: skip
         rows.append(row)
+    roles = Counter(images.roles or ())
     note = "; ".join(f"{role}: {count:,}" for role, count in roles.items())
     return table("Images of each class", rows, note=note)

@@ -28,7 +28,12 @@ from edgekd.distill.classification.predict import (
 )
 from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, descriptions_for, templates_for
-from edgekd.evaluation.few_shot import few_shot_scores, own_teacher, teacher_vectors
+from edgekd.evaluation.few_shot import (
+    can_zero_shot,
+    few_shot_scores,
+    own_teacher,
+    teacher_vectors,
+)
 from edgekd.evaluation.gather import parts_of, suites_of
 from edgekd.evaluation.subjects import artifact_folders
 from edgekd.targets.session import open_session
@@ -73,7 +78,7 @@ def zero_shot_rows(loaded: LoadedRun | None, config: EvaluateConfig) -> Rows:
         vectors, columns = loaded.vectors, list(range(len(images.classes)))
         unknown = not set(images.classes) <= set(loaded.run.classes)
         space = bank if bank is not None and bank.teacher_id == loaded.run.teacher_id else None
-        if unknown and space is not None and loaded.student.embeds and loaded.student.head is None:
+        if unknown and space is not None and can_zero_shot(loaded):
             # In the space that the student learned, which may be the teacher's less its mean.
             centre = loaded.bank.text_centre if loaded.bank else None
             vectors = dataclasses.replace(space, text_centre=centre).head
@@ -149,13 +154,9 @@ def accuracy_rows(
         for d, domain in enumerate(images.domains):
             here = inside & (images.domain_of[indices] == d)
             if here.any():
-                labels = images.labels[indices][here]
+                given = scores[here], images.labels[indices][here]
                 row = {"subject": subject, "domain": domain, "part": part, "n": int(here.sum())}
-                accuracy = {
-                    "top1": top1(scores[here], labels),
-                    "macro": macro(scores[here], labels),
-                }
-                rows.append(row | accuracy)
+                rows.append(row | {"top1": top1(*given), "macro": macro(*given)})
     return rows
 
 
@@ -201,17 +202,14 @@ def _predictions(
         except NotHere as reason:
             warn(f"{folder.name} is left out: {reason.message}")
             continue
-        columns = [session.artifact.classes.index(name) for name in images.classes]
-        preprocess, bank = session.artifact.preprocess, session.bank
+        artifact, bank, vectors = session.artifact, session.bank, None
+        columns = [artifact.classes.index(name) for name in images.classes]
         if bank is None:
-            yield (
-                folder.name,
-                predict_all(session.run, images, indices, preprocess)[:, columns],
-                None,
-            )
+            scores = predict_all(session.run, images, indices, artifact.preprocess)
         else:
-            vectors = predict_all(session.embed, images, indices, preprocess)
-            yield folder.name, bank.logits(vectors)[:, columns], vectors
+            vectors = predict_all(session.embed, images, indices, artifact.preprocess)
+            scores = bank.logits(vectors)
+        yield folder.name, scores[:, columns], vectors
 
 
 def _compare(scores: Scores, texts: Scores, own: Scores | None, targets: Scores) -> dict[str, Any]:

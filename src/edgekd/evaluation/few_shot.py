@@ -78,9 +78,8 @@ def teacher_vectors(
     if not isinstance(model, ClipTeacher):
         return model.lookup([images.ids[i] for i in indices]).numpy()
     batches = pixel_batches(images, indices, model.preprocess)
-    return np.concatenate(
-        [model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches]
-    )
+    vectors = (model.embed_images(plain(torch.from_numpy(pixels))).numpy() for pixels in batches)
+    return np.concatenate(list(vectors))
 
 
 @torch.inference_mode()
@@ -134,11 +133,11 @@ def cached_scores(
     place = {images.classes.index(name): number for number, name in enumerate(classes)}
     labels = torch.tensor([place[label] for label in images.labels[shots].tolist()])
     which = 1 if loaded.student.embeds else 0
+    queries = student_vectors(loaded.student, images, indices)[which]
     if keys == "teacher":
         cached = teacher_keys(loaded, images, shots)
     else:
         cached = student_vectors(loaded.student, images, shots)[which]
-    queries = student_vectors(loaded.student, images, indices)[which]
     labels = labels.repeat(len(cached) // len(labels))
     return retrieval_scores(queries, cached, labels, len(classes), texts).numpy()
 
@@ -163,10 +162,9 @@ def few_shot_scores(
     classes = images.classes if data else loaded.config.unseen_classes
     known = [name for name in classes if name in loaded.run.classes]
     if not classes or known:
+        what = f"trained on the class {known[0]}" if known else "left no class out"
         raise EdgekdError(
-            f"{loaded.run.name} trained on the class {known[0]}."
-            if known
-            else f"{loaded.run.name} left no class out.",
+            f"{loaded.run.name} {what}.",
             "Give images of new classes: --data DIR, or train with --set 'unseen_classes=[…]'.",
         )
     shots = take_shots(images, classes, count, loaded.config.split_seed)

@@ -20,16 +20,10 @@ from edgekd.data.split import read_split, read_stored_split
 from edgekd.data.unlabelled import NO_DATA, load_unlabelled
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
+from edgekd.evaluation import suites as made
 from edgekd.evaluation.prompt_variants import with_prompt_variants
 from edgekd.evaluation.subjects import COPIED, compared_of, lone_artifact, run_of, subjects_of
-from edgekd.evaluation.suites import (
-    CORRUPTION_IMAGES,
-    SuiteBuilder,
-    clean_suite,
-    corruption_suites,
-    lone_suites,
-    named_folders,
-)
+from edgekd.evaluation.suites import SuiteBuilder, named_folders
 from edgekd.evaluation.trained import (
     SEEN_IN,
     SuiteKind,
@@ -68,9 +62,11 @@ def suites_of(
         f"{images.name} is not the data of this run: each of its domains is a suite, without what the run has seen"
     )
     name = load_images(data).name
-    suites = builder.folder(name, data)
     # Domains are called by their own names here, as there is only one set of images.
-    return [replace(suite, name=suite.name.replace(f":{name}/", ":", 1)) for suite in suites]
+    return [
+        replace(suite, name=suite.name.replace(f":{name}/", ":", 1))
+        for suite in builder.folder(name, data)
+    ]
 
 
 def trained_of(runs: Sequence[LoadedRun]) -> Trained:
@@ -112,7 +108,7 @@ def parts_of(
 
 
 def context_of(loaded: LoadedRun) -> dict[str, Any]:
-    """Return what the report says about a run besides its numbers."""
+    """Return the report's facts about a run besides its numbers."""
     run, split = loaded.run, read_stored_split(loaded.folder / "split.json")
     fields = {
         "name", "student", "recipe", "teacher", "data", "seed", "steps", "train_seconds", "selection", "split_hash",
@@ -152,9 +148,8 @@ def gather(config: BenchmarkConfig) -> Gathered:
     """
     for name in config.suites:
         if name not in COMPUTED:
-            raise EdgekdError(
-                f'There is no suite "{name}" to compute.', did_you_mean(name, COMPUTED)
-            )
+            hint = did_you_mean(name, COMPUTED)
+            raise EdgekdError(f'There is no suite "{name}" to compute.', hint)
     wilds, plain = wilds_named(config.ood)
     named: dict[str, Any] = {
         "ood": named_folders(plain, "--ood"),
@@ -162,10 +157,8 @@ def gather(config: BenchmarkConfig) -> Gathered:
         "wilds": wilds,
         "texture_shape": config.texture_shape,
     }
-    unknown = [
-        (name, load_unlabelled(folder))
-        for name, folder in named_folders(config.unknown, "--unknown")
-    ]
+    folders = named_folders(config.unknown, "--unknown")
+    unknown = [(name, load_unlabelled(folder)) for name, folder in folders]
     places = list(config.paths) or [newest_run()]
     runs: dict[Path, list[str]] = {}
     alone: list[Path] = []
@@ -189,10 +182,9 @@ def gather(config: BenchmarkConfig) -> Gathered:
         subjects.append(lone_artifact(place, subjects, loaded, elsewhere=elsewhere))
     suites, trained = _own_suites(loaded, alone, config.data)
     suites += further_suites(subjects, trained, suites, **named)
-    corrupted = (config.corruption_images or CORRUPTION_IMAGES) if config.suites else 0
-    suites += _beside_id(
-        subjects, suites, unknown, all_trained(list(trained.values())), corrupted=corrupted
-    )
+    corrupted = (config.corruption_images or made.CORRUPTION_IMAGES) if config.suites else 0
+    seen = all_trained(list(trained.values()))
+    suites += _beside_id(subjects, suites, unknown, seen, corrupted=corrupted)
     if not suites and loaded:
         loaded[0].check_labelled()
     if config.vocabulary:
@@ -228,12 +220,13 @@ def _own_suites(
                 f"{place} was trained on another split than {loaded[0].run.name}, so it may have seen its test images.",
                 "Measure it alone: with --data, or with --ood on images that it has not seen.",
             )
-        said = trained_of_source(source)
+        known = trained_of_source(source)
         if data and not loaded and place == alone[0]:
-            own, said = lone_suites(spoken_as(load_images(data), artifact.classes, data), source)
+            images = spoken_as(load_images(data), artifact.classes, data)
+            own, known = made.lone_suites(images, source)
             suites += own
         same = [one for one in loaded if one.run.split_hash == source.get("split_hash")]
-        trained.setdefault(str(source.get("run", "")), trained_of(same) if same else said)
+        trained.setdefault(str(source.get("run", "")), trained_of(same) if same else known)
     return suites, trained
 
 
@@ -251,9 +244,9 @@ def _beside_id(
         unknown: (name, images) of no known class.
         corrupted: images in each cell of the corruptions; 0 for none.
     """
-    found: list[Suite] = []
+    more: list[Suite] = []
     insides = [suite for suite in suites if suite.kind == "id"]
-    for wanted, what in ((unknown, "tell unknown ones from"), (corrupted, "corrupt")):
+    for wanted, what in ((unknown, "compare unknown ones with"), (corrupted, "corrupt")):
         if wanted and not insides:
             raise EdgekdError(
                 f"There are no in-domain test images to {what}.",
@@ -262,14 +255,14 @@ def _beside_id(
     for inside in insides:
         for subset in suites:
             if subset.kind == "subset" and subset.run in (None, inside.run):
-                clean = clean_suite(inside, subset.images.classes, subset.name)
-                found += [clean] if clean is not None else []
+                clean = made.clean_suite(inside, subset.images.classes, subset.name)
+                more += [clean] if clean is not None else []
         classes = next(subject.classes for subject in subjects if inside.run in (None, subject.run))
         for name, images in unknown:
-            found += SuiteBuilder(classes, trained, inside.run).unknown(name, images, inside)
+            more += SuiteBuilder(classes, trained, inside.run).unknown(name, images, inside)
         if corrupted:
-            found += corruption_suites(inside, corrupted)
-    return found
+            more += made.corruption_suites(inside, corrupted)
+    return more
 
 
 def further_suites(
@@ -290,27 +283,25 @@ def further_suites(
         ood, test, wilds: (name, folder) as `SuiteBuilder.folder`, `SuiteBuilder.hold_out` and `wilds_suites` take them.
         texture_shape: folder of cue-conflict images.
     """
-    builders = {
-        one.run: SuiteBuilder(
-            one.classes, trained.get(one.run.removesuffix(COPIED), Trained()), one.run
-        )
-        for one in subjects
-    }
+    builders = {}
+    for one in subjects:
+        seen = trained.get(one.run.removesuffix(COPIED), Trained())
+        builders[one.run] = SuiteBuilder(one.classes, seen, one.run)
     first = next(iter(builders))
     shared = replace(builders[first], run=None)
     if all(replace(builder, run=None) == shared for builder in builders.values()):
         builders = {first: shared}
-    found: list[Suite] = []
+    more: list[Suite] = []
     for run, builder in builders.items():
         for name, folder in ood:
-            seen = builder.trained.with_tested(_unseen_keys([*own, *found], run))
-            found += replace(builder, trained=seen).folder(name, folder)
-        found += [builder.hold_out(name, folder) for name, folder in test]
+            seen = builder.trained.with_tested(_unseen_keys([*own, *more], run))
+            more += replace(builder, trained=seen).folder(name, folder)
+        more += [builder.hold_out(name, folder) for name, folder in test]
         for name, root in wilds:
-            found += wilds_suites(name, root, builder.classes, builder.run, builder.trained)
+            more += wilds_suites(name, root, builder.classes, builder.run, builder.trained)
         if texture_shape is not None:
-            found.append(builder.cue_conflict("texture-shape", texture_shape))
-    return found
+            more.append(builder.cue_conflict("texture-shape", texture_shape))
+    return more
 
 
 def _unseen_keys(suites: Sequence[Suite], run: str) -> Iterator[str]:

@@ -39,31 +39,29 @@ class VariantSpec:
         title = base.name.partition(":")[2]
         name = f"vocab:{self.name}" + (f"/{title}" if title else "")
         added = self.new(base.images.classes)
-        remarks = [f"the images of {base.name}"]
+        remark = f"the images of {base.name}"
         if self.added:
             names = "name" if len(added) == 1 else "names"
-            remarks.append(f"with {len(added)} class {names} added that no image has")
+            remark += f", with {len(added)} class {names} added that no image has"
         if self.templates is not None:
             word = "templates" if len(self.templates) > 1 else "template"
-            remarks.append(f"with {len(self.templates)} other prompt {word}")
+            remark += f", with {len(self.templates)} other prompt {word}"
         images = replace(base.images, classes=(*base.images.classes, *added))
         return Suite(
-            name, images, base.indices, base.run, "vocabulary", (", ".join(remarks) + ".",),
-            variant=name, base=base.name,
+            name, images, base.indices, base.run, "vocabulary", (f"{remark}.",), variant=name, base=base.name
         )  # fmt: skip
 
     def bank(self, teacher: ClipTeacher, bank: TextBank) -> TextBank:
         """Return the text bank of a run with the changes; names added have no descriptions."""
         added = self.new(bank.classes)
+        classes = (*bank.classes, *added)
         if self.templates is not None:
-            made = teacher.text_bank((*bank.classes, *added), self.templates)
+            made = teacher.text_bank(classes, self.templates)
             return replace(made, image_centre=bank.image_centre, text_centre=bank.text_centre)
         if not added:
             return bank
         vectors = teacher.text_bank(added, bank.templates).vectors
-        return replace(
-            bank, classes=(*bank.classes, *added), vectors=torch.cat([bank.vectors, vectors])
-        )
+        return replace(bank, classes=classes, vectors=torch.cat([bank.vectors, vectors]))
 
 
 def read_variant(name: str, path: Path) -> VariantSpec:
@@ -98,10 +96,8 @@ def with_prompt_variants(
     Raises:
         EdgekdError: a file that cannot be used, or no subject that can change its prompts.
     """
-    variants = [
-        read_variant(name, Path(path))
-        for name, path in named_folders(given, "--vocabulary", "FILE")
-    ]
+    named = named_folders(given, "--vocabulary", "FILE")
+    variants = [read_variant(name, Path(path)) for name, path in named]
     bases = [suite for suite in suites if suite.kind in _BASES]
     more: list[Suite] = []
     changed: dict[int, dict[str, PromptVariant]] = {}
@@ -116,11 +112,8 @@ def with_prompt_variants(
             "None of these models can take other prompts: their classes are fixed.",
             "Name a run whose student has a text head and whose teacher can embed text.",
         )
-    found = [
-        replace(one, variants=changed[n]) if changed.get(n) else one
-        for n, one in enumerate(subjects)
-    ]
-    return found, [*suites, *more]
+    with_variants = [replace(one, variants=changed.get(n, {})) for n, one in enumerate(subjects)]
+    return with_variants, [*suites, *more]
 
 
 def _models(

@@ -10,14 +10,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgekd.benchmark.measure.counting import count_folder
+from edgekd.benchmark.results.rows import Kind
 from edgekd.benchmark.subjects import Subject
 from edgekd.core.console import say, shell_word, warn
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.files import short_hash
-from edgekd.core.manifest import Artifact, read_artifact, read_run
+from edgekd.core.manifest import Artifact, Run, read_artifact, read_run
 from edgekd.core.predictor import Predictor
+from edgekd.core.preprocess import Preprocess
 from edgekd.distill.classification.load import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
 from edgekd.distill.teachers import ClipTeacher, load_teacher
@@ -110,38 +113,37 @@ def _teacher(loaded: LoadedRun) -> list[Subject]:
         )
     # Two banks may differ in their descriptions alone.
     texts = short_hash(bank.vectors.numpy().tobytes().hex()) if bank.described else ""
-    predict, shape = teacher_predict(teacher, bank), teacher.preprocess.shape
-    return [
-        Subject(
-            name="teacher",
-            run=run.name,
-            kind="teacher",
-            precision="fp32",
-            preprocess=teacher.preprocess,
-            predict=predict,
-            classes=run.classes,
-            identity=f"{teacher.id}:{'|'.join(bank.templates)}:{texts}",
-            threads=torch.get_num_threads(),
-            counted=count_torch(predict, cast(Any, teacher.model).visual, shape),
-        )
-    ]
+    identity = f"{teacher.id}:{'|'.join(bank.templates)}:{texts}"
+    predict, encoder = teacher_predict(teacher, bank), cast(Any, teacher.model).visual
+    return [_in_torch(run, "teacher", predict, encoder, teacher.preprocess, identity)]
 
 
 def _student(loaded: LoadedRun) -> Subject:
-    run = loaded.run
-    height, width = run.preprocess.shape
+    height, width = loaded.run.preprocess.shape
     student = fuse(loaded.student, torch.rand(2, 3, height, width)).model  # as it is exported
     predict = student_predict(student, loaded.vectors)
+    return _in_torch(loaded.run, "torch", predict, student, loaded.run.preprocess)
+
+
+def _in_torch(
+    run: Run,
+    kind: Kind,
+    predict: Predictor,
+    module: nn.Module,
+    preprocess: Preprocess,
+    identity: str = "",
+) -> Subject:
     return Subject(
-        name="torch",
+        name=kind,
         run=run.name,
-        kind="torch",
+        kind=kind,
         precision="fp32",
-        preprocess=run.preprocess,
+        preprocess=preprocess,
         predict=predict,
         classes=run.classes,
+        identity=identity,
         threads=torch.get_num_threads(),
-        counted=count_torch(predict, student, run.preprocess.shape),
+        counted=count_torch(predict, module, preprocess.shape),
     )
 
 
@@ -216,21 +218,13 @@ def compared_of(subjects: Sequence[Subject], places: Sequence[Path]) -> tuple[Su
 
 
 def artifact_facts(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """Return what the report says about each exported file: parity, quantization, hashes, origin."""
+    """Return the report's facts about each exported file: parity, quantization, hashes, origin."""
     facts = []
-    fields = {"target", "format", "files", "inputs", "parity", "versions", "created"}
+    fields = {"target", "format", "files", "inputs", "parity", "versions", "created", "source"}
     for subject in subjects:
-        if subject.folder is None:
-            continue
-        artifact = read_artifact(subject.folder, check_hashes=False)
-        quantization = {k: v for k, v in (artifact.quantization or {}).items() if k != "ids"}
-        facts.append(
-            {
-                "run": subject.run,
-                "name": subject.name,
-                "source": artifact.source,
-                **artifact.model_dump(mode="json", include=fields),
-                "quantization": quantization or None,
-            }
-        )
+        if subject.folder is not None:
+            artifact = read_artifact(subject.folder, check_hashes=False)
+            quantization = {k: v for k, v in (artifact.quantization or {}).items() if k != "ids"}
+            own = {"run": subject.run, "name": subject.name, "quantization": quantization or None}
+            facts.append(artifact.model_dump(mode="json", include=fields) | own)
     return facts

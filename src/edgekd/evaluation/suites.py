@@ -76,9 +76,9 @@ class SuiteBuilder:
         """
         if _IMAGENET_O.fullmatch(name):
             raise EdgekdError(
-                "ImageNet-O shows objects of no class that a model knows: it measures detection, and top-1 means "
+                "ImageNet-O shows objects of no class that a model has: it measures detection, and top-1 means "
                 "nothing.",
-                f"Measure how well the model tells them from what it knows: --unknown {name}={spec}",
+                f"Measure how well the model detects them: --unknown {name}={spec}",
             )
         images, held, remarks = self._held_out(name, spec)
         family: Family = "subset" if len(images.classes) < len(self.classes) else "folder"
@@ -150,7 +150,7 @@ class SuiteBuilder:
         return _not_empty([replace(suite, texture=texture[suite.indices])], spec)[0]
 
     def unknown(self, name: str, images: ImageSet, inside: Suite) -> list[Suite]:
-        """Return images that show none of the classes as `unknown:NAME`, to be told from the images of `inside`.
+        """Return images that show none of the classes as `unknown:NAME`, to be separated from the images of `inside`.
 
         ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where
         the subjects know these, both sides are restricted to them as its authors do, and the known images are a
@@ -169,11 +169,11 @@ class SuiteBuilder:
         if known and not _IMAGENET_O.fullmatch(name):
             folder, word = next(iter(known.items()))
             meaning = "" if folder == word else f' ("{word}")'
-            hint = "Leave that folder out; images of classes that the model knows are measured with --ood NAME=DIR."
+            hint = "Leave that folder out; images of classes that the model has are measured with --ood NAME=DIR."
             if re.fullmatch(r"n\d{8}", folder):
                 hint += " ImageNet-O, whose folders say what its images are mistaken for: --unknown imagenet-o=DIR."
             raise EdgekdError(
-                f'The folder "{folder}" of {images.name} is called by a class that the model knows{meaning}.',
+                f'The folder "{folder}" of {images.name} is called by a class that the model has{meaning}.',
                 hint,
             )
         beside, suites = inside, []
@@ -185,11 +185,11 @@ class SuiteBuilder:
         kept = np.flatnonzero([key not in own for key in images.keys])
         if not len(kept):
             raise EdgekdError(
-                f"All images of {images.name} are images of the run's own data, whose classes the model knows.",
+                f"All images of {images.name} are images of the run's own data, whose classes the model has.",
                 "Give images of something else.",
             )
         remarks = [
-            f"images of no class that the model knows, to be told from those of {beside.name}; they enter no mean."
+            f"images of no class that the model has, to be separated from those of {beside.name}; they enter no mean."
         ]
         if beside is not inside:
             remarks.append(
@@ -234,8 +234,8 @@ class SuiteBuilder:
         keys = [suite.images.keys[index] for index in suite.indices]
         excluded = self.trained.excluded(keys)
         kept = suite.indices[[key not in self.trained.roles for key in keys]]
-        told = (*suite.remarks, *left_out(excluded))
-        return replace(suite, indices=kept, excluded=excluded, remarks=told)
+        remarks = (*suite.remarks, *left_out(excluded))
+        return replace(suite, indices=kept, excluded=excluded, remarks=remarks)
 
     def _domain(self, suite: Suite, *names: str) -> Suite:
         """Return a suite of one domain, also called `names`, under the name that `suite_kind` gives it."""
@@ -278,19 +278,21 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], 
 
     The split is made again by the rule and the seed that the artifact names. Where its hash is the artifact's, the
     images are those of the run and the suites are its own. Otherwise each domain is a suite, named by `suite_kind` from
-    the domains that the artifact says it was trained on.
+    the domains that the artifact records as trained on.
     """
-    said = trained_of_source(source)
+    trained = trained_of_source(source)
     if (split := _remade(images, source)) is not None:
         roles = trained_of_split(split.entries).roles
-        return SuiteBuilder(images.classes, said).split(images, split), replace(said, roles=roles)
+        return SuiteBuilder(images.classes, trained).split(images, split), replace(
+            trained, roles=roles
+        )
     suites = []
     for d, domain in enumerate(images.domains):
         title = images.name if images.domains == ("all",) else domain
-        kind = suite_kind({title}, {}, said)
+        kind = suite_kind({title}, {}, trained)
         family: Family | None = "folder" if kind == "ood" else kind
         remarks: tuple[str, ...] = (
-            "The artifact does not say which domains it was trained on, so training images may be among these.",
+            "The artifact does not record which domains it was trained on, so training images may be among these.",
         )
         if kind == "seen":
             remarks = (
@@ -299,15 +301,15 @@ def lone_suites(images: ImageSet, source: dict[str, Any]) -> tuple[list[Suite], 
             )
         elif kind == "adapted":
             remarks = (_KIND_REMARKS[kind],)
-        elif plain_name(title) in said.left_out:
+        elif plain_name(title) in trained.left_out:
             family, remarks = None, ()
         elif source.get("train_domains") is not None:
             remarks = (
-                "Whether the artifact was trained on some of these images cannot be told without its split.",
+                "Whether the artifact was trained on some of these images cannot be determined without its split.",
             )
         indices = np.flatnonzero(images.domain_of == d)
         suites.append(Suite(f"{kind}:{title}", images, indices, None, family, remarks))
-    return suites, said
+    return suites, trained
 
 
 def _remade(images: ImageSet, source: dict[str, Any]) -> Split | None:

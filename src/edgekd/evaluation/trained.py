@@ -77,7 +77,7 @@ def trained_of_split(roles: Mapping[str, Mapping[str, str]]) -> Trained:
 
 
 def trained_of_source(source: Mapping[str, Any]) -> Trained:
-    """Return what an artifact away from its run says about its training: the domains, but no image contents."""
+    """Return what an artifact away from its run records of its training: the domains, but no image contents."""
     left_out = source.get("test_domain")
     return Trained(
         {},

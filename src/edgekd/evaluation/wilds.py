@@ -88,7 +88,7 @@ def wilds_suites(
     except FileNotFoundError as error:
         raise EdgekdError(
             f"The images of WILDS's {name} are not in {root}.",
-            f"Get them as WILDS says, then name the folder: --ood {PREFIX}{name}=DIR.",
+            f"Get them by WILDS's instructions, then name the folder: --ood {PREFIX}{name}=DIR.",
         ) from error
     except ImportError as error:
         raise _lacking(error) from error

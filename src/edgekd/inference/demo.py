@@ -150,8 +150,8 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
             elif not (length.isascii() and length.isdigit()):
                 self._answer(HTTPStatus.LENGTH_REQUIRED, {"error": "The length is missing."})
             elif len(length) > _LENGTH_DIGITS or int(length) > MAX_BYTES:
-                told = f"The file is larger than {MAX_BYTES // 1024**2} MB."
-                self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": told})
+                message = f"The file is larger than {MAX_BYTES // 1024**2} MB."
+                self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
             else:
                 self._predict(self.rfile.read(int(length)))
 
@@ -160,8 +160,8 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
                 with turn:
                     self._answer(HTTPStatus.OK, classify(models, data))
             except UnreadableImage as error:
-                told = f"This file cannot be read as an image: {error.reason}."
-                self._answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": told})
+                message = f"This file cannot be read as an image: {error.reason}."
+                self._answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": message})
 
         def _is_local(self) -> bool:
             """Refuse pages of other sites, also behind a name that was made to point here."""

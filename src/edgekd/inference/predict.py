@@ -43,8 +43,8 @@ def print_predictions(predictions: Iterator[Prediction], given: Mapping[str, Any
             classes = [{"class": name, "probability": round(value, 6)} for name, value in best]
             result(json.dumps({"image": one.name, "classes": classes}, ensure_ascii=False))
         else:
-            told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in best)
-            result(f"{one.name}: {told}")
+            text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in best)
+            result(f"{one.name}: {text}")
 
 
 def stream(

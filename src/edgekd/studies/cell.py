@@ -179,7 +179,7 @@ def _among(
 
 
 def _facts(loaded: LoadedRun) -> dict[str, Any]:
-    """Return what the table says about a run besides its accuracy."""
+    """Return the table's facts about a run besides its accuracy."""
     run = loaded.run
     return {
         "split": run.split_hash,

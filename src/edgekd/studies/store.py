@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, short_hash, write_bytes, write_json, write_text
-from edgekd.core.folders import LOCK, held
+from edgekd.core.folders import CLAIM, LOCK, STUDY, held
 from edgekd.core.readers import parse_json, printable_values, read_arrays, read_object, read_text
 
 NONE_UNLABELLED = "no unlabelled images"
 _SCHEMA_VERSION = 1
-_CLAIM = ".claim.lock"
 _FACTS: tuple[tuple[str, Any, bool], ...] = (
     ("seconds", (int, float), True), ("selection", str, True), ("steps", int, True), ("size", int, True),
     ("tuning_steps", int, False), ("oracle_places", int, False),
@@ -141,18 +140,13 @@ class Store:
         self.check()
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / _CLAIM):
+        with FileLock(self.folder / CLAIM):
             yield
 
     def check(self) -> None:
         """Refuse a folder that holds something else than a study."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise EdgekdError(f"{self.folder} is a file.", "Choose another --out.")
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        if names and "study.json" not in names and set(names) - {LOCK, _CLAIM}:
-            raise EdgekdError(
-                f"{self.folder} holds something that is not a study.", "Choose another --out."
-            )
+        if not STUDY.is_at(self.folder):
+            STUDY.refuse(self.folder, overwrite=False)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Write the settings down; with a study already there, go on with it if they are the same.
@@ -165,9 +159,8 @@ class Store:
         merged = dict(settings)
         if path.exists():
             stored = self.settings()
-            if stored.get("schema_version") != _SCHEMA_VERSION or not isinstance(
-                stored.get("recipes"), dict
-            ):
+            is_known = stored.get("schema_version") == _SCHEMA_VERSION
+            if not is_known or not isinstance(stored.get("recipes"), dict):
                 raise EdgekdError(
                     f"The study at {self.folder} was written by another edgekd.",
                     "Choose another --out.",
@@ -189,20 +182,14 @@ class Store:
     def add(self, done: Done) -> None:
         """Write a finished cell. Several processes may call this."""
         arrays: dict[str, Any] = {}
+        scores: dict[str, Any] = {}
         for name, outcome in done.outcomes.items():
             arrays |= {name: outcome.correct, f"{name}_labels": outcome.labels}
+            kinds = {"top1": outcome.accuracy(macro=False), "macro": outcome.accuracy(macro=True)}
+            scores[name] = {"n": len(outcome.correct), **kinds}
         write_arrays(self._arrays(done.cell), arrays)
-        numbers = {
-            name: {
-                "n": len(outcome.correct),
-                "top1": outcome.accuracy(macro=False),
-                "macro": outcome.accuracy(macro=True),
-            }
-            for name, outcome in done.outcomes.items()
-        }
-        line = json.dumps(
-            {"cell": asdict(done.cell), "scores": numbers, **done.facts}, ensure_ascii=False
-        )
+        record = {"cell": asdict(done.cell), "scores": scores, **done.facts}
+        line = json.dumps(record, ensure_ascii=False)
         with FileLock(self.folder / ".cells.lock"):
             before = self._lines.read_text(encoding="utf-8") if self._lines.exists() else ""
             write_text(self._lines, before + line + "\n")

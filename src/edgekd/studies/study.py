@@ -120,7 +120,7 @@ def _resumable() -> Iterator[None]:
 def describe_once(plan: Plan, folder: Path) -> Plan:
     """Run every command for descriptions once, on all classes and vocabularies; a language model varies.
 
-    What is written down is not asked for again. A file is read to see that it holds them all, before the first cell
+    What is stored is not generated again. A file is read to see that it holds them all, before the first cell
     trains.
 
     Returns:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.benchmark.evaluate.statistics import paired_interval
+from edgekd.benchmark.evaluate.statistics import Pair, paired_interval
 from edgekd.core.machine import describe
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
@@ -32,6 +32,12 @@ class Stat:
     mean: float
     error: float
     seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Stat:
+        """Return the statistics of one value per seed, at least one."""
+        x = np.asarray(values, dtype=np.float64)
+        return cls(float(x.mean()), float(x.std() / math.sqrt(len(x))), len(x))
 
 
 @dataclass(frozen=True)
@@ -136,22 +142,18 @@ def measures_of(plan: Plan) -> dict[str, str]:
 
 def stat(values: Sequence[float]) -> Stat | None:
     """Return mean and standard error of one value per seed, in the values' unit; None without values."""
-    if not values:
-        return None
-    x = np.asarray(values, dtype=np.float64)
-    return Stat(float(x.mean()), float(np.std(x / math.sqrt(len(x)))), len(x))
+    return Stat.of(values) if values else None
 
 
 def t_interval(differences: Sequence[float]) -> Interval | None:
     """Return the 95 % interval of a mean of paired differences: Student's t, n − 1 degrees of freedom."""
-    n = len(differences)
-    if n < 2:
-        return None
-    from scipy.special import stdtrit
+    from scipy import stats
 
-    x = np.asarray(differences, dtype=np.float64)
-    half = float(stdtrit(n - 1, 0.975)) * float(x.std(ddof=1)) / math.sqrt(n)
-    return float(x.mean()) - half, float(x.mean()) + half
+    if len(differences) < 2:
+        return None
+    mean, error = np.mean(differences), stats.sem(differences)
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    return float(mean - half), float(mean + half)
 
 
 def recipe_rows(
@@ -170,26 +172,22 @@ def recipe_rows(
         measures: shown per column; `id` is averaged over the columns.
         macro: accuracies are means over classes.
     """
-    outcomes = {
-        (one.cell.recipe, one.cell.column, measure, one.cell.seed): outcome
-        for one in done
-        for measure, outcome in one.outcomes.items()
-    }
-    accuracy = {place: outcome.accuracy(macro=macro) for place, outcome in outcomes.items()}
-    seeds: dict[tuple[str, str], list[int]] = {}
+    outcomes: dict[tuple[str, str], dict[str, dict[int, Outcome]]] = {}
+    """(recipe, column) → measure → seed → outcome."""
     for one in done:
-        seeds.setdefault((one.cell.recipe, one.cell.column), []).append(one.cell.seed)
+        for measure, outcome in one.outcomes.items():
+            place = outcomes.setdefault((one.cell.recipe, one.cell.column), {})
+            place.setdefault(measure, {})[one.cell.seed] = outcome
+
+    def of_column(recipe: str, column: str, measure: str) -> dict[int, float]:
+        by_seed = outcomes.get((recipe, column), {}).get(measure, {})
+        return {seed: one.accuracy(macro=macro) for seed, one in sorted(by_seed.items())}
 
     def per_seed(recipe: str, measure: str) -> dict[int, float]:
         """Return seed → unweighted mean over the columns, for the seeds that have every column."""
-        found = {}
-        for seed in sorted(
-            {seed for (name, _), own in seeds.items() if name == recipe for seed in own}
-        ):
-            values = [accuracy.get((recipe, column, measure, seed)) for column in columns]
-            if None not in values:
-                found[seed] = float(np.mean(values))  # type: ignore[arg-type]
-        return found
+        by_column = [of_column(recipe, column, measure) for column in columns]
+        whole = [seed for seed in by_column[0] if all(seed in one for one in by_column)]
+        return {seed: float(np.mean([one[seed] for one in by_column])) for seed in whole}
 
     rows = []
     for recipe in recipes:
@@ -198,15 +196,13 @@ def recipe_rows(
             continue
         cells: dict[tuple[str, str], Stat] = {}
         for column in columns:
-            own = seeds.get((recipe, column), [])
+            seeds = {seed for own in outcomes.get((recipe, column), {}).values() for seed in own}
             for measure in (ID, *measures):
-                places = [(recipe, column, measure, seed) for seed in own]
-                values = [accuracy[place] for place in places if place in accuracy]
+                values = list(of_column(recipe, column, measure).values())
                 # The oracle is beside a mean over all seeds, and some would be another mean.
-                found = None if measure == ORACLE and len(values) < len(own) else stat(values)
-                if found is not None:
-                    cells[column, measure] = found
-        average = per_seed(recipe, OOD)
+                if values and (measure != ORACLE or len(values) == len(seeds)):
+                    cells[column, measure] = Stat.of(values)
+        average, other = per_seed(recipe, OOD), per_seed(baseline, OOD)
         oracle = per_seed(recipe, ORACLE) if ORACLE in measures else {}
         row = Row(
             name=recipe,
@@ -216,18 +212,14 @@ def recipe_rows(
             seconds=float(np.mean(seconds)),
             oracle=stat(list(oracle.values())) if oracle.keys() == average.keys() else None,
         )
-        other = per_seed(baseline, OOD)
         common = [seed for seed in average if seed in other]
         if recipe != baseline and common:
             differences = [average[seed] - other[seed] for seed in common]
-            groups = []
+            pairs = []
             for column in columns:
-                first, second = (
-                    [outcomes[name, column, OOD, seed] for seed in common]
-                    for name in (recipe, baseline)
-                )
-                groups += _groups(first, second, macro)
-            low, high = paired_interval(groups)
+                own, base = (outcomes[name, column][OOD] for name in (recipe, baseline))
+                pairs += _pairs([own[seed] for seed in common], [base[seed] for seed in common], macro)  # fmt: skip
+            low, high = paired_interval(pairs)
             row = dataclasses.replace(
                 row,
                 difference=float(np.mean(differences)),
@@ -238,9 +230,7 @@ def recipe_rows(
     return rows
 
 
-def _groups(
-    first: Sequence[Outcome], second: Sequence[Outcome], macro: bool
-) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> list[Pair]:
     """Return what an accuracy is an unweighted mean of: all images of a column, or those of each of its classes."""
     a, b = (np.stack([one.correct for one in side]) for side in (first, second))  # [seeds, n]
     if not macro:

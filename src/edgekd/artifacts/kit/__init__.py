@@ -19,6 +19,7 @@ from PIL import Image
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
 from edgekd.data.images import decode
+from edgekd.targets.feed import resizes
 from edgekd.targets.session import Session, open_session
 
 FOLDER = "kit"
@@ -50,19 +51,21 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
         raise EdgekdError(
             "A test kit is for files that take pixels and end in classes.", "Leave out --test-kit."
         )
-    pixels = np.stack(
-        [session.artifact.preprocess.pixels(decode(picture)) for picture in pictures]
-    )  # [N, H, W, 3]
-    logits = session.run(pixels)  # [N, C]
+    rule = session.artifact.preprocess
+    inside = resizes(session.manifest["inputs"][0])
+    images = [decode(picture) for picture in pictures]
+    fed = [np.asarray(image) if inside else rule.pixels(image) for image in images]
+    logits = np.concatenate([session.run(pixels[None]) for pixels in fed])  # [N, C]
     names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
-    facts = _facts(session, names, pixels.shape, logits)
+    facts = _facts(session, names, logits) | {"resizes": inside}
     folder = artifact / FOLDER
     with disk_errors(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for name, picture in zip(names, pictures, strict=True):
             write_bytes(folder / name, picture)
-        write_bytes(folder / "pixels.bin", np.ascontiguousarray(pixels).tobytes())
+        for number, pixels in enumerate(fed):
+            write_bytes(folder / f"{number}.ppm", _ppm(pixels))
         write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
         write_json(folder / "kit.json", facts)
         programs = _copy_programs(session.artifact.format, folder)
@@ -74,16 +77,19 @@ def _ending(picture: bytes) -> str:
     return (Image.open(io.BytesIO(picture)).format or "png").lower()
 
 
-def _facts(
-    session: Session, names: Sequence[str], shape: Sequence[int], logits: NDArray[np.float32]
-) -> dict[str, Any]:
+def _ppm(pixels: NDArray[np.uint8]) -> bytes:
+    """Return uint8 `[H, W, 3]` as a binary PPM file: a header of one line, then the bytes as they are."""
+    height, width = pixels.shape[:2]
+    return f"P6 {width} {height} 255\n".encode() + np.ascontiguousarray(pixels).tobytes()
+
+
+def _facts(session: Session, names: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
     """Return what the programs read of the kit."""
     artifact = session.artifact
     share = SHARE.get(artifact.precision, SHARE_OF_8_BITS)
     return {
         "model": next(iter(artifact.files)),
         "pictures": list(names),
-        "pixels_shape": list(shape),
         "classes": list(artifact.classes),
         "preprocess": artifact.preprocess.model_dump(mode="json"),
         "tolerance": share * (float(np.ptp(logits)) or 1.0),
@@ -104,34 +110,41 @@ def _copy_programs(format: str, folder: Path) -> list[str]:
 
 def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
     """Return INTEGRATE.md."""
-    count, size = facts["pixels_shape"][:2]
-    rule, classes = facts["preprocess"], len(facts["classes"])
+    count, classes, rule = len(facts["pictures"]), len(facts["classes"]), facts["preprocess"]
+    size = rule["size"]
     resize = (
         f"resize to {size} × {size}, whatever the aspect ratio,"
         if rule["resize"] == "squash"
         else f"resize the short side to {round(size / rule['crop_pct'])} and cut out the central {size} × {size},"
     )
-    arguments = f"../{facts['model']} . {count} {size} {facts['tolerance']:.6g}"
+    first = f"""Decode the picture to RGB, turned as its EXIF says; {resize} with Pillow's
+   {rule["interpolation"]} filter, which is antialiased."""
+    second = f"Feed the pixels as uint8 `[1, {size}, {size}, 3]`. Do not normalise: the file does."
+    if facts["resizes"]:
+        first = "Decode the picture to RGB, turned as its EXIF says."
+        second = (
+            "Feed it as uint8 `[1, height, width, 3]`. Do not resize or normalise: the file does."
+        )
     about = {
         "classify.py": "`python3 classify.py` does all of this and exits with 1 beyond the tolerance.",
-        "classify.cpp": "`classify.cpp` feeds `pixels.bin` to the C++ API. CMakeLists.txt builds it; then run "
-        f"`build/classify {arguments}`. edgekd's tests build it only where ONNX Runtime's headers are installed.",
+        "classify.cpp": "`classify.cpp` feeds the `.ppm` files to the C++ API. CMakeLists.txt builds it; then run "
+        f"`build/classify ../{facts['model']} . {count} {facts['tolerance']:.6g}`.",
     }
-    told = [f"- {about[name]}" for name in programs if name in about]
+    lines = [f"- {about[name]}" for name in programs if name in about]
     return f"""# Put {facts["model"]} into an app
 
-1. Decode the picture to RGB, turned as its EXIF says; {resize} with Pillow's
-   {rule["interpolation"]} filter, which is antialiased.
-2. Feed the pixels as uint8 `[1, {size}, {size}, 3]`. Do not normalise: the file does.
+1. {first}
+2. {second}
 3. The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives probabilities.
 
 ## Check it
 
 {count} of the run's test images, and for each what edgekd computes:
 
-- `pixels.bin`: uint8 `{facts["pixels_shape"]}`, after step 1. Other resizing changes pixels and accuracy.
+- `0.ppm` to `{count - 1}.ppm`: the pixels after step 1, uint8 RGB behind a header of one line; other pixels change
+  accuracy.
 - `logits.bin`: little-endian float32 `[{count}, {classes}]`, from these pixels, by {facts["expected_from"]}.
 - On the same pixels a logit may differ by {facts["tolerance"]:.3g} (`tolerance` in `kit.json`).
 
-{chr(10).join(told) or "There is no program for this format yet."}
+{chr(10).join(lines) or "There is no program for this format yet."}
 """

@@ -1,1 +1,1 @@
-"""The toy teacher's files: an open_clip model folder that scripts/make_toy_teacher.py writes (made.json says how)."""
+"""The toy teacher's files: an open_clip model folder written by scripts/make_toy_teacher.py (see made.json)."""

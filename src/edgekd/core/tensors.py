@@ -1,0 +1,89 @@
+"""Tensors in files: safetensors with the facts that edgekd writes beside them, and what `torch.save` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import write_bytes
+from edgekd.core.readers import RESTORE, open_regular, parse_json, read_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FACTS = "edgekd"
+"""The one entry of metadata in a safetensors file that edgekd writes, as JSON: several would stand in random order."""
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors in one step; equal tensors and facts give equal bytes.
+
+    Args:
+        facts: JSON values, stored as one entry of metadata: safetensors writes several in random order.
+    """
+    from safetensors.torch import save
+
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {_FACTS: json.dumps(facts, sort_keys=True, ensure_ascii=False)} if facts else None
+    write_bytes(path, save(data, metadata=header))
+
+
+def read_tensors(
+    path: Path, what: str, hint: str = RESTORE
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors of a safetensors file, and the facts that edgekd wrote with them.
+
+    Returns:
+        The tensors by name, and the facts; of a file without facts, the text fields of its header.
+
+    Raises:
+        EdgekdError: missing, or not safetensors.
+    """
+    from safetensors import safe_open
+
+    with read_errors(path, what, "safetensors", hint):
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata = handle.metadata() or {}
+        facts = parse_json(metadata[_FACTS]) if _FACTS in metadata else metadata
+        if not isinstance(facts, dict):
+            raise ValueError("its facts are no JSON object")
+        return tensors, facts
+
+
+def read_torch(path: Path, what: str, hint: str = RESTORE, allow: Sequence[Any] = ()) -> Any:
+    """Read what `torch.save` wrote: tensors and plain values, never code.
+
+    Args:
+        allow: further types that the file may hold, as `torch.serialization.safe_globals` takes them.
+
+    Raises:
+        EdgekdError: missing, damaged, or with pickled code.
+    """
+    import pickle
+
+    import torch
+
+    with (
+        read_errors(path, what, "torch file of tensors", hint),
+        open_regular(path) as handle,
+        torch.serialization.safe_globals(list(allow)),
+    ):
+        start = handle.read(2)
+        handle.seek(0)
+        try:
+            return torch.load(handle, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            # A zip archive or a pickle's first opcode: a torch file that holds something else than tensors.
+            if start == b"PK" or start[:1] == b"\x80":
+                raise EdgekdError(
+                    f"The {what} at {path} contains pickled code, which edgekd does not run.",
+                    "Save its tensors alone: safetensors.torch.save_file(model.state_dict(), ...).",
+                ) from error
+            raise

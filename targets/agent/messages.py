@@ -1,0 +1,70 @@
+"""The agent's messages: one JSON object per line of standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+from edgekd.core.readers import parse_json, printable
+
+_LONGEST_LINE = 1 << 20
+
+
+def emit(**message: Any) -> None:
+    """Print one message, or words on a terminal. A closed output is no reason to stop working."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout.isatty():
+            words = (" ".join(map(str, v)) if isinstance(v, list) else v for v in message.values())
+            print(*words, flush=True)
+        else:
+            print(json.dumps(message), flush=True)
+
+
+def converse(
+    command: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    stdin: IO[bytes] | None = None,
+    timeout_s: float | None = None,
+) -> tuple[dict[str, Any], int, str]:
+    """Run a command that emits messages; what login scripts print between them is left out.
+
+    Args:
+        say: takes lines of progress, `{"say": …}`.
+        timeout_s: after the command's last line.
+
+    Returns:
+        Its last message that is not progress, its exit code, and its standard error.
+    """
+    last: dict[str, Any] = {}
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            list(command), stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+        )
+        try:
+            output = child.stdout
+            assert output is not None
+            for line in iter(lambda: output.readline(_LONGEST_LINE), b""):
+                with contextlib.suppress(ValueError):
+                    message = parse_json(line)
+                    if isinstance(message, dict) and set(message) == {"say"}:
+                        say(str(message["say"])[:500])
+                    elif isinstance(message, dict):
+                        last = message or last
+            code = child.wait(timeout_s)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        errors.seek(0)
+        return last, code, errors.read().decode(errors="replace")
+
+
+def last_line(text: str) -> str:
+    """Return the last line of an error output, printable and short."""
+    return printable((text.strip().splitlines() or ["no message"])[-1].strip())[:300]
