@@ -41,13 +41,13 @@ class FakeTime:
         return run_once
 
 
-@pytest.mark.parametrize(("ms", "runs"), [(2.0, 5000), (10.0, 1000), (100.0, 128)])
+@pytest.mark.parametrize(("ms", "runs"), [(2.0, 3000), (10.0, 600), (100.0, 128)])
 def test_both_runs_and_seconds_are_reached(ms: float, runs: int) -> None:
     fake = FakeTime()
     found = measure(fake.model(lambda _: ms), QUICK, clock=fake.clock)
     assert len(found.samples_ms) == pytest.approx(runs, abs=QUICK.block_s * 1e3 / ms)
     assert len(found.samples_ms) >= QUICK.runs
-    assert found.samples_ms.sum() >= 10_000
+    assert found.samples_ms.sum() >= QUICK.seconds * 1e3
     assert found.complete
     assert found.settled
 
@@ -109,7 +109,7 @@ def test_no_sample_is_left_out_and_queries_run_on() -> None:
     assert seen == list(range(found.warmup_runs + len(found.samples_ms)))
     assert found.samples_ms.max() == (50.0 if found.warmup_runs <= 60 else 10.0)
     outlier = measure(
-        lambda query: setattr(fake, "now", fake.now + (500 if query == 700 else 10) * 1_000_000),
+        lambda query: setattr(fake, "now", fake.now + (500 if query == 500 else 10) * 1_000_000),
         QUICK,
         clock=fake.clock,
     )
