@@ -199,3 +199,15 @@ def test_the_install_page_names_the_tested_versions(project: dict[str, Any]) -> 
     for name, version, allowed in rows:
         assert tested[canonicalize_name(name)] == version
         assert SpecifierSet(allowed) == bounds[canonicalize_name(name)]
+
+
+def test_the_tests_of_the_second_environment_exist() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    words = script.rpartition(".ci-lowest/bin/pytest")[2].replace("\\\n", " ").split()
+    patterns = " ".join(word for word in words if word.startswith("tests/"))
+    shown = subprocess.run(
+        ["bash", "-c", f"printf '%s\n' {patterns}"], capture_output=True, text=True, check=True
+    )
+    paths = shown.stdout.split()
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
