@@ -146,6 +146,14 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[NodeProto]) -> None:
     graph.node.extend(taken)
 
 
+def rename_input(nodes: Iterable[NodeProto], old: str, new: str) -> None:
+    """Make every node that reads the tensor `old` read `new`."""
+    for node in nodes:
+        for place, name in enumerate(node.input):
+            if name == old:
+                node.input[place] = new
+
+
 def drop_unused(model: onnx.ModelProto) -> None:
     """Remove constants that no node reads, in place."""
     used = {name for node in model.graph.node for name in node.input}
@@ -224,11 +232,8 @@ def with_resize(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelPro
     front = onnx.parser.parse_graph(_resize_text(preprocess))
     front = onnx.compose.add_prefix_graph(front, "edgekd/resize/")
     picture, done = front.input[0].name, front.output[0].name
-    for nodes, old, new in ((graph.node, image, done), (front.node, picture, image)):
-        for node in nodes:
-            for place, name in enumerate(node.input):
-                if name == old:
-                    node.input[place] = new
+    rename_input(graph.node, image, done)
+    rename_input(front.node, picture, image)
     replace_nodes(graph, [*front.node, *graph.node])
     graph.initializer.extend(front.initializer)
     graph.input[0].CopyFrom(front.input[0])

@@ -77,16 +77,18 @@ def write_artifact(
     return _write(folder, model, output, classes=CLASSES, preprocess=preprocess)
 
 
+BANK_FACTS = {
+    "teacher": "toy",
+    "teacher_id": "t",
+    "templates": ["a {}"],
+    "described": False,
+    "added": [],
+}
+
+
 def red_and_green(text_mean: np.ndarray | None = None) -> ClassBank:
     vectors = np.eye(3, dtype=np.float32)[:2]
-    facts = {
-        "teacher": "toy",
-        "teacher_id": "t",
-        "templates": ["a {}"],
-        "described": False,
-        "added": [],
-    }
-    return ClassBank(COLOURS, vectors, 10.0, text_mean, facts)
+    return ClassBank(COLOURS, vectors, 10.0, text_mean, dict(BANK_FACTS))
 
 
 def write_colours(folder: Path, bank: ClassBank | None = None) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from artifact_fakes import BANK_FACTS
 from export_fakes import CLASSES, PREPROCESS, Backbone, export_parts, pictures
 from PIL import Image
 from study_data import draw_domains, tiny_settings
@@ -36,14 +37,7 @@ def build() -> Deployable:
 def bank() -> ClassBank:
     """Class vectors where the student's embeddings are: each the embedding of one image."""
     vectors = unit(torch_logits(build(), pictures(3, seed=7)))
-    facts = {
-        "teacher": "toy",
-        "teacher_id": "t",
-        "templates": ["a {}"],
-        "described": False,
-        "added": [],
-    }
-    return ClassBank(CLASSES, vectors, 200.0, None, facts)
+    return ClassBank(CLASSES, vectors, 200.0, None, dict(BANK_FACTS))
 
 
 def export(folder: Path, target: str, precision: str, **changes: Any) -> Artifact:

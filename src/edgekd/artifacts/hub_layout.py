@@ -26,7 +26,7 @@ from edgekd.core.files import write_json, write_text
 from edgekd.core.manifest import LABELS_FILE, Artifact, Run, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable, read_object, read_text
-from edgekd.export.onnx_graph import with_float_input
+from edgekd.export.onnx_graph import rename_input, with_float_input
 from edgekd.targets.registry import DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -135,10 +135,7 @@ def _with_pixel_values(artifact: Artifact) -> onnx.ModelProto:
     if artifact.input == "uint8":
         model = with_float_input(model)
     first = model.graph.input[0]
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name == first.name:
-                node.input[place] = "pixel_values"
+    rename_input(model.graph.node, first.name, "pixel_values")
     first.name = "pixel_values"
     onnx.checker.check_model(model)
     return model
