@@ -13,6 +13,7 @@ import timm
 import torch
 import yaml
 from artifact_fakes import channel_means, write_artifact
+from export_fakes import build, export
 from hub_fake import FakeHub, fake_hub
 from huggingface_hub import constants
 from PIL import Image
@@ -166,6 +167,18 @@ def test_one_artifact_without_torch_weights(hub: FakeHub, tmp_path: Path) -> Non
     folder = edgekd.pull("me/means", out=tmp_path / "pulled")
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     assert edgekd.load(folder / "artifacts" / "onnxruntime-fp32").predict(red)[0].label == "r"
+
+
+def test_a_file_that_resizes_is_pushed_but_not_as_planes(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = np.full((40, 50, 3), 90, dtype=np.uint8)
+    export(build(), tmp_path / "a", "fp32", input="picture", pictures=lambda: (picture,))
+    edgekd.push(tmp_path / "a", "me/picture")
+    names = set(hub.repos["me/picture"])
+    assert any(name.startswith("artifacts/") and name.endswith(".onnx") for name in names)
+    assert not any(name.startswith("onnx/") for name in names)
+    assert "left out" in capsys.readouterr().err
 
 
 def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:

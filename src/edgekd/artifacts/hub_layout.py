@@ -132,7 +132,7 @@ def _with_pixel_values(artifact: Artifact) -> onnx.ModelProto:
     """Return the model with one input, normalised float32 planes named `pixel_values`."""
     assert artifact.folder is not None
     model = onnx.load(artifact.folder / artifact.model_file)
-    if artifact.input == "uint8":
+    if artifact.input != "float":
         model = with_float_input(model)
     first = model.graph.input[0]
     rename_input(model.graph.node, first.name, "pixel_values")
