@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 KEY_BYTES, INDEX_BYTES = 34, 42
 """Of a cached embedding on disk, and in the memory of each process."""
 STORE_BYTES = 8 * 2**30
-"""Beyond, pixels are not stored but decoded at every visit (`edgekd.distill.batches.MAX_BYTES`)."""
+"""Beyond, pixels are not stored but decoded at every visit (`edgekd.distill.inputs.batches.MAX_BYTES`)."""
 
 
 @dataclass(frozen=True)

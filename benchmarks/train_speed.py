@@ -24,11 +24,11 @@ import torch
 from timm.utils import ModelEmaV3
 
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.batchnorm import find_folds, folded
 from edgekd.distill.classification.task import make_batch
 from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import find_folds, folded
+from edgekd.distill.models.students import make_student
 from edgekd.distill.recipes import get_recipe
-from edgekd.distill.students import make_student
 from edgekd.distill.text_bank import TextBank
 from edgekd.distill.train import train
 

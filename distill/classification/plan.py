@@ -19,12 +19,12 @@ from edgekd.data.sources import absolute, is_packed
 from edgekd.data.split import Split, read_split, read_stored_split
 from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
-from edgekd.distill.fetch import from_weights_dir
 from edgekd.distill.launch import precision_of
 from edgekd.distill.loggers import check_loggers
 from edgekd.distill.losses import uses_labels
+from edgekd.distill.models.fetch import from_weights_dir
+from edgekd.distill.models.students import TEACHER_ENCODER, timm_name, toy_weights
 from edgekd.distill.recipes import Part, Recipe, get_recipe
-from edgekd.distill.students import TEACHER_ENCODER, timm_name, toy_weights
 from edgekd.distill.text_bank import read_vocabulary, readable
 
 TOY_SIZE = 48

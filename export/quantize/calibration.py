@@ -21,7 +21,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
-from edgekd.export.onnx_graph import Graph, copied
+from edgekd.export.onnx.graphs import Graph, copied
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)

@@ -75,7 +75,7 @@ def fetch(config: FetchConfig) -> list[Path]:
     Returns:
         What was written: the teacher's open_clip model folder, a safetensors file for each student.
     """
-    from edgekd.distill.fetch import fetch
+    from edgekd.distill.models.fetch import fetch
 
     return fetch(config)
 
@@ -89,7 +89,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.models.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.batches import BalancedSampler, Sampler
 from edgekd.distill.classification.setup import cached_view_counts
 from edgekd.distill.classification.text_targets import (
     TextTargets,
@@ -23,6 +22,7 @@ from edgekd.distill.classification.text_targets import (
     near_chance,
     report_zero_shot,
 )
+from edgekd.distill.inputs.batches import BalancedSampler, Sampler
 from edgekd.distill.text_bank import (
     QUESTION,
     TextBank,

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import (
     rgb_to_grayscale,
 )
 
-from edgekd.distill.views import (
+from edgekd.distill.inputs.views import (
     KINDS,
     Restyle,
     RestylePolicy,

@@ -19,12 +19,12 @@ from edgekd.core.console import Tally, say, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import like_names, read_json
-from edgekd.data import scan, toy
-from edgekd.data.coco import list_coco
+from edgekd.data import toy
 from edgekd.data.images import UnreadableImage, check_content, decode
-from edgekd.data.layouts import class_names
-from edgekd.data.packed import PackedReader
-from edgekd.data.sources import is_packed, open_packed
+from edgekd.data.sources import is_packed, open_packed, scan
+from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.layouts import class_names
+from edgekd.data.sources.packed import PackedReader
 
 _INDEX_VERSION = 1
 _MANY = 2000
@@ -180,7 +180,7 @@ class JoinedReader:
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
 
-    Conventions are in `edgekd.data.scan`, `coco`, `shards` and `tables`.
+    Conventions are in `edgekd.data.sources.scan`, `coco`, `shards` and `tables`.
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.

@@ -10,10 +10,9 @@ import numpy as np
 
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.data import scan
 from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable, toy_images
 from edgekd.data.images import EXTENSIONS
-from edgekd.data.sources import is_packed, open_packed
+from edgekd.data.sources import is_packed, open_packed, scan
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS

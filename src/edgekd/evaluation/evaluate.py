@@ -26,7 +26,7 @@ from edgekd.distill.classification.predict import (
     student_vectors,
     teacher_predict,
 )
-from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.distill.text_bank import TextBank, descriptions_for, templates_for
 from edgekd.evaluation.few_shot import (
     can_zero_shot,

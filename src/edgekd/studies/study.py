@@ -24,7 +24,7 @@ from edgekd.core.files import short_hash, write_json, write_text
 from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_arrays
 from edgekd.distill.classification.predict import predict_all, teacher_predict
-from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.distill.text_bank import (
     descriptions_for,
     read_vocabulary,

@@ -19,7 +19,7 @@ from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.readers import like_names, open_regular, printable, read_errors, read_text
 from edgekd.data.images import EXTENSIONS
-from edgekd.data.layouts import whole_parts
+from edgekd.data.sources.layouts import whole_parts
 
 ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CONVENTIONS = "edgekd reads class/image, domain/class/image, train|val|test/class/image, or a .csv/.parquet manifest."

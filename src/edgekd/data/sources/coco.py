@@ -8,8 +8,8 @@ from pathlib import Path
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable, read_object
-from edgekd.data import scan
-from edgekd.data.scan import Entry, Listing
+from edgekd.data.sources import scan
+from edgekd.data.sources.scan import Entry, Listing
 
 _HINT = 'A COCO file has "images", "annotations" and "categories".'
 
