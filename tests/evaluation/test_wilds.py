@@ -115,7 +115,7 @@ def test_classes_are_numbers_where_wilds_names_none(
 ) -> None:
     plant(monkeypatch, lambda dataset, root_dir, download: Plain(tmp_path))
     assert wilds_suites("rxrx1", "x", ("0", "1", "2"))[0].images.classes == ("0", "1", "2")
-    with pytest.raises(EdgekdError, match="does not know"):
+    with pytest.raises(EdgekdError, match="does not have"):
         wilds_suites("rxrx1", "x", NAMES)
 
 
