@@ -27,7 +27,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}
 
 
 class Tiny:
-    """60 painted images in five splits; what the package's data sets have and edgekd asks for."""
+    """60 painted images in five splits; what the data sets of the package have and edgekd reads."""
 
     def _fill(self, folder: Path) -> None:
         n = 60
