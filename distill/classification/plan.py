@@ -28,10 +28,10 @@ from edgekd.distill.recipes import Part, Recipe, get_recipe
 from edgekd.distill.text_bank import read_vocabulary, readable
 
 TOY_SIZE = 48
-TOY_STEPS = 300
+TOY_STEPS = 500
 TOY_BATCH = 32
 SMOKE_STEPS = 4
-DEFAULT_EPOCHS = 20.0
+DEFAULT_EPOCHS = 40.0
 
 
 def settle(config: TrainConfig) -> TrainConfig:
