@@ -28,14 +28,16 @@ from edgekd.distill.inputs.batches import (
 from edgekd.distill.inputs.cache import (
     plain_embeddings,
 )
-from edgekd.distill.inputs.views import render, restyle
+from edgekd.distill.inputs.restyle import restyle
+from edgekd.distill.inputs.views import render
 from edgekd.distill.launch import Fabric, gathered
 from edgekd.distill.losses import Batch
 from edgekd.distill.models.batchnorm import Fold, find_folds
 from edgekd.distill.models.students import Student
 from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
-from edgekd.distill.text_bank import Descriptions, TextBank
+from edgekd.distill.text_bank import TextBank
+from edgekd.distill.text_files import Descriptions
 
 
 @dataclass(eq=False)

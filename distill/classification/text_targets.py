@@ -24,15 +24,13 @@ from edgekd.distill.losses import unit
 from edgekd.distill.models.students import Student
 from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
-from edgekd.distill.text_bank import (
+from edgekd.distill.text_bank import TextBank, templates_for, warn_of_indistinct_classes
+from edgekd.distill.text_files import (
     DESCRIPTIONS_FILE,
     Descriptions,
-    TextBank,
     read_captions,
     read_vocabulary,
     stored_descriptions,
-    templates_for,
-    warn_of_indistinct_classes,
 )
 
 ANISOTROPIC = 0.5

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.configs.benchmark import (
-    BenchmarkConfig,
-    EvaluateConfig,
-    ReportConfig,
-)
+from edgekd.configs.benchmark import BenchmarkConfig, EvaluateConfig, ReportConfig
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig

@@ -39,7 +39,8 @@ from edgekd.distill.inputs.cache import (
     caching_teacher,
     fill_views,
 )
-from edgekd.distill.inputs.views import Augmentation, RestylePolicy, ViewPolicy, view_params
+from edgekd.distill.inputs.restyle import RestylePolicy
+from edgekd.distill.inputs.views import Augmentation, ViewPolicy, view_params
 from edgekd.distill.launch import make_fabric
 from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 

@@ -24,16 +24,18 @@ from edgekd.distill.classification.text_targets import (
 )
 from edgekd.distill.inputs.batches import BalancedSampler, Sampler
 from edgekd.distill.text_bank import (
-    QUESTION,
     TextBank,
-    descriptions_for,
     ensemble,
-    read_captions,
     read_text_bank,
-    read_vocabulary,
-    stored_descriptions,
     templates_for,
     warn_of_indistinct_classes,
+)
+from edgekd.distill.text_files import (
+    QUESTION,
+    descriptions_for,
+    read_captions,
+    read_vocabulary,
+    stored_descriptions,
     write_descriptions,
 )
 

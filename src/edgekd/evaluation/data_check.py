@@ -31,6 +31,7 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.images import check_content
 from edgekd.data.sources import is_packed, open_packed, scan
 from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.manifests import list_manifest
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
@@ -135,7 +136,7 @@ def _unreadable(data: str, images: ImageSet) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         listing = scan.list_folder(path)
     else:
-        listing = list_coco(path) if path.suffix.lower() == ".json" else scan.list_manifest(path)
+        listing = list_coco(path) if path.suffix.lower() == ".json" else list_manifest(path)
     read = set(images.ids)
     for entry in listing.entries:
         if scan.shown(entry.path) not in read:
