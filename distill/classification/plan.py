@@ -29,10 +29,10 @@ from edgekd.distill.text_bank import readable
 from edgekd.distill.text_files import read_vocabulary
 
 TOY_SIZE = 48
-TOY_STEPS = 300
+TOY_STEPS = 500
 TOY_BATCH = 32
 SMOKE_STEPS = 4
-DEFAULT_EPOCHS = 20.0
+DEFAULT_EPOCHS = 40.0
 
 
 def settle(config: TrainConfig) -> TrainConfig:

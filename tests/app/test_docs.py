@@ -63,13 +63,14 @@ def simple_commands(block: str) -> Iterator[list[str]]:
         script = line[2:]
         for name, values in re.findall(r"\bfor (\w+) in ([^;]+);", script):
             script = re.sub(rf"\$\{{{name}\}}|\${name}\b", values.split()[0], script)
-        for part in re.split(r"&&|\|\||;|\|", script):
+        script = re.sub(r"\s2> \S+", "", script)
+        for part in re.split(r"&&|\|\||;|\||&", script):
             words = shlex.split(part, comments=True)
             while words and (
-                words[0] in ("do", "then", "time") or re.fullmatch(r"\w+=.*", words[0])
+                words[0] in ("do", "then", "time", "{") or re.fullmatch(r"\w+=.*", words[0])
             ):
                 words.pop(0)
-            if words and words[0] not in ("for", "done"):
+            if words and words[0] not in ("for", "done", "wait", "}"):
                 yield words
 
 
