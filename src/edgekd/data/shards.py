@@ -224,7 +224,11 @@ def _images(
 
     The last value is why an image is not read at all, else empty.
     """
+    end = -1
     for member in tar:
+        if member.offset <= end:  # a negative size leads back, and tarfile would read in circles
+            raise tarfile.ReadError("its members overlap")
+        end = member.offset
         ending = os.path.splitext(member.name)[1].lower()
         is_image = ending in EXTENSIONS
         if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):
