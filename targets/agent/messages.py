@@ -74,7 +74,8 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
     output, kept = child.stderr, bytearray()
 
     def read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,17 @@ def read_tensors(
         if not isinstance(facts, dict):
             raise ValueError("its facts are no JSON object")
         return tensors, facts
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names and values of tensors, hex."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_torch(path: Path, what: str, hint: str = RESTORE, allow: Sequence[Any] = ()) -> Any:
