@@ -171,9 +171,9 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path` in one rename, else it is removed.
+    """Yield a temporary path for a file beside `path`; on success it becomes `path` in one rename, else it is removed.
 
-    A killed process leaves at most a `.tmp-*` file or folder that nothing reads; `sweep` removes it.
+    A killed process leaves at most a `.tmp-*` file that nothing reads; `sweep` removes it.
     """
     path = Path(path)
     with disk_errors(path):
@@ -181,26 +181,15 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
         try:
             yield scratch
-            if scratch.is_dir() and path.is_dir():
-                # A folder cannot be renamed onto a full one: step aside first, so that one of both always exists.
-                old = scratch.with_name(scratch.name + "-old")
-                os.rename(path, old)
-                os.rename(scratch, path)
-                shutil.rmtree(old)
-            else:
-                if scratch.is_file():
-                    with open(scratch, "rb+") as handle:
-                        os.fsync(handle.fileno())
-                os.replace(scratch, path)
+            with open(scratch, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(scratch, path)
         finally:
-            if scratch.is_dir():
-                shutil.rmtree(scratch, ignore_errors=True)
-            else:
-                scratch.unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of `replacing(path)`, where nothing in it has changed for a day.
+    """Remove what killed processes left of `replacing` or `publishing` of `path`, if nothing in it changed for a day.
 
     A day, because somebody else may be writing the same path just now, on another machine even.
     """
