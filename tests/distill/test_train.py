@@ -538,7 +538,7 @@ def test_a_checkpoint_of_something_else_is_refused(
             run(recipe="erm")
     whole = torch.load(path, weights_only=True)
     for field in ("student", "rng", "seconds", "speed", "best", "done", "optimizer", "average"):
-        for wrong in (None, "x", torch.zeros(2)):
+        for wrong in (None, "x", torch.zeros(4)):
             torch.save(whole | {field: wrong}, path)
             with pytest.raises(EdgekdError, match="checkpoint"):
                 run(resume=True)
