@@ -25,8 +25,8 @@ from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder, replacing
 from edgekd.core.readers import map_array
-from edgekd.data.toy_draw import SIZE, STYLES, Colour, Scene
-from edgekd.data.toy_shapes import SHAPES, Role, pose
+from edgekd.data.toy.shapes import SHAPES, Role, pose
+from edgekd.data.toy.styles import SIZE, STYLES, Colour, Scene
 
 VERSION = "toy-1"
 """Part of every key: raise it with any change that alters a drawing."""

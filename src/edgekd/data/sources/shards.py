@@ -24,8 +24,8 @@ from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import cache_root, short_hash, write_text
 from edgekd.core.readers import NOT_REGULAR, parse_json, printable, read_json
 from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
-from edgekd.data.packed import Packed, PackedReader
-from edgekd.data.scan import ROLES, Entry
+from edgekd.data.sources.packed import Packed, PackedReader
+from edgekd.data.sources.scan import ROLES, Entry
 
 _VERSION = 1
 _MOST_SHARDS = 100_000

@@ -28,8 +28,9 @@ from edgekd.core.files import cache_folder, replacing, short_hash
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import map_array
 from edgekd.data.image_set import ImageSet, JoinedReader
-from edgekd.distill.mixing import Mixing
-from edgekd.distill.views import Augmentation, Restyle, ViewParams, restyle_params, view_params
+from edgekd.distill.inputs.mixing import Mixing
+from edgekd.distill.inputs.restyle import Restyle, restyle_params
+from edgekd.distill.inputs.views import Augmentation, ViewParams, view_params
 
 MAX_BYTES = 8 * 2**30
 """Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""
