@@ -12,6 +12,6 @@ python3.11 -m venv "$1/edgekd"
 make "$1" timm
 make "$1" torchdistill torchdistill==1.1.5
 make "$1" lightly lightly-train==0.18.0
-make "$1" olive olive-ai==0.13.0
+make "$1" olive olive-ai==0.13.0 requests  # imported, not declared
 make "$1" timmx "timmx[onnx]==0.10.1"
 make "$1" ultralytics ultralytics==8.4.190 onnx

@@ -2,7 +2,7 @@
 
     python benchmarks/peers/train_edgekd.py --assets ASSETS --pictures DIR --out DIR [--recipe edgekd]
 
-`--speed` fills the cache first, as in every training after the first. There are as many views as the steps visit.
+There are as many views as the steps visit. The teacher's passes are in the seconds, not in images/s.
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ def main() -> None:
         "batch_size": BATCH, "precision": "32-true", "logger": "csv", "overwrite": True, "out": run,
         "accelerator": "cpu", "steps": given.steps, "views": math.ceil(given.steps * BATCH / trains),
     }  # fmt: skip
-    if given.speed:
-        train(TrainConfig.load(**settings))  # fills the cache
     clock = Clock(given)
     count_steps(clock)
     train(
