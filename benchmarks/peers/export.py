@@ -3,8 +3,8 @@
     python benchmarks/peers/export.py --environments DIR --assets ASSETS --pictures DIR --trained DIR --out DIR
 
 Run it in edgekd's environment. `--trained` is what `train_edgekd.py` wrote with the recipe `kd`, whose student is a
-plain timm classifier. All files take normalised float32 `[B, 3, SIZE, SIZE]` and run in ONNX Runtime with one thread, in
-turns. Export and latency are times of the processor, so that other work on the machine is not in them.
+plain timm classifier. All files take normalised float32 `[B, 3, SIZE, SIZE]` and run in turns in ONNX Runtime with one
+thread. Export and latency are times of the processor, so that other work on the machine is not in them.
 """
 
 from __future__ import annotations
