@@ -15,19 +15,19 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Run
 from edgekd.core.readers import sha256_file
-from edgekd.core.tensors import read_torch, write_tensors
+from edgekd.core.tensors import loaded_from, read_torch, write_tensors
 from edgekd.core.version import __version__
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import LastWeights
-from edgekd.distill.batchnorm import recompute_statistics
-from edgekd.distill.cache import plain_embeddings
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs.cache import plain_embeddings
+from edgekd.distill.inputs.views import render
+from edgekd.distill.models.batchnorm import recompute_statistics
+from edgekd.distill.models.students import Student, fit_scale, interpolate_with_teacher
+from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.progress import Progress
-from edgekd.distill.students import Student, fit_scale, interpolate_with_teacher
-from edgekd.distill.teachers import ClipTeacher
-from edgekd.distill.views import render
 
 STATISTICS_BATCHES = 20
 
@@ -121,7 +121,8 @@ def _chosen_weights(
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":
-        final.load_state_dict(read_torch(checkpoint.best_path, "best weights"))
+        with loaded_from(checkpoint.best_path):
+            final.load_state_dict(read_torch(checkpoint.best_path, "best weights"))
         step, label = checkpoint.best_step, average.label
         selection = f"best mean source-validation accuracy of the {label} (step {step})"
     return final, selection

@@ -18,21 +18,19 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
-from edgekd.distill.cache import caption_embeddings, plain_embeddings
+from edgekd.distill.inputs.cache import caption_embeddings, plain_embeddings
 from edgekd.distill.launch import Fabric, gathered, total
 from edgekd.distill.losses import unit
+from edgekd.distill.models.students import Student
+from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
-from edgekd.distill.students import Student
-from edgekd.distill.teachers import ClipTeacher, Teacher
-from edgekd.distill.text_bank import (
+from edgekd.distill.text_bank import TextBank, templates_for, warn_of_indistinct_classes
+from edgekd.distill.text_files import (
     DESCRIPTIONS_FILE,
     Descriptions,
-    TextBank,
     read_captions,
     read_vocabulary,
     stored_descriptions,
-    templates_for,
-    warn_of_indistinct_classes,
 )
 
 ANISOTROPIC = 0.5
@@ -219,8 +217,8 @@ def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> fl
     say(f"teacher: {text} (mean over {len(present)} classes; chance is {100 * chance:.1f} %)")
     if near_chance(accuracy, chance):
         warn(
-            f"THE TEACHER HARDLY KNOWS THESE CLASSES: its {text} is near chance ({100 * chance:.1f} %). A student "
-            "learns no more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
+            f"THE TEACHER IS NEAR CHANCE ON THESE CLASSES: its {text}, where chance is {100 * chance:.1f} %. A student "
+            "learns little more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
         )
     return accuracy
 

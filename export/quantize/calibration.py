@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,10 +21,9 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
-from edgekd.export.onnx_graph import Graph, copied
+from edgekd.export.onnx.graphs import Graph, copied
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
-CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Tensor name → smallest and largest value, float32 scalars."""
 Means = dict[str, NDArray[np.float64]]
@@ -145,7 +144,8 @@ def lost_by_rounding(
     steps = scales.astype(np.float64).reshape(-1, 1, 1)
     lost = (rows - steps * np.clip(np.round(rows / steps), -128, 127)).sum(axis=2)  # [O, I]
     shift = lost.reshape(groups, -1, lost.shape[1]) @ means.reshape(groups, -1, 1)
-    return shift.reshape(outputs)
+    lost_by_output: NDArray[np.float64] = shift.reshape(outputs)
+    return lost_by_output
 
 
 def clipped_ranges(

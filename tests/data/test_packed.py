@@ -15,8 +15,8 @@ import pytest
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.data.shards import expanded
 from edgekd.data.sources import absolute
+from edgekd.data.sources.shards import expanded
 from edgekd.data.subsets import run_split
 from edgekd.data.unlabelled import load_unlabelled
 
@@ -142,6 +142,21 @@ def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path) -> None:
         shard.unlink() if content is None else shard.write_bytes(content)
         with pytest.raises(EdgekdError, match=r"001\.tar"):
             load_images(spec)
+
+
+def test_members_that_lead_back_are_not_read_in_circles(folder: Path, tmp_path: Path) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    shard = tmp_path / "shards" / "000.tar"
+    whole = shard.read_bytes().rstrip(b"\0")
+    images = whole.ljust(-(-len(whole) // 512) * 512, b"\0")
+    header = bytearray(tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT))
+    size = 1024 - (len(images) + 512)  # behind it lies the second member
+    header[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    shard.write_bytes(images + header + bytes(1024))
+    with pytest.raises(EdgekdError, match=r"000\.tar"):
+        load_images(spec)
 
 
 def extended(header: dict[str, str], content: bytes) -> bytes:

@@ -23,7 +23,9 @@ from edgekd.benchmark.evaluate.agreement import (
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.load import load_run
-from edgekd.distill.teachers import ClipTeacher
+from edgekd.distill.models.teachers import ClipTeacher
+
+pytestmark = pytest.mark.usefixtures("graphs_once")
 
 
 @pytest.fixture(scope="module")

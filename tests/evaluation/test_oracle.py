@@ -17,19 +17,19 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.classification.load import load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.students import Student
+from edgekd.distill.models.students import Student
 from edgekd.distill.train import train
 from edgekd.studies import cell as cells
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
+RECIPES = "plain=erm,swad=erm,vl2v-adip"
 
 OWN = [
     "plain:average=none",
     "plain:student_options.drop_rate=0.3",
-    "best:select=best",
     "swad:average=swad",
+    "vl2v-adip:select=best",
 ]
 
 STEPS = 24

@@ -17,14 +17,16 @@ from export_fakes import (
 from onnx import numpy_helper
 
 from edgekd.core.errors import EdgekdError, GateFailed
-from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.onnx_graph import to_half
+from edgekd.export.onnx.evaluate import onnx_evaluator
+from edgekd.export.onnx.graphs import to_half
 from edgekd.export.quantize import search as mixed
 from edgekd.export.quantize.onnx_scheme import OnnxScheme
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 from edgekd.export.quantize.search import AccuracyBudget, Drops, Search
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
+
+pytestmark = pytest.mark.usefixtures("graphs_once")
 
 SCHEME, TENSORRT = OnnxRuntimeInt8(), TensorRtInt8()
 

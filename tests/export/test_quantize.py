@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.onnx_graph import Graph, attribute, to_fp16
+from edgekd.export.onnx.graphs import Graph, attribute, to_fp16
 from edgekd.export.quantize import calibration as calibrators
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq
@@ -30,6 +30,8 @@ from edgekd.export.quantize.integer_form import integer_form
 from edgekd.export.quantize.onnx_scheme import OnnxScheme, correct_biases
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
 from edgekd.export.quantize.tensorrt import TensorRtInt8
+
+pytestmark = pytest.mark.usefixtures("graphs_once")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor, in_batches
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.images import UnreadableImage, decode, to_rgb
-from edgekd.data.scan import shown
+from edgekd.data.sources.scan import shown
 
 ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
 """A file, a Pillow image, or RGB uint8 `[H, W, 3]`."""
