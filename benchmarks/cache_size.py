@@ -45,7 +45,7 @@ def anonymous_mb() -> float:
 
 def write(entries: int, dim: int) -> None:
     """Fill the cache of `EDGEKD_CACHE`."""
-    from edgekd.distill.cache import EmbeddingCache
+    from edgekd.distill.inputs.cache import EmbeddingCache
 
     cache = EmbeddingCache("synthetic", "views", dim)
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def write(entries: int, dim: int) -> None:
 
 def measure(entries: int, dim: int, batches: int) -> dict[str, float]:
     """Open the cache of `EDGEKD_CACHE` and read batches."""
-    from edgekd.distill.cache import EmbeddingCache
+    from edgekd.distill.inputs.cache import EmbeddingCache
 
     before, started = anonymous_mb(), time.process_time()
     cache = EmbeddingCache("synthetic", "views", dim)

@@ -17,7 +17,7 @@ from pathlib import Path
 from cells import Cell, finished
 
 from edgekd.configs.vl import VlTrainConfig
-from edgekd.distill.teachers import load_teacher
+from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.vl.data import VlData
 from edgekd.distill.vl.run import evaluate_vl
 from edgekd.distill.vl.tasks import load_vl_data

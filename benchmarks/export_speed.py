@@ -61,7 +61,7 @@ def draw(count: int, size: int) -> NDArray[np.uint8]:
 
 def step_fp32(folder: Path, name: str) -> None:
     """The FP32 export, which both sides start from."""
-    from edgekd.export.onnx import export_onnx
+    from edgekd.export.onnx.write import export_onnx
 
     model, preprocess = student(name)
     export_onnx(model, folder / "fp32.onnx", size=preprocess.size, metadata={})
@@ -81,7 +81,7 @@ def step_bare(folder: Path, name: str) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_static
 
-    from edgekd.export.onnx_graph import Graph
+    from edgekd.export.onnx.graphs import Graph
     from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8
 
     shaped = onnx.shape_inference.infer_shapes(onnx.load(folder / "fp32.onnx"))

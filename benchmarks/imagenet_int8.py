@@ -27,7 +27,8 @@ from edgekd.core.manifest import Precision
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
-from edgekd.export.quantize.calibration import CALIBRATORS, Calibrator
+from edgekd.export.quantize.calibration import Calibrator
+from edgekd.targets.registry import TARGETS
 from edgekd.targets.session import Session, open_session
 
 PREPROCESS = Preprocess(
@@ -157,7 +158,10 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=200, help="timed runs per file")
     parser.add_argument(
-        "--calibrator", choices=CALIBRATORS, default="minmax", help="of ONNX Runtime's int8"
+        "--calibrator",
+        choices=TARGETS["onnxruntime"].calibrators,
+        default="minmax",
+        help="of ONNX Runtime's int8",
     )
     options = parser.parse_args()
     torch.set_num_threads(1)

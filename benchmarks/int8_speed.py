@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.export.graph import fuse
-from edgekd.export.onnx import export_onnx
+from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize import integer_form, qdq
 from edgekd.export.quantize import onnxruntime as scheme
 

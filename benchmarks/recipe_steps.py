@@ -20,13 +20,13 @@ from timm.optim import param_groups_weight_decay
 from torch.nn.functional import normalize
 
 from edgekd.distill.averaging import Ema
-from edgekd.distill.batchnorm import find_folds, folded
 from edgekd.distill.classification.task import make_batch
 from edgekd.distill.classification.text_targets import VisualBank
 from edgekd.distill.launch import keep_freed_memory
 from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import find_folds, folded
+from edgekd.distill.models.students import make_student
 from edgekd.distill.recipes import RECIPES, Recipe, Stage
-from edgekd.distill.students import make_student
 from edgekd.distill.text_bank import TextBank
 
 NAME, DIM, BASE = "tf_efficientnet_lite0", 512, "vl2v-adip"

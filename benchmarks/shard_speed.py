@@ -58,7 +58,7 @@ def write(root: Path, images: int, side: int, *, folder: bool) -> str:
 def train(settings: dict[str, object], *, stored: bool) -> None:
     """Train in this process and print its speed and memory."""
     import edgekd
-    from edgekd.distill import batches
+    from edgekd.distill.inputs import batches
 
     if not stored:
         batches.open_store.__kwdefaults__["max_bytes"] = 0

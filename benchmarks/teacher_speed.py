@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from edgekd.distill.teachers import ClipTeacher, has_bfloat16, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, has_bfloat16, load_teacher
 
 
 def main() -> None:

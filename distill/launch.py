@@ -21,7 +21,7 @@ from torch import Tensor
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import set_rank
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.teachers import has_bfloat16
+from edgekd.distill.models.teachers import has_bfloat16
 
 
 @dataclass(frozen=True)

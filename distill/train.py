@@ -27,14 +27,13 @@ from edgekd.core.manifest import Run, read_run
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.distill.averaging import Ema, LastWeights, Swad
-from edgekd.distill.batches import Prefetcher
-from edgekd.distill.batchnorm import Fold, folded, training_mode
 from edgekd.distill.checkpoint import Checkpoint, Resumable, StopRequest
 from edgekd.distill.classification.estimate import outline
 from edgekd.distill.classification.finish import finish
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import build, initialise, prepare
 from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs.batches import Prefetcher
 from edgekd.distill.launch import (
     Fabric,
     find_launch,
@@ -44,6 +43,7 @@ from edgekd.distill.launch import (
     total,
 )
 from edgekd.distill.losses import Batch, objective
+from edgekd.distill.models.batchnorm import Fold, folded, training_mode
 from edgekd.distill.progress import Progress, evaluation_steps
 from edgekd.distill.recipes import Stage
 

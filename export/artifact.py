@@ -29,7 +29,7 @@ from edgekd.core.readers import sha256_file
 from edgekd.core.version import __version__
 from edgekd.export.build import Build, Written
 from edgekd.export.graph import Deployable, Fused, fuse, torch_logits
-from edgekd.export.onnx import OPSET
+from edgekd.export.onnx.write import OPSET
 from edgekd.export.parity import EXACT, REFERENCE_FILE, check, compare, write_reference
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.search import AccuracyBudget

@@ -18,8 +18,8 @@ from edgekd.core.manifest import Input, Precision, TensorSpec
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable
-from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_graph import take_floats, take_pictures, to_fp16
+from edgekd.export.onnx.graphs import take_floats, take_pictures, to_fp16
+from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Scheme
 from edgekd.export.quantize.search import AccuracyBudget, quantize_within

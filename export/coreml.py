@@ -40,7 +40,7 @@ from edgekd.export.mil.compress import (
 from edgekd.export.mil.evaluate import logits_of
 from edgekd.export.mil.program import MilProgram, import_coremltools, read_program
 from edgekd.export.mil.ranges import Ranges, layers_to_keep, measure_ranges
-from edgekd.export.onnx import quiet
+from edgekd.export.onnx.write import quiet
 from edgekd.export.parity import compare
 from edgekd.targets.coreml import EMBEDDING, load_embedder, load_package
 

@@ -6,7 +6,7 @@ import onnx
 
 from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.export.build import Build, Written, agent_beside
-from edgekd.export.onnx_graph import take_floats
+from edgekd.export.onnx.graphs import take_floats
 from edgekd.export.openvino_ir import read, save
 from edgekd.export.quantize.calibration import check_calibration
 from edgekd.export.quantize.openvino import OpenVinoInt8

@@ -22,9 +22,9 @@ from edgekd.core.folders import ARTIFACT
 from edgekd.core.manifest import Artifact, Precision, read_artifact
 from edgekd.data.corruptions import NAMES, SIZE, corrupt
 from edgekd.data.unlabelled import NO_DOMAIN, with_unlabelled
-from edgekd.distill.batches import pixel_batches
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
+from edgekd.distill.inputs.batches import pixel_batches
 from edgekd.distill.loggers import attach_to_run
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable, fold_head

@@ -13,11 +13,11 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, write_onnx
-from edgekd.export.onnx_eval import ONNX_FILE, onnx_evaluator
+from edgekd.export.onnx.evaluate import ONNX_FILE, onnx_evaluator
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
-from edgekd.targets.trt_build import BuildError, build, parse
-from edgekd.targets.trt_builders import Choice, choose, module
+from edgekd.targets.trt.build import BuildError, build, parse
+from edgekd.targets.trt.builders import Choice, choose, module
 
 ENGINE_FILE = "model.engine"
 MAX_BATCH = 32
@@ -123,13 +123,13 @@ def _build_engine(choice: Choice, folder: Path) -> list[str]:
 
 
 def _write_bundle(folder: Path, image: TensorSpec) -> None:
-    source = files("edgekd.targets")
+    source = files("edgekd.targets.trt")
     script = source.joinpath("build.sh").read_text(encoding="utf-8")
     item = "x".join(str(side) for side in image.shape[1:])
     script = script.replace("@ITEM@", item).replace("@BATCH@", str(MAX_BATCH))
     (folder / "build.sh").write_text(script, encoding="utf-8")
     (folder / "build.sh").chmod(0o755)
-    builder = source.joinpath("trt_build.py").read_text(encoding="utf-8")
+    builder = source.joinpath("build.py").read_text(encoding="utf-8")
     (folder / "build_engine.py").write_text(builder, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from edgekd.core.errors import GateFailed
 from edgekd.core.files import write_json
 from edgekd.core.folders import VL_ARTIFACT, publishing
 from edgekd.core.readers import sha256_file
-from edgekd.export.onnx import save_checked, to_proto
+from edgekd.export.onnx.write import save_checked, to_proto
 from edgekd.export.parity import check, compare
 
 VlPredict = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]

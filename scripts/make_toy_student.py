@@ -1,6 +1,6 @@
-"""Train the toy student's first weights, shipped in `edgekd.data.toy_student`: like ImageNet weights.
+"""Train the toy student's first weights, shipped in `edgekd.data.toy.student`: like ImageNet weights.
 
-    python scripts/make_toy_student.py --out src/edgekd/data/toy_student
+    python scripts/make_toy_student.py --out src/edgekd/data/toy/student
 
 A real student starts from a network that has seen many photos of many things, and no sketches of yours. So does this
 one: it learns object kind, colour and surroundings from *photo-style* toy images alone, with colours and surroundings
@@ -24,8 +24,8 @@ from torch.nn.functional import cross_entropy
 
 from edgekd.core.files import replacing, write_json
 from edgekd.data import toy
+from edgekd.distill.inputs.views import ViewPolicy, render, view_params
 from edgekd.distill.train import schedule
-from edgekd.distill.views import ViewPolicy, render, view_params
 
 NAME = "mobilenetv3_large_100"
 SIZE = 48
@@ -97,7 +97,7 @@ def main() -> None:
 
     whole = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]]).expand(len(test_pixels), -1, -1)
     plain = (whole, torch.eye(3).expand(len(test_pixels), -1, -1), torch.zeros(len(test_pixels)))
-    from edgekd.distill.views import ViewParams
+    from edgekd.distill.inputs.views import ViewParams
 
     with torch.inference_mode():
         test_views = (render(test_pixels, ViewParams(*plain), SIZE) - mean) / std

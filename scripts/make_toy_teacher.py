@@ -1,6 +1,6 @@
-"""Train the toy teacher, a small genuine open_clip model of the toy suite, shipped in `edgekd.data.toy_teacher`.
+"""Train the toy teacher, a small genuine open_clip model of the toy suite, shipped in `edgekd.data.toy.teacher`.
 
-    python scripts/make_toy_teacher.py --out src/edgekd/data/toy_teacher
+    python scripts/make_toy_teacher.py --out src/edgekd/data/toy/teacher
 
 The images are drawn with `world=True` (colours and surroundings free of the class) from keys that no suite of the
 student's uses; all four domains take part. Captions name the class, mostly the style, sometimes the colour and the
@@ -311,7 +311,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("src/edgekd/data/toy_teacher"), help="folder of the model"
+        "--out", type=Path, default=Path("src/edgekd/data/toy/teacher"), help="folder of the model"
     )
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=64)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.students import make_student
+from edgekd.distill.models.students import make_student
 
 MODELS = """
 test_vit test_convnext test_nfnet test_byobnet mobilenetv3_small_050 mobilenetv2_050

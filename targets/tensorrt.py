@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
 from edgekd.targets.session import Session, feed_for
-from edgekd.targets.trt_build import MODULES
-from edgekd.targets.trt_builders import find_gpu
-from edgekd.targets.trt_device import (
+from edgekd.targets.trt.build import MODULES
+from edgekd.targets.trt.builders import find_gpu
+from edgekd.targets.trt.device import (
     DEVICE_FILE,
     HOW,
     check_tensorrt,

@@ -15,7 +15,7 @@ from edgekd.core.manifest import Artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
-from edgekd.export.onnx import export_onnx
+from edgekd.export.onnx.write import export_onnx
 
 SIZE = 32
 CLASSES = ("cat", "dog", "élan")

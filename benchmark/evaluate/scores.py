@@ -22,7 +22,6 @@ from edgekd.targets.timing.intervals import interval_of
 
 _APART = ("test:", "seen:", "adapted:")
 """Suites that enter no mean and stand beside the others by their full names."""
-_IMAGENET_CLASSES = 1000
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
     "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
@@ -351,7 +350,7 @@ def _corruption_rows(
     teacher_of = {one.run: tables.get(one.who) for one in subjects if one.kind == "teacher"}
     for (run, name), table in tables.items():
         denominators, whose = None, None
-        if last[run, name].classes == _IMAGENET_CLASSES:
+        if last[run, name].classes == 1000:  # ImageNet's
             denominators = ALEXNET_ERRORS
             whose = "AlexNet on ImageNet-C, as published by Hendrycks & Dietterich 2019"
         elif teacher := teacher_of.get(run):

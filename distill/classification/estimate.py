@@ -15,9 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from edgekd.configs.train import TrainConfig
-from edgekd.distill.batches import MAX_BYTES, BatchSource, PixelStore, store_side
-from edgekd.distill.batchnorm import Fold, folded, training_mode
-from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher
 from edgekd.distill.classification.plan import load_data, settle
 from edgekd.distill.classification.setup import (
     augmentation_of,
@@ -26,10 +23,13 @@ from edgekd.distill.classification.setup import (
     mixing_of,
 )
 from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs.batches import MAX_BYTES, BatchSource, PixelStore, store_side
+from edgekd.distill.inputs.cache import Embed, EmbeddingCache, caching_teacher
 from edgekd.distill.launch import keep_freed_memory, make_fabric, step_threads
 from edgekd.distill.losses import objective
+from edgekd.distill.models.batchnorm import Fold, folded, training_mode
+from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.recipes import Stage
-from edgekd.distill.teachers import ClipTeacher
 
 _TRIAL_STEPS = 3
 _TRIAL_IMAGES = 16

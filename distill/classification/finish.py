@@ -19,15 +19,15 @@ from edgekd.core.tensors import loaded_from, read_torch, write_tensors
 from edgekd.core.version import __version__
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import LastWeights
-from edgekd.distill.batchnorm import recompute_statistics
-from edgekd.distill.cache import plain_embeddings
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs.cache import plain_embeddings
+from edgekd.distill.inputs.views import render
+from edgekd.distill.models.batchnorm import recompute_statistics
+from edgekd.distill.models.students import Student, fit_scale, interpolate_with_teacher
+from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.progress import Progress
-from edgekd.distill.students import Student, fit_scale, interpolate_with_teacher
-from edgekd.distill.teachers import ClipTeacher
-from edgekd.distill.views import render
 
 STATISTICS_BATCHES = 20
 

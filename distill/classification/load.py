@@ -17,15 +17,10 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.split import Split, read_split
 from edgekd.data.subsets import run_images
 from edgekd.data.unlabelled import NO_DATA, label_free
-from edgekd.distill.students import TEACHER_ENCODER, Student, encoder_student, make_student
-from edgekd.distill.teachers import load_teacher
-from edgekd.distill.text_bank import (
-    DESCRIPTIONS_FILE,
-    Descriptions,
-    TextBank,
-    read_text_bank,
-    stored_descriptions,
-)
+from edgekd.distill.models.students import TEACHER_ENCODER, Student, encoder_student, make_student
+from edgekd.distill.models.teachers import load_teacher
+from edgekd.distill.text_bank import TextBank, read_text_bank
+from edgekd.distill.text_files import DESCRIPTIONS_FILE, Descriptions, stored_descriptions
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet
-from edgekd.distill.batches import pixel_batches
-from edgekd.distill.students import Student
-from edgekd.distill.teachers import ClipTeacher
+from edgekd.distill.inputs.batches import pixel_batches
+from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.students import Student
+from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.text_bank import TextBank
-from edgekd.distill.views import plain
 
 KNN_K = 20
 KNN_TAU = 0.07

@@ -17,10 +17,8 @@ from edgekd.core.folders import RUN, clear
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.subsets import class_places
-from edgekd.distill.batches import BatchSource, make_sampler, open_store, store_side
-from edgekd.distill.cache import Embed, EmbeddingCache, caching_teacher, fill_views
+from edgekd.distill.classification.checks import check_recipe
 from edgekd.distill.classification.load import continue_from
-from edgekd.distill.classification.plan import check_recipe
 from edgekd.distill.classification.task import Classification
 from edgekd.distill.classification.text_targets import (
     centre_projector,
@@ -32,13 +30,16 @@ from edgekd.distill.classification.text_targets import (
     source_domains,
     without_outliers,
 )
+from edgekd.distill.inputs.batches import BatchSource, make_sampler, open_store, store_side
+from edgekd.distill.inputs.cache import Embed, EmbeddingCache, caching_teacher, fill_views
+from edgekd.distill.inputs.mixing import Mixing
+from edgekd.distill.inputs.restyle import RestylePolicy
+from edgekd.distill.inputs.views import Augmentation, render
 from edgekd.distill.launch import Fabric
-from edgekd.distill.mixing import Mixing
+from edgekd.distill.models.students import TEACHER_ENCODER, Student, encoder_student, make_student
+from edgekd.distill.models.teachers import EmbeddingsTeacher, Teacher, load_teacher
 from edgekd.distill.recipes import Recipe, get_recipe
-from edgekd.distill.students import TEACHER_ENCODER, Student, encoder_student, make_student
-from edgekd.distill.teachers import EmbeddingsTeacher, Teacher, load_teacher
-from edgekd.distill.text_bank import DESCRIPTIONS_FILE, Descriptions
-from edgekd.distill.views import Augmentation, RestylePolicy, render
+from edgekd.distill.text_files import DESCRIPTIONS_FILE, Descriptions
 
 _MOST_VIEWS = 32
 """Cached views of an unlabelled image."""

@@ -16,26 +16,28 @@ from torch import Tensor, nn
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
-from edgekd.distill.batches import (
-    BatchSource,
-    RawBatch,
-    Sampler,
-)
-from edgekd.distill.batchnorm import Fold, find_folds
-from edgekd.distill.cache import (
-    plain_embeddings,
-)
 from edgekd.distill.classification.predict import source_accuracy, source_loss
 from edgekd.distill.classification.text_targets import (
     TextTargets,
 )
+from edgekd.distill.inputs.batches import (
+    BatchSource,
+    RawBatch,
+    Sampler,
+)
+from edgekd.distill.inputs.cache import (
+    plain_embeddings,
+)
+from edgekd.distill.inputs.restyle import restyle
+from edgekd.distill.inputs.views import render
 from edgekd.distill.launch import Fabric, gathered
 from edgekd.distill.losses import Batch
+from edgekd.distill.models.batchnorm import Fold, find_folds
+from edgekd.distill.models.students import Student
+from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
-from edgekd.distill.students import Student
-from edgekd.distill.teachers import ClipTeacher, Teacher
-from edgekd.distill.text_bank import Descriptions, TextBank
-from edgekd.distill.views import render, restyle
+from edgekd.distill.text_bank import TextBank
+from edgekd.distill.text_files import Descriptions
 
 
 @dataclass(eq=False)

@@ -18,21 +18,19 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet
 from edgekd.data.split import Split
 from edgekd.data.unlabelled import keep_unlabelled
-from edgekd.distill.cache import caption_embeddings, plain_embeddings
+from edgekd.distill.inputs.cache import caption_embeddings, plain_embeddings
 from edgekd.distill.launch import Fabric, gathered, total
 from edgekd.distill.losses import unit
+from edgekd.distill.models.students import Student
+from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.recipes import Recipe
-from edgekd.distill.students import Student
-from edgekd.distill.teachers import ClipTeacher, Teacher
-from edgekd.distill.text_bank import (
+from edgekd.distill.text_bank import TextBank, templates_for, warn_of_indistinct_classes
+from edgekd.distill.text_files import (
     DESCRIPTIONS_FILE,
     Descriptions,
-    TextBank,
     read_captions,
     read_vocabulary,
     stored_descriptions,
-    templates_for,
-    warn_of_indistinct_classes,
 )
 
 ANISOTROPIC = 0.5

@@ -18,8 +18,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable_values, read_object
 from edgekd.core.tensors import read_tensors, tensors_hash
-from edgekd.distill.cache import cached_tensors
-from edgekd.distill.students import make_student
+from edgekd.distill.inputs.cache import cached_tensors
+from edgekd.distill.models.students import make_student
 from edgekd.distill.vl.data import Reader, VlData, split_examples, subset
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.distill.vl.tasks import load_vl_data

@@ -18,10 +18,10 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet
-from edgekd.distill.batches import pixel_batches
-from edgekd.distill.cache import cached_tensors
-from edgekd.distill.teachers import ClipTeacher, Teacher
-from edgekd.distill.views import plain
+from edgekd.distill.inputs.batches import pixel_batches
+from edgekd.distill.inputs.cache import cached_tensors
+from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.data import Reader, VlData
 from edgekd.distill.vl.token_td import TeacherTokens

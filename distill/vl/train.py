@@ -25,15 +25,15 @@ from edgekd.core.folders import RUN, clear, growing
 from edgekd.core.readers import read_object
 from edgekd.core.tensors import write_tensors
 from edgekd.core.version import __version__
-from edgekd.distill.batches import BalancedSampler, PixelStore, open_store
-from edgekd.distill.batchnorm import Fold
 from edgekd.distill.checkpoint import Checkpoint
 from edgekd.distill.classification.text_targets import evenly_spread, report_zero_shot
+from edgekd.distill.inputs.batches import BalancedSampler, PixelStore, open_store
 from edgekd.distill.launch import make_fabric
 from edgekd.distill.losses import TermSpec
+from edgekd.distill.models.batchnorm import Fold
+from edgekd.distill.models.teachers import load_teacher
 from edgekd.distill.progress import Progress
 from edgekd.distill.recipes import Stage
-from edgekd.distill.teachers import load_teacher
 from edgekd.distill.train import fit
 from edgekd.distill.vl import tokens
 from edgekd.distill.vl.data import Reader, VlData, VlSplit, split_examples, subset

@@ -9,7 +9,7 @@ import numpy as np
 from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.program import MilProgram, import_coremltools
 from edgekd.export.mil.ranges import Ranges
-from edgekd.export.onnx import quiet
+from edgekd.export.onnx.write import quiet
 
 MIN_WEIGHTS = 512
 """Tensors with fewer values stay as they are: they save nothing."""

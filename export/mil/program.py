@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.onnx import quiet
+from edgekd.export.onnx.write import quiet
 
 WEIGHTS = Path("Data") / "com.apple.CoreML" / "weights"
 """Where a package keeps its weights."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -21,10 +21,9 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
-from edgekd.export.onnx_graph import Graph, copied
+from edgekd.export.onnx.graphs import Graph, copied
 
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
-CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 Ranges = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Tensor name → smallest and largest value, float32 scalars."""
 Means = dict[str, NDArray[np.float64]]

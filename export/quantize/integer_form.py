@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
-from edgekd.export.onnx_graph import Graph, attribute, replace_nodes, set_attribute
+from edgekd.export.onnx.graphs import Graph, attribute, replace_nodes, set_attribute
 
 LANES = 16
 """Channels that one step of the depthwise int8 kernels takes."""

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, channel_rows, copied
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, channel_rows, copied
 from edgekd.export.quantize.calibration import (
     PERCENTILE,
     Calibrator,

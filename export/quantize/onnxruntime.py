@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgekd.core.predictor import Predictor
-from edgekd.export.onnx_eval import runtime_evaluator
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, channel_rows, output_axis
+from edgekd.export.onnx.evaluate import runtime_evaluator
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, channel_rows, output_axis
 from edgekd.export.quantize import qdq
 from edgekd.export.quantize.integer_form import integer_form
 from edgekd.export.quantize.onnx_scheme import (

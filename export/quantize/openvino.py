@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.predictor import Predictor
-from edgekd.export.onnx import unprinted
+from edgekd.export.onnx.write import unprinted
 from edgekd.export.openvino_ir import evaluator, read, save
 from edgekd.export.quantize.calibration import Calibrator
 from edgekd.export.quantize.scheme import Group, Scheme, relative_error

@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, drop_unused, replace_nodes
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, drop_unused, replace_nodes
 from edgekd.export.quantize.calibration import Ranges
 
 SATURATING_OPS = ("Relu", "Clip")

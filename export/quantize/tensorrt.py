@@ -20,8 +20,8 @@ from onnx import NodeProto, helper
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
-from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.onnx_graph import (
+from edgekd.export.onnx.evaluate import onnx_evaluator
+from edgekd.export.onnx.graphs import (
     WEIGHTED_OPS,
     Graph,
     channel_rows,

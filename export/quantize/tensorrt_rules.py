@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from edgekd.export.onnx_graph import WEIGHTED_OPS, Graph, attribute, output_axis
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, output_axis
 
 OPSETS = range(9, 26)
 """What TensorRT 11's parser declares to support."""

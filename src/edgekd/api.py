@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.configs.benchmark import (
-    BenchmarkConfig,
-    EvaluateConfig,
-    ReportConfig,
-)
+from edgekd.configs.benchmark import BenchmarkConfig, EvaluateConfig, ReportConfig
 from edgekd.configs.data import DataCheckConfig
 from edgekd.configs.export import AddClassConfig, ClassConfig, ExportConfig, VerifyConfig
 from edgekd.configs.fetch import FetchConfig
@@ -75,7 +71,7 @@ def fetch(config: FetchConfig) -> list[Path]:
     Returns:
         What was written: the teacher's open_clip model folder, a safetensors file for each student.
     """
-    from edgekd.distill.fetch import fetch
+    from edgekd.distill.models.fetch import fetch
 
     return fetch(config)
 
@@ -89,7 +85,7 @@ def missing_embeddings(config: MissingConfig) -> list[str]:
     """
     from edgekd.data.image_set import load_images
     from edgekd.data.unlabelled import load_unlabelled
-    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.models.teachers import EmbeddingsTeacher, load_teacher
 
     box = load_teacher(config.teacher)
     if not isinstance(box, EmbeddingsTeacher):

@@ -24,7 +24,7 @@ from edgekd.cli import main
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
-from edgekd.distill import teachers
+from edgekd.distill.models import teachers
 from edgekd.targets.bank import read_bank, unit
 from edgekd.targets.bank_change import recognised
 from edgekd.targets.devices.payload import write_agent

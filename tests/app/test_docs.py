@@ -63,13 +63,14 @@ def simple_commands(block: str) -> Iterator[list[str]]:
         script = line[2:]
         for name, values in re.findall(r"\bfor (\w+) in ([^;]+);", script):
             script = re.sub(rf"\$\{{{name}\}}|\${name}\b", values.split()[0], script)
-        for part in re.split(r"&&|\|\||;|\|", script):
+        script = re.sub(r"\s2> \S+", "", script)
+        for part in re.split(r"&&|\|\||;|\||&", script):
             words = shlex.split(part, comments=True)
             while words and (
-                words[0] in ("do", "then", "time") or re.fullmatch(r"\w+=.*", words[0])
+                words[0] in ("do", "then", "time", "{") or re.fullmatch(r"\w+=.*", words[0])
             ):
                 words.pop(0)
-            if words and words[0] not in ("for", "done"):
+            if words and words[0] not in ("for", "done", "wait", "}"):
                 yield words
 
 
@@ -121,7 +122,7 @@ def test_commands_parse(page: Path, block: str) -> None:
 def test_named_students_and_teachers_exist() -> None:
     import open_clip
 
-    from edgekd.distill.students import TEACHER_ENCODER, timm_name
+    from edgekd.distill.models.students import TEACHER_ENCODER, timm_name
 
     pairs = set(open_clip.list_pretrained(as_str=True))
     students, teachers = set(), set()
@@ -257,7 +258,7 @@ def _run_blocks(page: str, marker: str) -> dict[str, Any]:
 
 
 def test_documented_student_is_one() -> None:
-    from edgekd.distill.students import make_student
+    from edgekd.distill.models.students import make_student
 
     _run_blocks("extend.md", "@register_model")
     student = make_student("pocket", pretrained="scratch", dim=8)
@@ -290,7 +291,7 @@ def test_documented_term_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_documented_embeddings_file_is_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgekd.distill.teachers import EmbeddingsTeacher, load_teacher
+    from edgekd.distill.models.teachers import EmbeddingsTeacher, load_teacher
 
     monkeypatch.chdir(tmp_path)
     _run_blocks("teachers.md", "np.savez")

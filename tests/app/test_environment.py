@@ -138,7 +138,7 @@ import numpy as np
 from PIL import Image
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
-from edgekd.distill.cache import EmbeddingCache
+from edgekd.distill.inputs.cache import EmbeddingCache
 Image.init()
 os.umask(int(sys.argv[3], 8))
 os.setuid(int(sys.argv[2]))  # this Python may lie where the other user may not look

@@ -77,8 +77,8 @@ def test_wheel_holds_the_package_data(wheel: zipfile.ZipFile) -> None:
     templates = "edgekd/benchmark/report/templates"
     assert {f"{templates}/page.html", f"{templates}/style.css"} <= names
     assert "edgekd/targets/profiles/raspberry-pi-5.toml" in names
-    teacher = {name for name in names if name.startswith("edgekd/data/toy_teacher/")}
-    assert "edgekd/data/toy_teacher/open_clip_config.json" in teacher
+    teacher = {name for name in names if name.startswith("edgekd/data/toy/teacher/")}
+    assert "edgekd/data/toy/teacher/open_clip_config.json" in teacher
     assert any(name.endswith(".safetensors") for name in teacher)
 
 

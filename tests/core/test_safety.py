@@ -39,8 +39,8 @@ from edgekd.core.readers import (
 from edgekd.core.tensors import read_tensors
 from edgekd.data.image_set import load_images
 from edgekd.data.split import make_split, read_split
-from edgekd.distill.batches import open_store
-from edgekd.distill.cache import EmbeddingCache
+from edgekd.distill.inputs.batches import open_store
+from edgekd.distill.inputs.cache import EmbeddingCache
 from edgekd.evaluation.suites import SuiteBuilder
 from edgekd.targets.agent.job import Job, parse_job, read_job
 from edgekd.targets.agent.model import read_manifest
@@ -611,7 +611,7 @@ def test_more_shards_than_a_process_may_open(own_cache: Path) -> None:
         cache.add([f"{number:032x}"], [0], np.full((1, 4), number, dtype=np.float32))
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "from edgekd.distill.cache import EmbeddingCache\n"
+        "from edgekd.distill.inputs.cache import EmbeddingCache\n"
         "cache = EmbeddingCache('t', 'p', 4)\n"
         "print(cache.lookup([f'{n:032x}' for n in range(70)], [0] * 70)[:, 0].sum())"
     )

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import edgekd.data.image_set
+import edgekd.data.sources.checked
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 
@@ -302,13 +302,13 @@ def test_a_second_load_opens_only_what_is_new(
     (root / "art" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     first = load_images(root)
     opened: list[str] = []
-    plain = edgekd.data.image_set.check_content
+    plain = edgekd.data.sources.checked.check_content
 
     def spy(path: Path) -> tuple[str, str]:
         opened.append(path.name)
         return plain(path)
 
-    monkeypatch.setattr(edgekd.data.image_set, "check_content", spy)
+    monkeypatch.setattr(edgekd.data.sources.checked, "check_content", spy)
     assert load_images(root).keys == first.keys
     assert opened == ["torn.png"]  # it may be readable by now
     make_image(root / "art" / "cat" / "0001.png", seed=99)

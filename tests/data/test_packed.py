@@ -15,8 +15,8 @@ import pytest
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.data.shards import expanded
 from edgekd.data.sources import absolute
+from edgekd.data.sources.shards import expanded
 from edgekd.data.subsets import run_split
 from edgekd.data.unlabelled import load_unlabelled
 

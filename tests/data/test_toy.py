@@ -16,8 +16,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data import toy
 from edgekd.data.image_set import toy_images
 from edgekd.distill.classification.predict import teacher_predict
-from edgekd.distill.students import Student, make_student, toy_weights
-from edgekd.distill.teachers import load_teacher
+from edgekd.distill.models.students import Student, make_student, toy_weights
+from edgekd.distill.models.teachers import load_teacher
 
 
 def mean_colour(cls: str, domain: str, seed: int) -> list[float]:

@@ -19,7 +19,7 @@ from edgekd.data.unlabelled import (
     load_unlabelled,
     with_unlabelled,
 )
-from edgekd.distill.batches import open_store
+from edgekd.distill.inputs.batches import open_store
 
 
 def paint(root: Path, *names: str) -> Path:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgekd.distill.averaging import Ema, LastWeights, Swad, find_valley
-from edgekd.distill.students import Student, make_student
+from edgekd.distill.models.students import Student, make_student
 
 
 def test_the_valley_is_that_of_the_published_algorithm() -> None:

@@ -18,9 +18,12 @@ from PIL import Image
 
 from edgekd.configs.train import TrainConfig
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill import batches
-from edgekd.distill import cache as caching
-from edgekd.distill.batches import (
+from edgekd.distill.classification.plan import load_data, settle
+from edgekd.distill.classification.setup import build
+from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs import batches
+from edgekd.distill.inputs import cache as caching
+from edgekd.distill.inputs.batches import (
     BalancedSampler,
     BatchSource,
     Prefetcher,
@@ -31,17 +34,15 @@ from edgekd.distill.batches import (
     squashed,
     store_side,
 )
-from edgekd.distill.cache import (
+from edgekd.distill.inputs.cache import (
     EmbeddingCache,
     caching_teacher,
     fill_views,
 )
-from edgekd.distill.classification.plan import load_data, settle
-from edgekd.distill.classification.setup import build
-from edgekd.distill.classification.task import Classification
+from edgekd.distill.inputs.restyle import RestylePolicy
+from edgekd.distill.inputs.views import Augmentation, ViewPolicy, view_params
 from edgekd.distill.launch import make_fabric
-from edgekd.distill.teachers import ClipTeacher, load_teacher
-from edgekd.distill.views import Augmentation, RestylePolicy, ViewPolicy, view_params
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 
 
 def sampler(sizes: tuple[int, ...], batch: int, seed: int = 0) -> BalancedSampler:

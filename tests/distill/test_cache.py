@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.cache import EmbeddingCache, cache_folder, cached_tensors, fill
+from edgekd.distill.inputs.cache import EmbeddingCache, cache_folder, cached_tensors, fill
 
 DIM = 3
 
@@ -73,7 +73,7 @@ def test_keys_are_written_last(own_cache: Path, monkeypatch: pytest.MonkeyPatch)
 
     cache = opened()
     with monkeypatch.context() as patch:
-        patch.setattr("edgekd.distill.cache.write_bytes", dies_after_the_first)
+        patch.setattr("edgekd.distill.inputs.cache.write_bytes", dies_after_the_first)
         with pytest.raises(KeyboardInterrupt):
             cache.add(KEYS[:1], [0], np.ones((1, DIM), dtype=np.float32))
     assert len(files("vectors")) == 1

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from edgekd.distill.batchnorm import find_folds, folded
-from edgekd.distill.depthwise import depthwise_conv2d
+from edgekd.distill.models.batchnorm import find_folds, folded
+from edgekd.distill.models.depthwise import depthwise_conv2d
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -15,11 +15,11 @@ from term_reference import B, draw
 import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.batches import BalancedSampler, BatchSource, Sampler, open_store
 from edgekd.distill.classification.setup import class_weights
+from edgekd.distill.inputs.batches import BalancedSampler, BatchSource, Sampler, open_store
+from edgekd.distill.inputs.mixing import Mixing
+from edgekd.distill.inputs.views import Augmentation
 from edgekd.distill.losses import Batch, TermSpec, objective
-from edgekd.distill.mixing import Mixing
-from edgekd.distill.views import Augmentation
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.distill.batches import pixel_batches
 from edgekd.distill.classification.predict import (
     knn_scores,
     linear_probe,
@@ -30,13 +29,14 @@ from edgekd.distill.classification.predict import (
     student_predict,
     student_vectors,
 )
-from edgekd.distill.students import (
+from edgekd.distill.inputs.batches import pixel_batches
+from edgekd.distill.models.students import (
     Student,
     fit_scale,
     make_student,
 )
+from edgekd.distill.models.weights import load_weights
 from edgekd.distill.text_bank import TextBank
-from edgekd.distill.weights import load_weights
 from edgekd.export.graph import fold_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -246,7 +246,11 @@ def test_a_damaged_file_is_refused(
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("edgekd.core.hub", "edgekd.distill.students", "edgekd.distill.teachers"):
+    for module in (
+        "edgekd.core.hub",
+        "edgekd.distill.models.students",
+        "edgekd.distill.models.teachers",
+    ):
         monkeypatch.setattr(f"{module}.hub_reachable", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

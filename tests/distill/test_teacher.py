@@ -25,10 +25,10 @@ from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.load import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import teacher_predict
-from edgekd.distill.students import encoder_student, interpolate_with_teacher, make_student
-from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, load_teacher
+from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.students import encoder_student, interpolate_with_teacher, make_student
+from edgekd.distill.models.teachers import ClipTeacher, EmbeddingsTeacher, load_teacher
 from edgekd.distill.train import train
-from edgekd.distill.views import plain
 
 
 def refusal(spec: str) -> EdgekdError:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.batches import BalancedSampler, Sampler
 from edgekd.distill.classification.setup import cached_view_counts
 from edgekd.distill.classification.text_targets import (
     TextTargets,
@@ -23,17 +22,20 @@ from edgekd.distill.classification.text_targets import (
     near_chance,
     report_zero_shot,
 )
+from edgekd.distill.inputs.batches import BalancedSampler, Sampler
 from edgekd.distill.text_bank import (
-    QUESTION,
     TextBank,
-    descriptions_for,
     ensemble,
-    read_captions,
     read_text_bank,
-    read_vocabulary,
-    stored_descriptions,
     templates_for,
     warn_of_indistinct_classes,
+)
+from edgekd.distill.text_files import (
+    QUESTION,
+    descriptions_for,
+    read_captions,
+    read_vocabulary,
+    stored_descriptions,
     write_descriptions,
 )
 

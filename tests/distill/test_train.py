@@ -33,8 +33,8 @@ from edgekd.distill.classification.load import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import domain_mean, predict_all, student_predict
 from edgekd.distill.classification.task import Classification
+from edgekd.distill.models.teachers import ClipTeacher
 from edgekd.distill.recipes import RECIPES
-from edgekd.distill.teachers import ClipTeacher
 from edgekd.distill.train import train
 from edgekd.evaluation.gather import gather
 from edgekd.export.run import source_of

@@ -15,18 +15,8 @@ from torchvision.transforms.functional import (
     rgb_to_grayscale,
 )
 
-from edgekd.distill.views import (
-    KINDS,
-    Restyle,
-    RestylePolicy,
-    ViewParams,
-    ViewPolicy,
-    plain,
-    render,
-    restyle,
-    restyle_params,
-    view_params,
-)
+from edgekd.distill.inputs.restyle import KINDS, Restyle, RestylePolicy, restyle, restyle_params
+from edgekd.distill.inputs.views import ViewParams, ViewPolicy, plain, render, view_params
 
 IDENTITY = ViewPolicy(
     min_area=1.0, max_area=1.0, max_aspect=1.0,

@@ -23,7 +23,7 @@ from edgekd.benchmark.evaluate.agreement import (
 from edgekd.cli import main
 from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.load import load_run
-from edgekd.distill.teachers import ClipTeacher
+from edgekd.distill.models.teachers import ClipTeacher
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from edgekd.data.image_set import ImageSet, load_images
 from edgekd.distill.classification.load import load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.students import Student
+from edgekd.distill.models.students import Student
 from edgekd.distill.train import train
 from edgekd.studies import cell as cells
 

@@ -29,7 +29,7 @@ from edgekd.benchmark.results.storage import read_report
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.core.predictor import Predictor
-from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.prompt_variants import VariantSpec, read_variant, with_prompt_variants
 
 

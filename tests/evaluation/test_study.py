@@ -17,11 +17,11 @@ import edgekd
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import take_shots, unseen_test
-from edgekd.distill.batches import squashed, store_side
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.predict import predict_all, student_predict, teacher_predict
-from edgekd.distill.teachers import ClipTeacher, load_teacher
-from edgekd.distill.views import ViewPolicy, render, view_params
+from edgekd.distill.inputs.batches import squashed, store_side
+from edgekd.distill.inputs.views import ViewPolicy, render, view_params
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.few_shot import teacher_keys
 from edgekd.evaluation.gather import suites_of
 from edgekd.studies import cell as cells

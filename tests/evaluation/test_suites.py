@@ -20,7 +20,7 @@ from edgekd.benchmark.rescore import rescore
 from edgekd.benchmark.subjects import Suite
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.data.layouts import LAYOUTS, known_layout, unwrapped
+from edgekd.data.sources.layouts import LAYOUTS, known_layout, unwrapped
 from edgekd.data.split import make_split
 from edgekd.data.unlabelled import load_unlabelled
 from edgekd.evaluation.gather import further_suites, parts_of

@@ -26,7 +26,7 @@ from edgekd.export.mil.evaluate import evaluate, logits_of
 from edgekd.export.mil.ops import OPS
 from edgekd.export.mil.program import MilProgram, Op, Ref, decompress, read_program
 from edgekd.export.mil.ranges import layers_to_keep, measure_ranges
-from edgekd.export.onnx import quiet
+from edgekd.export.onnx.write import quiet
 from edgekd.targets.session import open_session
 
 coremltools = pytest.importorskip("coremltools", reason="needs the extra coreml")

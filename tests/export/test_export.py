@@ -19,7 +19,7 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import torch_logits
-from edgekd.export.onnx_graph import with_float_input
+from edgekd.export.onnx.graphs import with_float_input
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
 from edgekd.targets import profiles

@@ -17,8 +17,8 @@ from export_fakes import (
 from onnx import numpy_helper
 
 from edgekd.core.errors import EdgekdError, GateFailed
-from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.onnx_graph import to_half
+from edgekd.export.onnx.evaluate import onnx_evaluator
+from edgekd.export.onnx.graphs import to_half
 from edgekd.export.quantize import search as mixed
 from edgekd.export.quantize.onnx_scheme import OnnxScheme
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8

@@ -23,7 +23,7 @@ from edgekd.core.preprocess import Preprocess
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.artifact import torch_logits
 from edgekd.export.graph import Deployable, UnitHead, fold_head, fuse
-from edgekd.export.onnx import export_onnx
+from edgekd.export.onnx.write import export_onnx
 from edgekd.export.parity import check, compare
 
 

@@ -17,7 +17,7 @@ from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export.graph import Deployable, torch_logits
-from edgekd.export.onnx_graph import with_resize
+from edgekd.export.onnx.graphs import with_resize
 from edgekd.targets.session import open_session
 
 SIZES = ((31, 97), (97, 31), (33, 200), (250, 34), (7, 5), (640, 480), (101, 49), (37, 37))

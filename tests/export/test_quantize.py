@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
 
 from edgekd.core.errors import EdgekdError
-from edgekd.export.onnx_graph import Graph, attribute, to_fp16
+from edgekd.export.onnx.graphs import Graph, attribute, to_fp16
 from edgekd.export.quantize import calibration as calibrators
 from edgekd.export.quantize import calibration as ranges
 from edgekd.export.quantize import qdq

@@ -24,17 +24,18 @@ from edgekd.core.manifest import read_artifact
 from edgekd.core.preprocess import Preprocess
 from edgekd.export import tensorrt as writer
 from edgekd.export.graph import Deployable, torch_logits
-from edgekd.export.onnx import export_onnx
-from edgekd.export.onnx_eval import onnx_evaluator
-from edgekd.export.onnx_graph import output_axis
+from edgekd.export.onnx.evaluate import onnx_evaluator
+from edgekd.export.onnx.graphs import output_axis
+from edgekd.export.onnx.write import export_onnx
 from edgekd.export.quantize.tensorrt import TensorRtInt8, int8_scales
 from edgekd.export.quantize.tensorrt_rules import findings
 from edgekd.export.tensorrt import EVALUATED_BY, check_legal
-from edgekd.targets import tensorrt, trt_builders
+from edgekd.targets import tensorrt
 from edgekd.targets.session import feed_for, open_session
 from edgekd.targets.tensorrt import check_batch
-from edgekd.targets.trt_build import BuildError
-from edgekd.targets.trt_builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
+from edgekd.targets.trt import builders as trt_builders
+from edgekd.targets.trt.build import BuildError
+from edgekd.targets.trt.builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
 
 AHEAD = SimpleNamespace(
     __version__="1.7.1",
@@ -741,7 +742,7 @@ NVIDIA_REFUSES = (
 @pytest.mark.parametrize("case", [None, *NVIDIA_REFUSES])
 def test_nvidias_parser_refuses_what_the_rules_refuse(case: str | None) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from edgekd.targets.trt_build import parse
+    from edgekd.targets.trt.build import parse
 
     model = illegal(case) if case else legal()
     assert bool(parse(trt, model.SerializeToString())[2]) == bool(case)

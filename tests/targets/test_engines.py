@@ -25,13 +25,13 @@ from edgekd.core.files import cache_root
 from edgekd.core.manifest import read_artifact
 from edgekd.core.readers import sha256_file
 from edgekd.evaluation.subjects import lone_artifact
-from edgekd.targets import trt_device
 from edgekd.targets.agent.job import Job, JobArtifact
 from edgekd.targets.agent.store import read_step
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.timing import stopwatch
-from edgekd.targets.trt_builders import Gpu
+from edgekd.targets.trt import device as trt_device
+from edgekd.targets.trt.builders import Gpu
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -17,7 +17,7 @@ from edgekd.configs.vl import CONTROLS, VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import load_images
 from edgekd.distill.losses import TermSpec, objective
-from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.distill.vl import easy_vqa, tokens
 from edgekd.distill.vl.data import low_shot, split_examples, subset
 from edgekd.distill.vl.run import build_student

@@ -20,7 +20,7 @@ from edgekd.artifacts.vl import evaluate_vl as evaluate_verb
 from edgekd.artifacts.vl import export_vl, train_vl
 from edgekd.core.errors import EdgekdError, Stopped
 from edgekd.core.files import cache_root
-from edgekd.distill.cache import cached_tensors
+from edgekd.distill.inputs.cache import cached_tensors
 from edgekd.distill.progress import Progress
 from edgekd.distill.vl.run import VlRun, evaluate_vl, load_vl_run, torch_predict
 from edgekd.distill.vl.student import VlStudent

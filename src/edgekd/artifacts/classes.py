@@ -62,8 +62,8 @@ def _from_teacher(
     bank: ClassBank, name: str, spec: str | None, descriptions: str | None
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the class's vector by the run's own prompts, and how it was made."""
-    from edgekd.distill.teachers import load_teacher
-    from edgekd.distill.text_bank import descriptions_for
+    from edgekd.distill.models.teachers import load_teacher
+    from edgekd.distill.text_files import descriptions_for
 
     model = load_teacher(spec or bank.facts["teacher"])
     if model.id != bank.facts["teacher_id"]:

@@ -12,8 +12,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.classification.load import LoadedRun
 from edgekd.distill.classification.predict import predict_all
-from edgekd.distill.students import fit_scale
-from edgekd.distill.views import plain
+from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.students import fit_scale
 from edgekd.export.graph import Deployable, UnitHead
 from edgekd.targets.bank import ClassBank
 

@@ -26,7 +26,7 @@ from edgekd.core.files import write_json, write_text
 from edgekd.core.manifest import LABELS_FILE, Artifact, Run, read_artifact, read_run
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable, read_object, read_text
-from edgekd.export.onnx_graph import rename_input, with_float_input
+from edgekd.export.onnx.graphs import rename_input, with_float_input
 from edgekd.targets.registry import DEFAULT_TARGET
 
 if TYPE_CHECKING:

@@ -165,8 +165,8 @@ def _fp32_onnx(
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:
             return in_batches(_runner(beside, artifact), pixels)
-    from edgekd.export.onnx import export_onnx
-    from edgekd.export.onnx_eval import onnx_evaluator
+    from edgekd.export.onnx.evaluate import onnx_evaluator
+    from edgekd.export.onnx.write import export_onnx
 
     with scratch_folder() as scratch:
         path = scratch / "fp32.onnx"

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import sys
-import threading
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from edgekd.cli.commands import Given, command
-from edgekd.core.console import clean, open_streams, out, result, shell_word
-from edgekd.core.errors import EdgekdError, GateFailed, Stopped
+from edgekd.cli.exits import leave, raise_on_sigterm, stopped_by
+from edgekd.core.console import open_streams, out, result, shell_word
+from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.version import __version__
 
 
@@ -380,60 +378,19 @@ def main(arguments: list[str] | None = None) -> Any:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     open_streams()
-    _raise_on_sigterm()
+    raise_on_sigterm()
     try:
         app(arguments)
     except EdgekdError as error:
-        _leave(error)
+        leave(error)
     except (
         OSError
-    ) as error:  # a path that the system refuses: too long, a loop, a file where a folder is meant
-        _leave(
-            EdgekdError(
-                f"{error.filename or 'A file'} cannot be used ({error.strerror or error}).",
-                "Check the path and its permissions.",
-            )
+    ) as error:  # a path that the system refuses: too long, a loop, a file in place of a folder
+        name, reason = error.filename or "A file", error.strerror or error
+        leave(
+            EdgekdError(f"{name} cannot be used ({reason}).", "Check the path and its permissions.")
         )
-    except SystemExit as leaving:
-        # typer has turned any KeyboardInterrupt into 130, without a word.
-        if leaving.code == 130:
-            stopped = _stopped(leaving)
-            typer.echo(clean(f"{stopped.message}\nhint:  {stopped.hint}"), err=True)
-            sys.exit(stopped.exit_code)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer turns any KeyboardInterrupt into 130 without a message
+            leave(stopped_by(ended))
         raise
-
-
-def _leave(error: EdgekdError) -> NoReturn:
-    """Print the error and its hint, and exit."""
-    hint = f"\nhint:  {error.hint}" if error.hint else ""
-    if sys.getfilesystemencoding() != "utf-8" and not error.message.isascii():
-        hint += "\nhint:  File names are not read as UTF-8 here; set PYTHONUTF8=1 where they are."
-    typer.echo(clean(f"error: {error.message}{hint}"), err=True)
-    sys.exit(error.exit_code)
-
-
-def _raise_on_sigterm() -> None:
-    """Let SIGTERM unwind like Ctrl-C, so that locks and half-written files go."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(number)
-
-    if (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGTERM) != signal.SIG_IGN
-    ):
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _stopped(leaving: BaseException) -> Stopped:
-    """Return what made typer leave: the `Stopped` that a command raised, or a plain Ctrl-C."""
-    error: BaseException | None = leaving
-    while error is not None:
-        if isinstance(error, Stopped):
-            return error
-        error = error.__cause__ or error.__context__
-    return Stopped(signal.SIGINT)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,7 +35,7 @@ def examine() -> list[str]:
 
     from edgekd.core.hub import hub_reachable
     from edgekd.core.machine import describe
-    from edgekd.targets.trt_builders import describe as tensorrt_builder
+    from edgekd.targets.trt.builders import describe as tensorrt_builder
 
     machine = describe()
     features = ", ".join(machine["features"]) or "none of the ones that speed up INT8"
@@ -65,7 +65,7 @@ def student_lines(pattern: str | None) -> list[str]:
     """Return friendly names, or the timm names that match."""
     import timm
 
-    from edgekd.distill.students import FRIENDLY, TEACHER_ENCODER
+    from edgekd.distill.models.students import FRIENDLY, TEACHER_ENCODER
 
     if pattern is None:
         lines = [f"{friendly:<20}{name}" for friendly, name in FRIENDLY.items()]

@@ -45,7 +45,7 @@ class DataOptions(Config):
     unlabelled: Items = option(default=())
     """Images without labels that train too: a folder however deep, a .csv/.parquet manifest, shards, hf:NAME, or
     toy:STYLE; may be repeated."""
-    unlabelled_share: float = option(default=0.5, gt=0, lt=1)
+    unlabelled_share: float = option(default=0.4, gt=0, lt=1)
     """Part of each batch that is unlabelled, where there are unlabelled images."""
     unlabelled_images: int | None = option(default=None, ge=1)
     """Only so many of them, the first by content hash. Default: all."""
@@ -137,7 +137,7 @@ class ScheduleOptions(Config):
     steps: int | None = option(default=None, ge=1)
     """Optimizer steps of all stages together."""
     epochs: float | None = option(default=None, gt=0)
-    """Passes over the training images, instead of steps. Default: 20; toy: a fixed number of steps."""
+    """Passes over the training images, instead of steps. Default: 40; toy: a fixed number of steps."""
     batch_size: int = option(default=64, ge=2)
     """Images per step over all processes. Default: 64; toy: 32."""
     lr: float | None = option(default=None, gt=0)

@@ -38,7 +38,8 @@ class Kind:
         keys: what the marker, if it is JSON, holds at least; a `config.json` may be another program's.
         patterns: names of the entries that edgekd writes into it, as for `fnmatch`; where `files` is one of the keys,
             what the marker lists there counts too.
-        loggers: entries that edgekd writes where the marker names their logger.
+        early: those that it writes before the first checkpoint.
+        loggers: entries that edgekd writes where the marker names their logger, before the first checkpoint too.
         text: what the marker, if it is not JSON, contains at least.
     """
 
@@ -46,6 +47,7 @@ class Kind:
     marker: str
     keys: tuple[str, ...]
     patterns: tuple[str, ...]
+    early: tuple[str, ...] = ()
     text: str = ""
     loggers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class Kind:
             if isinstance(files, (dict, list))
             else set()
         )
+        patterns = (self.marker, *self.early, *self.patterns)
         used = fields.get("logger")
         for name, entries in self.loggers.items():
             if isinstance(used, list) and name in used:
@@ -74,9 +77,13 @@ class Kind:
         return sorted(
             name
             for name in os.listdir(folder)
-            if name in listed
-            or any(fnmatch.fnmatchcase(name, pattern) for pattern in (self.marker, *self.patterns))
+            if name in listed or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         )
+
+    def stopped_at_start(self, folder: Path) -> bool:
+        """Return whether a run ended before its first checkpoint: nothing in it can be continued or used."""
+        early = {self.marker, *self.early, *itertools.chain(*self.loggers.values())}
+        return bool(self.early) and self.is_at(folder) and early.issuperset(self.owned(folder))
 
     def refuse(self, folder: Path, *, overwrite: bool) -> None:
         """Check that `folder` may be written: absent, empty, or with `overwrite` an earlier one of this kind.
@@ -110,10 +117,10 @@ RUN = Kind(
     "config.json",
     ("student", "pretrained", "teacher"),
     (
-        "run.json", "vl_run.json", "split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "checkpoint.pt",
-        "best.pt", "swad", "student.safetensors", "text_bank.safetensors", "oracle.npz", "artifacts", "benchmark",
-        "benchmark-[0-9]*",
+        "run.json", "vl_run.json", "checkpoint.pt", "student.safetensors", "text_bank.safetensors", "oracle.npz",
+        "artifacts", "benchmark", "benchmark-[0-9]*",
     ),
+    early=("split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "best.pt", "swad"),
     loggers={
         "tensorboard": ("tensorboard",), "csv": ("csv",), "wandb": ("wandb",), "mlflow": ("mlruns", "mlflow.db"),
     },
@@ -136,7 +143,7 @@ PAGE = '<meta name="generator" content="edgekd'
 """What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
 STUDY = Kind("study", "study.json", ("schema_version", "recipes"), ())
-COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",), PAGE)
+COMPARISON = Kind("comparison", "comparison.html", (), ("comparison.md",), text=PAGE)
 
 
 def refuse_page(path: Path, *, overwrite: bool) -> None:
@@ -154,11 +161,6 @@ def refuse_page(path: Path, *, overwrite: bool) -> None:
             f"{path} exists already and is not a page of edgekd, so it is not overwritten.",
             "Choose another --out.",
         )
-
-
-_EARLY = ("config.json", "split.json", "descriptions.json", "metrics.jsonl", "loggers.json", "best.pt", "swad",
-          *itertools.chain(*RUN.loggers.values()))  # fmt: skip
-"""What a run has written before its first checkpoint."""
 
 
 @contextlib.contextmanager
@@ -192,17 +194,17 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
     Raises:
         EdgekdError: another process writes there, or `folder` may not be written.
     """
-    if not resume and not _stopped_at_start(folder, kind):
+    if not resume and not kind.stopped_at_start(folder):
         kind.refuse(folder, overwrite=overwrite)
     made = not folder.exists()
     with held(folder / LOCK, f"Another process is writing {folder}."):
-        if not resume and not _stopped_at_start(folder, kind):
+        if not resume and not kind.stopped_at_start(folder):
             kind.refuse(folder, overwrite=overwrite)
         try:
             yield
         except BaseException:
             # What failed before it began to train leaves nothing that would refuse the same command.
-            if _stopped_at_start(folder, kind) and not (folder / "metrics.jsonl").exists():
+            if kind.stopped_at_start(folder) and not (folder / "metrics.jsonl").exists():
                 clear(folder, kind)
             raise
         finally:
@@ -301,11 +303,6 @@ def _settle_old(old: Path, folder: Path, kind: Kind) -> None:
         if name not in owned:
             os.rename(old / name, free_name(folder / name))
     shutil.rmtree(old)
-
-
-def _stopped_at_start(folder: Path, kind: Kind) -> bool:
-    """Return whether a run ended before its first checkpoint: nothing in it can be continued or used."""
-    return kind.is_at(folder) and set(kind.owned(folder)) <= set(_EARLY)
 
 
 def _holds_anything(folder: Path) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,19 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.core.console import Tally, say, warn
+from edgekd.core.console import Tally, warn
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import like_names
-from edgekd.data import scan, toy
-from edgekd.data.coco import list_coco
-from edgekd.data.images import UnreadableImage, check_content, decode
-from edgekd.data.layouts import class_names
-from edgekd.data.packed import PackedReader
-from edgekd.data.sources import is_packed, open_packed
+from edgekd.data import toy
+from edgekd.data.images import UnreadableImage, decode
+from edgekd.data.sources import is_packed, open_packed, scan
+from edgekd.data.sources.checked import readable
+from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.layouts import class_names
+from edgekd.data.sources.manifests import MANIFESTS, list_manifest
+from edgekd.data.sources.packed import PackedReader
 
-_MANY = 2000
-"""From this many images to decode there is a message."""
 NO_CLASS = -1
 """Label of an image that shows none of the classes, or whose class is not given."""
 _LONGEST_NAME = 255
@@ -177,7 +173,7 @@ class JoinedReader:
 def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
     """Load `spec`: `toy`, a folder, a manifest (`.csv`, `.parquet`, COCO's `.json`), WebDataset shards, or `hf:NAME`.
 
-    Conventions are in `edgekd.data.scan`, `coco`, `shards` and `tables`.
+    Conventions are in `edgekd.data.sources.scan`, `coco`, `shards` and `tables`.
 
     Every file is decoded once and remembered by its size and time; those that cannot be read are left out, with one
     warning. The order is that of the paths.
@@ -206,8 +202,8 @@ def load_images(spec: str | Path, *, one_class: bool = False) -> ImageSet:
         listing = scan.list_folder(path)
     elif path.suffix.lower() == ".json" and path.is_file():
         listing = list_coco(path)
-    elif path.suffix.lower() in scan.MANIFESTS and path.is_file():
-        listing = scan.list_manifest(path)
+    elif path.suffix.lower() in MANIFESTS and path.is_file():
+        listing = list_manifest(path)
     elif path.exists():
         raise EdgekdError(f"{path} is a file where a folder is expected.", scan.CONVENTIONS)
     else:
@@ -237,26 +233,6 @@ def toy_images(seed: int = 0, per_class: int = toy.PER_CLASS, world: bool = Fals
         roles=None,
         reader=reader,
     )
-
-
-def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
-    """Return the entries that can be decoded, and the content key of each path; warn of the others.
-
-    Raises:
-        EdgekdError: none can be read.
-    """
-    keys, reasons = _verify(listing)
-    for entry in listing.entries:
-        if (reason := reasons.get(entry.path)) is not None:
-            listing.left_out.add(reason, scan.shown(entry.path))
-    listing.left_out.warn(f"files of {path} left out")
-    if not keys:
-        reason, count = Counter(reasons.values()).most_common(1)[0]
-        raise EdgekdError(
-            f"None of the {len(listing.entries)} images of {path} can be read ({count} × {reason}).",
-            "Check the files with an image viewer, and the paths if they are missing.",
-        )
-    return [entry for entry in listing.entries if entry.path in keys], keys
 
 
 def _assemble(path: Path, listing: scan.Listing, one_class: bool) -> ImageSet:
@@ -359,39 +335,3 @@ def _warn_of(images: ImageSet) -> None:
 def some(names: Sequence[str]) -> str:
     """Return the first six of the names as text."""
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-
-
-def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
-    """Return path → content key of every readable file, and path → reason of every other one.
-
-    The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
-    read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
-    """
-    index = f"images-{short_hash(os.path.realpath(listing.root))}"
-    known = read_index(index, dict[str, tuple[int, int, str]]) or {}
-    keys: dict[str, str] = {}
-    stamps: dict[str, tuple[int, int]] = {}
-    pending: list[str] = []
-    for entry in listing.entries:
-        try:
-            facts = os.stat(listing.root / entry.path)
-            stamps[entry.path] = (facts.st_size, facts.st_mtime_ns)
-        except (OSError, ValueError):  # gone, or a name with a NUL
-            stamps[entry.path] = (-1, -1)
-        size, time_ns, key = known.get(scan.shown(entry.path), (-1, -1, ""))
-        if key and (size, time_ns) == stamps[entry.path]:
-            keys[entry.path] = key
-        else:
-            pending.append(entry.path)
-    if len(pending) >= _MANY:
-        say(f"Looking once at {len(pending):,} images of {listing.root} …")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        outcomes = list(pool.map(lambda path: check_content(listing.root / path), pending))
-    reasons: dict[str, str] = {}
-    for path, (key, reason) in zip(pending, outcomes, strict=True):
-        (keys if key else reasons)[path] = key or reason
-    fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
-    if any(known.get(path) != value for path, value in fresh.items()):
-        # Two manifests of one folder share the index, hence the union.
-        write_index(index, known | fresh)
-    return keys, reasons

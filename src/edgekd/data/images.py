@@ -153,7 +153,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return A file's content; what the system refuses becomes `UnreadableImage`."""
+    """Return a file's content; what the system refuses becomes `UnreadableImage`."""
     try:
         with open_regular(path) as handle:
             data = handle.read(MAX_BYTES + 1)

@@ -108,22 +108,13 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
     out_index = -1 if left_out is None else images.domains.index(left_out)
     is_ood = images.domain_of == out_index
     ood_keys = {key for key, out in zip(images.keys, is_ood.tolist(), strict=True) if out}
-    source = [
-        index
-        for index in range(len(images))
-        if not is_ood[index] and images.keys[index] not in ood_keys
-    ]
-    clashing = [
-        index
-        for index in range(len(images))
-        if not is_ood[index] and images.keys[index] in ood_keys
-    ]
+    inside = np.flatnonzero(~is_ood).tolist()
+    source = [index for index in inside if images.keys[index] not in ood_keys]
+    clashing = [index for index in inside if images.keys[index] in ood_keys]
     _warn_dropped(images, clashing, f"content that is also in {left_out}")
     if images.roles is None:
-        chosen, cut = (
-            _cut_groups(images, source, seed),
-            "each class of each domain is cut 80/10/10 by content hash",
-        )
+        chosen = _cut_groups(images, source, seed)
+        cut = "each class of each domain is cut 80/10/10 by content hash"
         if len(images.domains) == 1:
             cut = "each class is cut 80/10/10 by content hash"
         elif left_out is not None:
@@ -196,7 +187,7 @@ def _with_copies(
 
 
 def _portion(count: int) -> int:
-    """Return A tenth, half rounded up, at least one."""
+    """Return a tenth, half rounded up, at least one."""
     return max(1, math.floor(count / _HELD_OUT + 0.5))
 
 
@@ -254,7 +245,7 @@ def _warn_dropped(images: ImageSet, indices: list[int], reason: str) -> None:
 def build_split(
     images: ImageSet, chosen: dict[str, list[int]], *, test_domain: str | None, rule: str, seed: int
 ) -> Split:
-    """Return A split of these indices per role, with its hash."""
+    """Return a split of these indices per role, with its hash."""
     arrays = {role: np.array(sorted(chosen[role]), dtype=np.int64) for role in ROLES}
     entries = {
         role: {images.ids[i]: images.keys[i] for i in arrays[role].tolist()} for role in ROLES

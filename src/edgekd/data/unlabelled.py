@@ -10,10 +10,11 @@ import numpy as np
 
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError, did_you_mean
-from edgekd.data import scan
-from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, readable, toy_images
+from edgekd.data.image_set import FileReader, ImageSet, JoinedReader, toy_images
 from edgekd.data.images import EXTENSIONS
-from edgekd.data.sources import is_packed, open_packed
+from edgekd.data.sources import is_packed, open_packed, scan
+from edgekd.data.sources.checked import readable
+from edgekd.data.sources.manifests import MANIFESTS, list_manifest
 from edgekd.data.split import ROLES, Split, build_split, read_split, shuffled
 from edgekd.data.subsets import untested_half
 from edgekd.data.toy import DOMAINS
@@ -55,8 +56,8 @@ def load_unlabelled(source: str | Path) -> ImageSet:
         ids = [scan.shown(entry.path) for entry in packed.entries]
         return ImageSet.without_labels(packed.name, packed.keys, ids, packed.reader)
     root = Path(source)
-    if root.suffix.lower() in scan.MANIFESTS and root.is_file():
-        listing = scan.list_manifest(root, labelled=False)
+    if root.suffix.lower() in MANIFESTS and root.is_file():
+        listing = list_manifest(root, labelled=False)
     elif root.is_dir():
         listing = _list_all(root)
     else:

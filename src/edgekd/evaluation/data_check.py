@@ -27,11 +27,11 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
 from edgekd.core.folders import refuse_page
-from edgekd.data import scan
-from edgekd.data.coco import list_coco
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.images import check_content
-from edgekd.data.sources import is_packed, open_packed
+from edgekd.data.sources import is_packed, open_packed, scan
+from edgekd.data.sources.coco import list_coco
+from edgekd.data.sources.manifests import list_manifest
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
@@ -142,7 +142,7 @@ def _unreadable(data: str, images: ImageSet) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         listing = scan.list_folder(path)
     else:
-        listing = list_coco(path) if path.suffix.lower() == ".json" else scan.list_manifest(path)
+        listing = list_coco(path) if path.suffix.lower() == ".json" else list_manifest(path)
     read = set(images.ids)
     for entry in listing.entries:
         if scan.shown(entry.path) not in read:
@@ -163,7 +163,7 @@ def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataC
     import torch
     from torch.nn.functional import softmax
 
-    from edgekd.distill.teachers import ClipTeacher, load_teacher
+    from edgekd.distill.models.teachers import ClipTeacher, load_teacher
     from edgekd.distill.text_bank import templates_for
     from edgekd.evaluation.few_shot import teacher_vectors
 

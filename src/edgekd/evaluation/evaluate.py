@@ -26,8 +26,9 @@ from edgekd.distill.classification.predict import (
     student_vectors,
     teacher_predict,
 )
-from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
-from edgekd.distill.text_bank import TextBank, descriptions_for, templates_for
+from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
+from edgekd.distill.text_bank import TextBank, templates_for
+from edgekd.distill.text_files import descriptions_for
 from edgekd.evaluation.few_shot import (
     can_zero_shot,
     few_shot_scores,

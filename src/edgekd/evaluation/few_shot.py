@@ -15,7 +15,6 @@ from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots
-from edgekd.distill.batches import PixelStore, pixel_batches, store_side
 from edgekd.distill.classification.load import LoadedRun
 from edgekd.distill.classification.predict import (
     predict_all,
@@ -23,8 +22,9 @@ from edgekd.distill.classification.predict import (
     student_predict,
     student_vectors,
 )
-from edgekd.distill.teachers import ClipTeacher, Teacher, load_teacher
-from edgekd.distill.views import ViewPolicy, plain, render, view_params
+from edgekd.distill.inputs.batches import PixelStore, pixel_batches, store_side
+from edgekd.distill.inputs.views import ViewPolicy, plain, render, view_params
+from edgekd.distill.models.teachers import ClipTeacher, Teacher, load_teacher
 from edgekd.evaluation.gather import trained_of
 
 Keys = Literal["student", "teacher"]

@@ -23,7 +23,7 @@ from edgekd.core.predictor import Predictor
 from edgekd.core.preprocess import Preprocess
 from edgekd.distill.classification.load import LoadedRun
 from edgekd.distill.classification.predict import student_predict, teacher_predict
-from edgekd.distill.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 from edgekd.evaluation.flops import count_torch
 from edgekd.export.graph import fuse
 from edgekd.targets.session import Session, open_session

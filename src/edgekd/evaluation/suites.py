@@ -17,7 +17,7 @@ from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import plain_name
 from edgekd.data.image_set import ImageSet, load_images
-from edgekd.data.layouts import known_layout, unwrapped
+from edgekd.data.sources.layouts import known_layout, unwrapped
 from edgekd.data.split import Split, make_split
 from edgekd.evaluation.trained import Trained, suite_kind, trained_of_source, trained_of_split
 from edgekd.evaluation.vocabulary import called, spoken_as

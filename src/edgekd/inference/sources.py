@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError
-from edgekd.data import scan
 from edgekd.data.images import EXTENSIONS, decode
+from edgekd.data.sources import scan
 
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 """File endings, lower case, that are opened as video."""

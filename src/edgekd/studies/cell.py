@@ -31,7 +31,7 @@ from edgekd.data.subsets import left_to_test, take_shots, unseen_test
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.predict import predict_all, student_predict
 from edgekd.distill.classification.task import Classification
-from edgekd.distill.students import Student
+from edgekd.distill.models.students import Student
 from edgekd.distill.train import Callback, train
 from edgekd.evaluation.few_shot import cached_scores, can_zero_shot, new_vectors, student_scores
 from edgekd.studies.plan import Plan, cell_config, with_description_file

@@ -24,13 +24,9 @@ from edgekd.core.files import short_hash, write_json, write_text
 from edgekd.core.machine import usable_cores
 from edgekd.core.readers import read_arrays
 from edgekd.distill.classification.predict import predict_all, teacher_predict
-from edgekd.distill.teachers import ClipTeacher, load_teacher
-from edgekd.distill.text_bank import (
-    descriptions_for,
-    read_vocabulary,
-    stored_descriptions,
-    templates_for,
-)
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.text_bank import templates_for
+from edgekd.distill.text_files import descriptions_for, read_vocabulary, stored_descriptions
 from edgekd.studies.cell import remove_bases, run_cell
 from edgekd.studies.plan import Plan, description_file, with_description_file
 from edgekd.studies.store import Cell, Store, write_arrays

@@ -16,8 +16,8 @@ from typing import Any
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.readers import read_object, sha256_file
-from edgekd.targets.trt_build import MODULES, BuildError, build
-from edgekd.targets.trt_builders import Gpu, find_gpu
+from edgekd.targets.trt.build import MODULES, BuildError, build
+from edgekd.targets.trt.builders import Gpu, find_gpu
 
 MODEL_FILE = "model.onnx"
 DEVICE_FILE = "device.engine"

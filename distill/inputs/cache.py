@@ -33,11 +33,11 @@ from edgekd.core.files import disk_errors, short_hash, write_bytes
 from edgekd.core.readers import map_array, read_array
 from edgekd.core.tensors import read_tensors, tensors_hash, write_tensors
 from edgekd.data.image_set import ImageSet
-from edgekd.distill.batches import open_store, pixel_batches, store_side
+from edgekd.distill.inputs.batches import open_store, pixel_batches, store_side
+from edgekd.distill.inputs.views import Augmentation, plain
 from edgekd.distill.launch import Fabric
+from edgekd.distill.models.teachers import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
 from edgekd.distill.progress import counting
-from edgekd.distill.teachers import ClipTeacher, EmbeddingsTeacher, Teacher, has_bfloat16
-from edgekd.distill.views import Augmentation, plain
 
 LEAST_COSINE = 0.999
 """Between embeddings in bfloat16 and in float32, for bfloat16 to be used."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.core.errors import EdgekdError
-from edgekd.targets.trt_build import MODULES
+from edgekd.targets.trt.build import MODULES
 
 KNOWN_CAPABILITIES = {
     "7.5": "Turing: T4, RTX 20",

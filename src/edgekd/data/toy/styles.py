@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from edgekd.data.toy_shapes import CANVAS, Part, Points, Role, box, turned
+from edgekd.data.toy.shapes import CANVAS, Part, Points, Role, box, turned
 
 SIZE = CANVAS // 2
 """Side of a finished drawing, pixels."""

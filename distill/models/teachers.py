@@ -187,7 +187,7 @@ def load_teacher(spec: str) -> Teacher:
     """
     kind, colon, rest = spec.partition(":")
     if spec == "toy":
-        folder = importlib.resources.files("edgekd.data.toy_teacher")
+        folder = importlib.resources.files("edgekd.data.toy.teacher")
         with importlib.resources.as_file(folder) as path:
             return _open_clip_teacher(spec, f"local-dir:{path}", None)
     if kind == "embeddings" and colon:

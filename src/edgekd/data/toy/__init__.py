@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.core.files import cache_folder, stored_array
-from edgekd.data.toy_draw import SIZE, STYLES, Colour, Scene
-from edgekd.data.toy_shapes import SHAPES, Role, pose
+from edgekd.data.toy.shapes import SHAPES, Role, pose
+from edgekd.data.toy.styles import SIZE, STYLES, Colour, Scene
 
 VERSION = "toy-1"
 """Part of every key: raise it with any change that alters a drawing."""

@@ -14,7 +14,7 @@ from edgekd.core.errors import EdgekdError, did_you_mean
 from edgekd.core.manifest import AnyPrecision, Input, first_problem
 from edgekd.core.readers import read_toml
 
-FOLDER = Path(__file__).parent / "profiles"
+FOLDER = Path(__file__).parent
 _CLAIMS = ("runtime", "precisions", "threads", "compute_capability", "deployment_target", "input")
 
 

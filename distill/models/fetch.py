@@ -15,9 +15,9 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_json
 from edgekd.core.folders import MODEL, publishing
 from edgekd.core.tensors import write_tensors
-from edgekd.distill.students import TEACHER_ENCODER, make_student, timm_name
-from edgekd.distill.teachers import ClipTeacher, load_teacher
-from edgekd.distill.views import plain
+from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_name
+from edgekd.distill.models.teachers import ClipTeacher, load_teacher
 
 if TYPE_CHECKING:
     from edgekd.configs.fetch import FetchConfig

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.preprocess import FramedPreprocess, Interpolation, Preprocess
-from edgekd.distill.teachers import ClipTeacher, Teacher
-from edgekd.distill.weights import load_backbone, load_weights
+from edgekd.distill.models.teachers import ClipTeacher, Teacher
+from edgekd.distill.models.weights import load_backbone, load_weights
 
 Pretrained = Literal["hub", "scratch", "toy"]
 Projector = Literal["linear", "mlp", "mlp-gelu", "none"]
@@ -278,7 +278,7 @@ def _feature_count(
 
 def toy_weights(student: str) -> Path | None:
     """Return the file shipped with first weights for the toy images (scripts/make_toy_student.py), if there is one."""
-    folder = Path(str(importlib.resources.files("edgekd.data.toy_student")))
+    folder = Path(str(importlib.resources.files("edgekd.data.toy.student")))
     path = folder / f"{timm_name(student)}.safetensors"
     return path if path.is_file() else None
 

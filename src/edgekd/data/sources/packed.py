@@ -17,7 +17,7 @@ from PIL import Image
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.data.images import UnreadableImage, decode
-from edgekd.data.scan import Entry
+from edgekd.data.sources.scan import Entry
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,9 @@ from pathlib import Path
 from edgekd.core.console import Tally
 from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import printable, read_object
-from edgekd.data import scan
-from edgekd.data.scan import Entry, Listing
+from edgekd.data.sources import scan
+from edgekd.data.sources.manifests import is_missing
+from edgekd.data.sources.scan import Entry, Listing
 
 _HINT = 'A COCO file has "images", "annotations" and "categories".'
 
@@ -34,7 +35,7 @@ def list_coco(path: Path) -> Listing:
                 found[files[one["image_id"]]].add(names[one["category_id"]])
     except (KeyError, TypeError) as error:
         raise EdgekdError(f"{path} is no COCO file ({error}).", _HINT) from error
-    if any(map(scan.is_missing, names.values())):
+    if any(map(is_missing, names.values())):
         raise EdgekdError(f"{path} has a category without a name.", _HINT)
     outside = next((file for file in found if file.startswith(("../", "/")) or file == ".."), None)
     if outside is not None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.optim.swa_utils import update_bn
 
-from edgekd.distill.depthwise import depthwise_conv2d, is_depthwise
+from edgekd.distill.models.depthwise import depthwise_conv2d, is_depthwise
 
 Fold = tuple[nn.Conv2d, nn.BatchNorm2d | None]
 """A convolution, and the BatchNorm behind it that goes into its weights; None for a matrix product without one."""

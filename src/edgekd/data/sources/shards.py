@@ -23,8 +23,8 @@ from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import NOT_REGULAR, parse_json, printable
 from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
-from edgekd.data.packed import Packed, PackedReader
-from edgekd.data.scan import ROLES, Entry
+from edgekd.data.sources.packed import Packed, PackedReader
+from edgekd.data.sources.scan import ROLES, Entry
 
 _MOST_SHARDS = 100_000
 _MOST_LABEL = 1 << 20

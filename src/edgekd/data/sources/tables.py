@@ -15,8 +15,8 @@ from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.core.readers import printable
 from edgekd.data.images import check_content, read_bytes
-from edgekd.data.packed import Packed, PackedReader
-from edgekd.data.scan import ROLES, Entry
+from edgekd.data.sources.packed import Packed, PackedReader
+from edgekd.data.sources.scan import ROLES, Entry
 
 _AHEAD = 64
 _LABELS = ("label", "labels", "class", "category")

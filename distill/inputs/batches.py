@@ -25,8 +25,9 @@ from edgekd.core.console import say
 from edgekd.core.files import cache_folder, short_hash, stored_array
 from edgekd.core.preprocess import Preprocess
 from edgekd.data.image_set import ImageSet, JoinedReader
-from edgekd.distill.mixing import Mixing
-from edgekd.distill.views import Augmentation, Restyle, ViewParams, restyle_params, view_params
+from edgekd.distill.inputs.mixing import Mixing
+from edgekd.distill.inputs.restyle import Restyle, restyle_params
+from edgekd.distill.inputs.views import Augmentation, ViewParams, view_params
 
 MAX_BYTES = 8 * 2**30
 """Beyond this an image set is decoded on the fly instead (8 GiB: about 100,000 images at 160 px)."""

@@ -1,0 +1,76 @@
+"""Which of the listed files can be read, and their content keys.
+
+Every file is decoded once, and remembered by its size and time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from edgekd.core.console import say
+from edgekd.core.errors import EdgekdError
+from edgekd.core.files import read_index, short_hash, write_index
+from edgekd.data.images import check_content
+from edgekd.data.sources import scan
+
+_MANY = 2000
+"""From this many images to decode there is a message."""
+
+
+def readable(path: Path, listing: scan.Listing) -> tuple[list[scan.Entry], dict[str, str]]:
+    """Return the entries that can be decoded, and the content key of each path; warn of the others.
+
+    Raises:
+        EdgekdError: none can be read.
+    """
+    keys, reasons = _verify(listing)
+    for entry in listing.entries:
+        if (reason := reasons.get(entry.path)) is not None:
+            listing.left_out.add(reason, scan.shown(entry.path))
+    listing.left_out.warn(f"files of {path} left out")
+    if not keys:
+        reason, count = Counter(reasons.values()).most_common(1)[0]
+        raise EdgekdError(
+            f"None of the {len(listing.entries)} images of {path} can be read ({count} × {reason}).",
+            "Check the files with an image viewer, and the paths if they are missing.",
+        )
+    return [entry for entry in listing.entries if entry.path in keys], keys
+
+
+def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
+    """Return path → content key of every readable file, and path → reason of every other one.
+
+    The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
+    read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
+    """
+    index = f"images-{short_hash(os.path.realpath(listing.root))}"
+    known = read_index(index, dict[str, tuple[int, int, str]]) or {}
+    keys: dict[str, str] = {}
+    stamps: dict[str, tuple[int, int]] = {}
+    pending: list[str] = []
+    for entry in listing.entries:
+        try:
+            facts = os.stat(listing.root / entry.path)
+            stamps[entry.path] = (facts.st_size, facts.st_mtime_ns)
+        except (OSError, ValueError):  # gone, or a name with a NUL
+            stamps[entry.path] = (-1, -1)
+        size, time_ns, key = known.get(scan.shown(entry.path), (-1, -1, ""))
+        if key and (size, time_ns) == stamps[entry.path]:
+            keys[entry.path] = key
+        else:
+            pending.append(entry.path)
+    if len(pending) >= _MANY:
+        say(f"Looking once at {len(pending):,} images of {listing.root} …")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = list(pool.map(lambda path: check_content(listing.root / path), pending))
+    reasons: dict[str, str] = {}
+    for path, (key, reason) in zip(pending, outcomes, strict=True):
+        (keys if key else reasons)[path] = key or reason
+    fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
+    if any(known.get(path) != value for path, value in fresh.items()):
+        # Two manifests of one folder share the index, hence the union.
+        write_index(index, known | fresh)
+    return keys, reasons

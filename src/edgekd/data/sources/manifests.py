@@ -1,0 +1,158 @@
+"""Manifests: `.csv` and `.parquet` files with the columns `path`, `label` and, if wanted, `domain` and `split`."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgekd.core.console import warn
+from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.readers import open_regular, printable, read_errors, read_text
+from edgekd.data.sources.scan import ROLES, Entry, Listing, shown
+
+MANIFESTS = (".csv", ".parquet")
+
+
+_COLUMNS = ("path", "label", "domain", "split")
+
+
+_SAVE = "Save it as comma-separated UTF-8 text."
+
+
+def list_manifest(path: Path, *, labelled: bool = True) -> Listing:
+    """Read a manifest's rows. Absolute paths are taken as they stand.
+
+    Args:
+        labelled: False where only the column `path` is read.
+
+    Raises:
+        EdgekdError: not readable, a column missing or misspelt, an empty or unknown value, an image listed
+            twice and differently.
+    """
+    columns, rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _parquet_rows(path)
+    if labelled:
+        _check_columns(path, columns)
+    elif "path" not in columns:
+        raise EdgekdError(
+            f'The manifest {path} has no column "path".',
+            f"A manifest of unlabelled images has path; its columns are {', '.join(columns) or 'none'}.",
+        )
+    else:
+        columns = ["path"]
+    entries: dict[str, Entry] = {}
+    merged = 0
+    for number, row in rows:
+        place = f"Row {number} of {path}"
+        wanted = _COLUMNS[:3] if labelled else _COLUMNS[:1]
+        absent = [name for name in wanted if name in columns and is_missing(row[name])]
+        if absent:
+            raise EdgekdError(
+                f"{place} has no {absent[0]}{_as_written(row[absent[0]])}.",
+                "Fill it in, or remove the "
+                + ("row, or the column." if absent[0] == "domain" else "row."),
+            )
+        role = ROLES.get(row["split"].lower()) if "split" in columns else None
+        if "split" in columns and role is None:
+            raise EdgekdError(
+                f'{place} has the split "{printable(row["split"])}".',
+                did_you_mean(row["split"].lower(), ROLES),
+            )
+        domain = printable(row["domain"]) if "domain" in columns else None
+        entry = Entry(row["path"], printable(row["label"]) if labelled else "", domain, role)
+        # One file, however it is spelled: relative, with ./, absolutely.
+        file = os.path.normpath(os.path.join(os.path.abspath(path.parent), entry.path))
+        first = entries.setdefault(file, entry)
+        if first is entry:
+            continue
+        for name in ("label", "domain", "role"):
+            own, other = getattr(entry, name), getattr(first, name)
+            if own != other:
+                what = "split" if name == "role" else name
+                raise EdgekdError(
+                    f'{place} lists {shown(entry.path)} a second time, with the {what} "{own}" after "{other}".',
+                    "Keep one row per image.",
+                )
+        merged += 1
+    if merged:
+        warn(
+            f"{merged} rows of {path} list an image that stands there already; each is taken once."
+        )
+    if not entries:
+        raise EdgekdError(
+            f"The manifest {path} has no rows.", "List one image per row: path,label."
+        )
+    ordered = sorted(entries.values(), key=lambda entry: entry.path)
+    return Listing(path.parent, tuple(ordered))
+
+
+_MISSING = ("", "nan", "<na>", "nat")
+"""How a table without a value writes it (numpy, pandas), in lower case."""
+
+
+def is_missing(value: str) -> bool:
+    """Return whether a label or another value of a table stands for no value."""
+    return value.strip().lower() in _MISSING
+
+
+def _as_written(value: str) -> str:
+    return f' ("{value}")' if value else ""
+
+
+def _csv_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(path, "manifest", _SAVE), newline="")))
+    except csv.Error as error:
+        raise EdgekdError(f"{path} is not UTF-8 CSV ({error}).", _SAVE) from error
+    columns = [printable(name.strip()) for name in lines[0]] if lines else []
+
+    def rows() -> Iterator[tuple[int, dict[str, str]]]:
+        for number, cells in enumerate(lines[1:], start=2):
+            if any(cells):
+                padded = [cell.strip() for cell in cells] + [""] * (len(columns) - len(cells))
+                yield number, dict(zip(columns, padded, strict=False))
+
+    return columns, rows()
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with read_errors(path, "manifest", "Parquet", "Write it again."), open_regular(path) as handle:
+        table = pyarrow.parquet.read_table(handle)
+        columns = [printable(name) for name in table.column_names]
+        wanted = table.select([name for name in _COLUMNS if name in columns]).to_pylist()
+        rows = [
+            (number, {name: "" if value is None else str(value) for name, value in row.items()})
+            for number, row in enumerate(wanted, start=1)
+        ]
+    return columns, iter(rows)
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    unknown = [name for name in columns if name not in _COLUMNS]
+    for name in ("path", "label"):
+        if name not in columns:
+            close = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
+            found = (
+                f'rename "{close[0]}" to "{name}"'
+                if close
+                else f"its columns are {', '.join(columns) or 'none'}"
+            )
+            raise EdgekdError(
+                f'The manifest {path} has no column "{name}".',
+                f"A manifest has path,label[,domain][,split]; {found}.",
+            )
+    for name in unknown:
+        # A misspelt optional column would silently change the split.
+        if difflib.get_close_matches(name.lower(), set(_COLUMNS) - set(columns), n=1, cutoff=0.6):
+            raise EdgekdError(
+                f'The manifest {path} has an unknown column "{name}".',
+                did_you_mean(name.lower(), _COLUMNS),
+            )
+    if unknown:
+        warn(f"columns of {path} that edgekd does not use: {', '.join(unknown)}.")

@@ -1,0 +1,1 @@
+"""What builds a TensorRT engine on a device (the device agent carries this folder)."""
