@@ -62,6 +62,10 @@ def fails(
     return run
 
 
+SCREEN = 40
+"""Lines of a terminal that one group of options may take, at 100 columns."""
+
+
 def user_seconds(*arguments: str) -> float:
     """User CPU time of a Python process; user time and not wall time, so that a busy machine does not decide."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -94,11 +98,16 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_has_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as leaving:
         main([*words, "--help"])
     assert leaving.value.code == 0
-    assert "Usage: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Usage: " in shown
+    assert all(group.count("\n") <= SCREEN for group in shown.split("╭─"))
     assert COMMANDS[words].help
     assert all(getattr(parameter, "help", None) for parameter in COMMANDS[words].params)
 
@@ -276,8 +285,9 @@ def test_real_process(tmp_path: Path) -> None:
     "words", ["train --data", "train --out", "train --teacher", "export", "verify", "report"]
 )
 def test_a_path_that_the_system_refuses_is_one_sentence(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     long = str(tmp_path / ("a" * 300))
     with pytest.raises(SystemExit) as leaving:
         main([*words.split(), f"local-dir:{long}" if "--teacher" in words else long])
@@ -285,6 +295,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert "hint:" in printed
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,39 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert f"after step {done} " in told
 
 
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_one_process_goes_on(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = base | {"out": str(out), "steps": 60, "devices": 2, "bn": "frozen"}
+    (tmp_path / "run.yaml").write_text(json.dumps({"train": settings}))
+    command = [sys.executable, "-m", "edgekd.cli", "train"]
+    process = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "run.yaml")], stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 200
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
+    )
+    first, second = map(int, listed.stdout.split())
+    os.kill(second, signal.SIGKILL)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 2, told
+    assert "Process 1 of 2" in told
+    assert "SIGKILL" in told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)  # the other one has ended too
+    made = train(TrainConfig(out=out, resume=True, devices=1))
+    assert made.steps == 60
+    assert all(value.isfinite().all() for value in weights(out).values())
+
+
 def test_a_process_that_dies_is_named(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

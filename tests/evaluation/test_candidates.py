@@ -20,7 +20,7 @@ from edgekd.data.image_set import load_images
 from edgekd.evaluation.candidates import Candidate, prune
 from edgekd.evaluation.data_check import near_pairs
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
 
 
 def file(

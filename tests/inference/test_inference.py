@@ -23,6 +23,8 @@ from edgekd.data.image_set import load_images
 from edgekd.inference.demo import models_of
 from edgekd.targets.devices.payload import write_agent
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:

@@ -27,7 +27,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.hub import hub_reachable
 
 CLASSES = ["cat", "dog"]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "graphs_once")
 
 
 @pytest.fixture

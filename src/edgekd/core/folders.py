@@ -196,7 +196,7 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
     """
     if not resume and not kind.stopped_at_start(folder):
         kind.refuse(folder, overwrite=overwrite)
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with held(folder / LOCK, f"Another process is writing {folder}."):
         if not resume and not kind.stopped_at_start(folder):
             kind.refuse(folder, overwrite=overwrite)
@@ -209,9 +209,9 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
             raise
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            with contextlib.suppress(OSError):  # at the first one that holds anything
+                for path in made:
+                    path.rmdir()
 
 
 def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:
