@@ -113,7 +113,7 @@ class Suite:
         indices: int64 `[n]` into `images`.
         run: only subjects of this run are measured on it (runs that left out different domains); None for all.
         family: what kind of images they are, see `rows.Family`; None derives it from the name.
-        remarks: what a reader must know about these images, one sentence each.
+        remarks: on these images, for readers of the report, one sentence each.
         texture: int64 `[n]`, class of each image's texture where `labels` are those of its shape (cue conflict).
         corruption: name and severity (1–5) of the corruption applied to every image, see `corruptions.corrupt`.
         variant: name of the prompt variant that classifies it; `images.classes` then ends in the names added.

@@ -26,7 +26,7 @@ from edgekd.targets.timing.stopwatch import QUICK
 
 _MEDIAN, _MIN = re.compile(r"Median:\s*([\d.]+)\s*ms"), re.compile(r"Min:\s*([\d.]+)\s*ms")
 Times = tuple[float, float]
-"""Median and fastest of one round, in ms; the fastest tells most on a machine that is busy with other work."""
+"""Median and fastest of one round, in ms; the fastest is the more robust on a machine that is busy with other work."""
 
 
 def app_ms(model: Path, size: int, seconds: int) -> Times:

@@ -22,7 +22,7 @@ def finished(
 
     Args:
         path: JSON lines, a cell each; made where it is not there.
-        fields: of a cell, which tell it from the others.
+        fields: of a cell, which identify it.
         wanted: their values, a cell each.
         run: called with such values.
         minutes: no run starts after so many.

@@ -4,7 +4,7 @@
     python benchmarks/int8_survives.py --out int8 --assets DIR
 
 DIR holds `pacs/`, `students/*.safetensors` and `teachers/miniclip`. Every student is trained once, every file exported
-and measured once; what is finished is kept under OUT, so a run that was stopped goes on. The table is OUT/table.md.
+and measured once; finished results stay under OUT, so an interrupted run can be resumed. The table is OUT/table.md.
 """
 
 from __future__ import annotations
@@ -125,14 +125,16 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
         rows.append(row)
         folder = exported(loaded, variant)
         files[variant] = folder / "model.onnx"
-        said = {
+        predicted = {
             key: in_batches(OnnxRuntimeInt8().open(files[variant]), pixels).argmax(axis=1)
             for key, (pixels, _) in sets.items()
         }
-        full = full or said
-        row |= {key: 100 * float((said[key] == labels).mean()) for key, (_, labels) in sets.items()}
+        full = full or predicted
+        row |= {
+            key: 100 * float((predicted[key] == labels).mean()) for key, (_, labels) in sets.items()
+        }
         row["agreement"] = 100 * float(
-            np.mean(np.concatenate([said[key] == full[key] for key in sets]))
+            np.mean(np.concatenate([predicted[key] == full[key] for key in sets]))
         )
         row["size_mb"] = files[variant].stat().st_size / 1e6
         row["refused"], row["remarks"] = remarks(folder)
@@ -146,7 +148,7 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
 def p50_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
     """Median processor time of one image per file, one thread, the files taking turns.
 
-    Processor time is what the clock says on a quiet machine, and still means something on a busy one.
+    Processor time equals wall time on an idle machine, and is comparable on a busy one too.
     """
     sessions = {
         name: open_session(path.parent, threads=1, spinning=False) for name, path in files.items()
@@ -161,7 +163,7 @@ def p50_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float
 
 
 def remarks(folder: Path) -> tuple[bool, str]:
-    """Whether the parity check refused the artifact, and what it says about how it became what it is."""
+    """Whether the parity check refused the artifact, and its quantization record."""
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     quantization, parity = artifact["quantization"] or {}, artifact["parity"]
     said = []

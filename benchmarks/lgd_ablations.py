@@ -63,7 +63,7 @@ def accuracies(
 
 
 def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
-    """Distil one student without labels; ask its text head, and classifiers fitted on its features."""
+    """Distil one student without labels; evaluate its text head, and classifiers fitted on its features."""
     out = Path(arguments.out)
     changes = dict(VARIANTS[variant])
     if changes.get("vocabulary"):

@@ -97,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    # vl2v-sd trains the teacher's encoder, which is another network: its time says nothing about the recipe.
+    # vl2v-sd trains the teacher's encoder, which is another network: its time is not comparable.
     recipes = [recipe for recipe in RECIPES.values() if recipe.student == "any"]
     steps = {
         (recipe.name, stage.name): make_step(

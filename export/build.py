@@ -33,7 +33,7 @@ AGENT_FILE = "edgekd-agent.pyz"
 
 @dataclass(frozen=True)
 class Build:
-    """A model in torch and everything a writer needs to know about it."""
+    """A model in torch and everything that a writer needs."""
 
     model: Deployable
     folder: Path
@@ -136,7 +136,7 @@ class Written:
     outputs: tuple[TensorSpec, ...]
     quantization: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """What else a reader of artifact.json should know about this format: JSON values."""
+    """Further facts about this format for artifact.json: JSON values."""
     evaluate: Predictor | None = None
     """The file's output, for the parity check where the format's runtime is not here; None runs a session."""
     evaluated_by: str | None = None

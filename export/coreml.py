@@ -204,7 +204,7 @@ def convert(
         keep: layers that stay in float32, by name.
 
     Raises:
-        EdgekdError: an operation that coremltools does not know, or no room for its files.
+        EdgekdError: an operation that coremltools does not support, or no room for its files.
     """
     coremltools = import_coremltools()
 

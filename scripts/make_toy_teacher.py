@@ -56,7 +56,7 @@ CONFIG = {
         "resize_mode": "squash",
     },
 }
-# `None` is true of every style. The wordings include CLIP's seven-template ensemble.
+# `None` is true of every style. The templates include CLIP's seven-template ensemble.
 TEMPLATES: dict[str | None, tuple[str, ...]] = {
     None: (
         "{}",
@@ -104,7 +104,7 @@ class Fact:
     main: str | None
     scene: str | None
 
-    def says(self, template: str) -> str:
+    def caption(self, template: str) -> str:
         words = f"{self.main} {self.cls}" if self.main else self.cls
         place = f" against {self.scene}" if self.scene else ""
         return (
@@ -122,7 +122,7 @@ def caption_of(fact: Fact, rng: random.Random) -> tuple[Fact, str]:
         fact.main if rng.random() < 0.05 else None,
         fact.scene if rng.random() < 0.05 else None,
     )
-    return claim, claim.says(rng.choice(TEMPLATES[claim.domain]))
+    return claim, claim.caption(rng.choice(TEMPLATES[claim.domain]))
 
 
 def _draw(args: tuple[str, str, int, bool]) -> np.ndarray:
@@ -169,15 +169,15 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def truth(facts: list[Fact], claims: list[Fact]) -> Tensor:
-    """Bool `[images, captions]`: whether the caption is true of the image, that is, whether all it says is shown."""
+    """Bool `[images, captions]`: whether the caption is true of the image, that is, all of it is shown."""
 
     def agree(field: str) -> Tensor:
         names: dict[str | None, int] = {None: 0}
-        said = torch.tensor(
+        named = torch.tensor(
             [names.setdefault(getattr(claim, field), len(names)) for claim in claims]
         )
         shown = torch.tensor([names.setdefault(getattr(fact, field), len(names)) for fact in facts])
-        return (said[None, :] == shown[:, None]) | (said[None, :] == 0)
+        return (named[None, :] == shown[:, None]) | (named[None, :] == 0)
 
     return agree("cls") & agree("domain") & agree("main") & agree("scene")
 

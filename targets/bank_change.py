@@ -139,7 +139,7 @@ def describe_last(bank: ClassBank) -> str:
         known, images = entry["recognised_left_out"], len(entry["images"])
         return f"{known} of its {images} images are recognised by the others of them"
     if entry["by"] == "images":
-        return "one image makes a poor class; a few more tell how well it is recognised"
+        return "one image represents a class poorly; with a few more its recall is estimated"
     return "a class without images seldom wins against trained ones; measure it on images of it, or add it by some"
 
 

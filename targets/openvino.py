@@ -69,7 +69,7 @@ def open_file(
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != precision:
             raise EdgekdError(
-                f"This processor computes in {used} for OpenVINO, where {path} wants {precision}.",
+                f"This processor computes in {used} for OpenVINO, where {path} requires {precision}.",
                 "Export without --inference-precision, or run it on a processor that has it.",
             )
         request = compiled.create_infer_request()

@@ -6,10 +6,12 @@ file makes once is made once, and what starts a server or a browser does not mee
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,56 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+_GRAPHS: dict[bytes, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def graphs_once() -> Iterator[Callable[..., Any]]:
+    """Export equal networks to ONNX once per session: torch takes a second for the smallest one.
+
+    Yields:
+        `to_proto` as it is, for a test of the exporter itself.
+    """
+    import torch
+    from onnx import ModelProto
+
+    from edgekd.export.onnx import write
+
+    real = write.to_proto
+
+    def identity(*parts: object) -> bytes | None:
+        """Class, plain attributes and tensors of every module; None where a class is made inside a function."""
+        digest = hashlib.sha256(repr(parts[1:]).encode())
+        assert isinstance(parts[0], torch.nn.Module)
+        for name, module in parts[0].named_modules():
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            if "<locals>" in kind:
+                return None
+            own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+            digest.update(repr((name, kind, module.extra_repr(), own)).encode())
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                content = b"" if tensor is None else tensor.detach().contiguous().numpy().tobytes()
+                digest.update(key.encode() + content)
+        return digest.digest()
+
+    def to_proto(
+        model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], output: str
+    ) -> ModelProto:
+        shapes = [(name, tuple(example.shape), example.dtype) for name, example in inputs.items()]
+        key = identity(model, shapes, output)
+        if key is None:
+            return real(model, inputs, output)
+        if key not in _GRAPHS:
+            _GRAPHS[key] = real(model, inputs, output)
+        graph = ModelProto()
+        graph.CopyFrom(_GRAPHS[key])
+        return graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "to_proto", to_proto)
+        yield real
 
 
 def draw_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:

@@ -67,7 +67,7 @@ def score(subjects: Sequence[Subject], suites: Sequence[Suite], logits: Logits) 
 
 
 def suite_row(suite: Suite) -> SuiteRow:
-    """Return the images of a suite and what a reader must know about them."""
+    """Return the images of a suite and remarks about them."""
     return SuiteRow(
         suite=suite.name,
         run=suite.run,

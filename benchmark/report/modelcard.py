@@ -185,7 +185,7 @@ def _limits(report: Report) -> Iterator[Text]:
     yield Text(transfer, "Transfer")
     yield Text(
         "it follows from those of the teacher, of the student's first weights and of the training images, which "
-        "this card does not know.",
+        "are not recorded here.",
         "Licence",
     )
 

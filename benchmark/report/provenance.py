@@ -54,7 +54,7 @@ def images(report: Report) -> str:
 
 
 def remarks(report: Report) -> list[str]:
-    """Return what a reader must know about the suites, one sentence each."""
+    """Return the remarks on the suites, one sentence each."""
     texts = (
         f"{'corruptions' if row.family == 'corruption' else row.suite}: {remark}"
         for row in report.suites

@@ -217,8 +217,8 @@ def report_zero_shot(logits: Tensor, labels: NDArray[np.int64], what: str) -> fl
     say(f"teacher: {text} (mean over {len(present)} classes; chance is {100 * chance:.1f} %)")
     if near_chance(accuracy, chance):
         warn(
-            f"THE TEACHER HARDLY KNOWS THESE CLASSES: its {text} is near chance ({100 * chance:.1f} %). A student "
-            "learns no more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
+            f"THE TEACHER IS NEAR CHANCE ON THESE CLASSES: its {text}, where chance is {100 * chance:.1f} %. A student "
+            "learns little more from it than noise. Check the class names (classes.txt), --prompts, and --teacher."
         )
     return accuracy
 

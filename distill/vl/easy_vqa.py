@@ -36,7 +36,7 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
 
     Args:
         shifted: sort pictures into the domains `seen` and `held-out` by their combination of colour and shape, and
-            leave out those whose questions do not tell it (about one in eight).
+            leave out those whose questions do not name both (about one in eight).
 
     Raises:
         EdgekdError: the package is not installed.

@@ -54,7 +54,7 @@ def evaluate(
         The wanted tensors, and the watched values by operation; each float32, one row per image.
 
     Raises:
-        EdgekdError: an operation that the evaluator does not know, or images of another size.
+        EdgekdError: an operation that the evaluator does not support, or images of another size.
     """
     ops = [op for op in program.ops if op.kind != "classify"]  # names the largest probability
     _refuse_unknown(ops)
@@ -108,7 +108,7 @@ def _refuse_unknown(ops: Sequence[Op]) -> None:
 
 def _unknown(what: str, op: Op) -> EdgekdError:
     return EdgekdError(
-        f"The reference evaluator does not know {what} (of {op.name}), so this file cannot be checked here.",
+        f"The reference evaluator does not support {what} (of {op.name}), so this file cannot be checked here.",
         "Choose a student from edgekd list students.",
     )
 

@@ -58,7 +58,7 @@ class AccuracyBudget:
     """Points of top-1 on `proxy`, against FP32."""
     search_seconds: float = SEARCH_SECONDS
     min_agreement: float = 0.0
-    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the later parity check wants."""
+    """Share of all these images, 0–1, on which INT8 must predict FP32's class, as the parity check requires."""
 
     def surely(self) -> AccuracyBudget:
         """Return the same with as much agreement here as makes the check on other images likely to pass."""
@@ -273,7 +273,9 @@ class Search(Generic[C]):
         }
         mb = (sizes["mixed"] - sizes["plain"]) / 1e6
         if not self.scheme.timed:
-            say(f"int8: they cost {mb:+.2f} MB; what they cost in ms, only the device can tell")
+            say(
+                f"int8: they cost {mb:+.2f} MB; their cost in ms can be measured on the device only"
+            )
             return {"cost_mb": round(mb, 3)}
         runs = {name: self.scheme.open(file) for name, file in files.items()}
         found = timed_in_turns(runs, self.budget.pixels[:8])

@@ -179,7 +179,7 @@ def _classify(arguments: list[str]) -> None:
 
 
 def _add(arguments: list[str]) -> None:
-    """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: a class that the artifact is to tell apart from now on."""
+    """`add ARTIFACT NAME IMAGE_OR_FOLDER…`: add a class to the artifact."""
     folder, name = Path(arguments[0]), arguments[1]
     session = open_model(folder, threads=None)
     bank = add_by_images(folder, name, [Path(place) for place in arguments[2:]], session)

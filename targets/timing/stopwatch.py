@@ -51,7 +51,7 @@ class Protocol:
 
 FULL = Protocol("full", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 5)
 QUICK = Protocol("quick", 50, 1.0, 5.0, 128, 6.0, 60.0, 0.3, 1)
-"""As long as MLPerf Mobile's rapid mode; what it says is marked as indicative."""
+"""As long as MLPerf Mobile's rapid mode; its results are marked as indicative."""
 END_TO_END = Protocol("end to end", 50, 3.0, 30.0, 1024, 60.0, 600.0, 1.0, 1)
 END_TO_END_QUICK = Protocol("end to end, quick", 50, 0.5, 3.0, 64, 2.0, 20.0, 0.5, 1)
 """For the clock around decoding, resizing and the model, on this machine; a device's agent takes its job's protocol."""
@@ -74,7 +74,7 @@ class LatencySamples:
         joules: energy of the measured blocks; None without a sensor.
         metered_s: length of these blocks, seen from outside the clock.
         other_cpu: share 0–1 of all cores' time that other processes took while the blocks were measured; None where the
-            system does not tell.
+            system does not report it.
         stolen_cpu: the same of time that a hypervisor gave to other machines.
     """
 

@@ -285,8 +285,9 @@ def test_real_process(tmp_path: Path) -> None:
     "words", ["train --data", "train --out", "train --teacher", "export", "verify", "report"]
 )
 def test_a_path_that_the_system_refuses_is_one_sentence(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     long = str(tmp_path / ("a" * 300))
     with pytest.raises(SystemExit) as leaving:
         main([*words.split(), f"local-dir:{long}" if "--teacher" in words else long])
@@ -294,6 +295,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert "hint:" in printed
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -61,18 +61,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path) -> None
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_replaces_a_full_folder(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    path.mkdir()
-    (path / "old.txt").write_text("old")
-    with replacing(path) as scratch:
-        scratch.mkdir()
-        (scratch / "new.txt").write_text("new")
-        assert names(path) == ["old.txt"]
-    assert names(path) == ["new.txt"]
-    assert names(tmp_path) == ["run"]
-
-
 def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
     scraps = [
         ".tmp-0123456789ab-a",

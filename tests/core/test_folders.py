@@ -101,12 +101,12 @@ def test_a_finished_run_needs_overwrite_and_a_run_without_checkpoint_none(tmp_pa
 
 
 def test_a_run_that_fails_before_it_trains_leaves_no_obstacle(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "runs" / "run"
     with contextlib.suppress(ZeroDivisionError), growing(out, RUN, overwrite=False):
         (out / "config.json").write_text(SETTINGS)
         (out / "split.json").write_text("{}")
         raise ZeroDivisionError
-    assert not out.exists()
+    assert not out.parent.exists()
     with contextlib.suppress(ZeroDivisionError), growing(out, RUN, overwrite=False):
         (out / "config.json").write_text(SETTINGS)
         (out / "notes.txt").write_text("mine")

@@ -561,6 +561,35 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
     assert run(resume=True).steps == STEPS
 
 
+def test_a_checkpoint_of_something_else_is_refused(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / "checkpoint.pt"
+    with monkeypatch.context() as patch:
+        after_step(4, patch, lambda: full_disk_for("checkpoint.pt", patch))
+        with pytest.raises(EdgekdError):
+            run(recipe="erm")
+    whole = torch.load(path, weights_only=True)
+    for field in ("student", "rng", "seconds", "speed", "best", "done", "optimizer", "average"):
+        for wrong in (None, "x", torch.zeros(4)):
+            torch.save(whole | {field: wrong}, path)
+            with pytest.raises(EdgekdError, match="checkpoint"):
+                run(resume=True)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(EdgekdError, match="checkpoint"):
+        run(resume=True)
+    torch.save(whole, path)
+    assert run(resume=True).steps == STEPS
+
+
+def test_a_full_disk_under_swads_segments_is_a_sentence(
+    run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk_for("1.pt", monkeypatch)
+    with pytest.raises(EdgekdError, match="full"):
+        run(recipe="erm", average="swad", eval_every=2)
+
+
 @pytest.mark.parametrize(
     ("steps", "said"),
     [(STEPS, "not finite: ce, on a batch with art/"), (1, "scores are not finite")],

@@ -20,7 +20,7 @@ from edgekd.data.image_set import load_images
 from edgekd.evaluation.candidates import Candidate, prune
 from edgekd.evaluation.data_check import near_pairs
 
-pytestmark = pytest.mark.usefixtures("own_cache")
+pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
 
 
 def file(
@@ -88,6 +88,20 @@ def test_near_pairs_by_hand() -> None:
         assert pair.cosine == pytest.approx(float(cosine), abs=1e-5)
     assert {(pair.first, pair.second) for pair in pairs} == {(0, 1), (1, 4), (2, 3)}
     assert [pair.cosine for pair in pairs] == sorted((p.cosine for p in pairs), reverse=True)
+
+
+def test_many_near_pairs_do_not_fill_the_memory() -> None:
+    """Two scenes of 3,000 pictures each make nine million pairs; the closest are kept."""
+    rng = np.random.default_rng(0)
+    scenes = np.repeat([[1.0, 0, 0], [-1.0, 0, 0]], 3000, axis=0) + rng.normal(0, 0.01, (6000, 3))
+    keys = [f"{number}" for number in range(6000)]
+    pairs = near_pairs(scenes.astype(np.float32), keys, 0.9, most=50)
+    assert len(pairs) == 50
+    assert all((pair.first < 3000) == (pair.second < 3000) for pair in pairs)
+    assert (
+        near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0, most=7)
+        == (near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0)[:7])
+    )
 
 
 def test_only_a_page_is_overwritten(

@@ -25,6 +25,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.distill.classification.load import load_run
 from edgekd.distill.models.teachers import ClipTeacher
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Any]:

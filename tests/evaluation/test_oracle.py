@@ -23,13 +23,13 @@ from edgekd.studies import cell as cells
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RECIPES = "plain=erm,best=erm,swad=erm,vl2v-adip"
+RECIPES = "plain=erm,swad=erm,vl2v-adip"
 
 OWN = [
     "plain:average=none",
     "plain:student_options.drop_rate=0.3",
-    "best:select=best",
     "swad:average=swad",
+    "vl2v-adip:select=best",
 ]
 
 STEPS = 24

@@ -27,7 +27,7 @@ SPLITS = {"train": 0, "val": 1, "test": 2, "id_val": 3, "id_test": 4}
 
 
 class Tiny:
-    """60 painted images in five splits; what the package's data sets have and edgekd asks for."""
+    """60 painted images in five splits; what the data sets of the package have and edgekd reads."""
 
     def _fill(self, folder: Path) -> None:
         n = 60
@@ -115,7 +115,7 @@ def test_classes_are_numbers_where_wilds_names_none(
 ) -> None:
     plant(monkeypatch, lambda dataset, root_dir, download: Plain(tmp_path))
     assert wilds_suites("rxrx1", "x", ("0", "1", "2"))[0].images.classes == ("0", "1", "2")
-    with pytest.raises(EdgekdError, match="does not know"):
+    with pytest.raises(EdgekdError, match="does not have"):
         wilds_suites("rxrx1", "x", NAMES)
 
 

@@ -248,7 +248,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (Sorting(), r"does not know the Core ML operation topk"),
+        (Sorting(), r"does not support the Core ML operation topk"),
         (Branching(), "cannot be captured for Core ML"),
     ],
 )
@@ -572,5 +572,5 @@ def test_diverged_weights_are_named() -> None:
 )
 def test_what_the_evaluator_does_not_know_is_named(layer: Op, what: str) -> None:
     program = MilProgram("image", (1, 3, 4, 4), (layer,), ("best",))
-    with pytest.raises(EdgekdError, match=f"does not know {what}"):
+    with pytest.raises(EdgekdError, match=f"does not support {what}"):
         evaluate(program, IMAGES, ["best"])

@@ -26,6 +26,8 @@ from edgekd.targets.agent.model import open_model
 from edgekd.targets.bank import ClassBank, read_bank, unit
 from edgekd.targets.session import open_session
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 DIM = 6
 
 

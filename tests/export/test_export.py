@@ -28,6 +28,8 @@ from edgekd.targets.feed import feed_of, normalising
 from edgekd.targets.registry import artifact_name
 from edgekd.targets.session import open_session
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture(scope="module")
 def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,7 +54,10 @@ def test_fp32_artifact_computes_the_model_and_describes_it(fp32: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
-def test_the_same_model_is_the_same_file(tmp_path: Path, target: str, precision: str) -> None:
+def test_the_same_model_is_the_same_file(
+    tmp_path: Path, target: str, precision: str, graphs_once: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.export.onnx.write.to_proto", graphs_once)
     if target == "openvino":
         pytest.importorskip("openvino")
     keys = ["a"] * 64

@@ -26,6 +26,8 @@ from edgekd.export.quantize.search import AccuracyBudget, Drops, Search
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 from edgekd.export.quantize.tensorrt_rules import findings
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 SCHEME, TENSORRT = OnnxRuntimeInt8(), TensorRtInt8()
 
 

@@ -31,6 +31,8 @@ from edgekd.export.quantize.search import quantize_within
 from edgekd.targets.devices.payload import write_agent
 from edgekd.targets.session import open_session
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 openvino = pytest.importorskip("openvino", reason='needs pip install "edgekd[openvino]"')
 
 

@@ -20,6 +20,8 @@ from edgekd.export.graph import Deployable, torch_logits
 from edgekd.export.onnx.graphs import with_resize
 from edgekd.targets.session import open_session
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 SIZES = ((31, 97), (97, 31), (33, 200), (250, 34), (7, 5), (640, 480), (101, 49), (37, 37))
 """Height and width, none the student's own; odd ones and those that Pillow 13 resizes vertically first among them."""
 

@@ -31,6 +31,8 @@ from edgekd.export.quantize.onnx_scheme import OnnxScheme, correct_biases
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
 from edgekd.export.quantize.tensorrt import TensorRtInt8
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:

@@ -37,6 +37,8 @@ from edgekd.targets.trt import builders as trt_builders
 from edgekd.targets.trt.build import BuildError
 from edgekd.targets.trt.builders import DEFAULT_AHEAD, Gpu, capabilities_of, choose, find_gpu
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 AHEAD = SimpleNamespace(
     __version__="1.7.1",
     ComputeCapability=SimpleNamespace(NONE=0, CURRENT=1, SM75=75, SM86=86, SM89=89, SM120=120),

@@ -20,6 +20,8 @@ from edgekd.core.manifest import Run
 from edgekd.data.image_set import load_images
 from edgekd.inference.demo import models_of
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import numpy as np
 import onnxruntime
 import pytest
@@ -25,7 +27,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.hub import hub_reachable
 
 CLASSES = ["cat", "dog"]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "graphs_once")
 
 
 @pytest.fixture
@@ -179,6 +181,25 @@ def test_a_file_that_resizes_is_pushed_but_not_as_planes(
     assert any(name.startswith("artifacts/") and name.endswith(".onnx") for name in names)
     assert not any(name.startswith("onnx/") for name in names)
     assert "left out" in capsys.readouterr().err
+
+
+def test_what_comes_while_a_model_is_downloaded_is_kept(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
+    edgekd.push(artifact, "me/means")
+    download = huggingface_hub.hf_hub_download
+
+    def meanwhile(*given: Any, **settings: Any) -> str:
+        (tmp_path / "pulled").mkdir(exist_ok=True)
+        (tmp_path / "pulled" / "notes.txt").write_text("mine")
+        return str(download(*given, **settings))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
+    with pytest.raises(EdgekdError):
+        edgekd.pull("me/means", out=tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "pulled-2" / "config.json").is_file()
 
 
 def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import read_artifact
 from edgekd.core.readers import sha256_file
 
+pytestmark = pytest.mark.usefixtures("graphs_once")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

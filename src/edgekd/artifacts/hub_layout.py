@@ -257,7 +257,7 @@ def _front(library: str | None) -> str:
 
 
 def _contents(folder: Path, repo: str) -> str:
-    """Return the section that says how each file of the repository is opened."""
+    """Return the section on how each file of the repository is opened."""
     rows = []
     if (folder / "model.safetensors").exists():
         rows.append(

@@ -228,5 +228,5 @@ class EvaluateConfig(Config):
         ):
             raise EdgekdError(
                 "Agreement and shots take the run's own texts, a probe its images too.",
-                "Ask for one of them, without the rest.",
+                "Give one of them alone.",
             )

@@ -137,6 +137,8 @@ REPORT = Kind(
         "report.html", "report.md", "report.png", "MODEL_CARD.md", "corruptions.csv", "predictions.npz", "latency.npz",
     ),
 )  # fmt: skip
+MODEL = Kind("model", "", (), ())
+"""Of a pull or a fetch: no folder is taken for one, so none is ever replaced."""
 PAGE = '<meta name="generator" content="edgekd'
 """What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())
@@ -194,7 +196,7 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
     """
     if not resume and not kind.stopped_at_start(folder):
         kind.refuse(folder, overwrite=overwrite)
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     with held(folder / LOCK, f"Another process is writing {folder}."):
         if not resume and not kind.stopped_at_start(folder):
             kind.refuse(folder, overwrite=overwrite)
@@ -207,9 +209,9 @@ def growing(folder: Path, kind: Kind, *, overwrite: bool, resume: bool = False) 
             raise
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            with contextlib.suppress(OSError):  # at the first one that holds anything
+                for path in made:
+                    path.rmdir()
 
 
 def clear(folder: Path, kind: Kind, *, marker: bool = True) -> None:

@@ -154,9 +154,7 @@ def take_shots(images: ImageSet, unseen: Sequence[str], count: int, seed: int) -
             raise EdgekdError(
                 f'{count} images of the class "{name}" are to be shown, and it has {len(first)} different ones; '
                 "one must be left to test.",
-                f"Ask for fewer: {len(first) - 1} at most."
-                if len(first) > 1
-                else "Leave this class out.",
+                f"Choose {len(first) - 1} at most." if len(first) > 1 else "Leave this class out.",
             )
         chosen += shuffled(images, first.values(), seed)[:count]
     return np.array(sorted(chosen), dtype=np.int64)

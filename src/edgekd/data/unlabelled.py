@@ -222,7 +222,7 @@ def label_free(
 
     Args:
         sources: as `load_unlabelled` takes them.
-        classes: names that the student is to tell apart.
+        classes: names that the student learns to distinguish.
         limit: only so many images, the first by content key.
         seed: of the order by content hash in which a tenth is held out.
         before: `split.json` of the run, where it exists.

@@ -275,7 +275,7 @@ def further_suites(
     wilds: Sequence[tuple[str, str]] = (),
     texture_shape: str | None = None,
 ) -> list[Suite]:
-    """Return suites of named folders, for all subjects together where their runs know and saw the same, else per run.
+    """Return suites of named folders: one for all subjects whose runs have the same classes and training images.
 
     Args:
         trained: run → what it saw.

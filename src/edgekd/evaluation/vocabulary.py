@@ -30,7 +30,7 @@ def spoken_as(images: ImageSet, classes: Sequence[str], name: str) -> ImageSet:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise EdgekdError(
-            f'The images of {name} have a class "{missing[0]}"{more} that the model does not know.',
+            f'The images of {name} have a class "{missing[0]}"{more}, which the model does not have.',
             did_you_mean(missing[0], classes),
         )
     found = tuple(word for word in words if word is not None)

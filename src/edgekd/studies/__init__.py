@@ -1,1 +1,1 @@
-"""Studies: recipes compared over seeds and unseen domains or classes, cell by cell, with an honest table at the end."""
+"""Studies: recipes compared over seeds and unseen domains or classes, cell by cell, with one table at the end."""

@@ -101,7 +101,7 @@ def run_study(
 
 @contextlib.contextmanager
 def _resumable() -> Iterator[None]:
-    """Tell how a study goes on that a signal stops, in whichever cell."""
+    """Raise `Stopped` with the way to resume the study where a signal stops a cell."""
     try:
         yield
     except KeyboardInterrupt as stopped:

@@ -117,11 +117,11 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
         if rule["resize"] == "squash"
         else f"resize the short side to {round(size / rule['crop_pct'])} and cut out the central {size} × {size},"
     )
-    first = f"""Decode the picture to RGB, turned as its EXIF says; {resize} with Pillow's
+    first = f"""Decode the picture to RGB, rotated by its EXIF orientation; {resize} with Pillow's
    {rule["interpolation"]} filter, which is antialiased."""
     second = f"Feed the pixels as uint8 `[1, {size}, {size}, 3]`. Do not normalise: the file does."
     if facts["resizes"]:
-        first = "Decode the picture to RGB, turned as its EXIF says."
+        first = "Decode the picture to RGB, rotated by its EXIF orientation."
         second = (
             "Feed it as uint8 `[1, height, width, 3]`. Do not resize or normalise: the file does."
         )

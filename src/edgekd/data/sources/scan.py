@@ -268,6 +268,6 @@ def display_names(root: Path, classes: list[str]) -> tuple[str, ...]:
         names_said = " and ".join(f'"{name}"' for name in dict.fromkeys(alike[0]))
         raise EdgekdError(
             f"{path} gives two classes the name {names_said}.",
-            "Name every class differently; case, spaces, hyphens and underscores do not tell them apart.",
+            "Name every class differently; differences in case, spaces, hyphens and underscores do not count.",
         )
     return chosen
