@@ -123,7 +123,9 @@ def _rules() -> Any:
             marked: fx.GraphModule = super().annotate(model)
             for node in marked.graph.nodes:
                 source = node.args[0] if node.args else None
-                before = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, fx.Node) else None
+                if not isinstance(source, fx.Node):
+                    continue
+                before = source.meta.get(Q_ANNOTATION_KEY)
                 if before is None or before.output_qspec is None:
                     continue
                 if node.target in _MEANS:
