@@ -120,6 +120,9 @@ def test_what_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
         edgekd.load(artifact).predict(bad)
     with pytest.raises(EdgekdError):
         edgekd.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(EdgekdError, match="not a regular file"):
+        edgekd.predict(artifact, [str(tmp_path / "pipe.mp4")])
     for source in (bad, tmp_path / "empty", "nowhere.jpg", "camera:front", "camera:-1"):
         with pytest.raises(EdgekdError):
             list(edgekd.predict(artifact, [str(source)]))
