@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from edgekd.core.files import replacing
-from edgekd.core.tensors import read_torch
+from edgekd.core.tensors import loaded_from, read_torch, write_torch
 
 
 class LastWeights:
@@ -134,7 +132,7 @@ class Swad(LastWeights):
             # A start can only lie among the last few; one that is found stays.
             earliest = number - self._rule["patience"] + 1
             first = earliest if valley.first is None else valley.first
-            for path in self._folder.glob("[!.]*.pt"):
+            for path in self._folder.glob("[0-9]*.pt"):
                 if int(path.stem) < first or (valley.left and int(path.stem) > valley.last):
                     path.unlink()
         self._segment.n_averaged.zero_()
@@ -152,15 +150,16 @@ class Swad(LastWeights):
         first = valley.last if valley.first is None else valley.first
         chosen = range(first, valley.last + 1)
         mean: dict[str, Tensor] = {}
-        for number in chosen:
-            share = self._counts[number] / sum(self._counts[i] for i in chosen)
-            segment = read_torch(self._folder / f"{number}.pt", "segment's average")
-            for name, value in segment.items():
-                if value.is_floating_point():
-                    mean[name] = mean[name] + share * value if name in mean else share * value
-                else:
-                    mean[name] = value
-        self.module.load_state_dict(mean)
+        with loaded_from(self._folder):
+            for number in chosen:
+                share = self._counts[number] / sum(self._counts[i] for i in chosen)
+                segment = read_torch(self._folder / f"{number}.pt", "segment's average")
+                for name, value in segment.items():
+                    if value.is_floating_point():
+                        mean[name] = mean[name] + share * value if name in mean else share * value
+                    else:
+                        mean[name] = value
+            self.module.load_state_dict(mean)
         begin, end = sum(self._counts[:first]) + 1, sum(self._counts[: valley.last + 1])
         self.label = f"SWAD average of the stage's steps {begin} to {end}"
         if valley.first is None:
@@ -168,7 +167,6 @@ class Swad(LastWeights):
         return self.module
 
     def _write(self, number: int) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         state = self._segment.module.state_dict()
-        with replacing(self._folder / f"{number}.pt") as temporary:
-            torch.save({name: value.detach().cpu() for name, value in state.items()}, temporary)
+        path = self._folder / f"{number}.pt"
+        write_torch(path, {name: value.detach().cpu() for name, value in state.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import shlex
@@ -10,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -19,9 +17,8 @@ from torch import nn
 
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
-from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.files import write_bytes
-from edgekd.core.tensors import read_torch
+from edgekd.core.errors import Stopped
+from edgekd.core.tensors import loaded_from, read_torch, write_torch
 from edgekd.distill.averaging import LastWeights
 from edgekd.distill.launch import Fabric
 from edgekd.distill.progress import Progress, Speed
@@ -152,7 +149,7 @@ class Checkpoint:
                 "best": (self.best_accuracy, self.best_step),
                 "stale": self.stale,
             }
-            _write_torch(self.path, state)
+            write_torch(self.path, state)
         self.done = done
         self._saved_at = time.monotonic()
         self._fabric.barrier()
@@ -163,27 +160,25 @@ class Checkpoint:
             say("no checkpoint was written yet; starting from the first step")
             return 0
         self._loaded = read_torch(self.path, "checkpoint", "Train again with --overwrite.")
-        try:
+        with loaded_from(self.path):
             task.model.load_state_dict(self._loaded["student"])
             task.load_state_dict(self._loaded["task"])
             torch.set_rng_state(self._loaded["rng"])
             self.seconds_before = float(self._loaded["seconds"])
-            self.speed_before = self._loaded["speed"]
-            self.best_accuracy, self.best_step = self._loaded["best"]
+            images, waited_s, seconds = self._loaded["speed"]
+            self.speed_before = int(images), float(waited_s), float(seconds)
+            accuracy, step = self._loaded["best"]
+            self.best_accuracy, self.best_step = float(accuracy), int(step)
             self.stale = int(self._loaded.get("stale", 0))
             self.done = int(self._loaded["done"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise EdgekdError(
-                f"The checkpoint {self.path} does not belong to this run.",
-                "Train again with --overwrite.",
-            ) from error
         say(f"resuming after step {self.done}")
         return self.done
 
     def restore_stage(self, optimizer: torch.optim.Optimizer, average: LastWeights) -> None:
         """Load the state of the stage that was interrupted."""
-        optimizer.load_state_dict(self._loaded["optimizer"])
-        average.load_state_dict(self._loaded["average"])
+        with loaded_from(self.path):
+            optimizer.load_state_dict(self._loaded["optimizer"])
+            average.load_state_dict(self._loaded["average"])
 
     def evaluate(
         self, done: int, task: Resumable, average: LastWeights, progress: Progress
@@ -196,7 +191,7 @@ class Checkpoint:
             if accuracy > self.best_accuracy:
                 self.best_accuracy, self.best_step, self.stale = accuracy, done, 0
                 if self._config.select == "best":
-                    _write_torch(self.best_path, average.module.state_dict())
+                    write_torch(self.best_path, average.module.state_dict())
         self.stale = self._fabric.broadcast(self.stale)
         if self.patience_over:
             say(
@@ -207,9 +202,3 @@ class Checkpoint:
         """Remove the files of a finished run."""
         for path in (self.path, self.best_path):
             path.unlink(missing_ok=True)
-
-
-def _write_torch(path: Path, value: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    write_bytes(path, buffer.getbuffer())

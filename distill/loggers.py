@@ -20,7 +20,8 @@ from edgekd.core.readers import read_object, read_text
 _CLASSES = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 """Loggers that Fabric does not have; PyTorch Lightning and the service's own package bring them."""
 _IDS = "loggers.json"
-"""In a run's folder: service → its identity of the run, under which a resumed run and later files belong to it."""
+"""In a run's folder: service → its identity of the run, under which a resumed run and later files belong to it, and the
+inode number of the folder, which a copy does not have."""
 
 
 class Loggers:
@@ -36,6 +37,8 @@ class Loggers:
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
         known = _ids(out) if resume_at else {}
+        if resume_at:
+            names = [name for name in names if name not in _CLASSES or name in known]
         self._loggers = {name: _logger(name, out, resume_at, known.get(name)) for name in names}
         ids = {
             name: logger.experiment.id if name == "wandb" else logger.run_id
@@ -43,7 +46,7 @@ class Loggers:
             if name in _CLASSES
         }
         if ids and ids != known:
-            write_json(out / _IDS, ids)
+            write_json(out / _IDS, ids | {"folder": out.stat().st_ino})
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Record numbers of one step under their names, such as `train/loss`."""
@@ -81,9 +84,14 @@ def attach_to_run(run: Path, title: str, kind: str, paths: Sequence[Path]) -> No
 
 
 def _ids(run: Path) -> dict[str, str]:
+    """Return service → identity; none for a run that came from elsewhere, whose services may be somebody else's."""
     path = run / _IDS
     found = read_object(path, "identities of a run") if path.is_file() else {}
-    return {name: str(value) for name, value in found.items() if name in _CLASSES}
+    ids = {name: str(value) for name, value in found.items() if name in _CLASSES}
+    if ids and found.get("folder") != run.stat().st_ino:
+        warn(f"{run} was copied from elsewhere, so nothing of it goes to {', '.join(ids)}.")
+        return {}
+    return ids
 
 
 def _attach(service: str, logger: Any, title: str, kind: str, paths: Sequence[Path]) -> None:

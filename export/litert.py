@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgekd.core.errors import NotHere
 from edgekd.core.manifest import LABELS_FILE, TensorSpec
 from edgekd.export.build import Build, Written, agent_beside, converting
+from edgekd.export.quantize.litert import quantize
 
 MODEL_FILE = "model.tflite"
 INPUT = "images"
@@ -26,8 +25,7 @@ _PACKAGES = ("litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 def write(build: Build) -> Written:
     """Write `model.tflite`: RGB uint8 `[1, H, W, 3]` in, one row out; made for one image at a time.
 
-    fp16 and int8-weights store weights in fewer bits and compute in float. int8 is ai-edge-quantizer's static
-    quantization: int8 activations per tensor, int8 weights per channel, and an int8 output with its scale.
+    fp16 and int8-weights store weights in fewer bits and compute in float; int8 is that of `quantize.litert`.
 
     Raises:
         NotHere: the packages are not installed.
@@ -41,10 +39,7 @@ def write(build: Build) -> Written:
         quantization = None if base == path else _quantize(build, base, path)
     if build.bank is None:
         _attach_labels(path, build.classes)
-    is_int8 = build.precision == "int8"
-    output = build.output.model_copy(
-        update={"shape": (1, *build.output.shape[1:]), "dtype": "int8" if is_int8 else "float32"}
-    )
+    output = build.output.model_copy(update={"shape": (1, *build.output.shape[1:])})
     image = TensorSpec(name=INPUT, dtype="uint8", shape=(1, size, size, 3), layout="NHWC RGB")
     return Written(
         format="tflite",
@@ -85,39 +80,14 @@ def _quantize(build: Build, base: Path, path: Path) -> dict[str, Any] | None:
     """Write `base` with fewer bits to `path`, and return the record of what was calibrated."""
     from ai_edge_quantizer import quantizer, recipe
 
-    images = build.calibration if build.precision == "int8" else None
-    recipes = {
-        "int8": recipe.static_wi8_ai8,
-        "int8-weights": recipe.weight_only_wi8_afp32,
-        "fp16": _half,
-    }
     with converting(f"{build.precision} by ai-edge-quantizer"):
-        work = quantizer.Quantizer(str(base), recipes[build.precision]())
-        ranges = None if images is None else _ranges(base, work, images)
-        work.quantize(ranges).export_model(str(path))
-    if images is None:
-        return None
-    return {"calibration_images": len(images), "calibrator": "minmax", "scheme": "static_wi8_ai8"}
-
-
-def _ranges(base: Path, work: Any, images: NDArray[np.uint8]) -> Any:
-    """Return the smallest and largest value of every tensor over the images.
-
-    `Quantizer.calibrate` takes a moving average over images instead, which cuts off what few of them reach.
-    """
-    from ai_edge_quantizer import calibrator, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
-
-    rules = recipe_manager.RecipeManager()
-    rules.load_quantization_recipe(work.get_quantization_recipe())
-    found = calibrator.Calibrator(
-        str(base),
-        num_threads=1,
-        mode=calibrator.CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS,
-        qsv_update_func=qsv_utils.min_max_update,
-    )
-    found.calibrate({_signature(base): [{INPUT: image[None]} for image in images]}, rules)
-    return found.get_model_qsvs()
+        if build.precision == "int8":
+            assert build.calibration is not None
+            return quantize(base, path, build.calibration, build.calibrator)
+        rules = _half() if build.precision == "fp16" else recipe.weight_only_wi8_afp32()
+        work = quantizer.Quantizer(str(base), rules)
+        work.quantize(enable_progress_report=False).export_model(str(path))
+    return None
 
 
 def _half() -> Any:
@@ -137,10 +107,3 @@ def _half() -> Any:
         "float_casting",
     )
     return rules.get_quantization_recipe()
-
-
-def _signature(path: Path) -> str:
-    from ai_edge_litert.interpreter import Interpreter
-
-    [name] = Interpreter(str(path)).get_signature_list()
-    return str(name)

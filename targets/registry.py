@@ -125,6 +125,8 @@ TARGETS: dict[str, Target] = {
         runtime="LiteRT (TensorFlow Lite), CPU",
         precisions=("fp32", "fp16", "int8", "int8-weights"),
         summary="one .tflite file for Android and small Linux devices; takes one image at a time",
+        calibrators=_CALIBRATORS,
+        default_calibrator="mse",
         inputs=("uint8",),
         mixed=False,
     ),

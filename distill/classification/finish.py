@@ -15,7 +15,7 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Run
 from edgekd.core.readers import sha256_file
-from edgekd.core.tensors import read_torch, write_tensors
+from edgekd.core.tensors import loaded_from, read_torch, write_tensors
 from edgekd.core.version import __version__
 from edgekd.data.unlabelled import NO_DATA
 from edgekd.distill.averaging import LastWeights
@@ -121,7 +121,8 @@ def _chosen_weights(
         selection += "; BatchNorm statistics recomputed on training views"
     final = final.cpu()
     if config.select == "best":
-        final.load_state_dict(read_torch(checkpoint.best_path, "best weights"))
+        with loaded_from(checkpoint.best_path):
+            final.load_state_dict(read_torch(checkpoint.best_path, "best weights"))
         step, label = checkpoint.best_step, average.label
         selection = f"best mean source-validation accuracy of the {label} (step {step})"
     return final, selection

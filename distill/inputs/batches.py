@@ -17,16 +17,13 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from edgekd.core.console import say, warn
-from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, replacing, short_hash
+from edgekd.core.console import say
+from edgekd.core.files import cache_folder, short_hash, stored_array
 from edgekd.core.preprocess import Preprocess
-from edgekd.core.readers import map_array
 from edgekd.data.image_set import ImageSet, JoinedReader
 from edgekd.distill.inputs.mixing import Mixing
 from edgekd.distill.inputs.restyle import Restyle, restyle_params
@@ -223,30 +220,21 @@ def open_store(images: ImageSet, side: int, *, max_bytes: int = MAX_BYTES) -> Pi
         return PixelStore(images, side, None)
     folder = cache_folder("pixels")
     path = folder / f"{short_hash('pixels-1', str(side), *images.keys)}-{side}px.npy"
-    with FileLock(str(path) + ".lock"):
-        if path.exists():
-            try:
-                return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
-            except EdgekdError as error:
-                warn(f"{error.message} They are decoded again.")
-        _decode_all(images, path, shape)
-    return PixelStore(images, side, map_array(path, "stored pixels", shape, np.uint8))
+    decoded = functools.partial(_decoded, images, side, folder)
+    return PixelStore(images, side, stored_array(path, "stored pixels", shape, decoded))
 
 
-def _decode_all(images: ImageSet, path: Path, shape: tuple[int, int, int, int]) -> None:
-    count, side = shape[:2]
-    mebibytes = np.prod(shape) / 2**20
-    say(f"decoding {count:,} images to {side} px once ({mebibytes:,.0f} MiB in {path.parent})")
-    block = max(1, 2**24 // int(np.prod(shape[1:])))
-    # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
-    with replacing(path) as scratch, open(scratch, "wb") as handle, ThreadPoolExecutor() as pool:
-        np.lib.format.write_array_header_1_0(
-            handle, {"descr": "|u1", "fortran_order": False, "shape": shape}
-        )
+def _decoded(images: ImageSet, side: int, folder: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the squashed images, uint8 `[≤ block, side, side, 3]`."""
+    count, size = len(images), side * side * 3
+    say(
+        f"decoding {count:,} images to {side} px once ({count * size / 2**20:,.0f} MiB in {folder})"
+    )
+    block = max(1, 2**24 // size)
+    with ThreadPoolExecutor() as pool:
         for start in range(0, count, block):
             rows = range(start, min(start + block, count))
-            decoded = pool.map(lambda i: squashed(images, i, side), rows)
-            handle.write(np.stack(list(decoded)).tobytes())
+            yield np.stack(list(pool.map(lambda i: squashed(images, i, side), rows)))
 
 
 def pixel_batches(

@@ -31,7 +31,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder as folder_of
 from edgekd.core.files import disk_errors, short_hash, write_bytes
 from edgekd.core.readers import map_array, read_array
-from edgekd.core.tensors import read_tensors, write_tensors
+from edgekd.core.tensors import read_tensors, tensors_hash, write_tensors
 from edgekd.data.image_set import ImageSet
 from edgekd.distill.inputs.batches import open_store, pixel_batches, store_side
 from edgekd.distill.inputs.views import Augmentation, plain
@@ -78,7 +78,7 @@ class EmbeddingCache:
     def refresh(self) -> None:
         """Open shards that other processes have finished."""
         found, places = [self._keys], [self._places]
-        for keys_path in sorted(self.folder.glob("[!.]*.keys.npy")):
+        for keys_path in sorted(self.folder.glob(f"{'?' * _CHECKSUM}.keys.npy")):
             state = keys_path.stat()  # a damaged shard that is written again keeps its name
             file = (keys_path.name, state.st_ino, state.st_mtime_ns)
             if file in self._seen:
@@ -110,9 +110,7 @@ class EmbeddingCache:
             raise EdgekdError(f"{keys_path} holds no keys.")
         if ((found.view(np.uint16) & _INFINITE) == _INFINITE).any():
             raise EdgekdError(f"{path} holds values that are not finite.")
-        # Shards of edgekd's first versions have shorter names, at random.
-        name = keys_path.name.partition(".")[0]
-        if len(name) == _CHECKSUM and name != self._checksum(keys, found):
+        if keys_path.name.partition(".")[0] != self._checksum(keys, found):
             raise EdgekdError(f"{path} holds other numbers than were written.")
         # Mapped once more by torch, which keeps no file open: a large cache has more shards than a process may open.
         size = path.stat().st_size
@@ -379,9 +377,12 @@ def cached_tensors(
     with disk_errors(path), FileLock(f"{path}.lock"):  # runs side by side compute once
         if path.exists():
             try:
-                return read_tensors(path, "stored outputs of a network")[0]
+                tensors, written = read_tensors(path, "stored outputs of a network")
+                if written == {"sha256": tensors_hash(tensors)}:
+                    return tensors
+                raise EdgekdError(f"{path} holds other numbers than were written.")
             except EdgekdError as error:
                 warn(f"{error.message} It is made again.")
         values = compute()
-        write_tensors(path, values)
+        write_tensors(path, values, {"sha256": tensors_hash(values)})
         return values

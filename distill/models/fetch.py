@@ -12,7 +12,8 @@ import torch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import disk_errors, replacing, write_json
+from edgekd.core.files import disk_errors, write_json
+from edgekd.core.folders import MODEL, publishing
 from edgekd.core.tensors import write_tensors
 from edgekd.distill.inputs.views import plain
 from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_name
@@ -37,7 +38,7 @@ def fetch(config: FetchConfig) -> list[Path]:
         folder = teacher_folder(config.to, config.teacher)
         written.append(folder)
         if not _is_there(folder):
-            with replacing(folder) as scratch:
+            with publishing(folder, MODEL, overwrite=False) as scratch:
                 _write_teacher(teacher, scratch)
         for name in config.students:
             path = student_file(config.to, name)
@@ -113,7 +114,6 @@ def _write_teacher(teacher: ClipTeacher, folder: Path) -> None:
     settings = dict(open_clip.get_model_config(name if is_named else teacher.spec) or {})
     if is_named and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"):
         settings["quick_gelu"] = True
-    folder.mkdir(parents=True, exist_ok=True)
     preprocess = open_clip.get_model_preprocess_cfg(teacher.model)
     write_tensors(folder / "open_clip_model.safetensors", teacher.model.state_dict(), {})
     if hasattr(teacher.tokenizer, "save_pretrained"):

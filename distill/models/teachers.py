@@ -7,7 +7,6 @@ A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:ta
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.resources
 import importlib.util
 import math
@@ -27,6 +26,7 @@ from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
 from edgekd.core.machine import describe
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays, sha256_file
+from edgekd.core.tensors import tensors_hash
 from edgekd.distill.text_bank import (
     TextBank,
     ensemble,
@@ -264,7 +264,7 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         )
     return ClipTeacher(
         spec=spec,
-        id=short_hash("clip-1", weights_hash(model), preprocess.hash),
+        id=short_hash("clip-1", tensors_hash(model.state_dict()), preprocess.hash),
         preprocess=preprocess,
         logit_scale=logit_scale,
         dim=dim,
@@ -326,15 +326,6 @@ def _probe_dim(spec: str, model: Any, tokenizer: Any, preprocess: Preprocess) ->
 def has_bfloat16() -> bool:
     """Return whether this processor multiplies bfloat16 matrices in hardware."""
     return bool({"avx512_bf16", "amx_bf16"} & set(describe()["features"]))
-
-
-def weights_hash(model: nn.Module) -> str:
-    """Return the SHA-256 over names and values of parameters and buffers, hex."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _embeddings_teacher(spec: str, path: Path) -> EmbeddingsTeacher:

@@ -17,10 +17,9 @@ from edgekd.configs.vl import VlTrainConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.preprocess import Preprocess
 from edgekd.core.readers import printable_values, read_object
-from edgekd.core.tensors import read_tensors
+from edgekd.core.tensors import read_tensors, tensors_hash
 from edgekd.distill.inputs.cache import cached_tensors
 from edgekd.distill.models.students import make_student
-from edgekd.distill.models.teachers import weights_hash
 from edgekd.distill.vl.data import Reader, VlData, split_examples, subset
 from edgekd.distill.vl.student import VlStudent, patch_rows
 from edgekd.distill.vl.tasks import load_vl_data
@@ -145,7 +144,7 @@ def frozen_maps(student: VlStudent, reader: Reader, pictures: NDArray[np.int64])
         return {"map": torch.cat([student.encode(reader.pixels(part)) for part in parts])}
 
     keys = [reader.data.images.keys[int(i)] for i in pictures]
-    facts = (weights_hash(student.backbone), reader.preprocess.hash, *keys)
+    facts = (tensors_hash(student.backbone.state_dict()), reader.preprocess.hash, *keys)
     return cached_tensors("map-1", facts, compute)["map"]
 
 

@@ -7,9 +7,9 @@ finer, one histogram per tensor. Memory does not grow with the number of images.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -129,6 +129,25 @@ def observe(
     return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}, means
 
 
+def lost_by_rounding(
+    weight: NDArray[Any], scales: NDArray[Any], means: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what rounding a layer's weights takes from each of its outputs on average, float64 `[O]`.
+
+    Args:
+        weight: `[O, I, …]`, of a grouped layer with the inputs of one group.
+        scales: `[O]`, the step of each output's weights.
+        means: `[I · groups]`, the mean of each input.
+    """
+    outputs, groups = len(weight), len(means) // weight.shape[1]
+    rows = weight.astype(np.float64).reshape(outputs, weight.shape[1], -1)
+    steps = scales.astype(np.float64).reshape(-1, 1, 1)
+    lost = (rows - steps * np.clip(np.round(rows / steps), -128, 127)).sum(axis=2)  # [O, I]
+    shift = lost.reshape(groups, -1, lost.shape[1]) @ means.reshape(groups, -1, 1)
+    lost_by_output: NDArray[np.float64] = shift.reshape(outputs)
+    return lost_by_output
+
+
 def clipped_ranges(
     model: onnx.ModelProto,
     calibration: NDArray[np.uint8],
@@ -144,30 +163,50 @@ def clipped_ranges(
     """
     if calibrator == "minmax":
         return extremes
-    narrowed: Ranges = {}
-    for name, counts in histograms(model, calibration, extremes).items():
+    counts = histograms(model, calibration, extremes)
+    return narrowed(counts, extremes, calibrator, symmetric=symmetric)
+
+
+def narrowed(
+    counts: Mapping[str, NDArray[np.int64]], extremes: Ranges, calibrator: str, *, symmetric: bool
+) -> Ranges:
+    """Return `extremes` as a calibrator other than `minmax` narrows them by the histograms of `counted`."""
+    ranges: Ranges = {}
+    for name, seen in counts.items():
         low, high = extremes[name]
-        if counts.any():
-            found = METHODS[calibrator](counts, reach(low, high), symmetric)
+        if seen.any():
+            found = METHODS[calibrator](seen, reach(low, high), symmetric)
             # The histogram is symmetric about 0, the tensor seldom is: never wider than what was seen.
             low = np.asarray(max(float(low), found[0]), np.float32)
             high = np.asarray(min(float(high), found[1]), np.float32)
-        narrowed[name] = (low, high)
-    return narrowed
+        ranges[name] = (low, high)
+    return ranges
 
 
 def histograms(
     model: onnx.ModelProto, calibration: NDArray[np.uint8], extremes: Ranges
 ) -> dict[str, NDArray[np.int64]]:
-    """Return tensor name → int64 `[2 · BINS]`: its values over the images, in equal bins over −reach to reach."""
+    """Return the histograms of `counted` for the tensors of an ONNX file."""
     whole = copied(model)
     present = {output.name for output in whole.graph.output}
     for name in extremes:
         if name not in present:
             whole.graph.output.append(helper.make_empty_tensor_value_info(name))
+    values = _run(whole, list(extremes), calibration, _WHOLE)
+    return counted((dict(zip(extremes, some, strict=True)) for some in values), extremes)
+
+
+def counted(
+    values: Iterable[Mapping[str, NDArray[np.float32]]], extremes: Ranges
+) -> dict[str, NDArray[np.int64]]:
+    """Return tensor name → int64 `[2 · BINS]`: its values over the images, in equal bins over −reach to reach.
+
+    Args:
+        values: of all tensors by name, batch by batch.
+    """
     counts = {name: np.zeros(2 * BINS, dtype=np.int64) for name in extremes}
-    for values in _run(whole, list(extremes), calibration, _WHOLE):
-        for name, value in zip(extremes, values, strict=True):
+    for some in values:
+        for name, value in some.items():
             if (limit := reach(*extremes[name])) > 0:
                 scaled = np.floor(value.reshape(-1) * np.float32(BINS / limit))
                 # The largest value, and a last digit that differs from the first pass, would fall outside.

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, attribute, channel_rows, copied
+from edgekd.export.onnx.graphs import WEIGHTED_OPS, Graph, channel_rows, copied
 from edgekd.export.quantize.calibration import (
     PERCENTILE,
     Calibrator,
@@ -22,6 +22,7 @@ from edgekd.export.quantize.calibration import (
     Ranges,
     check_calibration,
     clipped_ranges,
+    lost_by_rounding,
     observe,
     touched,
 )
@@ -166,13 +167,8 @@ def correct_biases(graph: Graph, means: Means, scales: Mapping[str, WeightScales
         if node.input[0] not in means or node.input[1] not in scales:
             continue
         axis, scale = scales[node.input[1]]
-        weight = np.moveaxis(graph.value(node.input[1]).astype(np.float64), axis, 0)
-        steps = scale.astype(np.float64).reshape(-1, *[1] * (weight.ndim - 1))
-        lost = weight - steps * np.clip(np.round(weight / steps), -128, 127)
-        lost = lost.reshape(*weight.shape[:2], -1).sum(axis=2)  # [outputs, inputs of a group]
-        groups = attribute(node, "group", 1)
-        inputs = means[node.input[0]].reshape(groups, -1, 1)
-        shift = (lost.reshape(groups, -1, lost.shape[1]) @ inputs).reshape(-1)  # [outputs]
+        weight = np.moveaxis(graph.value(node.input[1]), axis, 0)
+        shift = lost_by_rounding(weight, scale, means[node.input[0]])
         value = graph.value(bias)
         graph.set_value(bias, (value + shift).astype(value.dtype))
         corrected += 1

@@ -6,13 +6,15 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from edgekd.core.readers import parse_json, printable
 
 _LONGEST_LINE = 1 << 20
+_KEPT_ERRORS = 1 << 16
+_LAST_WORDS_S = 5.0
 
 
 def emit(**message: Any) -> None:
@@ -39,30 +41,63 @@ def converse(
         timeout_s: after the command's last line.
 
     Returns:
-        Its last message that is not progress, its exit code, and its standard error.
+        Its last message that is not progress, its exit code, and the end of its standard error.
     """
     last: dict[str, Any] = {}
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            list(command), stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        )
-        try:
-            output = child.stdout
-            assert output is not None
-            for line in iter(lambda: output.readline(_LONGEST_LINE), b""):
-                with contextlib.suppress(ValueError):
-                    message = parse_json(line)
-                    if isinstance(message, dict) and set(message) == {"say"}:
-                        say(str(message["say"])[:500])
-                    elif isinstance(message, dict):
-                        last = message or last
-            code = child.wait(timeout_s)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        errors.seek(0)
-        return last, code, errors.read().decode(errors="replace")
+    with started(command, stdin) as (child, errors):
+        output = child.stdout
+        assert output is not None
+        for line in iter(lambda: output.readline(_LONGEST_LINE), b""):
+            with contextlib.suppress(ValueError):
+                message = parse_json(line)
+                if isinstance(message, dict) and set(message) == {"say"}:
+                    say(str(message["say"])[:500])
+                elif isinstance(message, dict):
+                    last = message or last
+        code = child.wait(timeout_s)
+    return last, code, errors()
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], stdin: IO[bytes] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
+    """Start a command whose output is read in the block; killed at the end if it still runs.
+
+    Yields:
+        The process, and what returns the end of its standard error, which is read beside it: an endless one fills
+        neither memory nor disk.
+    """
+    child = subprocess.Popen(
+        list(command),
+        stdin=stdin or subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    output, kept = child.stderr, bytearray()
+
+    def read() -> None:
+        with output:
+            for block in iter(lambda: output.read1(_KEPT_ERRORS), b""):  # type: ignore[attr-defined]
+                kept.extend(block)
+                del kept[:-_KEPT_ERRORS]
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+
+    def errors() -> str:
+        reader.join(_LAST_WORDS_S)  # a process that the command left behind may hold the pipe open
+        return kept.decode(errors="replace")
+
+    try:
+        yield child, errors
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+        child.stdout.close()
 
 
 def last_line(text: str) -> str:

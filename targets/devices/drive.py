@@ -16,7 +16,7 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_folder, disk_errors
 from edgekd.core.readers import sha256_file
-from edgekd.targets.agent.messages import converse, last_line
+from edgekd.targets.agent.messages import converse, last_line, started
 from edgekd.targets.devices.payload import Payload, agent_name, write_agent
 
 RESUME = "Run the same command again: it goes on where it stopped, and nothing is measured twice."
@@ -146,28 +146,19 @@ def receive(
         most: bytes of output.
 
     Returns:
-        The exit code and the error output.
+        The exit code and the end of the error output.
 
     Raises:
         EdgekdError: more output, or a program that this machine lacks.
     """
-    with present(command), tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        )
-        try:
-            assert child.stdout is not None
-            while block := child.stdout.read1(_BLOCK):  # type: ignore[attr-defined]
-                if out.tell() + len(block) > most:
-                    raise EdgekdError(f"The device sends more than {most:,} bytes.", "Look at it.")
-                out.write(block)
-            code = child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        errors.seek(0)
-        return code, errors.read().decode(errors="replace")
+    with present(command), started(command, stdin) as (child, errors):
+        assert child.stdout is not None
+        while block := child.stdout.read1(_BLOCK):  # type: ignore[attr-defined]
+            if out.tell() + len(block) > most:
+                raise EdgekdError(f"The device sends more than {most:,} bytes.", "Look at it.")
+            out.write(block)
+        code = child.wait()
+    return code, errors()
 
 
 @contextlib.contextmanager

@@ -64,6 +64,10 @@ def fails(
     return run
 
 
+SCREEN = 40
+"""Lines of a terminal that one group of options may take, at 100 columns."""
+
+
 def user_seconds(*arguments: str) -> float:
     """User CPU time of a Python process; user time and not wall time, so that a busy machine does not decide."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -96,11 +100,16 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_has_help(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as leaving:
         main([*words, "--help"])
     assert leaving.value.code == 0
-    assert "Usage: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Usage: " in shown
+    assert all(group.count("\n") <= SCREEN for group in shown.split("╭─"))
     assert COMMANDS[words].help
     assert all(getattr(parameter, "help", None) for parameter in COMMANDS[words].params)
 

@@ -10,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from artifact_fakes import write_artifact, write_colours, write_run
 from device_fakes import result_of, run_agent, write_images, write_job
 
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, csv_text
+from edgekd.core.files import cache_folder, csv_text, read_index, write_index
 from edgekd.core.manifest import read_artifact, read_run
 from edgekd.core.readers import (
     map_array,
@@ -526,7 +527,9 @@ def test_a_row_that_is_no_regular_file_is_never_opened(
     assert "4 × not a regular file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "another shape"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "garbage", "another shape", "other pixels", "checksum"]
+)
 def test_stored_pixels_that_are_damaged_are_made_again(
     tmp_path: Path, own_cache: Path, make_domain_folder: Make, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
@@ -535,23 +538,64 @@ def test_stored_pixels_that_are_damaged_are_made_again(
     [path] = (own_cache / "pixels").glob("*.npy")
     if damage == "another shape":
         np.save(path, np.zeros((2, 24, 24, 3), dtype=np.uint8))
+    elif damage == "other pixels":
+        np.save(path, np.load(path)[::-1])
+    elif damage == "checksum":
+        path.with_name(f"{path.name}.crc32").write_bytes(b"\xff")
     else:
         path.write_bytes(path.read_bytes()[:200] if damage == "truncated" else b"x" * 5000)
     np.testing.assert_array_equal(open_store(images, 24).batch(np.arange(4)), before)
     assert "warning" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["[" * 5000, "{", '{"version": 1, "files": {"a": [1]}}', "[]"])
+def test_pixels_that_another_version_stored_are_made_again(
+    tmp_path: Path, own_cache: Path, make_domain_folder: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = load_images(make_domain_folder(tmp_path / "data", count=2))
+    before = np.array(open_store(images, 24).batch(np.arange(4)))
+    [path] = (own_cache / "pixels").glob("*.npy")
+    np.save(path, np.load(path)[::-1])
+    path.with_name(f"{path.name}.crc32").unlink()
+    np.testing.assert_array_equal(open_store(images, 24).batch(np.arange(4)), before)
+    assert "warning" not in capsys.readouterr().err
+
+
+def flipped(content: bytes) -> bytes:
+    """Return a content whose last digit is another."""
+    at = max(content.rfind(digit) for digit in b"01234567")
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"[" * 5000, lambda _: b"", lambda content: content[:-9], flipped]
+)
+@pytest.mark.parametrize("packed", [False, True])
 def test_an_index_of_images_that_is_damaged_is_made_again(
-    tmp_path: Path, own_cache: Path, make_domain_folder: Make, content: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_cache: Path, make_domain_folder: Make, damage: Callable[[bytes], bytes], packed: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     data = make_domain_folder(tmp_path / "data", count=2)
+    if packed:
+        with tarfile.open(tmp_path / "data.tar", "w") as tar:
+            for number, path in enumerate(sorted(data.rglob("*.png"))):
+                tar.add(path, f"{number}.png")
+                label = tarfile.TarInfo(f"{number}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(b"%d" % (number % 2)))
+        data = tmp_path / "data.tar"
     keys = load_images(data).keys
-    [path] = (own_cache / "index").glob("*.json")
-    path.write_text(content)
+    [path] = (own_cache / "index").iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
     assert load_images(data).keys == keys
     assert "damaged" in capsys.readouterr().err
-    assert json.loads(path.read_text())["files"]
+    assert path.read_bytes() == whole
+
+
+def test_a_sound_index_of_something_else_is_made_again(own_cache: Path) -> None:
+    write_index("a", {"x": [1, "2"]})
+    assert read_index("a", dict[str, tuple[int, str]]) == {"x": (1, "2")}
+    assert read_index("a", dict[str, tuple[int, int]]) is None
 
 
 def test_an_embedding_that_is_not_finite_is_computed_again(own_cache: Path) -> None:

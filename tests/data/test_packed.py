@@ -144,6 +144,21 @@ def test_a_shard_that_is_damaged_is_named(folder: Path, tmp_path: Path) -> None:
             load_images(spec)
 
 
+def test_members_that_lead_back_are_not_read_in_circles(folder: Path, tmp_path: Path) -> None:
+    spec = pack(folder, tmp_path / "shards", as_json, n=1)
+    shard = tmp_path / "shards" / "000.tar"
+    whole = shard.read_bytes().rstrip(b"\0")
+    images = whole.ljust(-(-len(whole) // 512) * 512, b"\0")
+    header = bytearray(tarfile.TarInfo("x.bin").tobuf(tarfile.USTAR_FORMAT))
+    size = 1024 - (len(images) + 512)  # behind it lies the second member
+    header[124:136] = b"\xff" + size.to_bytes(11, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    shard.write_bytes(images + header + bytes(1024))
+    with pytest.raises(EdgekdError, match=r"000\.tar"):
+        load_images(spec)
+
+
 def extended(header: dict[str, str], content: bytes) -> bytes:
     """Return a tar member `x.png` behind a header of further fields."""
     member = tarfile.TarInfo("x.png")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.inputs.cache import EmbeddingCache, cache_folder, fill
+from edgekd.distill.inputs.cache import EmbeddingCache, cache_folder, cached_tensors, fill
 
 DIM = 3
 
@@ -98,6 +100,33 @@ def test_a_damaged_shard_is_left_out_with_a_warning_and_computed_again(
     assert len(cache) == 32
     fill_all(cache)
     check(opened())
+
+
+def test_a_shard_whose_name_is_no_checksum_is_computed_again(own_cache: Path) -> None:
+    """As edgekd's first versions named them."""
+    fill_all(opened())
+    for kind in ("keys", "vectors"):
+        path = files(kind)[0]
+        path.rename(path.with_name(f"{'0' * 16}.{kind}.npy"))
+    assert len(opened()) == 32
+
+
+@pytest.mark.parametrize("damage", ["other numbers", "no checksum"])
+def test_outputs_of_a_network_that_are_damaged_are_computed_again(
+    own_cache: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stored(value: float) -> float:
+        found = cached_tensors("kind-1", ("a", "b"), lambda: {"x": torch.full((3,), value)})
+        return float(found["x"].sum())
+
+    assert (stored(1.0), stored(2.0)) == (3.0, 3.0)
+    [path] = (own_cache / "vl").glob("*.safetensors")
+    if damage == "other numbers":
+        path.write_bytes(path.read_bytes()[:-4] + np.float32(7).tobytes())
+    else:
+        save_file({"x": torch.zeros(3)}, path)
+    assert stored(2.0) == 6.0
+    assert "made again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("foreign", ["other numbers", "other images", "another teacher's shard"])

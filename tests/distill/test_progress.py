@@ -332,10 +332,24 @@ def test_wandb_offline_holds_numbers_and_files_of_one_run(
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
 
 
+def test_a_run_from_elsewhere_uploads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = ModuleType("pytorch_lightning.loggers")
+    fake.WandbLogger = lambda **_: pytest.fail("uploaded")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
+    monkeypatch.setitem(sys.modules, "pytorch_lightning.loggers", fake)
+    (tmp_path / "loggers.json").write_text('{"wandb": "1"}')
+    attach_to_run(tmp_path, "benchmark", "report", [])
+    Loggers(("csv", "wandb"), tmp_path, resume_at=1).log({"train/loss": 1.0}, 2)
+    assert (tmp_path / "csv" / "metrics.csv").is_file()
+
+
 def test_a_service_that_is_not_there_any_more_only_warns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "loggers.json").write_text('{"wandb": "1", "other": "2"}')
+    ids = {"wandb": "1", "other": "2", "folder": tmp_path.stat().st_ino}
+    (tmp_path / "loggers.json").write_text(json.dumps(ids))
     monkeypatch.setitem(sys.modules, "wandb", None)
     attach_to_run(tmp_path, "benchmark", "report", [tmp_path / "loggers.json"])
     assert "benchmark" in capsys.readouterr().err

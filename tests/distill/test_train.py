@@ -359,6 +359,39 @@ def test_a_signal_reaches_all_processes(base: dict[str, Any], tmp_path: Path) ->
     assert f"after step {done} " in told
 
 
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_one_process_goes_on(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = base | {"out": str(out), "steps": 60, "devices": 2, "bn": "frozen"}
+    (tmp_path / "run.yaml").write_text(json.dumps({"train": settings}))
+    command = [sys.executable, "-m", "edgekd.cli", "train"]
+    process = subprocess.Popen(
+        [*command, "--config", str(tmp_path / "run.yaml")], stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 200
+    while not (out / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True
+    )
+    first, second = map(int, listed.stdout.split())
+    os.kill(second, signal.SIGKILL)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 2, told
+    assert "Process 1 of 2" in told
+    assert "SIGKILL" in told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)  # the other one has ended too
+    made = train(TrainConfig(out=out, resume=True, devices=1))
+    assert made.steps == 60
+    assert all(value.isfinite().all() for value in weights(out).values())
+
+
 def test_a_process_that_dies_is_named(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +559,35 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
     assert checkpoint["done"] == 3
     assert not list((tmp_path / "run").glob(".tmp*"))
     assert run(resume=True).steps == STEPS
+
+
+def test_a_checkpoint_of_something_else_is_refused(
+    run: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run" / "checkpoint.pt"
+    with monkeypatch.context() as patch:
+        after_step(4, patch, lambda: full_disk_for("checkpoint.pt", patch))
+        with pytest.raises(EdgekdError):
+            run(recipe="erm")
+    whole = torch.load(path, weights_only=True)
+    for field in ("student", "rng", "seconds", "speed", "best", "done", "optimizer", "average"):
+        for wrong in (None, "x", torch.zeros(4)):
+            torch.save(whole | {field: wrong}, path)
+            with pytest.raises(EdgekdError, match="checkpoint"):
+                run(resume=True)
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(EdgekdError, match="checkpoint"):
+        run(resume=True)
+    torch.save(whole, path)
+    assert run(resume=True).steps == STEPS
+
+
+def test_a_full_disk_under_swads_segments_is_a_sentence(
+    run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk_for("1.pt", monkeypatch)
+    with pytest.raises(EdgekdError, match="full"):
+        run(recipe="erm", average="swad", eval_every=2)
 
 
 @pytest.mark.parametrize(

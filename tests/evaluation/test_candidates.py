@@ -90,6 +90,20 @@ def test_near_pairs_by_hand() -> None:
     assert [pair.cosine for pair in pairs] == sorted((p.cosine for p in pairs), reverse=True)
 
 
+def test_many_near_pairs_do_not_fill_the_memory() -> None:
+    """Two scenes of 3,000 pictures each make nine million pairs; the closest are kept."""
+    rng = np.random.default_rng(0)
+    scenes = np.repeat([[1.0, 0, 0], [-1.0, 0, 0]], 3000, axis=0) + rng.normal(0, 0.01, (6000, 3))
+    keys = [f"{number}" for number in range(6000)]
+    pairs = near_pairs(scenes.astype(np.float32), keys, 0.9, most=50)
+    assert len(pairs) == 50
+    assert all((pair.first < 3000) == (pair.second < 3000) for pair in pairs)
+    assert (
+        near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0, most=7)
+        == (near_pairs(scenes[:200].astype(np.float32), keys[:200], -1.0)[:7])
+    )
+
+
 def test_only_a_page_is_overwritten(
     tmp_path: Path, make_domain_folder: Callable[..., Path]
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,63 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     assert not study.failures
     assert [line["cell"]["seed"] for line in lines(tmp_path / "s")] == [0, 1, 2]
     assert not list((tmp_path / "s" / "runs").iterdir())  # without keep
+
+
+def without_a_line(made: Path, folder: Path, key: str) -> Path:
+    """Copy a study without the line of one cell, which then is not finished."""
+    shutil.copytree(made, folder)
+    kept = [
+        line for line in lines(made) if key != "-".join(map(str, list(line["cell"].values())[:3]))
+    ]
+    assert len(kept) == 7
+    (folder / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["fewer images", "other images", "no images"])
+def test_outcomes_on_other_images_make_no_table(
+    made: Path, base: dict[str, Any], tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(made, folder)
+    path = folder / "cells" / "erm-art-0.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    if damage == "other images":
+        arrays["ood_labels"] = np.zeros_like(arrays["ood_labels"])
+    else:
+        kept = slice(3 if damage == "fewer images" else 0)
+        arrays |= {name: arrays[name][kept] for name in ("ood", "ood_labels")}
+    np.savez(path, **arrays)
+    with pytest.raises(EdgekdError, match="erm-art-0"):
+        edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art,sketch", out=folder, **base)
+
+
+def test_a_run_of_another_cell_is_not_taken_for_this_one(
+    made: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = without_a_line(made, tmp_path / "s", "erm-1-art")
+    shutil.rmtree(folder / "runs" / "erm-art-1")
+    shutil.copytree(folder / "runs" / "erm-art-0", folder / "runs" / "erm-art-1")
+    study = edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art,sketch", out=folder, **base)
+    assert [failure.cell.key for failure in study.failures] == ["erm-art-1"]
+    assert "another seed" in study.failures[0].reason
+
+
+def test_what_the_user_put_into_a_cells_run_stays(
+    made: Path, base: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = without_a_line(made, tmp_path / "s", "erm-1-art")
+    (folder / "runs" / "erm-art-1" / "notes.txt").write_text("mine")
+    edgekd.study("erm,vl2v-adip", seeds=2, test_domains="art,sketch", out=folder, **base)
+    assert [path.name for path in (folder / "runs" / "erm-art-1").iterdir()] == ["notes.txt"]
+
+
+def test_names_that_give_one_folder_are_refused(base: dict[str, Any], tmp_path: Path) -> None:
+    data = draw_domains(tmp_path / "domains")
+    (data / "photo").rename(data / "b-art")
+    with pytest.raises(EdgekdError, match="r-b-art-0"):
+        edgekd.study("r-b=erm,r=kd", seeds=1, out=tmp_path / "s", **(base | {"data": data}))
 
 
 def test_a_killed_cell_resumes_to_the_same_answers(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import numpy as np
 import onnxruntime
 import pytest
@@ -139,6 +142,18 @@ def test_a_pulled_file_predicts_as_the_pushed_one(
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
 
 
+def test_names_stay_text_in_the_card(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["teacher"] = "![seen](http://elsewhere/x.png)<b>"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    edgekd.push(tmp_path / "run", "me/named")
+    card = hub.repos["me/named"]["README.md"].decode()
+    assert "elsewhere" in card
+    assert "![seen](" not in card
+    assert "<b>" not in card
+
+
 def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Path) -> None:
     edgekd.push(run, "me/small")
     plain = hub.repos["me/small"]["README.md"].decode()
@@ -179,6 +194,25 @@ def test_a_file_that_resizes_is_pushed_but_not_as_planes(
     assert any(name.startswith("artifacts/") and name.endswith(".onnx") for name in names)
     assert not any(name.startswith("onnx/") for name in names)
     assert "left out" in capsys.readouterr().err
+
+
+def test_what_comes_while_a_model_is_downloaded_is_kept(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write_artifact(tmp_path / "onnxruntime-fp32", channel_means().SerializeToString())
+    edgekd.push(artifact, "me/means")
+    download = huggingface_hub.hf_hub_download
+
+    def meanwhile(*given: Any, **settings: Any) -> str:
+        (tmp_path / "pulled").mkdir(exist_ok=True)
+        (tmp_path / "pulled" / "notes.txt").write_text("mine")
+        return str(download(*given, **settings))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", meanwhile)
+    with pytest.raises(EdgekdError):
+        edgekd.pull("me/means", out=tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "pulled-2" / "config.json").is_file()
 
 
 def test_nothing_foreign_is_taken_or_kept(hub: FakeHub, tmp_path: Path) -> None:

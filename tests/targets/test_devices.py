@@ -28,6 +28,7 @@ from edgekd.configs.benchmark import SpeedOptions
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import cache_root
 from edgekd.evaluation import gather
+from edgekd.targets.agent.messages import converse
 from edgekd.targets.devices import drive
 from edgekd.targets.devices.transports import find_device
 from edgekd.targets.timing import stopwatch
@@ -48,6 +49,19 @@ def setting(tmp_path: Path) -> Setting:
     images = write_images(tmp_path / "images")
     folders = [write_artifact(tmp_path / "artifacts" / name) for name in ("fp32", "other")]
     return [artifact_subject(folder) for folder in folders], two_suites(images)
+
+
+def test_an_endless_error_output_fills_neither_disk_nor_memory() -> None:
+    """The device may write no file larger than a megabyte, and prints 50."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "for _ in range(50): sys.stderr.write('x' * 10**6)\n"
+        "sys.stderr.write('last words'); print('{\"done\": 1}')"
+    )
+    last, status, errors = converse([sys.executable, "-c", code], print)
+    assert (last, status) == ({"done": 1}, 0)
+    assert errors.endswith("last words")
+    assert len(errors) < 1 << 20
 
 
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from edgekd.configs.hub import PullConfig, PushConfig
 from edgekd.core.console import say, warn
 from edgekd.core.errors import EdgekdError, first_line
-from edgekd.core.files import replacing, scratch_folder
+from edgekd.core.files import scratch_folder
+from edgekd.core.folders import MODEL, publishing
 from edgekd.core.hub import hub_reachable
 from edgekd.core.manifest import read_artifact
 from edgekd.core.readers import plain_path, printable, read_object
@@ -59,10 +60,9 @@ def pull(config: PullConfig) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     out: Path = config.out
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise EdgekdError(f"{out} exists already.", "Choose another --out.")
+    MODEL.refuse(out, overwrite=False)
     _check_repo(config.repo)
-    with replacing(out) as scratch:
+    with publishing(out, MODEL, overwrite=False) as scratch:
         with _hub_errors(config.repo):
             found = HfApi().model_info(config.repo)
         names = [file.rfilename for file in found.siblings or ()]

@@ -57,13 +57,13 @@ class FileOptions(Config):
     """What the file takes: uint8, RGB pixels `[B, H, W, 3]` of the student's size; float: `[B, 3, H, W]`, normalised
     already, as other programs feed them; or picture: RGB pixels of any height and width, which the file resizes.
     Default: the profile's, or uint8."""
-    profile: str | None = None
+    profile: str | None = option(default=None, group="Device")
     """Device profile, by name or .toml file: its compute capability, its deployment target, its input."""
-    compute_capability: str | None = None
+    compute_capability: str | None = option(default=None, group="Device")
     """TensorRT: the GPUs to build for, for example 8.6,8.9."""
-    deployment_target: str | None = None
+    deployment_target: str | None = option(default=None, group="Device")
     """Core ML: oldest system to run on. Default: iOS17."""
-    inference_precision: str | None = None
+    inference_precision: str | None = option(default=None, group="Device")
     """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
     test_kit: bool = False
     """Put 8 of the run's test images into the artifact, with the expected logits and programs that compare. They go

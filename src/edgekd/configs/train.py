@@ -56,14 +56,14 @@ class DataOptions(Config):
     """Equal shares in the batches: of the domains, or of every class of every domain, for uneven classes; weights:
     of the domains, and rare classes weigh more in the cross-entropy. Default: the recipe's; domains with unlabelled
     images."""
-    augment: Literal["plain", "restyle"] | None = None
+    augment: Literal["plain", "restyle"] | None = option(default=None, group="Views")
     """Views: plain (crops and colours), or restyle for half of them in other styles. Default: the recipe's; plain with
     unlabelled images."""
-    mixup: float = option(default=0.0, ge=0)
+    mixup: float = option(default=0.0, ge=0, group="Views")
     """Mix every image with another: α of the part's Beta(α, α) distribution, 0 for none."""
-    cutmix: float = option(default=0.0, ge=0)
+    cutmix: float = option(default=0.0, ge=0, group="Views")
     """Put a box of another image into every image: α of the part's Beta(α, α) distribution, 0 for none."""
-    split_seed: int = option(default=0, ge=0)
+    split_seed: int = option(default=0, ge=0, group="Split")
     """Seed of the train/val/test split; apart from `seed`, so that seeds compare on the same images."""
 
 
@@ -205,15 +205,15 @@ class TrainConfig(RunOptions):
 
     recipe: str = option(default="edgekd", group="Recipe")
     """See edgekd list recipes."""
-    test_domain: str = option(default="auto", group="Data")
+    test_domain: str = option(default="auto", group="Split")
     """Domain to leave out as unseen; auto is the last by name, none leaves none out."""
-    unseen_classes: Words = option(default=(), group="Data")
+    unseen_classes: Words = option(default=(), group="Split")
     """Classes that never train, with commas, for a zero-shot test on them; no domain is left out then."""
-    shots: int = option(default=0, ge=0, group="Data")
+    shots: int = option(default=0, ge=0, group="Split")
     """Images of each unseen class that train nevertheless; the run then has all classes."""
-    label_fraction: float = option(default=1.0, gt=0, le=1, group="Data")
+    label_fraction: float = option(default=1.0, gt=0, le=1, group="Split")
     """Part of the training images of each class of each domain that trains, at least one; the tests stay whole."""
-    adapt: int | None = option(default=None, ge=0, group="Data")
+    adapt: int | None = option(default=None, ge=0, group="Split")
     """Images of the unseen domain that train without labels; half of the domain is tested then, whatever the number."""
     start: OptionalPath = option(default=None, group="Student")
     """A finished run to start from: backbone, projector, and the head's rows of known classes."""

@@ -15,14 +15,23 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import platformdirs
+from filelock import FileLock
 
+from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import map_array, read_text
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Stored = TypeVar("Stored")
 _ABANDONED_S = 24 * 3600
 
 
@@ -52,9 +61,82 @@ def cache_folder(name: str) -> Path:
     )
 
 
+def stored_array(
+    path: Path,
+    what: str,
+    shape: tuple[int, ...],
+    make: Callable[[], Iterable[NDArray[np.uint8]]],
+) -> NDArray[np.uint8]:
+    """Return a uint8 array of the cache, mapped read-only; it is made where it is not stored yet.
+
+    Its CRC-32 is kept in `<path>.crc32` and compared at every opening. A damaged array is made again, with a warning.
+
+    Args:
+        what: what it holds, for messages, in the plural.
+        make: returns consecutive parts of the array.
+
+    Raises:
+        EdgekdError: the disk is full, or not writable.
+    """
+    import numpy as np
+
+    mark = path.with_name(f"{path.name}.crc32")  # written last
+    with FileLock(f"{path}.lock"):
+        if mark.exists():
+            try:
+                found = map_array(path, what, shape, np.uint8)
+                if f"{zlib.crc32(found.data):08x}" == read_text(mark, "checksum").strip():
+                    return found
+                raise EdgekdError(f"The {what} at {path} are damaged.")
+            except EdgekdError as error:
+                warn(f"{error.message} They are made again.")
+        checksum = 0
+        # Plain writes and not a mapping: on a full disk a mapping kills the process, a write raises.
+        with replacing(path) as scratch, open(scratch, "wb") as handle:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(handle, header)
+            for part in make():
+                data = part.tobytes()
+                handle.write(data)
+                checksum = zlib.crc32(data, checksum)
+        write_text(mark, f"{checksum:08x}\n")
+        return map_array(path, what, shape, np.uint8)
+
+
+def read_index(name: str, kind: type[Stored]) -> Stored | None:
+    """Return what `write_index` stored under `name`, a value of type `kind`.
+
+    Returns:
+        None where nothing is stored, or what is there is damaged, which is a warning.
+    """
+    from pydantic import TypeAdapter
+
+    path = cache_root() / "index" / name
+    if not os.path.exists(path):  # or it is where this user may not look
+        return None
+    try:
+        digest, _, body = read_text(path, "index of images").partition("\n")
+        if digest == short_hash(body):
+            return TypeAdapter(kind).validate_json(body, strict=True)
+    except (EdgekdError, ValueError):
+        pass
+    warn(f"the index {path} is damaged; the images are read again.")
+    return None
+
+
+def write_index(name: str, value: Any) -> None:
+    """Store what was found in a source of images, as JSON behind its hash; a failure is a warning."""
+    path = cache_root() / "index" / name
+    body = json.dumps(value)
+    try:
+        write_text(path, f"{short_hash(body)}\n{body}")
+    except (EdgekdError, OSError) as error:
+        warn(f"the images will be read again next time, since {path} was not written ({error}).")
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "permission denied" under `path` into an `EdgekdError`."""
+    """Turn "no space left", "too large" and "permission denied" under `path` into an `EdgekdError`."""
     try:
         yield
     except OSError as error:
@@ -63,6 +145,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise EdgekdError(
                 f"The disk holding {path} is full.",
                 "Free some space and run again; nothing half-written was kept.",
+            ) from error
+        if number == errno.EFBIG:
+            raise EdgekdError(
+                f"{path} would be larger than a file may be there.",
+                "Raise the limit (ulimit -f), or use a disk without one, as FAT32 has.",
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EdgekdError(
@@ -89,9 +176,9 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path` in one rename, else it is removed.
+    """Yield a temporary path for a file beside `path`; on success it becomes `path` in one rename, else it is removed.
 
-    A killed process leaves at most a `.tmp-*` file or folder that nothing reads; `sweep` removes it.
+    A killed process leaves at most a `.tmp-*` file that nothing reads; `sweep` removes it.
     """
     path = Path(path)
     with disk_errors(path):
@@ -99,26 +186,15 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
         try:
             yield scratch
-            if scratch.is_dir() and path.is_dir():
-                # A folder cannot be renamed onto a full one: step aside first, so that one of both always exists.
-                old = scratch.with_name(scratch.name + "-old")
-                os.rename(path, old)
-                os.rename(scratch, path)
-                shutil.rmtree(old)
-            else:
-                if scratch.is_file():
-                    with open(scratch, "rb+") as handle:
-                        os.fsync(handle.fileno())
-                os.replace(scratch, path)
+            with open(scratch, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(scratch, path)
         finally:
-            if scratch.is_dir():
-                shutil.rmtree(scratch, ignore_errors=True)
-            else:
-                scratch.unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of `replacing(path)`, where nothing in it has changed for a day.
+    """Remove what killed processes left of `replacing` or `publishing` of `path`, if nothing in it changed for a day.
 
     A day, because somebody else may be writing the same path just now, on another machine even.
     """

@@ -137,6 +137,8 @@ REPORT = Kind(
         "report.html", "report.md", "report.png", "MODEL_CARD.md", "corruptions.csv", "predictions.npz", "latency.npz",
     ),
 )  # fmt: skip
+MODEL = Kind("model", "", (), ())
+"""Of a pull or a fetch: no folder is taken for one, so none is ever replaced."""
 PAGE = '<meta name="generator" content="edgekd'
 """What an HTML page of edgekd contains."""
 BUNDLE = Kind("bundle", "README.txt", (), ())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +58,39 @@ def read_tensors(
         if not isinstance(facts, dict):
             raise ValueError("its facts are no JSON object")
         return tensors, facts
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names and values of tensors, hex."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_torch(path: Path, value: Mapping[str, Any]) -> None:
+    """Write tensors and plain values with `torch.save`, in one step."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+@contextlib.contextmanager
+def loaded_from(path: Path) -> Iterator[None]:
+    """Turn whatever the state of another run raises, where it is loaded in the block, into an `EdgekdError`."""
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except Exception as error:  # torch and its users raise many kinds
+        raise EdgekdError(
+            f"{path} does not belong to this run.", "Train again with --overwrite."
+        ) from error
 
 
 def read_torch(path: Path, what: str, hint: str = RESTORE, allow: Sequence[Any] = ()) -> Any:

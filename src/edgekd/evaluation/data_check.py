@@ -35,7 +35,9 @@ from edgekd.data.sources.manifests import list_manifest
 
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
-_BLOCK = 1024
+MOST_PAIRS = 100_000
+"""Near-duplicates that are kept, the closest ones: a thousand pictures of one scene make half a million."""
+_BLOCK_CELLS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,10 @@ class DataCheck:
         ]
         if self.near_duplicates is not None and self.label_errors is not None:
             across = sum(bool(self.across(pair)) for pair in self.near_duplicates)
+            count = f"{len(self.near_duplicates):,}"
+            count += " or more" if len(self.near_duplicates) == MOST_PAIRS else ""
             lines += [
-                f"near-duplicates: {len(self.near_duplicates):,}, of them {across:,} across labels, splits or domains",
+                f"near-duplicates: {count}, of them {across:,} across labels, splits or domains",
                 f"probable label errors: {len(self.label_errors):,} (the teacher agrees with "
                 f"{100 * (self.zero_shot or 0):.1f} % of all labels)",
             ]
@@ -118,7 +122,9 @@ def check_data(config: DataCheckConfig) -> DataCheck:
     )
     if config.teacher is not None:
         found = _with_teacher(found, config, config.teacher)
-    write_text(config.out, html(_document(found)))
+    page = html(_document(found))
+    refuse_page(config.out, overwrite=config.overwrite)  # something may have come meanwhile
+    write_text(config.out, page)
     return found
 
 
@@ -181,22 +187,30 @@ def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataC
     )
 
 
-def near_pairs(embeddings: NDArray[np.float32], keys: Sequence[str], least: float) -> list[Pair]:
+def near_pairs(
+    embeddings: NDArray[np.float32], keys: Sequence[str], least: float, most: int = MOST_PAIRS
+) -> list[Pair]:
     """Return pairs of different contents whose mean-centred embeddings `[N, D]` have a cosine of `least` or more.
 
-    The closest pairs come first. Rows are compared in blocks, so memory stays at `[1024, N]`.
+    The closest `most` pairs, the closest first. Rows are compared in blocks, which bounds the memory.
     """
     centred = embeddings - embeddings.mean(axis=0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    pairs = []
-    for start in range(0, len(unit), _BLOCK):
-        cosines = unit[start : start + _BLOCK] @ unit[start:].T
-        rows, columns = np.nonzero(cosines >= least)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            a, b = start + row, start + column
-            if a < b and keys[a] != keys[b]:
-                pairs.append(Pair(a, b, float(cosines[row, column])))
-    return sorted(pairs, key=lambda pair: -pair.cosine)
+    content = np.unique(keys, return_inverse=True)[1]
+    places, cosines = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
+    block = max(1, _BLOCK_CELLS // len(unit))
+    for start in range(0, len(unit), block):
+        found = unit[start : start + block] @ unit[start:].T
+        rows, columns = np.nonzero(found >= least)
+        new = np.stack([rows, columns], axis=1) + start
+        good = (rows < columns) & (content[new[:, 0]] != content[new[:, 1]])
+        places = np.concatenate([places, new[good]])
+        cosines = np.concatenate([cosines, found[rows[good], columns[good]]])
+        best = np.argsort(-cosines, kind="stable")[:most]
+        places, cosines = places[best], cosines[best]
+    return [
+        Pair(a, b, cosine) for (a, b), cosine in zip(places.tolist(), cosines.tolist(), strict=True)
+    ]
 
 
 def _document(found: DataCheck) -> Document:

@@ -10,8 +10,8 @@ run does, and no number but this one, depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekd.configs.train import TrainConfig
+from edgekd.configs.train import TrainConfig, read_config
 from edgekd.core.errors import EdgekdError, Stopped
+from edgekd.core.folders import RUN, clear
 from edgekd.core.readers import parse_json, read_arrays
 from edgekd.data.image_set import ImageSet, load_images
 from edgekd.data.subsets import left_to_test, take_shots, unseen_test
@@ -44,6 +45,8 @@ RETRIEVAL_TEACHER = "retrieval_teacher"
 TUNING = 20 / 90
 """Steps of fine-tuning for each step before it (Li et al., ICCV 2023: 20 epochs after 90)."""
 ORACLE_FILE = "oracle.npz"
+_OF_A_CELL = ("recipe", "seed", "test_domain", "unseen_classes", "label_fraction", "shots", "adapt")
+"""Settings by which the cells of a study differ."""
 _AGAIN = "Train the run again with --overwrite."
 
 
@@ -63,7 +66,15 @@ def run_cell(store: Store, cell: Cell, config: TrainConfig, *, keep: bool, oracl
         outcomes, facts = run_outcomes(run, oracle=oracle)
     store.add(Done(cell, outcomes, facts))
     if not keep:
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run; what edgekd did not write into its folder stays."""
+    if folder.is_dir():
+        clear(folder, RUN)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
@@ -71,13 +82,22 @@ def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
 
     Args:
         callback: gets the weights during training; see `edgekd.distill.train.train`.
+
+    Raises:
+        EdgekdError: the run in `config.out` has other settings.
     """
     folder = config.out
     assert folder is not None
+    begun = (folder / "config.json").is_file()
+    if begun:
+        stored = read_config(folder / "config.json")
+        if other := [name for name in _OF_A_CELL if getattr(stored, name) != getattr(config, name)]:
+            raise EdgekdError(
+                f"The run at {folder} is not this cell's: it has another {other[0]}.",
+                "Move that folder away; the cell then trains anew.",
+            )
     if not (folder / "run.json").is_file():
-        if (folder / "config.json").is_file():
-            config = TrainConfig(out=folder, resume=True)
-        train(config, callback)
+        train(TrainConfig(out=folder, resume=True) if begun else config, callback)
     return load_run(folder)
 
 
@@ -156,7 +176,7 @@ def remove_bases(plan: Plan, folder: Path) -> None:
     for cell in plan.cells:
         if cell.shots:
             base = folder / "runs" / dataclasses.replace(cell, shots=0).key
-            shutil.rmtree(base, ignore_errors=True)
+            _remove(base)
             Path(f"{base}.lock").unlink(missing_ok=True)
 
 

@@ -169,6 +169,7 @@ def make_plan(study: StudyConfig) -> Plan:
         for name in named
         for adapt in adapts[name]
     ]
+    _check_keys(cells)
     tests: dict[tuple[str, str], Test] = {}
     for cell in cells:
         if (cell.table, cell.column) not in tests:
@@ -187,6 +188,18 @@ def make_plan(study: StudyConfig) -> Plan:
         fingerprint=_fingerprint(images),
         oracle=study.oracle,
     )
+
+
+def _check_keys(cells: Sequence[Cell]) -> None:
+    """Check that no two cells have the same folder, as recipe `a-b` of domain `c` and recipe `a` of domain `b-c` do."""
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        other = first.setdefault(cell.key.casefold(), cell)
+        if other is not cell:
+            raise EdgekdError(
+                f"The names {other.recipe} {other.column} and {cell.recipe} {cell.column} give one folder, {cell.key}.",
+                "Give one of the recipes another name: --recipes NAME=RECIPE.",
+            )
 
 
 def named_recipes(wanted: Sequence[str], baseline: str | None) -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import Pair, paired_interval
+from edgekd.core.errors import EdgekdError
 from edgekd.core.machine import describe
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
@@ -109,7 +110,7 @@ def make_tables(
         columns = tuple(dict.fromkeys(cell.column for cell in plan.cells if cell.table == title))
         tests = {column: plan.tests[title, column] for column in columns}
         own = [
-            _on_common_images(plan, one)
+            _checked(plan, one)
             for one in done
             if one.cell.table == title or by_labels_alone(one.cell)
         ]
@@ -239,18 +240,39 @@ def _pairs(first: Sequence[Outcome], second: Sequence[Outcome], macro: bool) -> 
     return [(a[:, labels == c], b[:, labels == c]) for c in np.unique(labels)]
 
 
-def _on_common_images(plan: Plan, done: Done) -> Done:
-    """Return the cell's outcomes on the images that are left after the largest number of shots of the study."""
-    if not done.cell.shots:
-        return done
-    seed = plan.configs[done.cell.recipe].split_seed
-    shots = take_shots(plan.images, plan.unseen, done.cell.shots, seed)
-    left = left_to_test(plan.images, plan.unseen, shots)
-    common = np.isin(left, plan.tests[done.cell.table, done.cell.column].ood)
-    outcomes = dict(done.outcomes)
-    for name in outcomes.keys() - {ID, ID_TUNED}:
-        outcomes[name] = Outcome(outcomes[name].correct[common], outcomes[name].labels[common])
+def _checked(plan: Plan, done: Done) -> Done:
+    """Return the cell's outcomes on the images that are left after the largest number of shots of the study.
+
+    Raises:
+        EdgekdError: they are of other images than the study tests on.
+    """
+    test, left = plan.tests[done.cell.table, done.cell.column], None
+    outside = test.ood
+    if done.cell.shots:
+        seed = plan.configs[done.cell.recipe].split_seed
+        shots = take_shots(plan.images, plan.unseen, done.cell.shots, seed)
+        left = outside = left_to_test(plan.images, plan.unseen, shots)
+    inner = _labels(plan, test.id, test.id_classes)
+    outer = _labels(plan, outside, test.ood_classes)
+    outcomes = {name: done.outcomes[name] for name in measures_of(plan) if name in done.outcomes}
+    for name, one in outcomes.items():
+        inside = name in (ID, ID_TUNED)
+        if not np.array_equal(np.sort(one.labels), inner if inside else outer):
+            raise EdgekdError(
+                f"The outcome of the cell {done.cell.key} is not of the images that this study tests on.",
+                "Remove its line from cells.jsonl; it then runs again.",
+            )
+        if left is not None and not inside:
+            common = np.isin(left, test.ood)
+            outcomes[name] = Outcome(one.correct[common], one.labels[common])
     return dataclasses.replace(done, outcomes=outcomes)
+
+
+def _labels(plan: Plan, indices: NDArray[np.int64], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the labels of images as places in `classes`, sorted."""
+    places = {name: place for place, name in enumerate(classes)}
+    names = (plan.images.classes[label] for label in plan.images.labels[indices].tolist())
+    return np.sort(np.array([places.get(name, -1) for name in names], dtype=np.int64))
 
 
 def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float32]) -> Row:
@@ -338,7 +360,9 @@ def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[
             f"Descriptions of the classes are behind the prompts, in training and in every test, of: {rows}."
         ]
     if plan.oracle:
-        counts = sorted({one.facts["oracle_places"] for one in done if ORACLE in one.outcomes})
+        counts = sorted(
+            {one.facts["oracle_places"] for one in done if "oracle_places" in one.facts}
+        )
         where = f"{' or '.join(map(str, counts))} places" if counts else "places"
         oracle = [
             "Oracle: for each run the best accuracy on the unseen domain among the weights that it keeps and those at "

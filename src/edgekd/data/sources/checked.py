@@ -5,22 +5,16 @@ Every file is decoded once, and remembered by its size and time.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgekd.core.console import say, warn
+from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import read_json
+from edgekd.core.files import read_index, short_hash, write_index
 from edgekd.data.images import check_content
 from edgekd.data.sources import scan
-
-_INDEX_VERSION = 1
-
 
 _MANY = 2000
 """From this many images to decode there is a message."""
@@ -52,8 +46,8 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     The key is the first 32 hex digits of the SHA-256. What was readable at the same size and modification time is not
     read again; what was not is tried anew, since a permission or a Pillow release may have changed it.
     """
-    index_file = cache_root() / "index" / f"{short_hash(os.path.realpath(listing.root))}.json"
-    known = _read_index(index_file)
+    index = f"images-{short_hash(os.path.realpath(listing.root))}"
+    known = read_index(index, dict[str, tuple[int, int, str]]) or {}
     keys: dict[str, str] = {}
     stamps: dict[str, tuple[int, int]] = {}
     pending: list[str] = []
@@ -78,30 +72,5 @@ def _verify(listing: scan.Listing) -> tuple[dict[str, str], dict[str, str]]:
     fresh = {scan.shown(path): (*stamps[path], key) for path, key in keys.items()}
     if any(known.get(path) != value for path, value in fresh.items()):
         # Two manifests of one folder share the index, hence the union.
-        stored = {"version": _INDEX_VERSION, "files": known | fresh}
-        try:
-            write_text(index_file, json.dumps(stored))
-        except (EdgekdError, OSError) as error:
-            warn(
-                f"the images will be checked again next time, since {index_file} could not be written ({error})."
-            )
+        write_index(index, known | fresh)
     return keys, reasons
-
-
-def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
-    if not os.path.exists(path):  # or it is where this user may not look
-        return {}
-    try:
-        stored = read_json(path, "index of images")
-        if stored["version"] != _INDEX_VERSION:
-            return {}
-        index = {
-            str(name): (int(size), int(time_ns), str(key))
-            for name, (size, time_ns, key) in stored["files"].items()
-        }
-        if all(re.fullmatch("[0-9a-f]{32}", key) for _, _, key in index.values()):
-            return index
-    except (EdgekdError, KeyError, TypeError, ValueError, AttributeError):
-        pass
-    warn(f"the index {path} is damaged; the images are checked again.")
-    return {}

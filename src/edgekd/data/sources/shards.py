@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tarfile
@@ -19,15 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.ahead import map_ahead
-from edgekd.core.console import Tally, say, warn
+from edgekd.core.console import Tally, say
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
-from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import NOT_REGULAR, parse_json, printable, read_json
+from edgekd.core.files import read_index, short_hash, write_index
+from edgekd.core.readers import NOT_REGULAR, parse_json, printable
 from edgekd.data.images import EXTENSIONS, MAX_BYTES, check_content
 from edgekd.data.sources.packed import Packed, PackedReader
 from edgekd.data.sources.scan import ROLES, Entry
 
-_VERSION = 1
 _MOST_SHARDS = 100_000
 _MOST_LABEL = 1 << 20
 _AHEAD = 64
@@ -166,22 +164,14 @@ def _indexed(shard: str) -> list[Row]:
         raise EdgekdError(
             f"There is no shard {shard}.", "Check the path and the numbers."
         ) from error
-    index = cache_root() / "index" / f"shard-{short_hash(shard, stamp)}.json"
-    if index.exists():
-        try:
-            stored = read_json(index, "index of a shard")
-            if stored["version"] == _VERSION:
-                return [Row(**row) for row in stored["rows"]]
-        except (EdgekdError, KeyError, TypeError):
-            warn(f"the index {index} is damaged; the shard is read again.")
+    index = f"shard-{short_hash(shard, stamp)}"
+    if (stored := read_index(index, list[Row])) is not None:
+        return stored
     say(f"reading {shard} once …")
     rows = list(_scan(system, path, shard))
     if not rows:
         raise EdgekdError(f"The shard {shard} holds no image.", "Leave it out, or write it again.")
-    try:
-        write_text(index, json.dumps({"version": _VERSION, "rows": [vars(row) for row in rows]}))
-    except (EdgekdError, OSError) as error:
-        warn(f"the shard will be read again next time, since {index} was not written ({error}).")
+    write_index(index, [vars(row) for row in rows])
     return rows
 
 
@@ -224,7 +214,11 @@ def _images(
 
     The last value is why an image is not read at all, else empty.
     """
+    end = -1
     for member in tar:
+        if member.offset <= end:  # a negative size leads back, and tarfile would read in circles
+            raise tarfile.ReadError("its members overlap")
+        end = member.offset
         ending = os.path.splitext(member.name)[1].lower()
         is_image = ending in EXTENSIONS
         if not member.isreg() or not (is_image or ending in (".cls", ".txt", ".json")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from edgekd.core.ahead import map_ahead
-from edgekd.core.console import Tally, say, warn
+from edgekd.core.console import Tally, say
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
-from edgekd.core.files import cache_root, short_hash, write_text
-from edgekd.core.readers import printable, read_json
+from edgekd.core.files import read_index, short_hash, write_index
+from edgekd.core.readers import printable
 from edgekd.data.images import check_content, read_bytes
 from edgekd.data.sources.packed import Packed, PackedReader
 from edgekd.data.sources.scan import ROLES, Entry
 
-_VERSION = 1
 _AHEAD = 64
 _LABELS = ("label", "labels", "class", "category")
 
@@ -178,21 +176,13 @@ def _names(table: Any, column: str) -> list[str]:
 def _checked(spec: str, table: Any, column: str) -> list[tuple[str, str]]:
     """Return content key and reason of each row, from an earlier run where the dataset is the same."""
     stamp = short_hash("table", str(table._fingerprint), column)
-    index = cache_root() / "index" / f"table-{stamp}.json"
-    if index.exists():
-        try:
-            stored = read_json(index, "index of a dataset")
-            found = [(str(key), str(reason)) for key, reason in stored["rows"]]
-            if stored["version"] == _VERSION and len(found) == len(table):
-                return found
-        except (EdgekdError, KeyError, TypeError, ValueError):
-            warn(f"the index {index} is damaged; the dataset is read again.")
+    index = f"table-{stamp}"
+    stored = read_index(index, list[tuple[str, str]])
+    if stored is not None and len(stored) == len(table):
+        return stored
     say(f"reading {len(table):,} images of hf:{spec} once …")
     rows = list(map_ahead(check_content, _contents(table, column), _AHEAD))
-    try:
-        write_text(index, json.dumps({"version": _VERSION, "rows": rows}))
-    except (EdgekdError, OSError) as error:
-        warn(f"the dataset will be read again next time, since {index} was not written ({error}).")
+    write_index(index, rows)
     return rows
 
 

@@ -17,14 +17,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.core.console import warn
-from edgekd.core.errors import EdgekdError
-from edgekd.core.files import cache_folder, replacing
-from edgekd.core.readers import map_array
+from edgekd.core.files import cache_folder, stored_array
 from edgekd.data.toy.shapes import SHAPES, Role, pose
 from edgekd.data.toy.styles import SIZE, STYLES, Colour, Scene
 
@@ -193,13 +189,7 @@ _OPENING = threading.Lock()
 def _drawings(path: Path, reader: ToyReader) -> NDArray[np.uint8]:
     """Return uint8 `[N, 72, 72, 3]`, mapped from disk. One thread draws: several only hinder each other."""
     shape = (len(reader), SIZE, SIZE, 3)
-    with FileLock(str(path) + ".lock"):
-        if path.exists():
-            try:
-                return map_array(path, "toy images", shape, np.uint8)
-            except EdgekdError as error:
-                warn(f"{error.message} They are drawn again.")
-        drawn = np.stack([np.asarray(reader.draw(i)) for i in range(len(reader))])
-        with replacing(path) as scratch, open(scratch, "wb") as handle:
-            np.save(handle, drawn)
-    return map_array(path, "toy images", shape, np.uint8)
+    numbers = range(len(reader))
+    return stored_array(
+        path, "toy images", shape, lambda: map(np.asarray, map(reader.draw, numbers))
+    )
