@@ -347,7 +347,7 @@ def test_no_other_module_names_a_target() -> None:
     """A target is its entry in the registry, its writer and its opener, and the modules that belong to these alone."""
     root = Path(edgekd.targets.__file__).parents[1]
     own = re.compile(
-        rf"targets/registry\.py|targets/agent/engines\.py|export/mil/\w+\.py|"
+        rf"targets/registry\.py|targets/agent/engines\.py|export/mil/\w+\.py|targets/trt/\w+\.py|"
         rf"(targets|export|export/quantize)/({'|'.join(TARGETS)}|trt)\w*\.py"
     )
     # Names of packages whose versions are listed, and an example that calls ONNX Runtime.

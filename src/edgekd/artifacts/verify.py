@@ -75,7 +75,7 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
         bank = class_bank(loaded, read_bank(folder / artifact.bank).logit_scale)
         model, to_logits = embedding_model(loaded), bank.logits
     student = to_logits(torch_logits(model, pixels))
-    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(runner(folder, artifact)[0], pixels), student)
     least = artifact.parity.get("min_agreement")
     whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
@@ -120,7 +120,7 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
             "Give the images of its run.",
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
-    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(runner(folder, artifact)[0], pixels), student)
     trained = (
         "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
     )
@@ -137,20 +137,27 @@ def _exported(
     return candidate[:, : reference.shape[1]]
 
 
-def _runner(folder: Path, artifact: Artifact) -> Predictor:
-    """Return the artifact's own runtime, or the reference evaluator of its target, as at the export."""
+def runner(
+    folder: Path, artifact: Artifact, *, threads: int | None = None
+) -> tuple[Predictor, str]:
+    """Return what gives an artifact's logits here, and its name.
+
+    That is its own runtime, or the reference evaluator of its target, as at the export.
+    """
     target = target_of(artifact.format)
     if target.reference is None or not target.compared_by_reference:
         try:
-            return open_session(folder, spinning=False).run
+            session = open_session(folder, threads=threads, spinning=False)
+            return session.run, session.provider
         except NotHere:
             if target.reference is None:
                 raise
     evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
+    name = f"edgekd's reference evaluator of {target.name}"
     if artifact.bank is None:
-        return evaluate
+        return evaluate, name
     bank = read_bank(folder / artifact.bank)
-    return lambda images: bank.logits(evaluate(images))
+    return lambda images: bank.logits(evaluate(images)), name
 
 
 def _fp32_onnx(
@@ -164,7 +171,7 @@ def _fp32_onnx(
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:
-            return in_batches(_runner(beside, artifact), pixels)
+            return in_batches(runner(beside, artifact)[0], pixels)
     from edgekd.export.onnx.evaluate import onnx_evaluator
     from edgekd.export.onnx.write import export_onnx
 
