@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError, NotHere, first_line
 from edgekd.core.predictor import Predictor, in_batches
 from edgekd.core.readers import printable
 from edgekd.data.images import UnreadableImage, decode
@@ -117,8 +117,7 @@ class Session:
         Raises:
             EdgekdError: another dtype or another shape than the artifact's input.
         """
-        found = self._predict(images)
-        return found if self.bank is None else self.bank.logits(found)
+        return self._predict(images, None if self.bank is None else self.bank.logits)
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 `[B, H, W, 3]` → float32 `[B, D]`, rows of length 1, in the space of the class bank.
@@ -133,7 +132,11 @@ class Session:
             )
         return self._predict(images)
 
-    def _predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _predict(
+        self,
+        images: NDArray[np.uint8],
+        after: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
         size = self.manifest["preprocess"]["size"]
         right = images.dtype == np.uint8 and images.shape[1:] == (size, size, 3)
         if resizes(self.manifest["inputs"][0]):
@@ -143,7 +146,16 @@ class Session:
                 f"{self.manifest['name']} takes uint8 [B, {size}, {size}, 3], not {images.dtype} {list(images.shape)}.",
                 "Prepare the images with the artifact's preprocess.",
             )
-        return in_batches(self.predict, images, self.largest_batch)
+        try:
+            found = in_batches(self.predict, images, self.largest_batch)
+            return found if after is None else after(found)
+        except EdgekdError:
+            raise
+        except Exception as error:  # every runtime has errors of its own
+            raise EdgekdError(
+                f"{self.manifest['name']} fails on {list(images.shape)} pixels ({first_line(error)}).",
+                "Its file does not do what artifact.json promises: export it again.",
+            ) from error
 
 
 class Opener(Protocol):

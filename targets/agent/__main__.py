@@ -173,6 +173,9 @@ def _classify(arguments: list[str]) -> None:
     for name in arguments[1:]:
         encoded = content(Path(name))
         logits = model.run(model.prepare(encoded)[None])[0].astype(np.float64)  # [C]
+        if logits.shape != (len(model.classes),) or not np.isfinite(logits).all():
+            hint = "Copy the artifact again, or export it again."
+            raise EdgekdError(f"{arguments[0]} gives no finite number for each class.", hint)
         odds = np.exp(logits - logits.max())
         probability = round(float(odds.max() / odds.sum()), 3)
         emit(image=name, found=model.classes[int(logits.argmax())], probability=probability)

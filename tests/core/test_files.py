@@ -69,7 +69,7 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
         ".tmp-a",
         "a",
     ]
-    for age, left in ((0, scraps), (1e6, scraps[1:])):
+    for age, left in ((0, scraps), (3600, scraps), (1e6, scraps[1:])):
         for name in scraps:
             (tmp_path / name).write_text("half")
             os.utime(tmp_path / name, (time.time() - age,) * 2)
@@ -78,7 +78,8 @@ def test_only_old_scraps_of_the_very_path_are_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM]
+    "number",
+    [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM],
 )
 def test_a_full_or_locked_disk_is_an_error_of_its_own(tmp_path: Path, number: int) -> None:
     with pytest.raises(EdgekdError) as caught, disk_errors(tmp_path):

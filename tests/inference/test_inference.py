@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifact_fakes import write_artifact
+from artifact_fakes import channel_means, network, write_artifact
+from device_fakes import run_agent
+from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,6 +21,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Run
 from edgekd.data.image_set import load_images
 from edgekd.inference.demo import models_of
+from edgekd.targets.devices.payload import write_agent
 
 pytestmark = pytest.mark.usefixtures("graphs_once")
 
@@ -81,6 +84,34 @@ def test_other_arrays_are_refused(artifact: Path, image: object) -> None:
         edgekd.load(artifact).predict([image])  # type: ignore[list-item]
 
 
+def other_outputs() -> bytes:
+    return network(
+        helper.make_node("Concat", ["mean", "mean"], ["logits"], axis=1)
+    ).SerializeToString()
+
+
+def failing() -> bytes:
+    nine = helper.make_tensor("nine", TensorProto.INT64, [3], [9, 9, 9])
+    last = helper.make_node("Gather", ["mean", "nine"], ["logits"], axis=1)
+    return network(last, nine).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "content", [channel_means(float("nan")).SerializeToString(), other_outputs(), failing()]
+)
+def test_a_file_that_does_not_score_its_classes_predicts_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
+    folder = write_artifact(tmp_path / "a", content)
+    image = paint(tmp_path / "image.png", (255, 0, 0))
+    result = CliRunner().invoke(app, ["predict", str(folder), str(image)])
+    assert isinstance(result.exception, EdgekdError)
+    write_agent(tmp_path / "agent.pyz")
+    words = ("classify", str(folder), str(image))
+    code, [message] = run_agent(sys.executable, tmp_path / "agent.pyz", *words)
+    assert (code, list(message)) == (2, ["error"])
+
+
 def test_what_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     bad = tmp_path / "bad.jpg"
@@ -89,6 +120,9 @@ def test_what_cannot_be_read_is_refused(artifact: Path, tmp_path: Path) -> None:
         edgekd.load(artifact).predict(bad)
     with pytest.raises(EdgekdError):
         edgekd.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(EdgekdError, match="not a regular file"):
+        edgekd.predict(artifact, [str(tmp_path / "pipe.mp4")])
     for source in (bad, tmp_path / "empty", "nowhere.jpg", "camera:front", "camera:-1"):
         with pytest.raises(EdgekdError):
             list(edgekd.predict(artifact, [str(source)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,18 @@ def test_a_pulled_file_predicts_as_the_pushed_one(
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert kept == set(hub.repos["me/small"])
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == len(CLASSES)
+
+
+def test_names_stay_text_in_the_card(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    facts = json.loads((run / "run.json").read_text())
+    facts["teacher"] = "![seen](http://elsewhere/x.png)<b>"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    edgekd.push(tmp_path / "run", "me/named")
+    card = hub.repos["me/named"]["README.md"].decode()
+    assert "elsewhere" in card
+    assert "![seen](" not in card
+    assert "<b>" not in card
 
 
 def test_the_card_is_the_newest_benchmarks(hub: FakeHub, run: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 
+from edgekd.benchmark.report.render import escape
 from edgekd.core.console import warn
 from edgekd.core.errors import EdgekdError, first_line
 from edgekd.core.files import write_json, write_text
@@ -241,12 +242,13 @@ def _card(run: Run, run_folder: Path, repo: str, folder: Path) -> str:
         if library:
             card = card.replace("---\n", f"---\nlibrary_name: {library}\n", 1)
     else:
+        student, recipe, teacher = map(escape, (run.student, run.recipe, run.teacher))
         about = (
-            f"A {run.student} image classifier for {len(run.classes)} classes, trained with the recipe {run.recipe} "
-            f"from the teacher {run.teacher}. It has not been benchmarked."
+            f"A {student} image classifier for {len(run.classes)} classes, trained with the recipe {recipe} from the "
+            f"teacher {teacher}. It has not been benchmarked."
         )
         title = printable(repo.rpartition("/")[2])
-        card = f"{_front(library)}# {title}\n\n{printable(about)}\n"
+        card = f"{_front(library)}# {title}\n\n{about}\n"
     return card + _contents(folder, repo)
 
 

@@ -136,7 +136,7 @@ def write_index(name: str, value: Any) -> None:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "permission denied" under `path` into an `EdgekdError`."""
+    """Turn "no space left", "too large" and "permission denied" under `path` into an `EdgekdError`."""
     try:
         yield
     except OSError as error:
@@ -145,6 +145,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise EdgekdError(
                 f"The disk holding {path} is full.",
                 "Free some space and run again; nothing half-written was kept.",
+            ) from error
+        if number == errno.EFBIG:
+            raise EdgekdError(
+                f"{path} would be larger than a file may be there.",
+                "Raise the limit (ulimit -f), or use a disk without one, as FAT32 has.",
             ) from error
         if number in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise EdgekdError(

@@ -162,6 +162,8 @@ def _handler(models: list[Model], page: bytes) -> type[BaseHTTPRequestHandler]:
             except UnreadableImage as error:
                 message = f"This file cannot be read as an image: {error.reason}."
                 self._answer(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, {"error": message})
+            except EdgekdError as error:
+                self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": str(error)})
 
         def _is_local(self) -> bool:
             """Refuse pages of other sites, also behind a name that was made to point here."""

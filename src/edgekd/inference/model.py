@@ -104,10 +104,19 @@ class Model:
         return found + self.classify(waiting)
 
     def classify(self, prepared: Sequence[tuple[str, NDArray[np.uint8]]]) -> list[Prediction]:
-        """Return the predictions for named images that `preprocess` has prepared, uint8 `[H, W, 3]`."""
+        """Return the predictions for named images that `preprocess` has prepared, uint8 `[H, W, 3]`.
+
+        Raises:
+            EdgekdError: the model does not give one finite number for each class.
+        """
         if not prepared:
             return []
         logits = in_batches(self.logits, np.stack([pixels for _, pixels in prepared]), BATCH)
+        if logits.shape != (len(prepared), len(self.classes)) or not np.isfinite(logits).all():
+            raise EdgekdError(
+                f"{self.name} does not give one finite number for each of its {len(self.classes)} classes.",
+                "Its weights are damaged, or its classes are those of another model: export it again.",
+            )
         rows = np.exp(log_softmax(logits))  # float64 [B, C]
         return [self._prediction(name, row) for (name, _), row in zip(prepared, rows, strict=True)]
 

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from edgekd.core.errors import EdgekdError
+from edgekd.core.readers import NOT_REGULAR
 from edgekd.data.images import EXTENSIONS, decode
 from edgekd.data.sources import scan
 
@@ -47,6 +48,8 @@ def check_sources(sources: Sequence[str]) -> None:
                 raise EdgekdError(f'"{source}" is no camera.', "Number it: camera:0.")
         elif not os.path.lexists(source):
             raise EdgekdError(f"There is no file or folder {source}.", "Check the path.")
+        elif not (os.path.isfile(source) or os.path.isdir(source)) and _is_video(source):
+            raise EdgekdError(f"{source} is {NOT_REGULAR}.", "Name a video file.")
 
 
 def frames(sources: Sequence[str], every: int = 1, without: Path | None = None) -> Iterator[Frame]:
@@ -66,10 +69,14 @@ def frames(sources: Sequence[str], every: int = 1, without: Path | None = None) 
             yield from _video(source, int(source.removeprefix(CAMERA)), every)
         elif path.is_dir():
             yield from _folder(path, without)
-        elif path.suffix.lower() in VIDEOS:
+        elif _is_video(source):
             yield from _video(source, source, every)
         else:
             yield _file(path)
+
+
+def _is_video(source: str) -> bool:
+    return os.path.splitext(source)[1].lower() in VIDEOS
 
 
 def _file(path: Path) -> Frame:
