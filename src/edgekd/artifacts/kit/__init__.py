@@ -59,17 +59,21 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
     facts = _facts(session, names, logits) | {"resizes": inside}
     folder = artifact / FOLDER
-    with disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, picture in zip(names, pictures, strict=True):
-            write_bytes(folder / name, picture)
-        for number, pixels in enumerate(fed):
-            write_bytes(folder / f"{number}.ppm", _ppm(pixels))
-        write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
-        write_json(folder / "kit.json", facts)
-        programs = _copy_programs(session.artifact.format, folder)
-        write_text(folder / "INTEGRATE.md", _guide(facts, programs))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with disk_errors(folder):
+            folder.mkdir()
+            for name, picture in zip(names, pictures, strict=True):
+                write_bytes(folder / name, picture)
+            for number, pixels in enumerate(fed):
+                write_bytes(folder / f"{number}.ppm", _ppm(pixels))
+            write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
+            write_json(folder / "kit.json", facts)
+            programs = _copy_programs(session.artifact.format, folder)
+            write_text(folder / "INTEGRATE.md", _guide(facts, programs))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # half a kit would be taken for a whole one
+        raise
     return folder
 
 
