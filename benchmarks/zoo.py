@@ -125,12 +125,13 @@ def network(name: str, size: int) -> Any:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     batch = torch.from_numpy(pictures(8, size))
     for _ in range(STEPS):
+        model.train().eval()  # LeViT and others keep attention biases of evaluation from step to step
         loss = nn.functional.cross_entropy(model(batch), torch.arange(8))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # untrained networks have steep gradients
         optimizer.step()
-    return model.eval()
+    return model.train().eval()
 
 
 def pictures(count: int, size: int) -> NDArray[np.uint8]:

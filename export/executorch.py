@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgekd.core.errors import NotHere
 from edgekd.core.manifest import TensorSpec
 from edgekd.export.build import Build, Written, converting
-from edgekd.export.graph import Deployable
+from edgekd.export.quantize.executorch import quantize
 
 MODEL_FILE = "model.pte"
 INPUT = "images"
@@ -22,7 +19,7 @@ INPUT = "images"
 def write(build: Build) -> Written:
     """Write `model.pte`: RGB uint8 `[1, H, W, 3]` in, float32 logits out; made for one image at a time.
 
-    int8 is torchao's post-training quantization for XNNPACK: int8 activations per tensor, int8 weights per channel.
+    int8 is that of `quantize.executorch`: int8 activations per tensor, int8 weights per channel, float logits.
 
     Raises:
         NotHere: ExecuTorch is not installed.
@@ -59,44 +56,7 @@ def _lowered(build: Build, example: torch.Tensor) -> tuple[bytes, dict[str, Any]
     quantization = None
     if build.precision == "int8":
         assert build.calibration is not None
-        model = _quantized(build.model, example, build.calibration)
-        quantization = {
-            "calibration_images": len(build.calibration),
-            "calibrator": "minmax",
-            "scheme": "XNNPACKQuantizer, symmetric, per channel",
-        }
+        model, quantization = quantize(build.model, example, build.calibration)
     graph = torch.export.export(model, (example,))
     edge = to_edge_transform_and_lower(graph, partitioner=[XnnpackPartitioner()])
     return bytes(edge.to_executorch().buffer), quantization
-
-
-def _quantized(
-    model: Deployable, example: torch.Tensor, images: NDArray[np.uint8]
-) -> torch.nn.Module:
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    observed = prepare_pt2e(torch.export.export(model, (example,)).module(), _rules())
-    with torch.inference_mode():
-        for image in images:
-            observed(torch.from_numpy(image[None].copy()))
-    converted: torch.nn.Module = convert_pt2e(observed)
-    return converted
-
-
-def _rules() -> Any:
-    """Return XNNPACK's symmetric quantizer with min-max ranges.
-
-    Its own observers keep a histogram of every tensor, and search each of them anew after every image and at the end.
-    """
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e import MinMaxObserver
-
-    config = get_symmetric_quantization_config(is_per_channel=True)
-    ranges = dataclasses.replace(
-        config.input_activation, observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=2**-12)
-    )
-    config = dataclasses.replace(config, input_activation=ranges, output_activation=ranges)
-    return XNNPACKQuantizer().set_global(config)

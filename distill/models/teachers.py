@@ -6,11 +6,13 @@ A spec names a teacher: `toy`, `ViT-B-32:laion2b_s34b_b79k` (open_clip's name:ta
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.resources
 import importlib.util
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -241,9 +243,10 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
             torch.manual_seed(0)
             model = open_clip.create_model(name)
         else:
-            model = open_clip.create_model_from_pretrained(
-                name, pretrained=tag, return_transform=False
-            )
+            with _errors_raised_alone():
+                model = open_clip.create_model_from_pretrained(
+                    name, pretrained=tag, return_transform=False
+                )
         tokenizer = open_clip.get_tokenizer(name, **options)
         preprocess = open_clip_preprocess(open_clip.get_model_preprocess_cfg(model))
         logit_scale = float(model.logit_scale.detach().exp())
@@ -271,6 +274,20 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         model=model.to(memory_format=torch.channels_last),
         tokenizer=tokenizer,
     )
+
+
+def _below_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
+@contextlib.contextmanager
+def _errors_raised_alone() -> Iterator[None]:
+    """Drop errors of the root logger, where open_clip logs what it raises as well."""
+    logging.getLogger().addFilter(_below_error)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(_below_error)
 
 
 def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:

@@ -19,6 +19,7 @@ from device_fakes import run_agent as call_agent
 from PIL import Image
 
 import edgekd
+from edgekd.artifacts import kit as kits
 from edgekd.artifacts.kit import write_kit
 from edgekd.cli import main
 from edgekd.configs.export import ExportConfig
@@ -295,6 +296,36 @@ def test_a_full_disk_leaves_no_half_kit(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(EdgekdError, match="full"):
         write_kit(artifact, encoded_images(2))
     assert not (artifact / "kit").exists()
+
+
+PROGRAMS = Path(kits.__file__).parent / "programs"
+
+
+@pytest.mark.skipif(
+    shutil.which("kotlinc") is None or shutil.which("java") is None,
+    reason="needs a Kotlin compiler and Java",
+)
+def test_the_kotlin_program_compiles_and_compares(kit: Path) -> None:
+    facts = json.loads((kit / "kit.json").read_text())
+    sources = [PROGRAMS / "tflite.kt", Path(__file__).parent / "litert_stand_in.kt"]
+    subprocess.run(
+        ["kotlinc", "-include-runtime", "-d", kit / "classify.jar", *sources], check=True
+    )
+    line = ["java", "-cp", "classify.jar", "TfliteKt", "model", ".", "4", str(facts["tolerance"])]
+    subprocess.run(line, cwd=kit, check=True)
+    logits = np.fromfile(kit / "logits.bin", "<f4")
+    (logits + np.float32(2 * facts["tolerance"])).tofile(kit / "logits.bin")
+    assert subprocess.run(line, cwd=kit, check=False).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("language", "program"), [("kotlin", "tflite.kt"), ("swift", "coreml.swift")]
+)
+def test_programs_of_other_languages_parse(language: str, program: str) -> None:
+    parsers = pytest.importorskip("tree_sitter")
+    grammar = pytest.importorskip(f"tree_sitter_{language}")
+    parser = parsers.Parser(parsers.Language(grammar.language()))
+    assert not parser.parse((PROGRAMS / program).read_bytes()).root_node.has_error
 
 
 def test_a_kit_without_pictures_or_pixels_is_refused(tmp_path: Path) -> None:

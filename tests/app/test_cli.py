@@ -19,6 +19,8 @@ from edgekd.cli import app, doctor, main
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError, GateFailed, Stopped
 from edgekd.core.version import __version__
+from edgekd.studies.store import Cell
+from edgekd.studies.study import Failure, Study
 
 HELP_RATIO = 2.5
 
@@ -181,6 +183,19 @@ def test_failed_gate_is_exit_code_1(
 ) -> None:
     monkeypatch.setattr("edgekd.export.run.export_run", _raises(GateFailed("It differs.", "Look.")))
     assert fails(1, "export") == ("It differs.", "Look.")
+
+
+def test_a_failed_cell_of_a_study_is_an_error(
+    fails: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    failed = Failure(Cell("erm", 0, "art"), "No luck.")
+    monkeypatch.setattr("edgekd.studies.plan.make_plan", lambda _: None)
+    monkeypatch.setattr(
+        "edgekd.studies.study.run_study", lambda *_, **__: Study(tmp_path, (), (failed,))
+    )
+    message, _ = fails(2, "study", "--recipes", "erm")
+    assert failed.cell.key in message
+    assert "No luck." in message
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def survives(path: Path, attempt: Callable[[], object], *, value: Any = None) ->
         b'{"a":' * 65 + b"1" + b"}" * 65,
         b"1" * 10_000,
         str(2**64).encode(),
+        str(-(2**63) - 1).encode(),
         b"NaN",
         b"-Infinity",
         b"1e999",

@@ -466,6 +466,16 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
+def test_without_a_network_the_error_is_all_that_is_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edgekd.distill.models.teachers.hub_reachable", lambda: False)
+    with pytest.raises(EdgekdError, match="network"):
+        load_teacher("ViT-B-32:laion2b_s34b_b79k")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_what_was_fetched_trains_elsewhere(
     tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,11 +228,11 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 import numpy as np
-from edgekd.artifacts.verify import _runner
+from edgekd.export.parity import runner
 from edgekd.core.manifest import read_artifact
 artifact = read_artifact(Path({str(bundle)!r}))
 size = artifact.preprocess.size
-print(_runner(artifact.folder, artifact)(np.zeros((3, size, size, 3), np.uint8)).shape[0])
+print(runner(artifact.folder, artifact)[0](np.zeros((3, size, size, 3), np.uint8)).shape[0])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "3", done.stderr

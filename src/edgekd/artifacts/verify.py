@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.console import shell_word
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
 from edgekd.core.manifest import Artifact, Precision, Run, read_artifact
-from edgekd.core.predictor import Predictor, in_batches
-from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
+from edgekd.core.predictor import in_batches
+from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference, runner
 from edgekd.targets.bank import read_bank
-from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, target_of
-from edgekd.targets.session import open_session
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 
 if TYPE_CHECKING:
     from edgekd.export.graph import Deployable
@@ -75,7 +73,7 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
         bank = class_bank(loaded, read_bank(folder / artifact.bank).logit_scale)
         model, to_logits = embedding_model(loaded), bank.logits
     student = to_logits(torch_logits(model, pixels))
-    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(runner(folder, artifact)[0], pixels), student)
     least = artifact.parity.get("min_agreement")
     whole = _link(f"torch student → {artifact.name}", student, candidate, artifact.precision, least)
     if (artifact.target, artifact.precision) == (DEFAULT_TARGET, "fp32"):
@@ -120,7 +118,7 @@ def _alone(folder: Path, artifact: Artifact, data: str | None) -> list[dict[str,
             "Give the images of its run.",
         )
     pixels = np.stack([artifact.preprocess.pixels(images.read(place[keys[row]])) for row in known])
-    candidate = _exported(in_batches(_runner(folder, artifact), pixels), student)
+    candidate = _exported(in_batches(runner(folder, artifact)[0], pixels), student)
     trained = (
         "trained network in torch" if (artifact.quantization or {}).get("qat") else "torch student"
     )
@@ -137,22 +135,6 @@ def _exported(
     return candidate[:, : reference.shape[1]]
 
 
-def _runner(folder: Path, artifact: Artifact) -> Predictor:
-    """Return the artifact's own runtime, or the reference evaluator of its target, as at the export."""
-    target = target_of(artifact.format)
-    if target.reference is None or not target.compared_by_reference:
-        try:
-            return open_session(folder, spinning=False).run
-        except NotHere:
-            if target.reference is None:
-                raise
-    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
-    if artifact.bank is None:
-        return evaluate
-    bank = read_bank(folder / artifact.bank)
-    return lambda images: bank.logits(evaluate(images))
-
-
 def _fp32_onnx(
     beside: Path,
     run: Run,
@@ -164,7 +146,7 @@ def _fp32_onnx(
     if (beside / "artifact.json").is_file():
         artifact = read_artifact(beside)
         if artifact.source.get("student_sha256") == run.student_sha256:
-            return in_batches(_runner(beside, artifact), pixels)
+            return in_batches(runner(beside, artifact)[0], pixels)
     from edgekd.export.onnx.evaluate import onnx_evaluator
     from edgekd.export.onnx.write import export_onnx
 

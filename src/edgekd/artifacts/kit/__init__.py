@@ -18,13 +18,20 @@ from PIL import Image
 
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
+from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
+from edgekd.export.parity import runner
 from edgekd.targets.feed import resizes
-from edgekd.targets.session import Session, open_session
 
 FOLDER = "kit"
 PICTURES = 8
-ENDINGS = {".py.txt": "classify.py", ".cpp": "classify.cpp", ".cmake": "CMakeLists.txt"}
+ENDINGS = {
+    ".py.txt": "classify.py",
+    ".cpp": "classify.cpp",
+    ".cmake": "CMakeLists.txt",
+    ".kt": "classify.kt",
+    ".swift": "classify.swift",
+}
 """Ending of a program in programs/, named by its format → its name in a kit."""
 SHARE = {"fp32": 0.002, "fp16": 0.01}
 """Tolerance on a logit, as a share of the range of all of them."""
@@ -33,7 +40,7 @@ SHARE_OF_8_BITS = 0.1
 
 
 def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
-    """Write `kit/` into an artifact's folder, with what its own runtime computes on this machine.
+    """Write `kit/` into an artifact's folder, with what its runtime, or its target's evaluator, computes.
 
     Args:
         pictures: encoded images, as they are in files.
@@ -46,18 +53,19 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     """
     if not pictures:
         raise EdgekdError("The run has no test images for a test kit.", "Leave out --test-kit.")
-    session = open_session(artifact, threads=1, spinning=False)
-    if session.bank is not None or session.artifact.inputs[0].dtype != "uint8":
+    manifest = read_artifact(artifact)
+    if manifest.bank is not None or manifest.input == "float":
         raise EdgekdError(
             "A test kit is for files that take pixels and end in classes.", "Leave out --test-kit."
         )
-    rule = session.artifact.preprocess
-    inside = resizes(session.manifest["inputs"][0])
+    run, run_by = runner(artifact, manifest, threads=1)
+    rule = manifest.preprocess
+    inside = resizes(manifest.inputs[0].model_dump())
     images = [decode(picture) for picture in pictures]
     fed = [np.asarray(image) if inside else rule.pixels(image) for image in images]
-    logits = np.concatenate([session.run(pixels[None]) for pixels in fed])  # [N, C]
+    logits = np.concatenate([run(pixels[None]) for pixels in fed])  # [N, C]
     names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
-    facts = _facts(session, names, logits) | {"resizes": inside}
+    facts = _facts(manifest, names, logits) | {"resizes": inside, "expected_from": run_by}
     folder = artifact / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -69,8 +77,8 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
                 write_bytes(folder / f"{number}.ppm", _ppm(pixels))
             write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
             write_json(folder / "kit.json", facts)
-            programs = _copy_programs(session.artifact.format, folder)
-            write_text(folder / "INTEGRATE.md", _guide(facts, programs))
+            programs = _copy_programs(manifest.format, folder)
+            write_text(folder / "INTEGRATE.md", _guide(facts, programs, manifest.format))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # half a kit would be taken for a whole one
         raise
@@ -87,9 +95,8 @@ def _ppm(pixels: NDArray[np.uint8]) -> bytes:
     return f"P6 {width} {height} 255\n".encode() + np.ascontiguousarray(pixels).tobytes()
 
 
-def _facts(session: Session, names: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
+def _facts(artifact: Artifact, names: Sequence[str], logits: NDArray[np.float32]) -> dict[str, Any]:
     """Return what the programs read of the kit."""
-    artifact = session.artifact
     share = SHARE.get(artifact.precision, SHARE_OF_8_BITS)
     return {
         "model": next(iter(artifact.files)),
@@ -97,7 +104,6 @@ def _facts(session: Session, names: Sequence[str], logits: NDArray[np.float32]) 
         "classes": list(artifact.classes),
         "preprocess": artifact.preprocess.model_dump(mode="json"),
         "tolerance": share * (float(np.ptp(logits)) or 1.0),
-        "expected_from": session.provider,
     }
 
 
@@ -112,7 +118,7 @@ def _copy_programs(format: str, folder: Path) -> list[str]:
     return found
 
 
-def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
+def _guide(facts: dict[str, Any], programs: Sequence[str], format: str) -> str:
     """Return INTEGRATE.md."""
     count, classes, rule = len(facts["pictures"]), len(facts["classes"]), facts["preprocess"]
     size = rule["size"]
@@ -129,17 +135,28 @@ def _guide(facts: dict[str, Any], programs: Sequence[str]) -> str:
         second = (
             "Feed it as uint8 `[1, height, width, 3]`. Do not resize or normalise: the file does."
         )
+    third = f"""The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives
+   probabilities."""
+    if format == "coreml":
+        second = f"Feed it as the input `image`, {size} × {size} pixels. Do not normalise: the file does."
+        third = (
+            "The outputs are `classLabel` and, as the softmax of the logits, `classLabel_probs`."
+        )
     about = {
         "classify.py": "`python3 classify.py` does all of this and exits with 1 beyond the tolerance.",
         "classify.cpp": "`classify.cpp` feeds the `.ppm` files to the C++ API. CMakeLists.txt builds it; then run "
         f"`build/classify ../{facts['model']} . {count} {facts['tolerance']:.6g}`.",
+        "classify.kt": """`classify.kt` is for Android: its `Classifier` is what an app needs, its `check` compares.
+  edgekd's tests compile it with Kotlin and run it against a stand-in for LiteRT; it was not run on Android.""",
+        "classify.swift": f"""`classify.swift` is for macOS: `swiftc classify.swift`, then `./classify
+  ../{facts["model"]} . {count} {facts["tolerance"]:.4g}`. Its syntax was checked, it was never compiled.""",
     }
     lines = [f"- {about[name]}" for name in programs if name in about]
     return f"""# Put {facts["model"]} into an app
 
 1. {first}
 2. {second}
-3. The output is one logit for each of the {classes} classes of `kit.json`, in their order; softmax gives probabilities.
+3. {third}
 
 ## Check it
 
