@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.core.errors import EdgekdError
+from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.formats import EXACT as EXACT
+from edgekd.core.manifest import Artifact
+from edgekd.core.predictor import Predictor
 from edgekd.core.readers import read_arrays
+from edgekd.targets.bank import read_bank
+from edgekd.targets.registry import target_of
+from edgekd.targets.session import open_session
 
 MAX_RELATIVE_ERROR = {"fp32": 1e-3}
 """Largest logit error, as a share of the reference's logit range, where a precision promises one."""
@@ -128,3 +134,26 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     normalised: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normalised
+
+
+def runner(
+    folder: Path, artifact: Artifact, *, threads: int | None = None
+) -> tuple[Predictor, str]:
+    """Return what gives an artifact's logits here, and its name.
+
+    That is its own runtime, or the reference evaluator of its target, as at the export.
+    """
+    target = target_of(artifact.format)
+    if target.reference is None or not target.compared_by_reference:
+        try:
+            session = open_session(folder, threads=threads, spinning=False)
+            return session.run, session.provider
+        except NotHere:
+            if target.reference is None:
+                raise
+    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
+    name = f"edgekd's reference evaluator of {target.name}"
+    if artifact.bank is None:
+        return evaluate, name
+    bank = read_bank(folder / artifact.bank)
+    return lambda images: bank.logits(evaluate(images)), name

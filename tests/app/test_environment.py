@@ -28,10 +28,7 @@ TINY_SHM = "mount -t tmpfs -o size=1m none /dev/shm"
 
 SETTINGS = {"student": "test_efficientnet", "pretrained": "scratch", "teacher": "toy", "size": 32}
 
-ENVIRONMENTS = {
-    "names": {"LANG": "C", "LC_ALL": "C"},
-    "little": {"COLUMNS": "20", "NO_COLOR": "1", "HOME": "/nowhere"},
-}
+LITTLE = {"LANG": "C", "LC_ALL": "C", "COLUMNS": "20", "NO_COLOR": "1", "HOME": "/nowhere"}
 
 
 @pytest.fixture
@@ -64,23 +61,14 @@ def words(pets: Path, out: Path) -> str:
     return " ".join(["edgekd", "train", f"--data='{pets}'", *options, *given])
 
 
-@pytest.mark.parametrize("kind", ENVIRONMENTS)
-def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path, kind: str) -> None:
+def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "straße" / "lauf ü"
-    commands = f"{words(pets, out)} >&-"
-    if kind == "names":
-        commands += f"\nedgekd export '{out}' | head -1"
-    else:
-        commands = f"ulimit -n 64\n{commands}"
-        if (
-            subprocess.run(
-                ["unshare", "-m", "bash", "-c", TINY_SHM], capture_output=True
-            ).returncode
-            == 0
-        ):
-            commands = f"{TINY_SHM}\n{commands}"
-            commands = f"export -f edgekd\nunshare -m bash -e <<'THERE'\n{commands}\nTHERE"
-    done = run(commands, **ENVIRONMENTS[kind])
+    commands = f"ulimit -n 64\n{words(pets, out)} >&-"
+    small = subprocess.run(["unshare", "-m", "bash", "-c", TINY_SHM], capture_output=True)
+    if small.returncode == 0:
+        commands = f"{TINY_SHM}\n{commands}"
+        commands = f"export -f edgekd\nunshare -m bash -e <<'THERE'\n{commands}\nTHERE"
+    done = run(f"{commands}\nedgekd export '{out}' | head -1", **LITTLE)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     assert (out / "run.json").is_file()
 

@@ -228,7 +228,7 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 import numpy as np
-from edgekd.artifacts.verify import runner
+from edgekd.export.parity import runner
 from edgekd.core.manifest import read_artifact
 artifact = read_artifact(Path({str(bundle)!r}))
 size = artifact.preprocess.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.console import shell_word
-from edgekd.core.errors import EdgekdError, NotHere
+from edgekd.core.errors import EdgekdError
 from edgekd.core.files import scratch_folder
 from edgekd.core.manifest import Artifact, Precision, Run, read_artifact
-from edgekd.core.predictor import Predictor, in_batches
-from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference
+from edgekd.core.predictor import in_batches
+from edgekd.export.parity import REFERENCE_FILE, check, compare, read_reference, runner
 from edgekd.targets.bank import read_bank
-from edgekd.targets.registry import DEFAULT_TARGET, artifact_name, target_of
-from edgekd.targets.session import open_session
+from edgekd.targets.registry import DEFAULT_TARGET, artifact_name
 
 if TYPE_CHECKING:
     from edgekd.export.graph import Deployable
@@ -135,29 +133,6 @@ def _exported(
 ) -> NDArray[np.float32]:
     """Return logits of the classes that the artifact was exported with; classes added since are behind them."""
     return candidate[:, : reference.shape[1]]
-
-
-def runner(
-    folder: Path, artifact: Artifact, *, threads: int | None = None
-) -> tuple[Predictor, str]:
-    """Return what gives an artifact's logits here, and its name.
-
-    That is its own runtime, or the reference evaluator of its target, as at the export.
-    """
-    target = target_of(artifact.format)
-    if target.reference is None or not target.compared_by_reference:
-        try:
-            session = open_session(folder, threads=threads, spinning=False)
-            return session.run, session.provider
-        except NotHere:
-            if target.reference is None:
-                raise
-    evaluate: Predictor = importlib.import_module(target.reference).reference(artifact, folder)
-    name = f"edgekd's reference evaluator of {target.name}"
-    if artifact.bank is None:
-        return evaluate, name
-    bank = read_bank(folder / artifact.bank)
-    return lambda images: bank.logits(evaluate(images)), name
 
 
 def _fp32_onnx(

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgekd.artifacts.verify import runner
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_bytes, write_json, write_text
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.data.images import decode
+from edgekd.export.parity import runner
 from edgekd.targets.feed import resizes
 
 FOLDER = "kit"
