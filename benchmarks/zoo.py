@@ -279,7 +279,8 @@ def main() -> None:
         try:
             cells = json.loads(done.stdout.splitlines()[-1])
         except (IndexError, ValueError):
-            cells = {key: {"status": "traceback", "why": done.stderr[-2000:]} for key in wanted}
+            why = done.stderr[-2000:].strip() or f"ended with exit status {done.returncode}"
+            cells = {key: {"status": "traceback", "why": why} for key in wanted}
         found[name] = found.get(name, {}) | cells
         kept.write_text(json.dumps(found, indent=1))
         (options.out / "zoo.md").write_text(table(found), encoding="utf-8")

@@ -243,7 +243,7 @@ def _set_aside(artifact: Artifact, folder: Path, scratch: Path, suggestions: str
     with publishing(failed, ARTIFACT, overwrite=True) as place:
         place.rmdir()
         scratch.rename(place)
-    kept = f"It is kept in {failed} with the report."
+    kept = f"It is kept in {failed}."
     if artifact.precision in EXACT:
         raise GateFailed(
             f"{artifact.name} does not compute what the student computes: {parity['reason']}, on {parity['n']} images.",
@@ -259,23 +259,19 @@ def _suggestions(build: Build, artifact: Artifact) -> str:
     """Return what was not tried and may bring a file with few bits over its threshold."""
     target, ways, int8 = get_target(artifact.target), [], artifact.precision == "int8"
     if build.calibration is not None and len(build.calibration) < FEW_CALIBRATION_IMAGES:
-        ways.append(
-            f"measure ranges on more images than {len(build.calibration)}: --calibration-images 300"
-        )
+        ways.append(f"--calibration-images 300 in place of {len(build.calibration)}")
     if int8 and target.mixed and build.budget is None:
-        ways.append(
-            "keep the layers that cost the most in float: --max-drop-id 1.0 --max-drop-ood 1.5"
-        )
+        ways.append("--max-drop-id 1.0 --max-drop-ood 1.5 (costly layers stay in float)")
     others = [name for name in target.calibrators if name != target.default_calibrator]
     if int8 and others and build.calibrator == target.default_calibrator:
-        ways.append(f"choose ranges another way: --calibrator {' or '.join(others)}")
+        ways.append(f"--calibrator {' or '.join(others)}")
     if int8 and "int8-weights" in target.precisions:
-        ways.append("quantize the weights alone: --int8-weights")
+        ways.append("--int8-weights")
     if artifact.precision == "pal4":
-        ways.append("take finer palettes: --palettize 6")
+        ways.append("--palettize 6")
     percent = math.floor(100 * artifact.parity["top1_agreement"])
     ways.append(f"or accept it: --min-agreement {percent}")
-    return "Go on like this: " + "; ".join(ways) + "."
+    return f"Try {'; '.join(ways)}."
 
 
 def _versions() -> dict[str, str]:

@@ -105,7 +105,8 @@ def recommendation_items(report: Report) -> list[Text | Table]:
         return [Text("nothing to ship: no exported file was measured.", "Ship", console=True)]
     name = report.label(best.file)
     if best.passes:
-        text = Text(f"{name}, because {best.because}.", "Ship this one", "good", console=True)
+        label = "Ship this one" if report.gates else "First candidate, without gates"
+        text = Text(f"{name}, because {best.because}.", label, "good", console=True)
     else:
         text = Text(f"none: {best.because} ({name}).", "Ship", "bad", console=True)
     return [text, _table(report, best)]

@@ -282,6 +282,22 @@ def test_the_cpp_program_builds_and_compares(kit: Path, tmp_path: Path) -> None:
     assert subprocess.run(line, cwd=kit, check=False).returncode == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_no_half_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = write_artifact(tmp_path / "artifact")
+    write = Path.write_bytes
+
+    def to_full_disk(self: Path, data: Any) -> int:
+        if self.name.endswith("kit.json"):
+            self.symlink_to("/dev/full")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", to_full_disk)
+    with pytest.raises(EdgekdError, match="full"):
+        write_kit(artifact, encoded_images(2))
+    assert not (artifact / "kit").exists()
+
+
 PROGRAMS = Path(kits.__file__).parent / "programs"
 
 

@@ -232,6 +232,13 @@ def test_the_report_has_the_same_recommendation(recommended: Report) -> None:
     assert "Ship this one" in (recommended.folder / "report.md").read_text()
 
 
+def test_without_gates_no_file_is_called_fit_to_ship(
+    recommended: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_recommendation(recommended.model_copy(update={"gates": ()}))
+    assert "Ship this one" not in capsys.readouterr().out
+
+
 def test_a_smaller_file_is_not_called_faster_by_an_unsettled_clock(recommended: Report) -> None:
     same = {"id": 0.8, "ood_avg": 0.6, "quant_cost_ood": None}
     costs = [row.quant_cost_id for row in recommended.summary if row.precision == "int8"]

@@ -274,6 +274,19 @@ def saved(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
+def test_a_dataset_whose_offsets_lead_out_is_one_sentence(folder: Path, saved: Path) -> None:
+    [arrow] = (saved / "train").glob("*.arrow")
+    lengths = [len(path.parent.parent.name) for path in files_of(folder)[::2]]
+    offsets = np.cumsum([0, *lengths]).astype("<i4")
+    damaged = offsets.copy()
+    damaged[3] = -(10**6)
+    content = arrow.read_bytes()
+    assert offsets.tobytes() in content
+    arrow.write_bytes(content.replace(offsets.tobytes(), damaged.tobytes()))
+    with pytest.raises(EdgekdError, match="cannot be loaded"):
+        load_images(f"hf:{saved}")
+
+
 def test_a_dataset_on_disk_is_the_images_of_the_folder(saved: Path, folder: Path) -> None:
     found = load_images(f"hf:{saved}")
     assert content_of(found) == content_of(load_images(folder))

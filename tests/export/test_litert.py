@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from device_fakes import run_agent
 from export_fakes import block_model, export_block, pictures
 from PIL import Image
@@ -96,6 +97,23 @@ def test_a_damaged_file_is_one_sentence(
     with pytest.raises(EdgekdError, match="cannot load") as caught:
         open_session(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", PACKAGES)
+def test_int8_stays_close_behind_clips_and_with_logits_far_from_zero(
+    target: str, tmp_path: Path
+) -> None:
+    needs(target)
+    model = block_model()
+    with torch.no_grad():
+        model.backbone.stem.weight.mul_(20)  # most of its range is beyond the clip
+        model.head.bias.add_(100)
+    artifact = export_block(tmp_path / "a", target, "int8", model=model, min_agreement=0)
+    assert artifact.outputs[0].dtype == "float32"
+    images = pictures(50, seed=2)
+    reference = torch_logits(model, images)
+    error = open_session(tmp_path / "a").run(images) - reference
+    assert np.square(error).mean() < 0.02 * reference.var(axis=0).mean()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -80,7 +80,7 @@ class QuantizationOptions(Config):
     calibration_images: int = option(default=300, ge=1)
     """Training images that INT8 ranges are measured on."""
     calibrator: str | None = None
-    """INT8: how ranges are chosen: minmax, percentile, entropy or mse. Default: minmax; TensorRT: mse."""
+    """INT8: how ranges are chosen: minmax, percentile, entropy or mse. Default: minmax; TensorRT, LiteRT: mse."""
     max_drop_id: float | None = option(default=None, ge=0)
     """INT8: points of top-1 it may lose on ID validation, against FP32; the worst layers stay in float."""
     max_drop_ood: float | None = option(default=None, ge=0)

@@ -67,17 +67,21 @@ def write_kit(artifact: Path, pictures: Sequence[bytes]) -> Path:
     names = [f"{number}.{_ending(picture)}" for number, picture in enumerate(pictures)]
     facts = _facts(manifest, names, logits) | {"resizes": inside, "expected_from": run_by}
     folder = artifact / FOLDER
-    with disk_errors(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        for name, picture in zip(names, pictures, strict=True):
-            write_bytes(folder / name, picture)
-        for number, pixels in enumerate(fed):
-            write_bytes(folder / f"{number}.ppm", _ppm(pixels))
-        write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
-        write_json(folder / "kit.json", facts)
-        programs = _copy_programs(manifest.format, folder)
-        write_text(folder / "INTEGRATE.md", _guide(facts, programs, manifest.format))
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with disk_errors(folder):
+            folder.mkdir()
+            for name, picture in zip(names, pictures, strict=True):
+                write_bytes(folder / name, picture)
+            for number, pixels in enumerate(fed):
+                write_bytes(folder / f"{number}.ppm", _ppm(pixels))
+            write_bytes(folder / "logits.bin", logits.astype("<f4").tobytes())
+            write_json(folder / "kit.json", facts)
+            programs = _copy_programs(manifest.format, folder)
+            write_text(folder / "INTEGRATE.md", _guide(facts, programs, manifest.format))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # half a kit would be taken for a whole one
+        raise
     return folder
 
 

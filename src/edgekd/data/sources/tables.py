@@ -102,12 +102,14 @@ def _load(spec: str) -> dict[str, Any]:
 
             prefer_local_cache()
             found = datasets.load_dataset(name)
+        tables = dict(found) if isinstance(found, Mapping) else {split or "all": found}
+        for table in tables.values():
+            table.data.validate(full=True)  # pyarrow reads wherever damaged offsets lead
     except Exception as error:  # datasets has errors of many kinds
         raise EdgekdError(
             f"The dataset {name} cannot be loaded ({first_line(error)}).",
             "Name one of the hub, or a folder that save_to_disk wrote.",
         ) from error
-    tables = dict(found) if isinstance(found, Mapping) else {split or "all": found}
     if split and split not in tables:
         raise EdgekdError(f'{name} has no split "{split}".', did_you_mean(split, tables))
     return {split: tables[split]} if split else tables
