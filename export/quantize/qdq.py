@@ -107,7 +107,7 @@ def plan(model: onnx.ModelProto, in_float: Collection[str]) -> Plan:
 
 
 def _is_layer(graph: Graph, node: NodeProto) -> bool:
-    if not all(graph.is_float(name) for name in graph.activations(node)):
+    if not all(graph.is_float(name) for name in (*graph.activations(node), node.output[0])):
         return False
     return node.op_type == "MatMul" or node.input[1] in graph.constants
 
@@ -117,7 +117,7 @@ def _fits(graph: Graph, node: NodeProto, rounded: set[str], taken: Mapping[str, 
     if node.op_type not in INTEGER_OPS or node.op_type in WEIGHTED_OPS:
         return False
     data = graph.activations(node)
-    if not all(name in rounded for name in data):
+    if not all(name in rounded for name in data) or not graph.is_float(node.output[0]):
         return False
     if node.op_type in _TOKENS and any(len(graph.shape(name)) != 4 for name in data):
         return False

@@ -430,3 +430,22 @@ def test_a_mean_that_drops_its_axes_is_flattened(tmp_path: Path) -> None:
     assert [node.op_type for node in form.graph.node] == ["GlobalAveragePool", "Flatten"]
     x = np.random.default_rng(0).normal(size=(3, 8, 6, 6)).astype(np.float32)
     np.testing.assert_allclose(outputs_of(form, x), outputs_of(model, x), atol=1e-6)
+
+
+def test_what_works_on_integers_stays_as_it_is() -> None:
+    """An index that is a constant has no range, although all of its activations (none) are bytes."""
+    shape = onnx.helper.make_tensor_value_info
+    index = numpy_helper.from_array(np.array([1, 0], np.int64), "index")
+    axes = numpy_helper.from_array(np.array([0], np.int64), "axes")
+    weight = numpy_helper.from_array(np.ones((2, 2), np.float32), "weight")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "weight"], ["y"], "layer"),
+        onnx.helper.make_node("Unsqueeze", ["index", "axes"], ["rows"], "rows"),
+        onnx.helper.make_node("GatherND", ["y", "rows"], ["z"], "gather"),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [shape("x", 1, [2, 2])], [shape("z", 1, None)], [index, axes, weight]
+    )
+    chosen = qdq.plan(onnx.shape_inference.infer_shapes(onnx.helper.make_model(graph)), ())
+    assert set(chosen.taken) == {"layer"}
+    assert "rows" not in chosen.rounded
