@@ -90,7 +90,7 @@ def evaluate(
     # A program is made for one image; vmap runs the same steps on several without touching its fixed shapes.
     with torch.inference_mode():
         for start in range(0, len(images), _BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + _BATCH]))
+            batch = torch.from_numpy(np.array(images[start : start + _BATCH]))
             pixels = batch.permute(0, 3, 1, 2).unsqueeze(1).float().contiguous()  # [B, 1, 3, H, W]
             outputs, seen = torch.func.vmap(one)(pixels)
             parts.append(outputs)
