@@ -178,6 +178,9 @@ class Checkpoint:
         """Load the state of the stage that was interrupted."""
         with loaded_from(self.path):
             optimizer.load_state_dict(self._loaded["optimizer"])
+            for weight, moments in optimizer.state.items():
+                if any(moments[name].shape != weight.shape for name in ("exp_avg", "exp_avg_sq")):
+                    raise ValueError("moments of other weights")
             average.load_state_dict(self._loaded["average"])
 
     def evaluate(

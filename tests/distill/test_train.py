@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -576,6 +577,11 @@ def test_a_checkpoint_of_something_else_is_refused(
             with pytest.raises(EdgekdError, match="checkpoint"):
                 run(resume=True)
     torch.save(torch.zeros(3), path)
+    with pytest.raises(EdgekdError, match="checkpoint"):
+        run(resume=True)
+    of_another = copy.deepcopy(whole)
+    of_another["optimizer"]["state"][0]["exp_avg"] = torch.zeros(2, 3)
+    torch.save(of_another, path)
     with pytest.raises(EdgekdError, match="checkpoint"):
         run(resume=True)
     torch.save(whole, path)
