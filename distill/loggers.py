@@ -37,8 +37,6 @@ class Loggers:
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
         known = _ids(out) if resume_at else {}
-        if resume_at:
-            names = [name for name in names if name not in _CLASSES or name in known]
         self._loggers = {name: _logger(name, out, resume_at, known.get(name)) for name in names}
         ids = {
             name: logger.experiment.id if name == "wandb" else logger.run_id
@@ -81,6 +79,15 @@ def attach_to_run(run: Path, title: str, kind: str, paths: Sequence[Path]) -> No
             loggers.close()
     except EdgekdError as error:
         warn(f"{title} is not attached to the run's loggers: {error.message}")
+
+
+def own_loggers(names: Sequence[str], run: Path) -> tuple[str, ...]:
+    """Return the loggers that a resumed run goes on with: of the services those that this very folder has used."""
+    known = _ids(run)
+    foreign = [name for name in names if name in _CLASSES and name not in known]
+    if foreign:
+        warn(f"{run} is resumed without {', '.join(foreign)}, which this folder has not used yet.")
+    return tuple(name for name in names if name not in foreign)
 
 
 def _ids(run: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from edgekd.data.subsets import check_unseen, run_images, run_split
 from edgekd.data.unlabelled import NO_DATA, label_free, with_unlabelled
 from edgekd.distill.classification.checks import check_recipe, check_teacher, is_toy
 from edgekd.distill.launch import precision_of
-from edgekd.distill.loggers import check_loggers
+from edgekd.distill.loggers import check_loggers, own_loggers
 from edgekd.distill.models.fetch import from_weights_dir
 from edgekd.distill.models.students import TEACHER_ENCODER, timm_name, toy_weights
 from edgekd.distill.recipes import get_recipe
@@ -105,7 +105,8 @@ def _resumed(config: TrainConfig) -> TrainConfig:
     here = {
         name: getattr(config, name) for name in {"devices", "accelerator"} & config.model_fields_set
     }
-    return stored.model_copy(update={"out": out, "resume": True} | here)
+    own = {"out": out, "resume": True, "logger": own_loggers(stored.logger, out)}
+    return stored.model_copy(update=own | here)
 
 
 def _started_from(config: TrainConfig, folder: Path) -> TrainConfig:

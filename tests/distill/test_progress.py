@@ -21,7 +21,7 @@ from edgekd.core.console import is_main_process, set_rank
 from edgekd.core.errors import EdgekdError
 from edgekd.distill import progress as module
 from edgekd.distill.launch import find_launch, make_fabric, step_threads
-from edgekd.distill.loggers import Loggers, attach_to_run
+from edgekd.distill.loggers import Loggers, attach_to_run, own_loggers
 from edgekd.distill.progress import Progress, counting, evaluation_steps
 
 
@@ -341,8 +341,10 @@ def test_a_run_from_elsewhere_uploads_nothing(
     monkeypatch.setitem(sys.modules, "pytorch_lightning.loggers", fake)
     (tmp_path / "loggers.json").write_text('{"wandb": "1"}')
     attach_to_run(tmp_path, "benchmark", "report", [])
-    Loggers(("csv", "wandb"), tmp_path, resume_at=1).log({"train/loss": 1.0}, 2)
-    assert (tmp_path / "csv" / "metrics.csv").is_file()
+    assert own_loggers(("csv", "wandb"), tmp_path) == ("csv",)
+    own = {"wandb": "1", "folder": tmp_path.stat().st_ino}
+    (tmp_path / "loggers.json").write_text(json.dumps(own))
+    assert own_loggers(("csv", "wandb"), tmp_path) == ("csv", "wandb")
 
 
 def test_a_service_that_is_not_there_any_more_only_warns(
