@@ -36,7 +36,7 @@ class Loggers:
     """
 
     def __init__(self, names: Sequence[str], out: Path, resume_at: int = 0) -> None:
-        known = _ids(out) if resume_at else {}
+        known = _ids(out, warns=False) if resume_at else {}
         self._loggers = {name: _logger(name, out, resume_at, known.get(name)) for name in names}
         ids = {
             name: logger.experiment.id if name == "wandb" else logger.run_id
@@ -83,20 +83,21 @@ def attach_to_run(run: Path, title: str, kind: str, paths: Sequence[Path]) -> No
 
 def own_loggers(names: Sequence[str], run: Path) -> tuple[str, ...]:
     """Return the loggers that a resumed run goes on with: of the services those that this very folder has used."""
-    known = _ids(run)
+    known = _ids(run, warns=False)
     foreign = [name for name in names if name in _CLASSES and name not in known]
     if foreign:
         warn(f"{run} is resumed without {', '.join(foreign)}, which this folder has not used yet.")
     return tuple(name for name in names if name not in foreign)
 
 
-def _ids(run: Path) -> dict[str, str]:
+def _ids(run: Path, *, warns: bool = True) -> dict[str, str]:
     """Return service → identity; none for a run that came from elsewhere, whose services may be somebody else's."""
     path = run / _IDS
     found = read_object(path, "identities of a run") if path.is_file() else {}
     ids = {name: str(value) for name, value in found.items() if name in _CLASSES}
     if ids and found.get("folder") != run.stat().st_ino:
-        warn(f"{run} was copied from elsewhere, so nothing of it goes to {', '.join(ids)}.")
+        if warns:
+            warn(f"{run} was copied from elsewhere, so nothing of it goes to {', '.join(ids)}.")
         return {}
     return ids
 

@@ -16,6 +16,7 @@ from edgekd.core.preprocess import Preprocess
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.graph import Deployable
 from edgekd.export.onnx.write import export_onnx
+from edgekd.export.quantize.onnx_scheme import OnnxScheme
 
 SIZE = 32
 CLASSES = ("cat", "dog", "élan")
@@ -121,3 +122,9 @@ def write_onnx(body: nn.Module, features: int, path: Path) -> Path:
     model = Deployable(body, nn.Linear(features, 4), PREPROCESS)
     export_onnx(model, path, size=SIZE, metadata={"k": "v"})
     return path
+
+
+def int8_files(scheme: OnnxScheme, folder: Path) -> tuple[Path, Path, dict]:
+    """Write `Block` as FP32 ONNX and as `scheme` quantizes it; return both files, and what was done."""
+    fp32, int8 = write_onnx(Block(), 16, folder / "fp32.onnx"), folder / "int8.onnx"
+    return fp32, int8, scheme.quantize(fp32, int8, pictures(64))

@@ -12,6 +12,7 @@ from setting import (
     LABEL_WEIGHT,
     LR,
     TEMPERATURE,
+    WARMUP,
     Clock,
     Teacher,
     arguments,
@@ -47,7 +48,7 @@ def main() -> None:
         "optimizer": {"key": "AdamW", "kwargs": {"lr": LR, "weight_decay": DECAY}},
         "scheduler": {
             "key": "OneCycleLR",
-            "kwargs": {"max_lr": LR, "total_steps": given.steps + 1, "pct_start": 0.1},
+            "kwargs": {"max_lr": LR, "total_steps": given.steps + 1, "pct_start": WARMUP},
             "scheduling_step": 1,
         },
         "criterion": {

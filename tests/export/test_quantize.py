@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_fakes import SIZE, Block, logits, pictures, write_onnx
+from export_fakes import SIZE, int8_files, logits, pictures
 from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 from torch import nn
@@ -36,13 +36,7 @@ pytestmark = pytest.mark.usefixtures("graphs_once")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
-    folder = tmp_path_factory.mktemp("quantize")
-    fp32 = write_onnx(Block(), 16, folder / "fp32.onnx")
-    return (
-        fp32,
-        folder / "int8.onnx",
-        OnnxRuntimeInt8().quantize(fp32, folder / "int8.onnx", pictures(64)),
-    )
+    return int8_files(OnnxRuntimeInt8(), tmp_path_factory.mktemp("quantize"))
 
 
 def test_int8_logits_stay_close(files: tuple[Path, Path, dict]) -> None:

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_fakes import Block, build, export, pictures, write_onnx
+from export_fakes import build, export, int8_files, pictures, write_onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -326,13 +326,7 @@ def test_engine_on_a_gpu_computes_the_student(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict]:
-    folder = tmp_path_factory.mktemp("scheme")
-    fp32 = write_onnx(Block(), 16, folder / "fp32.onnx")
-    return (
-        fp32,
-        folder / "int8.onnx",
-        TensorRtInt8().quantize(fp32, folder / "int8.onnx", pictures(64)),
-    )
+    return int8_files(TensorRtInt8(), tmp_path_factory.mktemp("scheme"))
 
 
 def test_logits_stay_close(files: tuple[Path, Path, dict]) -> None:
