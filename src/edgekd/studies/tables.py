@@ -271,8 +271,8 @@ def _checked(plan: Plan, done: Done) -> Done:
 def _labels(plan: Plan, indices: NDArray[np.int64], classes: Sequence[str]) -> NDArray[np.int64]:
     """Return the labels of images as places in `classes`, sorted."""
     places = {name: place for place, name in enumerate(classes)}
-    names = (plan.images.classes[label] for label in plan.images.labels[indices].tolist())
-    return np.sort(np.array([places.get(name, -1) for name in names], dtype=np.int64))
+    place_of = np.array([places.get(name, -1) for name in plan.images.classes], dtype=np.int64)
+    return np.sort(place_of[plan.images.labels[indices]])
 
 
 def _teacher_row(plan: Plan, tests: Mapping[str, Test], scores: NDArray[np.float32]) -> Row:
