@@ -22,7 +22,7 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import Candidate, prune
+from edgekd.evaluation.candidates import Candidate, available, prune
 from edgekd.evaluation.data_check import near_pairs
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
@@ -121,6 +121,18 @@ def test_the_best_file_for_a_device_without_a_runtime(
         for kind in ("int8-unpadded", "int8")
     )
     assert bare < padded
+
+
+def test_a_runtime_that_no_agent_takes_counts_in_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("executorch", "runtime.py"), ("executorch-1.5.dist-info", "METADATA")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("Name: executorch\nVersion: 1.5\n" * ("-" in folder))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    targets, left_out = available(None)
+    assert {"onnxruntime", "executorch"} <= {target.name for target in targets}
+    assert "Core ML" in dict(left_out)["coreml"]
 
 
 def test_near_pairs_by_hand() -> None:

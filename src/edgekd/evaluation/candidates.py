@@ -23,7 +23,7 @@ from edgekd.distill.classification.plan import newest_run
 from edgekd.export.artifact import Source, export_model
 from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of
-from edgekd.targets.agent.model import check_runtime
+from edgekd.targets.agent.model import FORMATS, check_runtime
 from edgekd.targets.devices.drive import unable
 from edgekd.targets.devices.transports import find_device
 from edgekd.targets.registry import (
@@ -33,6 +33,7 @@ from edgekd.targets.registry import (
     Target,
     artifact_name,
     get_target,
+    opener_of,
 )
 from edgekd.targets.session import open_session
 from edgekd.targets.timing.intervals import percentile
@@ -81,7 +82,7 @@ def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
         EdgekdError: no way to the device, or no file that it could run.
     """
     loaded = load_run(config.run or newest_run())
-    targets, left_out = _available(config.device)
+    targets, left_out = available(config.device)
     calibrated = config.model_copy(update={"target": DEFAULT_TARGET, "precision": "int8"})
     source = source_of(loaded, calibrated)
     found: list[Candidate] = []
@@ -101,23 +102,30 @@ def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
     return Candidates(loaded.folder, tuple(one.folder for one in kept), (*left_out, *dropped))
 
 
-def _available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
-    """Return the targets whose runtime the device has, and why it has not the others."""
+def available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
+    """Return the targets whose runtime the device has, None being this Python, and why it has not the others."""
     targets = list(TARGETS.values())
     needs: list[dict[str, Any]] = [{"format": one.format, "details": {}} for one in targets]
-    reasons: list[EdgekdError | None] = []
-    if device is not None:
+    if device is None:
+        reasons = [_missing_here(one) for one in needs]
+    else:
         with closing(find_device(device)) as place:
             reasons = unable(place, needs)
-    for one in needs if device is None else ():
-        try:
-            check_runtime(one)
-            reasons.append(None)
-        except EdgekdError as error:
-            reasons.append(error)
     pairs = list(zip(targets, reasons, strict=True))
     missing = [(target.name, reason.message) for target, reason in pairs if reason is not None]
     return [target for target, reason in pairs if reason is None], missing
+
+
+def _missing_here(needed: dict[str, Any]) -> EdgekdError | None:
+    """Return why this Python cannot run a format; it runs some that no agent on a device does."""
+    try:
+        if needed["format"] in FORMATS:
+            check_runtime(needed)
+        else:
+            opener_of(needed["format"]).check(needed)
+    except EdgekdError as error:
+        return error
+    return None
 
 
 def _variants(
