@@ -18,7 +18,7 @@ def only_class_token(encoder: nn.Module) -> None:
 
     if type(encoder) is not VisionTransformer or encoder.output_tokens:
         return
-    blocks = encoder.transformer.resblocks
+    blocks: Any = encoder.get_submodule("transformer.resblocks")
     if encoder.attn_pool is not None or encoder.pool_type != "tok":
         return
     if type(blocks[-1]) is not ResidualAttentionBlock:
@@ -40,14 +40,16 @@ class _LastBlock(nn.Module):
         """Float `[B, T, D]` → the class token, float `[B, 1, D]`. Images have no attention mask."""
         block, attention = self.block, self.block.attn
         normed = block.ln_1(tokens)
-        width, heads = tokens.shape[-1], attention.num_heads
+        batch, _, width = tokens.shape
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         query = linear(normed[:, :1], weight[:width], bias[:width])
         key, value = linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-        split = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+        heads = (batch, -1, attention.num_heads, width // attention.num_heads)
+        split = (x.reshape(heads).transpose(1, 2) for x in (query, key, value))
         attended = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
         token: Tensor = tokens[:, :1] + block.ls_1(attention.out_proj(attended))
-        return token + block.ls_2(block.mlp(block.ln_2(token)))
+        changed: Tensor = block.ls_2(block.mlp(block.ln_2(token)))
+        return token + changed
 
 
 class _Patches(nn.Module):
@@ -60,8 +62,7 @@ class _Patches(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Float `[B, 3, H, W]` → `[B, D, H / side, W / side]`."""
-        side = self.side
-        grid = pixels.unflatten(3, (-1, side)).unflatten(
-            2, (-1, side)
-        )  # [B, 3, rows, side, columns, side]
+        batch, channels, height, width = pixels.shape
+        rows, columns = height // self.side, width // self.side
+        grid = pixels.reshape(batch, channels, rows, self.side, columns, self.side)
         return linear(grid.permute(0, 2, 4, 1, 3, 5).flatten(3), self.weight).movedim(-1, 1)
