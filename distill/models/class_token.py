@@ -45,8 +45,8 @@ class _LastBlock(nn.Module):
         query = linear(normed[:, :1], weight[:width], bias[:width])
         key, value = linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
         heads = (batch, -1, attention.num_heads, width // attention.num_heads)
-        split = (x.reshape(heads).transpose(1, 2) for x in (query, key, value))
-        attended = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        q, k, v = (x.reshape(heads).transpose(1, 2) for x in (query, key, value))
+        attended = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         token: Tensor = tokens[:, :1] + block.ls_1(attention.out_proj(attended))
         changed: Tensor = block.ls_2(block.mlp(block.ln_2(token)))
         return token + changed
