@@ -204,6 +204,7 @@ def test_duplicates_unreadable_files_and_balance(
     check_data(root, out=tmp_path / "page.html", overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
     toy = load_images("toy")
     photo = toy.domains.index("photo")
