@@ -49,7 +49,7 @@ def fetch(config: FetchConfig) -> list[Path]:
             if not _is_there(path):
                 weights = make_student(name, pretrained="hub").backbone.state_dict()
                 write_tensors(path, weights, {"timm": timm_name(name)})
-                again = make_student(name, pretrained=None, weights=path).backbone.state_dict()
+                again = make_student(name, pretrained="hub", weights=path).backbone.state_dict()
                 if not all(torch.equal(again[key], tensor) for key, tensor in weights.items()):
                     path.unlink()
                     raise EdgekdError(
