@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 known = _group("List students, teachers, recipes and targets.")
 classes = _group("Add a class to an artifact exported with --head embedding, or remove it.")
-data = _group("Look at a data set before it trains.")
+data = _group("Check a data set before training.")
 vl = _group(
     "Small vision-language students: questions, entailment, multiple choice (CLIP-TD style)."
 )
@@ -123,7 +123,7 @@ def verify(links: Any, given: Given) -> None:
         raise GateFailed(
             f"{given['artifact']} is not what the student computes; the link {broken['link']} broke: "
             f"{broken['reason']}.",
-            "Export again with --overwrite; for INT8 look at its accuracy: edgekd benchmark.",
+            "Export again with --overwrite; for INT8 measure its accuracy: edgekd benchmark.",
         )
 
 
@@ -247,7 +247,7 @@ def study(made: Any, _: Given) -> None:
         first = made.failures[0]
         raise EdgekdError(
             f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
-            "Mend this and give the same command again: what is finished is kept.",
+            "Mend this and run the same command again: finished parts stay.",
         )
 
 

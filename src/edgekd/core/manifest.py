@@ -1,4 +1,4 @@
-"""The folders that cross a wall between rooms: a training run and an exported artifact."""
+"""Manifests of the two folders that packages exchange: a training run and an exported artifact."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ class Run(_Manifest):
     images_per_second: float
     data_wait_percent: float
     selection: str
-    """The rule that chose the weights, for example `last EMA`; never looks at the OOD split."""
+    """The rule that chose the weights, for example `last EMA`; independent of the OOD split."""
     student_sha256: str
     versions: dict[str, str]
     created: str

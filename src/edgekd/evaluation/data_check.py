@@ -36,7 +36,7 @@ from edgekd.data.sources.manifests import list_manifest
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
 MOST_PAIRS = 100_000
-"""Near-duplicates that are kept, the closest ones: a thousand pictures of one scene make half a million."""
+"""Limit of near-duplicates, the closest ones: a thousand pictures of one scene make half a million."""
 _BLOCK_CELLS = 1 << 24
 
 
@@ -61,7 +61,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found. Near-duplicates and doubts are None where no teacher looked."""
+    """Findings. Near-duplicates and label errors are None without a teacher."""
 
     images: ImageSet
     page: Path
@@ -108,7 +108,7 @@ class DataCheck:
 
 
 def check_data(config: DataCheckConfig) -> DataCheck:
-    """Look at a data set and write the page; see `edgekd.api.check_data`."""
+    """Check a data set and write the page; see `edgekd.api.check_data`."""
     refuse_page(config.out, overwrite=config.overwrite)
     images = load_images(config.data, one_class=True)
     counts = np.zeros((len(images.domains), len(images.classes)), dtype=np.int64)
@@ -175,8 +175,8 @@ def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataC
     bank = teacher.text_bank(images.classes, templates_for("photo"))
     odds = softmax(bank.zero_shot(torch.from_numpy(embeddings)), dim=1).numpy()
     best = odds.argmax(axis=1)
-    sure = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
-    order = sure[np.argsort(-odds[sure, best[sure]], kind="stable")]
+    confident = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
+    order = confident[np.argsort(-odds[confident, best[confident]], kind="stable")]
     return replace(
         found,
         near_duplicates=tuple(near_pairs(embeddings, images.keys, config.near)),
@@ -229,7 +229,7 @@ def _document(found: DataCheck) -> Document:
             section("labels", "Probable label errors", doubts),
         ]
     else:
-        text = "Near-duplicates and label errors were not looked for: that needs --teacher."
+        text = "Near-duplicates and label errors need --teacher."
         sections[0] = section("answers", "Summary", [*summary, Text(text, tone="note")])
     sections.append(section("balance", "Balance", [_balance(found)]))
     return Document(
@@ -264,7 +264,7 @@ def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
             f"{len(doubts):,} images",
             tuple(pictures),
             f"The first {len(shown)} are shown, the most certain teacher first. A teacher is often wrong where it "
-            "recognises the classes poorly; look before you change a label.",
+            "recognises the classes poorly. Look at the image before you change its label.",
         )
 
 
