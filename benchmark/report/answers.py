@@ -141,8 +141,8 @@ def _against_fp32(report: Report, row: SummaryRow) -> str:
         return ""
     size = ""
     if row.size_mb and fp32.size_mb:
-        size = f", with {row.size_mb / fp32.size_mb:.2f} times its size"
-    return f"It {in_words(report.speed_of(row, fp32), fp32.subject)}{size}."
+        size = f"has {row.size_mb / fp32.size_mb:.2f} times the size of {fp32.subject}, and "
+    return f"It {size}{in_words(report.speed_of(row, fp32), fp32.subject)}."
 
 
 def findings(report: Report) -> Iterator[Text]:
@@ -157,7 +157,7 @@ def findings(report: Report) -> Iterator[Text]:
         sentences.append(_detects(of(report.unknowns, row)))
         if time.cv > WIDE_CV:
             sentences.append(
-                f"Its latencies scatter (CV {time.cv:.2f}): look at every sample before trusting one percentile."
+                f"Its latencies vary widely (coefficient of variation {time.cv:.2f}), so single percentiles are uncertain."
             )
         sentences.append(_against_fp32(report, row))
         yield Text(" ".join(filter(None, sentences)), _name(report, row))

@@ -60,12 +60,12 @@ def recommend(report: Report) -> Recommendation | None:
         cost, speed = row.quant_cost_ood or row.quant_cost_id, report.speed_of(row, best)
         if row.run != best.run or cost is None or cost.ci95[0] > 0 or speed is None:
             continue
-        claim = f"it {in_words(speed, name)}"
         if speed.withheld is None and speed.ratio < 1:
-            return Recommendation(row, True, f"no export loss is shown, and {claim}")
+            claim = f"no export loss is shown, and it {in_words(speed, name)}"
+            return Recommendation(row, True, claim)
         if (row.size_mb or math.inf) < (best.size_mb or 0) and speed.ratio <= 1:
             size = f"{(row.size_mb or 0) / (best.size_mb or 1):.2f} times the size of {name}"
-            return Recommendation(row, True, f"no export loss is shown, it has {size}, and {claim}")
+            return Recommendation(row, True, f"no export loss is shown, it has {size}, and its p50 is not higher")
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
     most = f"it is the most accurate {_level(best)}"
     return Recommendation(best, True, only if len(passing) == 1 else most)

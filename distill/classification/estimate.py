@@ -51,11 +51,13 @@ class Estimate:
     disk_mb: float
     """Of the run's folder, the cached embeddings and the decoded images at most, 10⁶ bytes."""
     teacher_passes: int | None = None
-    """Of them not in the cache yet."""
+    """Of the embeddings, not in the cache yet."""
     teacher_seconds: float | None = None
     decode_seconds: float | None = None
     """At most: what was decoded for an earlier run is not decoded again."""
     train_seconds: float | None = None
+    test_domain: str | None = None
+    """The domain that is left out of training."""
 
     @property
     def steps(self) -> int:
@@ -67,6 +69,8 @@ class Estimate:
         """The line that every run prints at its start."""
         parts = ", ".join(f"{name} {steps:,}" for name, steps in self.stages.items())
         views = f"{self.teacher_views:,} teacher embeddings" if self.teacher_views else "no teacher"
+        if self.teacher_views and self.teacher_passes is not None:
+            views += f" ({self.teacher_passes:,} to compute)"
         return (
             f"plan: {self.steps:,} steps of {self.batch} images ({parts}), {self.epochs:.1f} epochs; {views}; "
             f"up to {self.disk_mb:,.0f} MB on disk"
@@ -75,6 +79,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return the estimate for people."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.images.items() if count)
+        unseen = f"; unseen domain: {self.test_domain}" if self.test_domain else ""
         times = {
             "teacher": self.teacher_seconds,
             "decoding": self.decode_seconds,
@@ -82,10 +87,9 @@ class Estimate:
         }
         known = {name: value for name, value in times.items() if value is not None}
         shown = ", ".join(f"{name} {_duration(value)}" for name, value in known.items())
-        passes = f"; {self.teacher_passes:,} of them to compute" if self.teacher_passes else ""
         return [
-            f"images: {counts}",
-            f"{self.schedule}{passes}",
+            f"images: {counts}{unseen}",
+            self.schedule,
             f"time: about {_duration(sum(known.values()))} here ({shown}), measured by {_TRIAL_STEPS} trial steps of "
             "each stage",
         ]
@@ -134,6 +138,7 @@ def outline(task: Classification) -> Estimate:
         epochs=task.steps / task.sampler.epoch_steps,
         teacher_views=views,
         disk_mb=disk / 1e6,
+        test_domain=split.test_domain,
     )
 
 

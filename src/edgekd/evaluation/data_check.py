@@ -37,6 +37,8 @@ MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
 MOST_PAIRS = 100_000
 """Limit of near-duplicates, the closest ones: a thousand pictures of one scene make half a million."""
+MANY = 0.1
+"""Share of images in near-duplicates above which the summary has a hint: the teacher may embed a whole class alike."""
 _BLOCK_CELLS = 1 << 24
 
 
@@ -87,24 +89,33 @@ class DataCheck:
 
     def summary(self) -> list[str]:
         """Return one line for each kind of finding."""
-        crossing = sum(bool(self.across(pair)) for pair in self.duplicates)
         sizes = self.counts.sum(axis=0)
         lines = [
             f"{len(self.images):,} images of {len(self.images.classes)} classes; the largest class has "
             f"{sizes.max():,}, the smallest {sizes.min():,}",
             f"unreadable: {len(self.unreadable):,}",
-            f"duplicates: {len(self.duplicates):,}, of them {crossing:,} across labels, splits or domains",
+            f"duplicates: {self._counted(self.duplicates)}",
         ]
         if self.near_duplicates is not None and self.label_errors is not None:
-            across = sum(bool(self.across(pair)) for pair in self.near_duplicates)
-            count = f"{len(self.near_duplicates):,}"
-            count += " or more" if len(self.near_duplicates) == MOST_PAIRS else ""
+            covered = len({i for pair in self.near_duplicates for i in (pair.first, pair.second)})
+            near = f"near-duplicates: {self._counted(self.near_duplicates)}"
+            if covered > MANY * len(self.images):
+                near += (
+                    f"; they cover {100 * covered / len(self.images):.0f} % of the images: if the page shows "
+                    "different pictures, give a higher --near"
+                )
             lines += [
-                f"near-duplicates: {count}, of them {across:,} across labels, splits or domains",
+                near,
                 f"probable label errors: {len(self.label_errors):,} (the teacher agrees with "
                 f"{100 * (self.zero_shot or 0):.1f} % of all labels)",
             ]
         return lines
+
+    def _counted(self, pairs: Sequence[Pair]) -> str:
+        """Return how many pairs there are, and how many lie across labels, splits or domains."""
+        across = sum(bool(self.across(pair)) for pair in pairs)
+        count = f"{len(pairs):,} pairs" + (" or more" if len(pairs) == MOST_PAIRS else "")
+        return f"{count}, {across:,} of them across labels, splits or domains" if pairs else "none"
 
 
 def check_data(config: DataCheckConfig) -> DataCheck:

@@ -29,7 +29,7 @@ _CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
 _IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
 _KIND_REMARKS = {
     "seen": "the run trained on this domain: an in-domain suite, in no mean over unseen domains.",
-    "adapted": "the run saw this domain in unlabelled images: in no mean over unseen domains.",
+    "adapted": "unlabelled images of this domain trained one of the runs, so it is in no mean over unseen domains.",
 }
 _ROLES = {
     "train": "trained",
