@@ -82,7 +82,9 @@ def main() -> None:
         medians = " and ".join(
             f"{one[-1][0]:.3f} (fastest {one[-1][1]:.3f})" for one in (ours, theirs)
         )
-        print(f"round {number + 1}, median in ms of edgekd and benchmark_app: {medians}", flush=True)
+        print(
+            f"round {number + 1}, median in ms of edgekd and benchmark_app: {medians}", flush=True
+        )
     for place, what in enumerate(("median", "fastest")):
         mine, other = np.asarray(ours)[:, place], np.asarray(theirs)[:, place]
         ratios, noise = mine / other, max(mine.max() / mine.min(), other.max() / other.min())

@@ -157,7 +157,7 @@ def findings(report: Report) -> Iterator[Text]:
         sentences.append(_detects(of(report.unknowns, row)))
         if time.cv > WIDE_CV:
             sentences.append(
-                f"Its latencies vary widely (coefficient of variation {time.cv:.2f}), so single percentiles are uncertain."
+                f"Its latencies vary widely (coefficient of variation {time.cv:.2f}), so its percentiles are uncertain."
             )
         sentences.append(_against_fp32(report, row))
         yield Text(" ".join(filter(None, sentences)), _name(report, row))

@@ -65,7 +65,9 @@ def recommend(report: Report) -> Recommendation | None:
             return Recommendation(row, True, claim)
         if (row.size_mb or math.inf) < (best.size_mb or 0) and speed.ratio <= 1:
             size = f"{(row.size_mb or 0) / (best.size_mb or 1):.2f} times the size of {name}"
-            return Recommendation(row, True, f"no export loss is shown, it has {size}, and its p50 is not higher")
+            return Recommendation(
+                row, True, f"no export loss is shown, it has {size}, and its p50 is not higher"
+            )
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
     most = f"it is the most accurate {_level(best)}"
     return Recommendation(best, True, only if len(passing) == 1 else most)

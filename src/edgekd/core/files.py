@@ -209,7 +209,7 @@ def sweep(path: Path) -> None:
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write bytes in one step.
 
-    What torch, safetensors and numpy write to a file themselves fails on a full disk with errors that do not name the cause;
+    Files that torch, safetensors and numpy write themselves fail on a full disk with errors that do not name the cause:
     let them write to memory and hand the bytes over.
     """
     with replacing(path) as scratch:

@@ -171,9 +171,9 @@ class SuiteBuilder:
             meaning = "" if folder == word else f' ("{word}")'
             hint = "Leave that folder out; images of classes that the model has are measured with --ood NAME=DIR."
             if re.fullmatch(r"n\d{8}", folder):
-                hint += " ImageNet-O, whose folders are the classes that its images are mistaken for: --unknown imagenet-o=DIR."
+                hint += " ImageNet-O's folders name the classes that images are mistaken for: --unknown imagenet-o=DIR."
             raise EdgekdError(
-                f'The folder "{folder}" of {images.name} is called by a class that the model has{meaning}.',
+                f'The folder "{folder}" of {images.name} has the name of a class of the model{meaning}.',
                 hint,
             )
         beside, suites = inside, []
