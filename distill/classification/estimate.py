@@ -69,8 +69,6 @@ class Estimate:
         """The line that every run prints at its start."""
         parts = ", ".join(f"{name} {steps:,}" for name, steps in self.stages.items())
         views = f"{self.teacher_views:,} teacher embeddings" if self.teacher_views else "no teacher"
-        if self.teacher_views and self.teacher_passes is not None:
-            views += f" ({self.teacher_passes:,} to compute)"
         return (
             f"plan: {self.steps:,} steps of {self.batch} images ({parts}), {self.epochs:.1f} epochs; {views}; "
             f"up to {self.disk_mb:,.0f} MB on disk"
@@ -81,7 +79,7 @@ class Estimate:
         counts = ", ".join(f"{count:,} {part}" for part, count in self.images.items() if count)
         unseen = f"; unseen domain: {self.test_domain}" if self.test_domain else ""
         times = {
-            "teacher": self.teacher_seconds,
+            f"{self.teacher_passes or 0:,} teacher passes": self.teacher_seconds,
             "decoding": self.decode_seconds,
             "training": self.train_seconds,
         }
