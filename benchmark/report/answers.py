@@ -58,7 +58,7 @@ def answers(report: Report) -> list[Text]:
 def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
     rows = [row for row in report.gains if row.cause == cause]
     if not rows and cause == "distillation" and not report.gains:
-        return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
+        return "not measured: it needs a baseline (edgekd train --recipe erm): edgekd benchmark RUN BASELINE_RUN."
     if not rows and cause == "unlabelled" and any(row.adapted_avg for row in report.summary):
         return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
     sentences = []
@@ -113,7 +113,7 @@ def _ship(report: Report) -> Text:
         return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
     name, tone = _name(report, best.file), ""
     if not best.passes:
-        body, tone = f"no. {headline}; {best.because} ({name}).", "bad"
+        body, tone = f"no. {headline}. The nearest file is {name}: {best.because}.", "bad"
     elif state == "none":
         body = (
             f"undecided: no gates were set. First candidate: {name}{quick}, because {best.because}."

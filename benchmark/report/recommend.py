@@ -52,8 +52,7 @@ def recommend(report: Report) -> Recommendation | None:
     passing = [row for row in files if not _failed(report, row)]
     if not passing:
         nearest = min(files, key=lambda row: max(map(_excess, _failed(report, row))))
-        why = f"no file passes every gate, and it is the nearest: {_missed(report, nearest)}"
-        return Recommendation(nearest, False, why)
+        return Recommendation(nearest, False, _missed(report, nearest))
     best = max(passing, key=lambda row: (accuracy(row), -report.time(row).p50_ms))
     name = report.label(best)
     for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
@@ -110,7 +109,8 @@ def recommendation_items(report: Report) -> list[Text | Table]:
         label = "Ship this one" if report.gates else "First candidate, without gates"
         text = Text(f"{name}, because {best.because}.", label, "good", console=True)
     else:
-        text = Text(f"none: {best.because} ({name}).", "Ship", "bad", console=True)
+        body = f"no file passes every gate. The nearest is {name}: {best.because}."
+        text = Text(body, "Ship", "bad", console=True)
     return [text, _table(report, best)]
 
 
