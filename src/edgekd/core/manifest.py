@@ -297,7 +297,7 @@ class Run(_Manifest):
             "teacher": self.teacher,
             "data": self.data,
             "classes": ", ".join(self.classes),
-            "unseen domain": self.test_domain or "none",
+            "held-out domain": self.test_domain or "none",
             "training": f"{self.steps:,} steps in {self.train_seconds:.0f} s, {self.images_per_second:.0f} images/s",
             "folder": str(self.folder or ""),
         }
