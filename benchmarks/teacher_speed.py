@@ -1,6 +1,6 @@
 """Teacher embeddings as the cache computes them, beside bare open_clip in float32: images/s and the smallest cosine.
 
-    python benchmarks/teacher_speed.py --teacher ViT-B-32:random --batch 32 --rounds 4
+    python benchmarks/teacher_speed.py --teacher ViT-B-32:random --batch 64 --rounds 4
 
 One thread each, in turns in one process; times are of the processor, so other work beside it counts little.
 """
@@ -21,7 +21,7 @@ from edgekd.distill.models.teachers import ClipTeacher, has_bfloat16, load_teach
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="ViT-B-32:random")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=4)
     given = parser.parse_args()
     torch.set_num_threads(1)

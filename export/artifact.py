@@ -167,7 +167,13 @@ def _draft(
         quantization = {**quantization, "ids": list(source.calibration_ids)}
     embeds = source.bank is not None
     return Artifact(
-        name=artifact_name(config.target, config.precision, embedding=embeds, input=build.input),
+        name=artifact_name(
+            config.target,
+            config.precision,
+            embedding=embeds,
+            input=build.input,
+            padding=config.padding,
+        ),
         target=config.target,
         format=written.format,
         precision=config.precision,

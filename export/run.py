@@ -60,9 +60,8 @@ def export_run(config: ExportConfig) -> list[Artifact]:
     for precision, folder in folders.items():
         one = config
         if precision != config.precision:
-            one = config.model_copy(
-                update={"precision": precision, "calibrator": None, "min_agreement": None}
-            )
+            unset = dict.fromkeys(("calibrator", "min_agreement", "padding"))
+            one = config.model_copy(update={"precision": precision, **unset})
         fp32 = base / "model.onnx" if base.exists() and folder != base else None
         artifact = export_model(source, folder, one, fp32_path=fp32)
         artifacts.append(artifact.model_copy(update={"folder": folder}))
@@ -108,7 +107,8 @@ def source_of(loaded: LoadedRun, config: ExportConfig) -> Source:
 def _folder(
     config: ExportConfig, loaded: LoadedRun, target: str, precision: Precision, input: Any
 ) -> Path:
-    name = artifact_name(target, precision, embedding=config.head == "embedding", input=input)
+    embeds, padding = config.head == "embedding", config.padding if precision == "int8" else None
+    name = artifact_name(target, precision, embedding=embeds, input=input, padding=padding)
     return loaded.folder / "artifacts" / name
 
 

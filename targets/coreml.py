@@ -38,11 +38,7 @@ def open_file(
         NotHere: not macOS.
         EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
     """
-    if platform.system() != "Darwin":
-        raise NotHere(
-            f"{artifact['name']} needs Core ML, which only macOS has.",
-            "Copy the folder to a Mac; its parity record lists what was checked here.",
-        )
+    check(artifact)
     if threads is not None:
         raise EdgekdError(
             "Core ML chooses its threads itself.", "Leave --threads out for this artifact."
@@ -55,6 +51,15 @@ def open_file(
     else:
         run = load_embedder(package)
     return Session(run, "Core ML, all compute units", 0, (time.perf_counter() - started) * 1e3)
+
+
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a system without Core ML; see `edgekd.targets.session.Opener`."""
+    if platform.system() != "Darwin":
+        raise NotHere(
+            f"{artifact.get('name', 'A package')} needs Core ML, which only macOS has.",
+            "Copy the folder to a Mac; its parity record lists what was checked here.",
+        )
 
 
 def load_package(package: Path, classes: tuple[str, ...]) -> Predictor:

@@ -55,6 +55,11 @@ def open_file(
     return Session(run, f"ExecuTorch {version}, XNNPACK", 0, load_ms, largest_batch=1)
 
 
+def check(artifact: Mapping[str, Any]) -> None:
+    """Refuse a Python without ExecuTorch; see `edgekd.targets.session.Opener`."""
+    _load()
+
+
 def _load() -> tuple[Any, Any, str]:
     """Return the modules of the runtime and of torch, which it brings, and its version."""
     from importlib.metadata import version

@@ -59,6 +59,8 @@ class Target:
 DEFAULT_TARGET = "onnxruntime"
 AUTO = "auto"
 """In place of a target: the best file is found by measuring."""
+UNPADDED = "-unpadded"
+"""In the name of an artifact whose layers got no padding."""
 _CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 
 TARGETS: dict[str, Target] = {
@@ -74,6 +76,7 @@ TARGETS: dict[str, Target] = {
         runtime="ONNX Runtime, CPU",
         precisions=("fp32", "fp16", "int8"),
         summary="one .onnx file for any machine with ONNX Runtime; fp16 is for other engines, slow on CPU",
+        options=("padding",),
         calibrators=_CALIBRATORS,
     ),
     "coreml": Target(
@@ -196,11 +199,17 @@ def check_input(target: Target, kind: Input) -> None:
 
 
 def artifact_name(
-    target: str, precision: str, *, embedding: bool = False, input: Input = "uint8"
+    target: str,
+    precision: str,
+    *,
+    embedding: bool = False,
+    input: Input = "uint8",
+    padding: bool | None = None,
 ) -> str:
     """Return the name of an artifact, and of its folder in a run."""
     kind = "" if input == "uint8" else f"-{input}-input"
-    return f"{target}-{precision}" + "-embedding" * embedding + kind
+    unpadded = UNPADDED * (padding is False)
+    return f"{target}-{precision}{unpadded}" + "-embedding" * embedding + kind
 
 
 def get_target(name: str) -> Target:

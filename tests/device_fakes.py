@@ -22,6 +22,14 @@ from edgekd.targets.timing.stopwatch import Protocol
 BRIEF = Protocol("quick", 4, 0.01, 0.1, 20, 0.05, 2.0, 0.01, 1)
 
 
+def without_modules(folder: Path, absent: tuple[str, ...]) -> str:
+    """Return a PYTHONPATH with which Python can load none of the modules `absent`."""
+    folder.mkdir()
+    program = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
+    (folder / "sitecustomize.py").write_text(program)
+    return str(folder)
+
+
 def result_of(path: Path) -> DeviceResult:
     """The result in a file, checked against its own job."""
     stored = open_result(path)
@@ -50,11 +58,10 @@ def write_images(folder: Path, n: int = 40) -> ImageSet:
 
 
 def artifact_subject(folder: Path) -> Subject:
-    session = open_session(folder, threads=1)
-    artifact = session.artifact
-    return Subject(
-        artifact.name, "r", "artifact", "fp32", artifact.preprocess, session.run, CLASSES, folder
-    )
+    session = open_session(folder, threads=1, spinning=False)
+    one = session.artifact
+    facts = ("r", "artifact", one.precision, one.preprocess, session.run, one.classes, folder)
+    return Subject(one.name, *facts)
 
 
 def two_suites(images: ImageSet) -> list[Suite]:

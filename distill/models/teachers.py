@@ -29,6 +29,7 @@ from edgekd.core.machine import describe
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays, sha256_file
 from edgekd.core.tensors import tensors_hash
+from edgekd.distill.models.class_token import only_class_token
 from edgekd.distill.text_bank import (
     TextBank,
     ensemble,
@@ -59,9 +60,13 @@ class ClipTeacher:
         return self.id if self.precision == "fp32" else f"{self.id}-{self.precision}"
 
     def in_bfloat16(self) -> ClipTeacher:
-        """Return the same teacher with an image encoder whose weights are converted to bfloat16 once."""
+        """Return the same teacher with an image encoder whose weights are converted to bfloat16 once.
+
+        It computes no tokens of patches (see `only_class_token`), so it serves for embeddings alone.
+        """
         model = copy.copy(self.model)
         encoder = copy.deepcopy(self.model.get_submodule("visual")).to(torch.bfloat16)
+        only_class_token(encoder)
         model._modules = {**self.model._modules, "visual": encoder}
         return replace(self, model=model, precision="bf16")
 
@@ -75,7 +80,7 @@ class ClipTeacher:
             torch.tensor(v, device=views.device)[:, None, None]
             for v in (self.preprocess.mean, self.preprocess.std)
         )
-        pixels = (views - mean) / std
+        pixels = torch.sub(views, mean).div_(std)
         if self.precision == "bf16":
             pixels = pixels.bfloat16()
         features: Tensor = self.model.encode_image(pixels)  # type: ignore[operator]

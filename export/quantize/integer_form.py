@@ -30,13 +30,24 @@ _SAME_CHANNELS = (
 )
 
 
-def integer_form(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast."""
+def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelProto:
+    """Return a copy of `model`, an FP32 file, in the form that int8 kernels run fast.
+
+    Args:
+        padded: whether depthwise convolutions get zero channels.
+    """
     copy = onnx.shape_inference.infer_shapes(model)
     _pool(copy)
-    if _pad_depthwise(copy):
+    if padded and _pad_depthwise(copy):
         del copy.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(copy)
+
+
+def can_be_padded(model: onnx.ModelProto) -> bool:
+    """Return whether `integer_form` adds channels to `model`, an FP32 file."""
+    copy = onnx.shape_inference.infer_shapes(model)
+    _pool(copy)
+    return _pad_depthwise(copy)
 
 
 def _pool(model: onnx.ModelProto) -> None:

@@ -37,7 +37,7 @@ Pairs = Literal["none", "neighbours", "any"]
 
 
 class OnnxRuntimeInt8(OnnxScheme):
-    """INT8 for ONNX Runtime."""
+    """INT8 for ONNX Runtime; `padded` as for `integer_form`."""
 
     method = "ONNX Runtime static Q/DQ: activations uint8 per tensor, weights int8 per channel"
     ops = qdq.INTEGER_OPS
@@ -45,8 +45,11 @@ class OnnxRuntimeInt8(OnnxScheme):
     rest = "fp32"
     timed = True
 
+    def __init__(self, *, padded: bool = True) -> None:
+        self.padded = padded
+
     def prepare(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        return integer_form(model)
+        return integer_form(model, padded=self.padded)
 
     def float_nodes(self, graph: Graph) -> list[str]:
         """Return what is named above, and the first layer where it is a small convolution of the image.

@@ -93,15 +93,14 @@ def follow_profile(config: Settings, names: Collection[str], *, cautions: bool =
     if spec is None:
         return config
     profile = load_profile(spec)
-    claims = {
-        name: claim for name in sorted(names) if (claim := getattr(profile, name)) is not None
-    }
+    names = sorted({*names} & {*Profile.model_fields})
+    claims = {name: claim for name in names if (claim := getattr(profile, name)) is not None}
     used = {name: claim for name, claim in claims.items() if getattr(config, name) is None}
     because = {str(name): profile.sources[source].named for name, source in profile.because.items()}
     for name, claim in used.items():
         say(f"{profile.name}: {name.replace('_', ' ')} {claim} ({because[name]})")
     if not claims:
-        what = " or ".join(name.replace("_", " ") for name in sorted(names))
+        what = " or ".join(name.replace("_", " ") for name in names)
         say(f"{profile.name}: sets no {what}; the device runs {profile.runtime}")
     for caution in profile.cautions if cautions else ():
         say(f"{profile.name}: {caution.text} ({profile.sources[caution.source].named})")

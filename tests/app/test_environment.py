@@ -61,6 +61,7 @@ def words(pets: Path, out: Path) -> str:
     return " ".join(["edgekd", "train", f"--data='{pets}'", *options, *given])
 
 
+@pytest.mark.slow
 def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path) -> None:
     out = tmp_path / "straße" / "lauf ü"
     commands = f"ulimit -n 64\n{words(pets, out)} >&-"
@@ -73,6 +74,7 @@ def test_a_run_needs_little_and_takes_any_name(pets: Path, tmp_path: Path) -> No
     assert (out / "run.json").is_file()
 
 
+@pytest.mark.slow
 def test_names_that_this_python_cannot_read_are_one_sentence(pets: Path, tmp_path: Path) -> None:
     strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run(words(pets, tmp_path / "out"), **strict)
@@ -138,6 +140,7 @@ except EdgekdError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs two users")
 def test_two_users_on_one_cache(make_domain_folder: Callable[..., Path]) -> None:
     """What the first one may keep to herself (umask 077) is no traceback for the second."""

@@ -203,6 +203,7 @@ def against_a_bare_loop(model: Callable[[], None]) -> float:
     return float(np.median(ratios))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [work_1_ms, lambda: time.sleep(0.001)], ids=["works", "sleeps"])
 def test_p50_of_one_millisecond_is_a_bare_loops_within_one_percent(
     model: Callable[[], None],

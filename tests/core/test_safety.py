@@ -606,6 +606,7 @@ def test_an_embedding_that_is_not_finite_is_computed_again(own_cache: Path) -> N
     assert EmbeddingCache("t", "p", 4).missing(["0" * 32], [0]) == [(0, 0)]
 
 
+@pytest.mark.slow
 def test_more_shards_than_a_process_may_open(own_cache: Path) -> None:
     cache = EmbeddingCache("t", "p", 4)
     for number in range(70):

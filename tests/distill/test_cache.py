@@ -189,6 +189,7 @@ def start(
     return process
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_compute_every_view_once_and_lose_none(
     own_cache: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import timm
 import torch
 from conftest import TINY_TEACHER
 from huggingface_hub import constants
+from open_clip.transformer import VisionTransformer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -26,6 +27,7 @@ from edgekd.distill.classification.load import load_run
 from edgekd.distill.classification.plan import settle
 from edgekd.distill.classification.predict import teacher_predict
 from edgekd.distill.inputs.views import plain
+from edgekd.distill.models.class_token import only_class_token
 from edgekd.distill.models.students import encoder_student, interpolate_with_teacher, make_student
 from edgekd.distill.models.teachers import ClipTeacher, EmbeddingsTeacher, load_teacher
 from edgekd.distill.train import train
@@ -404,6 +406,27 @@ def test_an_encoder_in_bfloat16_is_another_model_with_the_same_answers(
     assert torch.equal(teacher.embed_images(views), before)  # its own weights are untouched
     assert torch.equal(half.embed_texts(["a cat"]), teacher.embed_texts(["a cat"]))
     assert half.cache_id != teacher.cache_id == teacher.id
+
+
+@pytest.mark.parametrize(
+    ("changes", "shortened"),
+    [({}, True), ({"pool_type": "avg"}, False), ({"attentional_pool": True}, False)],
+    ids=["class token", "mean", "attention"],
+)
+def test_an_encoder_of_class_tokens_alone_gives_the_same_embeddings(
+    changes: dict[str, Any], shortened: bool
+) -> None:
+    size = {"image_size": (48, 32), "patch_size": 16, "width": 24, "layers": 3, "heads": 2}
+    options = {"mlp_ratio": 2.0, "output_dim": 8, "ls_init_value": 0.5, **changes}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = VisionTransformer(**size, **options).eval()
+        views = torch.randn(3, 3, 48, 32)
+    short = copy.deepcopy(encoder)
+    only_class_token(short)
+    assert (repr(short) != repr(encoder)) == shortened
+    with torch.inference_mode():
+        assert torch.allclose(short(views), encoder(views), atol=1e-6)
 
 
 def test_the_student_starts_as_the_teacher(teacher: ClipTeacher) -> None:

@@ -423,10 +423,9 @@ WHOLE_BATCH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "stages"),
-    [("lgd", WHOLE_BATCH), pytest.param("rise", {}, marks=pytest.mark.slow)],
-    ids=["lgd", "rise"],
+    ("recipe", "stages"), [("lgd", WHOLE_BATCH), ("rise", {})], ids=["lgd", "rise"]
 )
 def test_what_looks_at_the_whole_batch_sees_all_processes(
     run: Trainer, tmp_path: Path, recipe: str, stages: dict[str, Any]
@@ -446,6 +445,7 @@ def test_statistics_of_averaged_weights_are_recomputed(run: Trainer, tmp_path: P
         assert not name.endswith("running_var") or (value == 1).all()  # as they were from scratch
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(
     run: Trainer, tmp_path: Path, own_cache: Path, capfd: Any
 ) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_fakes import BRIEF
+from study_data import draw_domains, tiny_settings
 from typer.testing import CliRunner
 
 import edgekd
 from edgekd.api import check_data
+from edgekd.benchmark import device as devices
 from edgekd.benchmark.gates import parse_gates
-from edgekd.cli import app
+from edgekd.benchmark.report import write
+from edgekd.benchmark.results.storage import read_report
+from edgekd.cli import app, main
 from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import Candidate, prune
+from edgekd.evaluation.candidates import Candidate, available, prune
 from edgekd.evaluation.data_check import near_pairs
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
@@ -42,6 +47,16 @@ def test_a_slower_file_goes_where_another_is_as_exact_and_as_small() -> None:
     assert names(file("a", "int8", 1.0, 1.0), file("b", "fp32", 10.0, 9.0)) == ["a", "b"]
     # A device's files have no quick latency.
     assert names(fast, file("b", "fp32", 10.0, None)) == ["a", "b"]
+
+
+def test_of_files_that_differ_in_padding_the_faster_one_is_measured() -> None:
+    padded, bare = file("a-int8", "int8", 4.0, 1.0), file("a-int8-unpadded", "int8", 3.9, 0.99)
+    assert names(padded, bare) == ["a-int8-unpadded"]
+    assert names(padded, file("a-int8-unpadded", "int8", 3.9, 1.01)) == ["a-int8"]
+    assert names(padded, file("a-int8-unpadded", "int8", 3.9, None)) == [
+        "a-int8",
+        "a-int8-unpadded",
+    ]
 
 
 def test_the_budget_leaves_out_what_is_far_beyond_it() -> None:
@@ -75,6 +90,49 @@ def test_a_budget_is_read_before_anything_is_exported() -> None:
 def test_a_budget_is_gates_with_commas() -> None:
     config = ExportConfig.load(target="auto", budget="ood_avg_drop<=1.0, mb<=5")
     assert config.budget == ("ood_avg_drop<=1.0", "mb<=5")
+
+
+def test_the_best_file_for_a_device_without_a_runtime(
+    tmp_path: Path,
+    tiny_teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The others are measured, INT8 with and without padding; where none meets the budget, the nearest is named."""
+    monkeypatch.setattr(devices, "QUICK", BRIEF)
+    monkeypatch.setattr(write, "draw_picture", lambda _, path: path.touch())
+    (tmp_path / "openvino.py").write_text("raise ImportError('lib is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    settings = tiny_settings(draw_domains(tmp_path / "data", count=12), tiny_teacher)
+    student, folder = {"student": "mobilenetv3_small_050"}, tmp_path / "run"
+    edgekd.train(recipe="erm", out=folder, **settings | student)
+    with pytest.raises(SystemExit) as leaving:
+        main(["export", str(folder), "--target", "auto", "--device", "local", "--budget", "mb<=0"])
+    assert leaving.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: openvino" in said
+    assert "lib is missing" in said
+    assert "the nearest: size_mb" in said
+    kinds = ("fp32", "fp16", "int8", "int8-unpadded")
+    measured = {row.subject for row in read_report(folder / "benchmark").exported}
+    assert measured == {f"onnxruntime-{kind}@local" for kind in kinds}
+    bare, padded = (
+        (folder / "artifacts" / f"onnxruntime-{kind}" / "model.onnx").stat().st_size
+        for kind in ("int8-unpadded", "int8")
+    )
+    assert bare < padded
+
+
+def test_a_runtime_that_no_agent_takes_counts_in_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("executorch", "runtime.py"), ("executorch-1.5.dist-info", "METADATA")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("Name: executorch\nVersion: 1.5\n" * ("-" in folder))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    targets, left_out = available(None)
+    assert {"onnxruntime", "executorch"} <= {target.name for target in targets}
+    assert "Core ML" in dict(left_out)["coreml"]
 
 
 def test_near_pairs_by_hand() -> None:
@@ -146,6 +204,7 @@ def test_duplicates_unreadable_files_and_balance(
     check_data(root, out=tmp_path / "page.html", overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
     toy = load_images("toy")
     photo = toy.domains.index("photo")

@@ -297,7 +297,10 @@ def test_names_and_words(tmp_path: Path) -> None:
     assert artifact_name("openvino", "int8") == "openvino-int8"
     name = artifact_name("openvino", "int8", embedding=True, input="float")
     assert name == "openvino-int8-embedding-float-input"
+    assert artifact_name("onnxruntime", "int8", padding=False) == "onnxruntime-int8-unpadded"
     for words, said in (
+        ({"padding": False}, "--int8"),
+        ({"padding": False, "precision": "int8", "target": "openvino"}, "no option padding"),
         ({"input": "flaot"}, 'no input "flaot"'),
         ({"target": "coreml", "input": "float"}, "coreml"),
     ):

@@ -6,16 +6,27 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from device_fakes import run_agent
+from benchmark_fakes import ONE_THREAD
+from device_fakes import (
+    BRIEF,
+    artifact_subject,
+    run_agent,
+    two_suites,
+    without_modules,
+    write_images,
+)
 from export_fakes import block_model, export_block, pictures
 from PIL import Image
 
 from edgekd.artifacts.kit import write_kit
+from edgekd.benchmark import device as devices
+from edgekd.benchmark.evaluate.logits import predict_suite
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.manifest import read_artifact
 from edgekd.core.readers import sha256_file
@@ -130,6 +141,23 @@ def test_the_program_of_its_test_kit_passes(
     words = [sys.executable, "classify.py"]
     done = subprocess.run(words, cwd=kit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_an_agent_with_nothing_but_litert_gives_the_same_logits(
+    exported: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "QUICK", BRIEF)
+    subject = artifact_subject(exported("litert", "int8"))
+    suites = two_suites(replace(write_images(tmp_path / "images", 24), classes=("a", "b", "c")))
+    absent = ("torch", "timm", "pydantic", "onnx", "litert_torch")
+    monkeypatch.setenv("PYTHONPATH", without_modules(tmp_path / "planted", absent))
+    [found] = devices.on_devices([subject], suites, ["local"], ONE_THREAD)
+    assert found.measured is not None
+    for n, suite in enumerate(suites):
+        [here] = predict_suite([subject], suite)
+        np.testing.assert_array_equal(found.measured.logits[n], here)
+    assert found.measured.result.model[0].provider.startswith("LiteRT 2")
 
 
 @pytest.mark.parametrize("target", PACKAGES)

@@ -400,27 +400,38 @@ def test_numbers_against_hand_computed_values() -> None:
     assert {name: parity[name] for name in expected} == pytest.approx(expected)
     kl = compare(rows([math.log(3), 0]), rows([0, 0]))["kl"]  # (3/4, 1/4) against (1/2, 1/2)
     assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5)
+    # Probabilities 3/4 and 2/3 for its own classes, 1/3 for the candidate's second: (17/24 - 13/24) / (17/24 - 1/2).
+    undecided = rows([math.log(3), 0], [0, math.log(2)])
+    assert compare(undecided, rows([9, 0], [1, 0]))["expected_loss"] == pytest.approx(4 / 5)
+    assert compare(undecided, rows([9, 0], [0, 9]))["expected_loss"] == 0
+    assert compare(rows([1, 1]), rows([0, 1]))["expected_loss"] == 0
     shifted = compare(rows([1, 2, 3]), rows([101, 102, 103]))
     assert shifted["kl"] == pytest.approx(0, abs=1e-9)
     assert shifted["max_abs_error"] == 100
 
 
 @pytest.mark.parametrize(
-    ("precision", "agreement", "error", "passed"),
+    ("precision", "agreement", "error", "loss", "passed"),
     [
-        ("fp32", 1.0, 1e-3, True),
-        ("fp32", 0.998, 0.0, False),
-        ("fp32", 1.0, 1.1e-3, False),
-        ("fp16", 0.995, 0.1, True),
-        ("fp16", 0.994, 0.0, False),
-        ("int8", 0.97, 0.3, True),
-        ("int8", 0.969, 0.0, False),
+        ("fp32", 1.0, 1e-3, 0.0, True),
+        ("fp32", 0.998, 0.0, 0.0, False),
+        ("fp32", 1.0, 1.1e-3, 0.0, False),
+        ("fp16", 0.995, 0.1, 0.0, True),
+        ("fp16", 0.994, 0.0, 0.0, False),
+        ("int8", 0.97, 0.3, 0.1, True),
+        ("int8", 0.969, 0.0, 0.016, False),
+        ("int8", 0.9, 0.0, 0.015, True),
     ],
 )
-def test_thresholds(precision: str, agreement: float, error: float, passed: bool) -> None:
-    result = check({"top1_agreement": agreement, "max_error_relative": error}, precision)
+def test_thresholds(
+    precision: str, agreement: float, error: float, loss: float, passed: bool
+) -> None:
+    found = {"top1_agreement": agreement, "max_error_relative": error, "expected_loss": loss}
+    result = check(found, precision)
     assert result["passed"] is passed
     assert ("reason" in result) is not passed
+    if precision == "int8":  # a threshold of one's own is the only one
+        assert check(found, precision, 0.95)["passed"] is (agreement >= 0.95)
 
 
 @pytest.mark.parametrize(

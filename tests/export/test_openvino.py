@@ -13,13 +13,19 @@ import pytest
 import timm
 import torch
 from benchmark_fakes import ONE_THREAD
-from device_fakes import BRIEF, run_agent, two_suites, write_images
+from device_fakes import (
+    BRIEF,
+    artifact_subject,
+    run_agent,
+    two_suites,
+    without_modules,
+    write_images,
+)
 from export_fakes import SIZE, block_model, export_block, logits, pictures, write_onnx
 from test_mixed import budget, spoilt
 
 from edgekd.benchmark import device as devices
 from edgekd.benchmark.evaluate.logits import predict_suite
-from edgekd.benchmark.subjects import Subject
 from edgekd.core.errors import EdgekdError
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.core.readers import sha256_file
@@ -199,19 +205,12 @@ def test_an_agent_with_nothing_but_the_runtimes_gives_the_same_answers(
 ) -> None:
     """OpenVINO in FP32 and INT8 and an ONNX file in one job, in processes that cannot load what edgekd needs."""
     absent = ("torch", "timm", "pydantic", "typer", "rich", "platformdirs", "onnx", "nncf", "scipy")
-    (tmp_path / "planted").mkdir()
-    program = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n"
-    (tmp_path / "planted" / "sitecustomize.py").write_text(program)
     monkeypatch.setattr(devices, "QUICK", BRIEF)
     export_block(tmp_path / "onnxruntime-fp32", "onnxruntime", "fp32")
-    subjects = []
-    for folder in (folders["fp32"], folders["int8"], tmp_path / "onnxruntime-fp32"):
-        session = open_session(folder, threads=1, spinning=False)
-        one = session.artifact
-        facts = ("r", "artifact", one.precision, one.preprocess, session.run, one.classes, folder)
-        subjects.append(Subject(one.name, *facts))
+    places = (folders["fp32"], folders["int8"], tmp_path / "onnxruntime-fp32")
+    subjects = [artifact_subject(folder) for folder in places]
     suites = two_suites(replace(write_images(tmp_path / "images", 24), classes=("a", "b", "c")))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+    monkeypatch.setenv("PYTHONPATH", without_modules(tmp_path / "planted", absent))
     found = devices.on_devices(subjects, suites, ["local"], ONE_THREAD)
     assert [one.name for one in found] == [f"{subject.name}@local" for subject in subjects]
     for one, original in zip(found, subjects, strict=True):

@@ -26,7 +26,7 @@ from edgekd.export.quantize.calibration import (
     percentile,
     rounding_error,
 )
-from edgekd.export.quantize.integer_form import integer_form
+from edgekd.export.quantize.integer_form import can_be_padded, integer_form
 from edgekd.export.quantize.onnx_scheme import OnnxScheme, correct_biases
 from edgekd.export.quantize.onnxruntime import OnnxRuntimeInt8, safe_scales
 from edgekd.export.quantize.tensorrt import TensorRtInt8
@@ -404,6 +404,8 @@ def test_depthwise_channels_are_padded_and_results_stay(
     x = np.random.default_rng(0).normal(size=(3, 8, 6, 6)).astype(np.float32)
     np.testing.assert_allclose(outputs_of(form, x), outputs_of(model, x), rtol=0, atol=2e-6)
     assert groups(model) == [inside], "the given model stays"
+    assert groups(integer_form(model, padded=False)) == [inside]
+    assert can_be_padded(model) == (inside != padded)
 
 
 def test_channels_that_are_told_apart_stay_and_means_become_pools(tmp_path: Path) -> None:

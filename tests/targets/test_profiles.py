@@ -84,6 +84,7 @@ def test_a_profile_sets_the_switches_of_its_target(capsys: pytest.CaptureFixture
     assert options("tensorrt", "rtx-4090") == {"compute_capability": "8.9"}
     flag = {"deployment_target": "iOS26"}
     assert options("coreml", "iphone-16", **flag) == flag
+    assert options("openvino", "x86-vnni") == {}
     assert options("coreml", "raspberry-pi-5") == {}
     assert "raspberry-pi-5: sets no deployment target or input" in capsys.readouterr().err
 

@@ -65,6 +65,9 @@ class FileOptions(Config):
     """Core ML: oldest system to run on. Default: iOS17."""
     inference_precision: str | None = option(default=None, group="Device")
     """OpenVINO, with --fp16 or --int8: what float layers compute in: f32, bf16 or f16. Default: f32."""
+    padding: bool | None = option(default=None, group="Device")
+    """ONNX Runtime, with --int8: zero channels around depthwise convolutions, up to the 16 that the int8 kernels of x86
+    processors compute at a time. Default: yes."""
     test_kit: bool = False
     """Put 8 of the run's test images into the artifact, with the expected logits and programs that compare. They go
     wherever the file goes, so mind their licence."""
@@ -143,6 +146,8 @@ class ExportConfig(AutoOptions, QuantizationOptions, FileOptions):
         check_calibrator(target, self.precision, self.calibrator)
         if self.input is not None:
             check_input(target, self.input)
+        if self.padding is not None and self.precision != "int8":
+            raise EdgekdError(f"{self.precision} has no padding.", "--padding belongs to --int8.")
         for name in set(self.options) - set(target.options):
             takers = [other.name for other in TARGETS.values() if name in other.options]
             raise EdgekdError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnx
 
 from edgekd.benchmark.evaluate.scores import size_of
 from edgekd.benchmark.gates import Gate
@@ -20,11 +21,20 @@ from edgekd.core.manifest import read_artifact
 from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.plan import newest_run
 from edgekd.export.artifact import Source, export_model
+from edgekd.export.quantize.integer_form import can_be_padded
 from edgekd.export.run import source_of
-from edgekd.targets.agent.model import check_runtime
+from edgekd.targets.agent.model import FORMATS, check_runtime
 from edgekd.targets.devices.drive import unable
 from edgekd.targets.devices.transports import find_device
-from edgekd.targets.registry import DEFAULT_TARGET, TARGETS, Target, artifact_name
+from edgekd.targets.registry import (
+    DEFAULT_TARGET,
+    TARGETS,
+    UNPADDED,
+    Target,
+    artifact_name,
+    get_target,
+    opener_of,
+)
 from edgekd.targets.session import open_session
 from edgekd.targets.timing.intervals import percentile
 from edgekd.targets.timing.speed import timed_in_turns
@@ -72,18 +82,17 @@ def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
         EdgekdError: no way to the device, or no file that it could run.
     """
     loaded = load_run(config.run or newest_run())
-    targets, left_out = _available(config.device)
+    targets, left_out = available(config.device)
     calibrated = config.model_copy(update={"target": DEFAULT_TARGET, "precision": "int8"})
     source = source_of(loaded, calibrated)
     found: list[Candidate] = []
-    for target in targets:
-        for precision in (one for one in PRECISIONS if one in target.precisions):
-            name = artifact_name(target.name, precision)
-            say(f"candidate {name}")
-            try:
-                found.append(_candidate(loaded, source, config, target, precision))
-            except EdgekdError as error:
-                left_out.append((name, error.message))
+    for one in _variants(loaded, config, targets):
+        name = artifact_name(one.target, one.precision, padding=one.padding)
+        say(f"candidate {name}")
+        try:
+            found.append(_candidate(loaded, source, one, loaded.folder / "artifacts" / name))
+        except EdgekdError as error:
+            left_out.append((name, error.message))
     if not found:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out)
         raise EdgekdError(f"No file was exported ({reasons}).", "Install a runtime: edgekd doctor.")
@@ -93,42 +102,62 @@ def make_candidates(config: ExportConfig, gates: Sequence[Gate]) -> Candidates:
     return Candidates(loaded.folder, tuple(one.folder for one in kept), (*left_out, *dropped))
 
 
-def _available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
-    """Return the targets whose runtime the device has, and why it has not the others."""
+def available(device: str | None) -> tuple[list[Target], list[tuple[str, str]]]:
+    """Return the targets whose runtime the device has, None being this Python, and why it has not the others."""
     targets = list(TARGETS.values())
     needs: list[dict[str, Any]] = [{"format": one.format, "details": {}} for one in targets]
-    reasons: list[EdgekdError | None] = []
-    if device is not None:
+    if device is None:
+        reasons = [_missing_here(one) for one in needs]
+    else:
         with closing(find_device(device)) as place:
             reasons = unable(place, needs)
-    for one in needs if device is None else ():
-        try:
-            check_runtime(one)
-            reasons.append(None)
-        except EdgekdError as error:
-            reasons.append(error)
     pairs = list(zip(targets, reasons, strict=True))
     missing = [(target.name, reason.message) for target, reason in pairs if reason is not None]
     return [target for target, reason in pairs if reason is None], missing
 
 
-def _candidate(
-    loaded: LoadedRun, source: Source, config: ExportConfig, target: Target, precision: Precision
-) -> Candidate:
-    """Return the run's file for a target in a precision, exported now unless it is there."""
-    artifacts = loaded.folder / "artifacts"
-    folder = artifacts / artifact_name(target.name, precision)
+def _missing_here(needed: dict[str, Any]) -> EdgekdError | None:
+    """Return why this Python cannot run a format; it runs some that no agent on a device does."""
+    try:
+        if needed["format"] in FORMATS:
+            check_runtime(needed)
+        else:
+            opener_of(needed["format"]).check(needed)
+    except EdgekdError as error:
+        return error
+    return None
+
+
+def _variants(
+    loaded: LoadedRun, config: ExportConfig, targets: Sequence[Target]
+) -> Iterator[ExportConfig]:
+    """Yield what is exported; INT8 without padding too, where the FP32 file, exported before, could be padded."""
+    fields = ("calibration_images", "data", "overwrite")
+    shared = {name: getattr(config, name) for name in fields}
+    for target in targets:
+        for precision in (one for one in PRECISIONS if one in target.precisions):
+            one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **shared)
+            yield one
+            base = _fp32(loaded)
+            may = precision == "int8" and "padding" in target.options and base.exists()
+            if may and can_be_padded(onnx.load(base)):
+                yield one.model_copy(update={"padding": False})
+
+
+def _candidate(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Path) -> Candidate:
+    """Return the run's file in `folder`, exported now unless it is there."""
     digest = loaded.run.student_sha256
     current = folder.exists() and read_artifact(folder).source.get("student_sha256") == digest
-    if config.overwrite or not current:
-        base = artifacts / artifact_name(DEFAULT_TARGET, "fp32")
-        fields = ("calibration_images", "data", "overwrite")
-        shared = {name: getattr(config, name) for name in fields}
-        one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **shared)
-        limited = source if precision == "int8" and target.mixed else replace(source, budget=None)
-        has_base = folder != base and (base / "model.onnx").exists()
-        export_model(limited, folder, one, fp32_path=base / "model.onnx" if has_base else None)
-    return Candidate(folder.name, folder, precision, size_of(folder))
+    if one.overwrite or not current:
+        limited = one.precision == "int8" and get_target(one.target).mixed
+        made, base = source if limited else replace(source, budget=None), _fp32(loaded)
+        has_base = folder != base.parent and base.exists()
+        export_model(made, folder, one, fp32_path=base if has_base else None)
+    return Candidate(folder.name, folder, one.precision, size_of(folder))
+
+
+def _fp32(loaded: LoadedRun) -> Path:
+    return loaded.folder / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32") / "model.onnx"
 
 
 def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
@@ -148,8 +177,8 @@ def prune(
 ) -> tuple[list[Candidate], list[tuple[str, str]]]:
     """Return the candidates worth a measurement, and why the others are not.
 
-    A candidate goes where another is at least as exact and as small, and faster by `SLOWER`; or where its size is above
-    a limit, or its quick latency above one by `OVER`, unless all would go for this.
+    A candidate goes where another is at least as exact and as small, and faster by `SLOWER`; where a faster one differs
+    in padding alone; or where its size is above a limit, or its quick latency above one by `OVER`, unless all would go.
     """
     kept, dropped = [], []
     for one in found:
@@ -171,6 +200,8 @@ def prune(
 def _beats(one: Candidate, other: Candidate) -> bool:
     if one is other or one.p50_ms is None or other.p50_ms is None:
         return False
+    if one.name.removesuffix(UNPADDED) == other.name.removesuffix(UNPADDED):
+        return one.p50_ms < other.p50_ms
     order = get_args(Precision).index
     exact = order(one.precision) <= order(other.precision)
     return exact and one.size_mb <= other.size_mb and SLOWER * one.p50_ms < other.p50_ms
