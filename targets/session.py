@@ -148,6 +148,8 @@ class Session:
             )
         try:
             found = in_batches(self.predict, images, self.largest_batch)
+            if found.dtype.kind != "f":
+                raise TypeError(f"an output of type {found.dtype}")
             return found if after is None else after(found)
         except EdgekdError:
             raise

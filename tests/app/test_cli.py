@@ -99,6 +99,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--student" in done.stdout
 
 
+@pytest.mark.parametrize("group", [(), ("list",), ("classes",), ("data",), ("vl",)], ids=" ".join)
+def test_the_list_of_commands_cuts_no_sentence(
+    group: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*group, "--help"])
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_has_help(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -149,6 +159,11 @@ def test_typos_get_a_suggestion(
         ("export --int8 --fp16", ("More than one precision", "--int8", "--fp16")),
         ("train --config absent.toml", ("no configuration file",)),
         ("train --config torn.toml", ("not readable TOML",)),
+        ("train --batch-size 1000000000 --out run", ("batch_size", "65536")),
+        ("benchmark runs/nothing --batch-sizes 1,1000000000", ("1000000000", "65,536")),
+        ("benchmark runs/nothing --thread-counts 100000", ("100000", "1,024")),
+        ("predict runs/nothing a.png --threads 100000", ("threads", "1024")),
+        ("export runs/nothing --target auto --budget ,", ('"," names nothing',)),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_hint(

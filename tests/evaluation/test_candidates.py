@@ -225,7 +225,8 @@ def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "data"), "--teacher", "toy", "--sure", "0.6", "--out", str(out)]
     done = CliRunner().invoke(app, ["data", "check", *arguments])
     assert done.exit_code == 0, done.output
-    found = check_data(tmp_path / "data", teacher="toy", sure=0.6, out=out, overwrite=True)
+    strict = {"teacher": "toy", "sure": 0.6, "near": 0.9999}
+    found = check_data(tmp_path / "data", **strict, out=out, overwrite=True)
     assert found.label_errors is not None
     doubts = {found.images.ids[one.index]: one.teacher for one in found.label_errors}
     assert doubts[f"{toy.classes[1]}/wrong0.png"] == toy.classes[0]
@@ -233,3 +234,6 @@ def test_the_teacher_finds_a_wrong_label(tmp_path: Path) -> None:
     assert found.zero_shot is not None
     assert found.zero_shot > 0.8
     assert "wrong0.png" in out.read_text()
+    assert "--near" not in "".join(found.summary())
+    loose = check_data(tmp_path / "data", teacher="toy", near=0.1, out=out, overwrite=True)
+    assert "--near" in "".join(loose.summary())  # nearly every image has a neighbour

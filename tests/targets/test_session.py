@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from artifact_fakes import channel_means, red_and_green, write_artifact, write_colours
+from artifact_fakes import channel_means, network, red_and_green, write_artifact, write_colours
 from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 from device_fakes import artifact_subject, write_images
+from onnx import TensorProto, helper
 
 import edgekd.targets
 from edgekd.benchmark.benchmark import run_benchmark
@@ -104,6 +105,23 @@ def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> No
     with pytest.raises(EdgekdError, match="cannot load") as caught:
         open_session(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_are_no_numbers_are_one_sentence(tmp_path: Path) -> None:
+    words = network(helper.make_node("Cast", ["mean"], ["logits"], to=TensorProto.STRING))
+    words.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+    session = open_session(write_artifact(tmp_path / "words", words.SerializeToString()))
+    with pytest.raises(EdgekdError, match="fails on"):
+        session.run(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [[], ["batch"]])
+def test_an_input_without_a_height_is_refused(folder: Path, shape: list[str]) -> None:
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest["inputs"][0]["shape"] = shape
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(EdgekdError, match="shape"):
+        open_session(folder)
 
 
 @pytest.mark.parametrize("what", ["ir", "opset"])
