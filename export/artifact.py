@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import math
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgekd.configs.export import ExportConfig
+from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.folders import ARTIFACT, publishing
 from edgekd.core.manifest import Artifact, read_artifact
@@ -101,28 +101,63 @@ def export_model(
     if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
         fp32_path = None
     writer = importlib.import_module(target.writer)
+    calibrators = _calibrators(source, config)
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
-        build = _build(dataclasses.replace(source, model=fused.model), scratch, config, fp32_path)
-        written: Written = writer.write(build)
-        reference = build.logits(torch_logits(source.model, source.parity_images))
-        draft = _draft(source, build, config, written, reference)
-        details = draft.details | _fused_facts(source.model, fused)
-        draft = draft.model_copy(update={"details": details})
-        draft.write(scratch)
-        candidate, run_by = _logits_of_file(build, written, source.parity_images)
-        least = None if config.min_agreement is None else config.min_agreement / 100
-        found = compare(reference, candidate) | {"run_by": run_by}
-        found = check(found, config.precision, least)
-        if build.input == "picture":
-            found |= _check_resize(build, source.pictures(), found)
-        artifact = draft.model_copy(update={"parity": found})
-        artifact.write(scratch)
-        if not artifact.parity["passed"]:
+        for calibrator in calibrators:
+            build = _build(source, fused, scratch, config, fp32_path, calibrator)
+            artifact = _checked(source, fused, build, writer.write(build), config)
+            if artifact.parity["passed"]:
+                break
+            if calibrator != calibrators[-1]:
+                reason = artifact.parity["reason"]
+                say(f"{artifact.name} by {calibrator}: {reason}; now by {calibrators[-1]}")
+        else:
             _set_aside(artifact, folder, scratch, _suggestions(build, artifact))
     return artifact.model_copy(update={"folder": folder})
 
 
-def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path | None) -> Build:
+def _checked(
+    source: Source,
+    fused: Fused[Deployable],
+    build: Build,
+    written: Written,
+    config: ExportConfig,
+) -> Artifact:
+    """Return the artifact of written files, with its parity record, as it stands in the folder."""
+    reference = build.logits(torch_logits(source.model, source.parity_images))
+    draft = _draft(source, build, config, written, reference)
+    details = draft.details | _fused_facts(source.model, fused)
+    draft = draft.model_copy(update={"details": details})
+    draft.write(build.folder)
+    candidate, run_by = _logits_of_file(build, written, source.parity_images)
+    least = None if config.min_agreement is None else config.min_agreement / 100
+    found = compare(reference, candidate) | {"run_by": run_by}
+    found = check(found, config.precision, least)
+    if build.input == "picture":
+        found |= _check_resize(build, source.pictures(), found)
+    artifact = draft.model_copy(update={"parity": found})
+    artifact.write(build.folder)
+    return artifact
+
+
+def _calibrators(source: Source, config: ExportConfig) -> list[Calibrator]:
+    """Return the calibrators to try in turn: the target's default, and `mse`, which takes longer and errs less."""
+    target = get_target(config.target)
+    chosen = [config.calibrator or target.default_calibrator]
+    searched = config.precision != "int8" or source.budget is not None
+    if config.calibrator is None and not searched and "mse" in {*target.calibrators} - {*chosen}:
+        chosen.append("mse")
+    return cast(list[Calibrator], chosen)
+
+
+def _build(
+    source: Source,
+    fused: Fused[Deployable],
+    scratch: Path,
+    config: ExportConfig,
+    fp32_path: Path | None,
+    calibrator: Calibrator,
+) -> Build:
     target = get_target(config.target)
     metadata = {
         "preprocess": source.preprocess.model_dump_json(),
@@ -131,7 +166,7 @@ def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path 
     if source.bank is None:  # else they are beside the file, and may change
         metadata["classes"] = json.dumps(list(source.classes), ensure_ascii=False)
     return Build(
-        model=source.model,
+        model=fused.model,
         folder=scratch,
         precision=config.precision,
         preprocess=source.preprocess,
@@ -141,7 +176,7 @@ def _build(source: Source, scratch: Path, config: ExportConfig, fp32_path: Path 
         fp32_onnx=fp32_path,
         options=config.options,
         budget=source.budget if config.precision == "int8" else None,
-        calibrator=cast(Calibrator, config.calibrator or target.default_calibrator),
+        calibrator=calibrator,
         bank=source.bank,
         input=config.input or "uint8",
     )

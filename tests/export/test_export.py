@@ -20,6 +20,7 @@ from edgekd.core.errors import EdgekdError, GateFailed
 from edgekd.core.manifest import Artifact, read_artifact
 from edgekd.export.graph import torch_logits
 from edgekd.export.onnx.graphs import with_float_input
+from edgekd.export.parity import check
 from edgekd.export.quantize.search import AccuracyBudget
 from edgekd.export.run import int8_speed
 from edgekd.targets import profiles
@@ -86,6 +87,19 @@ def test_wrong_fp32_file_fails_the_gate_and_is_kept_aside(fp32: Path, tmp_path: 
     assert read_artifact(tmp_path / "a.failed").parity["passed"] is False
 
 
+def test_int8_that_minmax_fails_is_calibrated_by_mse(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = iter([{"passed": False, "reason": "a test"}, {}])
+    monkeypatch.setattr("edgekd.export.artifact.check", lambda *given: check(*given) | next(fails))
+    artifact = export(build(), tmp_path / "a", "int8", fp32_path=fp32 / "model.onnx")
+    assert artifact.quantization is not None
+    assert artifact.quantization["calibrator"] == "mse"
+    assert artifact.parity["passed"] is True
+    assert read_artifact(tmp_path / "a") == artifact
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Path) -> None:
     def refused(**changes: Any) -> str:
         path = fp32 / "model.onnx"
@@ -97,9 +111,10 @@ def test_weak_int8_fails_the_gate_and_the_hint_leads_on(fp32: Path, tmp_path: Pa
     hint = refused()
     kept = read_artifact(tmp_path / "a.failed").parity
     assert kept["passed"] is False
-    for way in ("--max-drop-id 1.0", "--calibration-images 300", "--calibrator percentile"):
+    for way in ("--max-drop-id 1.0", "--calibration-images 300"):
         assert way in hint
     assert "--calibration-images" not in refused(calibration=pictures(100))
+    assert "--calibrator percentile" in refused(calibrator="minmax")
     assert "--calibrator" not in refused(calibrator="mse")
     none = np.zeros(8, dtype=np.int64)
     limits = AccuracyBudget(pictures(8), none, pictures(8), 100.0, 100.0, min_agreement=0)
