@@ -1,4 +1,4 @@
-"""The benchmark room: latency, in-domain and out-of-distribution accuracy, and the report. Never imports torch.
+"""Benchmark: latency, in-domain and out-of-distribution accuracy, and the report. Never imports torch.
 
 `measure` times, `evaluate` scores. Nothing is imported here, so that a process that times starts with what it needs.
 """

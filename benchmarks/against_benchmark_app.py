@@ -79,10 +79,12 @@ def main() -> None:
     for number in range(given.rounds):
         ours.append(own_ms(given.artifact, size, given.seconds))
         theirs.append(app_ms(given.artifact / artifact.model_file, size, given.seconds))
-        told = " and ".join(
+        medians = " and ".join(
             f"{one[-1][0]:.3f} (fastest {one[-1][1]:.3f})" for one in (ours, theirs)
         )
-        print(f"round {number + 1}, median in ms of edgekd and benchmark_app: {told}", flush=True)
+        print(
+            f"round {number + 1}, median in ms of edgekd and benchmark_app: {medians}", flush=True
+        )
     for place, what in enumerate(("median", "fastest")):
         mine, other = np.asarray(ours)[:, place], np.asarray(theirs)[:, place]
         ratios, noise = mine / other, max(mine.max() / mine.min(), other.max() / other.min())

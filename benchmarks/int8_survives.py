@@ -72,7 +72,7 @@ HEADER = (
 
 
 def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
-    """The student's run, trained if it is not there."""
+    """Return the student's run, trained if it is missing."""
     folder = out / name.replace("/", "-") / "run"
     if not (folder / "run.json").exists():
         settings = dict(STUDENTS[name])
@@ -96,7 +96,7 @@ def trained(name: str, out: Path, assets: Path | None) -> LoadedRun:
 
 
 def exported(loaded: LoadedRun, variant: str) -> Path:
-    """The variant's artifact, beside the run, exported if it is not there; also one that the parity check refused."""
+    """Return the variant's artifact beside the run, exported if it is missing, also where parity failed."""
     folder = loaded.folder.parent / variant.replace(" ", "-")
     if not folder.exists():
         written = loaded.folder / "artifacts" / f"onnxruntime-{VARIANTS[variant]['precision']}"
@@ -111,7 +111,7 @@ def exported(loaded: LoadedRun, variant: str) -> Path:
 
 
 def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
-    """One row per variant: accuracy, agreement with FP32, size, remarks; and latency, the files taking turns."""
+    """Return one row per variant: accuracy, agreement with FP32, size, remarks, and interleaved latency."""
     images, split = loaded.data()
     sets = {
         "id": (pixels_of(loaded, images, split.id_test), images.labels[split.id_test]),
@@ -146,7 +146,7 @@ def measure(name: str, loaded: LoadedRun) -> list[dict[str, Any]]:
 
 
 def p50_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float]:
-    """Median processor time of one image per file, one thread, the files taking turns.
+    """Return the median processor time of one image per file, ms, one thread, interleaved.
 
     Processor time equals wall time on an idle machine, and is comparable on a busy one too.
     """
@@ -163,19 +163,19 @@ def p50_ms(files: dict[str, Path], images: NDArray[np.uint8]) -> dict[str, float
 
 
 def remarks(folder: Path) -> tuple[bool, str]:
-    """Whether the parity check refused the artifact, and its quantization record."""
+    """Return whether the artifact failed its parity check, and its quantization record."""
     artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
     quantization, parity = artifact["quantization"] or {}, artifact["parity"]
-    said = []
+    found = []
     if not parity["passed"]:
-        said.append(f"refused: {parity['reason']}")
+        found.append(f"refused: {parity['reason']}")
     if "mixed" in quantization:
-        said.append(f"{len(quantization['mixed']['kept_in_float'])} layers and additions in float")
-    return not parity["passed"], "; ".join(said)
+        found.append(f"{len(quantization['mixed']['kept_in_float'])} layers and additions in float")
+    return not parity["passed"], "; ".join(found)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; drops against FP32 in points, and whether each student passes by some file."""
+    """Return Markdown: drops against FP32 in points, and which files of each student stay within the limits."""
     lines, base = [HEADER], {row["student"]: row for row in rows if row["file"] == "FP32"}
     for row in rows:
         drops = [row[key] - base[row["student"]][key] for key in ("id", "ood")]
@@ -212,10 +212,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in arguments.students:
-        kept = arguments.out / name.replace("/", "-") / "rows.json"
-        if not kept.exists():
-            write_json(kept, measure(name, trained(name, arguments.out, arguments.assets)))
-        rows += read_json(kept, "measurement")
+        finished = arguments.out / name.replace("/", "-") / "rows.json"
+        if not finished.exists():
+            write_json(finished, measure(name, trained(name, arguments.out, arguments.assets)))
+        rows += read_json(finished, "measurement")
         text = table(rows)
         (arguments.out / "table.md").write_text(text, encoding="utf-8")
     print(text)

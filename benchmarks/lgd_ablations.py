@@ -3,7 +3,7 @@
     python benchmarks/lgd_ablations.py --assets assets --out lgd
 
 PACS with one style unseen, no label in training. Every variant trains the same student from the same order of views, as
-many steps. A finished run is a line of cells.jsonl; the same command goes on from there.
+many steps. Each finished run is a line of cells.jsonl; the same command resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MEASURES = {"zero": "zero-shot", "linear": "linear probe", "knn": "20 nearest"}
 def accuracies(
     scores: dict[str, Any], labels: np.ndarray, tests: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """Per cent by `measure suite`; scores are those of all tested images in the order of `tests`."""
+    """Return percent by `measure suite`; `scores` are of all tested images in the order of `tests`."""
     found, first = {}, 0
     for suite, indices in tests.items():
         rows = slice(first, first + len(indices))
@@ -85,10 +85,10 @@ def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
     loaded = load_run(train(config).folder)
     images, split = loaded.data()
     tests = {"ID": split.id_test, "OOD": split.ood_test}
-    asked = np.concatenate(list(tests.values()))
+    tested = np.concatenate(list(tests.values()))
     predict = student_predict(loaded.student, loaded.vectors)
-    scores = {"zero": predict_all(predict, images, asked, loaded.run.preprocess)}
-    scores |= probe_scores(loaded.student, images, split.train, asked)
+    scores = {"zero": predict_all(predict, images, tested, loaded.run.preprocess)}
+    scores |= probe_scores(loaded.student, images, split.train, tested)
     seconds = time.monotonic() - started
     return {
         "variant": variant,
@@ -99,7 +99,7 @@ def run_cell(arguments: argparse.Namespace, variant: str, seed: int) -> Cell:
 
 
 def entry(cells: list[Cell], variant: str, column: str) -> str:
-    """`71.2 ± 0.3`, and `lgd`'s lead with its interval behind it."""
+    """Return `71.2 ± 0.3`, followed by `lgd`'s lead with its interval."""
     own, lgd = (
         {c["seed"]: c[column] for c in cells if c["variant"] == name and column in c}
         for name in (variant, "lgd")

@@ -70,11 +70,11 @@ def table(rates: Rates, *, views: int, dim: int, side: int, epochs: int, batch: 
         seconds, slowest = simulate(rates, batch, sample, stored=stored)
         hours = seconds / sample * (images / batch) * epochs / 3600
         disk = f"{entries * (2 * dim + KEY_BYTES) / 1e9:,.2f} GB"
-        kept = f"{pixels / 1e9:,.1f} GB" if stored else "decoded at every visit"
-        taught = entries / rates.teacher / 3600
+        pixels_stored = f"{pixels / 1e9:,.1f} GB" if stored else "decoded at every visit"
+        teacher_hours = entries / rates.teacher / 3600
         lines.append(
-            f"| 10{'⁰¹²³⁴⁵⁶⁷⁸⁹'[power]} | {disk} | {entries * INDEX_BYTES / 1e6:,.0f} MB | {kept} | {taught:,.1f} | "
-            f"{hours:,.1f} | {slowest} |"
+            f"| 10{'⁰¹²³⁴⁵⁶⁷⁸⁹'[power]} | {disk} | {entries * INDEX_BYTES / 1e6:,.0f} MB | {pixels_stored} | "
+            f"{teacher_hours:,.1f} | {hours:,.1f} | {slowest} |"
         )
     return lines
 

@@ -6,7 +6,7 @@
 Weights are random, with BatchNorm statistics and offsets that are not 0 and 1, so that fusing, folding and parity have
 something to get wrong. Parity is the export's own check; INT8's agreement has no threshold here, because a random
 network has no classes to agree on, and its logit error is given instead. Every model is a process of its own; finished
-ones are kept in OUT/zoo.json, so a run that was stopped goes on. The table is OUT/zoo.md.
+ones stay in OUT/zoo.json, so an interrupted run can be resumed. The table is OUT/zoo.md.
 """
 
 from __future__ import annotations
@@ -263,8 +263,8 @@ def main() -> None:
         print(json.dumps(run_model(options.one, options.targets, options.precisions)))
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    kept = options.out / "zoo.json"
-    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    results = options.out / "zoo.json"
+    found: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
     for name in options.models:
         wanted = {
             f"{target}-{precision}"
@@ -282,7 +282,7 @@ def main() -> None:
             why = done.stderr[-2000:].strip() or f"ended with exit status {done.returncode}"
             cells = {key: {"status": "traceback", "why": why} for key in wanted}
         found[name] = found.get(name, {}) | cells
-        kept.write_text(json.dumps(found, indent=1))
+        results.write_text(json.dumps(found, indent=1))
         (options.out / "zoo.md").write_text(table(found), encoding="utf-8")
         print(name, {key: cell["status"] for key, cell in cells.items()}, flush=True)
 

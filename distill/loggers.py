@@ -43,6 +43,9 @@ class Loggers:
             for name, logger in self._loggers.items()
             if name in _CLASSES
         }
+        for name in ids.keys() - known.keys():
+            if (settings := out / "config.json").is_file():
+                self._loggers[name].log_hyperparams(read_object(settings, "settings of the run"))
         if ids and ids != known:
             write_json(out / _IDS, ids | {"folder": out.stat().st_ino})
 
@@ -185,7 +188,9 @@ def _logged(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def _class(name: str) -> Any:
     try:
         importlib.import_module(name)
-        return getattr(importlib.import_module("pytorch_lightning.loggers"), _CLASSES[name])
+        loggers = importlib.import_module("pytorch_lightning.loggers")
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        return getattr(loggers, _CLASSES[name])
     except ImportError as error:
         raise EdgekdError(
             f"The logger {name} needs packages that are not installed here.",

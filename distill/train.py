@@ -51,12 +51,12 @@ SWAD_EVALUATIONS = 20
 """Unless `eval_every` is set."""
 
 Callback = Callable[[Classification, nn.Module, int, tuple[int, ...]], None]
-"""Called as `callback(task, model, done, steps)` on process 0, with the weights that would be kept after `done` steps;
+"""Called as `callback(task, model, done, steps)` on process 0, with the weights that would be saved after `done` steps;
 `steps` are all the steps of the run at which it is called. It changes nothing of the run."""
 
 
 class Task(Resumable, Protocol):
-    """What the loop needs to know about a task: an image classifier, or a vision-language student."""
+    """What the loop needs of a task: an image classifier, or a vision-language student."""
 
     @property
     def source(self) -> Callable[[int], Any]:
@@ -228,7 +228,7 @@ def stop_if_not_finite(loss: Tensor, values: Mapping[str, Tensor], names: Sequen
     term = next((name for name, value in values.items() if not torch.isfinite(value)), "the sum")
     raise EdgekdError(
         f"The loss is not finite: {term}, on a batch with {', '.join(names[:4])}, ….",
-        "Lower --lr, or look at these images; nothing was saved from this step.",
+        "Lower --lr, or check these images; nothing was saved from this step.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The export room: from a torch student to the file a device runs. Called, it is `edgekd.api.export`."""
+"""Export: from a torch student to the file a device runs. Called, it is `edgekd.api.export`."""
 
 from edgekd import make_callable
 

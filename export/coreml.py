@@ -48,7 +48,7 @@ PACKAGE = "model.mlpackage"
 DEPLOYMENT = ("iOS17", "iOS18", "iOS26")
 """Oldest systems that an export can be made for, the default first: 8-bit activations came with it."""
 _MODEL = f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"
-_LOOKS = 32
+_SAMPLES = 32
 """Images for the range analysis and for the comparison of each step with the one before."""
 
 
@@ -140,9 +140,9 @@ def _write_half(
         raise EdgekdError(
             "The range analysis for half precision needs images.", "Give some training images."
         )
-    looks = _spread(build.calibration, _LOOKS)
+    samples = _spread(build.calibration, _SAMPLES)
     full = _read_back(model, build.folder)
-    ranges = measure_ranges(full, looks)
+    ranges = measure_ranges(full, samples)
     kept = layers_to_keep(full, ranges.hazards)
     _report(ranges, kept)
     size, quantization = build.preprocess.size, None
@@ -162,7 +162,7 @@ def _write_half(
     return quantization, {
         "fp16_hazards": [hazard.as_json() for hazard in ranges.hazards],
         "float32_layers": sorted(kept),
-        "links": _links(build, ranges, half, looks),
+        "links": _links(build, ranges, half, samples),
     }
 
 
@@ -337,13 +337,13 @@ def _outputs(build: Build) -> tuple[TensorSpec, ...]:
 
 
 def _links(
-    build: Build, ranges: Ranges, half: MilProgram, looks: NDArray[np.uint8]
+    build: Build, ranges: Ranges, half: MilProgram, samples: NDArray[np.uint8]
 ) -> dict[str, dict[str, Any]]:
     """Return how far the logits of each step stray from those of the one before, on the same images."""
-    rounded = logits_of(half, looks)
-    package = logits_of(read_program(build.folder / PACKAGE), looks)
+    rounded = logits_of(half, samples)
+    package = logits_of(read_program(build.folder / PACKAGE), samples)
     steps = {
-        "torch → float32 program": (torch_logits(build.model, looks), ranges.logits),
+        "torch → float32 program": (torch_logits(build.model, samples), ranges.logits),
         "float32 → float16": (ranges.logits, rounded),
         "float16 → package": (rounded, package),
     }

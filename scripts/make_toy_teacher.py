@@ -97,7 +97,7 @@ TEMPLATES: dict[str | None, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """What an image shows, or what a caption claims; None is not shown, or not said."""
+    """Content of an image or of a caption; None where it is not shown or not mentioned."""
 
     cls: str
     domain: str | None

@@ -81,12 +81,12 @@ class Reliability:
 
 def reliability(logits: Logits, labels: Labels, bins: int = 15) -> Reliability:
     """Return the images binned by confidence."""
-    sure = confidence(logits)
-    bin_of = np.digitize(sure, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)  # [N]
+    scores = confidence(logits)
+    bin_of = np.digitize(scores, np.linspace(0.0, 1.0, bins + 1)[1:-1], right=True)  # [N]
     count = np.bincount(bin_of, minlength=bins)
     filled = np.where(count > 0, count, np.nan)
     hits = np.bincount(bin_of, weights=correct(logits, labels), minlength=bins)
-    return Reliability(count, hits / filled, np.bincount(bin_of, sure, minlength=bins) / filled)
+    return Reliability(count, hits / filled, np.bincount(bin_of, scores, minlength=bins) / filled)
 
 
 def ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
@@ -102,9 +102,9 @@ def adaptive_ece(logits: Logits, labels: Labels, bins: int = 15) -> float:
 
     Source: Nixon et al. 2019, "Measuring Calibration in Deep Learning", adaptive binning on the top class.
     """
-    sure = confidence(logits)
-    order = np.argsort(sure, kind="stable")
-    excess = (correct(logits, labels) - sure)[order]
+    scores = confidence(logits)
+    order = np.argsort(scores, kind="stable")
+    excess = (correct(logits, labels) - scores)[order]
     return float(sum(abs(part.sum()) for part in np.array_split(excess, bins)) / len(labels))
 
 

@@ -63,7 +63,7 @@ def time_subjects(
     protocol = stopwatch.QUICK if speed.quick else stopwatch.FULL
     background = {key: one for key, one in models.items() if one.kind != "artifact"}
     if background:
-        say(f"latency of {len(background)} models in this process, for context")
+        say("background latency of teacher and torch student, in this process")
     runners = {
         key: rotating(one.predict, buffers[one.preprocess.hash]) for key, one in background.items()
     }

@@ -58,7 +58,7 @@ def answers(report: Report) -> list[Text]:
 def _gain(report: Report, cause: str, file: SummaryRow | None) -> str:
     rows = [row for row in report.gains if row.cause == cause]
     if not rows and cause == "distillation" and not report.gains:
-        return "not measured: no run was trained without a teacher. Try edgekd benchmark RUN BASELINE_RUN."
+        return "not measured: it needs a baseline (edgekd train --recipe erm): edgekd benchmark RUN BASELINE_RUN."
     if not rows and cause == "unlabelled" and any(row.adapted_avg for row in report.summary):
         return "not measured: no run was trained without them. Try edgekd benchmark RUN OTHER_RUN."
     sentences = []
@@ -113,7 +113,7 @@ def _ship(report: Report) -> Text:
         return Text("nothing to ship: no exported file was measured.", "Ship", console=True)
     name, tone = _name(report, best.file), ""
     if not best.passes:
-        body, tone = f"no. {headline}; {best.because} ({name}).", "bad"
+        body, tone = f"no. {headline}. The nearest file is {name}: {best.because}.", "bad"
     elif state == "none":
         body = (
             f"undecided: no gates were set. First candidate: {name}{quick}, because {best.because}."
@@ -141,8 +141,8 @@ def _against_fp32(report: Report, row: SummaryRow) -> str:
         return ""
     size = ""
     if row.size_mb and fp32.size_mb:
-        size = f", with {row.size_mb / fp32.size_mb:.2f} times its size"
-    return f"It {in_words(report.speed_of(row, fp32), fp32.subject)}{size}."
+        size = f"has {row.size_mb / fp32.size_mb:.2f} times the size of {fp32.subject}, and "
+    return f"It {size}{in_words(report.speed_of(row, fp32), fp32.subject)}."
 
 
 def findings(report: Report) -> Iterator[Text]:
@@ -157,7 +157,7 @@ def findings(report: Report) -> Iterator[Text]:
         sentences.append(_detects(of(report.unknowns, row)))
         if time.cv > WIDE_CV:
             sentences.append(
-                f"Its latencies scatter (CV {time.cv:.2f}): look at every sample before trusting one percentile."
+                f"Its latencies vary widely (coefficient of variation {time.cv:.2f}), so its percentiles are uncertain."
             )
         sentences.append(_against_fp32(report, row))
         yield Text(" ".join(filter(None, sentences)), _name(report, row))

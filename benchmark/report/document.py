@@ -28,9 +28,9 @@ _MOST_SUITES = 24
 """Bars show at most so many suites, those with the lowest accuracy."""
 _OWN_TABLES = ("corruption", "cue-conflict", "vocabulary")
 _POINTS = (
-    "Hollow: in domain. Filled: mean over the unseen domains. Horizontal line: 95 % interval of p50. Dashed: files "
-    "that no other beats in both. Square: teacher, diamond: torch student, circle: exported file; pale points were "
-    "measured as background only; an arrow gives the value of a point beyond the axis."
+    "Hollow: in domain. Filled: mean over the unseen domains, or else over the adapted ones. Horizontal line: 95 % "
+    "interval of p50. Dashed: files that no other beats in both. Square: teacher, diamond: torch student, circle: "
+    "exported file. Pale points were measured as background only. An arrow gives the value of a point beyond the axis."
 )
 _SAMPLES = (
     "Left: how often which latency occurred; the shortest bars are drawn taller so that outliers can be seen. Right: "
@@ -85,8 +85,7 @@ def _gates(report: Report) -> Iterator[Item]:
     yield tables.gates(report.gates)
     if not report.gates:
         yield Text(
-            'The numbers are not judged. A gate such as --gate "p90_ms<=20" or --gate "ood_avg_drop<=1.5" would '
-            "judge them.",
+            'A gate fails the command if a number exceeds its limit: --gate "p90_ms<=20" --gate "ood_avg_drop<=1.5".',
             tone="quiet",
         )
 

@@ -152,7 +152,7 @@ def _machine(title: str, env: dict[str, Any]) -> Table:
 def _device(one: dict[str, Any]) -> Iterator[Item]:
     """Yield facts of a device that ran files; emulation is named."""
     if one["emulated"]:
-        text = f"Device {one['device']} is an emulation: its times say nothing about a device."
+        text = f"Device {one['device']} is an emulation: its times are not those of a device."
         yield Text(text, tone="note", console=True)
     yield _machine(f"Device {one['device']}", one)
     cells: list[Cells] = [

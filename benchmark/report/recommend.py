@@ -52,20 +52,21 @@ def recommend(report: Report) -> Recommendation | None:
     passing = [row for row in files if not _failed(report, row)]
     if not passing:
         nearest = min(files, key=lambda row: max(map(_excess, _failed(report, row))))
-        why = f"no file passes every gate, and it is the nearest: {_missed(report, nearest)}"
-        return Recommendation(nearest, False, why)
+        return Recommendation(nearest, False, _missed(report, nearest))
     best = max(passing, key=lambda row: (accuracy(row), -report.time(row).p50_ms))
     name = report.label(best)
     for row in sorted(passing, key=lambda row: report.time(row).p50_ms):
         cost, speed = row.quant_cost_ood or row.quant_cost_id, report.speed_of(row, best)
         if row.run != best.run or cost is None or cost.ci95[0] > 0 or speed is None:
             continue
-        claim = f"it {in_words(speed, name)}"
         if speed.withheld is None and speed.ratio < 1:
-            return Recommendation(row, True, f"no export loss is shown, and {claim}")
+            claim = f"no export loss is shown, and it {in_words(speed, name)}"
+            return Recommendation(row, True, claim)
         if (row.size_mb or math.inf) < (best.size_mb or 0) and speed.ratio <= 1:
             size = f"{(row.size_mb or 0) / (best.size_mb or 1):.2f} times the size of {name}"
-            return Recommendation(row, True, f"no export loss is shown, it has {size}, and {claim}")
+            return Recommendation(
+                row, True, f"no export loss is shown, it has {size}, and its p50 is not higher"
+            )
     only = "it is the only file that " + ("passes every gate" if len(files) > 1 else "was measured")
     most = f"it is the most accurate {_level(best)}"
     return Recommendation(best, True, only if len(passing) == 1 else most)
@@ -108,7 +109,8 @@ def recommendation_items(report: Report) -> list[Text | Table]:
         label = "Ship this one" if report.gates else "First candidate, without gates"
         text = Text(f"{name}, because {best.because}.", label, "good", console=True)
     else:
-        text = Text(f"none: {best.because} ({name}).", "Ship", "bad", console=True)
+        body = f"no file passes every gate. The nearest is {name}: {best.because}."
+        text = Text(body, "Ship", "bad", console=True)
     return [text, _table(report, best)]
 
 

@@ -37,13 +37,13 @@ def gates(rows: Sequence[GateRow]) -> Table:
         {
             "outcome": Cell("✓ passed", "good") if row.passed else Cell("✗ FAILED", "bad"),
             "gate": row.metric,
-            "file": f"{row.run}/{row.subject}" if row.run else "no file",
             "measured": or_reason(f"{row.value or 0:.4g}", row.reason, "not evaluated"),
             "limit": f"{row.operator} {row.limit:g}",
+            "file": f"{row.run}/{row.subject}" if row.run else "no file",
         }
         for row in rows
     ]
-    return table("Gates", cells, heads=3, console=True)
+    return table("Gates", cells, heads=2, console=True)
 
 
 def results(report: Report, *, timed: bool = True) -> Table:

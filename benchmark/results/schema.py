@@ -209,7 +209,11 @@ class Report(Frozen):
     def _repr_html_(self) -> str:
         """Return the numbers that decide, and the chart where the report's folder has it."""
         known = metrics_of(SummaryRow)
-        keys = ("id", "ood_avg", "adapted_avg", "size_mb")
+        keys = [
+            key
+            for key in ("id", "ood_avg", "adapted_avg", "size_mb")
+            if any(getattr(row, key) is not None for row in self.listed)
+        ]
         lines = [["", *(known[key].heading for key in keys), "p90 ms"]]
         for row in self.listed:
             numbers = (known[key].shown(row, key) for key in keys)

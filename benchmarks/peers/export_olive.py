@@ -22,7 +22,7 @@ from torchvision import datasets, transforms
 
 
 class Named(Dataset[Any]):
-    """Pictures as Olive wants them: a mapping of inputs, and a label."""
+    """Pictures in the form that Olive reads: a mapping of inputs, and a label."""
 
     def __init__(self, folder: str, name: str, images: int) -> None:
         bicubic = transforms.InterpolationMode.BICUBIC

@@ -51,11 +51,13 @@ class Estimate:
     disk_mb: float
     """Of the run's folder, the cached embeddings and the decoded images at most, 10⁶ bytes."""
     teacher_passes: int | None = None
-    """Of them not in the cache yet."""
+    """Of the embeddings, not in the cache yet."""
     teacher_seconds: float | None = None
     decode_seconds: float | None = None
     """At most: what was decoded for an earlier run is not decoded again."""
     train_seconds: float | None = None
+    test_domain: str | None = None
+    """The domain that is left out of training."""
 
     @property
     def steps(self) -> int:
@@ -75,17 +77,17 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return the estimate for people."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.images.items() if count)
+        unseen = f"; unseen domain: {self.test_domain}" if self.test_domain else ""
         times = {
-            "teacher": self.teacher_seconds,
+            f"{self.teacher_passes or 0:,} teacher passes": self.teacher_seconds,
             "decoding": self.decode_seconds,
             "training": self.train_seconds,
         }
         known = {name: value for name, value in times.items() if value is not None}
         shown = ", ".join(f"{name} {_duration(value)}" for name, value in known.items())
-        passes = f"; {self.teacher_passes:,} of them to compute" if self.teacher_passes else ""
         return [
-            f"images: {counts}",
-            f"{self.schedule}{passes}",
+            f"images: {counts}{unseen}",
+            self.schedule,
             f"time: about {_duration(sum(known.values()))} here ({shown}), measured by {_TRIAL_STEPS} trial steps of "
             "each stage",
         ]
@@ -134,6 +136,7 @@ def outline(task: Classification) -> Estimate:
         epochs=task.steps / task.sampler.epoch_steps,
         teacher_views=views,
         disk_mb=disk / 1e6,
+        test_domain=split.test_domain,
     )
 
 

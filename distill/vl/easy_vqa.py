@@ -79,7 +79,7 @@ def load_easy_vqa(*, shifted: bool = False) -> VlData:
 
 
 def combination_of(pairs: Sequence[tuple[str, str]]) -> str:
-    """Return colour and shape of a picture as its questions and answers tell them, or `unknown`."""
+    """Return colour and shape of a picture from its questions and answers, or `unknown`."""
     colour = shape = ""
     for question, answer in pairs:
         denies = " not " in question or question.startswith("is no ")

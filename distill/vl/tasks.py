@@ -69,7 +69,7 @@ def make_entailment(images: ImageSet, *, styles: bool) -> VlData:
     """Generate three sentences per picture, one of each label.
 
     A true one names its class, and its domain where `styles` and there are domains; a false one another class or
-    another domain; a neutral one an attribute of its class that no folder name tells.
+    another domain; a neutral one an attribute of its class that no folder name contains.
     """
     styles = styles and len(images.domains) > 1
     rows: list[tuple[str, int]] = []

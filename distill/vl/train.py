@@ -112,7 +112,7 @@ class TokenDistillation:
         return RawExamples(step, indices, torch.from_numpy(np.array(self._store.batch(wanted))))
 
     def train_only(self, parts: tuple[str, ...]) -> None:
-        """Freeze the backbone where the settings say so; all other parts train."""
+        """Freeze the backbone where the settings require it; all other parts train."""
         backbone = self.model.student.backbone
         if backbone is not None and self.config.freeze_backbone:
             backbone.requires_grad_(False)

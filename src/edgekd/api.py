@@ -1,4 +1,4 @@
-"""The Python interface: each verb wires rooms together; its options are those of its configuration."""
+"""The Python interface: one function per verb, with the options of its configuration."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def load(path: str | Path, *, threads: int | None = None) -> Model:
 
 @verb(DataCheckConfig)
 def check_data(config: DataCheckConfig) -> DataCheck:
-    """Look for unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
+    """Find unreadable images, duplicates and an uneven number of images; with a teacher also for near-duplicates
     and probable label errors. Nothing of the data changes.
 
     Returns:

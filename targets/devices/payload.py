@@ -1,4 +1,4 @@
-"""What is sent to a device: agent, artifacts, one file of encoded images, and a job, each named by its content.
+"""What is sent to a device: agent, artifacts, one file of encoded images, and a job, each named by its hash.
 
 `edgekd-agent.pyz` is the agent and the package's own modules that it runs in one file. The modules lie in it under the
 names they have here, byte for byte; tests/targets/test_agent.py compares them. A bundle is the same as a folder, for a
@@ -99,7 +99,7 @@ def agent_bytes() -> bytes:
 
 
 def _module(name: str) -> bytes:
-    """Read a file of the package through its parent's `__path__`, since a checkout keeps the rooms elsewhere."""
+    """Read a file of the package through its parent's `__path__`, since a checkout has these folders elsewhere."""
     parent, _, file = ("edgekd/" + name).rpartition("/")
     [folder] = importlib.import_module(parent.replace("/", ".")).__path__
     return (Path(folder) / file).read_bytes()
@@ -112,7 +112,7 @@ def write_agent(path: Path) -> None:
 
 
 def agent_name(agent: Path) -> str:
-    """Return the name of an agent on a device, which names its content, so that releases do not replace each other."""
+    """Return the name of an agent on a device; it contains a hash, so that releases do not replace each other."""
     return f"edgekd-agent-{sha256_file(agent)[:16]}.pyz"
 
 
@@ -169,7 +169,7 @@ class Payload:
 
 
 def artifact_folder_name(folder: Path) -> str:
-    """Return the name of an artifact on a device, which names the content of its files."""
+    """Return the name of an artifact on a device, which contains a hash of its files."""
     names = ("artifact.json", *read_artifact(folder).files)
     return f"artifact-{short_hash(*(sha256_file(folder / name) for name in names))}"
 
@@ -178,7 +178,7 @@ def assemble(job: Job, pack: Path, artifacts: Mapping[str, Path], scratch: Path)
     """Return everything a job needs.
 
     Args:
-        job: names its artifacts' folders and its image file as they are to be called on the device.
+        job: contains the names of its artifacts' folders and its image file on the device.
         pack: the image file here.
         artifacts: folder name on the device → artifact folder here.
         scratch: folder for the files that are made now.
@@ -212,7 +212,7 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
     """
     if folder == Path() or printable(str(folder)) != str(folder):
         raise EdgekdError(
-            f'"bundle:{printable(str(folder))}" names no folder.',
+            f'"bundle:{printable(str(folder))}" is not a folder name.',
             "Name a new one: --device bundle:DIR.",
         )
     with publishing(folder, BUNDLE, overwrite=False) as scratch:
@@ -225,6 +225,6 @@ def write_bundle(payload: Payload, folder: Path, title: str, packages: Sequence[
             f"A measurement of {title}.\n\n"
             f"The device needs Python 3.9 or newer with numpy, Pillow 10.1 or newer, and {' and '.join(packages)}.\n"
             f"Copy this whole folder there, then, inside it:\n\n    {bundle_command(payload.job_folder)}\n\n"
-            "Stopped or restarted, the same line goes on where it stopped. Bring back the file\n\n"
+            "If it is interrupted, run the same line again to resume. Bring back the file\n\n"
             f"    {payload.job_folder}/{RESULT}\n\nand give it to edgekd benchmark --import.\n",
         )

@@ -62,7 +62,7 @@ def reason_to_withhold(
             return f"{one.subject} had not settled when its warm-up ended"
     for one in timings:
         if one.cv > WIDE_CV:
-            return f"the latencies of {one.subject} scatter (CV {one.cv:.2f})"
+            return f"the latencies of {one.subject} vary too much (coefficient of variation {one.cv:.2f})"
     for one in timings:
         shares = ((one.stolen_cpu, STOLEN, "the hypervisor"), (one.other_cpu, BUSY, "other work"))
         for share, most, who in shares:
@@ -84,7 +84,7 @@ def in_words(found: Ratio | None, other: str) -> str:
     if found is None:
         return f"has no interval of its speed against {other}, so none is stated"
     if found.withheld is not None:
-        return f"is called neither faster nor slower than {other}: {found.withheld}"
+        return f"has no measured difference in speed to {other}: {found.withheld}"
     low, high = found.ci95
     if found.ratio < 1:
         return f"is {1 / found.ratio:.2f} times as fast as {other} (95 % CI {1 / high:.2f}–{1 / low:.2f})"

@@ -99,6 +99,16 @@ def test_help_loads_nothing_heavy() -> None:
     assert "--student" in done.stdout
 
 
+@pytest.mark.parametrize("group", [(), ("list",), ("classes",), ("data",), ("vl",)], ids=" ".join)
+def test_the_list_of_commands_cuts_no_sentence(
+    group: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*group, "--help"])
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_has_help(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

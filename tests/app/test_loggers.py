@@ -46,7 +46,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         record("mlflow", kind, {f"{name}/{file.name}" for file in Path(folder).iterdir()})
 
     class Logger:
-        run_id = "7"
+        run_id, service = "7", ""
 
         def __init__(self, *_: object, id: str | None = None, run_id: str | None = None, **__: Any):
             assert (id or run_id) in (None, "7")
@@ -62,6 +62,9 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         def log_artifact(self, *given: Any) -> None:
             raise NotImplementedError
 
+        def log_hyperparams(self, values: dict[str, Any]) -> None:
+            record(self.service, "settings", {f"recipe={values['recipe']}"})
+
         def log_metrics(self, values: dict[str, float], step: int) -> None:
             pass
 
@@ -69,10 +72,14 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
             pass
 
     class WandbLogger(Logger):
+        service = "wandb"
+
         def log_artifact(self, *given: Any) -> None:
             record("wandb", given[0].type, given[0].names)
 
     class MLFlowLogger(Logger):
+        service = "mlflow"
+
         def log_artifact(self, *given: Any) -> None:
             assert Path(given[1]).is_file()
             record("mlflow", given[2], {Path(given[1]).name})
@@ -102,6 +109,7 @@ def test_every_verb_attaches_its_files(
     [artifact] = edgekd.export(run)
     edgekd.benchmark(run, quick=True)
     expected = {
+        "settings": {"recipe=erm"},
         "model": {"student.safetensors", "run.json", "config.json"},
         "artifact": {f"{artifact.name}/{file.name}" for file in artifact.folder.iterdir()},
         "report": {"report.html", "report.json", "MODEL_CARD.md"},

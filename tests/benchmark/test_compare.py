@@ -128,7 +128,7 @@ def report(*rows: Any, **times_ms: float) -> Report:
         ({}, (0.4, 0.6), 0.1, None),
         ({}, (1.2, 1.3), None, None),
         ({"settled": False}, (0.4, 0.6), 0.1, "had not settled"),
-        ({"cv": 0.8}, (0.1, 0.12), 0.1, "CV 0.80"),
+        ({"cv": 0.8}, (0.1, 0.12), 0.1, "variation 0.80"),
         ({"other_cpu": 0.5}, (0.4, 0.6), 0.1, "other work took 50 %"),
         ({"stolen_cpu": 0.1}, (0.4, 0.6), 0.1, "hypervisor took 10 %"),
         ({"other_cpu": None}, (0.4, 0.6), 1.5, "load average 1.5 per core"),
@@ -188,7 +188,7 @@ def test_the_fastest_runtime_is_named_with_what_the_next_takes() -> None:
     )
     [said] = fastest(report(ort, row("ov-int8", "OpenVINO", 1.0, cv=0.9)))
     assert "times" not in said
-    assert "CV 0.90" in said
+    assert "variation 0.90" in said
 
 
 def test_shares_of_the_processor_by_hand(tmp_path: Path) -> None:

@@ -218,6 +218,13 @@ def test_what_was_measured_stands_in_every_form(measured: tuple[Report, Path]) -
                 assert written in text, (key, written)
 
 
+def test_a_notebook_shows_the_columns_that_were_measured(measured: tuple[Report, Path]) -> None:
+    shown = measured[0]._repr_html_()
+    assert "onnxruntime-int8" in shown
+    assert "OOD avg" in shown
+    assert "adapted" not in shown  # no run saw unlabelled images
+
+
 def test_two_runs_share_their_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(
         monkeypatch, {f"{run}/onnxruntime-{kind}": 2.0 for run in "ab" for kind in ("fp32", "int8")}

@@ -31,7 +31,7 @@ from edgekd.targets.bank_change import change_bank
 from edgekd.targets.onnxruntime import profiled_nodes
 from edgekd.targets.openvino import open_file
 from edgekd.targets.registry import TARGETS, get_target, target_of
-from edgekd.targets.session import Placement, open_session, refuse_fallback
+from edgekd.targets.session import Placement, RuntimeOptions, open_session, refuse_fallback
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_openvino_names_operators_with_their_precision(tmp_path: Path) -> None:
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     data = json.loads((folder / "artifact.json").read_text())
     data |= {"format": "openvino", "files": {"model.xml": "0" * 64}}
-    placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
+    placement = open_file(data, folder, RuntimeOptions(threads=1)).placement()
     assert placement is not None
     assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])

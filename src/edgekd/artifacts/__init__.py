@@ -1,1 +1,1 @@
-"""What joins runs with the rooms `export` and `targets`: embeddings with class vectors, verification, `edgekd vl`."""
+"""Joins runs with the packages `export` and `targets`: embeddings with class vectors, verification, `edgekd vl`."""

@@ -69,7 +69,7 @@ def _from_teacher(
     if model.id != bank.facts["teacher_id"]:
         raise EdgekdError(
             f"{spec or bank.facts['teacher']} is not the teacher in whose space this artifact embeds.",
-            f"It was distilled from {bank.facts['teacher']}; say where that lies now: --teacher SPEC.",
+            f"It was distilled from {bank.facts['teacher']}; give its current place: --teacher SPEC.",
         )
     described = descriptions_for(descriptions, [name]) if descriptions else None
     if bank.facts["described"] and not described:

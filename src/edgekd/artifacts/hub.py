@@ -137,7 +137,7 @@ def _hub_errors(repo: str) -> Iterator[None]:
         if getattr(response, "status_code", None) in (401, 403):
             raise EdgekdError(f"The Hub refuses the token for {repo}.", _TOKEN) from error
         raise EdgekdError(
-            f"The Hub failed ({first_line(error)}).", "Try again; nothing was kept here."
+            f"The Hub failed ({first_line(error)}).", "Try again; nothing was written here."
         ) from error
     finally:
         enable_progress_bars()

@@ -63,7 +63,7 @@ def _in_its_run(folder: Path, artifact: Artifact, data: str | None) -> list[dict
         )
     if (artifact.quantization or {}).get(
         "qat"
-    ):  # its weights are its own: what torch said of them was kept
+    ):  # trained weights of its own: compare with torch's stored outputs
         return _alone(folder, artifact, data or loaded.run.data)
     pixels, _ = parity_images(loaded, data)
     model: Deployable = deployable(loaded)

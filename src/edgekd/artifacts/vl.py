@@ -1,4 +1,4 @@
-"""Vision-language students: train, evaluate and export; functions here only wire rooms together."""
+"""Vision-language students: train, evaluate and export."""
 
 from __future__ import annotations
 

@@ -31,11 +31,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 known = _group("List students, teachers, recipes and targets.")
-classes = _group("Add a class to an artifact exported with --head embedding, or remove it.")
-data = _group("Look at a data set before it trains.")
-vl = _group(
-    "Small vision-language students: questions, entailment, multiple choice (CLIP-TD style)."
-)
+classes = _group("Add or remove classes of an artifact with --head embedding.")
+data = _group("Check a data set before training.")
+vl = _group("Small vision-language students (CLIP-TD style).")
 app.add_typer(known, name="list")
 app.add_typer(classes, name="classes")
 app.add_typer(data, name="data")
@@ -72,7 +70,7 @@ def train(run: Any, given: Given) -> None:
 
 @command(app, "edgekd.api:fetch")
 def fetch(written: Any, given: Given) -> None:
-    """Write a teacher and students into a folder, for a machine without a network."""
+    """Download a teacher and students for offline machines."""
     result(
         f"weights: {', '.join(path.name for path in written)}  (in {given['to']})",
         f"there:   edgekd train … --weights-dir {shell_word(given['to'])}",
@@ -81,7 +79,7 @@ def fetch(written: Any, given: Given) -> None:
 
 @command(app, "edgekd.api:export_or_choose", "export")
 def export(artifacts: Any, _: Given) -> None:
-    """Write the file a device runs, and check it against the torch student."""
+    """Write the file that a device runs. It is checked against the torch student."""
     if not isinstance(artifacts, list):
         _chosen(artifacts)
         return
@@ -111,7 +109,7 @@ def _chosen(chosen: Any) -> None:
 
 @command(app, "edgekd.api:verify")
 def verify(links: Any, given: Given) -> None:
-    """Repeat the parity check of an artifact, link by link; exit code 1 when it fails."""
+    """Repeat the parity check of an artifact. Exit code 1 if it fails."""
     for link in links:
         word = "holds" if link["passed"] else "BROKEN"
         result(
@@ -123,13 +121,13 @@ def verify(links: Any, given: Given) -> None:
         raise GateFailed(
             f"{given['artifact']} is not what the student computes; the link {broken['link']} broke: "
             f"{broken['reason']}.",
-            "Export again with --overwrite; for INT8 look at its accuracy: edgekd benchmark.",
+            "Export again with --overwrite; for INT8 measure its accuracy: edgekd benchmark.",
         )
 
 
 @command(app, "edgekd.api:benchmark_or_bundle")
 def benchmark(report: Any, given: Given) -> None:
-    """Measure latency, in-domain and out-of-distribution accuracy of the exported files."""
+    """Measure latency and accuracy of the exported files. Accuracy is in domain and out of distribution."""
     from edgekd.benchmark.report.recommend import print_recommendation
     from edgekd.benchmark.report.write import check_gates, print_report
 
@@ -164,13 +162,13 @@ def _bundle(line: str, given: Given) -> None:
 
 @command(app, "edgekd.api:report")
 def report(page: Any, _: Given) -> None:
-    """Compare finished benchmarks on one page; nothing is measured again."""
+    """Compare finished benchmarks on one page. Nothing is measured again."""
     result(f"comparison: {page}  (also comparison.md)")
 
 
 @command(app, "edgekd.api:evaluate")
 def evaluate(rows: Any, _: Given) -> None:
-    """Accuracy of a teacher's zero-shot classifier and a run's student by domain and part: train, val, test, unseen."""
+    """Print the accuracy of a teacher and of a run's student. By domain and part: train, val, test, unseen."""
     columns = _AGREEMENT if rows and "top1_agreement" in rows[0] else _ACCURACY
     titles = "".join(f"{title:>{len(title) + 2}}" for title, _ in columns.values())
     widest = max([16, *(len(row["subject"]) for row in rows)]) + 2
@@ -203,7 +201,7 @@ _AGREEMENT = {
 
 @command(app, "edgekd.api:predict")
 def predict(predictions: Any, given: Given) -> None:
-    """Classify images, folders, a video or a camera with a run's student or an exported file."""
+    """Classify images, folders, a video or a camera. With a run's student or an exported file."""
     from edgekd.inference.predict import print_predictions
 
     print_predictions(predictions, given)
@@ -211,7 +209,7 @@ def predict(predictions: Any, given: Given) -> None:
 
 @command(app, "edgekd.api:demo")
 def demo(page: Any, _: Given) -> None:
-    """Open a local web page: drag a picture, see teacher, student and exported files side by side."""
+    """Open a local web page that classifies your pictures. Teacher, student and exported files side by side."""
     result(f"demo: {page.url}  (Ctrl-C ends it)")
     page.serve()
 
@@ -232,7 +230,7 @@ def pull(folder: Any, _: Given) -> None:
 
 @command(app, "edgekd.api:study")
 def study(made: Any, _: Given) -> None:
-    """Compare recipes over seeds and unseen domains, with intervals, in one table."""
+    """Compare recipes over seeds and unseen domains. One table, with intervals."""
     from edgekd.benchmark.report.render import print_document
     from edgekd.studies.write import study_document
 
@@ -247,19 +245,19 @@ def study(made: Any, _: Given) -> None:
         first = made.failures[0]
         raise EdgekdError(
             f"{len(made.failures)} cells failed and are missing above, the first {first.cell.key}: {first.reason}",
-            "Mend this and give the same command again: what is finished is kept.",
+            "Mend this and run the same command again: finished parts stay.",
         )
 
 
 @command(data, "edgekd.api:check_data")
 def check(found: Any, _: Given) -> None:
-    """Unreadable images, duplicates, class balance; with a teacher near-duplicates and probable label errors."""
+    """Find unreadable images, duplicates and uneven classes. With a teacher also near-duplicates and label errors."""
     result(*found.summary(), f"page: {found.page}")
 
 
 @command(classes, "edgekd.api:add_class")
 def add(changed: Any, given: Given) -> None:
-    """Add a class: by its name and the run's prompts, by a text vector, or by a few images."""
+    """Add a class by its name, a text vector or a few images. A name is embedded with the run's prompts."""
     from edgekd.targets.bank import read_bank
     from edgekd.targets.bank_change import describe_last
 
@@ -287,7 +285,7 @@ def vl_train(run: Any, _: Given) -> None:
 
 @command(vl, "edgekd.artifacts.vl:evaluate_vl", "evaluate")
 def vl_evaluate(rows: Any, _: Given) -> None:
-    """Accuracy in domain and on the domain left out, beside the most frequent answer's."""
+    """Print the accuracy in and out of domain. Beside it stands that of the most frequent answer."""
     out.print(
         f"{'suite':<24}{'examples':>10}{'accuracy %':>12}{'constant answer %':>19}", markup=False
     )
@@ -302,7 +300,7 @@ def vl_evaluate(rows: Any, _: Given) -> None:
 
 @command(vl, "edgekd.artifacts.vl:export_vl", "export")
 def vl_export(record: Any, given: Given) -> None:
-    """Write the student as ONNX, picture and token ids in, and check it against torch."""
+    """Write the student as an ONNX file and check it against torch. Inputs are picture and token ids."""
     from edgekd.artifacts.vl import artifact_folder
 
     parity = record["parity"]
@@ -315,7 +313,7 @@ def vl_export(record: Any, given: Given) -> None:
 
 @app.command("doctor")
 def print_doctor() -> None:
-    """Print versions, processor, accelerators, folders and hub of this machine."""
+    """Print versions, processor, accelerators, folders and hub."""
     from edgekd.cli.doctor import examine
 
     _print(examine())
@@ -355,7 +353,7 @@ def recipes() -> None:
 
 @command(known, "edgekd.api:missing_embeddings")
 def missing(names: Any, _: Given) -> None:
-    """Images that a file of precomputed embeddings lacks, by the names it must use."""
+    """List images that are missing from a file of embeddings. By the names it must use."""
     _print(names)
 
 

@@ -1,6 +1,6 @@
 """The base of every configuration: a pydantic model whose fields are the options of one verb.
 
-A field is everything there is to say about an option: its type, default, rules, and help (its docstring). Whether it is
+A field is the complete definition of an option: its type, default, rules, and help (its docstring). Whether it is
 given as a flag, in a file, with `--set`, or to the Python function, it passes through `Config.load`.
 """
 
@@ -240,7 +240,7 @@ class Config(BaseModel, metaclass=_Meta):
                     yield error
                 except AttributeError:
                     if set(type(self).model_fields) <= set(self.__dict__):
-                        raise  # else it looks at a field that is wrong by itself
+                        raise  # else it reads a field that is invalid itself
 
 
 def _refuse(values: Mapping[str, Any]) -> None:

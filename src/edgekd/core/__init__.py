@@ -1,1 +1,1 @@
-"""What every room shares: errors, console, files and their safe readers, manifests, preprocessing."""
+"""What all packages share: errors, console, files and their safe readers, manifests, preprocessing."""

@@ -112,7 +112,7 @@ def read_index(name: str, kind: type[Stored]) -> Stored | None:
     from pydantic import TypeAdapter
 
     path = cache_root() / "index" / name
-    if not os.path.exists(path):  # or it is where this user may not look
+    if not os.path.exists(path):  # or this user may not read its folder
         return None
     try:
         digest, _, body = read_text(path, "index of images").partition("\n")
@@ -209,7 +209,7 @@ def sweep(path: Path) -> None:
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write bytes in one step.
 
-    What torch, safetensors and numpy write to a file themselves fails on a full disk with errors that do not say so;
+    Files that torch, safetensors and numpy write themselves fail on a full disk with errors that do not name the cause:
     let them write to memory and hand the bytes over.
     """
     with replacing(path) as scratch:

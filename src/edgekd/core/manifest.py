@@ -1,4 +1,4 @@
-"""The folders that cross a wall between rooms: a training run and an exported artifact."""
+"""Manifests of the two folders that packages exchange: a training run and an exported artifact."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ class Run(_Manifest):
     images_per_second: float
     data_wait_percent: float
     selection: str
-    """The rule that chose the weights, for example `last EMA`; never looks at the OOD split."""
+    """The rule that chose the weights, for example `last EMA`; independent of the OOD split."""
     student_sha256: str
     versions: dict[str, str]
     created: str
@@ -297,7 +297,7 @@ class Run(_Manifest):
             "teacher": self.teacher,
             "data": self.data,
             "classes": ", ".join(self.classes),
-            "unseen domain": self.test_domain or "none",
+            "held-out domain": self.test_domain or "none",
             "training": f"{self.steps:,} steps in {self.train_seconds:.0f} s, {self.images_per_second:.0f} images/s",
             "folder": str(self.folder or ""),
         }

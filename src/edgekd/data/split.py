@@ -93,7 +93,7 @@ def make_split(images: ImageSet, *, test_domain: str = "auto", seed: int = 0) ->
     """Divide `images`.
 
     With several domains one is left out as `ood_test`; each class of each other domain is cut 80/10/10 into train,
-    val and id_test (or as its folders or manifest say). Of 2 images one trains, of 1 that one. The same content never
+    val and id_test (or by its folders or manifest). Of 2 images one trains, of 1 that one. The same content never
     lies on both sides: copies follow the first one, and what is also in a given test set or in the domain left out
     does not train.
 

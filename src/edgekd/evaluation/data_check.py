@@ -36,7 +36,9 @@ from edgekd.data.sources.manifests import list_manifest
 MOST_SHOWN = 48
 """Pictures in a gallery and rows of a table; the counts are those of all."""
 MOST_PAIRS = 100_000
-"""Near-duplicates that are kept, the closest ones: a thousand pictures of one scene make half a million."""
+"""Limit of near-duplicates, the closest ones: a thousand pictures of one scene make half a million."""
+MANY = 0.1
+"""Share of images in near-duplicates above which the summary has a hint: the teacher may embed a whole class alike."""
 _BLOCK_CELLS = 1 << 24
 
 
@@ -61,7 +63,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found. Near-duplicates and doubts are None where no teacher looked."""
+    """Findings. Near-duplicates and label errors are None without a teacher."""
 
     images: ImageSet
     page: Path
@@ -87,28 +89,37 @@ class DataCheck:
 
     def summary(self) -> list[str]:
         """Return one line for each kind of finding."""
-        crossing = sum(bool(self.across(pair)) for pair in self.duplicates)
         sizes = self.counts.sum(axis=0)
         lines = [
             f"{len(self.images):,} images of {len(self.images.classes)} classes; the largest class has "
             f"{sizes.max():,}, the smallest {sizes.min():,}",
             f"unreadable: {len(self.unreadable):,}",
-            f"duplicates: {len(self.duplicates):,}, of them {crossing:,} across labels, splits or domains",
+            f"duplicates: {self._counted(self.duplicates)}",
         ]
         if self.near_duplicates is not None and self.label_errors is not None:
-            across = sum(bool(self.across(pair)) for pair in self.near_duplicates)
-            count = f"{len(self.near_duplicates):,}"
-            count += " or more" if len(self.near_duplicates) == MOST_PAIRS else ""
+            covered = len({i for pair in self.near_duplicates for i in (pair.first, pair.second)})
+            near = f"near-duplicates: {self._counted(self.near_duplicates)}"
+            if covered > MANY * len(self.images):
+                near += (
+                    f"; they cover {100 * covered / len(self.images):.0f} % of the images: if the page shows "
+                    "different pictures, give a higher --near"
+                )
             lines += [
-                f"near-duplicates: {count}, of them {across:,} across labels, splits or domains",
+                near,
                 f"probable label errors: {len(self.label_errors):,} (the teacher agrees with "
                 f"{100 * (self.zero_shot or 0):.1f} % of all labels)",
             ]
         return lines
 
+    def _counted(self, pairs: Sequence[Pair]) -> str:
+        """Return how many pairs there are, and how many lie across labels, splits or domains."""
+        across = sum(bool(self.across(pair)) for pair in pairs)
+        count = f"{len(pairs):,} pairs" + (" or more" if len(pairs) == MOST_PAIRS else "")
+        return f"{count}, {across:,} of them across labels, splits or domains" if pairs else "none"
+
 
 def check_data(config: DataCheckConfig) -> DataCheck:
-    """Look at a data set and write the page; see `edgekd.api.check_data`."""
+    """Check a data set and write the page; see `edgekd.api.check_data`."""
     refuse_page(config.out, overwrite=config.overwrite)
     images = load_images(config.data, one_class=True)
     counts = np.zeros((len(images.domains), len(images.classes)), dtype=np.int64)
@@ -175,8 +186,8 @@ def _with_teacher(found: DataCheck, config: DataCheckConfig, spec: str) -> DataC
     bank = teacher.text_bank(images.classes, templates_for("photo"))
     odds = softmax(bank.zero_shot(torch.from_numpy(embeddings)), dim=1).numpy()
     best = odds.argmax(axis=1)
-    sure = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
-    order = sure[np.argsort(-odds[sure, best[sure]], kind="stable")]
+    confident = np.flatnonzero((best != images.labels) & (odds.max(axis=1) >= config.sure))
+    order = confident[np.argsort(-odds[confident, best[confident]], kind="stable")]
     return replace(
         found,
         near_duplicates=tuple(near_pairs(embeddings, images.keys, config.near)),
@@ -229,7 +240,7 @@ def _document(found: DataCheck) -> Document:
             section("labels", "Probable label errors", doubts),
         ]
     else:
-        text = "Near-duplicates and label errors were not looked for: that needs --teacher."
+        text = "Near-duplicates and label errors need --teacher."
         sections[0] = section("answers", "Summary", [*summary, Text(text, tone="note")])
     sections.append(section("balance", "Balance", [_balance(found)]))
     return Document(
@@ -264,7 +275,7 @@ def _doubt_items(found: DataCheck, doubts: Sequence[Doubt]) -> Iterator[Item]:
             f"{len(doubts):,} images",
             tuple(pictures),
             f"The first {len(shown)} are shown, the most certain teacher first. A teacher is often wrong where it "
-            "recognises the classes poorly; look before you change a label.",
+            "recognises the classes poorly. Look at the image before you change its label.",
         )
 
 

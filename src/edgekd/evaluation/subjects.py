@@ -39,10 +39,7 @@ def run_of(path: Path) -> tuple[Path, list[str]]:
     read_run(path)
     artifacts = [folder.name for folder in artifact_folders(path)]
     if not artifacts:
-        warn(
-            f"{path} has no artifact; only its teacher and torch student are measured. "
-            f"Next: edgekd export {shell_word(path)}"
-        )
+        say(f"{path} has no exported file (edgekd export): its torch student is measured alone")
     return path, artifacts
 
 

@@ -29,7 +29,7 @@ _CUE = re.compile(r"(.+?)\d*-(.+?)\d*$")
 _IMAGENET_O = re.compile(r"imagenet[-_]?o", re.IGNORECASE)
 _KIND_REMARKS = {
     "seen": "the run trained on this domain: an in-domain suite, in no mean over unseen domains.",
-    "adapted": "the run saw this domain in unlabelled images: in no mean over unseen domains.",
+    "adapted": "unlabelled images of this domain trained one of the runs, so it is in no mean over unseen domains.",
 }
 _ROLES = {
     "train": "trained",
@@ -153,7 +153,7 @@ class SuiteBuilder:
         """Return images that show none of the classes as `unknown:NAME`, to be separated from the images of `inside`.
 
         ImageNet-O, known by its suite's name, calls its folders by the classes that its images are mistaken for. Where
-        the subjects know these, both sides are restricted to them as its authors do, and the known images are a
+        the subjects have these classes, both sides are restricted to them as its authors do, and the known images are a
         `clean:` suite that comes along.
 
         Args:
@@ -171,9 +171,9 @@ class SuiteBuilder:
             meaning = "" if folder == word else f' ("{word}")'
             hint = "Leave that folder out; images of classes that the model has are measured with --ood NAME=DIR."
             if re.fullmatch(r"n\d{8}", folder):
-                hint += " ImageNet-O, whose folders say what its images are mistaken for: --unknown imagenet-o=DIR."
+                hint += " ImageNet-O's folders name the classes that images are mistaken for: --unknown imagenet-o=DIR."
             raise EdgekdError(
-                f'The folder "{folder}" of {images.name} is called by a class that the model has{meaning}.',
+                f'The folder "{folder}" of {images.name} has the name of a class of the model{meaning}.',
                 hint,
             )
         beside, suites = inside, []

@@ -146,10 +146,10 @@ def teacher_scores(plan: Plan, store: Store) -> NDArray[np.float32] | None:
 
     They are kept in the study's folder.
     """
-    taught = [name for name in plan.recipes if plan.uses_teacher(name)]
-    if not taught:
+    distilled = [name for name in plan.recipes if plan.uses_teacher(name)]
+    if not distilled:
         return None
-    config, images = plan.configs[taught[0]], plan.images
+    config, images = plan.configs[distilled[0]], plan.images
     teacher = load_teacher(config.teacher)
     # One classifier for all cells, so no templates that differ with the domain left out.
     templates = templates_for("photo" if config.prompts in (None, "domain") else config.prompts)

@@ -354,8 +354,8 @@ def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[
     texts, oracle = [], []
     if with_them := [name for name in plan.recipes if plan.configs[name].descriptions]:
         # The teacher's descriptions are those of the first recipe that it teaches.
-        taught = next(name for name in plan.recipes if plan.uses_teacher(name))
-        rows = ", ".join([TEACHER] * (taught in with_them) + with_them)
+        distilled = next(name for name in plan.recipes if plan.uses_teacher(name))
+        rows = ", ".join([TEACHER] * (distilled in with_them) + with_them)
         texts = [
             f"Descriptions of the classes are behind the prompts, in training and in every test, of: {rows}."
         ]

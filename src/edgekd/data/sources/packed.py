@@ -1,6 +1,6 @@
 """Images that are no files of their own: WebDataset shards (`shards/{000..127}.tar`) and Hugging Face `datasets`.
 
-A source is read once from front to back: every image is decoded and hashed, none is kept. What was found is remembered,
+A source is read once from front to back: every image is decoded and hashed, none is stored. The list is cached,
 so the next run lists nothing. Images are then read one by one, where they lie.
 """
 

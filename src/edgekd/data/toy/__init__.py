@@ -61,7 +61,7 @@ SCENES: Mapping[str, Scene] = {
 
 @dataclass(frozen=True)
 class Habit:
-    """How a class usually looks and where it is usually found: names of `COLOURS` and `SCENES`."""
+    """Usual colour and background of a class: names of `COLOURS` and `SCENES`."""
 
     main: tuple[str, ...]
     second: tuple[str, ...]
