@@ -110,6 +110,15 @@ def test_a_damaged_file_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_ranges_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    needs("litert")
+    model = block_model()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(EdgekdError, match="not finite on the calibration images"):
+        export_block(tmp_path / "a", "litert", "int8", model=model)
+
+
 @pytest.mark.parametrize("target", PACKAGES)
 def test_int8_stays_close_behind_clips_and_with_logits_far_from_zero(
     target: str, tmp_path: Path
