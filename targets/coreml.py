@@ -14,21 +14,14 @@ from PIL import Image
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.core.predictor import Predictor
-from edgekd.targets.session import Session, model_path
+from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 EMBEDDING = "embedding"
 """Name of the output of a package that ends in an embedding."""
 _TINY = np.finfo(np.float32).tiny
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Load the package with Core ML, which chooses among CPU, GPU and Neural Engine and its own threads.
 
     See `edgekd.targets.session.Opener`. A classifier's logits are the logarithms of its probabilities: less one number
@@ -39,7 +32,7 @@ def open_file(
         EdgekdError: coremltools missing, a number of threads wanted, or a package Core ML refuses.
     """
     check(artifact)
-    if threads is not None:
+    if options.threads is not None:
         raise EdgekdError(
             "Core ML chooses its threads itself.", "Leave --threads out for this artifact."
         )

@@ -12,17 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.session import Session, model_path
+from edgekd.targets.session import RuntimeOptions, Session, model_path
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open a `model.pte`, which takes one image; see `edgekd.targets.session.Opener`.
 
     The binding has no setting for threads; ExecuTorch's own pool takes a number that it chooses by the processor.

@@ -11,19 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.session import OR_ANOTHER, Session, model_path
+from edgekd.targets.session import OR_ANOTHER, RuntimeOptions, Session, model_path
 
 PACKAGE = "ai-edge-litert"
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open a `model.tflite`, which takes one image; see `edgekd.targets.session.Opener`.
 
     Threads are 1 unless given, LiteRT's own default. The XNNPACK delegate takes what it has kernels for, LiteRT's own
@@ -34,7 +27,7 @@ def open_file(
         EdgekdError: a file that it cannot load, by its own reason.
     """
     litert, version = load_litert()
-    path, count = model_path(artifact, folder), threads or 1
+    path, count = model_path(artifact, folder), options.threads or 1
     started = time.perf_counter()
     try:
         interpreter = litert.Interpreter(model_path=str(path), num_threads=count)

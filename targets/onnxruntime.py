@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere, did_you_mean
 from edgekd.core.readers import read_json
-from edgekd.targets.session import Nodes, Placement, Session, feed_for, model_path
+from edgekd.targets.session import Nodes, Placement, RuntimeOptions, Session, feed_for, model_path
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -26,14 +26,7 @@ PROVIDERS = {
 """Our word → ONNX Runtime's."""
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open an artifact on the CPU, or on request with one of the GPU providers; see `edgekd.targets.session.Opener`.
 
     Raises:
@@ -46,10 +39,9 @@ def open_file(
         feed_for(artifact),
         artifact["preprocess"]["size"],
     )
-    wanted = _available(provider or "cpu")
-    options = _options(threads, spinning, wanted)
+    wanted = _available(options.provider or "cpu")
     started = time.perf_counter()
-    runtime = _open(path, options, [wanted])
+    runtime = _open(path, _session_options(options, wanted), [wanted])
     load_ms = (time.perf_counter() - started) * 1e3
     active, on_cpu = runtime.get_providers(), wanted == PROVIDERS["cpu"]
     if not active or active[0] != wanted or (on_cpu and len(active) > 1):
@@ -74,10 +66,11 @@ def open_file(
 
     def placement() -> Placement:
         blank = feed(np.zeros((1, size, size, 3), dtype=np.uint8))
-        nodes = profiled_nodes(path, blank, [wanted], _options(1, False, wanted))
+        quiet = RuntimeOptions(threads=1, spinning=False)
+        nodes = profiled_nodes(path, blank, [wanted], _session_options(quiet, wanted))
         return Placement(wanted, nodes, "ONNX Runtime's profile")
 
-    threads_used = options.intra_op_num_threads or _default_threads()
+    threads_used = options.threads or _default_threads()
     return Session(run, wanted, threads_used, load_ms, placement, largest_batch=fixed)
 
 
@@ -127,12 +120,13 @@ def _open(
         ) from error
 
 
-def _options(threads: int | None, spinning: bool, provider: str) -> onnxruntime.SessionOptions:
+def _session_options(wanted: RuntimeOptions, provider: str) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = wanted.threads or 0
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # failures come as exceptions
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    spinning = "1" if wanted.spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     if provider != PROVIDERS["cpu"]:
         # Without this, whatever the provider does not take runs on the CPU, silently.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

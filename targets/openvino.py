@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
-from edgekd.targets.session import OR_ANOTHER, Placement, Session, feed_for, model_path
+from edgekd.targets.session import (
+    OR_ANOTHER,
+    Placement,
+    RuntimeOptions,
+    Session,
+    feed_for,
+    model_path,
+)
 
 OLDEST, TOO_NEW = (2025, 0), (2027, 0)
 """Releases that edgekd takes: from the first on, and before the second."""
@@ -26,14 +33,7 @@ _MEMORY = ("Input", "Output", "Const", "Constant", "Parameter", "Result")
 """Kinds of nodes that are memory, not work."""
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open an IR file on the CPU; see `edgekd.targets.session.Opener`.
 
     OpenVINO has no choice between polling and sleeping. It ties its threads to cores, which helps on a quiet machine
@@ -48,7 +48,7 @@ def open_file(
     details, size = artifact["details"], int(artifact["preprocess"]["size"])
     # Left to OpenVINO, it would be bfloat16 where the processor has it, whatever the file holds.
     precision = str(details.get("inference_precision", "f32"))
-    settings = _settings(precision, threads, spinning)
+    settings = _settings(precision, options)
     core, path, feed = openvino.Core(), model_path(artifact, folder), feed_for(artifact)
     item = feed(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[1:]
 
@@ -104,15 +104,15 @@ def open_file(
     )
 
 
-def _settings(precision: str, threads: int | None, spinning: bool) -> dict[str, Any]:
+def _settings(precision: str, options: RuntimeOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": precision,
     }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if not spinning:
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if not options.spinning:
         settings["ENABLE_CPU_PINNING"] = False
     return settings
 

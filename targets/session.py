@@ -148,6 +148,8 @@ class Session:
             )
         try:
             found = in_batches(self.predict, images, self.largest_batch)
+            if found.dtype.kind != "f":
+                raise TypeError(f"an output of type {found.dtype}")
             return found if after is None else after(found)
         except EdgekdError:
             raise
@@ -156,6 +158,23 @@ class Session:
                 f"{self.manifest['name']} fails on {list(images.shape)} pixels ({first_line(error)}).",
                 "Its file does not do what artifact.json promises: export it again.",
             ) from error
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a runtime executes a file.
+
+    Args:
+        threads: within one operator; None is the runtime's choice.
+        spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
+            sleep, for work beside other work. Runtimes without such a choice ignore it.
+        provider: what executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
+            target's own. Nothing else is ever used in its place.
+    """
+
+    threads: int | None = None
+    spinning: bool = True
+    provider: str | None = None
 
 
 class Opener(Protocol):
@@ -167,21 +186,9 @@ class Opener(Protocol):
     """
 
     def open_file(
-        self,
-        artifact: Mapping[str, Any],
-        folder: Path,
-        *,
-        threads: int | None,
-        spinning: bool,
-        provider: str | None,
+        self, artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions
     ) -> Session:
-        """Open an artifact's model file.
-
-        Args:
-            artifact: what `artifact.json` holds.
-            threads: threads within one operator; None is the runtime's choice.
-            spinning: waiting threads poll; runtimes without such a choice ignore it.
-            provider: what executes the file; None where the target has one runtime.
+        """Open an artifact's model file; `artifact` is what `artifact.json` holds.
 
         Raises:
             NotHere: the runtime is not on this machine.
@@ -208,19 +215,13 @@ def refuse_batch(batch: int, largest: int | None) -> None:
         )
 
 
-def open_artifact(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None = None,
-    spinning: bool = True,
-    provider: str | None = None,
-) -> Session:
-    """Open the artifact whose checked manifest is `artifact`; arguments and errors as `open_session`."""
+def open_artifact(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
+    """Open the artifact whose checked manifest is `artifact`; errors as of `open_session`."""
+    threads = options.threads
     if threads is not None and threads < 1:
         raise EdgekdError(f"{threads} threads are not possible.", "Give 1 or more.")
     target = target_of(artifact["format"])
-    if provider is not None and not target.providers:
+    if options.provider is not None and not target.providers:
         raise EdgekdError(
             f"The format {target.format} has one runtime and no providers.",
             "Leave the provider out.",
@@ -232,9 +233,7 @@ def open_artifact(
             f"{artifact['name']} needs {target.packages or target.runtime}, which cannot be loaded here ({error}).",
             "Install it, or use a machine that has it.",
         ) from error
-    session = opener.open_file(
-        artifact, folder, threads=threads, spinning=spinning, provider=provider
-    )
+    session = opener.open_file(artifact, folder, options)
     bank = read_bank(folder / artifact["bank"]) if artifact.get("bank") else None
     if bank is not None and bank.classes != tuple(map(printable, artifact["classes"])):
         raise EdgekdError(
@@ -255,12 +254,8 @@ def open_session(
     """Load the artifact in `folder` with the runtime of its format.
 
     Args:
-        threads: threads within one operator; None is the runtime's choice.
+        threads, spinning, provider: see `RuntimeOptions`.
         check_hashes: False skips the comparison of each file with its SHA-256, for repeated loads of a checked folder.
-        spinning: waiting threads poll, ONNX Runtime's default: the lowest latency on a quiet machine. False lets them
-            sleep, for work beside other work. Runtimes without such a choice ignore it.
-        provider: what executes a file of a target that has several, as ONNX Runtime has `cpu` and `cuda`; None is the
-            target's own. Nothing else is ever used in its place.
 
     Raises:
         EdgekdError: not an artifact, a format that cannot run here, an altered or corrupt file, a file that the
@@ -270,6 +265,5 @@ def open_session(
 
     artifact = read_artifact(Path(folder), check_hashes=check_hashes)
     manifest = artifact.model_dump(mode="json")
-    return open_artifact(
-        manifest, Path(folder), threads=threads, spinning=spinning, provider=provider
-    )
+    options = RuntimeOptions(threads=threads, spinning=spinning, provider=provider)
+    return open_artifact(manifest, Path(folder), options)

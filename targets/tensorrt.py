@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgekd.core.errors import EdgekdError, NotHere
 from edgekd.targets.feed import Feed, as_pixels
-from edgekd.targets.session import Session, feed_for
+from edgekd.targets.session import RuntimeOptions, Session, feed_for
 from edgekd.targets.trt.build import MODULES
 from edgekd.targets.trt.builders import find_gpu
 from edgekd.targets.trt.device import (
@@ -36,14 +36,7 @@ make_ready = ready_engine
 """Build the engine of an artifact that came without one; see `edgekd.targets.session.Opener`."""
 
 
-def open_file(
-    artifact: Mapping[str, Any],
-    folder: Path,
-    *,
-    threads: int | None,
-    spinning: bool,
-    provider: str | None,
-) -> Session:
+def open_file(artifact: Mapping[str, Any], folder: Path, options: RuntimeOptions) -> Session:
     """Open an artifact's engine; see `edgekd.targets.session.Opener`, errors as `open_engine`. Threads mean nothing.
 
     TensorRT has no record of which of its kernels run where: all of them run on the GPU.

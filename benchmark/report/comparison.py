@@ -62,7 +62,12 @@ class Source:
         """Processor, cores, governor and protocol of the latencies."""
         env, protocol = self.report.environment, "quick" if self.report.quick else "full"
         cores, governor = f"{env['usable_cores']} cores", env["governor"] or "unknown"
-        return env["cpu"], cores, f"governor {governor}", f"{protocol} protocol"
+        return (
+            env["cpu"] or "unknown processor",
+            cores,
+            f"governor {governor}",
+            f"{protocol} protocol",
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from which only temperatures come.
 Interval = tuple[float, float]
 """95 % interval."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Time = Annotated[float, Field(ge=0)]
+Time = Annotated[float, Field(ge=0, le=1e12)]
 Count = Annotated[int, Field(ge=0)]
 HIGHER: Better = "higher"
 LOWER: Better = "lower"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from edgekd.benchmark.results.schema import (
     READABLE_VERSIONS,
@@ -28,6 +28,19 @@ from edgekd.targets.devices.result import Machine
 from edgekd.targets.timing.stopwatch import Protocol
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+class _OnDevice(BaseModel):
+    agreement_here: float | None
+    same_pixels: float | None
+
+
+class _Device(Machine):
+    """What a report holds of a device (benchmark/device.py)."""
+
+    device: str
+    emulated: bool
+    artifacts: dict[str, _OnDevice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +122,8 @@ def read_report(folder: Path) -> Report:
     try:
         report = Report.model_validate(data | {"folder": folder, "schema_version": SCHEMA_VERSION})
         Machine.model_validate(report.environment)
+        for device in report.environment.get("devices", ()):
+            _Device.model_validate(device)
         Context.model_validate(report.context)
         for settings in report.protocol["preprocess"].values():
             Preprocess.model_validate(settings)
@@ -128,9 +143,10 @@ def read_report(folder: Path) -> Report:
 def _check_rows(report: Report) -> None:
     """Raise ValueError for a row that is not about a subject and a suite of the report."""
     known, suites = {row.who for row in report.summary}, {row.suite for row in report.suites}
+    measured = ({row.who for row in rows} for rows in (report.latency, report.accuracy))
     if (
         not report.summary
-        or known - {row.who for row in report.latency}
+        or any(known - rows for rows in measured)
         or any(row.who not in known or row.suite not in suites for row in report.accuracy)
         or any(row.preprocess not in report.protocol["preprocess"] for row in report.summary)
     ):

@@ -36,6 +36,7 @@ from edgekd.distill.inputs.mixing import Mixing
 from edgekd.distill.inputs.restyle import RestylePolicy
 from edgekd.distill.inputs.views import Augmentation, render
 from edgekd.distill.launch import Fabric
+from edgekd.distill.models.fetch import hint_of
 from edgekd.distill.models.students import TEACHER_ENCODER, Student, encoder_student, make_student
 from edgekd.distill.models.teachers import EmbeddingsTeacher, Teacher, load_teacher
 from edgekd.distill.recipes import Recipe, get_recipe
@@ -53,7 +54,8 @@ def build(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -
     check_recipe(recipe, config)
     teacher = bank = described = targets = None
     if recipe.uses_texts or config.student == TEACHER_ENCODER:
-        teacher = load_teacher(config.teacher)
+        with hint_of(config):
+            teacher = load_teacher(config.teacher)
     if teacher and recipe.uses_texts:
         sources = source_domains(images, split)
         bank, described = class_bank(fabric, config, recipe, teacher, images.classes, sources)
@@ -61,7 +63,8 @@ def build(fabric: Fabric, config: TrainConfig, images: ImageSet, split: Split) -
             images, split = without_outliers(fabric, images, split, teacher, bank)
         targets = make_targets(fabric, config, recipe, images, split, teacher, bank, described)
     fabric.seed_everything(config.seed, verbose=False)
-    student = _student(config, recipe, teacher, len(images.classes))
+    with hint_of(config):
+        student = _student(config, recipe, teacher, len(images.classes))
     shots = class_places(images, config.unseen_classes if config.shots else ())
     groups = images.domain_of
     if config.balance == "classes":

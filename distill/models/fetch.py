@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import disk_errors, write_json
 from edgekd.core.folders import MODEL, publishing
+from edgekd.core.hub import NoNetwork
 from edgekd.core.tensors import write_tensors
 from edgekd.distill.inputs.views import plain
 from edgekd.distill.models.students import TEACHER_ENCODER, make_student, timm_name
@@ -44,8 +47,14 @@ def fetch(config: FetchConfig) -> list[Path]:
             path = student_file(config.to, name)
             written.append(path)
             if not _is_there(path):
-                backbone = make_student(name, pretrained="hub").backbone
-                write_tensors(path, backbone.state_dict(), {"timm": timm_name(name)})
+                weights = make_student(name, pretrained="hub").backbone.state_dict()
+                write_tensors(path, weights, {"timm": timm_name(name)})
+                again = make_student(name, pretrained="hub", weights=path).backbone.state_dict()
+                if not all(torch.equal(again[key], tensor) for key, tensor in weights.items()):
+                    path.unlink()
+                    raise EdgekdError(
+                        f"The copy of {name} does not hold its weights.", "Try again."
+                    )
     return written
 
 
@@ -73,6 +82,16 @@ def from_weights_dir(config: TrainConfig, *, toy: bool) -> dict[str, Any]:
         _check_there(path, config.student, folder)
         chosen |= {"student_weights": path, "pretrained": None}
     return chosen
+
+
+@contextlib.contextmanager
+def hint_of(config: TrainConfig) -> Iterator[None]:
+    """Name teacher and student of `config` in the hint of weights that cannot be fetched."""
+    try:
+        yield
+    except NoNetwork as error:
+        teacher = "TEACHER" if config.teacher.startswith(_LOCAL) else config.teacher
+        raise NoNetwork(error.what, teacher, config.student) from error
 
 
 def teacher_folder(folder: Path, spec: str) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
-from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
+from edgekd.core.hub import NoNetwork, hub_reachable, prefer_local_cache
 from edgekd.core.preprocess import FramedPreprocess, Interpolation, Preprocess
 from edgekd.distill.models.teachers import ClipTeacher, Teacher
 from edgekd.distill.models.weights import load_backbone, load_weights
@@ -233,7 +233,7 @@ def _from_hub(name: str, arguments: Mapping[str, Any]) -> nn.Module:
                 f"The pretrained weights of {name} could not be loaded ({first_line(error)}).",
                 "Use --student-weights FILE, or start from random weights with --pretrained scratch.",
             ) from error
-        raise no_network(f"The student {name}", student=name) from error
+        raise NoNetwork(f"The student {name}", student=name) from error
     return model
 
 

@@ -24,8 +24,9 @@ from torch.nn.functional import interpolate, normalize
 
 from edgekd.core.errors import EdgekdError, did_you_mean, first_line
 from edgekd.core.files import short_hash
-from edgekd.core.hub import hub_reachable, no_network, prefer_local_cache
+from edgekd.core.hub import NoNetwork, hub_reachable, prefer_local_cache
 from edgekd.core.machine import describe
+from edgekd.core.manifest import shown_value
 from edgekd.core.preprocess import Preprocess, open_clip_preprocess
 from edgekd.core.readers import read_arrays, sha256_file
 from edgekd.core.tensors import tensors_hash
@@ -206,6 +207,8 @@ def load_teacher(spec: str) -> Teacher:
                 f"{folder_path} is not an open_clip model folder: it has no open_clip_config.json.",
                 "Give the folder that holds open_clip_config.json and the weights.",
             )
+        if odd := [one for one in folder_path.iterdir() if not one.is_file() and not one.is_dir()]:
+            raise EdgekdError(f"{odd[0]} is not a regular file.", "Remove it from the folder.")
         return _open_clip_teacher(spec, f"local-dir:{folder_path}", None)
     if kind == "hf-hub" and colon:
         prefer_local_cache()
@@ -259,7 +262,7 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
         raise
     except Exception as error:  # open_clip, timm and transformers raise their own kinds
         if not name.startswith("local-dir:") and not hub_reachable():
-            raise no_network(f"The teacher {spec}", teacher=spec) from error
+            raise NoNetwork(f"The teacher {spec}", teacher=spec) from error
         raise EdgekdError(
             f"The teacher {spec} could not be loaded ({first_line(error)}).",
             "Check the folder's config, weights and tokenizer files.",
@@ -300,6 +303,7 @@ def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
     import open_clip
 
     config = open_clip.get_model_config(name) or {}
+    _refuse_sizes(spec, config)
     texts = config.get("text_cfg", {})
     if not texts.get("hf_tokenizer_name") and not texts.get("hf_model_name"):
         return {}
@@ -310,6 +314,20 @@ def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
         )
     # A config from elsewhere may request code that lies beside it.
     return {"trust_remote_code": False} if texts.get("hf_tokenizer_name") else {}
+
+
+def _refuse_sizes(spec: str, config: Mapping[str, Any]) -> None:
+    """Refuse numbers above those of any published model, which would fill the memory with layers."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _refuse_sizes(spec, value)
+        most = 1000 if key == "layers" else 10**7
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not abs(number) <= most:
+                raise EdgekdError(
+                    f"The config of {spec} gives {shown_value(key)} as {shown_value(number)}.",
+                    "Get the teacher from its own source again.",
+                )
 
 
 @torch.inference_mode()

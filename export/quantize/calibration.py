@@ -121,12 +121,18 @@ def observe(
             means[name] = means.get(name, 0) + share * mean_of_batch.astype(np.float64)
         lows = np.minimum(lows, extremes[:count])  # np.minimum keeps NaN, for the check below
         highs = np.maximum(highs, extremes[count:])
-    if not (np.isfinite(lows) & np.isfinite(highs)).all():
+    ranges = {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}
+    refuse_infinite(ranges)
+    return ranges, means
+
+
+def refuse_infinite(ranges: Ranges) -> None:
+    """Raise an `EdgekdError` unless both ends of every range are finite."""
+    if not all(np.isfinite(ends).all() for ends in ranges.values()):
         raise EdgekdError(
             "The model computes values that are not finite on the calibration images.",
             "Check the training run: its weights have probably diverged.",
         )
-    return {name: (lows[index], highs[index]) for index, name in enumerate(tensors)}, means
 
 
 def lost_by_rounding(

@@ -26,6 +26,7 @@ from edgekd.export.quantize.calibration import (
     counted,
     lost_by_rounding,
     narrowed,
+    refuse_infinite,
 )
 
 METHOD = "ai-edge-quantizer static_wi8_ai8; the last layer rounds activations per image"
@@ -159,6 +160,7 @@ class _Graph:
                 if name in read:
                     channels = value.reshape(-1, value.shape[-1]).mean(axis=0, dtype=np.float64)
                     means[name] = means.get(name, 0) + channels / len(images)
+        refuse_infinite(ranges)
         return ranges, means
 
     def _swished(self) -> list[str]:

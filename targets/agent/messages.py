@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import parse_json, printable
 
 _LONGEST_LINE = 1 << 20
+_MOST_OUTPUT = 1 << 26
 _KEPT_ERRORS = 1 << 16
 _LAST_WORDS_S = 5.0
 
@@ -42,12 +44,21 @@ def converse(
 
     Returns:
         Its last message that is not progress, its exit code, and the end of its standard error.
+
+    Raises:
+        EdgekdError: more output than any agent has.
     """
     last: dict[str, Any] = {}
+    taken = 0
     with started(command, stdin) as (child, errors):
         output = child.stdout
         assert output is not None
         for line in iter(lambda: output.readline(_LONGEST_LINE), b""):
+            taken += len(line)
+            if taken > _MOST_OUTPUT:
+                raise EdgekdError(
+                    f"The device sends more than {_MOST_OUTPUT:,} bytes.", "Look at it."
+                )
             with contextlib.suppress(ValueError):
                 message = parse_json(line)
                 if isinstance(message, dict) and set(message) == {"say"}:

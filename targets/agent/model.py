@@ -10,7 +10,7 @@ from edgekd.core.errors import EdgekdError
 from edgekd.core.readers import inside, read_object, sha256_file
 from edgekd.targets.agent.job import number, whole
 from edgekd.targets.registry import TARGETS, opener_of
-from edgekd.targets.session import OR_ANOTHER, Session, open_artifact
+from edgekd.targets.session import OR_ANOTHER, RuntimeOptions, Session, open_artifact
 
 PACKAGES = {
     target.format: target.packages for target in TARGETS.values() if target.packages is not None
@@ -122,4 +122,4 @@ def open_model(folder: Path, *, threads: int | None) -> Session:
             )
     if artifact["format"] in FORMATS:
         check_runtime(artifact)
-    return open_artifact(artifact, folder, threads=threads)
+    return open_artifact(artifact, folder, RuntimeOptions(threads=threads))

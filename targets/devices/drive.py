@@ -163,7 +163,9 @@ def receive(
 
 @contextlib.contextmanager
 def present(command: Sequence[str]) -> Iterator[None]:
-    """Turn the absence of a program of this machine into an `EdgekdError`."""
+    """Turn a program that this machine lacks, and words that none can take, into an `EdgekdError`."""
+    if any("\0" in word for word in command):
+        raise EdgekdError("The device names a path that holds a NUL character.", "Look at it.")
     try:
         yield
     except FileNotFoundError as error:

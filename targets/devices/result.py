@@ -46,11 +46,11 @@ class _Facts(BaseModel):
 class State(_Facts):
     """What changes while measuring (`machine.state`)."""
 
-    load_average: float | None
-    cpu_mhz: float | None
+    load_average: float | None = Field(ge=0, le=1e6)
+    cpu_mhz: float | None = Field(ge=0, le=1e6)
     temperature_c: float | None = Field(ge=-273, le=1000)
-    throttle_count: int | None
-    throttle_flags: Line | None
+    throttle_count: int | None = Field(ge=0)
+    throttle_flags: str | None = Field(pattern=r"^0x[0-9a-fA-F]{1,16}$")
     power_mode: Line | None
 
 

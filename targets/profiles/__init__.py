@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgekd.core.console import say
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.formats import MOST_THREADS
 from edgekd.core.manifest import AnyPrecision, Input, first_problem
 from edgekd.core.readers import read_toml
 
@@ -54,7 +55,7 @@ class Profile(_Frozen):
     """Worth exporting, best first; others may run but slowly."""
     input: Input | None = None
     """What feeds the file there; None where nothing speaks for another than edgekd's own, `uint8`."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     """Threads to measure with; None where the runtime's own choice is right."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d+\.\d$")
     deployment_target: str | None = Field(default=None, pattern=r"^(iOS|macOS)\d+$")

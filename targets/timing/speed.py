@@ -84,7 +84,7 @@ def in_words(found: Ratio | None, other: str) -> str:
     if found is None:
         return f"has no interval of its speed against {other}, so none is stated"
     if found.withheld is not None:
-        return f"shows no difference in speed to {other}: {found.withheld}"
+        return f"has no measured difference in speed to {other}: {found.withheld}"
     low, high = found.ci95
     if found.ratio < 1:
         return f"is {1 / found.ratio:.2f} times as fast as {other} (95 % CI {1 / high:.2f}–{1 / low:.2f})"

@@ -159,6 +159,11 @@ def test_typos_get_a_suggestion(
         ("export --int8 --fp16", ("More than one precision", "--int8", "--fp16")),
         ("train --config absent.toml", ("no configuration file",)),
         ("train --config torn.toml", ("not readable TOML",)),
+        ("train --batch-size 1000000000 --out run", ("batch_size", "65536")),
+        ("benchmark runs/nothing --batch-sizes 1,1000000000", ("1000000000", "65,536")),
+        ("benchmark runs/nothing --thread-counts 100000", ("100000", "1,024")),
+        ("predict runs/nothing a.png --threads 100000", ("threads", "1024")),
+        ("export runs/nothing --target auto --budget ,", ('"," names nothing',)),
     ],
 )
 def test_mistakes_are_one_sentence_and_a_hint(

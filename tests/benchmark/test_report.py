@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,7 @@ def test_the_folder_holds_everything_and_the_json_fits_its_schema(
         ("latency", "p90_ms", None),
         ("suites", "family", "holiday"),
         ("corruptions", "run", "r"),
+        ("summary", "size_mb", 1e300),
     ],
 )
 def test_wrong_numbers_in_a_report_are_refused(
@@ -90,6 +93,26 @@ def test_wrong_numbers_in_a_report_are_refused(
 ) -> None:
     data = measured[0].model_dump(mode="json")
     data[rows] = [dict((data[rows] or [{}])[0], **{field: value})]
+    (tmp_path / "report.json").write_text(json.dumps(data))
+    with pytest.raises(EdgekdError, match="is damaged"):
+        read_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("accuracy",), []),
+        (("environment", "devices"), [5]),
+        (("environment", "devices"), [{"device": "pi"}]),
+        (("environment", "before", "throttle_flags"), "hot"),
+    ],
+)
+def test_a_report_with_odd_facts_is_refused(
+    measured: tuple[Report, Path], tmp_path: Path, place: tuple[str, ...], value: Any
+) -> None:
+    data = measured[0].model_dump(mode="json")
+    facts = functools.reduce(operator.getitem, place[:-1], data)
+    facts[place[-1]] = value
     (tmp_path / "report.json").write_text(json.dumps(data))
     with pytest.raises(EdgekdError, match="is damaged"):
         read_report(tmp_path)

@@ -34,6 +34,7 @@ from edgekd.core.readers import (
     read_arrays,
     read_json,
     read_toml,
+    read_yaml,
     sha256_file,
 )
 from edgekd.core.tensors import read_tensors
@@ -145,6 +146,20 @@ def test_toml_that_nothing_can_use_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "a.toml").write_text(content)
         with pytest.raises(EdgekdError, match="profile"):
             read_toml(tmp_path / "a.toml", "profile")
+
+
+def test_yaml_that_nothing_can_use_is_one_sentence(tmp_path: Path) -> None:
+    endless = (
+        "a: " + "[" * 50_000,
+        "- " * 65,
+        "a: " + "b" * 10**6,
+        "a: &a [*a]",
+        "a: !!python/name:os.system",
+    )
+    for content in (*endless, "a: [", "a: .nan", f"a: {2**64}"):
+        (tmp_path / "a.yaml").write_text(content)
+        with pytest.raises(EdgekdError, match="profile"):
+            read_yaml(tmp_path / "a.yaml", "profile")
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -410,6 +425,25 @@ def test_a_result_is_believed_in_no_field(measured: Path) -> None:
         except Exception as error:
             pytest.fail(f"{label}: {error!r}")
     assert refused > 500
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"throttle_flags": "hot"},
+        {"throttle_flags": ""},
+        {"load_average": 1e300},
+        {"load_average": -1.0},
+        {"cpu_mhz": -2400.0},
+        {"throttle_count": -1},
+    ],
+)
+def test_no_state_of_a_device_is_odd(measured: Path, tmp_path: Path, claim: dict[str, Any]) -> None:
+    arrays, facts = read_step(measured)
+    facts["environment"]["before"] |= claim
+    write_step(tmp_path / "r.npz", arrays, facts)
+    with pytest.raises(EdgekdError, match=next(iter(claim))):
+        result_of(tmp_path / "r.npz")
 
 
 @pytest.mark.parametrize(

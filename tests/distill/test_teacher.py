@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from open_clip.transformer import VisionTransformer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import edgekd
 from edgekd.api import fetch
 from edgekd.configs.train import TrainConfig
 from edgekd.core.errors import EdgekdError
@@ -313,7 +315,16 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["no weights", "truncated", "config torn", "other shape", "pickled code"]
+    "damage",
+    [
+        "no weights",
+        "truncated",
+        "config torn",
+        "other shape",
+        "pickled code",
+        "endless layers",
+        "endless file",
+    ],
 )
 def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage: str) -> None:
     folder = copied(tiny_teacher, tmp_path)
@@ -324,8 +335,14 @@ def test_a_damaged_folder_is_refused(tiny_teacher: Path, tmp_path: Path, damage:
         save_file(load_file(weights) | {"text_projection": torch.zeros(3, 3)}, weights)
     elif damage == "config torn":
         (folder / "open_clip_config.json").write_text("{")
+    elif damage == "endless layers":
+        settings = json.loads((folder / "open_clip_config.json").read_text())
+        settings["model_cfg"]["text_cfg"]["layers"] = 10**9
+        (folder / "open_clip_config.json").write_text(json.dumps(settings))
     else:
         weights.unlink()
+    if damage == "endless file":
+        os.mkfifo(weights)
     if damage == "pickled code":
 
         class Evil:
@@ -496,6 +513,35 @@ def test_without_a_network_the_error_is_all_that_is_shown(
     with pytest.raises(EdgekdError, match="network"):
         load_teacher("ViT-B-32:laion2b_s34b_b79k")
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_both_commands_name_teacher_and_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_domain_folder: Callable[..., Path]
+) -> None:
+    for module in ("students", "teachers"):
+        monkeypatch.setattr(f"edgekd.distill.models.{module}.hub_reachable", lambda: False)
+    given = {"data": str(make_domain_folder(tmp_path / "data")), "student": "mobilenetv3"}
+    with pytest.raises(EdgekdError, match="network") as caught:
+        edgekd.train(**given, teacher="ViT-B-32:openai", smoke=True, out=tmp_path / "run")
+    for line in caught.value.hint.splitlines():
+        assert "ViT-B-32:openai" in line
+        assert "mobilenetv3" in line
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_copy_that_is_not_what_was_fetched_is_not_kept(
+    tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+        save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, metadata)
+
+    folder = tmp_path / "weights"
+    fetch(f"local-dir:{tiny_teacher}", to=folder)
+    monkeypatch.setattr("edgekd.distill.models.fetch.write_tensors", damaged)
+    with pytest.raises(EdgekdError, match=STUDENT):
+        fetch(f"local-dir:{tiny_teacher}", STUDENT, to=folder)
+    assert not list(folder.glob("*.safetensors"))
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -22,7 +22,7 @@ from edgekd.configs.export import ExportConfig
 from edgekd.core.errors import EdgekdError
 from edgekd.core.formats import Precision
 from edgekd.data.image_set import load_images
-from edgekd.evaluation.candidates import Candidate, available, prune
+from edgekd.evaluation.candidates import Candidate, available, make_candidates, prune
 from edgekd.evaluation.data_check import near_pairs
 
 pytestmark = pytest.mark.usefixtures("own_cache", "graphs_once")
@@ -116,6 +116,11 @@ def test_the_best_file_for_a_device_without_a_runtime(
     kinds = ("fp32", "fp16", "int8", "int8-unpadded")
     measured = {row.subject for row in read_report(folder / "benchmark").exported}
     assert measured == {f"onnxruntime-{kind}@local" for kind in kinds}
+    base = folder / "artifacts" / "onnxruntime-fp32" / "model.onnx"
+    base.write_bytes(b"damaged")
+    tried = make_candidates(ExportConfig.load(run=folder, target="auto", device="local"), ())
+    assert "onnxruntime-fp32" in dict(tried.left_out)
+    assert folder / "artifacts" / "onnxruntime-int8" in tried.folders
     bare, padded = (
         (folder / "artifacts" / f"onnxruntime-{kind}" / "model.onnx").stat().st_size
         for kind in ("int8-unpadded", "int8")

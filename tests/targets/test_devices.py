@@ -64,6 +64,20 @@ def test_an_endless_error_output_fills_neither_disk_nor_memory() -> None:
     assert len(errors) < 1 << 20
 
 
+def test_an_endless_output_ends() -> None:
+    code = "import sys\nwhile True: sys.stdout.write('x' * 10**6)"
+    with pytest.raises(EdgekdError, match="sends more"):
+        converse([sys.executable, "-c", code], print)
+
+
+def test_a_path_with_nul_from_a_device_is_one_sentence(tmp_path: Path) -> None:
+    device = drive.Device("board", sys.executable)
+    with pytest.raises(EdgekdError, match="NUL"):
+        drive.call(device, ["run", "/home/x\0y"])
+    with open(tmp_path / "result", "wb") as out, pytest.raises(EdgekdError, match="NUL"):
+        drive.receive([sys.executable, "/home/x\0y"], out, 10)
+
+
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
     """Put a module that cannot be loaded in the place of a runtime."""
     (tmp_path / "planted").mkdir()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from artifact_fakes import channel_means, red_and_green, write_artifact, write_colours
+from artifact_fakes import channel_means, network, red_and_green, write_artifact, write_colours
 from benchmark_fakes import SHORT, fake_measurements, four_subjects, id_and_ood, paint_images
 from device_fakes import artifact_subject, write_images
+from onnx import TensorProto, helper
 
 import edgekd.targets
 from edgekd.benchmark.benchmark import run_benchmark
@@ -30,7 +31,7 @@ from edgekd.targets.bank_change import change_bank
 from edgekd.targets.onnxruntime import profiled_nodes
 from edgekd.targets.openvino import open_file
 from edgekd.targets.registry import TARGETS, get_target, target_of
-from edgekd.targets.session import Placement, open_session, refuse_fallback
+from edgekd.targets.session import Placement, RuntimeOptions, open_session, refuse_fallback
 
 
 @pytest.fixture
@@ -104,6 +105,23 @@ def test_corrupt_model_with_the_right_hash_is_one_sentence(tmp_path: Path) -> No
     with pytest.raises(EdgekdError, match="cannot load") as caught:
         open_session(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_outputs_that_are_no_numbers_are_one_sentence(tmp_path: Path) -> None:
+    words = network(helper.make_node("Cast", ["mean"], ["logits"], to=TensorProto.STRING))
+    words.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+    session = open_session(write_artifact(tmp_path / "words", words.SerializeToString()))
+    with pytest.raises(EdgekdError, match="fails on"):
+        session.run(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [[], ["batch"]])
+def test_an_input_without_a_height_is_refused(folder: Path, shape: list[str]) -> None:
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest["inputs"][0]["shape"] = shape
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    with pytest.raises(EdgekdError, match="shape"):
+        open_session(folder)
 
 
 @pytest.mark.parametrize("what", ["ir", "opset"])
@@ -316,7 +334,7 @@ def test_openvino_names_operators_with_their_precision(tmp_path: Path) -> None:
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     data = json.loads((folder / "artifact.json").read_text())
     data |= {"format": "openvino", "files": {"model.xml": "0" * 64}}
-    placement = open_file(data, folder, threads=1, spinning=True, provider=None).placement()
+    placement = open_file(data, folder, RuntimeOptions(threads=1)).placement()
     assert placement is not None
     assert (placement.provider, list(placement.nodes)) == ("CPU", ["CPU"])
     assert all(kind.split()[-1] in ("f32", "u8") for kind in placement.nodes["CPU"])

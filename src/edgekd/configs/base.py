@@ -42,9 +42,12 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 def _words(value: Any) -> Any:
     """Split a string at its commas; leave any other sequence as it is."""
-    return (
-        tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    words = tuple(filter(None, map(str.strip, value.split(","))))
+    if value and not words:
+        raise EdgekdError(f'"{value}" names nothing.', "Write words with commas between them.")
+    return words
 
 
 def _items(value: Any) -> Any:

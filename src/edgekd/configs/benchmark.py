@@ -19,6 +19,7 @@ from edgekd.configs.base import (
     option,
 )
 from edgekd.core.errors import EdgekdError
+from edgekd.core.formats import MOST_BATCH, MOST_THREADS
 
 
 class SuiteOptions(Config):
@@ -45,7 +46,7 @@ class SpeedOptions(Config):
 
     quick: bool = False
     """Short latency measurement, marked as such."""
-    threads: int | None = option(default=None, ge=1)
+    threads: int | None = option(default=None, ge=1, le=MOST_THREADS)
     """Threads of the runtime. Default: the profile's, or the runtime's own choice."""
     energy: str | None = None
     """Energy per image by this sensor where the artifacts run: rapl, nvml, ina or battery."""
@@ -66,11 +67,11 @@ class SpeedOptions(Config):
 
     @check
     def _counts(self) -> None:
-        for given in (self.batch_sizes, self.thread_counts):
-            if any(number < 1 for number in given):
+        for given, most in ((self.batch_sizes, MOST_BATCH), (self.thread_counts, MOST_THREADS)):
+            if any(not 1 <= number <= most for number in given):
                 raise EdgekdError(
-                    f'"{",".join(map(str, given))}" has a number below 1.',
-                    "Batch sizes and thread counts start at 1.",
+                    f'"{",".join(map(str, given))}" has a number below 1 or above {most:,}.',
+                    "Give numbers that the device can take.",
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgekd.configs.base import AnyPath, Config, Items, OptionalPath, option
+from edgekd.core.formats import MOST_THREADS
 
 
 class PredictConfig(Config):
@@ -22,7 +23,7 @@ class PredictConfig(Config):
     """Write a copy of each image with its class into this new folder."""
     every: int = option(default=1, ge=1)
     """Of a video or a camera, predict one of so many frames."""
-    threads: int | None = option(default=None, ge=1)
+    threads: int | None = option(default=None, ge=1, le=MOST_THREADS)
     """Threads of an exported file's runtime. Default: the runtime's choice."""
 
 

@@ -18,6 +18,7 @@ from edgekd.configs.base import (
     option,
 )
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.formats import MOST_BATCH
 from edgekd.core.readers import read_object
 
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
@@ -138,7 +139,7 @@ class ScheduleOptions(Config):
     """Optimizer steps of all stages together."""
     epochs: float | None = option(default=None, gt=0)
     """Passes over the training images, instead of steps. Default: 40; toy: a fixed number of steps."""
-    batch_size: int = option(default=64, ge=2)
+    batch_size: int = option(default=64, ge=2, le=MOST_BATCH)
     """Images per step over all processes. Default: 64; toy: 32."""
     lr: float | None = option(default=None, gt=0)
     """Peak learning rate. Default: 3e-4; on toy data and from scratch 2e-3."""

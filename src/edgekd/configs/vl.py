@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from edgekd.configs.base import AnyPath, Config, OptionalPath, OptionalSpec, Spec, check, option
 from edgekd.core.errors import EdgekdError, did_you_mean
+from edgekd.core.formats import MOST_BATCH
 
 Select = Literal["relevance", "random", "all", "none"]
 Confidence = Literal["label", "max", "relative", "none"]
@@ -105,7 +106,7 @@ class VlScheduleOptions(Config):
 
     steps: int = option(default=600, ge=1)
     """Optimizer steps."""
-    batch_size: int = option(default=64, ge=2)
+    batch_size: int = option(default=64, ge=2, le=MOST_BATCH)
     """Examples per step."""
     lr: float = option(default=1e-3, gt=0)
     """Peak learning rate."""

@@ -14,5 +14,9 @@ Input = Literal["uint8", "float", "picture"]
 """What a file takes: RGB pixels of the student's size, which it normalises; float32 planes that are normalised already;
 or RGB pixels of any height and width, which it resizes, too."""
 
+MOST_THREADS = 1024
+MOST_BATCH = 65_536
+"""Above any machine's use; far larger numbers, such as one with a digit too many, would run for hours or hang."""
+
 EXACT = ("fp32", "fp16")
 """Precisions that promise the student's own answers: their threshold is not negotiable."""

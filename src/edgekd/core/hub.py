@@ -10,13 +10,22 @@ import urllib.request
 from edgekd.core.errors import EdgekdError
 
 
-def no_network(what: str, teacher: str = "TEACHER", student: str = "STUDENT") -> EdgekdError:
-    """Return the error for weights that are not here and cannot be fetched; its hint is the two commands to give."""
-    return EdgekdError(
-        f"{what} is not in the local cache and the network cannot be reached.",
-        f"With a network:  edgekd fetch {teacher} {student} --to weights\n"
-        f"       Then here:       edgekd train … --weights-dir weights",
-    )
+class NoNetwork(EdgekdError):
+    """Weights that are not here and cannot be fetched; the hint is the two commands to give.
+
+    Args:
+        what: what is missing.
+        teacher, student: as `edgekd train` takes them.
+    """
+
+    def __init__(self, what: str, teacher: str = "TEACHER", student: str = "STUDENT") -> None:
+        students = "" if student == "teacher" else f" {student}"
+        super().__init__(
+            f"{what} is not in the local cache and the network cannot be reached.",
+            f"With a network:  edgekd fetch {teacher}{students} --to weights\n"
+            f"       Then here:       edgekd train --teacher {teacher} --student {student} … --weights-dir weights",
+        )
+        self.what = what
 
 
 @functools.cache

@@ -29,7 +29,9 @@ RESTORE = "Make it again, or restore it."
 """The usual hint for a file that cannot be read."""
 
 MAX_TEXT_BYTES = 2**30
-"""Largest JSON, TOML or text file that is read."""
+"""Largest JSON or text file that is read."""
+MAX_SETTINGS_BYTES = 10**6
+"""Largest TOML or YAML file that is read: people write them, and their readers are slow."""
 MAX_DEPTH = 64
 """Deepest nesting of a JSON or TOML value."""
 MAX_INFLATED_BYTES = 2**30
@@ -154,16 +156,16 @@ def _reason(error: object) -> str:
     return printable(lines[0] if lines else type(error).__name__)[:160].rstrip(".")
 
 
-def read_text(path: Path, what: str, hint: str = RESTORE) -> str:
-    """Read UTF-8 text, with or without a byte order mark.
+def read_text(path: Path, what: str, hint: str = RESTORE, most: int = MAX_TEXT_BYTES) -> str:
+    """Read UTF-8 text of at most `most` bytes, with or without a byte order mark.
 
     Raises:
         EdgekdError: missing, not a regular file, too large, or not UTF-8.
     """
     with read_errors(path, what, "UTF-8 text", hint), open_regular(path) as handle:
-        data = handle.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise ValueError(f"it has more than {MAX_TEXT_BYTES // 10**6} MB")
+        data = handle.read(most + 1)
+        if len(data) > most:
+            raise ValueError(f"it has more than {most // 10**6} MB")
         return data.decode("utf-8-sig")
 
 
@@ -209,7 +211,7 @@ def read_toml(path: Path, what: str, hint: str = RESTORE) -> dict[str, Any]:
         EdgekdError: as `read_text`, or as `parse_toml`.
     """
     with read_errors(path, what, "TOML", hint):
-        return parse_toml(read_text(path, what, hint))
+        return parse_toml(read_text(path, what, hint, MAX_SETTINGS_BYTES))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -231,7 +233,7 @@ def read_yaml(path: Path, what: str, hint: str = RESTORE) -> Any:
         EdgekdError: as `read_text`, or as `parse_yaml`.
     """
     with read_errors(path, what, "YAML", hint):
-        return parse_yaml(read_text(path, what, hint))
+        return parse_yaml(read_text(path, what, hint, MAX_SETTINGS_BYTES))
 
 
 def parse_yaml(text: str) -> Any:
@@ -245,8 +247,14 @@ def parse_yaml(text: str) -> Any:
 
     def parse() -> Any:
         try:
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-                raise ValueError("it has an alias")
+            depth = 0
+            for event in yaml.parse(text):
+                if isinstance(event, yaml.AliasEvent):
+                    raise ValueError("it has an alias")
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                if depth > MAX_DEPTH:
+                    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(" ".join(str(error).split())) from error

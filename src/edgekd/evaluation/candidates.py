@@ -138,9 +138,9 @@ def _variants(
         for precision in (one for one in PRECISIONS if one in target.precisions):
             one = ExportConfig(run=loaded.folder, target=target.name, precision=precision, **shared)
             yield one
-            base = _fp32(loaded)
-            may = precision == "int8" and "padding" in target.options and base.exists()
-            if may and can_be_padded(onnx.load(base)):
+            may = precision == "int8" and "padding" in target.options
+            base = _fp32(loaded) if may else None
+            if base is not None and can_be_padded(onnx.load(base)):
                 yield one.model_copy(update={"padding": False})
 
 
@@ -151,13 +151,19 @@ def _candidate(loaded: LoadedRun, source: Source, one: ExportConfig, folder: Pat
     if one.overwrite or not current:
         limited = one.precision == "int8" and get_target(one.target).mixed
         made, base = source if limited else replace(source, budget=None), _fp32(loaded)
-        has_base = folder != base.parent and base.exists()
-        export_model(made, folder, one, fp32_path=base if has_base else None)
+        own = base is not None and base.parent == folder
+        export_model(made, folder, one, fp32_path=None if own else base)
     return Candidate(folder.name, folder, one.precision, size_of(folder))
 
 
-def _fp32(loaded: LoadedRun) -> Path:
-    return loaded.folder / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32") / "model.onnx"
+def _fp32(loaded: LoadedRun) -> Path | None:
+    """Return the run's FP32 file; None where it is missing, damaged, or of another student."""
+    folder = loaded.folder / "artifacts" / artifact_name(DEFAULT_TARGET, "fp32")
+    try:
+        found = read_artifact(folder).source.get("student_sha256")
+    except EdgekdError:
+        return None
+    return folder / "model.onnx" if found == loaded.run.student_sha256 else None
 
 
 def _timed(found: Sequence[Candidate], source: Source) -> list[Candidate]:
