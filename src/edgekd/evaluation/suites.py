@@ -173,7 +173,7 @@ class SuiteBuilder:
             if re.fullmatch(r"n\d{8}", folder):
                 hint += " ImageNet-O's folders name the classes that images are mistaken for: --unknown imagenet-o=DIR."
             raise EdgekdError(
-                f'The folder "{folder}" of {images.name} has the name of a class of the model{meaning}.',
+                f'The folder "{folder}" of {images.name} is called by a class that the model has{meaning}.',
                 hint,
             )
         beside, suites = inside, []
