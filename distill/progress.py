@@ -76,7 +76,6 @@ class Progress:
         self._steps, self._resume_at, self._stages = steps, resume_at, list(stages)
         self._images = 0
         self._waited_s = 0.0
-        self._started = time.perf_counter()
         self._warm: float | None = None
         self._last_step = self._last_line = 0.0
         self._bar: Bar | None = None
@@ -87,6 +86,7 @@ class Progress:
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")
+        self._started = time.perf_counter()  # services take seconds to open
 
     def __enter__(self) -> Progress:
         if self._bar:

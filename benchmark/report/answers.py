@@ -14,6 +14,7 @@ from edgekd.benchmark.report.sections import Text
 from edgekd.benchmark.results.metric import ms, percent, points
 from edgekd.benchmark.results.rows import HERE, Difference, LatencyRow, SummaryRow, UnknownRow
 from edgekd.benchmark.results.schema import Report, load_of, of
+from edgekd.core.machine import in_cores
 from edgekd.targets.feed import resizes
 from edgekd.targets.timing.speed import LOADED, WIDE_CV, in_words, reason_to_withhold
 
@@ -98,7 +99,7 @@ def _cost(row: SummaryRow) -> str:
 def _speed(report: Report, file: SummaryRow) -> str:
     time, env = report.time(file), report.environment
     low, high = (ms(end) for end in time.p50_ci95_ms)
-    where = f"{env['cpu']}, {env['usable_cores']} cores" if time.device == HERE else time.device
+    where = f"{env['cpu']}, {in_cores(env['usable_cores'])}" if time.device == HERE else time.device
     text = f"{_name(report, file)}: p50 {ms(time.p50_ms)} ms [{low}, {high}], p90 {ms(time.p90_ms)} ms on {where}"
     # The ratio (0, 0) leaves the reasons against the latency itself.
     doubt = reason_to_withhold([time.timing], (0.0, 0.0), load_of(env, time.device))
@@ -224,7 +225,7 @@ def notes(report: Report) -> list[str]:
     if load is not None and load > LOADED:
         before, cores = report.environment["before"], report.environment["usable_cores"]
         texts.append(
-            f"Load average {before['load_average']:.2f} on {cores} cores before measuring: latencies may include "
+            f"Load average {before['load_average']:.2f} on {in_cores(cores)} before measuring: latencies may include "
             "other work."
         )
     return texts

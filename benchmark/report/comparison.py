@@ -32,6 +32,7 @@ from edgekd.benchmark.results.storage import RawResults, read_results, report_fo
 from edgekd.core.errors import EdgekdError
 from edgekd.core.files import write_text
 from edgekd.core.folders import COMPARISON, publishing
+from edgekd.core.machine import in_cores
 
 _APART = ("corruption", "cue-conflict", "val", "vocabulary")
 """Families of suites that are not compared across reports."""
@@ -61,7 +62,7 @@ class Source:
     def machine(self) -> tuple[str, ...]:
         """Processor, cores, governor and protocol of the latencies."""
         env, protocol = self.report.environment, "quick" if self.report.quick else "full"
-        cores, governor = f"{env['usable_cores']} cores", env["governor"] or "unknown"
+        cores, governor = in_cores(env["usable_cores"]), env["governor"] or "unknown"
         return (
             env["cpu"] or "unknown processor",
             cores,

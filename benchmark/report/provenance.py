@@ -12,6 +12,7 @@ from edgekd.benchmark.report.tables import mark
 from edgekd.benchmark.results import rows, schema
 from edgekd.benchmark.results.metric import NONE, metrics_of, percent
 from edgekd.benchmark.results.schema import Report
+from edgekd.core.machine import in_cores
 
 QUICK_MARK = "QUICK – indicative only"
 _STATE = {"load_average": "", "cpu_mhz": " MHz", "temperature_c": " °C", "throttle_count": "", "throttle_flags": "",
@@ -67,7 +68,7 @@ def machine_line(report: Report) -> str:
     """Return processor, cores and providers."""
     env = report.environment
     providers = ", ".join(dict.fromkeys(row.provider for row in report.latency if not mark(row)))
-    return f"{env['cpu']}, {env['usable_cores']} cores{f', {providers}' if providers else ''}"
+    return f"{env['cpu']}, {in_cores(env['usable_cores'])}{f', {providers}' if providers else ''}"
 
 
 def latency_rule(report: Report) -> str:

@@ -112,6 +112,11 @@ def usable_cores() -> int:
     )
 
 
+def in_cores(count: int) -> str:
+    """Return a number of cores for a sentence."""
+    return "1 core" if count == 1 else f"{count} cores"
+
+
 def peak_rss_mb() -> float | None:
     """Return the largest resident memory of this process so far, in 10^6 bytes.
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgekd.benchmark.evaluate.statistics import Pair, paired_interval
 from edgekd.core.errors import EdgekdError
-from edgekd.core.machine import describe
+from edgekd.core.machine import describe, in_cores
 from edgekd.data.subsets import left_to_test, take_shots
 from edgekd.studies.cell import ID, ID_TUNED, OOD, ORACLE, RETRIEVAL, RETRIEVAL_TEACHER, ZERO_SHOT
 from edgekd.studies.plan import Plan, Test, recipe_of
@@ -382,6 +382,6 @@ def _notes(plan: Plan, done: Sequence[Done], tests: Mapping[str, Test]) -> list[
         f"±: standard error over seeds with the population's standard deviation (DomainBed). − {plan.baseline}: the "
         f"{'fine-tuned accuracy' if tuning else 'accuracy'} on what is unseen less the baseline's, in points, with 95 "
         "% intervals: over seeds (Student's t), and over images (paired bootstrap).",
-        f"Machine: {machine['cpu']}, {machine['usable_cores']} cores; edgekd {machine['versions']['edgekd']}, torch "
-        f"{machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
+        f"Machine: {machine['cpu']}, {in_cores(machine['usable_cores'])}; edgekd {machine['versions']['edgekd']}, "
+        f"torch {machine['versions']['torch']}. Seconds are of training alone and depend on what else ran.",
     ]
