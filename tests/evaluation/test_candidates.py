@@ -112,7 +112,7 @@ def test_the_best_file_for_a_device_without_a_runtime(
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: openvino" in said
     assert "lib is missing" in said
-    assert "the nearest: size_mb" in said
+    assert "The nearest is onnxruntime-int8" in said
     kinds = ("fp32", "fp16", "int8", "int8-unpadded")
     measured = {row.subject for row in read_report(folder / "benchmark").exported}
     assert measured == {f"onnxruntime-{kind}@local" for kind in kinds}
