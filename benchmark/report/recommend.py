@@ -178,8 +178,9 @@ def _excess(gate: GateRow) -> float:
 
 def _missed(report: Report, row: SummaryRow) -> str:
     def sentence(gate: GateRow) -> str:
-        value = gate.reason if gate.value is None else f"{gate.value:.4g}"
-        return f"{gate.metric} is {value}, not {gate.operator} {gate.limit:g}"
+        if gate.value is None:
+            return f"{gate.metric} has no value ({gate.reason})"
+        return f"{gate.metric} is {gate.value:.4g}, not {gate.operator} {gate.limit:g}"
 
     return "; ".join(map(sentence, _failed(report, row)))
 
