@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -101,17 +101,16 @@ def export_model(
     if fused.error is not None and fp32_path is not None and not _holds_fused(fp32_path):
         fp32_path = None
     writer = importlib.import_module(target.writer)
-    calibrators = _calibrators(source, config)
     with publishing(folder, ARTIFACT, overwrite=config.overwrite) as scratch:
-        for calibrator in calibrators:
-            build = _build(source, fused, scratch, config, fp32_path, calibrator)
-            artifact = _checked(source, fused, build, writer.write(build), config)
-            if artifact.parity["passed"]:
-                break
-            if calibrator != calibrators[-1]:
-                reason = artifact.parity["reason"]
-                say(f"{artifact.name} by {calibrator}: {reason}; now by {calibrators[-1]}")
-        else:
+        build = _build(source, fused, scratch, config, fp32_path)
+        written = writer.write(build)
+        outputs = torch_logits(source.model, source.parity_images)
+        artifact = _checked(source, fused, build, written, config, outputs)
+        if not artifact.parity["passed"] and _may_try_mse(source, config):
+            say(f"{artifact.name} by {build.calibrator}: {artifact.parity['reason']}; now by mse")
+            build = replace(build, calibrator="mse")
+            artifact = _checked(source, fused, build, writer.write(build), config, outputs)
+        if not artifact.parity["passed"]:
             _set_aside(artifact, folder, scratch, _suggestions(build, artifact))
     return artifact.model_copy(update={"folder": folder})
 
@@ -122,9 +121,14 @@ def _checked(
     build: Build,
     written: Written,
     config: ExportConfig,
+    outputs: NDArray[np.float32],
 ) -> Artifact:
-    """Return the artifact of written files, with its parity record, as it stands in the folder."""
-    reference = build.logits(torch_logits(source.model, source.parity_images))
+    """Return the artifact of written files, with its parity record, as it stands in the folder.
+
+    Args:
+        outputs: of the model in torch for the parity images, float32 `[M, …]`.
+    """
+    reference = build.logits(outputs)
     draft = _draft(source, build, config, written, reference)
     details = draft.details | _fused_facts(source.model, fused)
     draft = draft.model_copy(update={"details": details})
@@ -140,14 +144,11 @@ def _checked(
     return artifact
 
 
-def _calibrators(source: Source, config: ExportConfig) -> list[Calibrator]:
-    """Return the calibrators to try in turn: the target's default, and `mse`, which takes longer and errs less."""
+def _may_try_mse(source: Source, config: ExportConfig) -> bool:
+    """Return whether `mse`, which takes longer and errs less, may be tried: no calibrator and no limit is given."""
     target = get_target(config.target)
-    chosen = [config.calibrator or target.default_calibrator]
-    searched = config.precision != "int8" or source.budget is not None
-    if config.calibrator is None and not searched and "mse" in {*target.calibrators} - {*chosen}:
-        chosen.append("mse")
-    return cast(list[Calibrator], chosen)
+    free = config.calibrator is None and source.budget is None and config.precision == "int8"
+    return free and "mse" in {*target.calibrators} - {target.default_calibrator}
 
 
 def _build(
@@ -156,7 +157,6 @@ def _build(
     scratch: Path,
     config: ExportConfig,
     fp32_path: Path | None,
-    calibrator: Calibrator,
 ) -> Build:
     target = get_target(config.target)
     metadata = {
@@ -176,7 +176,7 @@ def _build(
         fp32_onnx=fp32_path,
         options=config.options,
         budget=source.budget if config.precision == "int8" else None,
-        calibrator=calibrator,
+        calibrator=cast(Calibrator, config.calibrator or target.default_calibrator),
         bank=source.bank,
         input=config.input or "uint8",
     )

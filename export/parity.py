@@ -65,9 +65,9 @@ def compare(reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> d
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)  # [M]
     log_p, log_q = _log_softmax(a), _log_softmax(b)
-    sure = np.exp(log_p.max(axis=1))
-    lost = sure - np.exp(log_p[np.arange(len(b)), b.argmax(axis=1)])
-    lead = max(float(sure.mean()) - 1 / a.shape[1], np.finfo(np.float64).tiny)
+    own = np.exp(log_p.max(axis=1))
+    lost = own - np.exp(log_p[np.arange(len(b)), b.argmax(axis=1)])
+    lead = max(float(own.mean()) - 1 / a.shape[1], np.finfo(np.float64).tiny)
     return {
         "n": len(a),
         "max_abs_error": float(error.max()),

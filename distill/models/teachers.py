@@ -245,7 +245,9 @@ def _open_clip_teacher(spec: str, name: str, tag: str | None) -> ClipTeacher:
     import open_clip
 
     try:
-        options = _tokenizer_options(spec, name)
+        config = open_clip.get_model_config(name) or {}
+        _refuse_sizes(spec, config)
+        options = _tokenizer_options(spec, config)
         if tag is None and ":" not in name:
             # `NAME:random`, for speed tests: the same random weights every time
             torch.manual_seed(0)
@@ -298,12 +300,8 @@ def _errors_raised_alone() -> Iterator[None]:
         logging.getLogger().removeFilter(_below_error)
 
 
-def _tokenizer_options(spec: str, name: str) -> dict[str, bool]:
+def _tokenizer_options(spec: str, config: Mapping[str, Any]) -> dict[str, bool]:
     """Return arguments of `open_clip.get_tokenizer`; refuse a tokenizer whose package is not installed."""
-    import open_clip
-
-    config = open_clip.get_model_config(name) or {}
-    _refuse_sizes(spec, config)
     texts = config.get("text_cfg", {})
     if not texts.get("hf_tokenizer_name") and not texts.get("hf_model_name"):
         return {}

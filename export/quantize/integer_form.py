@@ -36,8 +36,7 @@ def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelPr
     Args:
         padded: whether depthwise convolutions get zero channels.
     """
-    copy = onnx.shape_inference.infer_shapes(model)
-    _pool(copy)
+    copy = _pooled(model)
     if padded and _pad_depthwise(copy):
         del copy.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(copy)
@@ -45,13 +44,12 @@ def integer_form(model: onnx.ModelProto, *, padded: bool = True) -> onnx.ModelPr
 
 def can_be_padded(model: onnx.ModelProto) -> bool:
     """Return whether `integer_form` adds channels to `model`, an FP32 file."""
-    copy = onnx.shape_inference.infer_shapes(model)
-    _pool(copy)
-    return _pad_depthwise(copy)
+    return _pad_depthwise(_pooled(model))
 
 
-def _pool(model: onnx.ModelProto) -> None:
-    """Turn means over height and width into GlobalAveragePool, in place."""
+def _pooled(original: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with shapes, whose means over height and width are GlobalAveragePool."""
+    model = onnx.shape_inference.infer_shapes(original)
     graph, nodes = Graph(model), []
     for node in model.graph.node:
         nodes.append(node)
@@ -71,6 +69,7 @@ def _pool(model: onnx.ModelProto) -> None:
             name = f"{node.name}/flat"
             nodes.append(onnx.helper.make_node("Flatten", [node.output[0]], [output], name=name))
     replace_nodes(model.graph, nodes)
+    return model
 
 
 def _pad_depthwise(model: onnx.ModelProto) -> bool:
