@@ -124,6 +124,13 @@ def test_an_input_without_a_height_is_refused(folder: Path, shape: list[str]) ->
         open_session(folder)
 
 
+def test_an_output_without_dimensions_is_read(folder: Path) -> None:
+    manifest = json.loads((folder / "artifact.json").read_text())
+    manifest["outputs"][0]["shape"] = []  # as Core ML's class label has
+    (folder / "artifact.json").write_text(json.dumps(manifest))
+    assert read_artifact(folder).outputs[0].shape == ()
+
+
 @pytest.mark.parametrize("what", ["ir", "opset"])
 def test_a_file_from_the_future_is_refused(tmp_path: Path, what: str) -> None:
     model = channel_means()

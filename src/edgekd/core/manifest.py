@@ -56,8 +56,14 @@ class TensorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     dtype: str
-    shape: tuple[int | str, ...] = Field(min_length=2)
+    shape: tuple[int | str, ...]
     layout: str
+
+
+def _with_sides(image: TensorSpec) -> TensorSpec:
+    if len(image.shape) < 2:
+        raise ValueError("the shape of the image has no height and width")
+    return image
 
 
 class _Manifest(BaseModel):
@@ -122,7 +128,7 @@ class Artifact(_Manifest):
     precision: Precision
     files: dict[FileName, str] = Field(min_length=1)
     """File name → SHA-256, the model first."""
-    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    inputs: tuple[Annotated[TensorSpec, AfterValidator(_with_sides)], ...] = Field(min_length=1)
     outputs: tuple[TensorSpec, ...] = Field(min_length=1)
     classes: tuple[str, ...] = Field(min_length=1)
     bank: FileName | None = None
