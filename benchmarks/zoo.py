@@ -1,12 +1,13 @@
 """Which small timm models export: every target and precision at hand, parity, batches, and no traceback.
 
     python benchmarks/zoo.py --out zoo
-    python benchmarks/zoo.py --out zoo --models fastvit_t8 --targets onnxruntime openvino
+    python benchmarks/zoo.py --out zoo --models fastvit_t8 --targets onnxruntime openvino --precisions fp32 int8
 
 Weights are random, with BatchNorm statistics and offsets that are not 0 and 1, so that fusing, folding and parity have
 something to get wrong. Parity is the export's own check; INT8's agreement has no threshold here, because a random
 network has no classes to agree on, and its logit error is given instead. Every model is a process of its own; finished
-ones stay in OUT/zoo.json, so an interrupted run can be resumed. The table is OUT/zoo.md.
+ones stay in OUT/zoo.json, so an interrupted run can be resumed, and an environment with other targets can add its own.
+A target whose package is missing is left out. The tables are OUT/zoo.md.
 """
 
 from __future__ import annotations
@@ -83,16 +84,7 @@ SIZES: dict[str, int] = {
     "xcit_nano_12_p16_224": 64,
 }
 """Model → its input size: small where the model takes any."""
-CELLS = (
-    ("onnxruntime", "fp32"),
-    ("onnxruntime", "fp16"),
-    ("onnxruntime", "int8"),
-    ("openvino", "fp32"),
-    ("openvino", "int8"),
-    ("tensorrt", "fp16"),
-    ("tensorrt", "int8"),
-    ("coreml", "fp16"),
-)
+PRECISIONS = ("fp32", "fp16", "int8")
 IMAGES = 24
 STEPS = 2
 
@@ -148,9 +140,10 @@ def pictures(count: int, size: int) -> NDArray[np.uint8]:
 def export_cell(
     model: Any, folder: Path, target: str, precision: Any, images: NDArray[np.uint8], size: int
 ) -> dict[str, Any]:
-    """Export one cell and return how it went: `ok` with figures, `refused` with a sentence, or `traceback`."""
+    """Export one cell and return how it went: `ok` with figures, `refused` with a sentence, `traceback`, or nothing
+    where the target's package is missing."""
     from edgekd.configs.export import ExportConfig
-    from edgekd.core.errors import EdgekdError
+    from edgekd.core.errors import EdgekdError, NotHere
     from edgekd.core.preprocess import Preprocess
     from edgekd.export.artifact import Source, export_model
     from edgekd.targets.session import open_session
@@ -184,6 +177,8 @@ def export_cell(
             span = float(whole.max() - whole.min()) or 1.0
             found["batch_error"] = float(np.abs(whole - single).max()) / span
         return found
+    except NotHere:
+        return {}
     except EdgekdError as error:
         return {"status": "refused", "why": f"{error.message} {error.hint or ''}".strip()}
     except Exception:
@@ -206,56 +201,82 @@ def run_model(name: str, targets: list[str], precisions: list[str]) -> dict[str,
     images = pictures(IMAGES, size)
     cells = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for target, precision in CELLS:
-            if target in targets and precision in precisions:
-                key = f"{target}-{precision}"
-                cells[key] = export_cell(model, Path(scratch), target, precision, images, size)
+        for target, precision in wanted(targets, precisions):
+            cell = export_cell(model, Path(scratch), target, precision, images, size)
+            if cell:
+                cells[f"{target}-{precision}"] = cell
     return cells
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Return the table as Markdown, with the reasons below it."""
-    columns = [f"{target}-{precision}" for target, precision in CELLS]
-    columns = [key for key in columns if any(key in cells for cells in found.values())]
+def wanted(targets: list[str], precisions: list[str]) -> list[tuple[str, str]]:
+    """Return the pairs of target and precision that exist."""
+    from edgekd.targets.registry import TARGETS
+
+    return [
+        (target, precision)
+        for target in targets
+        for precision in precisions
+        if precision in TARGETS[target].precisions
+    ]
+
+
+def tables(found: dict[str, dict[str, Any]]) -> str:
+    """Return one table for each target as Markdown, with the reasons for refusals below it."""
+    from edgekd.targets.registry import TARGETS
+
+    return "\n".join(
+        table(target, found)
+        for target in TARGETS
+        if any(key.startswith(f"{target}-") for cells in found.values() for key in cells)
+    )
+
+
+def table(target: str, found: dict[str, dict[str, Any]]) -> str:
+    """Return the table of one target."""
+    keys = {precision: f"{target}-{precision}" for precision in PRECISIONS}
+    keys = {p: key for p, key in keys.items() if any(key in cells for cells in found.values())}
     lines = [
-        f"| model | size | fused | {' | '.join(columns)} |",
-        "|---" * (len(columns) + 3) + "|",
+        f"## {target}\n",
+        f"| network | px | fused | {' | '.join(keys)} | batch |",
+        "|---" * (len(keys) + 4) + "|",
     ]
     reasons = []
     for name, cells in sorted(found.items()):
+        mine = {p: cells[key] for p, key in keys.items() if key in cells}
+        if not mine:
+            continue
         entries = []
-        for key in columns:
-            cell = cells.get(key, {"status": "not run"})
+        for precision in keys:
+            cell = mine.get(precision, {"status": "not run"})
             if cell["status"] == "ok":
-                batch = cell.get("batch_error", 0.0)
-                entries.append(
-                    f"{cell['mb']:.1f} MB, {cell['error']:.1g}"
-                    + (" (batch!)" if batch > 0.02 else "")
-                )
+                entries.append(f"{cell['mb']:.1f} MB, {cell['error']:.1g}")
             else:
                 entries.append(cell["status"])
-                if cell["status"] != "not run":
-                    reasons.append(f"- `{name}`, {key}: {cell['why'].strip().splitlines()[-1]}")
-        fused = "yes" if any(cell.get("fused") for cell in cells.values()) else ""
-        lines.append(f"| `{name}` | {SIZES[name]} | {fused} | {' | '.join(entries)} |")
+            if "why" in cell:
+                reason = cell["why"].strip().splitlines()[-1]
+                reasons.append(f"- `{name}`, {precision}: {reason}")
+        fused = "yes" if any(cell.get("fused") for cell in mine.values()) else ""
+        errors = [cell["batch_error"] for cell in mine.values() if "batch_error" in cell]
+        batch = f"{max(errors):.1g}" if errors else ""
+        lines.append(f"| `{name}` | {SIZES[name]} | {fused} | {' | '.join(entries)} | {batch} |")
     counts = []
-    for key in columns:
+    for key in keys.values():
         states = [cells[key]["status"] for cells in found.values() if key in cells]
         counts.append(f"{states.count('ok')} of {len(states)}")
-    lines.append(f"| exported | | | {' | '.join(counts)} |")
+    lines.append(f"| exported | | | {' | '.join(counts)} | |")
     return "\n".join([*lines, "", *reasons]) + "\n"
 
 
 def main() -> None:
+    from edgekd.targets.registry import TARGETS
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("zoo"))
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument(
-        "--targets", nargs="+", default=["onnxruntime", "openvino", "tensorrt", "coreml"]
-    )
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "fp16", "int8"])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--again", action="store_true", help="also what is finished")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -266,12 +287,8 @@ def main() -> None:
     results = options.out / "zoo.json"
     found: dict[str, dict[str, Any]] = json.loads(results.read_text()) if results.exists() else {}
     for name in options.models:
-        wanted = {
-            f"{target}-{precision}"
-            for target, precision in CELLS
-            if target in options.targets and precision in options.precisions
-        }
-        if not options.again and wanted <= set(found.get(name, {})):
+        keys = {"-".join(pair) for pair in wanted(options.targets, options.precisions)}
+        if not options.again and keys <= set(found.get(name, {})):
             continue
         line = [sys.executable, __file__, "--one", name, "--targets", *options.targets]
         line += ["--precisions", *options.precisions]
@@ -280,10 +297,10 @@ def main() -> None:
             cells = json.loads(done.stdout.splitlines()[-1])
         except (IndexError, ValueError):
             why = done.stderr[-2000:].strip() or f"ended with exit status {done.returncode}"
-            cells = {key: {"status": "traceback", "why": why} for key in wanted}
+            cells = {key: {"status": "traceback", "why": why} for key in keys}
         found[name] = found.get(name, {}) | cells
         results.write_text(json.dumps(found, indent=1))
-        (options.out / "zoo.md").write_text(table(found), encoding="utf-8")
+        (options.out / "zoo.md").write_text(tables(found), encoding="utf-8")
         print(name, {key: cell["status"] for key, cell in cells.items()}, flush=True)
 
 

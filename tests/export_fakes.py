@@ -26,14 +26,14 @@ PREPROCESS = Preprocess(size=SIZE)
 class Block(nn.Module):
     """Stem, depthwise, squeeze-and-excite, pointwise, residual: what a mobile network is made of."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 16) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.reduce = nn.Conv2d(16, 4, 1)
-        self.expand = nn.Conv2d(4, 16, 1)
-        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.reduce = nn.Conv2d(width, 4, 1)
+        self.expand = nn.Conv2d(4, width, 1)
+        self.pointwise = nn.Conv2d(width, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = nn.functional.relu6(self.stem(x))
@@ -57,10 +57,10 @@ def logits(path: Path, images: np.ndarray) -> np.ndarray:
     )[0]
 
 
-def block_model() -> Deployable:
+def block_model(width: int = 16) -> Deployable:
     """A `Block` with four classes, the same weights at every call."""
     torch.manual_seed(1)
-    return Deployable(Block(), nn.Linear(16, 4), Preprocess(size=SIZE)).eval()
+    return Deployable(Block(width), nn.Linear(width, 4), Preprocess(size=SIZE)).eval()
 
 
 def export_block(folder: Path, target: str, precision: str, **changes: Any) -> Artifact:
