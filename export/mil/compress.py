@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekd.core.errors import EdgekdError
 from edgekd.export.mil.program import MilProgram, import_coremltools
-from edgekd.export.mil.ranges import Ranges
+from edgekd.export.mil.ranges import FP16_MIN_NORMAL, Ranges
 from edgekd.export.onnx.write import quiet
 
 MIN_WEIGHTS = 512
@@ -71,7 +71,7 @@ def quantize_activations(
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
     from coremltools.models.utils import _apply_graph_pass
 
-    floats = _float_layers(program)
+    floats = _float_layers(program, ranges)
     # With a zero point: what comes out of a ReLU would leave half of a symmetric range empty.
     quantizer = optimize.OpLinearQuantizerConfig(mode="linear", dtype="int8")
     config = optimize.OptimizationConfig(
@@ -100,7 +100,17 @@ def _described(method: str) -> dict[str, Any]:
     return {"method": method, "tool": f"coremltools {import_coremltools().__version__}"}
 
 
-def _float_layers(program: MilProgram) -> set[str]:
-    """Return the layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most."""
+def _float_layers(program: MilProgram, ranges: Ranges) -> set[str]:
+    """Return the layers on 1 × 1 maps (squeeze and excite), which cost nothing and suffer most, and those that read
+    values so small that half precision cannot hold the scale of their 256 steps."""
     kinds = ("conv", "add")
-    return {op.name for op in program.ops if op.kind in kinds and op.shapes[0][2:] == (1, 1)}
+    small = {
+        name
+        for name, low in ranges.lows.items()
+        if max(ranges.highs[name], 0) - min(low, 0) < 255 * FP16_MIN_NORMAL
+    }
+    return {
+        op.name
+        for op in program.ops
+        if (op.kind in kinds and op.shapes[0][2:] == (1, 1)) or small & op.reads
+    }

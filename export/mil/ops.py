@@ -271,6 +271,7 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "linear": linear,
     "matmul": matmul,
     "max_pool": max_pool,
+    "maximum": lambda x, y: torch.maximum(x, torch.as_tensor(y, dtype=x.dtype)),
     "mul": _of_both(operator.mul),
     "pad": pad,
     "pow": _of_both(operator.pow),

@@ -209,6 +209,14 @@ def test_int8_activations_are_quantized_and_calibrated(root: Path) -> None:
     assert artifact.parity["cosine"] > 0.95
 
 
+def test_int8_leaves_layers_in_float_whose_steps_half_precision_cannot_hold(tmp_path: Path) -> None:
+    model = build(gain=1e-6)
+    artifact = export(tmp_path / "coreml-int8", "int8", model)
+    assert artifact.quantization is not None
+    assert len(artifact.quantization["float_layers"]) > 2  # more than squeeze and excite
+    assert artifact.parity["passed"] is True
+
+
 def test_layers_that_half_precision_would_ruin_stay_in_float32(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +399,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
         ("gelu", [1.0], {"mode": "SIGMOID_APPROXIMATION"}, [0.8457958]),
         ("softmax", [0.0, 1.0986123], {"axis": 0}, [0.25, 0.75]),
         ("real_div", [6.0], {"y": 4.0}, [1.5]),
+        ("maximum", [-1.0, 2.0], {"y": 0.5}, [0.5, 2.0]),
         ("cast", [1.7, -1.7], {"dtype": "int32"}, [1, -1]),
         # round half to even, then clamp to what int8 holds
         (
