@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from timm.models import is_model_in_modules
+
 from edgekd.configs.train import TrainConfig, read_config
 from edgekd.core.console import say, shell_word
 from edgekd.core.errors import EdgekdError
@@ -73,7 +75,7 @@ def settle(config: TrainConfig) -> TrainConfig:
         "augment": config.augment or ("plain" if unlabelled else recipe.augment),
         "balance": config.balance or ("domains" if unlabelled else recipe.balance),
         "bn": config.bn or ("train" if random else "frozen"),
-        "lr": config.lr or (2e-3 if random or toy else 3e-4),
+        "lr": config.lr or (_scratch_lr(config.student) if random or toy else 3e-4),
         "precision": precision_of(config),
         "out": config.out or _free_folder(config),
     }
@@ -89,6 +91,17 @@ def settle(config: TrainConfig) -> TrainConfig:
     elif config.steps is None and config.epochs is None:
         chosen |= {"steps": TOY_STEPS} if toy else {"epochs": DEFAULT_EPOCHS}
     return config.model_copy(update=chosen)
+
+
+def _scratch_lr(student: str) -> float:
+    """Return the learning rate for random weights: plain vision transformers need a lower one.
+
+    docs/measurements.md has the comparison.
+    """
+    if student == TEACHER_ENCODER:
+        return 2e-3
+    vit = is_model_in_modules(timm_name(student), {"vision_transformer", "deit"})
+    return 5e-4 if vit else 2e-3
 
 
 def _resumed(config: TrainConfig) -> TrainConfig:

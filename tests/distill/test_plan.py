@@ -40,6 +40,8 @@ def test_defaults_of_a_toy_run() -> None:
     assert settled(recipe="lgd").prompts is None  # the recipe has an ensemble of its own
     random = settled(student="mobilenetv3_small")
     assert (random.pretrained, random.bn) == ("scratch", "train")
+    assert settled(student="vit_tiny").lr == settled(student="deit_tiny_patch16_224").lr == 5e-4
+    assert random.lr == settled(student="mobilevit_xxs").lr == 2e-3
     assert settled(student_weights="w.safetensors").bn == "frozen"
 
 

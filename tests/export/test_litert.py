@@ -81,7 +81,10 @@ def test_float_files_compute_the_model(
 )
 def test_files_of_8_bits_are_small_and_close(tmp_path: Path, target: str, precision: str) -> None:
     needs(target)
-    images, model = pictures(100, seed=2), block_model(width=64)  # wide, so that weights fill the file
+    images, model = (
+        pictures(100, seed=2),
+        block_model(width=64),
+    )  # wide, so that weights fill the file
     reference = torch_logits(model, images)
     for each in ("fp32", precision):
         export_block(tmp_path / each, target, each, model=model)
