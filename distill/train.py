@@ -312,17 +312,9 @@ def _train_process(
     resume_at = checkpoint.restore(task) if config.resume else 0
     initialise(task, resumed=resume_at > 0)
     spans = task.recipe.spans(task.steps)
-    progress = Progress(
-        checkpoint.out,
-        task.steps,
-        config.log_every,
-        fabric,
-        resume_at,
-        checkpoint.speed_before,
-        [stage.name for stage, span in spans if len(span)],
-        config.logger,
-    )
-    with progress:
+    stages = [stage.name for stage, span in spans if len(span)]
+    before = checkpoint.speed_before
+    with Progress(config, fabric, task.steps, resume_at, before, stages) as progress:
         with checkpoint.request, step_threads(fabric, task.step_pixels):
             average = fit(
                 task,

@@ -269,7 +269,7 @@ def without_outliers(
     """
 
     def confidence(indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        logits = bank.zero_shot(plain_embeddings(fabric, teacher, images, indices))
+        logits = bank.zero_shot(plain_embeddings(teacher, images, indices, fabric.device))
         return softmax(logits, dim=-1).amax(dim=-1).numpy()
 
     places = np.arange(len(images) - len(split.unlabelled), len(images))

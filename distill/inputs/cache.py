@@ -330,14 +330,17 @@ def caching_teacher(
 
 
 def plain_embeddings(
-    fabric: Fabric, teacher: Teacher, images: ImageSet, indices: NDArray[np.int64]
+    teacher: Teacher,
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return the teacher's embeddings of images without augmentation, float32 `[len(indices), D]`."""
+    """Return the teacher's embeddings of images without augmentation, float32 `[len(indices), D]`, on the CPU."""
     if isinstance(teacher, EmbeddingsTeacher):
         return teacher.lookup([images.ids[i] for i in indices])
-    teacher.model.to(fabric.device)
+    teacher.model.to(device)
     batches = (torch.from_numpy(b) for b in pixel_batches(images, indices, teacher.preprocess))
-    found = [teacher.embed_images(plain(batch.to(fabric.device))).cpu() for batch in batches]
+    found = [teacher.embed_images(plain(batch.to(device))).cpu() for batch in batches]
     return torch.cat(found)
 
 

@@ -723,9 +723,9 @@ def test_images_of_no_class_can_be_left_out(
 ) -> None:
     original = text_targets.plain_embeddings
 
-    def clear_cut(fabric: Any, teacher: Any, images: ImageSet, indices: np.ndarray) -> torch.Tensor:
+    def clear_cut(teacher: Any, images: ImageSet, indices: np.ndarray, *rest: Any) -> torch.Tensor:
         """Every labelled image and two of the unlabelled ones lie at a text, the others between two."""
-        found = original(fabric, teacher, images, indices)
+        found = original(teacher, images, indices, *rest)
         texts = unit(teacher.embed_texts(["a photo of a cat", "a photo of a dog"]))
         for row, index in enumerate(indices):
             known = images.labels[index] >= 0 or images.ids[index] in ("1.png", "4.png")
