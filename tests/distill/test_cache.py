@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from edgekd.core.errors import EdgekdError
-from edgekd.distill.inputs.cache import EmbeddingCache, cache_folder, cached_tensors, fill
+from edgekd.core.files import cache_folder
+from edgekd.distill.inputs.cache import EmbeddingCache, cached_tensors, fill
 
 DIM = 3
 
@@ -49,7 +50,7 @@ def check(cache: EmbeddingCache) -> None:
 
 
 def files(kind: str) -> list[Path]:
-    return sorted(cache_folder().glob(f"*/*.{kind}.npy"))
+    return sorted(cache_folder("embeddings").glob(f"*/*.{kind}.npy"))
 
 
 def test_what_is_stored_is_found_by_teacher_policy_image_and_view(own_cache: Path) -> None:
