@@ -88,7 +88,6 @@ def test_kept_drawings_that_are_damaged_are_drawn_again(
 
 def test_weights_are_shipped_for_mobilenetv3_only() -> None:
     path = toy_weights("mobilenetv3")
-    assert path is not None
     assert path.stat().st_size < 9_000_000
     assert toy_weights("mobilenetv3_small") is None
     with pytest.raises(EdgekdError, match="No toy weights are shipped for resnet18"):

@@ -425,8 +425,6 @@ def test_the_linear_probe_is_at_the_optimum_of_its_loss() -> None:
         cross_entropy((train - mean) / std @ weight.T + bias, labels) + 0.05 * weight.square().sum()
     )
     loss.backward()
-    assert weight.grad is not None
-    assert bias.grad is not None
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-3
     assert not layer.weight.requires_grad
 

@@ -131,7 +131,6 @@ def test_an_empty_mask_gives_zero_and_no_gradient() -> None:
     loss, values = objective(batch, {"cos_img": TermSpec(1.0, mask="teacher_correct")})
     loss.backward()
     assert (loss.item(), values["cos_img"].item()) == (0, 0)
-    assert batch.embedding.grad is not None
     assert not batch.embedding.grad.any()
 
 
@@ -145,8 +144,6 @@ def test_an_image_that_does_not_count_cannot_spoil_the_sum(confidence: str | Non
     assert losses[1].item() == pytest.approx(losses[0].item())
     for loss in losses:
         loss.backward()
-    assert clean.embedding.grad is not None
-    assert spoilt.embedding.grad is not None
     assert torch.allclose(spoilt.embedding.grad[:2], clean.embedding.grad[:2])
 
 
@@ -252,8 +249,6 @@ def test_gradients_of_unlabelled_images_come_from_terms_without_labels_alone() -
     alone = draw()
     objective(alone, {"cos_img": TermSpec(1.0)})[0].backward()
     assert values["cos_text"] == 0
-    assert batch.embedding.grad is not None
-    assert alone.embedding.grad is not None
     assert torch.allclose(batch.embedding.grad, alone.embedding.grad)
 
 

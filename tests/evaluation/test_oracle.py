@@ -172,7 +172,6 @@ def test_a_study_that_goes_on_with_the_flag_has_gaps(base: dict[str, Any], tmp_p
     assert study.tables[0].measures == ("ood", "oracle")
     gap, whole = study.tables[0].rows[-2:]
     assert (gap.name, gap.oracle, ("art", "oracle") in gap.columns) == ("erm", None, False)
-    assert whole.oracle is not None
     both = [whole.columns[name, "oracle"].mean for name in ("art", "sketch")]
     assert whole.oracle.mean == pytest.approx(np.mean(both))
     without = edgekd.study("erm,plain=erm", recipe_settings=OWN[:2], **words)

@@ -21,7 +21,7 @@ from edgekd.distill.classification.load import LoadedRun, load_run
 from edgekd.distill.classification.predict import predict_all, student_predict, teacher_predict
 from edgekd.distill.inputs.batches import squashed, store_side
 from edgekd.distill.inputs.views import ViewPolicy, render, view_params
-from edgekd.distill.models.teachers import ClipTeacher, load_teacher
+from edgekd.distill.models.teachers import load_teacher
 from edgekd.evaluation.few_shot import teacher_keys
 from edgekd.evaluation.gather import suites_of
 from edgekd.studies import cell as cells
@@ -135,7 +135,6 @@ def test_a_failed_cell_leaves_the_others_and_the_study_goes_on(
     assert study.failures[0].reason == "The disk burnt. Buy one."
     assert study.failures[1].reason == "MemoryError: no more"
     (row,) = study.tables[0].rows
-    assert row.average is not None
     assert row.average.seeds == 1
     study = edgekd.study("erm", seeds=3, test_domains="sketch", out=tmp_path / "s", **base)
     assert not study.failures
@@ -383,8 +382,6 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
     assert loaded.run.test_domain is None
     # By hand: projected features against the teacher's two new texts, less what the classes share if it is centred.
     model = load_teacher(base["teacher"])
-    assert isinstance(model, ClipTeacher)
-    assert loaded.bank is not None
     texts = model.text_bank(("bee", "dog"), loaded.bank.templates).vectors
     if loaded.bank.text_centre is not None:
         texts = torch.nn.functional.normalize(texts - loaded.bank.text_centre, dim=-1)
@@ -402,7 +399,6 @@ def test_unseen_classes_are_named_by_their_texts(tiny_teacher: Path, tmp_path: P
         assert np.array_equal(file["ood"], told == truth)
         assert file["id"].shape == (12 // 6 * 3,)  # one image of each of 2 classes and 3 domains
     recalls = [(told == truth)[truth == side].mean() for side in (False, True)]
-    assert adip.average is not None
     assert adip.average.mean == pytest.approx(100 * np.mean(recalls))
     assert teacher.average is not None
     images_seen, split = loaded.data()
@@ -444,7 +440,6 @@ def test_a_command_describes_the_classes_once_for_all_runs(
     (note,) = [note for note in study.tables[0].notes if note.startswith("Descriptions")]
     assert note.endswith("of: teacher zero-shot, vlm-ood, vl2v-adip.")
     model = load_teacher(base["teacher"])
-    assert isinstance(model, ClipTeacher)
     images = load_images(base["data"])
     bank = model.text_bank(images.classes, ("a photo of a {}",), told)
     with np.load(tmp_path / "s" / "teacher.npz") as file:
@@ -561,12 +556,10 @@ def keys_of(loaded: LoadedRun, whole: ImageSet, shots: np.ndarray) -> None:
     assert loaded.bank is not None
     keys = teacher_keys(loaded, whole, shots).reshape(10, len(shots), -1)
     model = load_teacher(loaded.config.teacher)
-    assert isinstance(model, ClipTeacher)
     pixels = np.stack([model.preprocess.pixels(whole.read(i)) for i in shots])
     told = torch.nn.functional.normalize(
         model.embed_images(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255), dim=-1
     )
-    assert loaded.bank.image_centre is not None
     expected = torch.nn.functional.normalize(told - loaded.bank.image_centre, dim=-1)
     assert torch.allclose(keys[0], expected, atol=1e-4)
     size = model.preprocess.size
