@@ -166,13 +166,6 @@ def test_another_students_weights_are_refused(finished: Path) -> None:
         load_run(finished)
 
 
-def test_an_unfinished_run_is_not_loaded(finished: Path) -> None:
-    (finished / "run.json").unlink()
-    with pytest.raises(EdgekdError, match="no finished run") as caught:
-        load_run(finished)
-    assert "--resume" in caught.value.hint
-
-
 @pytest.fixture(scope="module")
 def erm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = draw_domains(tmp_path_factory.mktemp("start") / "d", ("ant", "bee", "cat"), count=4)

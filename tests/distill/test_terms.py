@@ -15,7 +15,6 @@ from edgekd.distill.losses import (
     TERMS,
     Batch,
     TermSpec,
-    needs,
     objective,
     teacher_confidence,
     teacher_correct,
@@ -216,13 +215,6 @@ def test_two_processes_give_the_objective_of_the_whole_batch() -> None:
         for rank, part in enumerate(shares):  # the gradient of the averaged loss, as DDP forms it
             own = getattr(part, field).grad / 2
             assert torch.allclose(own, full[rank::2], rtol=1e-5, atol=1e-8)
-
-
-def test_needs_are_those_of_terms_and_masks() -> None:
-    masked = {"ce": TermSpec(1.0, mask="teacher_correct")}
-    assert needs(masked) == {"logits", "labels", "teacher", "bank"}
-    both = {"ce": TermSpec(1.0), "feat_mse": TermSpec(1.0)}
-    assert needs(both) == {"logits", "labels", "embedding", "teacher"}
 
 
 @pytest.mark.parametrize("name", NAMES)

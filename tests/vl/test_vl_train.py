@@ -19,8 +19,6 @@ import edgekd.cli as cli
 from edgekd.artifacts.vl import evaluate_vl as evaluate_verb
 from edgekd.artifacts.vl import export_vl, train_vl
 from edgekd.core.errors import EdgekdError, Stopped
-from edgekd.core.files import cache_root
-from edgekd.distill.inputs.cache import cached_tensors
 from edgekd.distill.progress import Progress
 from edgekd.distill.vl.run import VlRun, evaluate_vl, load_vl_run, torch_predict
 from edgekd.distill.vl.student import VlStudent
@@ -109,25 +107,6 @@ def test_an_unfrozen_backbone_trains(small: Small, weights: Path, tmp_path: Path
         assert not torch.equal(value, start[name]), name
     rows = evaluate_vl(run)
     assert evaluate_vl(load_vl_run(run.folder), predict=torch_predict(run.student)) == rows
-
-
-def test_cached_tensors_are_computed_again_for_other_facts_and_a_damaged_file(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    calls = []
-
-    def compute() -> dict[str, torch.Tensor]:
-        calls.append(1)
-        return {"x": torch.arange(3.0)}
-
-    for facts, expected in ((("a",), 1), (("a",), 1), (("b",), 2)):
-        assert torch.equal(cached_tensors("test-1", facts, compute)["x"], torch.arange(3.0))
-        assert len(calls) == expected
-    for path in (cache_root() / "vl").glob("test-1-*.safetensors"):
-        path.write_bytes(b"torn")
-    assert torch.equal(cached_tensors("test-1", ("a",), compute)["x"], torch.arange(3.0))
-    assert len(calls) == 3
-    assert "made again" in capsys.readouterr().err
 
 
 @pytest.mark.slow
