@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from study_data import tiny_settings
+from study_data import after_step, json_lines, raised, same_weights, tiny_settings
 from term_reference import unit
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -82,7 +82,7 @@ def run(base: dict[str, Any], tmp_path: Path) -> Trainer:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return json_lines(folder / "metrics.jsonl")
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -100,13 +100,6 @@ def validations(folder: Path) -> list[tuple[int, float]]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "student.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    left, right = weights(a), weights(b)
-    return left.keys() == right.keys() and all(
-        torch.equal(left[name], right[name]) for name in left
-    )
 
 
 def board(folder: Path) -> dict[str, list[int]]:
@@ -262,25 +255,6 @@ def test_what_else_has_a_state_resumes_too(
     assert same_weights(made.folder, whole)
     assert made.selection.startswith(selection)
     assert not (made.folder / "swad").exists()
-
-
-def after_step(step: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Call `act` once `step` steps are recorded."""
-    record = training.Progress.step
-
-    def acting(self: Any, at: int, *rest: Any) -> None:
-        record(self, at, *rest)
-        if at + 1 == step:
-            act()
-
-    patch.setattr(training.Progress, "step", acting)
-
-
-def raised(error: type[BaseException]) -> Callable[..., None]:
-    def act(*_: Any) -> None:
-        raise error
-
-    return act
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from study_data import done
+from study_data import done, json_lines
 
 from edgekd.benchmark.evaluate.statistics import paired_interval
 from edgekd.core.errors import EdgekdError
@@ -135,7 +134,7 @@ def test_a_cell_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found.facts["seconds"] == 10
     assert np.array_equal(found.outcomes["ood"].correct, [False, True, True, True])
     assert np.array_equal(found.outcomes["ood"].labels, [0, 0, 1, 1])
-    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    lines = json_lines(tmp_path / "cells.jsonl")
     assert [line["cell"]["seed"] for line in lines] == [0, 1]
     assert lines[0]["scores"]["ood"] == {"n": 4, "top1": 75.0, "macro": 75.0}
     assert cell.key != Cell("erm", 0, "a_b_c").key

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from study_data import draw_domains, tiny_settings
+from study_data import after_step, answers, draw_domains, json_lines, raised, tiny_settings
 
 import edgekd
 from edgekd.core.errors import EdgekdError
@@ -45,12 +45,7 @@ def made(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
-
-
-def answers(folder: Path, key: str) -> dict[str, np.ndarray]:
-    with np.load(folder / "cells" / f"{key}.npz") as file:
-        return dict(file)
+    return json_lines(folder / "cells.jsonl")
 
 
 def test_every_cell_is_a_line_and_an_array(made: Path) -> None:
@@ -206,17 +201,9 @@ def test_names_that_give_one_folder_are_refused(base: dict[str, Any], tmp_path: 
 def test_a_killed_cell_resumes_to_the_same_answers(
     made: Path, base: dict[str, Any], tmp_path: Path
 ) -> None:
-    from edgekd.distill import train as training
-
-    record = training.Progress.step
-
-    def stop(self: Any, step: int, *rest: Any) -> None:
-        record(self, step, *rest)
-        raise KeyboardInterrupt
-
     words: dict[str, Any] = {"seeds": 1, "test_domains": "art", "out": tmp_path / "s", **base}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Progress, "step", stop)
+        after_step(1, patch, raised(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             edgekd.study("erm", **words)
     edgekd.study("erm", **words)
