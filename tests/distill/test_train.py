@@ -113,8 +113,8 @@ def board(folder: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_trains_and_leaves_a_complete_run(run: Trainer, recipe: str) -> None:
-    tower = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
-    made = run(recipe=recipe, bn="frozen", **tower)
+    encoder = {"student": "teacher", "pretrained": None} if recipe == "vl2v-sd" else {}
+    made = run(recipe=recipe, bn="frozen", **encoder)
     folder = made.folder
     labels_alone = recipe in ("erm", "lp-ft", "pseudo-label")
     expected = {

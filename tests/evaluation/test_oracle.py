@@ -71,7 +71,7 @@ def lines(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["cell"]["recipe"]: line for line in json_lines(folder / "cells.jsonl")}
 
 
-def test_looking_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
+def test_watching_changes_no_weight_and_no_other_number(made: dict[bool, Path]) -> None:
     for name in lines(made[False]):
         key = f"{name}-sketch-0"
         runs = [made[oracle] / "runs" / key for oracle in (False, True)]
@@ -96,8 +96,8 @@ def weights_on_the_way(config: TrainConfig) -> dict[int, Student]:
     """What a run shows, by the steps done."""
     shown: dict[int, Student] = {}
 
-    def keep(task: Classification, student: Student, done: int, places: tuple[int, ...]) -> None:
-        assert done in places
+    def keep(task: Classification, student: Student, done: int, steps: tuple[int, ...]) -> None:
+        assert done in steps
         shown[done] = copy.deepcopy(student)
 
     train(config, keep)
@@ -136,7 +136,7 @@ def test_the_oracle_is_the_best_of_all_weights_that_were_shown(
     assert better  # else nothing was put to the test
 
 
-def test_nothing_looks_at_unseen_images_without_the_flag(
+def test_nothing_reads_unseen_images_without_the_flag(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = load_images(base["data"])
@@ -207,6 +207,6 @@ def test_an_interrupted_cell_keeps_its_oracle(
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_run_look_once(base: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_of_one_run_watch_once(base: dict[str, Any], tmp_path: Path) -> None:
     edgekd.study("erm", out=tmp_path / "s", oracle=True, settings=["devices=2"], **base)
     assert lines(tmp_path / "s")["erm"]["oracle_places"] == 10
