@@ -10,15 +10,7 @@ import pytest
 
 from edgekd.core import folders
 from edgekd.core.errors import EdgekdError
-from edgekd.core.folders import (
-    ARTIFACT,
-    COMPARISON,
-    REPORT,
-    RUN,
-    clear,
-    growing,
-    publishing,
-)
+from edgekd.core.folders import ARTIFACT, COMPARISON, REPORT, RUN, clear, growing, publishing
 
 SETTINGS = json.dumps({"student": "a", "pretrained": None, "teacher": "toy"})
 

@@ -34,11 +34,7 @@ from edgekd.distill.inputs.batches import (
     squashed,
     store_side,
 )
-from edgekd.distill.inputs.cache import (
-    EmbeddingCache,
-    caching_teacher,
-    fill_views,
-)
+from edgekd.distill.inputs.cache import EmbeddingCache, caching_teacher, fill_views
 from edgekd.distill.inputs.restyle import RestylePolicy
 from edgekd.distill.inputs.views import Augmentation, ViewPolicy, view_params
 from edgekd.distill.launch import make_fabric
