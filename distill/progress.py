@@ -70,8 +70,7 @@ class Progress:
         before: Speed = (0, 0.0, 0.0),
         stages: Sequence[str] = ("train",),
     ) -> None:
-        assert config.out is not None
-        self._path = config.out / "metrics.jsonl"
+        self._path = config.folder / "metrics.jsonl"
         self._before, self._log_every, self._fabric = before, config.log_every, fabric
         self._steps, self._resume_at, self._stages = steps, resume_at, list(stages)
         self._images = 0
@@ -82,7 +81,7 @@ class Progress:
         self._board: Loggers | None = None
         if fabric.is_global_zero:
             _keep_until(self._path, resume_at)
-            self._board = Loggers(config.logger, config.out, resume_at)
+            self._board = Loggers(config.logger, config.folder, resume_at)
             if err.is_terminal:
                 self._bar = _bar("{task.fields[note]}")
                 self._task = self._bar.add_task("train", total=steps, completed=resume_at, note="")

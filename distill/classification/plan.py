@@ -187,8 +187,7 @@ def load_data(config: TrainConfig) -> tuple[ImageSet, Split]:
     Returns:
         The labelled images with the unlabelled ones behind them, and the split, read back when a run is resumed.
     """
-    assert config.out is not None
-    path = config.out / "split.json"
+    path = config.folder / "split.json"
     resumed = config.resume and path.exists()
     limit = config.unlabelled_images
     if config.data == NO_DATA:

@@ -132,10 +132,9 @@ def class_bank(
     """
     described = None
     if config.descriptions and fabric.is_global_zero:
-        assert config.out is not None
         vocabulary = read_vocabulary(config.vocabulary) if config.vocabulary else ()
         described = stored_descriptions(
-            config.out / DESCRIPTIONS_FILE if config.resume else None,
+            config.folder / DESCRIPTIONS_FILE if config.resume else None,
             config.descriptions,
             tuple(dict.fromkeys((*classes, *vocabulary))),
             may_run=not config.resume,

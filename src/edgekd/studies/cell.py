@@ -86,8 +86,7 @@ def trained(config: TrainConfig, callback: Callback | None = None) -> LoadedRun:
     Raises:
         EdgekdError: the run in `config.out` has other settings.
     """
-    folder = config.out
-    assert folder is not None
+    folder = config.folder
     begun = (folder / "config.json").is_file()
     if begun:
         stored = read_config(folder / "config.json")
@@ -220,12 +219,11 @@ def watch(task: Classification, model: nn.Module, done: int, steps: tuple[int, .
     a step twice, with the same weights.
     """
     assert isinstance(model, Student)
-    assert task.config.out is not None
     images, indices = task.images, task.split.ood_test
     predict = student_predict(model, task.bank.head if task.bank else None)
     scores = predict_all(predict, images, indices, model.preprocess)
     right = scores.argmax(axis=1) == images.labels[indices]
-    path = task.config.out / ORACLE_FILE
+    path = task.config.folder / ORACLE_FILE
     best, seen = {"step": np.int64(done), "correct": right}, {done}
     if path.exists():
         file = _read_oracle(path)
